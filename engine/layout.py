@@ -1,0 +1,84 @@
+"""Ranks and coordinates: who holds what, and who talks to whom. Pure Python.
+
+The order of ranks is Colossal-AI's, tensor fastest, then pipeline, then data:
+``rank = (data * PIPELINE + pipeline) * TENSOR_PARALLEL + tensor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd, prod
+
+from models.parallel.box import Box, Cut, place
+from models.parallel.mode import Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """GPUS = TENSOR_PARALLEL x PIPELINE x DATA ranks on named axes."""
+
+    mode: Mode
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.mode.axes(self.tensor, self.depth) is not None, f"illegal layout {self}"
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @cached_property
+    def tensor_axes(self) -> dict[str, int]:
+        """The mode's axes and their sizes, slowest first."""
+        axes = self.mode.axes(self.tensor, self.depth)
+        assert axes is not None
+        return axes
+
+    @cached_property
+    def axes(self) -> dict[str, int]:
+        """All axes and their sizes, slowest first."""
+        return {"data": self.data, "pipeline": self.pipeline, **self.tensor_axes}
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """The rank's index on every axis."""
+        assert 0 <= rank < self.gpus, f"rank {rank} of {self.gpus}"
+        index = {}
+        for axis, size in reversed(self.axes.items()):
+            rank, index[axis] = divmod(rank, size)
+        return {axis: index[axis] for axis in self.axes}
+
+    def rank(self, coordinates: Mapping[str, int]) -> int:
+        """The inverse of ``coordinates``."""
+        rank = 0
+        for axis, size in self.axes.items():
+            rank = rank * size + coordinates[axis]
+        return rank
+
+    def groups(self, *axes: str) -> list[list[int]]:
+        """Ranks that differ only along ``axes``: ranks ascend in a group, and groups by their first
+        rank."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.gpus):
+            fixed = tuple(n for axis, n in self.coordinates(rank).items() if axis not in axes)
+            found.setdefault(fixed, []).append(rank)
+        return list(found.values())
+
+    def box(self, shape: tuple[int, ...], cut: Cut, rank: int) -> Box:
+        """The piece of a parameter of global ``shape``, cut as ``cut`` says, that ``rank`` holds."""
+        return place(shape, cut, self.axes, self.coordinates(rank))
+
+    def sample_multiple(self, seq_len: int) -> int:
+        """A micro-batch's samples are padded to a multiple of this, so that the mode's cuts of
+        tokens are even: in whole samples where attention needs them local, in tokens otherwise."""
+        multiple = 1
+        for activation in (self.mode.outer, self.mode.inner):
+            pieces = prod(self.tensor_axes[axis] for axis in activation.tokens)
+            if not self.mode.whole_samples:
+                pieces //= gcd(pieces, seq_len)
+            multiple = max(multiple, pieces)
+        return multiple

@@ -1,0 +1,69 @@
+"""Where a local tensor sits inside its global parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+Cut = tuple[tuple[str, ...], ...]
+"""Per dimension of a parameter: the axes that cut it, slowest first; ``()`` where it is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """One rank's piece of a parameter.
+
+    ``shape`` is global and unpadded; ``offset`` and ``size`` place the valid piece in it; ``local``
+    is the shape of the tensor that the rank holds: ``size``, padded at its end so that all ranks
+    hold equal shapes (uneven cuts only, such as an odd vocabulary over two ranks). Padding is never
+    saved, counted or clipped.
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+    local: tuple[int, ...]
+    cut: Cut
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The valid piece within the global tensor."""
+        return tuple(slice(o, o + n) for o, n in zip(self.offset, self.size, strict=True))
+
+    @property
+    def valid(self) -> tuple[slice, ...]:
+        """The valid piece within the local tensor."""
+        return tuple(slice(0, n) for n in self.size)
+
+    @property
+    def padded(self) -> bool:
+        return self.size != self.local
+
+    @property
+    def cut_axes(self) -> frozenset[str]:
+        return frozenset(axis for axes in self.cut for axis in axes)
+
+
+def place(
+    shape: Sequence[int], cut: Cut, sizes: Mapping[str, int], index: Mapping[str, int]
+) -> Box:
+    """The box of one rank: ``sizes`` of all axes, ``index`` of the rank on each.
+
+    A dimension of n entries cut by axes (c, b) falls into |c| x |b| pieces of ceil(n / pieces); the
+    rank holds piece ``index[c] * |b| + index[b]``.
+    """
+    assert len(shape) == len(cut), f"{len(shape)} dimensions, {len(cut)} cuts"
+    offset, size, local = [], [], []
+    for n, axes in zip(shape, cut, strict=True):
+        piece = 0
+        for axis in axes:
+            piece = piece * sizes[axis] + index[axis]
+        held = -(-n // prod(sizes[axis] for axis in axes))
+        start = min(piece * held, n)
+        offset.append(start)
+        size.append(min(held, n - start))
+        local.append(held)
+    return Box(
+        shape=tuple(shape), offset=tuple(offset), size=tuple(size), local=tuple(local), cut=cut
+    )

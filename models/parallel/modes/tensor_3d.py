@@ -1,0 +1,34 @@
+"""3d: an l x l x l cube with inputs along a, weights along b, outputs along c (Bian et al. 2021,
+"Maximizing Parallelism in Distributed Training for Huge Neural Networks")."""
+
+from models.parallel.mode import Activation, Gather, Lookup, Mode, Product
+
+
+def axes(size: int, depth: int) -> dict[str, int] | None:
+    edge = round(size ** (1 / 3)) if size > 0 else 0
+    return {"c": edge, "a": edge, "b": edge} if edge and edge**3 == size else None
+
+
+MODE = Mode(
+    name="3d",
+    rule="a cube",
+    axes=axes,
+    outer=Activation(tokens=("b", "a"), hidden=("c",)),
+    inner=Activation(tokens=("b", "c"), hidden=("a",)),
+    up=Product(
+        weight_in=("c", "b"),
+        weight_out=("a",),
+        gather_x=Gather(axis="a", on="T"),
+        gather_w="b",
+        scatter_y="c",
+    ),
+    down=Product(
+        weight_in=("a", "b"),
+        weight_out=("c",),
+        gather_x=Gather(axis="c", on="T"),
+        gather_w="b",
+        scatter_y="a",
+    ),
+    lookup=Lookup(tokens=("b",), gather_w="b", scatter_y="a"),
+    colossal={"a": "PARALLEL_3D_INPUT", "b": "PARALLEL_3D_WEIGHT", "c": "PARALLEL_3D_OUTPUT"},
+)

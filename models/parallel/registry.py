@@ -1,0 +1,28 @@
+"""The modes there are: every file in ``models/parallel/modes`` that defines ``MODE``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
+from models.parallel import modes as room
+from models.parallel.mode import Mode
+
+
+@cache
+def modes() -> Mapping[str, Mode]:
+    """All modes by the name that MODE gives them."""
+    found = [
+        importlib.import_module(f"{room.__name__}.{module.name}").MODE
+        for module in pkgutil.iter_modules(room.__path__)
+    ]
+    return MappingProxyType({mode.name: mode for mode in found})
+
+
+def nearest(mode: Mode, size: int, depth: int, count: int = 2) -> list[int]:
+    """The legal tensor-parallel sizes just below and above ``size``, at most ``count``, sorted."""
+    legal = [n for n in range(1, 2 * size + 64) if mode.axes(n, depth)]
+    return sorted(sorted(legal, key=lambda n: (abs(n - size), n))[:count])
