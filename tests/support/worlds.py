@@ -1,0 +1,134 @@
+"""A world of processes for a test: gloo on one machine, one function on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import multiprocessing
+import os
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+# Ranks are forked from a server that has imported torch but never computed with it: a fork costs
+# milliseconds, and no thread pool is lost on the way.
+PRELOAD = ["torch", "torch.distributed", "torch.nn.functional", "numpy", "pytest"]
+# What the other ranks get to tell their own error once one rank has failed.
+GRACE_SECONDS = 5.0
+
+
+class WorldError(Exception):
+    """Ranks of a world failed. `failures` maps each to its traceback, the first to fail first."""
+
+    def __init__(self, failures: dict[int, str]) -> None:
+        self.failures = failures
+        super().__init__("\n".join(f"rank {rank}: {text}" for rank, text in failures.items()))
+
+
+def run_world(
+    size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 120.0,
+    open_group: bool = True,
+) -> list[Any]:
+    """Run `function(rank, size, *args)` on `size` ranks and return their results by rank.
+
+    `function` must be importable (defined at the top of a module); arguments and results are
+    pickled, so each rank has its own copy. Every rank has one thread, and the default gloo group
+    is open unless `open_group=False`. All processes started here are gone on return.
+
+    Raises:
+        WorldError: a rank raised, died or was still running after `timeout` seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    job = pickle.dumps((function, args))
+    processes: list[ForkServerProcess] = []
+    pipes: dict[Connection, int] = {}
+    with tempfile.TemporaryDirectory(prefix="world-") as folder:
+        store = str(Path(folder) / "store") if open_group else None
+        try:
+            for rank in range(size):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_rank_main, args=(theirs, rank, size, job, store, timeout), daemon=True
+                )
+                process.start()
+                theirs.close()
+                processes.append(process)
+                pipes[ours] = rank
+            return _collect(pipes, size, timeout)
+        finally:
+            for pipe in pipes:
+                pipe.close()
+            for process in processes:
+                process.join(GRACE_SECONDS if sys.exc_info()[0] is None else 0)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                process.close()
+
+
+def _collect(pipes: dict[Connection, int], size: int, timeout: float) -> list[Any]:
+    deadline = time.monotonic() + timeout
+    results: dict[int, Any] = {}
+    failures: dict[int, str] = {}
+    waiting = dict(pipes)
+    while waiting:
+        ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+        if not ready:
+            reason = "was still running" if failures else f"was still running after {timeout:.0f} s"
+            failures |= {rank: reason for rank in waiting.values()}
+            break
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            rank = waiting.pop(pipe)
+            try:
+                worked, value = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                worked, value = False, "died without a word"
+            if worked:
+                results[rank] = value
+            else:
+                failures[rank] = value
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+    if failures:
+        raise WorldError(failures)
+    return [results[rank] for rank in range(size)]
+
+
+def _rank_main(
+    pipe: Connection, rank: int, size: int, job: bytes, store: str | None, timeout: float
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    if sys.platform == "linux":  # the host's name need not resolve where tests run
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        function, args = pickle.loads(job)
+        if store is not None:
+            dist.init_process_group(
+                "gloo",
+                store=dist.FileStore(store, size),
+                rank=rank,
+                world_size=size,
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+        # Plain pickle: torch's own would send a tensor as a handle that dies with this process.
+        message = pickle.dumps((True, function(rank, size, *args)))
+    except BaseException:
+        message = pickle.dumps((False, traceback.format_exc()))
+    with contextlib.suppress(BrokenPipeError):
+        pipe.send_bytes(message)
+    if dist.is_initialized():
+        dist.destroy_process_group()
