@@ -119,7 +119,7 @@ def _rank_main(
         if store is not None:
             dist.init_process_group(
                 "gloo",
-                store=dist.FileStore(store, size),
+                init_method=f"file://{store}",
                 rank=rank,
                 world_size=size,
                 timeout=datetime.timedelta(seconds=timeout),
