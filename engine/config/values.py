@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 COMMAND_LINE = "command line"
 
+Path = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -38,9 +40,6 @@ class Symbol:
     __repr__ = __str__
 
 
-Path = tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Document:
     """A config file with everything it inherits, evaluated; ``values`` holds plain trees.
@@ -63,3 +62,49 @@ class Document:
         while path not in self.origins and len(path) > 1:
             path = path[:-1]
         return self.origins[path]
+
+
+class Table(dict[object, object]):
+    """A dict under evaluation: it remembers where each of its entries was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origins: dict[object, Origin] = {}
+
+    def put(self, key: object, value: object, origin: Origin) -> None:
+        self[key] = value
+        self.origins[key] = origin
+
+    def absorb(self, other: "Table") -> None:
+        """Like ``dict.update``: the entries of ``other`` and their origins win."""
+        self.update(other)
+        self.origins.update(other.origins)
+
+
+def plain(value: object) -> object:
+    """A copy of ``value`` that shares nothing with it, of plain containers."""
+    match value:
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+        case list():
+            return [plain(item) for item in value]
+        case tuple():
+            return tuple(plain(item) for item in value)
+        case Symbol(name, tuple(args), dict(kwargs)):
+            called = {key: plain(item) for key, item in kwargs.items()}
+            return Symbol(name, tuple(plain(item) for item in args), called)
+        case _:
+            return value
+
+
+def origins_of(value: object, path: Path = ()) -> dict[Path, Origin]:
+    """The origin of every dict entry inside ``value``, by its path from ``path`` on."""
+    found: dict[Path, Origin] = {}
+    if isinstance(value, Table):
+        for key, item in value.items():
+            found[(*path, str(key))] = value.origins[key]
+            found.update(origins_of(item, (*path, str(key))))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            found.update(origins_of(item, (*path, str(index))))
+    return found

@@ -1,0 +1,100 @@
+"""How much a config may ask of its reader, so that no file makes it slow, large or crash.
+
+A config has no loops: each expression is evaluated once, on values that are bounded, and the work
+of an operation is bounded by the weights of its operands, which are charged as they are evaluated.
+"""
+
+from engine.config.values import Symbol
+
+SOURCE_BYTES = 64 * 1024  # Python 3.11 parses f-strings in quadratic time: 0.3 s for 64 KiB of them
+TOTAL_BYTES = 128 * 1024  # of a file with all that it inherits
+FILES = 64
+INHERITANCE_DEPTH = 16
+EXPRESSION_DEPTH = 100
+VALUE_DEPTH = 50
+VALUE_WEIGHT = 50_000
+STRING_LENGTH = 65_536
+INTEGER_BITS = 1024  # that of the largest float
+WORK = 500_000
+PROBLEMS = 50
+CHARACTERS_PER_WEIGHT = 16
+
+
+class Illegal(Exception):
+    """A value that cannot be had; the message says why, whoever catches it knows where."""
+
+
+class Exhausted(Exception):
+    """The reading ends here: too much work or too many problems, already reported."""
+
+
+class Budget:
+    """The work left for one reading of a config."""
+
+    def __init__(self) -> None:
+        self.left = WORK
+
+    def charge(self, value: object) -> None:
+        """Pays for having ``value``; Illegal where it is too large, deep (or cyclic) or not text.
+
+        Shared parts count as often as they occur: that is the work of printing or copying them.
+        """
+        weight, depth, level = 0, 0, [value]
+        while level:
+            if depth > VALUE_DEPTH:
+                raise Illegal(f"containers nested more than {VALUE_DEPTH} deep")
+            below: list[object] = []
+            for item in level:
+                weight += _own_weight(item)
+                below.extend(_children(item))
+                if weight + len(below) > VALUE_WEIGHT:
+                    self.left -= weight
+                    raise Illegal(f"larger than {VALUE_WEIGHT:,} items")
+            level, depth = below, depth + 1
+        self.left -= weight
+
+    @property
+    def is_spent(self) -> bool:
+        return self.left < 0
+
+
+def check_repeat(length: int, times: int, limit: int) -> None:
+    if length * times > limit:
+        raise Illegal(f"longer than {limit:,}")
+
+
+def check_bits(bits: int) -> None:
+    if bits > INTEGER_BITS:
+        raise Illegal(f"an integer of more than {INTEGER_BITS} bits")
+
+
+def _own_weight(item: object) -> int:
+    if isinstance(item, str):
+        _check_string(item)
+        return 1 + len(item) // CHARACTERS_PER_WEIGHT
+    if isinstance(item, int):
+        check_bits(item.bit_length())
+    if isinstance(item, Symbol):
+        _check_string(item.name)
+        return 1 + len(item.name) // CHARACTERS_PER_WEIGHT
+    return 1
+
+
+def _children(item: object) -> list[object]:
+    if isinstance(item, list | tuple):
+        return list(item)
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    if isinstance(item, Symbol) and item.args is not None and item.kwargs is not None:
+        return [*item.args, *item.kwargs, *item.kwargs.values()]
+    return []
+
+
+def _check_string(text: str) -> None:
+    if len(text) > STRING_LENGTH:
+        raise Illegal(f"a string of {len(text):,} characters, of at most {STRING_LENGTH:,}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Illegal("a string that is not text: half a surrogate pair") from None
