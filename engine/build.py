@@ -1,0 +1,96 @@
+"""From settings and axes to a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine.config.schema import Model, Settings
+from engine.optim.registry import Named
+from models.gpt import GPT
+from models.parallel.collectives import Axis
+from models.parallel.layers import initialise, named_boxes
+from models.parallel.mode import Mode
+from models.parallel.partition import MatMul, Partition
+from models.sizes import Sizes
+
+DTYPES = {  # precision -> (parameters and reductions, compute)
+    "float32": (torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float64),
+    "bf16": (torch.float32, torch.bfloat16),
+}
+
+
+def onednn(a: Tensor, b: Tensor) -> Tensor:
+    """a [m, k] @ b [k, n] by oneDNN, which torch.mm leaves aside for float32 on a CPU."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return y
+
+
+MATMULS: dict[str, MatMul] = {"torch": torch.mm, "onednn": onednn}
+
+
+def probe_matmul(compute: torch.dtype, device: torch.device, size: int = 512) -> str:
+    """The name of the faster matmul for float32 on this CPU: on AMD's, torch.mm takes the slow
+    library (119 against 261 GFLOP/s). Some ten milliseconds; elsewhere torch's own."""
+    if device.type != "cpu" or compute != torch.float32 or not torch.backends.mkldnn.is_available():
+        return "torch"
+    a, b = torch.ones(size, size), torch.ones(size, size)
+
+    def seconds(name: str) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            MATMULS[name](a, b)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return min(MATMULS, key=seconds)
+
+
+def partition(
+    settings: Settings,
+    mode: Mode,
+    axes: Mapping[str, Axis],
+    device: torch.device,
+    matmul: str = "torch",
+) -> Partition:
+    """This rank's view of the cut."""
+    dtype, compute = DTYPES[settings.precision]
+    return Partition(
+        mode=mode,
+        axes=axes,
+        device=device,
+        dtype=dtype,
+        compute=compute,
+        matmul=MATMULS[matmul],
+        keep_gathers=settings.keep_gathers,
+    )
+
+
+def sizes(model: Model) -> Sizes:
+    """The part of the model's settings that its mathematics needs."""
+    wanted = set(Sizes.__dataclass_fields__)
+    return Sizes(**model.model_dump(include=wanted))
+
+
+def build_model(settings: Settings, part: Partition) -> GPT:
+    """The rank's share of the GPT, initialised from the seed."""
+    model = GPT(sizes(settings.model), part, loss_chunk=settings.loss_chunk)
+    initialise(model, settings.seed)
+    if settings.compile:
+        for block in model.h.values():
+            block.compile()
+    return model
+
+
+def named_parameters(model: GPT) -> list[Named]:
+    """Parameters as optimizers want them; a matrix by its global shape."""
+    boxes = named_boxes(model)
+    return [
+        Named(name, parameter, len(boxes[name].shape) == 2)
+        for name, parameter in model.named_parameters()
+    ]

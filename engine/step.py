@@ -1,0 +1,109 @@
+"""One optimizer step: accumulate, sum, agree, clip, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.gradients import GradientSum, clip, square_sum
+from models.gpt import GPT
+from models.parallel.collectives import Axis
+from models.parallel.partition import key
+
+Batch = tuple[Tensor, Tensor]
+"""ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
+
+
+class NotFinite(Exception):
+    """The loss or the gradient is not a number: raised on all ranks, before the optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What all ranks know after a step. ``memory_bytes`` by rank."""
+
+    loss: float
+    grad_norm: float
+    memory_bytes: tuple[int, ...]
+    stop: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepper:
+    """Runs steps of one model. ``world``: all ranks of the run."""
+
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    gradients: GradientSum
+    world: Axis
+    seed: int
+    clip_grad_norm: float | None = None
+
+    def run(
+        self,
+        step: int,
+        micro_batches: Iterable[Batch],
+        *,
+        targets: int,
+        lr: float,
+        memory_bytes: int = 0,
+        stop: bool = False,
+    ) -> Outcome:
+        """One step over this rank's ``micro_batches`` (all accumulation rounds).
+
+        ``targets``: how many count in the whole global batch. Raises NotFinite on all ranks alike,
+        before the optimizer, where loss or gradient is not finite on any.
+        """
+        self.gradients.zero()
+        loss = self.accumulate(step, list(micro_batches), targets)
+        outcome = self.agree(step, loss, memory_bytes, stop)
+        clip(self.model, outcome.grad_norm, self.clip_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return outcome
+
+    def accumulate(self, step: int, micro_batches: list[Batch], targets: int) -> Tensor:
+        """Gradients of all micro-batches, summed over ranks; returns this rank's share of the
+        loss."""
+        loss = torch.zeros((), dtype=torch.float64, device=self.model.part.device)
+        for number, (ids, wanted) in enumerate(micro_batches, 1):
+            last = number == len(micro_batches)
+            with self.gradients.last_round() if last else nullcontext():
+                seed = key(self.seed, step, number)
+                x = self.model(self.model.embed(ids, seed), ids.shape[1], seed)
+                share = self.model.loss(x, wanted, 1 / max(targets, 1))
+                share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
+        self.gradients.wait()
+        return loss
+
+    def agree(self, step: int, loss: Tensor, memory_bytes: int, stop: bool) -> Outcome:
+        """The one control all-reduce of a step: loss, squared norm, flags and memory by rank."""
+        world, squares = self.world, square_sum(self.model)
+        mine = torch.zeros(3 + 2 * world.size, dtype=torch.float64)
+        mine[2] = stop
+        mine[3 + world.index] = memory_bytes
+        mine = mine.to(loss.device)
+        mine[0], mine[1] = loss, squares
+        finite = torch.isfinite(loss) & torch.isfinite(squares)
+        mine[3 + world.size + world.index] = ~finite
+        total, square, stops, *by_rank = world.all_reduce(mine).tolist()
+        bad = [rank for rank, flag in enumerate(by_rank[world.size :]) if flag]
+        if bad or not (math.isfinite(total) and math.isfinite(square)):
+            raise NotFinite(
+                f"step {step}: loss {total:g}, gradient norm {math.sqrt(abs(square)):g} "
+                f"(not finite on rank {', '.join(map(str, bad)) or '?'}); "
+                "the optimizer was not run: weights are those of the step before"
+            )
+        return Outcome(
+            loss=total,
+            grad_norm=math.sqrt(square),
+            memory_bytes=tuple(int(n) for n in by_rank[: world.size]),
+            stop=stops > 0,
+        )

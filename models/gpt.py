@@ -1,0 +1,158 @@
+"""GPT-2 (Radford et al. 2019), written once: nothing here knows how it is cut.
+
+T tokens of a micro-batch (B samples of S), C = n_embd hidden features, x [T, C] between blocks.
+Layers take x in the outer layout, work in the inner one and give x back in the outer one; in which
+pieces, the partition knows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.parallel.layers import Dropout, LayerNorm, Linear, Positions, Table
+from models.parallel.loss import Head, HeadLoss
+from models.parallel.partition import Partition, key
+from models.sizes import Sizes
+
+
+class Attention(nn.Module):
+    """Causal self-attention. Heads are cut with the inner hidden axis, so each is whole: qkv is laid
+    out head-major."""
+
+    def __init__(self, sizes: Sizes, part: Partition, layer: int) -> None:
+        super().__init__()
+        up, down = part.mode.up, part.mode.down
+        width = sizes.n_head * sizes.head_dim
+        self.head_dim, self.dropout = sizes.head_dim, sizes.attn_pdrop
+        self.c_attn = Linear(part, up, sizes.n_embd, 3 * width, std=sizes.init_std)
+        self.c_proj = Linear(part, down, width, sizes.n_embd, std=residual_std(sizes))
+        self.site = ("attention", layer, *part.salt(part.mode.inner))
+
+    def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
+        qkv = rearrange(
+            self.c_attn(x), "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim
+        )
+        y = self.attend(*qkv.unbind(0), seed=seed)
+        return self.c_proj(rearrange(y, "b h s d -> (b s) (h d)"))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v, causal. q, k, v [B, heads, S, d]."""
+        if not self.training or self.dropout == 0.0:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # SDPA draws its mask from the global generator: key it for the call, then put it back.
+        with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
+            torch.manual_seed(key(seed, *self.site))
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, dropout_p=self.dropout
+            )
+
+
+class MLP(nn.Module):
+    """gelu(x @ fc) @ proj"""
+
+    def __init__(self, sizes: Sizes, part: Partition) -> None:
+        super().__init__()
+        self.c_fc = Linear(part, part.mode.up, sizes.n_embd, sizes.n_inner, std=sizes.init_std)
+        self.c_proj = Linear(
+            part, part.mode.down, sizes.n_inner, sizes.n_embd, std=residual_std(sizes)
+        )
+        self.approximate = "tanh" if sizes.activation == "gelu_tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
+        return y
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm."""
+
+    def __init__(self, sizes: Sizes, part: Partition, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
+        self.attn = Attention(sizes, part, layer)
+        self.ln_2 = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
+        self.mlp = MLP(sizes, part)
+        outer = part.mode.outer
+        self.drop_1 = Dropout(part, sizes.resid_pdrop, outer, "residual", layer, 1)
+        self.drop_2 = Dropout(part, sizes.resid_pdrop, outer, "residual", layer, 2)
+
+    def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
+        x = x + self.drop_1(self.attn(self.ln_1(x), length, seed), seed)
+        return x + self.drop_2(self.mlp(self.ln_2(x)), seed)
+
+
+class GPT(nn.Module):
+    """Layers [start, stop) of a GPT, the embedding with the first and the head with the last.
+
+    ``seed`` of the calls keys the dropout masks of one micro-batch. Parameter names carry the
+    global number of the layer, whatever the range.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        part: Partition,
+        *,
+        layers: range | None = None,
+        loss_chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        layers = range(sizes.n_layer) if layers is None else layers
+        self.first, self.last = layers.start == 0, layers.stop == sizes.n_layer
+        self.sizes, self.part = sizes, part
+        if self.first or (self.last and sizes.tie_embeddings):
+            self.wte = Table(part, sizes.vocab_size, sizes.n_embd, std=sizes.init_std)
+        if self.first:
+            self.wpe = Positions(part, sizes.block_size, sizes.n_embd, std=sizes.init_std)
+            self.drop = Dropout(part, sizes.embd_pdrop, part.mode.outer, "embedding")
+        self.h = nn.ModuleDict({str(n): Block(sizes, part, n) for n in layers})
+        if self.last:
+            self.ln_f = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
+            if not sizes.tie_embeddings:
+                self.lm_head = Table(part, sizes.vocab_size, sizes.n_embd, std=sizes.init_std)
+            self.head = Head(part=part, box=self.output.boxes["weight"], chunk=loss_chunk)
+
+    @property
+    def output(self) -> Table:
+        """The table that makes logits."""
+        return self.wte if self.sizes.tie_embeddings else self.lm_head
+
+    def embed(self, ids: Tensor, seed: int = 0) -> Tensor:
+        """ids [B, S] of the whole micro-batch -> x [T_local, C_local]."""
+        x = self.wte(ids.flatten()) + self.wpe(*ids.shape)
+        x = self.drop(x, seed)
+        assert isinstance(x, Tensor)
+        return x
+
+    def forward(self, x: Tensor, length: int, seed: int = 0) -> Tensor:
+        """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long."""
+        for block in self.h.values():
+            if self.sizes.checkpoint and torch.is_grad_enabled():
+                # Masks are keyed, so there is no generator state to restore.
+                x = checkpoint(
+                    block, x, length, seed, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = block(x, length, seed)
+        return self.ln_f(x) if self.last else x
+
+    def loss(self, x: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """This rank's share of ``scale`` x the summed cross-entropy of targets [B, S], of which
+        those that are -100 do not count."""
+        share: Tensor = HeadLoss.apply(x, self.output.weight, targets.flatten(), scale, self.head)
+        return share
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [T, C] -> logits [T, vocabulary], for a model that is not cut."""
+        assert self.part.mode.name == "serial"
+        return self.part.matmul(x, self.output.weight.to(x.dtype).t())
+
+
+def residual_std(sizes: Sizes) -> float:
+    """Projections onto the residual stream start smaller by sqrt of the number of them (GPT-2,
+    section 2.3)."""
+    return float(sizes.init_std / (2 * sizes.n_layer) ** 0.5)

@@ -1,0 +1,152 @@
+"""Head and cross-entropy in one, in chunks of tokens: the full logits are never held.
+
+Each chunk's gradient is formed in the forward pass (as in Liger's fused linear cross-entropy, Hsu
+et al. 2024), so nothing is kept but dx and dw, and nothing is recomputed. The vocabulary stays cut
+over the inner hidden axis (vocabulary-parallel cross-entropy, Shoeybi et al. 2019, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.parallel.box import Box
+from models.parallel.collectives import Axis, gather, scatter
+from models.parallel.matmul import gathered_x
+from models.parallel.partition import Partition
+
+IGNORED = -100
+"""A target that carries no weight, as in torch's cross_entropy."""
+
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Bytes of float32 logits in a chunk on a device, where the number of tokens is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the loss needs to know of the head: its table's box, and how many tokens a chunk has."""
+
+    part: Partition
+    box: Box
+    chunk: int | None = None
+
+    @property
+    def vocabulary(self) -> Axis | None:
+        (name,) = self.part.mode.up.weight_out or (None,)
+        return self.part.axis(name)
+
+    @property
+    def counts_loss(self) -> bool:
+        """Ranks that share rows but not vocabulary all know the rows' loss; one of them reports."""
+        return self.vocabulary is None or self.vocabulary.index == 0
+
+    def chunks(self, tokens: int, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of this rank's outer rows, with the rows of the micro-batch that their logits are.
+
+        ``tokens`` in the micro-batch, of which this rank holds ``rows`` in the outer layout. The
+        logits of a chunk are its rows gathered over a, then scattered over c; so are their numbers.
+        """
+        part, up = self.part, self.part.mode.up
+        size = self.chunk or self._default_chunk()
+        gathers = part.axis(up.gather_x.axis) if up.gather_x and up.gather_x.on == "T" else None
+        scatters = part.axis(up.scatter_y)
+        for start in range(0, rows, size):
+            chunk = slice(start, min(start + size, rows))
+            own = part.rows(tokens, part.mode.outer.tokens).start
+            number = torch.arange(own + chunk.start, own + chunk.stop, device=part.device)
+            if gathers:  # the gathered axis cuts tokens fastest, so its blocks are ``rows`` apart
+                first = number - gathers.index * rows
+                number = torch.cat([first + block * rows for block in range(gathers.size)])
+            if scatters:
+                number = number.tensor_split(scatters.size)[scatters.index]
+            yield chunk, number
+
+    def _default_chunk(self) -> int:
+        budget = CHUNK_BYTES.get(self.part.device.type, CHUNK_BYTES["cpu"])
+        gathered = self.part.mode.up.gather_x
+        rows = self.part.sizes[gathered.axis] if gathered and gathered.on == "T" else 1
+        return max(1, budget // (self.box.local[0] * 4 * rows))
+
+
+class HeadLoss(torch.autograd.Function):
+    """The sum over targets of -log softmax(x @ w^T)[target], times ``scale``.
+
+    x [T_local, hidden_local] outer, w [vocabulary_local, hidden_local], targets [T] of the whole
+    micro-batch. ``scale`` is 1 / the number of targets in the global batch (times fp16's loss
+    scale): it enters before gradients are cast. Returns this rank's share; the sum over all ranks
+    of the data and tensor axes is the loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, targets: Tensor, scale: float, head: Head
+    ) -> Tensor:
+        part, up = head.part, head.part.mode.up
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ws = gather(w.to(part.compute), part.axis(up.gather_w), "H")
+        dx = torch.empty_like(x) if wanted else None
+        dw: Tensor | None = None
+        loss = x.new_zeros((), dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
+        for chunk, rows in head.chunks(len(targets), len(x)):
+            xs = gathered_x(x[chunk], up, part)
+            logits = scatter(part.matmul(xs, ws.t()), part.axis(up.scatter_y), "T")
+            rows_loss, dlogits = cross_entropy(logits, targets[rows], scale, head, wanted)
+            if head.counts_loss:
+                loss += rows_loss
+            if dx is None:
+                continue
+            dys = gather(dlogits.to(part.compute), part.axis(up.scatter_y), "T")
+            dxs = part.matmul(dys, ws)
+            if up.gather_x:
+                dxs = scatter(dxs, part.axis(up.gather_x.axis), up.gather_x.on)
+            dx[chunk] = dxs
+            term = part.matmul(dys.t(), xs)
+            dw = term.to(w.dtype) if dw is None else dw.add_(term)
+        if dw is not None:
+            dw = scatter(dw, part.axis(up.gather_w), "H")
+            ctx.save_for_backward(dx, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = gradients
+        dx, dw = ctx.saved_tensors
+        if g.device.type != "cpu" or g.item() != 1.0:
+            dx, dw = dx * g.to(dx.dtype), dw * g
+        return dx, dw, None, None, None
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, scale: float, head: Head, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss of a chunk and, where ``wanted``, the gradient of its logits (in place of logits).
+
+    logits [rows, vocabulary_local], targets [rows]. Each rank's log-softmax is local; log-sum-exp
+    and the picked logit are then merged over the vocabulary's axis in one exchange.
+    """
+    held, first = head.box.size[0], head.box.offset[0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if head.box.padded:
+        logits[:, held:] = torch.finfo(logits.dtype).min / 2  # never wins a softmax, even alone
+    log_p = torch.log_softmax(logits, 1)
+    counted = targets != IGNORED
+    column = targets - first
+    here = counted & (column >= 0) & (column < held)
+    column = column.where(here, 0).unsqueeze(1)
+    shift = torch.zeros_like(log_p[:, 0])
+    picked = log_p.gather(1, column).squeeze(1)
+    if axis := head.vocabulary:
+        local = logits[:, 0] - log_p[:, 0]  # log-sum-exp of this rank's columns
+        pieces = axis.all_gather(torch.stack((local, (picked + local) * here)))
+        total = pieces[:, 0].logsumexp(0)
+        shift = local - total
+        picked = pieces[:, 1].sum(0) - total
+    loss = -(picked * counted).sum() * scale
+    if wanted:
+        log_p.add_(shift.where(counted, -torch.inf).unsqueeze(1)).exp_().mul_(scale)
+        log_p.scatter_add_(1, column, (here * -scale).unsqueeze(1).to(log_p.dtype))
+    return loss, log_p

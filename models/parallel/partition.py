@@ -1,0 +1,79 @@
+"""One rank's view of how the model is cut: the mode's table bound to living axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import prod
+
+import torch
+from torch import Tensor
+
+from models.parallel.box import Box, Cut, place
+from models.parallel.collectives import Axis
+from models.parallel.mode import Activation, Mode
+
+MatMul = Callable[[Tensor, Tensor], Tensor]
+"""[m, k] @ [k, n] -> [m, n]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What layers need to know: the mode, this rank's place on its axes, and how to multiply.
+
+    ``axes`` holds the mode's own axes, "tensor" (all of them at once) and "data". ``compute`` is
+    the type that activations have and weights are cast to before they travel; parameters keep
+    ``dtype``. ``keep_gathers`` trades memory for time: gathered x and w are kept for backward
+    instead of being gathered again.
+    """
+
+    mode: Mode
+    axes: Mapping[str, Axis]
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    compute: torch.dtype = torch.float32
+    matmul: MatMul = torch.mm
+    keep_gathers: bool = False
+    sizes: Mapping[str, int] = field(init=False)
+    index: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", {name: axis.size for name, axis in self.axes.items()})
+        object.__setattr__(self, "index", {name: axis.index for name, axis in self.axes.items()})
+
+    def axis(self, name: str | None) -> Axis | None:
+        """The axis of that name; None where nothing travels along it."""
+        axis = self.axes[name] if name else None
+        return axis if axis and axis.size > 1 else None
+
+    @property
+    def summed_axes(self) -> dict[str, Axis]:
+        """The axes that a gradient is summed over where they do not cut its parameter."""
+        depth = self.sizes.get("d", 1)
+        own = self.mode.axes(self.sizes["tensor"], depth)
+        assert own is not None
+        return {name: self.axes[name] for name in (*own, "data")}
+
+    def box(self, shape: tuple[int, ...], cut: Cut) -> Box:
+        """This rank's piece of a parameter of global ``shape``."""
+        return place(shape, cut, self.sizes, self.index)
+
+    def rows(self, tokens: int, axes: tuple[str, ...]) -> slice:
+        """The rows of a [tokens, ...] tensor that this rank holds when ``axes`` cut it."""
+        (rows,) = place((tokens,), (axes,), self.sizes, self.index).slices
+        return rows
+
+    def pieces(self, axes: tuple[str, ...]) -> int:
+        return prod(self.sizes[axis] for axis in axes)
+
+    def salt(self, activation: Activation) -> tuple[int, ...]:
+        """Differs between ranks that hold different pieces of an activation, data included."""
+        axes = ("data", *activation.tokens, *activation.hidden)
+        return tuple(self.index[axis] for axis in axes)
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of ``parts`` alone (BLAKE2b), the same on every machine."""
+    digest = blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,71 @@
+"""Named sizes of GPTs, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+GPT2_VOCABULARY = 50_257
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The sizes that a name stands for. Heads divide the width; the MLP is four times as wide.
+
+    ``block_size`` None: as many positions as SEQ_LEN. ``published`` names the preset that goes by
+    the same name elsewhere and differs.
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int | None = 1024
+    vocab_size: int = GPT2_VOCABULARY
+    published: str | None = None
+
+
+def _titans(n_layer: int, n_head: int, n_embd: int, published: str | None = None) -> Preset:
+    return Preset(n_layer=n_layer, n_head=n_head, n_embd=n_embd, published=published)
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        # GPT-2 (Radford et al. 2019), table 2
+        "gpt2_small": Preset(n_layer=12, n_head=12, n_embd=768),
+        "gpt2_medium": Preset(n_layer=24, n_head=16, n_embd=1024),
+        "gpt2_large": Preset(n_layer=36, n_head=20, n_embd=1280),
+        "gpt2_xl": Preset(n_layer=48, n_head=25, n_embd=1600),
+        # GPT-3 (Brown et al. 2020), table 2.1
+        "gpt3": Preset(n_layer=96, n_head=96, n_embd=12288, block_size=2048),
+        # Colossal-AI's titans (titans.model.gpt); the first four differ from the published ones
+        "titans_gpt2_medium": _titans(24, 8, 1024, "gpt2_medium"),
+        "titans_gpt2_large": _titans(36, 12, 1536, "gpt2_large"),
+        "titans_gpt2_xl": _titans(48, 16, 1600, "gpt2_xl"),
+        "gpt2_exlarge": _titans(48, 32, 1600, "gpt2_xl"),
+        "gpt2_2B": _titans(40, 16, 2048),
+        "gpt2_3B": _titans(48, 16, 2304),
+        "gpt2_4B": _titans(64, 16, 2304),
+        "gpt2_6B": _titans(30, 16, 4096),
+        "gpt2_8B": _titans(72, 24, 3072),
+        "gpt2_12B": _titans(60, 16, 4096),
+        "gpt2_15B": _titans(78, 16, 4096),
+        "gpt2_18B": _titans(90, 16, 4096),
+        "gpt2_20B": _titans(25, 16, 8192),
+        "gpt2_24B": _titans(30, 16, 8192),
+        "gpt2_28B": _titans(35, 16, 8192),
+        "gpt2_32B": _titans(40, 16, 8192),
+        "gpt2_36B": _titans(45, 16, 8192),
+        "gpt2_40B": _titans(50, 16, 8192),
+        # minGPT's names (mingpt/model.py); it leaves positions to the user where None stands here
+        "openai-gpt": Preset(n_layer=12, n_head=12, n_embd=768, block_size=512),
+        "gpt2": Preset(n_layer=12, n_head=12, n_embd=768),
+        "gpt2-medium": Preset(n_layer=24, n_head=16, n_embd=1024),
+        "gpt2-large": Preset(n_layer=36, n_head=20, n_embd=1280),
+        "gpt2-xl": Preset(n_layer=48, n_head=25, n_embd=1600),
+        "gopher-44m": Preset(n_layer=8, n_head=16, n_embd=512, block_size=None),
+        "gpt-mini": Preset(n_layer=6, n_head=6, n_embd=192, block_size=None),
+        "gpt-micro": Preset(n_layer=4, n_head=4, n_embd=128, block_size=None),
+        "gpt-nano": Preset(n_layer=3, n_head=3, n_embd=48, block_size=None),
+    }
+)

@@ -1,0 +1,27 @@
+"""The sizes of a GPT, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What ``models.gpt.GPT`` is built from. ``n_head x head_dim`` need not be ``n_embd``."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    head_dim: int
+    n_inner: int
+    vocab_size: int
+    block_size: int
+    embd_pdrop: float = 0.0
+    resid_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    tie_embeddings: bool = True
+    checkpoint: bool = False
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    layer_norm_epsilon: float = 1e-5
+    init_std: float = 0.02
