@@ -1,0 +1,120 @@
+"""What a step measured, and the files it is written to: log.jsonl and TensorBoard's events."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from engine.run_folder import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One optimizer step, counted from 1.
+
+    ``loss`` is the mean over all targets of the global batch, before the update; ``grad_norm`` is
+    unscaled and before clipping; ``tokens`` are all since the run began, ``tokens_per_second``
+    those of this step, both over all ranks; ``memory_by_rank`` is each rank's peak so far, bytes.
+    ``val_loss`` is there where the step was followed by a validation. ``flops_per_second`` (by the
+    model's maths, over all ranks) and ``mfu``, their share of the devices' peak where that is
+    known, are filled in by the reporter.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    memory_by_rank: tuple[int, ...]
+    val_loss: float | None = None
+    flops_per_second: float | None = None
+    mfu: float | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The largest of the ranks' peaks."""
+        return max(self.memory_by_rank)
+
+    def record(self) -> dict[str, int | float | None]:
+        """The object of log.jsonl. JSON has no NaN and no infinity: null stands for them."""
+        names = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_bytes"]
+        values = {name: getattr(self, name) for name in names}
+        if self.val_loss is not None:
+            values["val_loss"] = self.val_loss
+        return {name: x if math.isfinite(x) else None for name, x in values.items()}
+
+
+class Sink(Protocol):
+    """Something that takes every row of a run, in order."""
+
+    def step(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """log.jsonl: an object a step, on disk as soon as it is there.
+
+    Rows that an earlier, interrupted try of this run wrote past ``last_step``, the step that this
+    try goes on from, are cut.
+    """
+
+    def __init__(self, path: Path, last_step: int = 0) -> None:
+        if path.exists():
+            write_atomically(path, "".join(_rows_up_to(path, last_step)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def step(self, row: Row) -> None:
+        self._file.write(json.dumps(row.record()) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _rows_up_to(path: Path, last_step: int) -> Iterator[str]:
+    """The lines of steps up to ``last_step``; a line torn by a crash is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if step <= last_step:
+                yield line
+
+
+class TensorBoard:
+    """Scalars for ``tensorboard --logdir RUN/tb``; imports tensorboard when it is made."""
+
+    def __init__(self, folder: Path, last_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what an earlier try of this run wrote past the step it goes on from
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
+
+    def step(self, row: Row) -> None:
+        scalars = {
+            "loss/train": row.loss,
+            "learning_rate": row.lr,
+            "gradient_norm": row.grad_norm,
+            "tokens_per_second": row.tokens_per_second,
+        }
+        optional = {
+            "loss/validation": row.val_loss,
+            "model_flops_per_second": row.flops_per_second,
+            "mfu": row.mfu,
+        }
+        scalars |= {tag: value for tag, value in optional.items() if value is not None}
+        for rank, peak in enumerate(row.memory_by_rank):
+            scalars[f"memory_bytes/rank_{rank}"] = peak
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, row.step)
+
+    def close(self) -> None:
+        self._writer.close()

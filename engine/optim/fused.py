@@ -1,0 +1,22 @@
+"""Where torch has its fused optimizers: one kernel a step in place of several a parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.optim.registry import Group
+
+DEVICES = frozenset({"cpu", "cuda"})
+
+
+def has_fused(groups: list[Group]) -> bool:
+    """Whether every parameter of the groups is floating point on a device with fused kernels.
+
+    On a CPU the fused AdamW is ten times the default one.
+    """
+    return all(
+        parameter.device.type in DEVICES and parameter.is_floating_point()
+        for group in groups
+        for _, parameter in group["params"]
+    )

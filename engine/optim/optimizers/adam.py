@@ -1,0 +1,20 @@
+"""Adam (Kingma and Ba 2015, arXiv 1412.6980), with torch's meaning of weight decay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.optim.fused import has_fused
+from engine.optim.registry import Group
+
+if TYPE_CHECKING:
+    from engine.config.schema import Optimizer
+
+
+def build(groups: list[Group], settings: Optimizer) -> torch.optim.Optimizer:
+    """Weight decay is an L2 term: weight_decay x weight is added to the gradient."""
+    return torch.optim.Adam(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=has_fused(groups)
+    )

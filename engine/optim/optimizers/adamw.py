@@ -1,0 +1,20 @@
+"""AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.optim.fused import has_fused
+from engine.optim.registry import Group
+
+if TYPE_CHECKING:
+    from engine.config.schema import Optimizer
+
+
+def build(groups: list[Group], settings: Optimizer) -> torch.optim.Optimizer:
+    """Weight decay shrinks the weights by lr x weight_decay each step, beside the gradient's."""
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=has_fused(groups)
+    )

@@ -1,0 +1,57 @@
+"""Optimizers by name: every file in ``engine/optim/optimizers`` is one, found by its file name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from engine.config.schema import Optimizer
+
+# One of torch's parameter groups: 'params' as (name, parameter) pairs, 'weight_decay'.
+Group = dict[str, Any]
+
+
+class Named(NamedTuple):
+    """A parameter as an optimizer wants it.
+
+    ``is_matrix`` tells a weight or an embedding from a bias or a norm by its *global* shape: the
+    piece a rank holds does not show it.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    is_matrix: bool
+
+
+def build_optimizer(settings: Optimizer, parameters: Iterable[Named]) -> torch.optim.Optimizer:
+    """The optimizer that ``settings`` ask for, fused where torch has it fused.
+
+    Its groups carry the parameters' names, so that a saved state tells them apart.
+    """
+    room = importlib.import_module(f"engine.optim.optimizers.{settings.type}")
+    optimizer = room.build(decay_groups(settings, list(parameters)), settings)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def decay_groups(settings: Optimizer, parameters: Sequence[Named]) -> list[Group]:
+    """One group with weight decay and one without; an empty one is left out."""
+    everything = settings.decay == "all"
+    decayed = [p for p in parameters if everything or p.is_matrix]
+    spared = [p for p in parameters if not (everything or p.is_matrix)]
+    return [
+        {"params": [(p.name, p.parameter) for p in some], "weight_decay": weight_decay}
+        for some, weight_decay in ((decayed, settings.weight_decay), (spared, 0.0))
+        if some
+    ]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,158 @@
+"""The folder of a run: who may write into it, what lies where, and how the run ended.
+
+RUN/config.py, resolved.json, log.jsonl, tb/, checkpoints/, model.safetensors, status.json.
+Rank 0 claims a folder and the other ranks are told its path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from glob import escape
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.errors import Refused
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run; the last part of each is what the user sees."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.py"
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / "resolved.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tb"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says; empty where there is none or it is not ours."""
+        try:
+            found = json.loads(self.status.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_status(self, state: State, *, step: int, message: str = "") -> None:
+        """Say how the run stands after ``step`` steps; keeps who claimed the folder and when."""
+        status = self.read_status() | {"state": state, "step": step, "message": message}
+        status["ended"] = None if state == "running" else _now()
+        write_atomically(self.status, json.dumps(status, indent=2) + "\n")
+
+    def record(self, source: Path, resolved: Mapping[str, Any]) -> None:
+        """Keep the config file as it was given, and all that it resolved to."""
+        write_atomically(self.config, source.read_text(encoding="utf-8"))
+        write_atomically(self.resolved, json.dumps(resolved, indent=2) + "\n")
+
+
+def claim(
+    name: str, run_id: str, *, output: Path | None = None, root: Path = Path("runs")
+) -> RunFolder:
+    """A folder for the run: ``output``, or by default ROOT/NAME-TIME.
+
+    The same ``run_id`` gets the same folder again, so that a restarted job goes on in it.
+
+    Raises Refused where ``output`` is in use by another run or cannot be made.
+    """
+    if output is not None:
+        folder = RunFolder(output)
+        if not _create(folder, run_id) and folder.read_status().get("run_id") != run_id:
+            raise Refused(
+                f"{output}: {_holding(folder)}; give another --output, or remove it first"
+            )
+        return folder
+    for folder in _folders(root, f"{escape(name)}-*"):
+        if folder.read_status().get("run_id") == run_id:
+            return folder
+    paths = _candidates(root / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return next(folder for folder in map(RunFolder, paths) if _create(folder, run_id))
+
+
+def newest(root: Path = Path("runs")) -> RunFolder | None:
+    """The run under ``root`` that was the last to write its weights; None if there is none."""
+    done = [folder for folder in _folders(root, "*") if folder.weights.is_file()]
+    return max(done, key=lambda folder: folder.weights.stat().st_mtime, default=None)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old or the new whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _create(folder: RunFolder, run_id: str) -> bool:
+    """Make the folder this run's own; False where it is in use. Of two at once one succeeds."""
+    owner = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "started": _now()}
+    status = {**owner, "state": "running", "step": 0, "message": "", "ended": None}
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if any(folder.path.iterdir()):
+            return False
+        with folder.status.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(status, indent=2) + "\n")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise Refused(f"{folder.path}: cannot be the run's folder: {error.strerror}") from None
+    return True
+
+
+def _holding(folder: RunFolder) -> str:
+    """What keeps a folder from being claimed."""
+    if not folder.path.is_dir():
+        return "is not a folder"
+    status = folder.read_status()
+    if "state" in status:
+        return f"holds a run ({status['state']} at step {status.get('step')})"
+    return "is not empty"
+
+
+def _folders(root: Path, pattern: str) -> list[RunFolder]:
+    return [RunFolder(path) for path in sorted(root.glob(pattern)) if path.is_dir()]
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """The path, then path-2, path-3 ... for runs that start within the same second."""
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.name}-{number}")
+        number += 1
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

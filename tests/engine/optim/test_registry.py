@@ -1,0 +1,132 @@
+"""Optimizers against torch's default, unfused paths, and against the published update rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import discover
+from engine.config.schema import Optimizer
+from engine.optim.registry import Named, build_optimizer, decay_groups, set_lr
+
+OPTIMIZERS = discover.names("engine.optim.optimizers")
+TORCH: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+SHAPES = {"weight": (7, 5), "bias": (5,), "norm": (7,), "embedding": (11, 7)}
+
+
+def settings(kind: str, **changes: Any) -> Optimizer:
+    return Optimizer(**{"type": kind, "lr": 1e-2, "weight_decay": 0.1, **changes})
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[Named]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Named(name, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), len(shape) > 1)
+        for name, shape in SHAPES.items()
+    ]
+
+
+def gradients(steps: int) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        [torch.randn(shape, generator=generator) for shape in SHAPES.values()] for _ in range(steps)
+    ]
+
+
+def run(optimizer: torch.optim.Optimizer, named: list[Named], steps: int = 20) -> None:
+    for step in gradients(steps):
+        for parameter, gradient in zip(named, step, strict=True):
+            parameter.parameter.grad = gradient.to(parameter.parameter.dtype)
+        optimizer.step()
+
+
+def distance(a: list[Named], b: list[Named]) -> float:
+    return max(
+        float((x.parameter.detach() - y.parameter.detach()).norm() / y.parameter.detach().norm())
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def plain(
+    kind: str, named: list[Named], decayed: list[bool], **options: Any
+) -> torch.optim.Optimizer:
+    """torch's own optimizer, one group a parameter, on its default path for a CPU."""
+    groups = [
+        {"params": [p.parameter], "weight_decay": 0.1 if decay else 0.0}
+        for p, decay in zip(named, decayed, strict=True)
+    ]
+    return TORCH[kind](groups, **{"lr": 1e-2, **options})
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_fused_path_is_torchs_default_one(kind, decay, dtype, tolerance):
+    ours, theirs = parameters(dtype), parameters(dtype)
+    options = {"momentum": 0.9} if kind == "sgd" else {"betas": (0.8, 0.95), "eps": 1e-6}
+    optimizer = build_optimizer(settings(kind, decay=decay, **options), ours)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    run(optimizer, ours)
+    decayed = [decay == "all" or p.is_matrix for p in theirs]
+    run(plain(kind, theirs, decayed, **options), theirs)
+    assert distance(ours, theirs) < tolerance
+
+
+def test_adam_keeps_l2_and_adamw_decouples():
+    """With a zero gradient AdamW's decay only shrinks; Adam's becomes a full signed step."""
+    for kind, expected in (("adamw", 2.0 * (1 - 1e-2 * 0.1)), ("adam", 2.0 - 1e-2)):
+        parameter = nn.Parameter(torch.full((3, 3), 2.0))
+        optimizer = build_optimizer(settings(kind), [Named("w", parameter, True)])
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        assert torch.allclose(parameter, torch.full((3, 3), expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "decayed"), [("adamw", 2), ("adam", 4), ("sgd", 4)])
+def test_by_default_adamw_decays_matrices_and_the_others_all(kind, decayed):
+    groups = decay_groups(settings(kind), parameters())
+    assert groups[0]["weight_decay"] == 0.1
+    assert len(groups[0]["params"]) == decayed
+    assert all(group["weight_decay"] == 0.0 for group in groups[1:])
+    assert sum(len(group["params"]) for group in groups) == len(SHAPES)
+
+
+def test_what_is_a_matrix_is_not_told_from_the_local_piece():
+    piece = nn.Parameter(torch.zeros(4))  # a column of a matrix, say
+    (group,) = decay_groups(settings("adamw"), [Named("weight", piece, True)])
+    assert group["weight_decay"] == 0.1
+
+
+def test_states_are_saved_by_name():
+    named = parameters()
+    state = build_optimizer(settings("adamw"), named).state_dict()
+    names = [name for group in state["param_groups"] for name in group["param_names"]]
+    assert sorted(names) == sorted(SHAPES)
+
+
+def test_a_device_without_fused_kernels_gets_the_default_path():
+    parameter = nn.Parameter(torch.zeros(2, 2, device="meta"))
+    optimizer = build_optimizer(settings("adamw"), [Named("w", parameter, True)])
+    assert not optimizer.param_groups[0]["fused"]
+
+
+def test_set_lr_reaches_every_group():
+    named = parameters()
+    optimizer = build_optimizer(settings("sgd", weight_decay=0.0, decay="matrices"), named)
+    before = [p.parameter.detach().clone() for p in named]
+    set_lr(optimizer, 0.5)
+    run(optimizer, named, steps=1)
+    for parameter, start, gradient in zip(named, before, gradients(1)[0], strict=True):
+        assert torch.allclose(parameter.parameter, start - 0.5 * gradient)
+
+
+def test_the_registry_and_these_tests_know_the_same_optimizers():
+    """A new file must say here which optimizer of torch it is held against."""
+    assert set(OPTIMIZERS) == set(TORCH)

@@ -1,0 +1,125 @@
+"""log.jsonl as other programs read it, and TensorBoard as TensorBoard reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.metrics import JsonLines, Row, TensorBoard
+
+
+def row(step: int, **changes: Any) -> Row:
+    values: dict[str, Any] = {
+        "step": step,
+        "loss": 3.0 / step,
+        "lr": 1e-3,
+        "grad_norm": 0.5,
+        "tokens": 512 * step,
+        "tokens_per_second": 1000.0,
+        "memory_by_rank": (100, 300, 200),
+    }
+    return Row(**values | changes)
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_row_has_exactly_these_fields(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    log.step(row(1, mfu=0.4, flops_per_second=1e9))
+    log.step(row(2, val_loss=2.5))
+    first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first == {
+        "step": 1,
+        "loss": 3.0,
+        "lr": 1e-3,
+        "grad_norm": 0.5,
+        "tokens": 512,
+        "tokens_per_second": 1000.0,
+        "memory_bytes": 300,
+    }
+    assert second == first | {"step": 2, "loss": 1.5, "tokens": 1024, "val_loss": 2.5}
+
+
+def test_a_loss_is_logged_to_its_last_bit(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    log.step(row(1, loss=0.1 + 0.2))
+    assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 0.1 + 0.2
+
+
+def test_each_row_is_there_before_the_next(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    for step in range(1, 4):
+        log.step(row(step))
+        assert steps(tmp_path / "log.jsonl") == list(range(1, step + 1))
+
+
+def test_what_is_not_finite_is_null_since_json_has_no_nan(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    log.step(row(1, grad_norm=math.inf, val_loss=math.nan))
+    text = (tmp_path / "log.jsonl").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["grad_norm"] is None
+    assert found["val_loss"] is None
+
+
+def test_going_on_cuts_what_is_past(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = JsonLines(path)
+    for step in range(1, 7):
+        log.step(row(step))
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')  # torn by a crash
+    log = JsonLines(path, last_step=4)
+    assert steps(path) == [1, 2, 3, 4]
+    log.step(row(5))
+    assert steps(path) == [1, 2, 3, 4, 5]
+    log.close()
+    JsonLines(path).close()
+    assert steps(path) == []
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard would draw: tag -> step -> value."""
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = loader.EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_reads_every_curve(tmp_path):
+    board = TensorBoard(tmp_path / "tb")
+    board.step(row(1))
+    board.step(row(2, val_loss=2.5, flops_per_second=1e9, mfu=0.25))
+    board.close()
+    found = scalars(tmp_path / "tb")
+    assert found["loss/train"] == {1: 3.0, 2: 1.5}
+    assert found["loss/validation"] == {2: 2.5}
+    assert found["learning_rate"][1] == pytest.approx(1e-3)
+    assert found["gradient_norm"] == {1: 0.5, 2: 0.5}
+    assert found["tokens_per_second"] == {1: 1000.0, 2: 1000.0}
+    assert [found[f"memory_bytes/rank_{rank}"][2] for rank in range(3)] == [100, 300, 200]
+    assert found["mfu"] == {2: 0.25}
+    assert found["model_flops_per_second"] == {2: 1e9}
+
+
+def test_tensorboard_forgets_what_is_past(tmp_path):
+    board = TensorBoard(tmp_path / "tb")
+    for step in range(1, 7):
+        board.step(row(step))
+    board.close()
+    board = TensorBoard(tmp_path / "tb", last_step=4)
+    board.step(row(5, loss=9.0))
+    board.close()
+    assert scalars(tmp_path / "tb")["loss/train"] == pytest.approx(
+        {1: 3.0, 2: 1.5, 3: 1.0, 4: 0.75, 5: 9.0}
+    )

@@ -1,0 +1,129 @@
+"""Run folders: one owner each, found again by a restart, and never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from engine.errors import Refused
+from engine.run_folder import RunFolder, claim, newest, write_atomically
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def test_the_default_is_name_and_time(root):
+    folder = claim("demo", "a", root=root)
+    assert folder.path.parent == root
+    assert re.fullmatch(r"demo-\d{8}-\d{6}", folder.path.name)
+    status = folder.read_status()
+    assert status["state"] == "running"
+    assert status["run_id"] == "a"
+
+
+def test_a_restart_gets_the_folder_again_and_another_run_does_not(root):
+    first, second = claim("demo", "a", root=root), claim("demo", "b", root=root)
+    first.write_status("failed", step=7, message="killed")
+    assert first.path != second.path
+    assert claim("demo", "a", root=root) == first
+    assert claim("demo", "b", root=root) == second
+
+
+def test_names_are_no_patterns(root):
+    first = claim("de[mo]*", "a", root=root)
+    assert claim("de[mo]*", "a", root=root) == first
+
+
+def test_runs_that_start_together_get_a_folder_each(root):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda n: claim("demo", str(n), root=root), range(24)))
+    assert len({folder.path for folder in folders}) == 24
+    assert sorted(int(f.read_status()["run_id"]) for f in folders) == list(range(24))
+
+
+def test_of_two_that_want_one_folder_one_is_refused(tmp_path):
+    def attempt(run_id: str) -> str | None:
+        try:
+            folder = claim("demo", run_id, output=tmp_path / "out")
+            return str(folder.read_status()["run_id"])
+        except Refused:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        owners = [owner for owner in pool.map(attempt, map(str, range(24))) if owner is not None]
+    assert len(owners) == 1
+
+
+def test_a_used_folder_is_refused_and_says_why(tmp_path):
+    output = tmp_path / "out"
+    claim("demo", "a", output=output).write_status("finished", step=30)
+    with pytest.raises(Refused, match=r"out: holds a run \(finished at step 30\); give another"):
+        claim("demo", "b", output=output)
+    assert claim("demo", "a", output=output) == RunFolder(output)
+
+
+def test_an_empty_folder_is_taken_and_a_foreign_one_is_not(tmp_path):
+    (tmp_path / "empty").mkdir()
+    claim("demo", "a", output=tmp_path / "empty")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").touch()
+    with pytest.raises(Refused, match="is not empty"):
+        claim("demo", "a", output=tmp_path / "notes")
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="is not a folder"):
+        claim("demo", "a", output=tmp_path / "file")
+    with pytest.raises(Refused, match="Not a directory"):
+        claim("demo", "a", output=tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(Refused, match="Permission denied"):
+        claim("demo", "a", output=tmp_path / "out")
+
+
+def test_a_run_is_recorded_and_ends(tmp_path):
+    source = tmp_path / "demo.py"
+    source.write_text("BATCH_SIZE = 8  # größer\n", encoding="utf-8")
+    folder = claim("demo", "a", output=tmp_path / "out")
+    folder.record(source, {"batch_size": 8})
+    assert folder.config.read_bytes() == source.read_bytes()
+    assert json.loads(folder.resolved.read_text()) == {"batch_size": 8}
+    started = folder.read_status()["started"]
+    folder.write_status("interrupted", step=12, message="SIGTERM")
+    status = folder.read_status()
+    assert (status["state"], status["step"], status["message"]) == ("interrupted", 12, "SIGTERM")
+    assert status["started"] == started
+    assert status["ended"] >= started
+
+
+def test_the_newest_is_the_last_to_write_weights(root):
+    assert newest(root) is None
+    folders = [claim("demo", run_id, root=root) for run_id in "abc"]
+    assert newest(root) is None
+    for age, folder in enumerate((folders[1], folders[0])):
+        folder.weights.touch()
+        os.utime(folder.weights, (1000 - age, 1000 - age))
+    assert newest(root) == folders[1]
+
+
+def test_a_write_that_fails_leaves_the_old(tmp_path, monkeypatch):
+    path = tmp_path / "status.json"
+    write_atomically(path, "old")
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,67 @@
+"""The main job's layout for every machine, and counting GPUs without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from launch.machine import choose, count_gpus
+from models.parallel.registry import modes
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mode", "tensor", "processes"),
+    [
+        (0, "2d", 4, 4),
+        (1, "serial", 1, 1),
+        (2, "1d", 2, 2),
+        (3, "1d", 2, 2),
+        (4, "2d", 4, 4),
+        (5, "2d", 4, 4),
+        (7, "2d", 4, 4),
+        (8, "2d", 4, 8),
+        (11, "2d", 4, 8),
+        (16, "2d", 4, 16),
+    ],
+)
+def test_the_layout_for_so_many_gpus(gpus, mode, tensor, processes):
+    choice = choose(gpus)
+    assert choice.processes == processes
+    assert choice.overrides[:2] == (f"TENSOR_PARALLEL={tensor}", f"MODE={mode}")
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+@pytest.mark.parametrize("processes", range(1, 13))
+def test_a_forced_number_is_used_whole_and_legal(gpus, processes):
+    choice = choose(gpus, processes)
+    assert choice.processes == processes
+    settings = dict(override.split("=") for override in choice.overrides)
+    tensor = int(settings["TENSOR_PARALLEL"])
+    assert processes % tensor == 0
+    assert modes()[settings["MODE"]].axes(tensor, 1) is not None
+
+
+def test_it_says_which_and_why():
+    assert choose(0).reason == "no GPU here: mode 2d over 4 processes"
+    assert choose(1).reason == "1 GPU here: serial"
+    assert choose(8).reason == "8 GPUs here: mode 2d over 4 processes x data parallel 2"
+    assert choose(0, 2).reason == "2 processes, as asked: mode 1d over 2 processes"
+
+
+def test_gpus_are_counted_as_torch_does_and_without_it():
+    code = (
+        "import sys; from launch.machine import count_gpus; n = count_gpus();"
+        "assert 'torch' not in sys.modules; import torch; assert n == torch.cuda.device_count(), n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+def test_hidden_gpus_are_not_counted(monkeypatch):
+    if count_gpus() == 0:
+        pytest.skip("no GPU here")
+    code = "from launch.machine import count_gpus; assert count_gpus() == 0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    subprocess.run([sys.executable, "-c", code], check=True)
