@@ -1,0 +1,257 @@
+"""Every setting: its type, its bounds, its default and its meaning. Nothing else.
+
+This is the resolved form that all rooms read. How a user may spell a setting is in ``spellings``,
+what must hold between settings in ``rules``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from engine import discover
+from engine.config.fields import LARGEST, OneOf, Section, setting
+from models.parallel.registry import modes
+from models.presets import GPT2_VOCABULARY, PRESETS
+
+Count = Annotated[int, Ge(1), Le(LARGEST)]
+CountOrNone = Annotated[int, Ge(0), Le(LARGEST)]
+Ranks = Annotated[int, Ge(1), Le(2**16)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+Ratio = Annotated[float, Gt(0), Lt(1)]
+
+ModeName = Annotated[str, OneOf(lambda: list(modes()))]
+PresetName = Annotated[str, OneOf(lambda: list(PRESETS))]
+OptimizerName = Annotated[str, OneOf(lambda: discover.names("engine.optim.optimizers"))]
+ScheduleName = Annotated[str, OneOf(lambda: discover.names("engine.optim.schedules"))]
+SourceName = Annotated[str, OneOf(lambda: discover.names("engine.data.sources"))]
+TokenizerName = Annotated[str, OneOf(lambda: discover.names("engine.data.tokenizers"))]
+
+Precision = Literal["float32", "bf16", "fp16", "float64"]
+Offload = Literal["cpu", "nvme"]
+
+
+class Model(Section):
+    """The GPT. A type gives the sizes; sizes that are given beside it win."""
+
+    preset: PresetName | None = setting(
+        "named sizes; None: n_layer, n_head and n_embd are given", None, name="type"
+    )
+    n_layer: Count = setting("transformer blocks", shown="the type's")
+    n_head: Count = setting("attention heads of a block", shown="the type's")
+    n_embd: Count = setting(
+        "width: features of a token between blocks", shown="the type's, else HIDDEN_SIZE"
+    )
+    head_dim: Count = setting(
+        "features of a head; n_head x head_dim need not be n_embd",
+        lambda given: max(1, given["n_embd"] // given["n_head"]),
+        shown="n_embd / n_head",
+    )
+    n_inner: Count = setting(
+        "width of the MLP", lambda given: 4 * given["n_embd"], shown="4 x n_embd"
+    )
+    vocab_size: Count = setting("token ids there are", GPT2_VOCABULARY)
+    block_size: Count = setting("positions there are", shown="the type's, else SEQ_LEN")
+    embd_pdrop: Share = setting("dropout on the embeddings", 0.0)
+    resid_pdrop: Share = setting("dropout on what a layer adds to the residual", 0.0)
+    attn_pdrop: Share = setting("dropout on the attention weights", 0.0)
+    tie_embeddings: bool = setting("the head is the token embedding, transposed", True)
+    checkpoint: bool | Literal["selective"] = setting(
+        "activation checkpointing: keep a block's input only and compute the rest again", False
+    )
+    num_chunks: Ranks = setting("model chunks of a pipeline rank (interleaved schedule)", 1)
+    activation: Literal["gelu_tanh", "gelu"] = setting(
+        "the MLP's GELU: GPT-2's tanh approximation, or exact", "gelu_tanh"
+    )
+    layer_norm_epsilon: Positive = setting("added to a layer norm's variance", 1e-5)
+    init_std: NotNegative = setting("standard deviation of initial weights", 0.02)
+
+
+class Optimizer(Section):
+    """How parameters are updated."""
+
+    type: OptimizerName = setting("the update rule", "adamw")
+    lr: Positive = setting("peak learning rate", 1e-3)
+    betas: tuple[Share, Share] = setting("decay of Adam's two moments", (0.9, 0.999))
+    eps: NotNegative = setting("added to Adam's denominator", 1e-8)
+    weight_decay: NotNegative = setting(
+        "decay of the weights: decoupled in adamw, an L2 term in the others",
+        lambda given: 0.01 if given["type"] == "adamw" else 0.0,
+        shown="0.01 for adamw, else 0.0",
+    )
+    momentum: Share = setting("momentum of sgd", 0.0)
+    decay: Literal["matrices", "all"] = setting(
+        "which parameters weight_decay is for: 'matrices' spares biases and norms",
+        lambda given: "matrices" if given["type"] == "adamw" else "all",
+        shown="'matrices' for adamw, else 'all'",
+    )
+
+
+class Schedule(Section):
+    """The learning rate over the run."""
+
+    type: ScheduleName = setting("shape after the warm-up", "constant")
+    warmup: NotNegative = setting("length of the linear warm-up, in units of by", 0)
+    total: Count | None = setting("where the decay ends, in units of by; None: with the run", None)
+    floor: Annotated[float, Ge(0), Le(1)] = setting(
+        "lowest learning rate, as a share of optimizer.lr", 0.0
+    )
+    by: Literal["step", "epoch"] = setting("what warmup and total count", "step")
+
+
+class Data(Section):
+    """What is learned."""
+
+    type: SourceName = setting("the source", "text")
+    path: str | None = setting(
+        "file or folder; None: the text that comes with Python, for type='text'", None
+    )
+    tokenizer: TokenizerName = setting("text to token ids", "gpt2")
+    validation: Share = setting("share of the tokens kept for validation", 0.1)
+    cache: str | None = setting("folder of tokenised text; None: the user's cache folder", None)
+
+
+class Eval(Section):
+    """Validation."""
+
+    every: CountOrNone | None = setting(
+        "steps between validations; None: at the end; 0: never", None
+    )
+    batches: Count = setting("global batches of a validation", 8)
+
+
+class Log(Section):
+    """What a run leaves behind to look at."""
+
+    every: Count = setting("steps between lines on the terminal; log.jsonl has every step", 1)
+    dir: str | None = setting("folder of the run; None: runs/NAME-TIME", None)
+    tensorboard: bool = setting("write TensorBoard's files", True)
+
+
+class Checkpoint(Section):
+    """What a run leaves behind to go on from."""
+
+    every: Count | None = setting("steps between checkpoints; None: none", None)
+    keep: Count = setting("newest checkpoints that are kept", 3)
+
+
+class Zero(Section):
+    """ZeRO: training state shared out over the data-parallel ranks (Rajbhandari et al. 2020)."""
+
+    stage: Annotated[int, Ge(0), Le(3)] = setting(
+        "what is shared out: 1 optimizer states, 2 gradients too, 3 parameters too", 0
+    )
+    offload: Offload | None = setting(
+        "where optimizer states and master weights stay; None: on the device", None
+    )
+    offload_params: Offload | None = setting(
+        "where parameters stay between uses (stage 3); None: on the device", None
+    )
+    nvme_path: str | None = setting("folder on the NVMe disk, for offloading to 'nvme'", None)
+
+
+class LossScale(Section):
+    """The dynamic loss scale of fp16."""
+
+    initial: Positive = setting("the scale to begin with", 65536.0)
+    growth_factor: Annotated[float, Gt(1)] = setting("times this after a quiet interval", 2.0)
+    backoff_factor: Ratio = setting("times this after an overflow", 0.5)
+    growth_interval: Count = setting("steps without overflow before it grows", 1000)
+    hysteresis: Count = setting("overflows that are borne before it shrinks", 1)
+    min: Positive = setting("never below", 1.0)
+    max: Positive = setting("never above", 2.0**32)
+
+
+class Settings(Section):
+    """A run."""
+
+    name: str  # the file's stem
+    source: str  # the file's path
+
+    batch_size: Count = setting(
+        "samples of a data-parallel rank and accumulation round", name="BATCH_SIZE"
+    )
+    seq_len: Count = setting("tokens of a sample", name="SEQ_LEN")
+    num_epochs: Count | None = setting("passes over the data", None, name="NUM_EPOCHS")
+    max_steps: Count | None = setting(
+        "optimizer steps; wins over NUM_EPOCHS", None, name="MAX_STEPS"
+    )
+    num_micro_batches: Count = setting(
+        "parts that BATCH_SIZE is worked through in", 1, name="NUM_MICRO_BATCHES"
+    )
+    gradient_accumulation: Count = setting("rounds of BATCH_SIZE before an update", 1)
+
+    tensor_parallel: Ranks = setting("ranks that share every tensor", 1, name="TENSOR_PARALLEL")
+    mode: ModeName = setting(
+        "how they cut it; None is 'serial', for TENSOR_PARALLEL=1", "serial", name="MODE"
+    )
+    depth: Ranks = setting("layers of the 2.5d grid", 1, name="DEPTH")
+    pipeline: Ranks = setting("pipeline stages", 1, name="PIPELINE")
+    hidden_size: Count | None = setting(
+        "the model's width; compared with model.n_embd", None, name="HIDDEN_SIZE"
+    )
+    tensor_shape: tuple[Count, ...] | None = setting(
+        "what a stage sends, as Colossal-AI reckons it; compared, not needed",
+        None,
+        name="TENSOR_SHAPE",
+    )
+
+    model: Model
+    schedule: Literal["gpipe", "1f1b", "interleaved"] = setting(
+        "order of the micro-batches in the pipeline",
+        lambda given: "interleaved" if given["model"].num_chunks > 1 else "1f1b",
+        shown="'1f1b'; 'interleaved' if model.num_chunks > 1",
+    )
+    optimizer: Optimizer = Optimizer()
+    lr_scheduler: Schedule = Schedule()
+    clip_grad_norm: Positive | None = setting(
+        "largest norm of the whole gradient; None: any", None
+    )
+    precision: Precision = setting(
+        "type of the computation; beside bf16 and fp16, weights and gradients stay float32",
+        "float32",
+    )
+    loss_scale: LossScale = LossScale()
+    zero: Zero = Zero()
+    data: Data = Data()
+    eval: Eval = Eval()
+    log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+
+    seed: Annotated[int, Ge(0), Lt(2**63)] = setting("of weights, sample order and dropout", 42)
+    deterministic: bool = setting("the same bits every time, on CUDA too; slower", False)
+    compile: bool = setting("torch.compile the model", False)
+    keep_gathers: bool = setting(
+        "keep what was gathered for the backward pass instead of gathering it again", False
+    )
+    loss_chunk: Count | None = setting("tokens of a chunk of the loss; None: chosen by size", None)
+    backend: Literal["nccl", "gloo"] | None = setting(
+        "communication; None: nccl where each rank has a GPU, else gloo", None
+    )
+    timeout: Positive = setting("seconds a collective may take after the first step", 300.0)
+    start_timeout: Positive = setting("seconds it may take until then", 1800.0)
+
+
+def all_settings(section: type[Section] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
+    """Dotted field name -> pydantic's description of the field, in the order above."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            found |= all_settings(inner, f"{prefix}{name}.")
+        elif field.description:
+            found[prefix + name] = field
+    return found
+
+
+def user_name(name: str) -> str:
+    """How the user spells a setting: tensor_parallel -> TENSOR_PARALLEL, model.preset ->
+    model.type; a section is itself."""
+    section, _, last = name.rpartition(".")
+    field = all_settings().get(name)
+    title = field.title if field and field.title else last
+    return f"{section}.{title}" if section else title
