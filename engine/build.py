@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from engine.config.schema import Model, Settings
+from engine.config.schema import Settings
 from engine.optim.registry import Named
 from models.gpt import GPT
 from models.parallel.collectives import Axis
@@ -33,10 +33,11 @@ def onednn(a: Tensor, b: Tensor) -> Tensor:
 MATMULS: dict[str, MatMul] = {"torch": torch.mm, "onednn": onednn}
 
 
-def probe_matmul(compute: torch.dtype, device: torch.device, size: int = 512) -> str:
+def probe_matmul(precision: str, device: torch.device, size: int = 512) -> str:
     """The name of the faster matmul for float32 on this CPU: on AMD's, torch.mm takes the slow
     library (119 against 261 GFLOP/s). Some ten milliseconds; elsewhere torch's own."""
-    if device.type != "cpu" or compute != torch.float32 or not torch.backends.mkldnn.is_available():
+    float32 = DTYPES[precision][1] == torch.float32
+    if device.type != "cpu" or not float32 or not torch.backends.mkldnn.is_available():
         return "torch"
     a, b = torch.ones(size, size), torch.ones(size, size)
 
@@ -71,15 +72,9 @@ def partition(
     )
 
 
-def sizes(model: Model) -> Sizes:
-    """The part of the model's settings that its mathematics needs."""
-    wanted = set(Sizes.__dataclass_fields__)
-    return Sizes(**model.model_dump(include=wanted))
-
-
 def build_model(settings: Settings, part: Partition) -> GPT:
     """The rank's share of the GPT, initialised from the seed."""
-    model = GPT(sizes(settings.model), part, loss_chunk=settings.loss_chunk)
+    model = GPT(Sizes.of(settings.model), part, loss_chunk=settings.loss_chunk)
     initialise(model, settings.seed)
     if settings.compile:
         for block in model.h.values():

@@ -1,6 +1,7 @@
 """The folder of a run: who may write into it, what lies where, and how the run ended.
 
-RUN/config.py, resolved.json, log.jsonl, tb/, checkpoints/, model.safetensors, status.json.
+RUN/config.py, resolved.json, environment.json, tokenizer.json, log.jsonl, tb/, checkpoints/,
+model.safetensors, status.json.
 Rank 0 claims a folder and the other ranks are told its path.
 """
 
@@ -50,6 +51,14 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
 
     @property
     def status(self) -> Path:

@@ -78,7 +78,7 @@ class Stepper:
                 seed = key(self.seed, step, number)
                 x = self.model(self.model.embed(ids, seed), ids.shape[1], seed)
                 share = self.model.loss(x, wanted, 1 / max(targets, 1))
-                share.backward()  # type: ignore[no-untyped-call]
+                share.backward()
             loss += share.detach()
         self.gradients.wait()
         return loss

@@ -20,8 +20,7 @@ from models.sizes import Sizes
 
 
 class Attention(nn.Module):
-    """Causal self-attention. Heads are cut with the inner hidden axis, so each is whole: qkv is laid
-    out head-major."""
+    """Causal self-attention. qkv is laid out head-major, so that cuts fall between heads."""
 
     def __init__(self, sizes: Sizes, part: Partition, layer: int) -> None:
         super().__init__()
@@ -30,14 +29,15 @@ class Attention(nn.Module):
         self.head_dim, self.dropout = sizes.head_dim, sizes.attn_pdrop
         self.c_attn = Linear(part, up, sizes.n_embd, 3 * width, std=sizes.init_std)
         self.c_proj = Linear(part, down, width, sizes.n_embd, std=residual_std(sizes))
-        self.site = ("attention", layer, *part.salt(part.mode.inner))
+        self.site: tuple[int | str, ...] = ("attention", layer, *part.salt(part.mode.inner))
 
     def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
         qkv = rearrange(
             self.c_attn(x), "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim
         )
         y = self.attend(*qkv.unbind(0), seed=seed)
-        return self.c_proj(rearrange(y, "b h s d -> (b s) (h d)"))
+        out: Tensor = self.c_proj(rearrange(y, "b h s d -> (b s) (h d)"))
+        return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
         """softmax(q k^T / sqrt(d)) v, causal. q, k, v [B, heads, S, d]."""
@@ -46,9 +46,7 @@ class Attention(nn.Module):
         # SDPA draws its mask from the global generator: key it for the call, then put it back.
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
             torch.manual_seed(key(seed, *self.site))
-            return F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, dropout_p=self.dropout
-            )
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout)
 
 
 class MLP(nn.Module):
@@ -82,7 +80,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
         x = x + self.drop_1(self.attn(self.ln_1(x), length, seed), seed)
-        return x + self.drop_2(self.mlp(self.ln_2(x)), seed)
+        y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), seed)
+        return y
 
 
 class GPT(nn.Module):

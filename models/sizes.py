@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +25,8 @@ class Sizes:
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.02
+
+    @classmethod
+    def of(cls, model: object) -> Self:
+        """The sizes that ``model`` has as attributes, such as a config's section of settings."""
+        return cls(**{field.name: getattr(model, field.name) for field in fields(cls)})

@@ -112,9 +112,7 @@ class Table(CutModule):
     def __init__(self, part: Partition, vocabulary: int, hidden: int, *, std: float) -> None:
         super().__init__(part)
         up = part.mode.up
-        self.declare(
-            "weight", (vocabulary, hidden), (up.weight_out, up.weight_in), Normal(std=std)
-        )
+        self.declare("weight", (vocabulary, hidden), (up.weight_out, up.weight_in), Normal(std=std))
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [T], all tokens of the micro-batch -> their rows [T_local, hidden_local], outer.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from models.parallel.box import Box, Cut, place
-from models.parallel.collectives import Axis
+from models.parallel.collectives import Axis, Traffic
 from models.parallel.mode import Activation, Mode
+from models.parallel.registry import modes
 
 MatMul = Callable[[Tensor, Tensor], Tensor]
 """[m, k] @ [k, n] -> [m, n]"""
@@ -30,7 +31,7 @@ class Partition:
 
     mode: Mode
     axes: Mapping[str, Axis]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     compute: torch.dtype = torch.float32
     matmul: MatMul = torch.mm
@@ -46,6 +47,17 @@ class Partition:
         """The axis of that name; None where nothing travels along it."""
         axis = self.axes[name] if name else None
         return axis if axis and axis.size > 1 else None
+
+    @classmethod
+    def alone(cls, device: torch.device, *, dtype: torch.dtype, compute: torch.dtype) -> Partition:
+        """A model that is not cut, on one device and without a process group."""
+        traffic = Traffic()
+        axes = {
+            name: Axis(name=name, size=1, index=0, group=None, traffic=traffic)
+            for name in ("tensor", "data")
+        }
+        serial = modes()["serial"]
+        return cls(mode=serial, axes=axes, device=device, dtype=dtype, compute=compute)
 
     @property
     def summed_axes(self) -> dict[str, Axis]:

@@ -24,5 +24,5 @@ def modes() -> Mapping[str, Mode]:
 
 def nearest(mode: Mode, size: int, depth: int, count: int = 2) -> list[int]:
     """The legal tensor-parallel sizes just below and above ``size``, at most ``count``, sorted."""
-    legal = [n for n in range(1, 2 * size + 64) if mode.axes(n, depth)]
+    legal = [n for n in range(1, 2 * size + 64) if mode.axes(n, depth) is not None]
     return sorted(sorted(legal, key=lambda n: (abs(n - size), n))[:count])

@@ -1,0 +1,38 @@
+"""What a run ends with: a sample of its text, where things are, what to try next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.errors import Refused
+from engine.generate import Sampling, continue_text, open_run
+from engine.run_folder import RunFolder
+
+SAMPLE = Sampling(tokens=300, temperature=0.8, top_k=50)
+SAMPLE_SECONDS = 5.0
+"""A large model on a CPU writes slowly, and the others wait."""
+
+
+def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:
+    """Tell it, a line at a time."""
+    try:
+        model, words = open_run(folder, device)
+    except Refused:  # tokens that stand for no text
+        pass
+    else:
+        say("\nA sample of what it writes:\n")
+        until, pieces = time.monotonic() + SAMPLE_SECONDS, []
+        for piece in continue_text(model, words, "The ", SAMPLE):
+            pieces.append(piece)
+            if time.monotonic() > until:
+                break
+        say("The " + "".join(pieces))
+    say(f"\nweights     {folder.weights}")
+    say(f"log         {folder.log}")
+    if folder.tensorboard.is_dir():
+        say(f"TensorBoard tensorboard --logdir {folder.tensorboard}")
+    if folder.tokenizer.is_file():
+        say(f"more text   cuboid generate {folder.path} --prompt 'The'")

@@ -1,0 +1,101 @@
+"""A model in training: what the loop calls once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine import weights
+from engine.build import build_model, named_parameters, partition
+from engine.data.loader import Batch, Batches, pad_samples
+from engine.gradients import GradientSum
+from engine.memory import peak_bytes
+from engine.optim.registry import build_optimizer
+from engine.optim.schedule import lr_factor
+from engine.step import Outcome, Stepper
+
+if TYPE_CHECKING:
+    from engine.context import World
+    from engine.plan import Plan
+
+
+class Run:
+    """The model, its optimizer and its data on one rank of the world."""
+
+    def __init__(self, plan: Plan, world: World, batches: Batches, *, steps: int, matmul: str):
+        settings = plan.settings
+        self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
+        self.device, self.data_rank = world.device, world.axes["data"].index
+        torch.use_deterministic_algorithms(settings.deterministic)
+        part = partition(settings, plan.layout.mode, world.axes, world.device, matmul)
+        self.model = build_model(settings, part)
+        self.stepper = Stepper(
+            model=self.model,
+            optimizer=build_optimizer(settings.optimizer, named_parameters(self.model)),
+            gradients=GradientSum(self.model),
+            world=world.axes["world"],
+            seed=settings.seed,
+            clip_grad_norm=settings.clip_grad_norm,
+        )
+
+    def step(self, step: int) -> Outcome:
+        """Train on the samples of ``step``, counted from 1."""
+        return self.stepper.run(
+            step,
+            self.micro_batches(step),
+            targets=self.batches.targets(step),
+            lr=self.lr(step),
+            memory_bytes=peak_bytes(self.device),
+            stop=self.world.stop_requested,
+        )
+
+    def lr(self, step: int) -> float:
+        settings, epoch = self.plan.settings, self.batches.steps_per_epoch
+        per_epoch = None if epoch is None else max(1, round(epoch))
+        factor = lr_factor(step, self.steps, settings.lr_scheduler, per_epoch)
+        return float(settings.optimizer.lr * factor)
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step, all rounds of accumulation."""
+        for turn in range(self.plan.settings.gradient_accumulation):
+            yield from self._split(self.batches.batch(step, turn, self.data_rank))
+
+    def validates(self, step: int, *, last: bool) -> bool:
+        """Whether a validation follows ``step``."""
+        every = self.plan.settings.eval.every
+        due = last if every is None else every > 0 and (last or step % every == 0)
+        return due and self.batches.validation_batches > 0
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The mean loss over the validation samples, the same in every layout."""
+        self.model.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number in range(self.batches.validation_batches):
+            for ids, targets in self._split(self.batches.validation(number, self.data_rank)):
+                x = self.model(self.model.embed(ids), ids.shape[1])
+                loss += self.model.loss(x, targets, 1 / self.batches.validation_targets)
+        self.model.train()
+        return float(self.world.axes["world"].all_reduce(loss))
+
+    def save(self, path: Path) -> None:
+        """The whole model's weights, gathered and written by rank 0."""
+        if self.data_rank == 0:
+            weights.save(self.model, path, writes=self.world.is_main)
+
+    def _split(self, batch: Batch) -> Iterator[Batch]:
+        """Micro-batches on the device, padded with samples that do not count where the mode cannot
+        split them evenly."""
+        settings, layout = self.plan.settings, self.plan.layout
+        multiple = layout.sample_multiple(settings.seq_len)
+        parts = zip(*(tensor.chunk(settings.num_micro_batches) for tensor in batch), strict=True)
+        for ids, targets in parts:
+            ids, targets = pad_samples(ids, targets, multiple)
+            yield self._move(ids), self._move(targets)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)

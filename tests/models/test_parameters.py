@@ -1,0 +1,51 @@
+"""The list of parameters is the built model's, in every mode, and counts what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from engine.layout import Layout
+from models.gpt import GPT
+from models.parallel.collectives import Axis, Traffic
+from models.parallel.layers import named_boxes
+from models.parallel.mode import Mode
+from models.parallel.partition import Partition
+from models.parallel.registry import modes
+from models.parameters import parameters
+from models.sizes import Sizes
+
+SMALL = Sizes(n_layer=4, n_head=6, n_embd=36, head_dim=4, n_inner=72, vocab_size=29, block_size=16)
+GPT2 = Sizes(
+    n_layer=12, n_head=12, n_embd=768, head_dim=64, n_inner=3072, vocab_size=50257, block_size=1024
+)
+
+
+@pytest.mark.parametrize("mode", modes().values(), ids=list(modes()))
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layers", [range(4), range(2), range(1, 3), range(2, 4)], ids=str)
+def test_list_is_what_a_rank_builds(mode: Mode, tied: bool, layers: range) -> None:
+    sizes = dataclasses.replace(SMALL, tie_embeddings=tied)
+    size, depth = next(
+        (n, depth) for n in range(8, 0, -1) for depth in (2, 1) if mode.axes(n, depth) is not None
+    )
+    layout = Layout(mode=mode, tensor=size, depth=depth)
+    rank = layout.gpus - 1
+    index = layout.coordinates(rank)
+    axes = {
+        name: Axis(name=name, size=n, index=index[name], group=None, traffic=Traffic())
+        for name, n in layout.axes.items()
+    }
+    axes["tensor"] = Axis(name="tensor", size=size, index=rank, group=None, traffic=Traffic())
+    part = Partition(mode=mode, axes=axes, device=torch.device("meta"))
+    model = GPT(sizes, part, layers=layers)
+    listed = {p.name: layout.box(p.shape, p.cut, rank) for p in parameters(sizes, mode, layers)}
+    assert listed == named_boxes(model)
+    built = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert built == {name: box.local for name, box in listed.items()}
+
+
+def test_gpt2_small_has_the_published_number_of_parameters() -> None:
+    assert sum(p.count for p in parameters(GPT2, modes()["serial"])) == 124_439_808
