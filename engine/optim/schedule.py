@@ -7,7 +7,6 @@ floor. Both are functions of the step alone, so a resumed run needs no state to 
 from __future__ import annotations
 
 import importlib
-import math
 from typing import TYPE_CHECKING
 
 from engine.errors import Refused
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def lr_factor(
-    step: int, total_steps: int, settings: Schedule, steps_per_epoch: int | None = None
+    step: int, total_steps: int, settings: Schedule, steps_per_epoch: float | None = None
 ) -> float:
     """The share of the peak learning rate that step ``step`` (counted from 1) takes.
 
@@ -26,7 +25,8 @@ def lr_factor(
     LinearWarmupLR). Then floor + (1 - floor) decay(progress), with progress = steps since the
     warm-up / (total - warmup), which is torch's and transformers' decay; after ``settings.total``
     (default: the whole run) the floor stays. With ``by='epoch'`` warm-up and total count epochs,
-    and the factor changes between epochs only.
+    and the factor changes between epochs only: a step belongs to the epoch of its first sample, so
+    ``steps_per_epoch`` need not be whole.
 
     Raises Refused when epochs are asked for and the data has none (``steps_per_epoch`` is None).
     """
@@ -35,7 +35,8 @@ def lr_factor(
     if settings.by == "epoch":
         if steps_per_epoch is None:
             raise Refused("lr_scheduler.by='epoch' needs data that ends; here: by='step'")
-        done, whole = done // steps_per_epoch, math.ceil(total_steps / steps_per_epoch)
+        done = _epoch(step, steps_per_epoch)
+        whole = _epoch(total_steps, steps_per_epoch) + 1
     if done < settings.warmup:
         return (done + 1) / (settings.warmup + 1)
     end = whole if settings.total is None else settings.total
@@ -44,3 +45,8 @@ def lr_factor(
         progress
     )
     return settings.floor + (1.0 - settings.floor) * decay
+
+
+def _epoch(step: int, steps_per_epoch: float) -> int:
+    """The epoch, from 0, that ``step`` begins in; a boundary missed by rounding counts as met."""
+    return int((step - 1) / steps_per_epoch + 1e-9)

@@ -25,7 +25,7 @@ def schedule(**settings: Any) -> Schedule:
     return Schedule(**{"type": "cosine", "warmup": 0, "floor": 0.0, **settings})
 
 
-def factors(settings: Schedule, total: int, steps_per_epoch: int | None = None) -> list[float]:
+def factors(settings: Schedule, total: int, steps_per_epoch: float | None = None) -> list[float]:
     return [lr_factor(step, total, settings, steps_per_epoch) for step in range(1, total + 1)]
 
 
@@ -117,6 +117,16 @@ def test_by_epoch_is_torchs_stepped_each_epoch():
     expected = torch_lrs(lambda o: CosineAnnealingLR(o, T_max=5), 5)
     found = factors(schedule(by="epoch"), total=19, steps_per_epoch=4)  # the last epoch is short
     assert found == pytest.approx([lr for lr in expected for _ in range(4)][:19], rel=1e-12)
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(100, 3), (7, 4), (3, 4), (1000, 7), (10, 10)])
+def test_epochs_need_not_be_whole_steps(samples, batch):
+    """Told sample by sample: a step has the factor of the epoch that its first sample is in."""
+    epochs = 5
+    total = math.ceil(epochs * samples / batch)
+    by_epoch = factors(schedule(), epochs)
+    expected = [by_epoch[step * batch // samples] for step in range(total)]
+    assert factors(schedule(by="epoch"), total, samples / batch) == pytest.approx(expected)
 
 
 def test_by_epoch_without_epochs_is_refused():

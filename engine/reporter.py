@@ -1,0 +1,135 @@
+"""What rank 0 tells of a run: terminal, log.jsonl, TensorBoard, status.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+
+from engine.advice import smaller_run
+from engine.flops import flops_per_token, peak_flops
+from engine.metrics import JsonLines, Row, Sink, TensorBoard
+from engine.run_folder import RunFolder, State
+from engine.terminal import Pace, Terminal, summary
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a run knows once it is up, and its plan did not.
+
+    ``device`` is 'cpu' or the name CUDA gives; ``parameters`` counts the whole model, unpadded;
+    ``first_step`` steps were done before; ``more`` are further rows of the opening table.
+    """
+
+    device: str
+    parameters: int
+    total_steps: int
+    first_step: int = 0
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+class Reporter:
+    """Passes each row on, and leaves word of how the run ended whichever way it is left.
+
+    Ranks other than 0 make one of nothing, which is silent.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None = None,
+        terminal: Terminal | None = None,
+        files: Sequence[Sink] = (),
+        *,
+        flops_per_token: float = 0.0,
+        peak_flops: float | None = None,
+    ) -> None:
+        self._folder, self._terminal, self._files = folder, terminal, files
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._step = 0
+
+    def step(self, row: Row) -> None:
+        """Report a step; its validation, if it had one, comes with it."""
+        self._step = row.step
+        flops = self._flops_per_token * row.tokens_per_second
+        mfu = None if self._peak_flops is None else flops / self._peak_flops
+        row = replace(row, flops_per_second=flops, mfu=mfu)
+        for file in self._files:
+            file.step(row)
+        if self._terminal is not None:
+            self._terminal.step(row)
+
+    def say(self, text: str) -> None:
+        """A line on rank 0's terminal."""
+        if self._terminal is not None:
+            self._terminal.say(text)
+
+    def finish(self, state: State, message: str = "") -> None:
+        """Write how the run ended, close every file and take the bar away. Only once."""
+        for file in self._files:
+            file.close()
+        if self._terminal is not None:
+            self._terminal.close()
+        if self._folder is not None:
+            self._folder.write_status(state, step=self._step, message=message)
+        self._files, self._folder = (), None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """What leaves by an error has failed; Ctrl-C interrupts; the rest has finished."""
+        if error is None:
+            self.finish("finished")
+        elif isinstance(error, KeyboardInterrupt):
+            self.finish("interrupted", "KeyboardInterrupt")
+        else:
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.finish("failed", first_line)
+
+
+def open_reporter(
+    plan: Plan, facts: Facts, folder: RunFolder, console: Console | None = None
+) -> Reporter:
+    """Rank 0's reporter: keeps config and settings in the folder, prints warnings and the table."""
+    settings = plan.settings
+    console = console or Console()
+    folder.record(Path(settings.source), settings.model_dump(mode="json"))
+    folder.write_status("running", step=facts.first_step)
+    files: list[Sink] = [JsonLines(folder.log, facts.first_step)]
+    if settings.log.tensorboard:
+        files.append(TensorBoard(folder.tensorboard, facts.first_step))
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    table = summary(
+        plan,
+        device=facts.device,
+        parameters=facts.parameters,
+        steps=facts.total_steps - facts.first_step,
+        run=str(folder.path),
+        **facts.more,
+    )
+    console.print(table)
+    advise = partial(smaller_run, settings) if facts.device == "cpu" else None
+    peak = peak_flops(facts.device, settings.precision)
+    return Reporter(
+        folder,
+        Terminal(
+            console, Pace(total_steps=facts.total_steps), every=settings.log.every, advise=advise
+        ),
+        files,
+        flops_per_token=flops_per_token(settings.model, settings.seq_len),
+        peak_flops=None if peak is None else peak * plan.layout.gpus,
+    )

@@ -1,0 +1,187 @@
+"""What a run shows on the terminal: a table first, then a bar and a line every so many steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from engine.flops import flops_per_token
+from engine.metrics import Row
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
+
+REFRESH_SECONDS = 0.2
+# What the estimate of speed rests on before it is acted on; the first step also warms up.
+STEADY_STEPS, STEADY_SECONDS = 3, 10.0
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """Seconds a step on the wall clock, validations and all, the first step aside."""
+
+    total_steps: int
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[int, float] | None = field(default=None, init=False)
+    _last: tuple[int, float] | None = field(default=None, init=False)
+
+    def mark(self, step: int) -> None:
+        """Step ``step`` is done."""
+        self._last = step, self.clock()
+        self._first = self._first or self._last
+
+    @property
+    def steps_left(self) -> int:
+        return self.total_steps - self._last[0] if self._last else self.total_steps
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """None until two steps are done."""
+        if self._first is None or self._last is None or self._first[0] == self._last[0]:
+            return None
+        return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None until two steps are done."""
+        pace = self.seconds_per_step
+        return None if pace is None else pace * self.steps_left
+
+    @property
+    def steady(self) -> bool:
+        """Whether enough was measured to act on."""
+        if self._first is None or self._last is None:
+            return False
+        steps, seconds = self._last[0] - self._first[0], self._last[1] - self._first[1]
+        return steps >= STEADY_STEPS and seconds >= STEADY_SECONDS
+
+
+class Terminal:
+    """A line every ``every`` steps, and at the last; above a bar where a person is watching.
+
+    ``advise`` is asked once, as soon as the pace is steady, with seconds a step and steps left.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        pace: Pace,
+        *,
+        every: int,
+        advise: Callable[[float, int], str | None] | None = None,
+    ) -> None:
+        self._console, self._pace, self._every, self._advise = console, pace, every, advise
+        self._bar: Progress | None = None
+        self._drawn = 0.0
+        if console.is_terminal:
+            self._bar = _bar(console)
+            self._task = self._bar.add_task("training", total=pace.total_steps, eta="-")
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """Print a line of text as it is."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, row: Row) -> None:
+        self._pace.mark(row.step)
+        eta = duration(self._pace.seconds_left)
+        last = row.step == self._pace.total_steps
+        if row.step % self._every == 0 or last or row.val_loss is not None:
+            self.say(line(row, self._pace.total_steps, eta))
+        if self._advise is not None and self._pace.steady:
+            advice = self._advise(self._pace.seconds_per_step or 0.0, self._pace.steps_left)
+            self._advise = None
+            if advice is not None:
+                self.say(advice)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row.step, eta=eta)
+            if last or self._pace.clock() - self._drawn >= REFRESH_SECONDS:
+                self._drawn = self._pace.clock()
+                self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(console: Console) -> Progress:
+    columns = [
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("ETA {task.fields[eta]}"),
+    ]
+    # no thread of its own: on a CPU it would take its turns from the matmuls
+    return Progress(*columns, console=console, auto_refresh=False, transient=True, expand=True)
+
+
+def line(row: Row, total_steps: int, eta: str) -> str:
+    """The step in one line of plain text."""
+    total = f"{total_steps:,}"
+    parts = [
+        f"step {row.step:{len(total)},}/{total}",
+        f"loss {row.loss:.4f}",
+        *([] if row.val_loss is None else [f"val loss {row.val_loss:.4f}"]),
+        f"lr {row.lr:.2e}",
+        f"grad norm {row.grad_norm:.3g}",
+        f"{row.tokens_per_second:,.0f} tokens/s",
+        f"{size(row.memory_bytes)}",
+        *([] if row.mfu is None else [f"MFU {row.mfu:.1%}"]),
+        f"ETA {eta}",
+    ]
+    return " | ".join(parts)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 4:05 or 1:04:05; '-' for None."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(number: float) -> str:
+    """Bytes as MiB, and as GiB from ten of them on."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 10 * 2**30 else f"{number / 2**20:,.0f} MiB"
+
+
+def count(number: float) -> str:
+    """A number to three digits with K, M, G, T, P behind it."""
+    for unit in ("", "K", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{' ' if unit else ''}{unit}"
+        number /= 1000
+    return f"{number:.3g} P"
+
+
+def summary(plan: Plan, *, device: str, parameters: int, steps: int, **more: str) -> Table:
+    """The table that opens a run; ``more`` are further rows."""
+    settings, layout = plan.settings, plan.layout
+    model = settings.model
+    flops = flops_per_token(model, settings.seq_len)
+    cut = " ".join(f"{axis}={size}" for axis, size in layout.tensor_axes.items())
+    rows: Mapping[str, str] = {
+        "config": settings.source,
+        "model": f"{model.n_layer} layers, {model.n_head} heads of {model.head_dim}, "
+        f"width {model.n_embd}, vocabulary {model.vocab_size:,}: {count(parameters)} parameters",
+        "layout": f"tensor {layout.tensor} ({layout.mode.name}{cut and ': ' + cut}) x "
+        f"pipeline {layout.pipeline} x data {layout.data} = {layout.gpus} processes",
+        "device": f"{device}, {settings.precision}",
+        "batch": f"{settings.batch_size} samples x data {layout.data} x accumulation "
+        f"{settings.gradient_accumulation} = {plan.global_batch} samples of {settings.seq_len} "
+        f"tokens a step, in micro-batches of {plan.micro_batch}",
+        "work": f"{steps:,} steps of {plan.tokens_per_step:,} tokens; {count(flops)}FLOPs a token, "
+        f"{count(flops * plan.tokens_per_step)}FLOPs a step",
+        **more,
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table

@@ -1,0 +1,73 @@
+"""The ``cuboid`` command: every file in ``launch/commands`` is one of its commands.
+
+A command is a module with ``add_arguments(parser)`` and ``run(args, environ) -> int``; the first
+line of its docstring is its help. Commands import what they need when they run: validate must not
+wait for torch. Exit codes: 0 done, 1 the run failed, 2 the user's input was refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from types import ModuleType
+
+from engine import discover
+from engine.config.errors import ConfigError
+from engine.errors import Refused
+
+COMMANDS = "launch.commands"
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Run the command line; its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(list(argv), environ)
+    except (ConfigError, Refused) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 1
+    except BrokenPipeError:  # `cuboid settings | head`: nothing more can be said, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
+    names = discover.names(COMMANDS)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage(names))
+        return 0
+    if argv[0] == "--version":
+        print(f"cuboid {metadata.version('cuboid')}")
+        return 0
+    name, *rest = argv
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+        raise Refused(f"cuboid: {name} is not a command; {hint}")
+    command = _load(name)
+    parser = argparse.ArgumentParser(prog=f"cuboid {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    code: int = command.run(parser.parse_intermixed_args(rest), environ)
+    return code
+
+
+def _usage(names: list[str]) -> str:
+    lines = [f"  {name:10}{(_load(name).__doc__ or '').splitlines()[0]}" for name in names]
+    return "\n".join(
+        ["usage: cuboid COMMAND ...", "", *lines, "", "cuboid COMMAND --help tells more."]
+    )
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"{COMMANDS}.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

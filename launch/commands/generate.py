@@ -1,0 +1,61 @@
+"""Continue a prompt with the model that a run trained."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine.errors import Refused
+from engine.run_folder import RunFolder, newest
+from launch.arguments import positive
+
+RUNS = Path("runs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """[RUN] and how to draw from it."""
+    parser.add_argument("run", nargs="?", type=Path, help="a run's folder; default: the newest")
+    parser.add_argument("--prompt", default="", help="the text to go on from")
+    parser.add_argument("--tokens", type=positive, default=200, help="how many; default: 200")
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=0.8,
+        help="1: as the model has it, less: nearer to the likeliest, 0: that one; default: 0.8",
+    )
+    parser.add_argument("--top-k", type=positive, help="draw from this many likeliest only")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed, another text; default: 0"
+    )
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print the prompt and what follows as it is drawn; 0.
+
+    Raises Refused when there is no such run, or it has no weights or no text.
+    """
+    folder = newest(RUNS) if args.run is None else RunFolder(args.run)
+    if folder is None:
+        raise Refused(f"no run under {RUNS}/ has weights yet: name one, or train: cuboid train")
+    import torch  # only now: a wrong folder should not take seconds to refuse
+
+    from engine.generate import Sampling, continue_text, open_run
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sampling = Sampling(
+        tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
+    )
+    model, tokenizer = open_run(folder, device)
+    print(args.prompt, end="", flush=True)
+    for piece in continue_text(model, tokenizer, args.prompt, sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return number
