@@ -25,17 +25,18 @@ class Illegal(Exception):
 
 
 class Exhausted(Exception):
-    """The reading ends here: too much work or too many problems, already reported."""
+    """The reading ends here: too much work or too many problems."""
 
 
 class Budget:
     """The work left for one reading of a config."""
 
     def __init__(self) -> None:
-        self.left = WORK
+        self._left = WORK
 
     def charge(self, value: object) -> None:
         """Pays for having ``value``; Illegal where it is too large, deep (or cyclic) or not text.
+        Exhausted where the work done is too much.
 
         Shared parts count as often as they occur: that is the work of printing or copying them.
         """
@@ -48,14 +49,15 @@ class Budget:
                 weight += _own_weight(item)
                 below.extend(_children(item))
                 if weight + len(below) > VALUE_WEIGHT:
-                    self.left -= weight
+                    self._spend(weight)
                     raise Illegal(f"larger than {VALUE_WEIGHT:,} items")
             level, depth = below, depth + 1
-        self.left -= weight
+        self._spend(weight)
 
-    @property
-    def is_spent(self) -> bool:
-        return self.left < 0
+    def _spend(self, weight: int) -> None:
+        self._left -= weight
+        if self._left < 0:
+            raise Exhausted("more work than any config needs: the values are too large")
 
 
 def check_repeat(length: int, times: int, limit: int) -> None:

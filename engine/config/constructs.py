@@ -1,0 +1,39 @@
+"""How messages call the constructs of Python that a config may not contain."""
+
+import ast
+from collections.abc import Mapping
+
+NOT_HERE = "cannot stand in a config, which is read and never run"
+CONSTRUCTS: Mapping[type[ast.AST], str] = {
+    ast.AsyncFor: "a for loop",
+    ast.AsyncFunctionDef: "a function",
+    ast.AsyncWith: "a with block",
+    ast.Assert: "assert",
+    ast.Await: "await",
+    ast.ClassDef: "a class",
+    ast.Delete: "del",
+    ast.DictComp: "a comprehension",
+    ast.For: "a for loop",
+    ast.FunctionDef: "a function",
+    ast.GeneratorExp: "a comprehension",
+    ast.Global: "global",
+    ast.Lambda: "a lambda",
+    ast.ListComp: "a comprehension",
+    ast.Match: "match",
+    ast.NamedExpr: "an assignment inside an expression",
+    ast.Nonlocal: "nonlocal",
+    ast.Raise: "raise",
+    ast.Return: "return",
+    ast.SetComp: "a comprehension",
+    ast.Starred: "a starred expression here",
+    ast.Try: "try",
+    ast.TryStar: "try",
+    ast.While: "a while loop",
+    ast.With: "a with block",
+    ast.Yield: "yield",
+    ast.YieldFrom: "yield",
+}
+
+
+def name_of(node: ast.AST) -> str:
+    return CONSTRUCTS.get(type(node), type(node).__name__)

@@ -1,0 +1,245 @@
+"""The value of an expression, found by walking its syntax tree; nothing is compiled or run."""
+
+import ast
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import TypeVar
+
+from engine.config import calls, operations
+from engine.config.bounds import EXPRESSION_DEPTH, Budget, Illegal
+from engine.config.constructs import NOT_HERE, name_of
+from engine.config.errors import Problem
+from engine.config.sources import Source
+from engine.config.values import Symbol, Table
+
+T = TypeVar("T")
+SUGGESTED_AMONG = 100  # names; comparing strings is slow
+SUGGESTED_LENGTH = 40
+
+
+class Unknown(Exception):
+    """This value cannot be had; why has been reported."""
+
+
+UNKNOWN = object()  # what a name stands for whose value is Unknown
+
+
+@dataclass(frozen=True)
+class Module:
+    """Another config file, imported by name: its values are its attributes."""
+
+    file: str
+    values: Table
+
+
+class Evaluator:
+    """Evaluates expressions of one ``source`` over the names of ``scope``."""
+
+    def __init__(
+        self,
+        source: Source,
+        scope: Table,
+        budget: Budget,
+        environ: Mapping[str, str],
+        report: Callable[[Problem], None],
+    ) -> None:
+        self.source = source
+        self.scope = scope
+        self.budget = budget
+        self.complete = True  # False: an import failed, so that any name may be missing
+        self.environ = environ
+        self._report = report
+        self._depth = 0
+
+    def evaluate(self, node: ast.expr) -> object:
+        """The value of ``node``; Unknown where there is none, with the problem reported."""
+        self._depth += 1
+        try:
+            if self._depth > EXPRESSION_DEPTH:
+                raise Illegal(f"an expression nested more than {EXPRESSION_DEPTH} deep")
+            value = self._value(node)
+            self.budget.charge(value)
+            return value
+        except Illegal as error:
+            raise self.fail(node, str(error)) from None
+        finally:
+            self._depth -= 1
+
+    def fail(self, node: ast.AST, message: str, *, column: bool = False) -> Unknown:
+        self._report(self.source.problem(node, message, column=column))
+        return Unknown()
+
+    def forbid(self, node: ast.AST) -> Unknown:
+        """Reports a construct that a config may not contain."""
+        return self.fail(node, f"{name_of(node)} {NOT_HERE}", column=True)
+
+    def each(self, steps: Iterable[Callable[[], T]]) -> list[T]:
+        """What every step gives; all are tried, so that the problems of all are reported."""
+        results: list[T] = []
+        known = True
+        for step in steps:
+            try:
+                results.append(step())
+            except Unknown:
+                known = False
+        if not known:
+            raise Unknown
+        return results
+
+    def items(self, nodes: Sequence[ast.expr]) -> list[object]:
+        """The values of ``nodes``, with ``*sequence`` spread."""
+        return [*chain.from_iterable(self.each(partial(self._spread, node) for node in nodes))]
+
+    def _spread(self, node: ast.expr) -> Sequence[object]:
+        if not isinstance(node, ast.Starred):
+            return [self.evaluate(node)]
+        value = self.evaluate(node.value)
+        if not isinstance(value, list | tuple):
+            raise self.fail(node, f"* of {operations.kind(value)}, which is not a list")
+        return value
+
+    def _value(self, node: ast.expr) -> object:
+        match node:
+            case ast.Constant(value=None | bool() | int() | float() | str() as value):
+                return value
+            case ast.Constant(value=value):
+                what = operations.kind(value)
+                raise self.fail(node, f"a constant of type {what} {NOT_HERE}", column=True)
+            case ast.Name():
+                return self._name(node)
+            case ast.Attribute():
+                return self._attribute(node)
+            case ast.Call():
+                return calls.call(self, node)
+            case ast.List(elts=items):
+                return self.items(items)
+            case ast.Tuple(elts=items):
+                return tuple(self.items(items))
+            case ast.Set(elts=items):
+                return self._set(items)
+            case ast.Dict():
+                return self._dict(node)
+            case ast.JoinedStr(values=parts):
+                return "".join(map(str, self.items(parts)))
+            case ast.FormattedValue():
+                return self._formatted(node)
+            case ast.BinOp(left, sign, right) if type(sign) in operations.BINARY:
+                first, second = self.items([left, right])
+                return operations.binary(type(sign), first, second)
+            case ast.UnaryOp(sign, operand):
+                return operations.unary(sign, self.evaluate(operand))
+            case ast.BoolOp():
+                return self._boolean(node)
+            case ast.Compare():
+                return self._compare(node)
+            case ast.IfExp(test, body, orelse):
+                return self.evaluate(body if operations.truth(self.evaluate(test)) else orelse)
+            case ast.Subscript():
+                return self._subscript(node)
+            case _:
+                raise self.forbid(node)
+
+    def _name(self, node: ast.Name) -> object:
+        name = node.id
+        if name in self.scope:
+            if self.scope[name] is UNKNOWN:
+                raise Unknown
+            return self.scope[name]
+        if name.startswith("__"):
+            raise self.fail(node, f"{name} {NOT_HERE}", column=True)
+        if name in operations.FUNCTIONS or name == "dict":
+            raise self.fail(node, f"{name} is a function; a config can only call it")
+        if not self.complete:
+            raise Unknown
+        raise self.fail(node, f"{name} is not defined{self._suggestion(name)}")
+
+    def _suggestion(self, name: str) -> str:
+        known = [other for other in map(str, self.scope) if len(other) <= SUGGESTED_LENGTH]
+        near = difflib.get_close_matches(name[:SUGGESTED_LENGTH], known[:SUGGESTED_AMONG], n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def _attribute(self, node: ast.Attribute) -> object:
+        if node.attr.startswith("__"):
+            raise self.fail(node, f".{node.attr} {NOT_HERE}", column=True)
+        value = self.evaluate(node.value)
+        match value:
+            case Symbol():
+                return Symbol(f"{value}.{node.attr}")
+            case Module(file, values):
+                if node.attr not in values:
+                    raise Illegal(f"{file} has no {node.attr}")
+                if values[node.attr] is UNKNOWN:
+                    raise Unknown
+                return values[node.attr]
+        what = operations.kind(value)
+        raise self.fail(node, f".{node.attr} of {what} {NOT_HERE}", column=True)
+
+    def _set(self, nodes: Sequence[ast.expr]) -> object:
+        # a tuple in the order written: a set's own order differs from process to process
+        values = self.items(nodes)
+        for value in values:
+            operations.check_key(value)
+        return tuple(dict.fromkeys(values))
+
+    def _dict(self, node: ast.Dict) -> object:
+        table = Table()
+        entries = zip(node.keys, node.values, strict=True)
+        self.each(partial(self._entry, table, key, value) for key, value in entries)
+        return table
+
+    def _entry(self, table: Table, key_node: ast.expr | None, value_node: ast.expr) -> None:
+        if key_node is None:
+            table.absorb(self.table(value_node))
+            return
+        key, value = self.items([key_node, value_node])
+        operations.check_key(key)
+        table.put(key, value, self.source.origin(key_node))
+
+    def table(self, node: ast.expr) -> Table:
+        """The value of ``node``, which stands after ``**`` and so must be a dict."""
+        value = self.evaluate(node)
+        if not isinstance(value, Table):
+            raise self.fail(node, f"** of {operations.kind(value)}, which is not a dict")
+        return value
+
+    def _formatted(self, node: ast.FormattedValue) -> object:
+        value = self.evaluate(node.value)
+        spec = self.evaluate(node.format_spec) if node.format_spec else ""
+        conversion = chr(node.conversion) if node.conversion > 0 else ""
+        return operations.formatted(value, conversion, str(spec))
+
+    def _boolean(self, node: ast.BoolOp) -> object:
+        value: object = None
+        for operand in node.values:
+            value = self.evaluate(operand)
+            if operations.truth(value) == isinstance(node.op, ast.Or):
+                break
+        return value
+
+    def _compare(self, node: ast.Compare) -> object:
+        left = self.evaluate(node.left)
+        for sign, operand in zip(node.ops, node.comparators, strict=True):
+            right = self.evaluate(operand)
+            if right == calls.ENVIRON:
+                right = list(self.environ)
+            if not operations.compare(sign, left, right):
+                return False
+            left = right
+        return True
+
+    def _subscript(self, node: ast.Subscript) -> object:
+        base = self.evaluate(node.value)
+        key = self.key(node)
+        if base == calls.ENVIRON:
+            return calls.environment(self.environ, [key])
+        return operations.index(base, key)
+
+    def key(self, node: ast.Subscript) -> object:
+        """What stands between the brackets: a value or a slice."""
+        if isinstance(node.slice, ast.Slice):
+            bounds = (node.slice.lower, node.slice.upper, node.slice.step)
+            return slice(*[bound and self.evaluate(bound) for bound in bounds])
+        return self.evaluate(node.slice)

@@ -1,0 +1,290 @@
+"""The operators and functions a config may use, each bounded before it is carried out.
+
+All take values and return a value; Illegal says what is wrong with them.
+"""
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.config.bounds import (
+    INTEGER_BITS,
+    STRING_LENGTH,
+    VALUE_WEIGHT,
+    Illegal,
+    check_bits,
+    check_repeat,
+)
+from engine.config.values import Symbol, Table
+
+Binary = Callable[[Any, Any], object]
+FORMAT_WIDTH_DIGITS = 3
+
+
+def kind(value: object) -> str:
+    """How a message calls the type of ``value``."""
+    if isinstance(value, Symbol):
+        return f"{value}, whose value is not known here"
+    return {Table: "dict", type(None): "None"}.get(type(value), type(value).__name__.lower())
+
+
+def is_plain(value: object) -> bool:
+    """Whether what ``value`` is can be known without running anything foreign."""
+    return isinstance(value, None | bool | int | float | str | list | tuple | Table)
+
+
+def truth(value: object) -> bool:
+    if not is_plain(value):
+        raise Illegal(f"a condition on {kind(value)}")
+    return bool(value)
+
+
+def _multiply(left: Any, right: Any) -> object:
+    for sequence, times in ((left, right), (right, left)):
+        if isinstance(sequence, str | list | tuple) and isinstance(times, int):
+            limit = STRING_LENGTH if isinstance(sequence, str) else VALUE_WEIGHT
+            check_repeat(len(sequence), times, limit)
+    return left * right
+
+
+def _modulo(left: Any, right: Any) -> object:
+    if isinstance(left, str):
+        raise Illegal("% does not format strings here; write an f-string")
+    return left % right
+
+
+def _power(left: Any, right: Any) -> object:
+    if isinstance(left, int) and isinstance(right, int) and right > 0 and abs(left) > 1:
+        # left**right has more than (bits - 1) * right bits
+        check_bits((left.bit_length() - 1) * right)
+    return left**right
+
+
+def _shift_left(left: Any, right: Any) -> object:
+    if isinstance(left, int) and isinstance(right, int) and left:
+        check_bits(left.bit_length() + right)
+    return left << right
+
+
+def _or(left: Any, right: Any) -> object:
+    if isinstance(left, Table) and isinstance(right, Table):
+        union = Table()
+        union.absorb(left)
+        union.absorb(right)
+        return union
+    return left | right
+
+
+BINARY: Mapping[type[ast.operator], tuple[str, Binary]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", _multiply),
+    ast.Div: ("/", operator.truediv),
+    ast.FloorDiv: ("//", operator.floordiv),
+    ast.Mod: ("%", _modulo),
+    ast.Pow: ("**", _power),
+    ast.LShift: ("<<", _shift_left),
+    ast.RShift: (">>", operator.rshift),
+    ast.BitOr: ("|", _or),
+    ast.BitAnd: ("&", operator.and_),
+    ast.BitXor: ("^", operator.xor),
+}
+
+
+def binary(kind_of: type[ast.operator], left: object, right: object) -> object:
+    sign, compute = BINARY[kind_of]
+    try:
+        result = compute(left, right)
+    except TypeError:
+        raise Illegal(f"{sign} between {kind(left)} and {kind(right)}") from None
+    except ZeroDivisionError:
+        raise Illegal("division by zero") from None
+    except OverflowError:
+        raise Illegal("too large for a float") from None
+    except ValueError as error:
+        raise Illegal(str(error)) from None
+    if isinstance(result, complex):
+        raise Illegal("a complex number")
+    if isinstance(result, float) and not math.isfinite(result) and _finite(left, right):
+        raise Illegal("too large for a float")
+    return result
+
+
+def in_place(kind_of: type[ast.operator], left: object, right: object) -> object:
+    """``left += right``: lists and dicts change in place, all who hold them see it."""
+    if kind_of is ast.Add and isinstance(left, list) and isinstance(right, list | tuple):
+        left.extend(right)
+        return left
+    if kind_of is ast.BitOr and isinstance(left, Table) and isinstance(right, Table):
+        left.absorb(right)
+        return left
+    result = binary(kind_of, left, right)
+    if isinstance(left, list) and isinstance(result, list):
+        left[:] = result
+        return left
+    return result
+
+
+def _finite(*operands: object) -> bool:
+    return all(math.isfinite(item) for item in operands if isinstance(item, float))
+
+
+UNARY: Mapping[type[ast.unaryop], tuple[str, Callable[[Any], object]]] = {
+    ast.UAdd: ("+", operator.pos),
+    ast.USub: ("-", operator.neg),
+    ast.Invert: ("~", operator.inv),
+}
+
+
+def unary(node: ast.unaryop, value: object) -> object:
+    if isinstance(node, ast.Not):
+        return not truth(value)
+    sign, compute = UNARY[type(node)]
+    try:
+        return compute(value)
+    except TypeError:
+        raise Illegal(f"{sign} on {kind(value)}") from None
+
+
+COMPARISONS: Mapping[type[ast.cmpop], tuple[str, Binary]] = {
+    ast.Eq: ("==", operator.eq),
+    ast.NotEq: ("!=", operator.ne),
+    ast.Lt: ("<", operator.lt),
+    ast.LtE: ("<=", operator.le),
+    ast.Gt: (">", operator.gt),
+    ast.GtE: (">=", operator.ge),
+    ast.In: ("in", lambda left, right: left in right),
+    ast.NotIn: ("not in", lambda left, right: left not in right),
+    ast.Is: ("is", operator.is_),
+    ast.IsNot: ("is not", operator.is_not),
+}
+
+
+def compare(node: ast.cmpop, left: object, right: object) -> bool:
+    """Whether ``left < right`` and the like; what a foreign symbol is, nobody knows here.
+
+    Only names of one kind can be told apart: ``AMP_TYPE.NAIVE == AMP_TYPE.TORCH``, ``is None``.
+    """
+    sign, compute = COMPARISONS[type(node)]
+    identity = isinstance(node, ast.Is | ast.IsNot)
+    if identity and not any(item is None or isinstance(item, bool) for item in (left, right)):
+        raise Illegal(f"'{sign}' compares with None, True or False; use == or !=")
+    named = isinstance(node, ast.Eq | ast.NotEq) and _is_name(left) and _is_name(right)
+    operands = [left, right, *(right if isinstance(right, list | tuple) else ())]
+    for item in operands:
+        if not is_plain(item) and not named and not (identity and _is_name(item)):
+            raise Illegal(f"{sign} with {kind(item)}")
+    try:
+        return bool(compute(left, right))
+    except TypeError:
+        raise Illegal(f"{sign} between {kind(left)} and {kind(right)}") from None
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, Symbol) and value.args is None
+
+
+def index(base: object, key: Any) -> object:
+    """``base[key]`` of a dict, list, tuple or str; a foreign symbol gives a symbol."""
+    if isinstance(base, Symbol):
+        if isinstance(key, slice):
+            raise Illegal(f"a slice of {kind(base)}")
+        return Symbol(f"{base}[{key!r}]")
+    if not isinstance(base, str | list | tuple | Table):
+        raise Illegal(f"[...] on {kind(base)}")
+    try:
+        return base[key]
+    except KeyError:
+        known = ", ".join(repr(name) for name in list(base)[:10])
+        raise Illegal(f"no key {key!r}; there are: {known or 'none'}") from None
+    except IndexError:
+        raise Illegal(f"index {key} of {len(base)} items") from None
+    except TypeError:
+        raise Illegal(f"[{kind(key)}] on {kind(base)}") from None
+
+
+def check_key(key: object) -> None:
+    """Keys whose hashes an author cannot choose to collide: text and numbers of 64 bits."""
+    if isinstance(key, int) and key.bit_length() > 64:
+        raise Illegal("an integer of more than 64 bits as a key")
+    if not isinstance(key, None | bool | int | float | str):
+        raise Illegal(f"{kind(key)} as a key")
+
+
+def formatted(value: object, conversion: str, spec: str) -> str:
+    """``f"{value!conversion:spec}"``."""
+    if not is_plain(value):
+        raise Illegal(f"the text of {kind(value)}")
+    if re.search(rf"\d{{{FORMAT_WIDTH_DIGITS + 1}}}", spec):
+        raise Illegal(f"a format {spec[:20]!r} wider than {10**FORMAT_WIDTH_DIGITS - 1}")
+    if conversion:
+        value = {"s": str, "r": repr, "a": ascii}[conversion](value)
+    try:
+        return format(value, spec)
+    except TypeError:
+        raise Illegal(f"the format {spec[:20]!r} of {kind(value)}") from None
+    except (ValueError, OverflowError) as error:
+        raise Illegal(f"the format {spec[:20]!r}: {error}") from None
+
+
+def _range(*bounds: Any) -> object:
+    span = range(*bounds)
+    check_repeat(1, len(span), VALUE_WEIGHT)
+    return list(span)
+
+
+def _round(number: Any, digits: Any = None) -> object:
+    # round(1, -10**9) would compute 10**10**9
+    if isinstance(digits, int) and abs(digits) > INTEGER_BITS:
+        raise Illegal(f"round to {digits} digits")
+    return round(number, digits)
+
+
+def _sum(numbers: Any, start: Any = 0) -> object:
+    # only numbers: the sum of lists is quadratic
+    if not isinstance(numbers, list | tuple):
+        raise TypeError
+    if not all(isinstance(item, int | float) for item in (*numbers, start)):
+        raise TypeError
+    return sum(numbers, start)
+
+
+def _text(value: object = "") -> str:
+    return formatted(value, "", "")
+
+
+def _bool(value: object = False) -> bool:
+    return truth(value)
+
+
+FUNCTIONS: Mapping[str, Callable[..., object]] = {
+    "abs": abs,
+    "bool": _bool,
+    "float": float,
+    "int": int,
+    "len": len,
+    "list": list,
+    "max": max,
+    "min": min,
+    "range": _range,
+    "round": _round,
+    "str": _text,
+    "sum": _sum,
+    "tuple": tuple,
+}
+
+
+def call(name: str, args: list[object]) -> object:
+    """One of FUNCTIONS on ``args``."""
+    for item in args:
+        if not is_plain(item):
+            raise Illegal(f"{name}() of {kind(item)}")
+    try:
+        return FUNCTIONS[name](*args)
+    except TypeError:
+        raise Illegal(f"{name}() cannot take ({', '.join(map(kind, args))})") from None
+    except (ValueError, OverflowError) as error:
+        raise Illegal(f"{name}(): {str(error)[:80]}") from None

@@ -1,0 +1,105 @@
+"""``KEY=VALUE`` of the command line: typed values for names, and for paths inside them."""
+
+import ast
+import keyword
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from engine.config.bounds import STRING_LENGTH, Budget, Illegal
+from engine.config.errors import ConfigError, Problem
+from engine.config.expressions import Evaluator, Unknown
+from engine.config.sources import Source
+from engine.config.values import COMMAND_LINE, Origin, Path, Table
+
+ORIGIN = Origin(COMMAND_LINE, 0, 0)
+NOT_BARE = set("'\"()[]{}")  # what a string without quotes cannot contain
+
+Report = Callable[[Problem], None]
+
+
+def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path, object]:
+    """path -> value of every override, the last one of each path; malformed ones are reported.
+
+    A value is an expression of the config language: ``3e-4``, ``True``, ``2*48``,
+    ``dict(lr=0.1)``. Any other, such as ``2d``, ``bf16`` or ``data/a.txt``, is a string.
+    """
+    values: dict[Path, object] = {}
+    for override in overrides:
+        name = _shown(override)
+
+        def report_named(problem: Problem, name: str = name) -> None:
+            report(replace(problem, column=None, message=f"{name}: {problem.message}"))
+
+        key, equals, text = override.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(map(_is_name, path)):
+            example = "KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"
+            report_named(Problem(COMMAND_LINE, 0, None, f"is not {example}"))
+            continue
+        try:
+            values[path] = _value(text.strip(), budget, report_named)
+        except Unknown:
+            continue
+    return values
+
+
+def apply(table: Table, path: Path, value: object) -> None:
+    """Sets ``path`` in ``table``, making dicts on the way; those that were there are copied.
+
+    Illegal where something on the way is no dict.
+    """
+    for depth, key in enumerate(path[:-1], start=1):
+        inner = table.get(key)
+        if not isinstance(inner, Table | None):
+            name = ".".join(path)
+            raise Illegal(f"{name}: {'.'.join(path[:depth])} is {str(inner)[:40]!r}, not a dict")
+        origin = ORIGIN if inner is None else table.origins[key]
+        copy = Table()
+        copy.absorb(inner or Table())
+        table.put(key, copy, origin)
+        table = copy
+    table.put(path[-1], value, ORIGIN)
+
+
+def _is_name(part: str) -> bool:
+    return part.isidentifier() and not keyword.iskeyword(part) and not part.startswith("__")
+
+
+def _value(text: str, budget: Budget, report: Report) -> object:
+    source = Source(COMMAND_LINE, text)
+    evaluator = Evaluator(source, Table(), budget, {}, report)
+    bare = not NOT_BARE & set(text)
+    if not text:
+        raise _failure(report, "has no value; '' is the empty string")
+    if len(text) > STRING_LENGTH:
+        raise _failure(report, "is too long")
+    try:
+        body = source.parse().body
+    except ConfigError as error:
+        if bare:
+            return evaluator.evaluate(ast.Constant(text))
+        message = error.problems[0].message
+        raise _failure(report, f"{message}; a string with such characters needs quotes") from None
+    if bare and not _is_literal(body, text):
+        return evaluator.evaluate(ast.Constant(text))
+    match body:
+        case [ast.Expr(value)]:
+            return evaluator.evaluate(value)
+    raise _failure(report, "is not one value")
+
+
+def _is_literal(body: list[ast.stmt], text: str) -> bool:
+    """Whether ``text`` is a number, a constant or arithmetic, not a string that looks like code."""
+    if len(body) != 1 or not isinstance(body[0], ast.Expr) or "#" in text or ";" in text:
+        return False
+    return not any(isinstance(node, ast.Name) for node in ast.walk(body[0]))
+
+
+def _failure(report: Report, message: str) -> Unknown:
+    report(Problem(COMMAND_LINE, 0, None, message))
+    return Unknown()
+
+
+def _shown(override: str) -> str:
+    short = override if len(override) <= 60 else f"{override[:57]}..."
+    return short if short.isprintable() else repr(short)

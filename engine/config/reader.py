@@ -1,0 +1,150 @@
+"""Reads a config file that is written in Python, and declares only: nothing of it is ever run.
+
+The syntax tree is evaluated here, over plain values. What a file imports from other packages is a
+symbol; what it imports from other config files is read the same way.
+"""
+
+import ast
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engine.config import overrides as command_line
+from engine.config.bounds import (
+    FILES,
+    INHERITANCE_DEPTH,
+    PROBLEMS,
+    TOTAL_BYTES,
+    Budget,
+    Exhausted,
+    Illegal,
+)
+from engine.config.errors import ConfigError, Problem
+from engine.config.expressions import Evaluator, Module, Unknown
+from engine.config.sources import load
+from engine.config.statements import Interpreter
+from engine.config.values import COMMAND_LINE, Document, Origin, Table, origins_of, plain
+
+
+def read(
+    path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Document:
+    """The config file at ``path``, with ``overrides`` (``KEY=VALUE``) and what it inherits.
+
+    ``environ`` is what ``os.environ`` means to the file. ConfigError holds every problem found.
+    """
+    reading = _Reading(Path(path), environ or {})
+    document = None
+    try:
+        document = reading.document(overrides)
+    except ConfigError as error:
+        reading.problems.extend(error.problems)
+    except Exhausted as error:
+        reading.problems.append(Problem(str(path), 0, None, str(error)))
+    except (RecursionError, MemoryError):
+        reading.problems.append(Problem(str(path), 0, None, "nested too deeply to be read"))
+    if document is None or reading.problems:
+        raise ConfigError(reading.problems)
+    return document
+
+
+class _Reading:
+    """One reading: the files met so far, what they found, and what may still be spent."""
+
+    def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
+        self.problems: list[Problem] = []
+        self._path = path
+        self._environ = environ
+        self._budget = Budget()
+        self._overrides = Table()
+        self._files: dict[Path, Interpreter | None] = {}
+        self._open: list[Path] = []  # the chain of files, each imported by the one before
+        self._bytes = 0
+        self._read_names: set[str] = set()
+
+    def document(self, overrides: Sequence[str]) -> Document | None:
+        """The whole; None where problems are left."""
+        given = command_line.parse(overrides, self._budget, self._report)
+        for path, value in given.items():
+            if len(path) == 1:
+                self._overrides.put(path[0], value, command_line.ORIGIN)
+        file = self._read(Path(os.path.normpath(self._path.absolute())))
+        if self.problems:
+            return None
+        for path, value in given.items():
+            try:
+                command_line.apply(file.scope, path, value)
+            except Illegal as error:
+                self._report(Problem(COMMAND_LINE, 0, None, str(error)))
+        return self._document(file, frozenset(given))
+
+    def _document(self, file: Interpreter, overridden: frozenset[tuple[str, ...]]) -> Document:
+        values = Table()
+        for name, value in file.scope.items():
+            if not isinstance(value, Module):
+                self._check(str(name), value, file.scope.origins[name])
+                values.put(name, value, file.scope.origins[name])
+        return Document(
+            values={str(name): plain(value) for name, value in values.items()},
+            origins=origins_of(values),
+            read_names=frozenset(self._read_names),
+            imported=frozenset(file.imported),
+            overridden=overridden,
+        )
+
+    def _check(self, name: str, value: object, origin: Origin) -> None:
+        """Pays for the copy of ``value``: what was small may have grown through another name."""
+        try:
+            self._budget.charge(value)
+        except Illegal as error:
+            raise ConfigError(
+                [Problem(origin.file, origin.line, None, f"{name}: {error}")]
+            ) from None
+
+    def _report(self, problem: Problem) -> None:
+        self.problems.append(problem)
+        if len(self.problems) >= PROBLEMS:
+            raise Exhausted(f"only the first {PROBLEMS} problems are shown")
+
+    def _inherit(self, path: Path) -> Interpreter:
+        """The file at ``path`` as another imports it; Unknown if it has been refused."""
+        path = Path(os.path.normpath(path))
+        if path in self._open:
+            cycle = [*self._open[self._open.index(path) :], path]
+            raise Illegal(f"a config that imports itself: {' -> '.join(map(self._name, cycle))}")
+        if path not in self._files:
+            self._files[path] = None
+            try:
+                self._files[path] = self._read(path)
+            except ConfigError as error:
+                for problem in error.problems:
+                    self._report(problem)
+        file = self._files[path]
+        if file is None:
+            raise Unknown
+        return file
+
+    def _name(self, path: Path) -> str:
+        """How messages call ``path``: relative to here, if the config was given so."""
+        return str(path) if self._path.is_absolute() else os.path.relpath(path)
+
+    def _read(self, path: Path) -> Interpreter:
+        """Reads one file; ConfigError where it has no syntax tree."""
+        if len(self._files) > FILES or len(self._open) > INHERITANCE_DEPTH:
+            raise Illegal(f"more than {FILES} files, or {INHERITANCE_DEPTH} one inside the other")
+        source = load(path, self._name(path))
+        self._bytes += len(source.text)
+        if self._bytes > TOTAL_BYTES:
+            raise Illegal(f"the files are longer than {TOTAL_BYTES // 1024} KiB together")
+        tree = source.parse()
+        self._read_names |= {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        }
+        evaluator = Evaluator(source, Table(), self._budget, self._environ, self._report)
+        file = Interpreter(path, evaluator, self._overrides, self._inherit)
+        self._open.append(path)
+        file.run(tree.body)
+        self._open.pop()
+        return file

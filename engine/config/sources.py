@@ -1,0 +1,144 @@
+"""Config files as text: reading and parsing one, naming a place in it, finding what it imports."""
+
+import ast
+import re
+import stat
+import sys
+import warnings
+from pathlib import Path
+
+from engine.config.bounds import SOURCE_BYTES, Illegal
+from engine.config.errors import ConfigError, Problem
+from engine.config.values import COMMAND_LINE, Origin
+
+# An absolute import of these is never a config file, whatever lies beside the config: json.py
+# does not hide the standard library, model.py not the package that Colossal-AI's examples import.
+FOREIGN = sys.stdlib_module_names | {
+    "apex",
+    "colossalai",
+    "deepspeed",
+    "model",
+    "model_zoo",
+    "titans",
+    "torch",
+    "transformers",
+}
+COUNTED_LINE = 1000  # characters; in longer lines columns are bytes, as counting them all is slow
+ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
+
+
+class Source:
+    """A text being read; ``file`` is its name in messages."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.text = text
+        self._lines = re.split(r"\r\n|\r|\n", text)
+
+    def origin(self, node: ast.AST) -> Origin:
+        """Where ``node`` starts, from 1."""
+        if self.file == COMMAND_LINE:
+            return Origin(self.file, 0, 0)
+        line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        text = self._lines[line - 1]
+        if not text.isascii() and len(text) < COUNTED_LINE:
+            # the parser counts bytes of UTF-8
+            column = len(text.encode()[:column].decode(errors="replace"))
+        return Origin(self.file, line, column + 1)
+
+    def problem(self, node: ast.AST, message: str, *, column: bool) -> Problem:
+        origin = self.origin(node)
+        return Problem(self.file, origin.line, origin.column if column else None, message)
+
+    def parse(self) -> ast.Module:
+        """The syntax tree; ConfigError for what is not Python."""
+        nul = self.text.find("\0")
+        if nul >= 0:
+            line = self.text.count("\n", 0, nul) + 1
+            raise refusal(self.file, "a null byte, which Python does not allow", line)
+        try:
+            with warnings.catch_warnings():  # of "\d" and the like, which are Python's to change
+                warnings.simplefilter("ignore")
+                return ast.parse(self.text)
+        except SyntaxError as error:
+            line, column = error.lineno or 1, max(error.offset or 1, 1)
+            raise refusal(self.file, f"syntax error: {error.msg}", line, column) from None
+        except ValueError as error:
+            raise refusal(self.file, f"not Python: {error}") from None
+        except (RecursionError, MemoryError):
+            raise refusal(self.file, "nested too deeply to be read") from None
+
+
+def refusal(file: str, message: str, line: int = 0, column: int | None = None) -> ConfigError:
+    return ConfigError([Problem(file, line, column, message)])
+
+
+def load(path: Path, file: str) -> Source:
+    """The text of ``path``; ConfigError where it is missing, too long or not UTF-8."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait, a device never end
+            raise refusal(file, "is not a file")
+        with path.open("rb") as stream:
+            data = stream.read(SOURCE_BYTES + 1)
+    except FileNotFoundError:
+        raise refusal(file, "there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise refusal(file, f"cannot be read: {reason}") from None
+    if len(data) > SOURCE_BYTES:
+        raise refusal(file, f"longer than {SOURCE_BYTES // 1024} KiB, which no config needs")
+    try:
+        return Source(file, data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refusal(file, f"byte {error.start} is not UTF-8", line) from None
+
+
+def locate(module: str, level: int, importer: Path) -> Path | None:
+    """The file or folder that an import in ``importer`` means; None for a foreign module.
+
+    ``level`` counts the dots of a relative import. An absolute one is looked for beside the
+    importer and in the folders above it, up to the root of its project.
+    Illegal where it can only mean a config file, and there is none.
+    """
+    parts = module.split(".") if module else []
+    if level:
+        folder = importer.parents[min(level, len(importer.parents)) - 1]
+        found = _file_or_folder(folder, parts)
+        if found is None:
+            raise Illegal(f"no config file {'/'.join(parts)}.py in {folder.name or folder}")
+        return found
+    if parts[0] in FOREIGN:
+        return None
+    folders = _search_folders(importer)
+    for folder in folders:
+        found = _file_or_folder(folder, parts)
+        if found is not None:
+            return found
+    for folder in folders:
+        if any((folder / parts[0]).glob("*.py")):
+            raise Illegal(f"no config file {'/'.join(parts)}.py in {folder.name or folder}")
+    return None
+
+
+def file_in(folder: Path, parts: list[str]) -> Path | None:
+    """The file ``a/b.py`` in ``folder`` for ``["a", "b"]``."""
+    path = folder.joinpath(*parts)
+    file = path.with_name(f"{path.name}.py")
+    return file if file.is_file() else None
+
+
+def _file_or_folder(folder: Path, parts: list[str]) -> Path | None:
+    if not parts:
+        return folder
+    path = folder.joinpath(*parts)
+    # a folder without Python in it is data that happens to have the name
+    return file_in(folder, parts) or (path if any(path.glob("*.py")) else None)
+
+
+def _search_folders(importer: Path) -> list[Path]:
+    folders = list(importer.parents)
+    for count, folder in enumerate(folders, start=1):
+        if any((folder / mark).exists() for mark in ROOT_MARKS):
+            return folders[:count]
+    return folders[:2]
