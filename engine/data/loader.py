@@ -1,0 +1,154 @@
+"""Batches for the loop: what each data-parallel rank reads in each step.
+
+Step s (from 1) consumes samples (s - 1) G to s G - 1 of the order, G = B x D x A: the batch size
+a rank, the data-parallel ranks, the rounds of accumulation. Within a step they go by (round,
+data-parallel rank, sample). The ranks of one model read the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.data.sampler import Sampler
+from engine.data.source import IGNORED, Corpus, Request, Split, open_corpus
+
+if TYPE_CHECKING:
+    from engine.config.schema import Settings
+
+Batch = tuple[Tensor, Tensor]  # ids and targets, int64 [samples, seq_len]
+
+
+class Batches:
+    """The batches of one run, at random access: nothing is carried from one call to the next."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        seed: int,
+        batch_size: int,
+        data_size: int = 1,
+        rounds: int = 1,
+        validation_batches: int | None = None,
+    ) -> None:
+        """``validation_batches`` counts global batches of G samples; None is all there is."""
+        self.corpus = corpus
+        self._batch_size, self._data_size, self._rounds = batch_size, data_size, rounds
+        self._sampler = Sampler(corpus.train.samples, seed)
+        held_out = corpus.validation.samples
+        assert held_out is not None, "validation ends"
+        limit = math.inf if validation_batches is None else validation_batches * self.global_batch
+        # In samples, not in calls: layouts that accumulate more validate on the same ones.
+        self.validation_samples = int(min(held_out, limit))
+
+    @property
+    def global_batch(self) -> int:
+        """G, samples a step."""
+        return self._batch_size * self._data_size * self._rounds
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Seldom whole: a step may straddle two epochs. None where samples never end."""
+        samples = self.corpus.train.samples
+        return None if samples is None else samples / self.global_batch
+
+    def steps(self, epochs: int) -> int | None:
+        """Steps until every sample was consumed ``epochs`` times. None where they never end."""
+        samples = self.corpus.train.samples
+        return None if samples is None else -(-epochs * samples // self.global_batch)
+
+    def batch(self, step: int, round: int, data_rank: int) -> Batch:
+        """What a data-parallel rank reads in a round (from 0) of a step (from 1)."""
+        assert step >= 1
+        assert 0 <= round < self._rounds
+        assert 0 <= data_rank < self._data_size
+        before = (step - 1) * self.global_batch
+        share = (round * self._data_size + data_rank) * self._batch_size
+        return _read(self.corpus.train, self._sampler.order(before + share, self._batch_size))
+
+    def targets(self, step: int) -> int:
+        """How many targets of the step's global batch are not IGNORED."""
+        indices = self._sampler.order((step - 1) * self.global_batch, self.global_batch)
+        return self.corpus.train.count_targets(indices)
+
+    @property
+    def validation_batches(self) -> int:
+        """How many calls of ``validation`` make one validation; 0 if there is none."""
+        return -(-self.validation_samples // (self._batch_size * self._data_size))
+
+    @property
+    def validation_targets(self) -> int:
+        """How many targets one validation counts, over all its batches and ranks."""
+        return self.corpus.validation.count_targets(np.arange(self.validation_samples))
+
+    def validation(self, i: int, data_rank: int) -> Batch:
+        """A data-parallel rank's share of validation batch i (from 0): its samples in their own
+        order, each once; places past the last one hold samples that count nothing."""
+        assert 0 <= i < self.validation_batches
+        assert 0 <= data_rank < self._data_size
+        first = (i * self._data_size + data_rank) * self._batch_size
+        last = min(first + self._batch_size, self.validation_samples)
+        ids, targets = _read(self.corpus.validation, np.arange(first, last))
+        return pad_samples(ids, targets, self._batch_size, at_least=1)
+
+
+def _read(split: Split, indices: NDArray[np.int64]) -> Batch:
+    ids, targets = split.batch(indices)
+    return (
+        torch.from_numpy(np.ascontiguousarray(ids)),
+        torch.from_numpy(np.ascontiguousarray(targets)),
+    )
+
+
+def pad_samples(ids: Tensor, targets: Tensor, multiple: int, *, at_least: int = 0) -> Batch:
+    """Append samples that count nothing (ids 0, targets IGNORED) up to a multiple of ``multiple``.
+
+    ``ids`` and ``targets`` are [samples, seq_len]; the result has max(samples, at_least) of them,
+    rounded up. Returned as they are when nothing is missing.
+    """
+    missing = -(-max(len(ids), at_least) // multiple) * multiple - len(ids)
+    if missing == 0:
+        return ids, targets
+    return F.pad(ids, (0, 0, 0, missing)), F.pad(targets, (0, 0, 0, missing), value=IGNORED)
+
+
+def load(
+    settings: Settings,
+    *,
+    data_size: int,
+    cache: Path,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Batches:
+    """The batches that ``settings`` ask for. ``cache`` is used where they name no folder.
+
+    Raises:
+        Refused: the data cannot be used; says why.
+    """
+    data = settings.data
+    request = Request(
+        path=data.path,
+        tokenizer=data.tokenizer,
+        validation=data.validation,
+        seq_len=settings.seq_len,
+        vocab_size=settings.model.vocab_size,
+        seed=settings.seed,
+        cache=Path(data.cache).expanduser() if data.cache else cache,
+        notify=notify,
+    )
+    return Batches(
+        open_corpus(data.type, request),
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        data_size=data_size,
+        rounds=settings.gradient_accumulation,
+        validation_batches=settings.eval.batches,
+    )

@@ -1,0 +1,94 @@
+"""Where samples come from: every file in ``engine/data/sources`` is a source, by its file name.
+
+A source is a module with one function, ``open_corpus(request: Request) -> Corpus``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from engine import discover
+from engine.errors import Refused
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from engine.data.tokenizer import Tokenizer
+
+IGNORED = -100  # the target that no loss counts, torch's own choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a source is asked for. A field is named after its setting."""
+
+    path: str | None  # None: the source's own corpus, if it has one
+    tokenizer: str
+    validation: float  # the share of the tokens kept for validation, 0 to below 1
+    seq_len: int
+    vocab_size: int  # every id must be below it
+    seed: int
+    cache: Path  # folder for tokenised text
+    notify: Callable[[str], None] = lambda line: None  # told before work that takes long
+
+
+class Split(Protocol):
+    """Samples to train on or to validate with, read at random by index."""
+
+    @property
+    def samples(self) -> int | None:
+        """How many there are: an epoch. None where they never end."""
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(ids, targets) [n, seq_len] of n samples: a target is the id after, or IGNORED."""
+
+    def count_targets(self, indices: NDArray[np.int64]) -> int:
+        """How many targets of these samples are not IGNORED; cheap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a source gives."""
+
+    train: Split
+    validation: Split  # never without end
+    tokenizer: Tokenizer | None  # None: the tokens stand for no text
+    description: str  # a line for the user
+    fingerprint: str  # equal on two ranks if and only if they read the same samples
+
+
+def names() -> list[str]:
+    """The sources there are; imports none of them."""
+    return discover.names("engine.data.sources")
+
+
+def name_for(path: str) -> str:
+    """The source that reads a file: the one named like its suffix, 'text' for all others."""
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    return suffix if suffix in names() else "text"
+
+
+def open_corpus(name: str, request: Request) -> Corpus:
+    """The corpus of the source ``name``.
+
+    Raises:
+        Refused: there is no such source, or the data cannot be used; says why.
+    """
+    if name not in names():
+        raise Refused(f"data.type={name!r} is not a source; there are: {', '.join(names())}")
+    corpus = importlib.import_module(f"engine.data.sources.{name}").open_corpus(request)
+    assert isinstance(corpus, Corpus)
+    return corpus
+
+
+def default_cache(environ: Mapping[str, str]) -> Path:
+    """The user's cache folder, by the XDG base directory specification (which ignores relative)."""
+    base = Path(environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        base = Path(environ.get("HOME") or Path.home()) / ".cache"
+    return base / "cuboid"

@@ -1,0 +1,78 @@
+"""One UTF-8 file, or the text that comes with Python: one document, to the last byte."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import importlib
+import platform
+from collections.abc import Iterator
+
+from engine.data.file import File
+from engine.data.source import Corpus, Request
+from engine.data.tokenizer import Piece
+from engine.data.tokens import corpus_of
+from engine.errors import Refused
+
+BOM = "\ufeff"
+
+
+def open_corpus(request: Request) -> Corpus:
+    return corpus_of(TextFile(request.path) if request.path is not None else BuiltIn(), request)
+
+
+class TextFile:
+    """A file as it is, line ends included; only a byte-order mark at its start is no text."""
+
+    kind = "text"
+
+    def __init__(self, path: str) -> None:
+        self._file = File(path)
+        self.name = self._file.name
+        self.size = self._file.size
+
+    @property
+    def digest(self) -> str:
+        return self._file.digest
+
+    def pieces(self) -> Iterator[Piece]:
+        offset, rest = 0, b""
+        for block in self._file.blocks():
+            data = rest + block
+            text, used = self._decode(data, offset, final=False)
+            yield text.removeprefix(BOM) if offset == 0 else text
+            offset, rest = offset + used, data[used:]
+        self._decode(rest, offset, final=True)  # a character may lack its last bytes
+
+    def _decode(self, data: bytes, offset: int, *, final: bool) -> tuple[str, int]:
+        try:
+            return codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            raise Refused(
+                f"{self.name} is not UTF-8: byte {offset + error.start:,} "
+                f"is 0x{data[error.start]:02x} ({error.reason})"
+            ) from None
+
+
+class BuiltIn:
+    """The help topics of CPython's language reference, which every installation has."""
+
+    kind = "text"
+
+    def __init__(self) -> None:
+        try:
+            topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+        except ImportError:
+            raise Refused("this Python came without pydoc_data: set DATA or data.path") from None
+        self._text = "\n".join(topics[name] for name in sorted(topics))
+        content = self._text.encode()
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.size = len(content)
+        version = ".".join(platform.python_version_tuple()[:2])
+        self.name = (
+            f"the built-in corpus (help topics of Python {version}, as neither DATA nor data.path "
+            "is given)"
+        )
+
+    def pieces(self) -> Iterator[Piece]:
+        yield self._text

@@ -1,0 +1,76 @@
+"""By character: the vocabulary is the text's own characters, sorted by code point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.data.tokenizer import Piece
+from engine.errors import Refused
+
+END_OF_TEXT = "\x03"  # U+0003, END OF TEXT by its Unicode name
+UNKNOWN = "\ufffd"
+
+
+class Char:
+    """One id a character."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self._points = _code_points(characters)
+
+    @classmethod
+    def fit(cls, pieces: Iterable[Piece]) -> Self:
+        found: set[str] = set()
+        for piece in pieces:
+            found.update(END_OF_TEXT if piece is None else piece)
+        return cls("".join(sorted(found)))
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> Self:
+        characters = state.get("characters")
+        if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
+            raise Refused("the saved vocabulary is damaged: 'characters' must be text, sorted")
+        return cls(characters)
+
+    @property
+    def size(self) -> int:
+        return len(self.characters)
+
+    @property
+    def end_of_text(self) -> int | None:
+        place = self.characters.find(END_OF_TEXT)
+        return None if place < 0 else place
+
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        points = _code_points(text)
+        ids = np.searchsorted(self._points, points)
+        known = ids < self.size
+        known[known] = self._points[ids[known]] == points[known]
+        if not known.all():
+            stranger = text[int(np.argmin(known))]
+            raise Refused(
+                f"the character {stranger!r} (U+{ord(stranger):04X}) is not among the "
+                f"{self.size} of the vocabulary: {self.characters!r}"
+            )
+        return ids.astype(np.uint32)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        return "".join(self.characters[i] if 0 <= i < self.size else UNKNOWN for i in ids)
+
+    def boundary(self, text: str) -> int:
+        return len(text)
+
+    def state(self) -> dict[str, Any]:
+        return {"characters": self.characters}
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    """[n]; a lone surrogate, which a prompt from a terminal may hold, is a code point too."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint32)
+
+
+TOKENIZER = Char

