@@ -5,10 +5,10 @@ import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine.config.bounds import STRING_LENGTH, Budget, Illegal
+from engine.config.declared.bounds import STRING_LENGTH, Budget, Illegal
+from engine.config.declared.expressions import Evaluator, Unknown
+from engine.config.declared.sources import Source
 from engine.config.errors import ConfigError, Problem
-from engine.config.expressions import Evaluator, Unknown
-from engine.config.sources import Source
 from engine.config.values import COMMAND_LINE, Origin, Path, Table
 
 ORIGIN = Origin(COMMAND_LINE, 0, 0)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.config import overrides as command_line
-from engine.config.bounds import (
+from engine.config.declared.bounds import (
     FILES,
     INHERITANCE_DEPTH,
     PROBLEMS,
@@ -19,10 +19,10 @@ from engine.config.bounds import (
     Exhausted,
     Illegal,
 )
+from engine.config.declared.expressions import Evaluator, Module, Unknown
+from engine.config.declared.interpreter import Interpreter
+from engine.config.declared.sources import load
 from engine.config.errors import ConfigError, Problem
-from engine.config.expressions import Evaluator, Module, Unknown
-from engine.config.sources import load
-from engine.config.statements import Interpreter
 from engine.config.values import COMMAND_LINE, Document, Origin, Table, origins_of, plain
 
 

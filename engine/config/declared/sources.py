@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from engine.config.bounds import SOURCE_BYTES, Illegal
+from engine.config.declared.bounds import SOURCE_BYTES, Illegal
 from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from engine.config import operations
-from engine.config.bounds import Illegal
-from engine.config.constructs import NOT_HERE
+from engine.config.declared import operations
+from engine.config.declared.bounds import Illegal
+from engine.config.declared.constructs import NOT_HERE
 from engine.config.values import Symbol, Table
 
 if TYPE_CHECKING:
-    from engine.config.expressions import Evaluator
+    from engine.config.declared.expressions import Evaluator
 
 ENVIRON = Symbol("os.environ")
 ENVIRONMENT_LOOKUPS = (Symbol("os.environ.get"), Symbol("os.getenv"))

@@ -8,11 +8,11 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from engine.config import calls, operations
-from engine.config.bounds import EXPRESSION_DEPTH, Budget, Illegal
-from engine.config.constructs import NOT_HERE, name_of
+from engine.config.declared import calls, operations
+from engine.config.declared.bounds import EXPRESSION_DEPTH, Budget, Illegal
+from engine.config.declared.constructs import NOT_HERE, name_of
+from engine.config.declared.sources import Source
 from engine.config.errors import Problem
-from engine.config.sources import Source
 from engine.config.values import Symbol, Table
 
 T = TypeVar("T")

@@ -1,0 +1,235 @@
+"""The statements of a config file: assignments, imports and ``if``, carried out in order."""
+
+import ast
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from engine.config.declared import operations
+from engine.config.declared.bounds import Illegal
+from engine.config.declared.constructs import NOT_HERE
+from engine.config.declared.expressions import UNKNOWN, Evaluator, Module, Unknown
+from engine.config.declared.sources import file_in, locate
+from engine.config.values import Origin, Symbol, Table
+
+
+class Interpreter:
+    """Runs one file's statements; its names end up in ``scope``.
+
+    ``overrides`` holds the values that the command line gives to top-level names: whatever the
+    file assigns to one of them, it stays as it is. ``inherit`` reads another file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        evaluator: Evaluator,
+        overrides: Table,
+        inherit: Callable[[Path], "Interpreter"],
+    ) -> None:
+        self.evaluator = evaluator
+        self.scope = evaluator.scope
+        self.scope.absorb(overrides)
+        self.imported: set[str] = set()
+        self._path = path
+        self._overrides = overrides
+        self._inherit = inherit
+
+    def run(self, body: Sequence[ast.stmt]) -> None:
+        """Carries ``body`` out; a statement that fails leaves its names Unknown."""
+        for node in body:
+            try:
+                self._statement(node)
+            except Unknown:
+                self._forget(node)
+            except Illegal as error:
+                self.evaluator.fail(node, str(error))
+                self._forget(node)
+
+    def _statement(self, node: ast.stmt) -> None:
+        match node:
+            case ast.Assign(targets, value):
+                self._assign(targets, value)
+            case ast.AnnAssign(target, _, value):
+                if value is not None:
+                    self._assign([target], value)
+            case ast.AugAssign():
+                self._augment(node)
+            case ast.If():
+                self._branch(node)
+            case ast.Import(names):
+                for alias in names:
+                    self._import(node, alias)
+            case ast.ImportFrom():
+                self._import_from(node)
+            case ast.Expr(ast.Constant(value=str())) | ast.Pass():
+                pass
+            case ast.Expr(value):
+                self.evaluator.evaluate(value)
+                message = "an expression on its own has no effect; assign it to a name"
+                raise self.evaluator.fail(node, message)
+            case _:
+                raise self.evaluator.forbid(node)
+
+    def _forget(self, node: ast.stmt) -> None:
+        """Makes the names that ``node`` might have bound Unknown."""
+        origin = self.evaluator.source.origin(node)
+        for inner in ast.walk(node):
+            match inner:
+                case ast.Name(name, ast.Store()) | ast.FunctionDef(name) | ast.ClassDef(name):
+                    self.bind(name, UNKNOWN, origin)
+                case ast.alias("*"):
+                    self.evaluator.complete = False
+                case ast.alias(name, asname):
+                    self.bind(asname or name.partition(".")[0], UNKNOWN, origin)
+
+    def bind(self, name: str, value: object, origin: Origin) -> None:
+        """Gives ``name`` its value, unless the command line has."""
+        if name not in self._overrides:
+            self.scope.put(name, value, origin)
+            self.imported.discard(name)
+
+    def _is_overridden(self, target: ast.expr) -> bool:
+        match target:
+            case ast.Name(name):
+                return name in self._overrides
+            case ast.Subscript(value=base):
+                return self._is_overridden(base)
+            case ast.Tuple(elts=items) | ast.List(elts=items):
+                return all(map(self._is_overridden, items))
+        return False
+
+    def _assign(self, targets: Sequence[ast.expr], value: ast.expr) -> None:
+        kept = [target for target in targets if not self._is_overridden(target)]
+        if kept:
+            result = self.evaluator.evaluate(value)
+            self.evaluator.each(partial(self._store, target, result) for target in kept)
+
+    def _store(self, target: ast.expr, value: object) -> None:
+        match target:
+            case ast.Name(name):
+                self._store_name(target, name, value)
+            case ast.Tuple(elts=targets) | ast.List(elts=targets):
+                if not isinstance(value, list | tuple):
+                    raise Illegal(f"{len(targets)} names for {operations.kind(value)}")
+                if len(value) != len(targets):
+                    raise Illegal(f"{len(targets)} names for {len(value)} values")
+                for part, item in zip(targets, value, strict=True):
+                    self._store(part, item)
+            case ast.Subscript():
+                if not self._is_overridden(target):
+                    self._store_item(target, value)
+            case _:
+                what = "an attribute" if isinstance(target, ast.Attribute) else "*"
+                message = f"an assignment to {what} {NOT_HERE}"
+                raise self.evaluator.fail(target, message, column=True)
+
+    def _store_name(self, target: ast.Name, name: str, value: object) -> None:
+        if name.startswith("__"):
+            raise self.evaluator.fail(target, f"{name} {NOT_HERE}", column=True)
+        if name == "_base_":
+            message = "_base_ has no meaning here; to inherit base.py, write 'from .base import *'"
+            raise self.evaluator.fail(target, message)
+        self.bind(name, value, self.evaluator.source.origin(target))
+
+    def _store_item(self, target: ast.Subscript, value: object) -> None:
+        container = self.evaluator.evaluate(target.value)
+        key = self.evaluator.key(target)
+        if isinstance(container, Table):
+            operations.check_key(key)
+            container.put(key, value, self.evaluator.source.origin(target))
+        elif isinstance(container, list) and isinstance(key, int):
+            operations.index(container, key)
+            container[key] = value
+        else:
+            raise Illegal(f"an assignment to an item of {operations.kind(container)}")
+        self.evaluator.budget.charge(container)
+
+    def _augment(self, node: ast.AugAssign) -> None:
+        if self._is_overridden(node.target):
+            return
+        target = node.target
+        if isinstance(target, ast.Name):
+            read: ast.expr = ast.copy_location(ast.Name(target.id, ast.Load()), target)
+        else:
+            read = target
+        left, right = self.evaluator.items([read, node.value])
+        if type(node.op) not in operations.BINARY:
+            raise self.evaluator.forbid(node)
+        result = operations.in_place(type(node.op), left, right)
+        self.evaluator.budget.charge(result)
+        self._store(target, result)
+
+    def _branch(self, node: ast.If) -> None:
+        while not operations.truth(self.evaluator.evaluate(node.test)):
+            match node.orelse:
+                case [ast.If() as node]:  # elif
+                    continue
+            self.run(node.orelse)
+            return
+        self.run(node.body)
+
+    def _import(self, node: ast.Import, alias: ast.alias) -> None:
+        first, _, rest = alias.name.partition(".")
+        found = locate(alias.name, 0, self._path)
+        if found is None:
+            symbol = Symbol(alias.name if alias.asname else first)
+            self._bind_symbol(alias.asname or first, symbol, node)
+        elif rest and not alias.asname:
+            parent, _, name = alias.name.rpartition(".")
+            raise Illegal(f"a config file is imported by 'from {parent} import {name}'")
+        else:
+            self._bind_module(alias.asname or first, found, node)
+
+    def _import_from(self, node: ast.ImportFrom) -> None:
+        module = node.module or ""
+        if module == "__future__":
+            return
+        found = locate(module, node.level, self._path)
+        for alias in node.names:
+            if found is not None:
+                self._import_name(node, alias, found)
+            elif alias.name == "*":
+                raise Illegal(f"what {module} holds is not known here; import its names one by one")
+            else:
+                symbol = Symbol(f"{module}.{alias.name}")
+                self._bind_symbol(alias.asname or alias.name, symbol, node)
+
+    def _import_name(self, node: ast.ImportFrom, alias: ast.alias, found: Path) -> None:
+        """One name of a config file, or of a folder: a config file in it."""
+        if found.is_dir():
+            inner = file_in(found, [alias.name])
+            if inner is not None:
+                self._bind_module(alias.asname or alias.name, inner, node)
+                return
+            found = found / "__init__.py"
+            if not found.is_file():
+                raise Illegal(f"no config file {alias.name}.py in {found.parent.name}")
+        other = self._inherit(found)
+        if alias.name == "*":
+            self.evaluator.complete &= other.evaluator.complete
+            for name in other.scope:
+                if not str(name).startswith("_"):
+                    self._bind_from(other, str(name), str(name))
+        elif alias.name in other.scope:
+            self._bind_from(other, alias.name, alias.asname or alias.name)
+        elif other.evaluator.complete:
+            raise Illegal(f"{other.evaluator.source.file} has no {alias.name}")
+        else:
+            raise Unknown
+
+    def _bind_from(self, other: "Interpreter", name: str, target: str) -> None:
+        self.bind(target, other.scope[name], other.scope.origins[name])
+        if name in other.imported:
+            self.imported.add(target)
+
+    def _bind_symbol(self, name: str, symbol: Symbol, node: ast.stmt) -> None:
+        self.bind(name, symbol, self.evaluator.source.origin(node))
+        self.imported.add(name)
+
+    def _bind_module(self, name: str, path: Path, node: ast.stmt) -> None:
+        if path.is_dir():
+            raise Illegal(f"{path.name} is a folder; import a config file of it")
+        other = self._inherit(path)
+        module = Module(other.evaluator.source.file, other.scope)
+        self.bind(name, module, self.evaluator.source.origin(node))
