@@ -1,0 +1,25 @@
+"""A request with everything set, in a cache of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.data.source import Request
+from tests.engine.data.support import Ask
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Ask:
+    def make(path: Path | str | None = None, **changes: Any) -> Request:
+        settings: dict[str, Any] = {
+            "tokenizer": "char",
+            "validation": 0.1,
+            "seq_len": 8,
+            "vocab_size": 50304,
+            "seed": 7,
+            "cache": tmp_path / "cache",
+        }
+        return Request(path=None if path is None else str(path), **settings | changes)
+
+    return make

@@ -1,0 +1,29 @@
+"""What the tests of sources share: a request with everything set, and a corpus taken apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.data.source import Corpus, Request
+from engine.data.split import Windows
+from engine.data.tokenizer import Tokenizer
+
+Ask = Callable[..., Request]
+
+
+def tokenizer_of(corpus: Corpus) -> Tokenizer:
+    assert corpus.tokenizer is not None
+    return corpus.tokenizer
+
+
+def ids_of(corpus: Corpus) -> NDArray[Any]:
+    """All token ids [n], those to train on and then those to validate."""
+    assert isinstance(corpus.train, Windows)
+    assert isinstance(corpus.validation, Windows)
+    return np.concatenate([corpus.train.tokens, corpus.validation.tokens])
+
+
+def text_of(corpus: Corpus) -> str:
+    return tokenizer_of(corpus).decode(ids_of(corpus))

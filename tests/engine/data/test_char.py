@@ -1,0 +1,70 @@
+"""By character, against Python's own strings."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.data.tokenizer import dump, load
+from engine.data.tokenizers.char import Char
+from engine.errors import Refused
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_ids_are_places_in_the_sorted_characters(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    tokenizer = Char.fit(pieces)
+    vocabulary = sorted(set(text))
+    assert tokenizer.size == len(vocabulary)
+    assert tokenizer.encode(text).tolist() == [vocabulary.index(c) for c in text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.text())
+def test_a_saved_one_is_the_same(text: str) -> None:
+    tokenizer = Char.fit([text])
+    again = load(json.loads(json.dumps(dump("char", tokenizer))))
+    assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert again.decode(range(again.size)) == tokenizer.decode(range(tokenizer.size))
+
+
+def test_the_end_of_text_is_a_character_where_documents_end() -> None:
+    assert Char.fit(["ab", "c"]).end_of_text is None
+    tokenizer = Char.fit(["ab", None, "c"])
+    assert tokenizer.end_of_text == 0
+    assert tokenizer.decode([1, 0, 3]) == "a\x03c"
+
+
+@pytest.mark.parametrize("stranger", ["b", "\ue000", "\U0001f600", "\x00"])
+def test_an_unknown_character_is_refused_by_name(stranger: str) -> None:
+    with pytest.raises(Refused, match=f"U\\+{ord(stranger):04X}.* 2 of the vocabulary: 'ac'"):
+        Char.fit(["ca"]).encode("a" + stranger)
+
+
+def test_the_empty_text() -> None:
+    tokenizer = Char.fit([])
+    assert tokenizer.size == 0
+    assert len(tokenizer.encode("")) == 0
+    with pytest.raises(Refused, match="'a'"):
+        tokenizer.encode("a")
+
+
+def test_ids_past_the_vocabulary_decode_to_a_mark() -> None:
+    assert Char.fit(["ab"]).decode(np.array([0, 2, -1, 1])) == "a\ufffd\ufffdb"
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {},
+        {"type": "char"},
+        {"type": "char", "characters": "ba"},
+        {"type": "char", "characters": ["a"]},
+        {"type": "../char", "characters": "ab"},
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(saved: dict[str, object]) -> None:
+    with pytest.raises(Refused):
+        load(saved)

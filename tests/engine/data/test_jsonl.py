@@ -1,0 +1,106 @@
+"""JSON lines, against json and a plain join."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.data import file
+from engine.data.sources.jsonl import open_corpus
+from engine.errors import Refused
+from tests.engine.data.support import Ask, ids_of, text_of, tokenizer_of
+
+TEXTS = ["first document\n", "zweites, größer 🙂\u2028 und mehr", "", 'the third: "quoted" \\ end']
+
+
+def _write(folder: Path, content: bytes) -> Path:
+    path = folder / "corpus.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\n\n \n"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_documents_are_joined_by_end_of_text(
+    tmp_path: Path, ask: Ask, newline: bytes, last: bool, ascii_only: bool
+) -> None:
+    lines = [json.dumps({"id": 1, "text": t}, ensure_ascii=ascii_only).encode() for t in TEXTS]
+    path = _write(tmp_path, newline.join(lines) + (newline if last else b""))
+    corpus = open_corpus(ask(path, seq_len=4))
+    assert text_of(corpus) == "\x03".join(TEXTS)
+
+
+def test_gpt2_gets_its_own_end_of_text(tmp_path: Path, ask: Ask) -> None:
+    """And never merges over it: each document has the ids that it has alone."""
+    texts = ["one two", " three", "<|endoftext|>", "four\n", "\n five"]
+    path = _write(tmp_path, "\n".join(json.dumps({"text": t}) for t in texts).encode())
+    corpus = open_corpus(ask(path, tokenizer="gpt2", seq_len=2, validation=0.2))
+    expected = [i for t in texts for i in [*tokenizer_of(corpus).encode(t).tolist(), 50256]][:-1]
+    assert ids_of(corpus).tolist() == expected
+
+
+def test_lines_longer_than_a_block(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "BLOCK", 5)
+    path = _write(tmp_path, "\n".join(json.dumps({"text": t}) for t in TEXTS).encode())
+    corpus = open_corpus(ask(path, seq_len=4))
+    assert text_of(corpus) == "\x03".join(TEXTS)
+
+
+def test_a_mark_at_the_start(tmp_path: Path, ask: Ask) -> None:
+    line = json.dumps({"text": "\ufeffabc" * 20}).encode()
+    corpus = open_corpus(ask(_write(tmp_path, b"\xef\xbb\xbf" + line), seq_len=4))
+    assert text_of(corpus) == "\ufeffabc" * 20
+
+
+GOOD = b'{"text": "good"}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "bad}', r"line 3: not JSON: Unterminated string starting at \(column 10\)"),
+        (b"{'text': 1}", r"line 3: not JSON: "),
+        (b'{"txt": "a"}', r'line 3: not an object with a "text"'),
+        (b'{"text": 5}', r'line 3: not an object with a "text" that is a string'),
+        (b'{"text": null}', r'line 3: not an object with a "text" that is a string'),
+        (b'["text"]', r'line 3: not an object with a "text"'),
+        (b'"text"', r'line 3: not an object with a "text"'),
+        (b'{"text": "\\ud800"}', r"line 3: .*surrogate"),
+        (b"[" * 100_000, r"line 3: not JSON"),
+        (b'{"text": ' + b"1" * 5000 + b"}", r"line 3: not JSON"),
+        (b'{"text": "a\xffb"}', r"line 3: not UTF-8: byte 45 is 0xff"),
+    ],
+)
+def test_a_bad_line_is_refused_by_number(
+    tmp_path: Path, ask: Ask, line: bytes, message: str
+) -> None:
+    with pytest.raises(Refused, match=message):
+        open_corpus(ask(_write(tmp_path, GOOD + GOOD + line + b"\n" + GOOD)))
+    assert not list((tmp_path / "cache").glob("*.tokens"))
+
+
+def test_the_byte_is_counted_from_the_start_of_the_file(tmp_path: Path, ask: Ask) -> None:
+    content = b"\xef\xbb\xbf" + b'{"text": "a\xff"}'
+    with pytest.raises(Refused, match=f"line 1: .*byte {content.index(0xFF)} is"):
+        open_corpus(ask(_write(tmp_path, content)))
+
+
+def test_a_file_is_needed_and_must_hold_text(tmp_path: Path, ask: Ask) -> None:
+    with pytest.raises(Refused, match="needs a file"):
+        open_corpus(ask())
+    with pytest.raises(Refused, match="holds no text"):
+        open_corpus(ask(_write(tmp_path, b"\n\n")))
+    with pytest.raises(Refused, match="holds no text"):
+        open_corpus(ask(_write(tmp_path, b'{"text": ""}\n')))
+    with pytest.raises(Refused, match="is empty"):
+        open_corpus(ask(_write(tmp_path, b"")))
+
+
+def test_text_and_jsonl_do_not_share_a_cache(tmp_path: Path, ask: Ask) -> None:
+    from engine.data.sources import text
+
+    path = _write(tmp_path, GOOD * 20)
+    assert text.open_corpus(ask(path)).fingerprint != open_corpus(ask(path)).fingerprint

@@ -1,0 +1,190 @@
+"""What ranks read, against the plain order of samples of one process."""
+
+import pickle
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from engine.data.loader import Batches, pad_samples
+from engine.data.sampler import Sampler
+from engine.data.source import Corpus, Request
+from engine.data.sources.synthetic import Chain
+from engine.data.split import Windows
+
+SEQ = 4
+
+
+def _corpus(train: int = 23, validation: int = 11, seed: int = 3) -> Corpus:
+    """Every token differs, so a sample is known by its first one."""
+    tokens = np.arange((train + validation) * SEQ + 2)
+    return Corpus(
+        train=Windows(tokens[: train * SEQ + 1], SEQ),
+        validation=Windows(tokens[train * SEQ + 1 :], SEQ),
+        tokenizer=None,
+        description="",
+        fingerprint="",
+    )
+
+
+LAYOUTS = [(12, 1, 1), (6, 2, 1), (6, 1, 2), (3, 2, 2), (1, 4, 3), (2, 3, 2)]
+
+
+def _step(batches: Batches, step: int, data: int, rounds: int) -> torch.Tensor:
+    """All ids of a step, by (round, data rank, sample)."""
+    return torch.cat([batches.batch(step, a, r)[0] for a in range(rounds) for r in range(data)])
+
+
+@pytest.mark.parametrize(("batch_size", "data", "rounds"), LAYOUTS)
+def test_a_step_has_the_same_samples_in_every_layout(
+    batch_size: int, data: int, rounds: int
+) -> None:
+    corpus = _corpus()
+    batches = Batches(corpus, seed=5, batch_size=batch_size, data_size=data, rounds=rounds)
+    assert batches.global_batch == 12
+    order = Sampler(23, 5).order(0, 12 * 6)
+    for step in (1, 2, 3, 6):  # step 2 straddles two epochs
+        ids = _step(batches, step, data, rounds)
+        expected = order[(step - 1) * 12 : step * 12] * SEQ
+        assert ids[:, 0].tolist() == expected.tolist()
+        assert batches.targets(step) == 12 * SEQ
+
+
+def test_a_batch_is_int64_and_targets_are_the_next_tokens() -> None:
+    batches = Batches(_corpus(), seed=5, batch_size=3)
+    ids, targets = batches.batch(1, 0, 0)
+    assert ids.shape == targets.shape == (3, SEQ)
+    assert ids.dtype == targets.dtype == torch.int64
+    assert ids.is_contiguous()
+    assert targets.is_contiguous()
+    assert torch.equal(targets, ids + 1)
+    ids.fill_(0)  # writable, and no view of the tokens
+    assert not torch.equal(batches.batch(1, 0, 0)[0], ids)
+
+
+def test_every_sample_is_consumed_once_an_epoch() -> None:
+    batches = Batches(_corpus(), seed=5, batch_size=2, data_size=2)
+    steps = batches.steps(3)
+    assert steps == 18  # 69 samples, 4 a step
+    assert batches.steps_per_epoch == 23 / 4
+    seen = torch.cat([_step(batches, s, 2, 1) for s in range(1, steps + 1)])[:, 0]
+    counts = Counter((seen[:69] // SEQ).tolist())
+    assert counts == dict.fromkeys(range(23), 3)
+
+
+def test_a_global_batch_larger_than_an_epoch() -> None:
+    batches = Batches(_corpus(train=2), seed=5, batch_size=7)
+    ids, _ = batches.batch(1, 0, 0)
+    assert sorted(Counter(ids[:, 0].tolist()).values()) in ([3, 4],)
+    assert batches.steps(1) == 1
+
+
+@pytest.mark.parametrize(("batch_size", "data", "rounds"), LAYOUTS)
+@pytest.mark.parametrize(("limit", "count"), [(None, 29), (2, 24), (1, 12), (0, 0), (9, 29)])
+def test_validation_counts_each_sample_once(
+    batch_size: int, data: int, rounds: int, limit: int | None, count: int
+) -> None:
+    batches = Batches(
+        _corpus(validation=29),
+        seed=5,
+        batch_size=batch_size,
+        data_size=data,
+        rounds=rounds,
+        validation_batches=limit,
+    )
+    first: list[int] = []
+    targets = 0
+    for i in range(batches.validation_batches):
+        for rank in range(data):
+            ids, wanted = batches.validation(i, rank)
+            assert ids.shape == wanted.shape == (batch_size, SEQ)
+            assert ids.dtype == wanted.dtype == torch.int64
+            real = (wanted != -100).all(dim=1)
+            assert ((wanted == -100).all(dim=1) | real).all()
+            assert not ids[~real].any()
+            first += ids[real][:, 0].tolist()
+            targets += int((wanted != -100).sum())
+    start = 23 * SEQ + 1
+    assert first == [start + SEQ * i for i in range(count)]
+    assert targets == batches.validation_targets == count * SEQ
+
+
+def _numpy_state() -> bytes:
+    return pickle.dumps(np.random.get_state(legacy=False))
+
+
+class _Masked:
+    """Samples whose first i % 3 targets do not count."""
+
+    samples = 10
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids = np.repeat(indices[:, None], SEQ, axis=1)
+        keep = np.arange(SEQ) >= (indices % 3)[:, None]
+        return ids, np.where(keep, ids, -100)
+
+    def count_targets(self, indices: NDArray[np.int64]) -> int:
+        return int((SEQ - indices % 3).sum())
+
+
+def test_targets_are_counted_over_the_global_batch() -> None:
+    corpus = Corpus(
+        train=_Masked(), validation=_Masked(), tokenizer=None, description="", fingerprint=""
+    )
+    batches = Batches(corpus, seed=5, batch_size=2, data_size=2, rounds=3)
+    for step in (1, 2, 5):
+        parts = [batches.batch(step, a, r)[1] for a in range(3) for r in range(2)]
+        assert batches.targets(step) == int((torch.cat(parts) != -100).sum())
+    assert batches.validation_targets == 10 * SEQ - 9
+
+
+def test_samples_without_end() -> None:
+    request = Request(
+        path=None, tokenizer="char", validation=0.1, seq_len=SEQ, vocab_size=9, seed=1,
+        cache=Path("nowhere"),
+    )  # fmt: skip
+    corpus = Corpus(
+        train=Chain(request, 1, samples=None),
+        validation=Chain(request, 2, samples=5),
+        tokenizer=None,
+        description="",
+        fingerprint="",
+    )
+    batches = Batches(corpus, seed=5, batch_size=2, data_size=2, rounds=2)
+    assert batches.steps_per_epoch is None
+    assert batches.steps(3) is None
+    ids = torch.cat([_step(batches, s, 2, 2) for s in (1, 2)])
+    assert torch.equal(ids, torch.from_numpy(corpus.train.batch(np.arange(16))[0]))
+    assert batches.targets(1) == 8 * SEQ
+
+
+def test_the_loader_leaves_global_generators_alone() -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), _numpy_state(), torch.get_rng_state()
+    batches = Batches(_corpus(), seed=5, batch_size=3)
+    first = batches.batch(2, 0, 0)[0]
+    batches.targets(2), batches.validation(1, 0)
+    assert random.getstate() == before[0]
+    assert _numpy_state() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert torch.equal(Batches(_corpus(), seed=5, batch_size=3).batch(2, 0, 0)[0], first)
+
+
+@pytest.mark.parametrize(
+    ("samples", "multiple", "at_least", "padded"),
+    [(5, 4, 0, 8), (8, 4, 0, 8), (0, 4, 0, 0), (0, 4, 1, 4), (1, 1, 0, 1), (3, 4, 5, 8)],
+)
+def test_padding_counts_nothing(samples: int, multiple: int, at_least: int, padded: int) -> None:
+    ids = torch.arange(1, samples * SEQ + 1).reshape(samples, SEQ)
+    got, targets = pad_samples(ids, ids + 1, multiple, at_least=at_least)
+    assert got.shape == targets.shape == (padded, SEQ)
+    assert torch.equal(got[:samples], ids)
+    assert torch.equal(targets[:samples], ids + 1)
+    assert not got[samples:].any()
+    assert (targets[samples:] == -100).all()

@@ -1,0 +1,63 @@
+"""The order of samples: permutations, at random access, the same for ever."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.data.sampler import Sampler, permutation, raw_bits
+
+
+@given(st.integers(1, 40), st.integers(0, 2**64), st.integers(0, 5))
+def test_an_epoch_is_a_permutation_of_all_samples(samples: int, seed: int, epoch: int) -> None:
+    order = Sampler(samples, seed).order(epoch * samples, samples)
+    assert sorted(order.tolist()) == list(range(samples))
+
+
+@given(st.integers(1, 30), st.integers(0, 200), st.integers(0, 100))
+def test_any_part_is_a_slice_of_the_whole(samples: int, start: int, count: int) -> None:
+    whole = Sampler(samples, 3).order(0, 300)
+    part = Sampler(samples, 3).order(start, count)  # a new one: nothing is carried over
+    assert part.tolist() == whole[start : start + count].tolist()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    sampler = Sampler(100, 1)
+    first, second = sampler.order(0, 100).tolist(), sampler.order(100, 100).tolist()
+    assert first != second
+    assert first != Sampler(100, 2).order(0, 100).tolist()
+    assert first != list(range(100))
+
+
+def test_every_place_is_equally_likely() -> None:
+    """Mean place of each sample over many epochs: within six standard errors."""
+    places = np.array([np.argsort(Sampler(10, 5).order(e * 10, 10)) for e in range(3000)])
+    error = np.sqrt((10**2 - 1) / 12 / len(places))
+    assert np.abs(places.mean(axis=0) - 4.5).max() < 6 * error
+
+
+def test_samples_without_end_come_in_their_order() -> None:
+    assert Sampler(None, 1).order(10**12, 3).tolist() == [10**12, 10**12 + 1, 10**12 + 2]
+
+
+def test_no_global_generator_is_touched_or_read() -> None:
+    np.random.seed(1)
+    expected = np.random.random()
+    np.random.seed(1)
+    first = Sampler(50, 4).order(0, 50)
+    assert np.random.random() == expected
+    assert Sampler(50, 4).order(0, 50).tolist() == first.tolist()
+
+
+def test_streams_are_apart() -> None:
+    draws = [tuple(raw_bits(2, *key)) for key in ((1, 1), (1, 2), (2, 1), (1, 1, 0), (1, 0, 1))]
+    assert len(set(draws)) == 5
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [(0, [4, 6, 3, 5, 2, 9, 1, 0, 7, 8]), (42, [7, 3, 4, 6, 0, 5, 9, 2, 8, 1])],
+)
+def test_the_order_is_the_same_on_every_machine(seed: int, expected: list[int]) -> None:
+    """Written down once: a resume with another NumPy must consume the same samples."""
+    assert permutation(10, seed, 1, 0).tolist() == expected

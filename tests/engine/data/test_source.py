@@ -1,0 +1,80 @@
+"""Sources and tokenizers are found by file name, without torch and without being imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.data import source, tokenizer
+from engine.errors import Refused
+from tests.engine.data.support import Ask
+
+
+def test_names_are_the_files() -> None:
+    folder = Path(source.__file__).parent
+    for registry, room in ((source, "sources"), (tokenizer, "tokenizers")):
+        files = {path.stem for path in (folder / room).glob("*.py")} - {"__init__"}
+        assert set(registry.names()) == files
+    assert {"text", "jsonl", "synthetic"} <= set(source.names())
+    assert {"char", "gpt2"} <= set(tokenizer.names())
+
+
+def test_names_cost_no_import() -> None:
+    code = (
+        "import sys; from engine.data import source, tokenizer;"
+        "source.names(), tokenizer.names(), source.name_for('a.jsonl');"
+        "print([m for m in sys.modules if m in ('torch', 'numpy', 'tiktoken')"
+        " or m.startswith(('engine.data.sources.', 'engine.data.tokenizers.'))])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
+def test_a_new_source_is_one_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ask: Ask
+) -> None:
+    from engine.data import sources
+
+    (tmp_path / "upside.py").write_text(
+        "from engine.data.source import Corpus\n"
+        "def open_corpus(request):\n"
+        "    return Corpus(train=None, validation=None, tokenizer=None,\n"
+        "                  description=f'upside {request.seed}', fingerprint='')\n"
+    )
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "engine.data.sources.upside", raising=False)
+    monkeypatch.setattr(
+        sources.__spec__, "submodule_search_locations", list(sources.__path__), raising=True
+    )
+    assert "upside" in source.names()
+    assert source.name_for("some/corpus.upside") == "upside"
+    assert source.open_corpus("upside", ask(seed=3)).description == "upside 3"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a.jsonl", "jsonl"), ("A.JSONL", "jsonl"), ("a.txt", "text"), ("a", "text"), ("", "text")],
+)
+def test_the_source_of_a_file(path: str, name: str) -> None:
+    assert source.name_for(path) == name
+
+
+def test_unknown_names_are_refused_with_what_there_is(ask: Ask) -> None:
+    with pytest.raises(Refused, match=r"data.type='parquet' is not a source; .*jsonl.*text"):
+        source.open_corpus("parquet", ask())
+    with pytest.raises(Refused, match=r"data.tokenizer='llama' is not a tokenizer; .*char.*gpt2"):
+        source.open_corpus("text", ask(tokenizer="llama"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HOME": "/home/ada"}, "/home/ada/.cache/cuboid"),
+        ({"HOME": "/home/ada", "XDG_CACHE_HOME": ""}, "/home/ada/.cache/cuboid"),
+        ({"HOME": "/home/ada", "XDG_CACHE_HOME": "relative"}, "/home/ada/.cache/cuboid"),
+        ({"HOME": "/home/ada", "XDG_CACHE_HOME": "/big"}, "/big/cuboid"),
+    ],
+)
+def test_the_default_cache(environ: dict[str, str], folder: str) -> None:
+    assert source.default_cache(environ) == Path(folder)

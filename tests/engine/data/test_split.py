@@ -1,0 +1,63 @@
+"""Samples against plain slices of a list."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.data.split import Windows, split
+from engine.errors import Refused
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+def test_windows_are_slices(count: int, length: int) -> None:
+    tokens = np.arange(count, dtype=np.uint16) + 65000
+    plain = tokens.astype(int).tolist()
+    slices = [
+        plain[i : i + length + 1]
+        for i in range(0, count, length)
+        if len(plain[i : i + length + 1]) == length + 1
+    ]
+    windows = Windows(tokens, length)
+    assert windows.samples == len(slices)
+    ids, targets = windows.batch(np.arange(len(slices))[::-1])
+    assert ids.dtype == targets.dtype == np.int64
+    assert ids.tolist() == [s[:-1] for s in slices[::-1]]
+    assert targets.tolist() == [s[1:] for s in slices[::-1]]
+    assert windows.count_targets(np.arange(len(slices))) == targets.size
+
+
+@given(st.integers(0, 400), st.floats(0, 0.95), st.integers(1, 12))
+def test_the_tail_validates(count: int, share: float, length: int) -> None:
+    tokens = np.arange(count)
+    held_out = int(count * share)
+    fits = count - held_out > length and (share == 0 or held_out > length)
+    if not fits:
+        with pytest.raises(Refused, match="too short"):
+            split(tokens, validation=share, seq_len=length, name="it")
+        return
+    train, validation = split(tokens, validation=share, seq_len=length, name="it")
+    assert train.tokens.tolist() == list(range(count - held_out))
+    assert validation.tokens.tolist() == list(range(count - held_out, count))
+    assert train.samples >= 1
+    assert validation.samples >= (share > 0)
+
+
+def test_too_short_says_what_there_is_and_what_is_needed() -> None:
+    with pytest.raises(
+        Refused,
+        match=r"^it is too short: 600 tokens, 540 to train on and 60 to validate "
+        r"\(data.validation=0.1\); SEQ_LEN=64 needs 65 in each part, so about 650$",
+    ):
+        split(np.zeros(600), validation=0.1, seq_len=64, name="it")
+    split(np.zeros(650), validation=0.1, seq_len=64, name="it")
+    with pytest.raises(Refused, match=r"so about 65$"):
+        split(np.zeros(64), validation=0.0, seq_len=64, name="it")
+    split(np.zeros(65), validation=0.0, seq_len=64, name="it")
+
+
+def test_no_sample_wraps_around() -> None:
+    windows = Windows(np.arange(10), 3)
+    for wrong in (-1, 3):
+        with pytest.raises(AssertionError):
+            windows.batch(np.array([wrong]))

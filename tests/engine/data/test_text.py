@@ -1,0 +1,198 @@
+"""The text source: what the tokens say is what the file says, or it is refused by name."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.data import file, tokens
+from engine.data.sources.text import TextFile, open_corpus
+from engine.data.tokenizer import Tokenizer, tokenizer_type
+from engine.errors import Refused
+from tests.engine.data.support import Ask, ids_of, text_of, tokenizer_of
+
+
+def _write(folder: Path, content: bytes | str) -> Path:
+    path = folder / "corpus.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
+def test_the_tokens_are_thetext_of(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str, block: int
+) -> None:
+    content = "Zażółć gęślą jaźń 🙂\r\n東京  is big,\rdon't you think?\n\n\x00" * 5
+    monkeypatch.setattr(file, "BLOCK", block)
+    corpus = open_corpus(ask(_write(tmp_path, content), tokenizer=tokenizer, seq_len=4))
+    assert text_of(corpus) == content
+    whole = tokenizer_of(corpus).encode(content)
+    assert np.array_equal(ids_of(corpus), whole)
+
+
+def test_a_mark_at_the_start_is_no_text_and_one_inside_is(tmp_path: Path, ask: Ask) -> None:
+    content = "\ufeffbyte order " * 9
+    corpus = open_corpus(ask(_write(tmp_path, content)))
+    assert text_of(corpus) == content[1:]
+
+
+def test_neither_given_means_the_built_in_corpus_and_says_so(ask: Ask) -> None:
+    from pydoc_data.topics import topics
+
+    corpus = open_corpus(ask())
+    assert "neither DATA nor data.path" in corpus.description
+    assert "built-in corpus" in corpus.description
+    text = text_of(corpus)
+    assert text == "\n".join(topics[name] for name in sorted(topics))
+    assert len(text) > 300_000
+    assert tokenizer_of(corpus).state() == {"characters": "".join(sorted(set(text)))}
+
+
+def test_a_file_is_named_with_its_numbers(tmp_path: Path, ask: Ask) -> None:
+    path = _write(tmp_path, "abcd" * 300)
+    corpus = open_corpus(ask(path))
+    assert corpus.description == f"data.path={str(path)!r}: 1,200 tokens by char, vocabulary 4"
+
+
+def test_the_vocabulary_must_fit(tmp_path: Path, ask: Ask) -> None:
+    path = _write(tmp_path, "abcde" * 50)
+    open_corpus(ask(path, vocab_size=5))
+    for cached in (True, False):  # the second one finds no cache
+        request = ask(path, vocab_size=4, **({} if cached else {"cache": tmp_path / "new"}))
+        with pytest.raises(Refused, match=r"has 5 tokens for .*model.vocab_size=4 has room"):
+            open_corpus(request)
+    with pytest.raises(Refused, match=r"'gpt2' has 50,257 tokens .*model.vocab_size=50,256"):
+        open_corpus(ask(path, tokenizer="gpt2", vocab_size=50256))
+
+
+def test_a_tokenizer_that_leaves_its_range_is_refused(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.data.tokenizers.char import Char
+
+    monkeypatch.setattr(Char, "encode", lambda self, text: np.full(len(text), 9, np.uint32))
+    with pytest.raises(Refused, match="token id 9, out of its own range 0 to 1"):
+        open_corpus(ask(_write(tmp_path, "ab" * 50)))
+    assert not list((tmp_path / "cache").glob("*.tokens"))
+
+
+@pytest.mark.parametrize(
+    ("content", "offset", "byte"),
+    [
+        (b"\xff\xfea\x00", "0", "0xff"),
+        (b"abc\x80def", "3", "0x80"),
+        (b"abcdef\xe6\x9d", "6", "0xe6"),  # cut off in a character
+        (b"a" * 1_500_000 + b"\xc3(", "1,500,000", "0xc3"),  # in a later block
+        (("a" + "é" * 600_000).encode() + b"\xff", "1,200,001", "0xff"),  # across a cut
+    ],
+)
+def test_not_utf_8_is_refused_with_the_byte(
+    tmp_path: Path, ask: Ask, content: bytes, offset: str, byte: str
+) -> None:
+    with pytest.raises(Refused, match=rf"corpus.txt' is not UTF-8: byte {offset} is {byte} \("):
+        open_corpus(ask(_write(tmp_path, content)))
+    assert not list((tmp_path / "cache").glob("*.tokens"))
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, ask: Ask) -> None:
+    with pytest.raises(Refused, match=r"data.path='nowhere.txt': no such file in /"):
+        open_corpus(ask("nowhere.txt"))
+    with pytest.raises(Refused, match=r"corpus.txt/x' cannot be read: Not a directory"):
+        open_corpus(ask(_write(tmp_path, "a") / "x"))
+    with pytest.raises(Refused, match=r"is a folder"):
+        open_corpus(ask(tmp_path))
+    with pytest.raises(Refused, match=r"corpus.txt' is empty"):
+        open_corpus(ask(_write(tmp_path, "")))
+    with pytest.raises(Refused, match=r"not a regular file"):
+        open_corpus(ask("/dev/null"))
+    with pytest.raises(Refused, match=r"holds no text"):
+        open_corpus(ask(_write(tmp_path, "\ufeff")))
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
+def test_a_file_without_permission(tmp_path: Path, ask: Ask) -> None:
+    path = _write(tmp_path, "a")
+    path.chmod(0)
+    with pytest.raises(Refused, match="cannot be read: Permission denied"):
+        open_corpus(ask(path))
+
+
+def test_a_file_changed_while_it_is_read_is_refused(tmp_path: Path, ask: Ask) -> None:
+    path = _write(tmp_path, "ab" * 100)
+    documents = TextFile(str(path))
+    assert documents.digest
+    _write(tmp_path, "ba" * 100)
+    with pytest.raises(Refused, match="changed while it was read"):
+        tokens.corpus_of(documents, ask(path))
+    assert not list((tmp_path / "cache").glob("*.tokens"))
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+def test_memory_stays_bounded(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    """Neither words nor spaces: the longest piece that is ever encoded is bounded all the same."""
+    monkeypatch.setattr(file, "BLOCK", 100)
+    monkeypatch.setattr(tokens, "LONGEST", 1000)
+    kind, longest = tokenizer_type(tokenizer), 0
+    encode = kind.encode
+
+    def watched(self: Tokenizer, text: str) -> NDArray[np.uint32]:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(kind, "encode", watched)
+    letters = "".join(random.Random(1).choices("abc", k=20_000))
+    corpus = open_corpus(ask(_write(tmp_path, letters), tokenizer=tokenizer))
+    assert longest <= 1100
+    assert text_of(corpus) == letters
+
+
+def test_the_type_of_ids_holds_the_vocabulary(tmp_path: Path, ask: Ask) -> None:
+    """Characters past 65,536 need four bytes an id."""
+    wide = "".join(map(chr, range(0x10000, 0x20001)))
+    corpus = open_corpus(ask(_write(tmp_path, wide), vocab_size=1 << 17))
+    assert tokenizer_of(corpus).size == 65537
+    assert ids_of(corpus)[-1] == 65536
+    assert ids_of(corpus).dtype == np.uint32
+    narrow = open_corpus(ask(_write(tmp_path, wide[:-1]), vocab_size=1 << 17))
+    assert ids_of(narrow).dtype == np.uint16
+    assert ids_of(narrow)[-1] == 65535
+
+
+def test_the_cache_goes_by_content_and_tokenizer(tmp_path: Path, ask: Ask) -> None:
+    told: list[str] = []
+    path = _write(tmp_path, "the same text, " * 40)
+    first = open_corpus(ask(path, notify=told.append))
+    assert len(told) == 1
+    assert "tokenising" in told[0]
+    other = tmp_path / "elsewhere.txt"
+    path.rename(other)
+    again = open_corpus(ask(other, notify=told.append))
+    assert len(told) == 1, "moved, not changed"
+    assert again.fingerprint == first.fingerprint
+    os.utime(other)
+    open_corpus(ask(other, seq_len=16, notify=told.append))
+    assert len(told) == 1, "samples of another length are other cuts of the same tokens"
+    open_corpus(ask(other, tokenizer="gpt2", notify=told.append))
+    assert len(told) == 2
+    other.write_text("The same text, " * 40)
+    changed = open_corpus(ask(other, notify=told.append))
+    assert len(told) == 3
+    assert changed.fingerprint != first.fingerprint
+    assert text_of(changed).startswith("The")
+
+
+def test_the_fingerprint_tells_samples_apart(tmp_path: Path, ask: Ask) -> None:
+    path = _write(tmp_path, "0123456789" * 100)
+    prints = [
+        open_corpus(ask(path, **changes)).fingerprint
+        for changes in ({}, {"seq_len": 9}, {"validation": 0.2}, {"tokenizer": "gpt2"})
+    ]
+    assert len(set(prints)) == 4
+    assert open_corpus(ask(path, seed=8)).fingerprint == prints[0]
