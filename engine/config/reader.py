@@ -41,6 +41,8 @@ def read(
         reading.problems.extend(error.problems)
     except Exhausted as error:
         reading.problems.append(Problem(str(path), 0, None, str(error)))
+    except OSError as error:  # of the current folder
+        reading.problems.append(Problem(str(path), 0, None, f"cannot be read: {error.strerror}"))
     except (RecursionError, MemoryError):
         reading.problems.append(Problem(str(path), 0, None, "nested too deeply to be read"))
     if document is None or reading.problems:

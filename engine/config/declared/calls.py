@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engine.config.declared.expressions import Evaluator
 
 ENVIRON = Symbol("os.environ")
+LOOKUP = "the environment is asked for a name, with at most a default"
 ENVIRONMENT_LOOKUPS = (Symbol("os.environ.get"), Symbol("os.getenv"))
 
 
@@ -26,6 +27,8 @@ def call(evaluator: "Evaluator", node: ast.Call) -> object:
     symbol = evaluator.evaluate(function)
     if symbol in ENVIRONMENT_LOOKUPS:
         args, kwargs = _arguments(evaluator, node)
+        if set(kwargs) - {"default"}:
+            raise Illegal(LOOKUP)
         return environment(evaluator.environ, [*args, *kwargs.values()], optional=True)
     if not isinstance(symbol, Symbol):
         what = operations.kind(symbol)
@@ -40,7 +43,7 @@ def environment(environ: Mapping[str, str], args: list[object], optional: bool =
     """``os.environ[name]``, or if ``optional`` ``os.environ.get(name, default)``."""
     name = args[0] if args else None
     if not isinstance(name, str) or len(args) > 2:
-        raise Illegal("the environment is asked for a name, and perhaps a default")
+        raise Illegal(LOOKUP)
     if name not in environ and not optional:
         raise Illegal(f"{name} is not set in the environment")
     default = args[1] if len(args) == 2 else None

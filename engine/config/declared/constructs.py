@@ -10,6 +10,8 @@ CONSTRUCTS: Mapping[type[ast.AST], str] = {
     ast.AsyncWith: "a with block",
     ast.Assert: "assert",
     ast.Await: "await",
+    ast.AugAssign: "the operator @=",
+    ast.BinOp: "the operator @",
     ast.ClassDef: "a class",
     ast.Delete: "del",
     ast.DictComp: "a comprehension",

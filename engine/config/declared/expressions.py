@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ class Evaluator:
             self.budget.charge(value)
             return value
         except Illegal as error:
-            raise self.fail(node, str(error)) from None
+            raise self.fail(node, f"{self.source.excerpt(node)}{error}") from None
         finally:
             self._depth -= 1
 
@@ -103,6 +104,8 @@ class Evaluator:
 
     def _value(self, node: ast.expr) -> object:
         match node:
+            case ast.Constant(value=float(value)) if math.isinf(value):
+                raise Illegal("too large for a float")
             case ast.Constant(value=None | bool() | int() | float() | str() as value):
                 return value
             case ast.Constant(value=value):
@@ -145,9 +148,7 @@ class Evaluator:
     def _name(self, node: ast.Name) -> object:
         name = node.id
         if name in self.scope:
-            if self.scope[name] is UNKNOWN:
-                raise Unknown
-            return self.scope[name]
+            return self._known(self.scope[name])
         if name.startswith("__"):
             raise self.fail(node, f"{name} {NOT_HERE}", column=True)
         if name in operations.FUNCTIONS or name == "dict":
@@ -164,18 +165,23 @@ class Evaluator:
     def _attribute(self, node: ast.Attribute) -> object:
         if node.attr.startswith("__"):
             raise self.fail(node, f".{node.attr} {NOT_HERE}", column=True)
+        module = self.scope.get(node.value.id) if isinstance(node.value, ast.Name) else None
+        if isinstance(module, Module):
+            if node.attr not in module.values:
+                raise Illegal(f"{module.file} has no {node.attr}")
+            return self._known(module.values[node.attr])
         value = self.evaluate(node.value)
-        match value:
-            case Symbol():
-                return Symbol(f"{value}.{node.attr}")
-            case Module(file, values):
-                if node.attr not in values:
-                    raise Illegal(f"{file} has no {node.attr}")
-                if values[node.attr] is UNKNOWN:
-                    raise Unknown
-                return values[node.attr]
+        if isinstance(value, Symbol):
+            return Symbol(f"{value}.{node.attr}")
         what = operations.kind(value)
         raise self.fail(node, f".{node.attr} of {what} {NOT_HERE}", column=True)
+
+    def _known(self, value: object) -> object:
+        if value is UNKNOWN:
+            raise Unknown
+        if isinstance(value, Module):
+            raise Illegal(f"{value.file} is a config file, not a value; take one of its names")
+        return value
 
     def _set(self, nodes: Sequence[ast.expr]) -> object:
         # a tuple in the order written: a set's own order differs from process to process

@@ -110,6 +110,9 @@ class Interpreter:
             case ast.Name(name):
                 self._store_name(target, name, value)
             case ast.Tuple(elts=targets) | ast.List(elts=targets):
+                starred = [part for part in targets if isinstance(part, ast.Starred)]
+                if starred:
+                    raise self.evaluator.forbid(starred[0])
                 if not isinstance(value, list | tuple):
                     raise Illegal(f"{len(targets)} names for {operations.kind(value)}")
                 if len(value) != len(targets):
@@ -120,8 +123,7 @@ class Interpreter:
                 if not self._is_overridden(target):
                     self._store_item(target, value)
             case _:
-                what = "an attribute" if isinstance(target, ast.Attribute) else "*"
-                message = f"an assignment to {what} {NOT_HERE}"
+                message = f"an assignment to an attribute {NOT_HERE}"
                 raise self.evaluator.fail(target, message, column=True)
 
     def _store_name(self, target: ast.Name, name: str, value: object) -> None:

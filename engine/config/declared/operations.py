@@ -22,13 +22,20 @@ from engine.config.values import Symbol, Table
 
 Binary = Callable[[Any, Any], object]
 FORMAT_WIDTH_DIGITS = 3
+SHOWN_LENGTH = 60
 
 
 def kind(value: object) -> str:
     """How a message calls the type of ``value``."""
     if isinstance(value, Symbol):
-        return f"{value}, whose value is not known here"
+        return f"{shown(value)} (its value is not known here)"
     return {Table: "dict", type(None): "None"}.get(type(value), type(value).__name__.lower())
+
+
+def shown(value: object) -> str:
+    """``value`` in a message: its beginning, on one line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
 
 def is_plain(value: object) -> bool:
@@ -198,10 +205,10 @@ def index(base: object, key: Any) -> object:
     try:
         return base[key]
     except KeyError:
-        known = ", ".join(repr(name) for name in list(base)[:10])
-        raise Illegal(f"no key {key!r}; there are: {known or 'none'}") from None
+        known = ", ".join(map(shown, list(base)[:10]))
+        raise Illegal(f"no key {shown(key)}; there are: {known or 'none'}") from None
     except IndexError:
-        raise Illegal(f"index {key} of {len(base)} items") from None
+        raise Illegal(f"index {shown(key)} of {len(base)} items") from None
     except TypeError:
         raise Illegal(f"[{kind(key)}] on {kind(base)}") from None
 
@@ -214,6 +221,9 @@ def check_key(key: object) -> None:
         raise Illegal(f"{kind(key)} as a key")
 
 
+CONVERSIONS: Mapping[str, Callable[[object], str]] = {"s": str, "r": repr, "a": ascii}
+
+
 def formatted(value: object, conversion: str, spec: str) -> str:
     """``f"{value!conversion:spec}"``."""
     if not is_plain(value):
@@ -221,7 +231,7 @@ def formatted(value: object, conversion: str, spec: str) -> str:
     if re.search(rf"\d{{{FORMAT_WIDTH_DIGITS + 1}}}", spec):
         raise Illegal(f"a format {spec[:20]!r} wider than {10**FORMAT_WIDTH_DIGITS - 1}")
     if conversion:
-        value = {"s": str, "r": repr, "a": ascii}[conversion](value)
+        value = CONVERSIONS[conversion](value)
     try:
         return format(value, spec)
     except TypeError:
@@ -239,7 +249,7 @@ def _range(*bounds: Any) -> object:
 def _round(number: Any, digits: Any = None) -> object:
     # round(1, -10**9) would compute 10**10**9
     if isinstance(digits, int) and abs(digits) > INTEGER_BITS:
-        raise Illegal(f"round to {digits} digits")
+        raise Illegal(f"round to {shown(digits)} digits")
     return round(number, digits)
 
 

@@ -1,6 +1,7 @@
 """Config files as text: reading and parsing one, naming a place in it, finding what it imports."""
 
 import ast
+import os
 import re
 import stat
 import sys
@@ -24,6 +25,7 @@ FOREIGN = sys.stdlib_module_names | {
     "transformers",
 }
 COUNTED_LINE = 1000  # characters; in longer lines columns are bytes, as counting them all is slow
+EXCERPT_LENGTH = 50
 ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
 
 
@@ -45,6 +47,20 @@ class Source:
             # the parser counts bytes of UTF-8
             column = len(text.encode()[:column].decode(errors="replace"))
         return Origin(self.file, line, column + 1)
+
+    def excerpt(self, node: ast.expr) -> str:
+        """The beginning of ``node`` as it is written, as a prefix for messages about it.
+
+        Empty on the command line, whose messages hold the text as it is.
+        """
+        if self.file == COMMAND_LINE:
+            return ""
+        line = self._lines[node.lineno - 1].encode()[node.col_offset :]
+        end = node.end_col_offset if node.end_lineno == node.lineno else None
+        text = line[: None if end is None else end - node.col_offset].decode(errors="replace")
+        text = text if text.isprintable() else repr(text)[1:-1]
+        cut = end is None or len(text) > EXCERPT_LENGTH
+        return f"{text[:EXCERPT_LENGTH]}{'...' if cut else ''}: "
 
     def problem(self, node: ast.AST, message: str, *, column: bool) -> Problem:
         origin = self.origin(node)
@@ -116,7 +132,7 @@ def locate(module: str, level: int, importer: Path) -> Path | None:
         if found is not None:
             return found
     for folder in folders:
-        if any((folder / parts[0]).glob("*.py")):
+        if _holds_python(folder / parts[0]):
             raise Illegal(f"no config file {'/'.join(parts)}.py in {folder.name or folder}")
     return None
 
@@ -125,20 +141,30 @@ def file_in(folder: Path, parts: list[str]) -> Path | None:
     """The file ``a/b.py`` in ``folder`` for ``["a", "b"]``."""
     path = folder.joinpath(*parts)
     file = path.with_name(f"{path.name}.py")
-    return file if file.is_file() else None
+    try:
+        return file if file.is_file() else None
+    except OSError:  # a name too long, a folder that may not be entered
+        return None
 
 
 def _file_or_folder(folder: Path, parts: list[str]) -> Path | None:
     if not parts:
         return folder
     path = folder.joinpath(*parts)
-    # a folder without Python in it is data that happens to have the name
-    return file_in(folder, parts) or (path if any(path.glob("*.py")) else None)
+    return file_in(folder, parts) or (path if _holds_python(path) else None)
+
+
+def _holds_python(folder: Path) -> bool:
+    """Whether an import can mean ``folder``; else it is data that happens to have the name."""
+    try:
+        return any(folder.glob("*.py"))
+    except OSError:
+        return False
 
 
 def _search_folders(importer: Path) -> list[Path]:
     folders = list(importer.parents)
     for count, folder in enumerate(folders, start=1):
-        if any((folder / mark).exists() for mark in ROOT_MARKS):
+        if any(os.path.lexists(folder / mark) for mark in ROOT_MARKS):
             return folders[:count]
     return folders[:2]
