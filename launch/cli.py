@@ -18,7 +18,7 @@ from types import ModuleType
 
 from engine import discover
 from engine.config.errors import ConfigError
-from engine.errors import Refused
+from engine.errors import Failed, Refused
 
 COMMANDS = "launch.commands"
 
@@ -27,10 +27,15 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     """Run the command line; its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _dispatch(list(argv), environ)
+        code = _dispatch(list(argv), environ)
+        sys.stdout.flush()
+        return code
     except (ConfigError, Refused) as error:
         print(error, file=sys.stderr)
         return 2
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 1
     except BrokenPipeError:  # `cuboid settings | head`: nothing more can be said, at exit neither

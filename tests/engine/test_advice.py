@@ -49,6 +49,12 @@ def test_both_suggestions_end_within_the_hour(hours):
     assert float(minutes) == pytest.approx(share * hours * 60, abs=0.51)
 
 
+def test_where_no_smaller_model_would_do_fewer_steps_are_left():
+    advice = smaller_run(settings(), seconds_per_step=0.4 * HOUR, steps_left=1000)
+    assert advice is not None
+    assert advice.endswith("MAX_STEPS=2")
+
+
 def test_where_epochs_end_the_run_shorter_samples_are_not_advised():
     """They would be as many more."""
     advice = smaller_run(settings(max_steps=None, num_epochs=2), 30.0, steps_left=1000)

@@ -61,6 +61,13 @@ def test_of_two_that_want_one_folder_one_is_refused(tmp_path):
     assert len(owners) == 1
 
 
+def test_who_comes_between_a_look_and_a_claim_is_seen(tmp_path, monkeypatch):
+    claim("demo", "a", output=tmp_path / "out")
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))  # it looked empty
+    with pytest.raises(Refused, match="holds a run"):
+        claim("demo", "b", output=tmp_path / "out")
+
+
 def test_a_used_folder_is_refused_and_says_why(tmp_path):
     output = tmp_path / "out"
     claim("demo", "a", output=output).write_status("finished", step=30)

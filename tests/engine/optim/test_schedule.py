@@ -119,10 +119,10 @@ def test_by_epoch_is_torchs_stepped_each_epoch():
     assert found == pytest.approx([lr for lr in expected for _ in range(4)][:19], rel=1e-12)
 
 
-@pytest.mark.parametrize(("samples", "batch"), [(100, 3), (7, 4), (3, 4), (1000, 7), (10, 10)])
+@pytest.mark.parametrize(("samples", "batch"), [(100, 3), (9, 7), (3, 4), (1000, 7), (10, 10)])
 def test_epochs_need_not_be_whole_steps(samples, batch):
     """Told sample by sample: a step has the factor of the epoch that its first sample is in."""
-    epochs = 5
+    epochs = 10
     total = math.ceil(epochs * samples / batch)
     by_epoch = factors(schedule(), epochs)
     expected = [by_epoch[step * batch // samples] for step in range(total)]
