@@ -1,0 +1,129 @@
+"""Colossal-AI's global ParallelContext: where the process groups come from.
+
+All of Colossal-AI's rough edges are smoothed here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _abort_process_group
+
+from engine.errors import Refused
+from engine.layout import Layout
+
+VERSION = "0.5.0"
+INSTALL = f"pip install --no-deps colossalai=={VERSION}"
+
+
+class Colossal:
+    """The global ParallelContext, registered on an open default process group.
+
+    Raises:
+        Refused: Colossal-AI is missing, of another version, or lacks what it imports.
+    """
+
+    def __init__(self) -> None:
+        try:
+            found = version("colossalai")
+        except PackageNotFoundError:
+            raise Refused(f"Colossal-AI is not installed: {INSTALL}") from None
+        if found != VERSION:
+            raise Refused(f"Colossal-AI {found} is installed, {VERSION} is needed: {INSTALL}")
+        try:
+            with _slim():
+                core = importlib.import_module("colossalai.legacy.core")
+                modes = importlib.import_module("colossalai.legacy.context.parallel_mode")
+                variables = importlib.import_module("colossalai.legacy.global_variables")
+        except ImportError as error:
+            raise Refused(f"Colossal-AI cannot be imported ({error}): {INSTALL}") from error
+        self.context: Any = core.global_context
+        self.modes: Any = modes.ParallelMode
+        self._variables: Any = variables.tensor_parallel_env
+
+    def open(self, layout: Layout, rank: int) -> None:
+        """Make all groups of ``layout``; every rank calls this, the default group being open."""
+        context, world = self.context, self.modes.GLOBAL
+        # Its own launch() would open the default group at tcp://[host]:port, which Python >=
+        # 3.11.4 refuses for anything but IPv6: so we open it, and register it as launch() does.
+        # On gloo launch() registers no CPU group for GLOBAL, though the world is one.
+        everyone = list(range(layout.gpus))
+        cpu = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        context._register_dist(rank, layout.gpus, dist.group.WORLD, cpu, everyone, world)
+        context.add_global_rank(world, rank)
+        tensor: dict[str, Any] = {"size": layout.tensor, "mode": layout.mode.name}
+        if not layout.mode.colossal:
+            tensor["mode"] = None  # its word for no tensor parallelism
+        if layout.mode.uses_depth:
+            tensor["depth"] = layout.depth
+        context.load_config({"parallel": {"pipeline": layout.pipeline, "tensor": tensor}})
+        context.init_parallel_groups()
+
+    def group(self, name: str) -> tuple[dist.ProcessGroup, list[int]] | None:
+        """The group that this rank is in, and its ranks, by the name of a ParallelMode; None where
+        there is none (PIPELINE has none where there is one stage)."""
+        mode = self.modes[name]
+        if not self.context.is_initialized(mode):
+            return None
+        return self.context.get_group(mode), self.context.get_ranks_in_group(mode)
+
+    def groups(self) -> list[dist.ProcessGroup]:
+        """Every group of this rank, those on the CPU included, each once."""
+        context = self.context
+        found = [*context._groups.values(), *context._cpu_groups.values()]
+        return list({id(group): group for group in found}.values())
+
+    @property
+    def cpu_group(self) -> dist.ProcessGroup:
+        """All ranks, over gloo."""
+        group: dist.ProcessGroup = self.context.get_cpu_group(self.modes.GLOBAL)
+        return group
+
+    def close(self, *, failed: bool) -> None:
+        """Destroy all groups, the default one last, and forget this world. After a failure other
+        ranks may be waiting in a collective: that is broken off, and nothing more is raised."""
+        try:
+            if dist.is_initialized() and failed and dist.get_backend() == "nccl":
+                _abort_process_group()  # destroying waits for what is under way
+            elif self.context.is_initialized(self.modes.GLOBAL):
+                self.context.destroy()
+            elif dist.is_initialized():
+                dist.destroy_process_group()
+        except RuntimeError:
+            if not failed:
+                raise
+        finally:
+            # destroy() keeps sizes, ranks and CPU groups, and the next world's asserts compare
+            # with the last one's sizes.
+            self._variables.load()
+            self.context.__init__()
+
+
+@contextmanager
+def _slim() -> Iterator[None]:
+    """Inside, the two packages above the context are empty: running their ``__init__`` takes 3 s,
+    and needs peft, bitsandbytes and more, of which the context uses nothing."""
+    spec = find_spec("colossalai")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("its files are not there")
+    root = Path(spec.submodule_search_locations[0])
+    empty = {"colossalai": root, "colossalai.legacy": root / "legacy"}
+    empty = {name: path for name, path in empty.items() if name not in sys.modules}
+    for name, path in empty.items():
+        package = ModuleType(name)
+        package.__path__ = [str(path)]
+        sys.modules[name] = package
+    try:
+        yield
+    finally:
+        for name in empty:
+            del sys.modules[name]

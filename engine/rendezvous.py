@@ -1,0 +1,171 @@
+"""Where this process stands among those that were started together, and where they meet.
+
+Read from torchrun's, Slurm's or Open MPI's environment, or from what the user says by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+from engine.errors import Refused
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Rank ``rank`` of ``size``. They meet at ``host``:``port``: in a store of rank 0's, or where
+    ``agent`` is true in one of torchrun's own. ``launch`` names the launch where the launcher has
+    a name for it, the same over torchrun's restarts, of which this is number ``attempt``.
+    """
+
+    rank: int
+    size: int
+    host: str = LOOPBACK
+    port: int = 0
+    launcher: str
+    launch: str | None = None
+    agent: bool = False
+    attempt: int = 0
+
+
+def locate(
+    environ: Mapping[str, str],
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    from_torch: bool = False,
+) -> Place:
+    """The place of this process; alone where nothing says otherwise.
+
+    Raises:
+        Refused: the environment or the arguments are incomplete or contradict each other.
+    """
+    by_hand = rank is not None or world_size is not None
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        if by_hand or host is not None or port is not None:
+            raise Refused(
+                "--host, --port, --rank and --world_size are for ranks started by hand, but "
+                "torchrun started this one: leave them out"
+            )
+        return _check(_torchrun(environ))
+    if from_torch:
+        raise Refused(
+            "--from_torch needs the environment that torchrun gives (RANK, WORLD_SIZE): start with "
+            "torchrun, or leave it out"
+        )
+    if by_hand:
+        if rank is None or world_size is None or host is None or port is None:
+            raise Refused(
+                "ranks started by hand need all of --host, --port (where rank 0 is), --rank and "
+                "--world_size"
+            )
+        return _check(Place(rank=rank, size=world_size, host=host, port=port, launcher="by hand"))
+    if "SLURM_PROCID" in environ:
+        return _check(_slurm(environ, host, port))
+    if "OMPI_COMM_WORLD_RANK" in environ:
+        return _check(_open_mpi(environ, host, port))
+    if host is not None or port is not None:
+        raise Refused("--host and --port also need --rank and --world_size, Slurm or Open MPI")
+    return Place(rank=0, size=1, launcher="alone")
+
+
+def _torchrun(environ: Mapping[str, str]) -> Place:
+    return Place(
+        rank=_number(environ, "RANK"),
+        size=_number(environ, "WORLD_SIZE"),
+        host=_text(environ, "MASTER_ADDR"),
+        port=_number(environ, "MASTER_PORT"),
+        launcher="torchrun",
+        launch=environ.get("TORCHELASTIC_RUN_ID"),
+        agent=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        attempt=int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+    )
+
+
+def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
+    """A step's own variables go before the job's: ``srun -n 2`` may take a part of the job."""
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    size = _number(environ, tasks)
+    step = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
+    host = host or environ.get("MASTER_ADDR")
+    if host is None:
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
+        if not nodes and size > 1:
+            raise Refused("SLURM_NODELIST is not in the environment: give --host HOST of rank 0")
+        host = head(nodes) if nodes and several(nodes) else LOOPBACK
+    return Place(
+        rank=_number(environ, "SLURM_PROCID"),
+        size=size,
+        host=host,
+        port=_port(environ, port, step),
+        launcher="Slurm",
+        launch=f"slurm-{step}",
+    )
+
+
+def several(nodes: str) -> bool:
+    """Whether a Slurm node list such as ``gpu-[003-010,012],n1`` names more than one machine."""
+    return any(sign in nodes for sign in ",[")
+
+
+def head(nodes: str) -> str:
+    """The first machine of a Slurm node list: ``gpu-[003-010,012],n1`` -> ``gpu-003``."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert first is not None
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group())
+
+
+def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
+    size = _number(environ, "OMPI_COMM_WORLD_SIZE")
+    host = host or environ.get("MASTER_ADDR")
+    if host is None:
+        if _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") < size:
+            raise Refused("Open MPI over several machines needs --host HOST, that of rank 0")
+        host = LOOPBACK
+    return Place(
+        rank=_number(environ, "OMPI_COMM_WORLD_RANK"),
+        size=size,
+        host=host,
+        port=_port(environ, port, environ.get("PMIX_NAMESPACE", "")),
+        launcher="Open MPI",
+    )
+
+
+def _check(place: Place) -> Place:
+    if not 0 <= place.rank < place.size:
+        raise Refused(
+            f"rank {place.rank} is not one of {place.size} ranks: ranks count from 0 "
+            f"({place.launcher})"
+        )
+    if not 0 < place.port < 1 << 16:
+        raise Refused(f"port {place.port} is not a port: give one from 1 to 65535")
+    return place
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    if not environ.get(name):
+        raise Refused(f"{name} is not in the environment, though RANK and WORLD_SIZE are")
+    return environ[name]
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    value = environ.get(name)
+    if value is None or not value.isdecimal():
+        raise Refused(f"{name}={value or ''} in the environment is not a whole number")
+    return int(value)
+
+
+def _port(environ: Mapping[str, str], port: int | None, launch: str) -> int:
+    """The port that was asked for, or one that all ranks of a launch work out alike, below those
+    that Linux gives to outgoing connections."""
+    if port is not None:
+        return port
+    if "MASTER_PORT" in environ:
+        return _number(environ, "MASTER_PORT")
+    return 12000 + crc32(launch.encode()) % 20000

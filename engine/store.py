@@ -1,0 +1,112 @@
+"""The store in which the ranks of one launch meet, fresh for every attempt."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
+
+from torch.distributed import DistNetworkError, HashStore, Store, TCPStore
+
+from engine.errors import Failed, Refused
+from engine.rendezvous import LOOPBACK, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """``address`` is the store's (None: it is in this process). On rank 0, ``run_id`` is the run's
+    and stays over torchrun's restarts; the other ranks ask rank 0."""
+
+    store: Store
+    address: tuple[str, int] | None
+    run_id: str
+
+
+def meet(place: Place, timeout: float) -> Meeting:
+    """The store of this attempt; rank 0 serves it, which other ranks wait for.
+
+    Raises:
+        Refused: the port is in use.
+        Failed: rank 0 cannot be reached within ``timeout`` seconds.
+    """
+    run_id = place.launch or uuid.uuid4().hex
+    if place.launcher == "alone":
+        return Meeting(store=HashStore(), address=None, run_id=run_id)
+    if place.agent:
+        return _beside_agent(place, timeout)
+    if place.launcher == "torchrun":
+        run_id += f"-{os.getppid()}"  # users name their launches alike
+    address = (place.host, place.port)
+    if place.rank:
+        return Meeting(store=_join(address, timeout), address=address, run_id=run_id)
+    try:
+        store = _serve(place.port, timeout)
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        option = "--master_port" if place.launcher == "torchrun" else "--port"
+        raise Refused(f"port {place.port} is in use on this machine: another by {option}") from None
+    return Meeting(store=store, address=address, run_id=run_id)
+
+
+def _beside_agent(place: Place, timeout: float) -> Meeting:
+    """torchrun's store outlives a restart, with keys on which the next attempt hangs: so each
+    attempt has a store of its own, and torchrun's only tells where it is."""
+    agent = _join((place.host, place.port), timeout)
+    key = f"cuboid/store/{place.attempt}"
+    if place.rank == 0:
+        run_id = agent.compare_set("cuboid/run", "", uuid.uuid4().hex).decode()
+        store = _serve(0, timeout)
+        address = (_own_address(place), store.port)
+        agent.set(key, "{}:{}".format(*address))
+        return Meeting(store=store, address=address, run_id=run_id)
+    deadline = time.monotonic() + timeout
+    while not agent.check([key]):
+        if time.monotonic() > deadline:
+            raise Failed(f"rank {place.rank}: rank 0 did not come within {timeout:.0f} s")
+        time.sleep(0.02)
+    host, _, port = agent.get(key).decode().rpartition(":")
+    address = (host, int(port))
+    return Meeting(store=_join(address, timeout), address=address, run_id="")
+
+
+def _serve(port: int, timeout: float) -> TCPStore:
+    """Bound to every address of this machine, whose name in the world need not resolve here."""
+    return TCPStore(
+        LOOPBACK,
+        port,
+        is_master=True,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+    )
+
+
+def _join(address: tuple[str, int], timeout: float) -> TCPStore:
+    """A TCPStore that has to wait for its server prints C++ traces and holds signals up: so wait
+    first."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(address, timeout=5).close()
+            return TCPStore(*address, timeout=timedelta(seconds=timeout))
+        except (OSError, DistNetworkError) as error:
+            if time.monotonic() > deadline:
+                host, port = address
+                raise Failed(f"nothing answers at {host}:{port} ({error})") from None
+            time.sleep(0.1)
+
+
+def _own_address(place: Place) -> str:
+    """How other machines reach this one: by its address on the way to torchrun's store, or, where
+    that is here, by the name they have for it."""
+    family, kind, protocol, _, there = socket.getaddrinfo(
+        place.host, place.port, type=socket.SOCK_DGRAM
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(there)  # sends nothing
+        mine = str(probe.getsockname()[0])
+    return place.host if ip_address(mine).is_loopback else mine
