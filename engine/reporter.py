@@ -14,8 +14,9 @@ from rich.console import Console
 from engine.advice import smaller_run
 from engine.flops import flops_per_token, peak_flops
 from engine.metrics import JsonLines, Row, Sink, TensorBoard
+from engine.overview import count, overview, remarks, table
 from engine.run_folder import RunFolder, State
-from engine.terminal import Pace, Terminal, summary
+from engine.terminal import Pace, Terminal
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -103,7 +104,7 @@ class Reporter:
 def open_reporter(
     plan: Plan, facts: Facts, folder: RunFolder, console: Console | None = None
 ) -> Reporter:
-    """Rank 0's reporter: keeps config and settings in the folder, prints warnings and the table."""
+    """Rank 0's reporter: keeps config and settings in the folder, prints remarks and the table."""
     settings = plan.settings
     console = console or Console()
     folder.record(Path(settings.source), settings.model_dump(mode="json"))
@@ -111,17 +112,17 @@ def open_reporter(
     files: list[Sink] = [JsonLines(folder.log, facts.first_step)]
     if settings.log.tensorboard:
         files.append(TensorBoard(folder.tensorboard, facts.first_step))
-    for warning in plan.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    table = summary(
-        plan,
-        device=facts.device,
-        parameters=facts.parameters,
-        steps=facts.total_steps - facts.first_step,
-        run=str(folder.path),
+    for line in remarks(plan):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    lines = {
+        "run": str(folder.path),
+        **overview(plan),
+        "parameters": count(facts.parameters),
+        "device": facts.device,
+        "steps": f"{facts.total_steps - facts.first_step:,}",
         **facts.more,
-    )
-    console.print(table)
+    }
+    console.print(table(lines))
     advise = partial(smaller_run, settings) if facts.device == "cpu" else None
     peak = peak_flops(facts.device, settings.precision)
     return Reporter(

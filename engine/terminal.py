@@ -1,21 +1,15 @@
-"""What a run shows on the terminal: a table first, then a bar and a line every so many steps."""
+"""What a run shows on the terminal: a bar, and a line every so many steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
-from engine.flops import flops_per_token
 from engine.metrics import Row
-
-if TYPE_CHECKING:
-    from engine.plan import Plan
 
 REFRESH_SECONDS = 0.2
 # What the estimate of speed rests on before it is acted on; the first step also warms up.
@@ -150,38 +144,3 @@ def duration(seconds: float | None) -> str:
 def size(number: float) -> str:
     """Bytes as MiB, and as GiB from ten of them on."""
     return f"{number / 2**30:,.1f} GiB" if number >= 10 * 2**30 else f"{number / 2**20:,.0f} MiB"
-
-
-def count(number: float) -> str:
-    """A number to three digits with K, M, G, T, P behind it."""
-    for unit in ("", "K", "M", "G", "T"):
-        if abs(number) < 999.5:
-            return f"{number:.3g}{' ' if unit else ''}{unit}"
-        number /= 1000
-    return f"{number:.3g} P"
-
-
-def summary(plan: Plan, *, device: str, parameters: int, steps: int, **more: str) -> Table:
-    """The table that opens a run; ``more`` are further rows."""
-    settings, layout = plan.settings, plan.layout
-    model = settings.model
-    flops = flops_per_token(model, settings.seq_len)
-    cut = " ".join(f"{axis}={size}" for axis, size in layout.tensor_axes.items())
-    rows: Mapping[str, str] = {
-        "config": settings.source,
-        "model": f"{model.n_layer} layers, {model.n_head} heads of {model.head_dim}, "
-        f"width {model.n_embd}, vocabulary {model.vocab_size:,}: {count(parameters)} parameters",
-        "layout": f"tensor {layout.tensor} ({layout.mode.name}{cut and ': ' + cut}) x "
-        f"pipeline {layout.pipeline} x data {layout.data} = {layout.gpus} processes",
-        "device": f"{device}, {settings.precision}",
-        "batch": f"{settings.batch_size} samples x data {layout.data} x accumulation "
-        f"{settings.gradient_accumulation} = {plan.global_batch} samples of {settings.seq_len} "
-        f"tokens a step, in micro-batches of {plan.micro_batch}",
-        "work": f"{steps:,} steps of {plan.tokens_per_step:,} tokens; {count(flops)}FLOPs a token, "
-        f"{count(flops * plan.tokens_per_step)}FLOPs a step",
-        **more,
-    }
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,6 +15,7 @@ from engine.config.schema import Model, Settings
 from engine.flops import PEAKS, flops_per_token
 from engine.layout import Layout
 from engine.metrics import Row
+from engine.plan import Plan
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run_folder import RunFolder, claim
 from models.parallel.registry import modes
@@ -32,7 +32,7 @@ ROW = Row(
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Any:
+def plan(tmp_path: Path) -> Plan:
     """2d over 4, twice."""
     source = tmp_path / "demo.py"
     source.write_text("BATCH_SIZE = 4\n")
@@ -48,13 +48,10 @@ def plan(tmp_path: Path) -> Any:
         precision="bf16",
         model=Model(**sizes, head_dim=8, n_inner=128),
     )
-    return SimpleNamespace(
+    return Plan(
         settings=settings,
         layout=Layout(mode=modes()["2d"], tensor=4, data=2),
         warnings=("demo.py:1: a warning [of sorts]",),
-        micro_batch=4,
-        global_batch=8,
-        tokens_per_step=512,
     )
 
 
@@ -63,7 +60,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return claim("demo", "a", output=tmp_path / "run")
 
 
-def report(plan: Any, folder: RunFolder, device: str = "cpu") -> tuple[Reporter, io.StringIO]:
+def report(plan: Plan, folder: RunFolder, device: str = "cpu") -> tuple[Reporter, io.StringIO]:
     file = io.StringIO()
     facts = Facts(device=device, parameters=26_000, total_steps=20, more={"data": "poems"})
     return open_reporter(plan, facts, folder, Console(file=file, width=200)), file
@@ -88,7 +85,7 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
     assert "warning: demo.py:1: a warning [of sorts]" in text
     assert "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes" in text
     assert "= 8 samples of 64 tokens a step" in text
-    assert "26 K parameters" in text
+    assert re.search(r"parameters +26 K", text)
     assert "poems" in text
     assert str(folder.path) in text
     assert text.splitlines()[-2].startswith("step  2/20 | loss 3.0000 | val loss 2.5000")
@@ -144,8 +141,8 @@ def test_without_a_known_peak_there_is_no_mfu(plan, folder):
 
 def test_tensorboard_can_be_left_out(plan, folder):
     log = plan.settings.log.model_copy(update={"tensorboard": False})
-    plan.settings = plan.settings.model_copy(update={"log": log})
-    reporter, _ = report(plan, folder)
+    settings = plan.settings.model_copy(update={"log": log})
+    reporter, _ = report(replace(plan, settings=settings), folder)
     with reporter:
         reporter.step(ROW)
     assert not folder.tensorboard.exists()
