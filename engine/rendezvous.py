@@ -75,6 +75,14 @@ def locate(
     return Place(rank=0, size=1, launcher="alone")
 
 
+def spokesman(environ: Mapping[str, str]) -> bool:
+    """Whether this is rank 0, as far as the environment tells."""
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        if name in environ:
+            return environ[name] == "0"
+    return True
+
+
 def _torchrun(environ: Mapping[str, str]) -> Place:
     return Place(
         rank=_number(environ, "RANK"),

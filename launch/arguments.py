@@ -5,8 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from engine.errors import Refused
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line instead of leaving the process with its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{self.prog}: {message}")
+
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -35,6 +44,54 @@ def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[st
     if len(files) > 1:
         raise Refused(f"one config file, not {len(files)}: {' '.join(map(str, files))}")
     return (files[0] if files else None), overrides
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What a training run takes besides its config, however it is started."""
+    parser.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="how many ranks; default: as many as there are GPUs, one copy of the model on a CPU",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["nccl", "gloo"],
+        help="what carries messages; default: nccl where each rank has a GPU",
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["none"],
+        default="none",
+        help="what to go on from: runs keep no checkpoints yet",
+    )
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Where a rank stands that no launcher tells."""
+    parser.add_argument(
+        "--from_torch",
+        action="store_true",
+        help="torchrun started this (which is seen without it, too)",
+    )
+    parser.add_argument("--host", help="the machine of rank 0")
+    parser.add_argument("--port", type=int, help="a free port there")
+    parser.add_argument("--rank", type=int, help="this process's number, from 0")
+    parser.add_argument("--world_size", type=int, help="how many processes there are")
+
+
+def run_arguments(args: argparse.Namespace) -> list[str]:
+    """The arguments that hand a run's ``add_config`` and ``add_run`` on to its ranks."""
+    config, overrides = config_and_overrides(args)
+    handed = [f"--config={config}", *overrides, f"--resume={args.resume}"]
+    for name in ("output", "backend"):
+        value = getattr(args, name)
+        if value is not None:
+            handed.append(f"--{name}={value}")
+    return handed
 
 
 def positive(text: str) -> int:

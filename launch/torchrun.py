@@ -1,0 +1,92 @@
+"""Starts the ranks of a run on this machine under torchrun, and says how they ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from engine.errors import Refused
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+
+def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
+    """How many ranks to start, where one copy of the model takes ``model_ranks`` (TENSOR_PARALLEL x
+    PIPELINE): as many as there are ``gpus``, in whole copies; one copy on a CPU; or what is asked.
+
+    Raises:
+        Refused: there are GPUs, but too few for one copy.
+    """
+    if asked is not None:
+        return asked
+    if gpus == 0:
+        return model_ranks
+    if gpus < model_ranks:
+        raise Refused(
+            f"TENSOR_PARALLEL x PIPELINE takes {model_ranks} GPUs, and this machine has {gpus}; "
+            f"--gpus {model_ranks} lets ranks share them, which is slow"
+        )
+    return gpus - gpus % model_ranks
+
+
+def command(ranks: int, arguments: Sequence[str]) -> list[str]:
+    """torchrun's own arguments for ``ranks`` processes of train_gpt.py with ``arguments``."""
+    spec = find_spec("train_gpt")
+    assert spec is not None
+    assert spec.origin is not None
+    # By its path: of `-m train_gpt` there may be another in the folder the user is in.
+    # Without a folder for logs, since torchrun leaves it behind.
+    return [
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+        f"--log_dir={os.devnull}",
+        spec.origin,
+        *arguments,
+    ]
+
+
+def run(ranks: int, arguments: Sequence[str]) -> int:
+    """Run train_gpt.py with ``arguments`` on ``ranks`` processes of this machine, inside this
+    process, which hears of signals and of how each rank ended; the exit code of ``cuboid``."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+    # A rank that loses its store would print a C++ trace for what it then says in words.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # What torchrun says of a failure is not for users, who have been told by the rank.
+    quiet = logging.getLogger("torch.distributed.elastic")
+    quiet.addHandler(logging.NullHandler())
+    quiet.propagate = False
+    try:
+        torchrun.main(command(ranks, arguments))
+    except ChildFailedError as error:
+        return exit_code(error.failures)
+    except SignalException:
+        return 1
+    return 0
+
+
+def exit_code(failures: dict[int, ProcessFailure]) -> int:
+    """2 where a rank refused, else 1. Names ranks that were killed, which cannot tell."""
+    for rank, failure in sorted(failures.items()):
+        # Others get SIGTERM from torchrun.
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+            print(f"rank {rank} was killed by {failure.signal_name()}{hint}", file=sys.stderr)
+    return 2 if any(failure.exitcode == 2 for failure in failures.values()) else 1
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
