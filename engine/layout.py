@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, prod
+from math import gcd, lcm, prod
 
 from models.parallel.box import Box, Cut, place
 from models.parallel.mode import Mode
@@ -69,7 +69,7 @@ class Layout:
         return list(found.values())
 
     def box(self, shape: tuple[int, ...], cut: Cut, rank: int) -> Box:
-        """The piece of a parameter of global ``shape``, cut as ``cut`` says, that ``rank`` holds."""
+        """The piece that ``rank`` holds of a parameter of global ``shape``."""
         return place(shape, cut, self.axes, self.coordinates(rank))
 
     def sample_multiple(self, seq_len: int) -> int:
@@ -80,5 +80,5 @@ class Layout:
             pieces = prod(self.tensor_axes[axis] for axis in activation.tokens)
             if not self.mode.whole_samples:
                 pieces //= gcd(pieces, seq_len)
-            multiple = max(multiple, pieces)
+            multiple = lcm(multiple, pieces)
         return multiple

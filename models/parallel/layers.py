@@ -138,10 +138,9 @@ class Table(CutModule):
     def _transposed(self, row: str, column: str) -> int:
         """The tensor-group index of the rank whose row is our column and column our row."""
         index = {**self.part.index, row: self.part.index[column], column: self.part.index[row]}
-        peer, axes = 0, self.part.mode.axes(self.part.sizes["tensor"], self.part.sizes.get("d", 1))
-        assert axes is not None
-        for axis, size in axes.items():
-            peer = peer * size + index[axis]
+        peer = 0
+        for axis in self.part.mode.colossal:
+            peer = peer * self.part.sizes[axis] + index[axis]
         return peer
 
 

@@ -75,7 +75,7 @@ class Mode:
     first, or None where ``size`` ranks cannot be cut so; ``rule`` says in words what ``size`` must
     be. ``outer`` is the layout between blocks, ``inner`` the one inside attention and MLP; *up*
     layers go outer to inner, *down* layers inner to outer. ``colossal`` names the ``ParallelMode``
-    whose groups are an axis'.
+    whose groups are an axis', slowest first too.
     """
 
     name: str

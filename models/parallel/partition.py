@@ -62,10 +62,7 @@ class Partition:
     @property
     def summed_axes(self) -> dict[str, Axis]:
         """The axes that a gradient is summed over where they do not cut its parameter."""
-        depth = self.sizes.get("d", 1)
-        own = self.mode.axes(self.sizes["tensor"], depth)
-        assert own is not None
-        return {name: self.axes[name] for name in (*own, "data")}
+        return {name: self.axes[name] for name in (*self.mode.colossal, "data")}
 
     def box(self, shape: tuple[int, ...], cut: Cut) -> Box:
         """This rank's piece of a parameter of global ``shape``."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass
+from functools import cache
+from math import prod
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.data.loader import pad_samples
 from engine.gradients import GradientSum
 from engine.layout import Layout
-from engine.step import Stepper
+from engine.step import Batch, Stepper
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.layers import initialise, named_boxes
@@ -20,10 +22,15 @@ from models.parallel.partition import Partition
 from models.parallel.registry import modes
 from models.sizes import Sizes
 
+LR = 1e-2
+EPS = 1e-4
+"""AdamW at 1e-8 turns rounding into steps where gradients are zero in theory (the key bias)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A layout and what to train in it."""
+    """A layout and what to train in it. ``samples`` are those of a step, over all ranks and rounds,
+    and ``ignored`` the first so many of their targets: some ranks have none left."""
 
     mode: str = "serial"
     tensor: int = 1
@@ -35,162 +42,186 @@ class Run:
     keep_gathers: bool = False
     dtype: torch.dtype = torch.float32
     compute: torch.dtype | None = None
-    samples: int = 8
-    length: int = 12
+    samples: int = 12
+    length: int = 10
+    ignored: int = 37
     steps: int = 5
-    clip: float | None = 1.0
+    clip: float | None = 0.5
     loss_chunk: int | None = 5
-    ignored: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
+    dropout: float = 0.0
+    heads: int | None = None
 
     @property
     def layout(self) -> Layout:
         return Layout(mode=modes()[self.mode], tensor=self.tensor, data=self.data, depth=self.depth)
 
+    @property
+    def sizes(self) -> Sizes:
+        """Nothing divides more than it must: n_head x head_dim is not n_embd, the vocabulary is
+        odd, and the MLP falls into uneven parts."""
+        parts = prod(self.layout.tensor_axes[axis] for axis in self.layout.mode.inner.hidden)
+        return Sizes(
+            n_layer=2,
+            n_head=self.heads or (12 if 12 % parts == 0 else parts),
+            n_embd=20,
+            head_dim=2,
+            n_inner=28,
+            vocab_size=29,
+            block_size=16,
+            embd_pdrop=self.dropout,
+            resid_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
+            tie_embeddings=self.tied,
+            checkpoint=self.checkpoint,
+        )
 
-def open_axes(layout: Layout, rank: int, size: int, traffic: Traffic) -> dict[str, Axis]:
-    """Axes over the first ``layout.gpus`` ranks of the default group, by torch's own new_group."""
+    @property
+    def name(self) -> str:
+        """As pytest shows it."""
+        depth = f"d{self.depth}" if self.layout.mode.uses_depth else ""
+        flags = ["tied" if self.tied else "untied"]
+        flags += ["checkpoint"] * self.checkpoint + ["keep"] * self.keep_gathers
+        where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
+        return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a run ends with: by step, and whole parameters by name."""
+
+    losses: list[float]
+    norms: list[float]
+    parameters: dict[str, Tensor]
+
+
+@cache
+def process_group(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
+    """Made once in a world; all ranks ask in the same order."""
+    group: dist.ProcessGroup | None = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+    return group
+
+
+def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
+    """This rank's axes, over groups of torch's own making."""
     own = tuple(layout.tensor_axes)
-    wanted = {axis: (axis,) for axis in ("data", "pipeline", *own)}
+    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", *own)}
     wanted |= {"tensor": own, "world": tuple(layout.axes)}
     axes = {}
     for name, along in wanted.items():
-        for ranks in layout.groups(*along) if along else [[r] for r in range(layout.gpus)]:
-            group = dist.new_group(ranks) if len(ranks) > 1 else None
+        for ranks in layout.groups(*along):
+            group = process_group(tuple(ranks))
             if rank in ranks:
-                axes[name] = Axis(
-                    name=name,
-                    size=len(ranks),
-                    index=ranks.index(rank),
-                    group=group,
-                    traffic=traffic,
-                )
+                index, size = ranks.index(rank), len(ranks)
+                axes[name] = Axis(name=name, size=size, index=index, group=group, traffic=traffic)
     return axes
 
 
-def small(run: Run) -> Sizes:
-    sizes = {"n_layer": 2, "n_head": 6, "n_embd": 24, "head_dim": 4, "n_inner": 48}
-    sizes |= {"vocab_size": 29, "block_size": 16} | run.sizes
-    return Sizes(**sizes, tie_embeddings=run.tied, checkpoint=run.checkpoint)
-
-
-def build(run: Run, axes: dict[str, Axis], seed: int = 1) -> GPT:
-    compute = run.compute or run.dtype
-    part = Partition(
+def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Partition:
+    return Partition(
         mode=run.layout.mode,
-        axes=axes,
+        axes=open_axes(run.layout, rank, traffic or Traffic()),
         dtype=run.dtype,
-        compute=compute,
+        compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
     )
-    model = GPT(small(run), part, loss_chunk=run.loss_chunk)
+
+
+def build(run: Run, part: Partition, seed: int = 1) -> GPT:
+    model = GPT(run.sizes, part, loss_chunk=run.loss_chunk)
     initialise(model, seed)
     return model
 
 
-def samples(run: Run, step: int) -> tuple[Tensor, Tensor]:
+def samples(run: Run, step: int) -> Batch:
     """The global batch of a step, the same for every layout."""
     draw = np.random.default_rng([7, step])
-    ids = torch.from_numpy(draw.integers(0, small(run).vocab_size, (run.samples, run.length + 1)))
+    ids = torch.from_numpy(draw.integers(0, run.sizes.vocab_size, (run.samples, run.length + 1)))
     targets = ids[:, 1:].clone()
     targets.flatten()[: run.ignored] = -100
     return ids[:, :-1].contiguous(), targets
 
 
-def gathered(model: GPT, tensors: dict[str, Tensor], layout: Layout, rank: int) -> dict[str, Tensor]:
-    """Whole tensors from the pieces of all ranks, placed by their boxes alone."""
+def rounds(run: Run, batch: Batch, index: int) -> list[Batch]:
+    """Shares of data-parallel rank ``index``, padded to what the mode can cut."""
+    multiple = run.layout.sample_multiple(run.length)
+    share = run.samples // run.data // run.accumulation
+    starts = [(turn * run.data + index) * share for turn in range(run.accumulation)]
+    return [
+        pad_samples(batch[0][start : start + share], batch[1][start : start + share], multiple)
+        for start in starts
+    ]
+
+
+def gathered(model: GPT, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+    """Whole tensors from the pieces of all ranks, placed by their boxes alone: NaN where no rank
+    has an entry. Ranks that hold the same piece must hold the same bits."""
     boxes = named_boxes(model)
-    pieces = [(boxes[name], name, tensor.detach()) for name, tensor in tensors.items()]
-    everyone: list[object] = [None] * layout.gpus
-    if layout.gpus > 1:
-        group = dist.new_group(list(range(layout.gpus)))
-        dist.all_gather_object(everyone, pieces, group=group)
-    else:
-        everyone = [pieces]
-    whole: dict[str, Tensor] = {}
-    for ranks in everyone:
-        for box, name, tensor in ranks:  # type: ignore[attr-defined]
-            full = whole.setdefault(name, torch.full(box.shape, torch.nan, dtype=tensor.dtype))
-            full[box.slices] = tensor[box.valid]
+    pieces = {name: (boxes[name], tensor.detach()) for name, tensor in tensors.items()}
+    everyone = [pieces] * world
+    if world > 1:
+        dist.all_gather_object(everyone, pieces)
+    whole = {}
+    for name, box in boxes.items():
+        whole[name] = full = tensors[name].new_full(box.shape, torch.nan)
+        for theirs, piece in (pieces[name] for pieces in everyone):
+            place, there = full[theirs.slices], piece[theirs.valid]
+            if not place.isnan().all() and not torch.equal(place, there):
+                there = torch.full_like(there, torch.nan)
+            full[theirs.slices] = there
     return whole
 
 
-def train(rank: int, size: int, run: Run) -> dict[str, object] | None:
-    """Losses, gradient norms and whole parameters after ``run.steps`` AdamW steps. Ranks beyond
-    the layout return None."""
-    layout, traffic = run.layout, Traffic()
-    axes = open_axes(layout, rank, size, traffic)
-    if rank >= layout.gpus:
-        if layout.gpus > 1:
-            dist.new_group(list(range(layout.gpus)))
-        return None
-    model = build(run, axes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4, weight_decay=0.1)
-    stepper = Stepper(
+def make_stepper(run: Run, model: GPT, world: Axis) -> Stepper:
+    return Stepper(
         model=model,
-        optimizer=optimizer,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.1),
         gradients=GradientSum(model),
-        world=axes["world"],
+        world=world,
         seed=3,
         clip_grad_norm=run.clip,
     )
+
+
+def train(rank: int, size: int, run: Run) -> Trained:
+    """``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
+    assert size == run.layout.gpus, f"{run.layout.gpus} ranks wanted"
+    part = open_partition(run, rank)
+    model = build(run, part)
+    stepper = make_stepper(run, model, part.axes["world"])
     losses, norms = [], []
-    share = run.samples // run.data // run.accumulation
     for step in range(1, run.steps + 1):
-        ids, targets = samples(run, step)
-        rounds = []
-        for turn in range(run.accumulation):
-            start = (turn * run.data + axes["data"].index) * share
-            rounds.append((ids[start : start + share], targets[start : start + share]))
-        count = int((targets != -100).sum())
-        outcome = stepper.run(step, rounds, targets=count, lr=1e-2)
+        batch = samples(run, step)
+        count = int((batch[1] != -100).sum())
+        shares = rounds(run, batch, part.axes["data"].index)
+        outcome = stepper.run(step, shares, targets=count, lr=LR)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
-    parameters = gathered(model, dict(model.named_parameters()), layout, rank)
-    return {"losses": losses, "norms": norms, "parameters": parameters, "traffic": traffic}
+    parameters = gathered(model, dict(model.named_parameters()), size)
+    return Trained(losses=losses, norms=norms, parameters=parameters)
 
 
-def train_all(rank: int, size: int, runs: list[Run]) -> list[dict[str, object] | None]:
-    """One world serves many runs."""
-    return [train(rank, size, run) for run in runs]
+def train_all(rank: int, size: int, runs: list[Run]) -> list[Trained]:
+    """One world serves many runs; rank 0 tells."""
+    results = [train(rank, size, run) for run in runs]
+    return results if rank == 0 else []
 
 
-def serial(run: Run) -> dict[str, object]:
-    """The same run in this one process."""
-    alone = Run(
-        dtype=run.dtype,
-        compute=run.compute,
-        tied=run.tied,
-        samples=run.samples,
-        length=run.length,
-        steps=run.steps,
-        clip=run.clip,
-        ignored=run.ignored,
-        sizes=run.sizes,
-        loss_chunk=None,
-    )
-    result = train(0, 1, alone)
-    assert result is not None
-    return result
+def differences(result: Trained, reference: Trained) -> dict[str, float]:
+    """||a - b|| / ||b|| of every parameter, and of losses and gradient norms over the steps."""
+    ours, theirs = whole_record(result), whole_record(reference)
+    assert ours.keys() == theirs.keys()
+    return {name: float((ours[name] - b).norm() / b.norm()) for name, b in theirs.items()}
 
 
-def pairs(*choices: tuple[object, ...]) -> list[tuple[object, ...]]:
-    """Few rows in which every pair of values of any two columns occurs (greedy all-pairs)."""
-    import itertools
+def whole_record(result: Trained) -> dict[str, Tensor]:
+    """All that a training is judged by, in float64."""
+    numbers = {"losses": result.losses, "gradient norms": result.norms}
+    record = {name: torch.tensor(some, dtype=torch.float64) for name, some in numbers.items()}
+    return record | {name: tensor.double() for name, tensor in result.parameters.items()}
 
-    rows = list(itertools.product(*choices))
-    todo = {
-        ((i, row[i]), (j, row[j])) for row in rows for i, j in combinations(range(len(choices)), 2)
-    }
-    picked = []
-    while todo:
-        best = max(
-            rows,
-            key=lambda row: sum(
-                ((i, row[i]), (j, row[j])) in todo
-                for i, j in combinations(range(len(choices)), 2)
-            ),
-        )
-        picked.append(best)
-        todo -= {((i, best[i]), (j, best[j])) for i, j in combinations(range(len(choices)), 2)}
-    return picked
+
+def assert_same(result: Trained, reference: Trained, tolerance: float) -> None:
+    """Every difference is within ``tolerance``; NaN is not."""
+    found = differences(result, reference)
+    wrong = {name: error for name, error in found.items() if not error <= tolerance}
+    assert not wrong, f"relative differences beyond {tolerance:g}: {wrong}"

@@ -19,7 +19,7 @@ from typing import Any
 
 # Ranks are forked from a server that has imported torch but never computed with it: a fork costs
 # milliseconds, and no thread pool is lost on the way.
-PRELOAD = ["torch", "torch.distributed", "torch.nn.functional", "numpy", "pytest"]
+PRELOAD = ["torch", "torch.distributed", "torch._dynamo", "numpy", "pytest", "einops"]
 # What the other ranks get to tell their own error once one rank has failed.
 GRACE_SECONDS = 5.0
 
@@ -86,7 +86,7 @@ def _collect(pipes: dict[Connection, int], size: int, timeout: float) -> list[An
         ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
         if not ready:
             reason = "was still running" if failures else f"was still running after {timeout:.0f} s"
-            failures |= {rank: reason for rank in waiting.values()}
+            failures |= dict.fromkeys(waiting.values(), reason)
             break
         for pipe in ready:
             assert isinstance(pipe, Connection)

@@ -30,5 +30,5 @@ MODE = Mode(
         scatter_y="a",
     ),
     lookup=Lookup(tokens=("b",), gather_w="b", scatter_y="a"),
-    colossal={"a": "PARALLEL_3D_INPUT", "b": "PARALLEL_3D_WEIGHT", "c": "PARALLEL_3D_OUTPUT"},
+    colossal={"c": "PARALLEL_3D_OUTPUT", "a": "PARALLEL_3D_INPUT", "b": "PARALLEL_3D_WEIGHT"},
 )
