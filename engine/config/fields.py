@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 
@@ -48,7 +49,7 @@ def setting(
         name: what the user calls it, if not by the field's name.
         shown: how a default that is computed is shown.
     """
-    extra = {"shown": shown} if shown else None
+    extra: JsonDict | None = {"shown": shown} if shown else None
     if callable(default):
         return Field(
             default_factory=default, title=name, description=meaning, json_schema_extra=extra
@@ -58,7 +59,12 @@ def setting(
 
 def accepts(field: FieldInfo) -> str:
     """What a setting takes, as in "int >= 1 or None"."""
-    return _either(_choices(field.annotation, field.metadata))
+    return _either(choices(field))
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The alternatives that a setting takes: names in quotes, kinds of values with their bounds."""
+    return _choices(field.annotation, field.metadata)
 
 
 def default_of(field: FieldInfo) -> str:

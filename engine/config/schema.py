@@ -60,7 +60,7 @@ class Model(Section):
     resid_pdrop: Share = setting("dropout on what a layer adds to the residual", 0.0)
     attn_pdrop: Share = setting("dropout on the attention weights", 0.0)
     tie_embeddings: bool = setting("the head is the token embedding, transposed", True)
-    checkpoint: bool | Literal["selective"] = setting(
+    checkpoint: bool = setting(
         "activation checkpointing: keep a block's input only and compute the rest again", False
     )
     num_chunks: Ranks = setting("model chunks of a pipeline rank (interleaved schedule)", 1)
@@ -208,9 +208,7 @@ class Settings(Section):
     )
     optimizer: Optimizer = Optimizer()
     lr_scheduler: Schedule = Schedule()
-    clip_grad_norm: Positive | None = setting(
-        "largest norm of the whole gradient; None: any", None
-    )
+    clip_grad_norm: Positive | None = setting("largest norm of the whole gradient; None: any", None)
     precision: Precision = setting(
         "type of the computation; beside bf16 and fp16, weights and gradients stay float32",
         "float32",

@@ -22,7 +22,8 @@ def modes() -> Mapping[str, Mode]:
     return MappingProxyType({mode.name: mode for mode in found})
 
 
-def nearest(mode: Mode, size: int, depth: int, count: int = 2) -> list[int]:
-    """The legal tensor-parallel sizes just below and above ``size``, at most ``count``, sorted."""
-    legal = [n for n in range(1, 2 * size + 64) if mode.axes(n, depth) is not None]
-    return sorted(sorted(legal, key=lambda n: (abs(n - size), n))[:count])
+def nearest(mode: Mode, size: int, depth: int) -> list[int]:
+    """The legal tensor-parallel sizes next below and next above ``size``, where there are any."""
+    below = (n for n in range(size - 1, 0, -1) if mode.axes(n, depth) is not None)
+    above = (n for n in range(size + 1, 4 * size + 8 * depth) if mode.axes(n, depth) is not None)
+    return [n for n in (next(below, None), next(above, None)) if n is not None]

@@ -1,0 +1,108 @@
+"""Statements against the schema: settings, and a line for each value that cannot be one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from engine.config.errors import Problem
+from engine.config.fields import accepts, choices
+from engine.config.schema import Settings, all_settings, user_name
+from engine.config.stated import Stated, Statements
+from engine.config.suggest import nearest
+
+FEW = 8  # choices that fit on a line
+
+
+class Unknown(Exception):
+    """A value that is not known, because what was stated of it is wrong."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """``settings`` are whole and valid; those in ``bad`` hold a stand-in."""
+
+    settings: Settings
+    bad: frozenset[str]
+    problems: tuple[Problem, ...]
+
+    @property
+    def known(self) -> Settings:
+        """The settings, of which to read one in ``bad`` raises Unknown."""
+        return cast(Settings, _Known(self.settings, "", self.bad))
+
+
+class _Known:
+    """A section that keeps some of its values back."""
+
+    def __init__(self, section: BaseModel, prefix: str, bad: frozenset[str]) -> None:
+        self._section, self._prefix, self._bad = section, prefix, bad
+
+    def __getattr__(self, name: str) -> Any:
+        if self._prefix + name in self._bad:
+            raise Unknown(name)
+        value = getattr(self._section, name)
+        if isinstance(value, BaseModel):
+            return _Known(value, f"{self._prefix}{name}.", self._bad)
+        return value
+
+
+def check(statements: Statements, name: str, source: str) -> Checked:
+    """Settings from completed statements; ``name`` and ``source`` are the file's."""
+    fields = all_settings()
+    required = {key for key, field in fields.items() if field.is_required()}
+    bad = set(statements.disputed)
+    problems: list[Problem] = []
+    while True:
+        values = {
+            key: stated.value
+            for key, stated in statements.settings.items()
+            if key in fields and key not in bad
+        }
+        values |= dict.fromkeys(bad & required, 1)
+        tree = {"name": name, "source": source, "model": {}, **_tree(values)}
+        try:
+            return Checked(Settings.model_validate(tree), frozenset(bad), tuple(problems))
+        except ValidationError as error:
+            errors = {_setting(one["loc"], fields): one["type"] for one in error.errors()}
+        assert not bad >= errors.keys(), f"stand-ins are refused: {errors}"
+        for key, kind in errors.items():
+            if key not in bad and kind != "default_factory_not_called":
+                problems.append(_problem(key, fields[key], statements.settings.get(key), source))
+        bad |= errors.keys()
+
+
+def _problem(setting: str, field: FieldInfo, stated: Stated | None, source: str) -> Problem:
+    if stated is None:
+        message = f"{user_name(setting)} is missing: {field.description} ({accepts(field)})"
+        return Problem(source, 0, None, message)
+    taken = choices(field)
+    close = nearest(str(stated.value), [word[1:-1] for word in taken if word[0] == "'"])
+    meant = f"; did you mean {close!r}?" if close else ""
+    if len(taken) > FEW:
+        return stated.problem(f"is not one of {len(taken)} there are{meant or ': cuboid settings'}")
+    return stated.problem(f"must be {accepts(field)}{meant}")
+
+
+def _setting(place: tuple[int | str, ...], fields: Mapping[str, FieldInfo]) -> str:
+    """The setting that pydantic means; it also counts list items and branches of a union."""
+    parts = [str(part) for part in place]
+    while ".".join(parts) not in fields:
+        parts.pop()
+    return ".".join(parts)
+
+
+def _tree(values: Mapping[str, object]) -> dict[str, Any]:
+    """Dotted names -> nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return tree

@@ -1,0 +1,122 @@
+"""Settings that follow from other settings: the sizes of a preset, and what is given as a ratio."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+
+from engine.config.errors import Problem
+from engine.config.stated import Stated, Statements, Weight
+from engine.data import source
+from models.presets import PRESETS
+
+SIZES = ("n_layer", "n_head", "n_embd")
+
+
+def complete(statements: Statements) -> None:
+    """Fill in what is not stated and follows; what is stated stays."""
+    _sizes_of_preset(statements)
+    _width(statements)
+    _positions(statements)
+    _inner_width(statements)
+    _floor(statements)
+    _source(statements)
+    _require_sizes(statements)
+
+
+def _sizes_of_preset(statements: Statements) -> None:
+    chosen = statements.settings.get("model.preset")
+    preset = PRESETS.get(str(chosen.value)) if chosen else None
+    if chosen is None or preset is None:
+        return
+    for size in (*SIZES, "vocab_size", "block_size"):
+        value = getattr(preset, size)
+        if value is not None:
+            _imply(statements, f"model.{size}", chosen, value, f" of {chosen.value}")
+
+
+def _width(statements: Statements) -> None:
+    """HIDDEN_SIZE is the width where nothing else says it; else the two are compared."""
+    if hidden := statements.settings.get("hidden_size"):
+        _imply(statements, "model.n_embd", hidden, hidden.value, name=hidden.name)
+
+
+def _positions(statements: Statements) -> None:
+    if seq_len := statements.settings.get("seq_len"):
+        _imply(statements, "model.block_size", seq_len, seq_len.value, " (SEQ_LEN)")
+
+
+def _inner_width(statements: Statements) -> None:
+    """model.mlp_ratio, of the width."""
+    ratio = statements.settings.pop("model.mlp_ratio", None)
+    width = statements.settings.get("model.n_embd")
+    if ratio is None:
+        return
+    if (share := _number(ratio.value)) is None or share <= 0:
+        statements.problems.append(ratio.problem("must be float > 0"))
+    elif width is not None and isinstance(width.value, int):
+        _imply(statements, "model.n_inner", ratio, int(share * width.value))
+
+
+def _floor(statements: Statements) -> None:
+    """lr_scheduler.eta_min, a learning rate; the floor is a share of optimizer.lr."""
+    lowest = statements.settings.pop("lr_scheduler.eta_min", None)
+    if lowest is None:
+        return
+    peak = statements.settings.get("optimizer.lr")
+    highest = _number(peak.value) if peak else None
+    if (lr := _number(lowest.value)) is None or lr < 0:
+        statements.problems.append(lowest.problem("must be float >= 0"))
+    elif peak is None:
+        statements.problems.append(lowest.problem("needs optimizer.lr, of which it is a share"))
+    elif highest:
+        _imply(statements, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
+
+
+def _source(statements: Statements) -> None:
+    """A path's suffix names its source, where the type is not stated by someone nearer."""
+    path, kind = (statements.settings.get(f"data.{key}") for key in ("path", "type"))
+    if path is None or not isinstance(path.value, str):
+        return
+    if kind is None or (path.weight == Weight.ENVIRONMENT and kind.weight < path.weight):
+        statements.settings["data.type"] = replace(path, value=source.name_for(path.value))
+
+
+def _require_sizes(statements: Statements) -> None:
+    """One line for a model without any size; none for what is missing because of another error."""
+    stated = statements.settings
+    missing = {f"model.{size}" for size in SIZES} - stated.keys()
+    if "model.preset" in stated:
+        statements.disputed |= missing
+    elif len(missing) == len(SIZES):
+        message = f"model is missing: its type, such as 'gpt2_small', or {', '.join(SIZES)}"
+        statements.problems.append(Problem(statements.file, 0, None, message))
+        statements.disputed |= missing
+    if "model.block_size" not in stated:
+        statements.disputed.add("model.block_size")
+
+
+def _imply(
+    statements: Statements,
+    setting: str,
+    cause: Stated,
+    value: object,
+    remark: str = "",
+    name: str | None = None,
+) -> None:
+    if setting not in statements.settings:
+        statements.settings[setting] = Stated(
+            name=name or setting,
+            written=value,
+            value=value,
+            origin=cause.origin,
+            weight=Weight.IMPLIED,
+            remark=remark,
+        )
+
+
+def _number(value: object) -> float | None:
+    """A finite number that is not a bool, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if isfinite(value) else None

@@ -1,0 +1,119 @@
+"""Keys of other frameworks' config files that have no meaning here, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """``only``: the values that may be given; others would change the training, so are refused."""
+
+    reason: str
+    only: tuple[object, ...] | None = None
+
+
+_LOSS = NoEffect("there is one loss, the cross-entropy of the next token")
+_BUCKETS = NoEffect("buckets are sized by cuboid")
+_OVERLAP = NoEffect("communication overlaps the computation wherever it can")
+_PINNED = NoEffect("host memory is pinned where it helps")
+_BUFFERS = NoEffect("buffers for offloading are sized by cuboid")
+_PREFETCH = NoEffect("how far parameters are gathered ahead is chosen by cuboid")
+_VERBOSE = NoEffect("the log says it in any case")
+_DYNAMIC = NoEffect("the loss scale of fp16 is always dynamic", only=(True,))
+_FLOAT32 = NoEffect("gradients are always reduced in float32")
+_PREDIVIDE = NoEffect("the loss is divided by the global number of targets before the cast")
+_FUSED = NoEffect("fused kernels are used wherever torch has them")
+_ONE_ADAM = NoEffect("Adam's moments are always corrected for their bias", only=(True,))
+_LAUNCH = NoEffect("given by the launcher")
+_CUDNN = NoEffect("a GPT has no convolutions; deterministic=True is the setting")
+
+_OFFLOAD = {"pin_memory": _PINNED, "fast_init": _BUFFERS, "buffer_count": _BUFFERS}
+
+_SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
+    "": {
+        "loss_args": _LOSS,
+        "gradient_handler": NoEffect("every gradient is summed over the axes that do not cut it"),
+        "torch_ddp": _BUCKETS,
+        "cudnn_benchmark": _CUDNN,
+        "cudnn_deterministic": _CUDNN,
+        "LOG_PATH": NoEffect("log.dir, or --output, is the folder of a run"),
+        "logging": NoEffect("a run writes its log into its folder"),
+        "host": _LAUNCH,
+        "port": _LAUNCH,
+        "rank": _LAUNCH,
+        "world_size": _LAUNCH,
+    },
+    "model": {
+        "fused": _FUSED,
+        "fuse_scale_mask_softmax": _FUSED,
+        "embed_split_hidden": NoEffect("MODE says how the embedding is cut"),
+        "layer_partitions": NoEffect("layers are dealt out to the stages by cost"),
+        "padding_idx": NoEffect("targets of -100 are ignored, whatever the token"),
+        "bias": NoEffect("layers have biases, as published", only=(True,)),
+        "apply_post_layernorm": NoEffect("blocks are pre-norm, as published", only=(False,)),
+        "activation_offload": NoEffect("activations stay on the device", only=(False,)),
+    },
+    "optimizer": {
+        "fused": _FUSED,
+        "foreach": _FUSED,
+        "capturable": _FUSED,
+        "set_grad_none": NoEffect("gradients are freed after each step"),
+        "simd_log": _VERBOSE,
+        "bias_correction": _ONE_ADAM,
+        "adamw_mode": NoEffect("type='adam' is Adam without it", only=(True,)),
+        "amsgrad": NoEffect("there is no AMSGrad", only=(False,)),
+        "maximize": NoEffect("the loss is minimised", only=(False,)),
+        "nesterov": NoEffect("momentum is the plain one", only=(False,)),
+        "dampening": NoEffect("momentum is not damped", only=(0,)),
+    },
+    "lr_scheduler": {
+        "last_epoch": NoEffect("a resumed run knows its step", only=(-1,)),
+    },
+    "fp16": {
+        "verbose": _VERBOSE,
+        "log_num_zeros_in_grad": _VERBOSE,
+        "dynamic_grad_scale": _DYNAMIC,
+        "opt_level": NoEffect("precision='fp16' keeps float32 master weights at every level"),
+        "enabled": NoEffect("precision='float32' is without it", only=(True,)),
+    },
+    "zero": {
+        "verbose": _VERBOSE,
+        "dynamic_loss_scale": _DYNAMIC,
+        "overlap_comm": _OVERLAP,
+        "contiguous_gradients": _BUCKETS,
+        "reduce_bucket_size": _BUCKETS,
+        "allgather_bucket_size": _BUCKETS,
+        "allgather_partitions": _BUCKETS,
+        "reduce_scatter": _BUCKETS,
+        "round_robin_gradients": _BUCKETS,
+        "sub_group_size": _BUFFERS,
+        "allreduce_always_fp32": _FLOAT32,
+        "gradient_predivide_factor": _PREDIVIDE,
+        "postscale_gradients": _PREDIVIDE,
+        "prefetch_bucket_size": _PREFETCH,
+        "max_reuse_distance": _PREFETCH,
+        "max_live_parameters": _PREFETCH,
+        "param_persistence_threshold": _PREFETCH,
+        "aio_config": NoEffect("TensorNVMe chooses its own transfers"),
+    },
+    "zero.offload_optimizer_config": _OFFLOAD | {"pipeline": _OVERLAP},
+    "zero.offload_param_config": _OFFLOAD | {"buffer_size": _BUFFERS, "max_in_cpu": _BUFFERS},
+    "zero.model_config": {
+        "reuse_fp16_shard": _BUFFERS,
+        "reduce_scatter_bucket_size_mb": _BUCKETS,
+        "fp32_reduce_scatter": _FLOAT32,
+        "gradient_predivide_factor": _PREDIVIDE,
+    },
+    "zero.optimizer_config": {
+        "gpu_margin_mem_ratio": _BUFFERS,
+        "verbose": _VERBOSE,
+    },
+}
+
+NO_EFFECT: Mapping[str, NoEffect] = {
+    f"{section}.{key}" if section else key: why
+    for section, keys in {**_SECTIONS, "amp": _SECTIONS["fp16"]}.items()
+    for key, why in keys.items()
+}

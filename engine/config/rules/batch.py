@@ -1,0 +1,95 @@
+"""Samples: how a batch falls into micro-batches, and those into pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from engine.config.facts import Facts, Finding
+
+
+def batch_falls_into_micro_batches(facts: Facts) -> Iterator[Finding]:
+    """BATCH_SIZE is worked through in parts of the same size."""
+    batch, parts = facts.settings.batch_size, facts.settings.num_micro_batches
+    if batch % parts:
+        legal = [n for n in (batch // parts * parts, (batch // parts + 1) * parts) if n]
+        yield facts.error(
+            "batch_size",
+            f"{facts.cite('batch_size')} is not a multiple of "
+            f"{facts.cite('num_micro_batches')}; nearest: {', '.join(map(str, legal))}",
+        )
+
+
+def micro_batch_falls_into_pieces(facts: Facts) -> Iterator[Finding]:
+    """A micro-batch whose samples the mode cannot split evenly is padded."""
+    settings = facts.settings
+    if settings.batch_size % settings.num_micro_batches:
+        return
+    samples = settings.batch_size // settings.num_micro_batches
+    multiple = facts.layout.sample_multiple(settings.seq_len)
+    padded = -(-samples // multiple) * multiple
+    if padded == samples:
+        return
+    yield facts.warning(
+        "batch_size",
+        f"{facts.cite('batch_size', 'num_micro_batches')}: micro-batches of {samples} x "
+        f"{facts.cite('seq_len')} are padded to {padded} samples, which "
+        f"{facts.cite('mode', 'tensor_parallel')} split evenly; "
+        f"{(padded - samples) / padded:.0%} of the work is wasted, "
+        f"and none at BATCH_SIZE={padded * settings.num_micro_batches}",
+    )
+
+
+def samples_fit_the_positions(facts: Facts) -> Iterator[Finding]:
+    """Every token of a sample has a position."""
+    if facts.settings.seq_len > facts.settings.model.block_size:
+        yield facts.error(
+            "seq_len",
+            f"{facts.cite('seq_len')} is more than {facts.cite('model.block_size')} positions; "
+            f"at most {facts.settings.model.block_size}",
+        )
+
+
+def run_ends(facts: Facts) -> Iterator[Finding]:
+    """Something says how long to train; epochs of data without end do not."""
+    settings = facts.settings
+    if settings.max_steps is not None:
+        return
+    if settings.num_epochs is None:
+        yield facts.error("num_epochs", "the run has no end: set NUM_EPOCHS or MAX_STEPS")
+    elif settings.data.type == "synthetic":
+        yield facts.error(
+            "num_epochs",
+            f"{facts.cite('data.type')} never ends, so {facts.cite('num_epochs')} does not end "
+            "the run: set MAX_STEPS",
+        )
+
+
+def tensor_shape_agrees(facts: Facts) -> Iterator[Finding]:
+    """TENSOR_SHAPE, in Colossal-AI's reckoning: grids divide samples and width, depth neither."""
+    settings = facts.settings
+    stated = settings.tensor_shape
+    if stated is None:
+        return
+    outer = facts.mode.outer
+    samples = settings.batch_size // settings.num_micro_batches
+    width = settings.model.n_embd // prod(facts.axes[axis] for axis in outer.hidden)
+    if facts.mode.whole_samples:
+        samples //= facts.pieces(*outer.tokens) // settings.depth
+    shape = (samples, settings.seq_len, width)
+    if stated != shape:
+        yield facts.warning(
+            "tensor_shape",
+            f"{facts.cite('tensor_shape')} differs from {shape}, which follows from "
+            f"{facts.cite('batch_size', 'num_micro_batches', 'seq_len', 'model.n_embd', 'mode')}; "
+            "shapes are worked out, so nothing depends on it",
+        )
+
+
+RULES = (
+    batch_falls_into_micro_batches,
+    micro_batch_falls_into_pieces,
+    samples_fit_the_positions,
+    run_ends,
+    tensor_shape_agrees,
+)

@@ -1,0 +1,74 @@
+"""The model's sizes against the cuts of the mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import lcm
+
+from engine.config.facts import Facts, Finding
+
+
+def heads_are_cut_whole(facts: Facts) -> Iterator[Finding]:
+    """Attention stays local, so that a rank holds whole heads."""
+    inner = facts.pieces(*facts.mode.inner.hidden)
+    yield from _divides(facts, "model.n_head", facts.settings.model.n_head, inner)
+
+
+def attention_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
+    """The projection's input, n_head x head_dim, is cut like a weight too."""
+    model = facts.settings.model
+    width, pieces = model.n_head * model.head_dim, facts.pieces(*facts.mode.down.weight_in)
+    if width % pieces and not model.n_head % facts.pieces(*facts.mode.inner.hidden):
+        yield facts.error(
+            "model.n_head",
+            f"{facts.cite('model.n_head')} x {facts.cite('model.head_dim')} = {width} is not a "
+            f"multiple of {pieces}, which {facts.cite('mode', 'tensor_parallel')} need",
+        )
+
+
+def width_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
+    """The width: cut in activations, in what goes into *up* and comes out of *down* weights."""
+    mode = facts.mode
+    cuts = (mode.outer.hidden, mode.up.weight_in, mode.down.weight_out)
+    pieces = lcm(*(facts.pieces(*axes) for axes in cuts))
+    yield from _divides(facts, "model.n_embd", facts.settings.model.n_embd, pieces)
+
+
+def mlp_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
+    """The MLP's width: cut in activations, in what leaves *up* and goes into *down* weights."""
+    mode = facts.mode
+    cuts = (mode.inner.hidden, mode.up.weight_out, mode.down.weight_in)
+    pieces = lcm(*(facts.pieces(*axes) for axes in cuts))
+    if facts.states("model.n_inner") or not facts.settings.model.n_embd % pieces:
+        yield from _divides(facts, "model.n_inner", facts.settings.model.n_inner, pieces)
+
+
+def vocabulary_is_padded(facts: Facts) -> Iterator[Finding]:
+    """The vocabulary is padded to what the cut needs."""
+    size = facts.settings.model.vocab_size
+    pieces = facts.pieces(*facts.mode.up.weight_out)
+    if size % pieces:
+        yield facts.note(
+            "model.vocab_size",
+            f"{facts.cite('model.vocab_size')} is padded to {-(-size // pieces) * pieces}, a "
+            f"multiple of {pieces}, for {facts.cite('mode', 'tensor_parallel')}",
+        )
+
+
+def _divides(facts: Facts, name: str, value: int, pieces: int) -> Iterator[Finding]:
+    if value % pieces:
+        legal = [n for n in (value // pieces * pieces, (value // pieces + 1) * pieces) if n]
+        yield facts.error(
+            name,
+            f"{facts.cite(name)} is not a multiple of {pieces}, which "
+            f"{facts.cite('mode', 'tensor_parallel')} need; nearest: {', '.join(map(str, legal))}",
+        )
+
+
+RULES = (
+    heads_are_cut_whole,
+    attention_is_cut_evenly,
+    width_is_cut_evenly,
+    mlp_is_cut_evenly,
+    vocabulary_is_padded,
+)

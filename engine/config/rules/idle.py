@@ -1,0 +1,47 @@
+"""Settings that were stated and that others leave without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from engine.config.check import Unknown
+from engine.config.facts import Facts, Finding
+from engine.config.schema import LossScale, Settings
+
+# setting -> (whether it has an effect, what else would have to be)
+USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
+    "optimizer.betas": (lambda s: s.optimizer.type != "sgd", "an Adam"),
+    "optimizer.eps": (lambda s: s.optimizer.type != "sgd", "an Adam"),
+    "optimizer.momentum": (lambda s: s.optimizer.type == "sgd", "optimizer.type='sgd'"),
+    "optimizer.decay": (lambda s: s.optimizer.weight_decay > 0, "a weight_decay above 0"),
+    "lr_scheduler.total": (lambda s: s.lr_scheduler.type != "constant", "a type that decays"),
+    "lr_scheduler.floor": (lambda s: s.lr_scheduler.type != "constant", "a type that decays"),
+    "data.path": (lambda s: s.data.type != "synthetic", "a source that reads"),
+    "data.tokenizer": (lambda s: s.data.type != "synthetic", "a source of text"),
+    "eval.batches": (lambda s: s.eval.every != 0, "an eval.every other than 0"),
+    "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
+    "zero.nvme_path": (
+        lambda s: "nvme" in (s.zero.offload, s.zero.offload_params),
+        "offloading to 'nvme'",
+    ),
+    **{
+        f"loss_scale.{name}": (lambda s: s.precision == "fp16", "precision='fp16'")
+        for name in LossScale.model_fields
+    },
+}
+
+
+def stated_for_nothing(facts: Facts) -> Iterator[Finding]:
+    """What was stated and does nothing here, beside what it would take."""
+    for name, (has_effect, needed) in USED.items():
+        if not facts.states(name):
+            continue
+        try:
+            idle = not has_effect(facts.settings)
+        except Unknown:
+            continue
+        if idle:
+            yield facts.note(name, f"{facts.cite(name)} has no effect: that takes {needed}")
+
+
+RULES = (stated_for_nothing,)

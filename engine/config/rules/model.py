@@ -1,0 +1,80 @@
+"""The model and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.config.facts import Facts, Finding
+from models.presets import GPT2_VOCABULARY, PRESETS
+
+NEED_A_FILE = frozenset({"jsonl"})
+
+
+def hidden_size_agrees(facts: Facts) -> Iterator[Finding]:
+    """HIDDEN_SIZE repeats the model's width."""
+    hidden, width = facts.settings.hidden_size, facts.settings.model.n_embd
+    if hidden is not None and hidden != width:
+        yield facts.error(
+            "hidden_size", f"{facts.cite('hidden_size')} is not {facts.cite('model.n_embd')}"
+        )
+
+
+def preset_differs_from_the_published(facts: Facts) -> Iterator[Finding]:
+    """Some of titans' sizes go by a published model's name."""
+    name = facts.settings.model.preset
+    preset = PRESETS[name] if name else None
+    if preset is None or preset.published is None:
+        return
+    other = PRESETS[preset.published]
+    yield facts.note(
+        "model.preset",
+        f"{facts.cite('model.preset')} has n_embd={preset.n_embd} and n_head={preset.n_head}, as "
+        f"Colossal-AI has it; the published one has n_embd={other.n_embd} and "
+        f"n_head={other.n_head}: type={preset.published!r}",
+    )
+
+
+def vocabulary_holds_the_tokens(facts: Facts) -> Iterator[Finding]:
+    """Every token that the tokenizer gives has an embedding."""
+    settings = facts.settings
+    if settings.data.type == "synthetic" or settings.data.tokenizer != "gpt2":
+        return
+    if settings.model.vocab_size < GPT2_VOCABULARY:
+        yield facts.error(
+            "model.vocab_size",
+            f"{facts.cite('model.vocab_size')} is less than the {GPT2_VOCABULARY} tokens of "
+            f"{facts.cite('data.tokenizer')}",
+        )
+
+
+def source_has_a_file(facts: Facts) -> Iterator[Finding]:
+    """Only text comes with Python."""
+    data = facts.settings.data
+    if data.type in NEED_A_FILE and data.path is None:
+        yield facts.error("data.type", f"{facts.cite('data.type')} needs data.path, a file")
+
+
+def paths_exist(facts: Facts) -> Iterator[Finding]:
+    """The job may run elsewhere, so a path that is missing here is not an error."""
+    for name in ("data.path", "zero.nvme_path"):
+        section, _, key = name.partition(".")
+        path = getattr(getattr(facts.settings, section), key)
+        if path is not None and not _exists(path):
+            yield facts.warning(name, f"{facts.cite(name)} does not exist on this machine")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+RULES = (
+    hidden_size_agrees,
+    preset_differs_from_the_published,
+    vocabulary_holds_the_tokens,
+    source_has_a_file,
+    paths_exist,
+)

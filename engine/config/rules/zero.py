@@ -1,0 +1,65 @@
+"""ZeRO: stages, offloading, and what they go with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.config.facts import Facts, Finding
+
+
+def offloading_needs_its_stage(facts: Facts) -> Iterator[Finding]:
+    """Only what ZeRO manages can be offloaded."""
+    zero = facts.settings.zero
+    for name, place, stage in (
+        ("offload", zero.offload, 1),
+        ("offload_params", zero.offload_params, 3),
+    ):
+        if place is not None and zero.stage < stage:
+            needed = "3" if stage == 3 else "1, 2 or 3"
+            yield facts.error(
+                f"zero.{name}",
+                f"{facts.cite(f'zero.{name}')} needs zero.stage={needed}, not "
+                f"{facts.cite('zero.stage')}",
+            )
+
+
+def nvme_needs_a_path(facts: Facts) -> Iterator[Finding]:
+    """What goes to the disk goes to a folder."""
+    zero = facts.settings.zero
+    for name, place in (("offload", zero.offload), ("offload_params", zero.offload_params)):
+        if place == "nvme" and zero.nvme_path is None:
+            yield facts.error(
+                f"zero.{name}",
+                f"{facts.cite(f'zero.{name}')} needs zero.nvme_path, a folder on the NVMe disk",
+            )
+
+
+def sharing_needs_data_parallelism(facts: Facts) -> Iterator[Finding]:
+    """One rank has nobody to share with."""
+    zero = facts.settings.zero
+    if zero.stage and facts.layout.data == 1:
+        saves = "only offloading saves memory" if zero.offload else "nothing is saved"
+        yield facts.note(
+            "zero.stage",
+            f"ZeRO of stage {zero.stage} on one data-parallel rank shares nothing out: {saves}",
+        )
+
+
+def gathering_per_micro_batch(facts: Facts) -> Iterator[Finding]:
+    """Stage 3 gathers a stage's parameters anew for each micro-batch, forward and backward."""
+    settings = facts.settings
+    if settings.zero.stage == 3 and settings.pipeline > 1 and facts.layout.data > 1:
+        yield facts.note(
+            "zero.stage",
+            f"ZeRO of stage 3 with {facts.cite('pipeline')} gathers the parameters "
+            f"{2 * settings.num_micro_batches} times a round, for "
+            f"{facts.cite('num_micro_batches')}; stage 2 gathers them once",
+        )
+
+
+RULES = (
+    offloading_needs_its_stage,
+    nvme_needs_a_path,
+    sharing_needs_data_parallelism,
+    gathering_per_micro_batch,
+)

@@ -1,0 +1,204 @@
+"""From what the user wrote to settings: whatever the spelling, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from operator import attrgetter
+
+from engine.config import foreign
+from engine.config.errors import Problem
+from engine.config.no_effect import NO_EFFECT
+from engine.config.schema import user_name
+from engine.config.spellings import IMPLIED, SPELLINGS
+from engine.config.suggest import unknown_setting
+from engine.config.values import Document, Origin, Path
+
+_KEYS = [*SPELLINGS, *NO_EFFECT]
+SECTIONS = {key.rsplit(".", n)[0] for key in _KEYS for n in range(1, key.count(".") + 1)}
+ENVIRONMENT = Origin("environment", 0, 0)
+
+
+class Weight(IntEnum):
+    """How much a statement counts against others about the same setting."""
+
+    IMPLIED = 0
+    WRITTEN = 1
+    ENVIRONMENT = 2
+    OVERRIDE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What was said of a setting, and where: ``name`` and ``written`` are the user's own words,
+    ``value`` is what they mean here."""
+
+    name: str
+    written: object
+    value: object
+    origin: Origin
+    weight: Weight = Weight.WRITTEN
+    remark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}={show(self.written)}{self.remark}"
+
+    def problem(self, message: str) -> Problem:
+        return Problem(self.origin.file, self.origin.line, None, f"{self} {message}")
+
+
+@dataclass
+class Statements:
+    """All that a config states, and what is wrong with how it does.
+
+    ``settings`` is by our names; a setting in ``disputed`` has no value that can be relied on.
+    """
+
+    file: str
+    settings: dict[str, Stated] = field(default_factory=dict)
+    disputed: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+
+
+def read_statements(file: str, document: Document, environ: Mapping[str, str]) -> Statements:
+    """What a document and the environment's DATA state.
+
+    Unknown names, foreign words that have no counterpart here and spellings of one setting that
+    disagree become ``problems``; keys without effect become ``notes``.
+    """
+    found = Statements(file)
+    spoken = [pair for stated in _written(document, found) for pair in _meanings(stated, found)]
+    if environ.get("DATA"):
+        path = environ["DATA"]
+        data = Stated(
+            name="DATA", written=path, value=path, origin=ENVIRONMENT, weight=Weight.ENVIRONMENT
+        )
+        spoken += _meanings(data, found)
+    by_setting: dict[str, list[Stated]] = {}
+    for setting, stated in spoken:
+        by_setting.setdefault(setting, []).append(stated)
+    for setting, statements in by_setting.items():
+        _settle(setting, statements, found)
+    return found
+
+
+def cite(name: str, stated: Mapping[str, Stated], settings: object) -> str:
+    """A setting and its value as the user spelt them: "parallel.tensor.size=4"."""
+    if name in stated:
+        return str(stated[name])
+    return f"{user_name(name)}={show(attrgetter(name)(settings))}"
+
+
+def show(value: object, limit: int = 70) -> str:
+    """A value as the user would write it, shortened in the middle."""
+    text = repr(value)
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
+def _written(document: Document, found: Statements) -> Iterator[Stated]:
+    """Every key of the document that means something here, sections before what is in them."""
+    own = {*SPELLINGS, *SECTIONS, *NO_EFFECT}
+    for name, value in document.values.items():
+        if name in document.imported:
+            continue
+        if name in own:
+            yield from _within(document, (name,), value, found)
+        elif name not in document.read_names:
+            top = [key for key in own if "." not in key]
+            _report(found, document.origin((name,)), unknown_setting(name, top))
+
+
+def _within(document: Document, path: Path, value: object, found: Statements) -> Iterator[Stated]:
+    name = ".".join(path)
+    stated = Stated(
+        name=name,
+        written=value,
+        value=tuple(value) if isinstance(value, list) else value,
+        origin=document.origin(path),
+        weight=Weight.OVERRIDE if _is_overridden(document, path) else Weight.WRITTEN,
+    )
+    is_section = name in SECTIONS and isinstance(value, dict)
+    if name in IMPLIED or (name in SPELLINGS and not is_section):
+        yield stated
+    if isinstance(value, dict) and is_section:
+        for key, inner in value.items():
+            yield from _within(document, (*path, str(key)), inner, found)
+    elif name in SPELLINGS:
+        return
+    elif name in NO_EFFECT:
+        _without_effect(stated, found)
+    elif name not in SECTIONS:
+        section = ".".join(path[:-1])
+        siblings = [key for key in _KEYS if key.rpartition(".")[0] == section]
+        _report(found, stated.origin, unknown_setting(name, siblings))
+    elif value is not None:
+        keys = sorted({key.split(".")[len(path)] for key in _KEYS if key.startswith(f"{name}.")})
+        found.problems.append(stated.problem(f"must be a dict of {', '.join(keys)}"))
+
+
+def _meanings(stated: Stated, found: Statements) -> list[tuple[str, Stated]]:
+    """The settings that one statement of the user's sets."""
+    meaning = SPELLINGS.get(stated.name)
+    meanings = [
+        (setting, _implied(setting, value, stated))
+        for setting, value in IMPLIED.get(stated.name, {}).items()
+    ]
+    if isinstance(meaning, str):
+        meanings.append((meaning, stated))
+    elif callable(meaning):
+        try:
+            converted = meaning(stated.value)
+        except foreign.Unaccepted as error:
+            found.problems.append(stated.problem(str(error)))
+        else:
+            meanings += [(name, replace(stated, value=value)) for name, value in converted.items()]
+    return meanings
+
+
+def _implied(setting: str, value: object, cause: Stated) -> Stated:
+    return Stated(
+        name=user_name(setting),
+        written=value,
+        value=value,
+        origin=cause.origin,
+        weight=Weight.IMPLIED,
+        remark=f" (implied by {cause.name})",
+    )
+
+
+def _settle(setting: str, statements: list[Stated], found: Statements) -> None:
+    """The statement that counts most; a dispute where several count the same and differ."""
+    most = max(stated.weight for stated in statements)
+    first, *others = [stated for stated in statements if stated.weight == most]
+    found.settings[setting] = first
+    for other in others:
+        if not _same(first.value, other.value) and most > Weight.IMPLIED:
+            found.problems.append(other.problem(f"disagrees with {first} at {first.origin}"))
+            found.disputed.add(setting)
+
+
+def _without_effect(stated: Stated, found: Statements) -> None:
+    why = NO_EFFECT[stated.name]
+    if why.only is not None and not any(_same(stated.value, value) for value in why.only):
+        accepted = " or ".join(map(repr, why.only))
+        found.problems.append(stated.problem(f"must be {accepted} ({why.reason})"))
+    else:
+        _report(found, stated.origin, f"{stated.name} has no effect here: {why.reason}", note=True)
+
+
+def _report(found: Statements, origin: Origin, message: str, *, note: bool = False) -> None:
+    (found.notes if note else found.problems).append(
+        Problem(origin.file, origin.line, None, message)
+    )
+
+
+def _is_overridden(document: Document, path: Path) -> bool:
+    return any(path[: len(other)] == other for other in document.overridden)
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal, and a bool only to a bool."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

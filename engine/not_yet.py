@@ -1,0 +1,27 @@
+"""Settings that are understood and checked, and that training does not honour so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from engine.config.schema import Settings
+from engine.plan import Plan
+
+# setting -> (whether it asks for what is not built, what to set instead)
+NOT_YET: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
+    "pipeline": (lambda s: s.pipeline > 1, "PIPELINE=1"),
+    "model.num_chunks": (lambda s: s.model.num_chunks > 1, "model.num_chunks=1"),
+    "zero.stage": (lambda s: s.zero.stage > 0, "zero.stage=0 zero.offload=None"),
+    "precision": (lambda s: s.precision == "fp16", "precision=bf16 or precision=float32"),
+    "checkpoint.every": (lambda s: s.checkpoint.every is not None, "checkpoint.every=None"),
+    "compile": (lambda s: s.compile and s.mode != "serial", "compile=False or MODE=None"),
+}
+
+
+def not_yet(plan: Plan) -> list[str]:
+    """A line for each setting of the plan that `cuboid train` has to refuse."""
+    return [
+        f"{plan.cite(name)} passes `cuboid validate`, but cannot be trained yet; use {instead}"
+        for name, (asks, instead) in NOT_YET.items()
+        if asks(plan.settings)
+    ]

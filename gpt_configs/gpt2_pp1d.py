@@ -1,0 +1,18 @@
+"""GPT-2 small on 8 GPUs: 2 pipeline stages x 2 tensor-parallel x 2 data-parallel ranks."""
+
+from colossalai.amp import AMP_TYPE
+from titans.model.gpt import gpt2_small
+from torch.optim import Adam
+
+BATCH_SIZE = 8
+SEQ_LEN = 1024
+NUM_EPOCHS = 60
+NUM_MICRO_BATCHES = 4
+PIPELINE = 2
+TENSOR_PARALLEL = 2
+MODE = "1d"
+
+fp16 = dict(mode=AMP_TYPE.NAIVE)
+parallel = dict(pipeline=PIPELINE, tensor=dict(mode=MODE, size=TENSOR_PARALLEL))
+optimizer = dict(type=Adam, lr=0.00015, weight_decay=1e-2)
+model = dict(type=gpt2_small, checkpoint=True)
