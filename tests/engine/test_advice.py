@@ -13,7 +13,13 @@ from engine.flops import flops_per_token
 
 
 def settings(**changes: Any) -> Settings:
-    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 256, "block_size": 1024}
+    sizes: dict[str, Any] = {
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "vocab_size": 256,
+        "block_size": 1024,
+    }
     given = {"batch_size": 8, "seq_len": 1024, "max_steps": 1000}
     model = Model(**sizes, head_dim=64, n_inner=3072)
     return Settings(name="big", source="big.py", model=model, **given | changes)
@@ -42,8 +48,8 @@ def test_both_suggestions_end_within_the_hour(hours):
     (steps,) = re.findall(r"MAX_STEPS=(\d+)", advice)
     assert 0.9 * HOUR < int(steps) * seconds <= HOUR
     small = taken(run, advice)
-    share = flops_per_token(small.model, small.seq_len) * small.seq_len
-    share /= flops_per_token(run.model, run.seq_len) * run.seq_len
+    work, whole = (flops_per_token(s.model, s.seq_len) * s.seq_len for s in (small, run))
+    share = work / whole
     assert share * hours <= 1
     (minutes,) = re.findall(r"about (\d+) minutes", advice)
     assert float(minutes) == pytest.approx(share * hours * 60, abs=0.51)

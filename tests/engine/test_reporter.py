@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -36,7 +37,13 @@ def plan(tmp_path: Path) -> Plan:
     """2d over 4, twice."""
     source = tmp_path / "demo.py"
     source.write_text("BATCH_SIZE = 4\n")
-    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 64, "block_size": 64}
+    sizes: dict[str, Any] = {
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 32,
+        "vocab_size": 64,
+        "block_size": 64,
+    }
     settings = Settings(
         name="demo",
         source=str(source),

@@ -120,7 +120,8 @@ def test_advice_is_asked_once_when_the_pace_is_steady():
     for step in range(1, 9):
         terminal.step(row(step))
         clock.now += 5
-    assert asked == [(pytest.approx(5.0), 996)]
+    ((seconds_per_step, steps_left),) = asked
+    assert (seconds_per_step, steps_left) == (5.0, 996)
     assert file.getvalue().splitlines() == ["try less"]
 
 

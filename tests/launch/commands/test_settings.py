@@ -8,7 +8,7 @@ from engine.config.schema import Optimizer, all_settings, user_name
 from launch import cli
 
 
-def listed(capsys, *words: str) -> dict[str, str]:
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
     """Name -> the rest of its line."""
     assert cli.main(["settings", *words]) == 0
     lines = capsys.readouterr().out.splitlines()

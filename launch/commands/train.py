@@ -1,0 +1,89 @@
+"""Train a config, the demo by default, on this machine's GPUs or on its CPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engine.errors import Refused
+from engine.not_yet import not_yet
+from engine.plan import make_plan
+from launch import torchrun
+from launch.arguments import add_config, config_and_overrides, positive
+from launch.machine import choose, count_gpus
+
+# The demo, beside the code or where an installation puts it.
+DEMOS = tuple(
+    root / "gpt_configs" / "demo.py"
+    for root in (Path(__file__).parents[2], Path(sys.prefix) / "share" / "cuboid")
+)
+LAYOUT = {"TENSOR_PARALLEL", "MODE", "DEPTH", "PIPELINE", "parallel"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """[FILE], KEY=VALUE ..., --gpus, --output."""
+    add_config(parser, required=False)
+    parser.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="how many processes, a GPU each where there are as many; default: NPROC in the "
+        "environment, else all GPUs that whole models fill, on a CPU what one model needs",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
+    )
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Check the config, then start torchrun with it; its exit code.
+
+    The demo is cut to suit the machine, unless overrides say how.
+
+    Raises Refused or ConfigError, before anything starts, for what can be told by then.
+    """
+    config, overrides = config_and_overrides(args)
+    config = config or _demo()
+    asked = args.gpus or _asked(environ)
+    if _is_demo(config) and not _sets_layout(overrides):
+        choice = choose(0 if asked else count_gpus(), asked)
+        print(choice.reason, flush=True)
+        ranks, overrides = choice.processes, [*choice.overrides, *overrides]
+    else:
+        one = make_plan(config, gpus=None, overrides=overrides, environ=environ)
+        gpus = 0 if asked else count_gpus()
+        ranks = torchrun.processes(one.layout.gpus, gpus, asked)
+    plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
+    if refused := not_yet(plan):
+        raise Refused("\n".join(refused))
+    output = ["--output", str(args.output)] if args.output else []
+    return torchrun.run(ranks, ["--config", str(config), *output, *overrides])
+
+
+def _demo() -> Path:
+    """The demo's config, by a short path where it lies below the current folder."""
+    found = next((path for path in DEMOS if path.is_file()), None)
+    if found is None:
+        raise Refused("name a config: cuboid train FILE (the demo is not installed here)")
+    here = Path.cwd()
+    return found.relative_to(here) if found.is_relative_to(here) else found
+
+
+def _is_demo(config: Path) -> bool:
+    return config.is_file() and any(demo.is_file() and config.samefile(demo) for demo in DEMOS)
+
+
+def _sets_layout(overrides: Sequence[str]) -> bool:
+    return any(override.partition("=")[0].split(".")[0] in LAYOUT for override in overrides)
+
+
+def _asked(environ: Mapping[str, str]) -> int | None:
+    """What NPROC asks for."""
+    text = environ.get("NPROC", "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise Refused(f"NPROC={text} in the environment is not 1 or more")
+    return int(text)

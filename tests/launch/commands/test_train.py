@@ -1,0 +1,141 @@
+"""cuboid train up to torchrun: how many ranks, which arguments, and what never starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import cli, torchrun
+from launch.commands import train
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 32
+TENSOR_PARALLEL = 2
+MODE = '1d'
+MAX_STEPS = 10
+model = dict(n_layer=2, n_head=4, n_embd=64, vocab_size=1000)
+data = dict(type='synthetic')
+"""
+DEMO = next(path for path in train.DEMOS if path.is_file())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "gpt.py").write_text(CONFIG)
+    return str(tmp_path / "gpt.py")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """What torchrun was asked to start."""
+    calls: list[tuple[int, list[str]]] = []
+
+    def record(ranks: int, arguments: list[str]) -> int:
+        calls.append((ranks, arguments))
+        return 0
+
+    monkeypatch.setattr(torchrun, "run", record)
+    return calls
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    monkeypatch.setattr(train, "count_gpus", lambda: gpus)
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (2, 2), (3, 2), (7, 6), (8, 8)])
+def test_ranks_fill_the_gpus_with_whole_models(monkeypatch, started, config, gpus, ranks):
+    machine(monkeypatch, gpus)
+    assert cli.main(["train", config, "seed=7", "--output", "out"], {}) == 0
+    assert started == [(ranks, ["--config", config, "--output", "out", "seed=7"])]
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "ranks"),
+    [
+        (["--gpus", "4"], {}, 4),
+        ([], {"NPROC": "6"}, 6),
+        (["--gpus", "4"], {"NPROC": "6"}, 4),
+        ([], {"NPROC": ""}, 2),
+        (["TENSOR_PARALLEL=4", "MODE=2d"], {}, 4),
+    ],
+)
+def test_ranks_that_are_asked_for(monkeypatch, started, config, argv, environ, ranks):
+    machine(monkeypatch, 2 if ranks == 2 else 0)
+    assert cli.main(["train", "--config", config, *argv], environ) == 0
+    assert started[0][0] == ranks
+
+
+def test_too_few_gpus_is_refused_with_the_way_out(monkeypatch, started, config, capsys):
+    machine(monkeypatch, 1)
+    assert cli.main(["train", config], {}) == 2
+    assert "--gpus 2" in capsys.readouterr().err
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "told"),
+    [
+        (["--gpus", "3"], {}, "3"),
+        ([], {"NPROC": "many"}, "NPROC=many"),
+        ([], {"NPROC": "0"}, "NPROC=0"),
+        (["SEQ_LEN=-1"], {}, "SEQ_LEN"),
+        (["PIPELINE=2", "NUM_MICRO_BATCHES=2"], {}, "PIPELINE"),
+        (["precision=fp16"], {}, "precision"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_starts(
+    monkeypatch, started, config, capsys, argv, environ, told
+):
+    machine(monkeypatch, 0)
+    assert cli.main(["train", config, *argv], environ) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert started == []
+
+
+@pytest.mark.parametrize("argv", [[], [str(DEMO)], ["--config", str(DEMO)]])
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "tensor", "mode"),
+    [(0, 4, 4, "2d"), (1, 1, 1, "serial"), (3, 2, 2, "1d"), (6, 4, 4, "2d"), (8, 8, 4, "2d")],
+)
+def test_the_demo_is_cut_to_suit_the_machine_and_says_so(
+    monkeypatch, started, capsys, argv, gpus, ranks, tensor, mode
+):
+    machine(monkeypatch, gpus)
+    assert cli.main(["train", *argv, "MAX_STEPS=5"], {}) == 0
+    ((found, arguments),) = started
+    assert found == ranks
+    assert Path(arguments[1]).samefile(DEMO)
+    assert arguments[2:] == [
+        f"TENSOR_PARALLEL={tensor}", f"MODE={mode}", "PIPELINE=1", "MAX_STEPS=5"
+    ]  # fmt: skip
+    assert mode in capsys.readouterr().out
+
+
+def test_the_demo_in_a_layout_of_the_users(monkeypatch, started, capsys):
+    machine(monkeypatch, 0)
+    assert cli.main(["train", "TENSOR_PARALLEL=2", "MODE=1d"], {}) == 0
+    assert started[0][0] == 2
+    assert started[0][1][2:] == ["TENSOR_PARALLEL=2", "MODE=1d"]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_demo_with_so_many_processes(monkeypatch, started):
+    machine(monkeypatch, 8)
+    assert cli.main(["train"], {"NPROC": "2"}) == 0
+    assert started[0][0] == 2
+    assert "MODE=1d" in started[0][1]
+
+
+def test_it_is_refused_without_torch(config):
+    """Seconds sooner than torch could be imported."""
+    code = (
+        "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "train", config, "SEQ_LEN=-1"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
