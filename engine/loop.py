@@ -34,8 +34,10 @@ def train(world: World, plan: Plan, *, output: Path | None, cache: Path) -> None
         NotFinite: the loss or the gradient became NaN or infinite; weights are saved as they were
             before that step.
     """
-    batches = load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
-    steps = total_steps(plan, batches)
+    batches = world.agree(
+        lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
+    )
+    steps = world.agree(lambda: total_steps(plan, batches))
     matmul = world.share(lambda: probe_matmul(plan.settings.precision, world.device))
     folder = RunFolder(Path(world.share(lambda: str(open_folder(world, plan, output).path))))
     run = Run(plan, world, batches, steps=steps, matmul=matmul)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.errors import Failed
 from engine.gradients import GradientSum, clip, square_sum
 from models.gpt import GPT
 from models.parallel.collectives import Axis
@@ -19,7 +20,7 @@ Batch = tuple[Tensor, Tensor]
 """ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
 
 
-class NotFinite(Exception):
+class NotFinite(Failed):
     """The loss or the gradient is not a number: raised on all ranks, before the optimizer."""
 
 
