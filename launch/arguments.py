@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,9 +84,8 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world_size", type=int, help="how many processes there are")
 
 
-def run_arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments that hand a run's ``add_config`` and ``add_run`` on to its ranks."""
-    config, overrides = config_and_overrides(args)
+def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[str]) -> list[str]:
+    """The arguments that hand a run's config and what ``add_run`` took on to its ranks."""
     handed = [f"--config={config}", *overrides, f"--resume={args.resume}"]
     for name in ("output", "backend"):
         value = getattr(args, name)

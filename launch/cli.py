@@ -7,7 +7,6 @@ wait for torch. Exit codes: 0 done, 1 the run failed, 2 the user's input was ref
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
 import os
@@ -19,6 +18,7 @@ from types import ModuleType
 from engine import discover
 from engine.config.errors import ConfigError
 from engine.errors import Failed, Refused
+from launch.arguments import Parser
 
 COMMANDS = "launch.commands"
 
@@ -57,7 +57,7 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
         raise Refused(f"cuboid: {name} is not a command; {hint}")
     command = _load(name)
-    parser = argparse.ArgumentParser(prog=f"cuboid {name}", description=command.__doc__)
+    parser = Parser(prog=f"cuboid {name}", description=command.__doc__)
     command.add_arguments(parser)
     code: int = command.run(parser.parse_intermixed_args(rest), environ)
     return code

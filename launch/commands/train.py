@@ -11,7 +11,7 @@ from engine.errors import Refused
 from engine.not_yet import not_yet
 from engine.plan import make_plan
 from launch import torchrun
-from launch.arguments import add_config, config_and_overrides, positive
+from launch.arguments import add_config, add_run, config_and_overrides, run_arguments
 from launch.machine import choose, count_gpus
 
 # The demo, beside the code or where an installation puts it.
@@ -23,18 +23,9 @@ LAYOUT = {"TENSOR_PARALLEL", "MODE", "DEPTH", "PIPELINE", "parallel"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[FILE], KEY=VALUE ..., --gpus, --output."""
+    """[FILE], KEY=VALUE ..., and what a run takes besides."""
     add_config(parser, required=False)
-    parser.add_argument(
-        "--gpus",
-        type=positive,
-        metavar="N",
-        help="how many processes, a GPU each where there are as many; default: NPROC in the "
-        "environment, else all GPUs that whole models fill, on a CPU what one model needs",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
-    )
+    add_run(parser)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -58,8 +49,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
     if refused := not_yet(plan):
         raise Refused("\n".join(refused))
-    output = ["--output", str(args.output)] if args.output else []
-    return torchrun.run(ranks, ["--config", str(config), *output, *overrides])
+    return torchrun.run(ranks, run_arguments(args, config, overrides))
 
 
 def _demo() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli, torchrun
+from launch.arguments import add_config, add_run, config_and_overrides
 from launch.commands import train
 
 CONFIG = """
@@ -42,6 +44,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
     return calls
 
 
+def parsed(arguments: list[str]) -> tuple[Path, list[str], Path | None]:
+    """Config, overrides and output as train_gpt.py understands them."""
+    parser = argparse.ArgumentParser()
+    add_config(parser, required=True)
+    add_run(parser)
+    args = parser.parse_intermixed_args(arguments)
+    config, overrides = config_and_overrides(args)
+    assert config is not None
+    return config, overrides, args.output
+
+
 def machine(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     monkeypatch.setattr(train, "count_gpus", lambda: gpus)
 
@@ -50,7 +63,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
 def test_ranks_fill_the_gpus_with_whole_models(monkeypatch, started, config, gpus, ranks):
     machine(monkeypatch, gpus)
     assert cli.main(["train", config, "seed=7", "--output", "out"], {}) == 0
-    assert started == [(ranks, ["--config", config, "--output", "out", "seed=7"])]
+    ((found, arguments),) = started
+    assert found == ranks
+    assert parsed(arguments) == (Path(config), ["seed=7"], Path("out"))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +82,12 @@ def test_ranks_that_are_asked_for(monkeypatch, started, config, argv, environ, r
     machine(monkeypatch, 2 if ranks == 2 else 0)
     assert cli.main(["train", "--config", config, *argv], environ) == 0
     assert started[0][0] == ranks
+
+
+def test_the_backend_is_handed_on(monkeypatch, started, config):
+    machine(monkeypatch, 2)
+    assert cli.main(["train", config, "--backend", "gloo"], {}) == 0
+    assert "--backend=gloo" in started[0][1]
 
 
 def test_too_few_gpus_is_refused_with_the_way_out(monkeypatch, started, config, capsys):
@@ -109,10 +130,9 @@ def test_the_demo_is_cut_to_suit_the_machine_and_says_so(
     assert cli.main(["train", *argv, "MAX_STEPS=5"], {}) == 0
     ((found, arguments),) = started
     assert found == ranks
-    assert Path(arguments[1]).samefile(DEMO)
-    assert arguments[2:] == [
-        f"TENSOR_PARALLEL={tensor}", f"MODE={mode}", "PIPELINE=1", "MAX_STEPS=5"
-    ]  # fmt: skip
+    config, overrides, _ = parsed(arguments)
+    assert config.samefile(DEMO)
+    assert overrides == [f"TENSOR_PARALLEL={tensor}", f"MODE={mode}", "PIPELINE=1", "MAX_STEPS=5"]
     assert mode in capsys.readouterr().out
 
 
@@ -120,7 +140,7 @@ def test_the_demo_in_a_layout_of_the_users(monkeypatch, started, capsys):
     machine(monkeypatch, 0)
     assert cli.main(["train", "TENSOR_PARALLEL=2", "MODE=1d"], {}) == 0
     assert started[0][0] == 2
-    assert started[0][1][2:] == ["TENSOR_PARALLEL=2", "MODE=1d"]
+    assert parsed(started[0][1])[1] == ["TENSOR_PARALLEL=2", "MODE=1d"]
     assert capsys.readouterr().out == ""
 
 
