@@ -76,17 +76,17 @@ def read(path: Path) -> TokenFile | None:
     """The file, every byte of it verified; None if it is missing, truncated or damaged."""
     try:
         with path.open("rb") as handle:
-            about, end = _read_tail(handle)
+            about = _read_tail(handle)
             ids = np.memmap(handle, about["dtype"], "r", shape=(about["count"],))
     except (FileNotFoundError, ValueError):
         return None
-    if ids.nbytes != end or hashlib.sha256(ids.data).hexdigest() != about["sha256"]:
+    if hashlib.sha256(ids.data).hexdigest() != about["sha256"]:
         return None
     return TokenFile(ids=ids, about=about["about"])
 
 
-def _read_tail(handle: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The JSON object and where the ids end. Raises ValueError if this is no whole file."""
+def _read_tail(handle: BinaryIO) -> dict[str, Any]:
+    """The JSON object behind the ids. Raises ValueError if this is no whole file."""
     size = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, size - TAIL.size))
     tail = handle.read(TAIL.size)
@@ -101,7 +101,7 @@ def _read_tail(handle: BinaryIO) -> tuple[dict[str, Any], int]:
     if hashlib.sha256(text).digest() != digest:
         raise ValueError("damaged")
     about: dict[str, Any] = json.loads(text)
-    return about, end
+    return about
 
 
 def _write(path: Path, build: Build) -> None:

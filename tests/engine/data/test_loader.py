@@ -4,13 +4,15 @@ import pickle
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine.data.loader import Batches, pad_samples
+from engine.config.schema import Data, Eval, Model, Settings
+from engine.data.loader import Batches, load, pad_samples
 from engine.data.sampler import Sampler
 from engine.data.source import Corpus, Request
 from engine.data.sources.synthetic import Chain
@@ -188,3 +190,50 @@ def test_padding_counts_nothing(samples: int, multiple: int, at_least: int, padd
     assert torch.equal(targets[:samples], ids + 1)
     assert not got[samples:].any()
     assert (targets[samples:] == -100).all()
+
+
+def _settings(folder: Path, **data: Any) -> Settings:
+    sizes: dict[str, Any] = {
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 8,
+        "vocab_size": 256,
+        "block_size": SEQ,
+    }
+    given: dict[str, Any] = {
+        "seq_len": SEQ,
+        "batch_size": 3,
+        "gradient_accumulation": 2,
+        "seed": 9,
+    }
+    return Settings(
+        name="it",
+        source="it.py",
+        model=Model(**sizes),
+        data=Data(path=str(folder / "it.txt"), tokenizer="char", **data),
+        eval=Eval(batches=1),
+        **given,
+    )
+
+
+def test_batches_are_those_that_settings_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_text("".join(map(chr, range(32, 132))) * 4)
+    told: list[str] = []
+    settings = _settings(tmp_path, validation=0.25)
+    batches = load(settings, data_size=2, cache=tmp_path / "default", notify=told.append)
+    assert len(told) == 1
+    assert list((tmp_path / "default").glob("*.tokens"))
+    assert batches.global_batch == 12
+    assert batches.corpus.train.samples == (300 - 1) // SEQ
+    assert batches.validation_samples == 12
+    order = Sampler((300 - 1) // SEQ, 9).order(12, 12)
+    got = _step(batches, 2, 2, 2)[:, 0]
+    assert got.tolist() == [(int(i) * SEQ) % 100 for i in order]
+
+
+def test_the_cache_that_settings_name_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_text("abcd" * 100)
+    settings = _settings(tmp_path, cache=str(tmp_path / "mine"))
+    load(settings, data_size=1, cache=tmp_path / "default")
+    assert list((tmp_path / "mine").glob("*.tokens"))
+    assert not (tmp_path / "default").exists()

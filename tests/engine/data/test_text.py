@@ -23,7 +23,7 @@ def _write(folder: Path, content: bytes | str) -> Path:
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
-def test_the_tokens_are_thetext_of(
+def test_the_tokens_are_the_text(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str, block: int
 ) -> None:
     content = "Zażółć gęślą jaźń 🙂\r\n東京  is big,\rdon't you think?\n\n\x00" * 5
@@ -34,8 +34,12 @@ def test_the_tokens_are_thetext_of(
     assert np.array_equal(ids_of(corpus), whole)
 
 
-def test_a_mark_at_the_start_is_no_text_and_one_inside_is(tmp_path: Path, ask: Ask) -> None:
-    content = "\ufeffbyte order " * 9
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])  # a later block may start with one
+def test_a_mark_at_the_start_is_no_text_and_one_inside_is(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(file, "BLOCK", block)
+    content = "\ufeffbyte  order  " * 9
     corpus = open_corpus(ask(_write(tmp_path, content)))
     assert text_of(corpus) == content[1:]
 
@@ -50,6 +54,12 @@ def test_neither_given_means_the_built_in_corpus_and_says_so(ask: Ask) -> None:
     assert text == "\n".join(topics[name] for name in sorted(topics))
     assert len(text) > 300_000
     assert tokenizer_of(corpus).state() == {"characters": "".join(sorted(set(text)))}
+
+
+def test_the_built_in_corpus_has_one_order(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    topics = {"b": "second " * 20, "a": "first " * 20}
+    monkeypatch.setattr("pydoc_data.topics.topics", topics)
+    assert text_of(open_corpus(ask())) == topics["a"] + "\n" + topics["b"]
 
 
 def test_a_file_is_named_with_its_numbers(tmp_path: Path, ask: Ask) -> None:
