@@ -1,0 +1,53 @@
+"""SIGINT and SIGTERM: an end before the first step, a request after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from engine import leave
+from engine.leave import stop_signal
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
+    with stop_signal() as stop:
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            send(number)
+        assert stop.requested == number.name
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
+    with stop_signal() as stop:
+        stop.deferred = True
+        assert stop.requested is None
+        send(number)
+        assert stop.requested == number.name
+
+
+def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stop_signal() as stop:
+        stop.deferred = True
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        assert stop.requested == "SIGINT"
+        monkeypatch.setattr(leave, "ECHO_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in BOTH]
+    with stop_signal() as stop:
+        assert signal.getsignal(signal.SIGTERM) is stop
+    assert [signal.getsignal(number) for number in BOTH] == before
