@@ -54,10 +54,9 @@ class Run:
         )
 
     def lr(self, step: int) -> float:
-        settings, epoch = self.plan.settings, self.batches.steps_per_epoch
-        per_epoch = None if epoch is None else max(1, round(epoch))
-        factor = lr_factor(step, self.steps, settings.lr_scheduler, per_epoch)
-        return float(settings.optimizer.lr * factor)
+        """The learning rate of ``step``, counted from 1."""
+        settings, per_epoch = self.plan.settings, self.batches.steps_per_epoch
+        return settings.optimizer.lr * lr_factor(step, self.steps, settings.lr_scheduler, per_epoch)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of a step, all rounds of accumulation."""

@@ -49,9 +49,3 @@ def decay_groups(settings: Optimizer, parameters: Sequence[Named]) -> list[Group
         for some, weight_decay in ((decayed, settings.weight_decay), (spared, 0.0))
         if some
     ]
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from engine.errors import Refused
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=positive, default=200, help="how many; default: 200")
     parser.add_argument(
         "--temperature",
-        type=_temperature,
+        type=temperature,
         default=0.8,
         help="1: as the model has it, less: nearer to the likeliest, 0: that one; default: 0.8",
     )
@@ -47,14 +48,15 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
     )
     model, tokenizer = open_run(folder, device)
-    print(args.prompt, end="", flush=True)
-    for piece in continue_text(model, tokenizer, args.prompt, sampling):
+    pieces = continue_text(model, tokenizer, args.prompt, sampling)
+    first = next(pieces, "")  # refuses a prompt that cannot be read, which then is not printed
+    for piece in chain([args.prompt, first], pieces):
         print(piece, end="", flush=True)
     print()
     return 0
 
 
-def _temperature(text: str) -> float:
+def temperature(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine import discover
 from engine.config.schema import Optimizer
-from engine.optim.registry import Named, build_optimizer, decay_groups, set_lr
+from engine.optim.registry import Named, build_optimizer, decay_groups
 
 OPTIMIZERS = discover.names("engine.optim.optimizers")
 TORCH: dict[str, type[torch.optim.Optimizer]] = {
@@ -115,16 +115,6 @@ def test_a_device_without_fused_kernels_gets_the_default_path():
     parameter = nn.Parameter(torch.zeros(2, 2, device="meta"))
     optimizer = build_optimizer(settings("adamw"), [Named("w", parameter, True)])
     assert not optimizer.param_groups[0]["fused"]
-
-
-def test_set_lr_reaches_every_group():
-    named = parameters()
-    optimizer = build_optimizer(settings("sgd", weight_decay=0.0, decay="matrices"), named)
-    before = [p.parameter.detach().clone() for p in named]
-    set_lr(optimizer, 0.5)
-    run(optimizer, named, steps=1)
-    for parameter, start, gradient in zip(named, before, gradients(1)[0], strict=True):
-        assert torch.allclose(parameter.parameter, start - 0.5 * gradient)
 
 
 def test_the_registry_and_these_tests_know_the_same_optimizers():

@@ -1,0 +1,75 @@
+"""cuboid generate: which run it takes, what it prints, and that it prints it as it comes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import generate
+from engine.errors import Refused
+from engine.run_folder import RunFolder
+from launch import cli
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A model that answers any prompt with a b c, and what it was asked."""
+    asked: dict[str, Any] = {}
+
+    def open_run(folder: RunFolder, device: object) -> tuple[str, str]:
+        asked["folder"] = folder.path
+        return "model", "tokenizer"
+
+    def continue_text(model: str, words: str, prompt: str, sampling: object) -> Iterator[str]:
+        asked.update(prompt=prompt, sampling=sampling, printed=[])
+        if prompt == "?":
+            raise Refused("cannot read ?")
+        for piece in "abc":
+            yield piece
+            asked["printed"].append(asked["capsys"].readouterr().out)
+
+    monkeypatch.setattr(generate, "open_run", open_run)
+    monkeypatch.setattr(generate, "continue_text", continue_text)
+    return asked
+
+
+def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys):
+    opened["capsys"] = capsys
+    options = ["--tokens", "3", "--temperature", "0.5", "--top-k", "7", "--seed", "9"]
+    assert cli.main(["generate", "somewhere", "--prompt", "The ", *options], {}) == 0
+    assert opened["printed"] == ["The a", "b", "c"]
+    assert capsys.readouterr().out == "\n"
+    assert opened["folder"] == Path("somewhere")
+    assert opened["sampling"] == generate.Sampling(tokens=3, temperature=0.5, top_k=7, seed=9)
+
+
+def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):
+    opened["capsys"] = capsys
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("a", "c", "b")):
+        weights = RunFolder(Path("runs") / name).weights
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        os.utime(weights, (1000 - age, 1000 - age))
+    assert cli.main(["generate"], {}) == 0
+    assert opened["folder"] == Path("runs/a")
+
+
+def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv, told in (
+        ([], "no run under runs/ has weights yet"),
+        (["somewhere", "--prompt", "?"], "cannot read ?"),
+        (["--temperature", "-1"], "--temperature: -1 is not 0 or more"),
+        (["--temperature", "nan"], "--temperature: nan is not 0 or more"),
+        (["--top-k", "0"], "--top-k"),
+    ):
+        assert cli.main(["generate", *argv], {}) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert told in captured.err
+        assert len(captured.err.splitlines()) == 1
