@@ -86,6 +86,8 @@ class Terminal:
         self._pace.mark(row.step)
         eta = duration(self._pace.seconds_left)
         last = row.step == self._pace.total_steps
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row.step, eta=eta)
         if row.step % self._every == 0 or last or row.val_loss is not None:
             self.say(line(row, self._pace.total_steps, eta))
         if self._advise is not None and self._pace.steady:
@@ -94,7 +96,6 @@ class Terminal:
             if advice is not None:
                 self.say(advice)
         if self._bar is not None:
-            self._bar.update(self._task, completed=row.step, eta=eta)
             if last or self._pace.clock() - self._drawn >= REFRESH_SECONDS:
                 self._drawn = self._pace.clock()
                 self._bar.refresh()
