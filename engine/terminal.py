@@ -83,22 +83,26 @@ class Terminal:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, row: Row) -> None:
-        self._pace.mark(row.step)
-        eta = duration(self._pace.seconds_left)
-        last = row.step == self._pace.total_steps
+        pace = self._pace
+        pace.mark(row.step)
+        eta, last = duration(pace.seconds_left), row.step == pace.total_steps
         if self._bar is not None:
             self._bar.update(self._task, completed=row.step, eta=eta)
         if row.step % self._every == 0 or last or row.val_loss is not None:
-            self.say(line(row, self._pace.total_steps, eta))
-        if self._advise is not None and self._pace.steady:
-            advice = self._advise(self._pace.seconds_per_step or 0.0, self._pace.steps_left)
-            self._advise = None
-            if advice is not None:
-                self.say(advice)
-        if self._bar is not None:
-            if last or self._pace.clock() - self._drawn >= REFRESH_SECONDS:
-                self._drawn = self._pace.clock()
-                self._bar.refresh()
+            self.say(line(row, pace.total_steps, eta))
+        self._give_advice()
+        if self._bar is not None and (last or pace.clock() - self._drawn >= REFRESH_SECONDS):
+            self._drawn = pace.clock()
+            self._bar.refresh()
+
+    def _give_advice(self) -> None:
+        seconds = self._pace.seconds_per_step
+        if self._advise is None or seconds is None or not self._pace.steady:
+            return
+        advice = self._advise(seconds, self._pace.steps_left)
+        self._advise = None
+        if advice is not None:
+            self.say(advice)
 
     def close(self) -> None:
         if self._bar is not None:
