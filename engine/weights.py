@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models import state
 from models.gpt import GPT
 from models.parallel.box import Box
 from models.parallel.layers import named_boxes
@@ -49,11 +50,6 @@ def save(model: GPT, path: Path, *, writes: bool) -> None:
         draft.replace(path)
 
 
-@torch.no_grad()
 def load(model: GPT, path: Path) -> None:
     """Each rank's boxes from a file that ``save`` wrote, in any layout."""
-    tensors, boxes = load_file(path), named_boxes(model)
-    for name, parameter in model.named_parameters():
-        box = boxes[name]
-        parameter.zero_()
-        parameter[box.valid] = tensors[name][box.slices].to(parameter)
+    state.load(model, load_file(path).items())
