@@ -1,0 +1,117 @@
+"""Ranks, groups and boxes of every mode at many sizes: nothing is held twice or by no one."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+
+import numpy as np
+import pytest
+
+from engine.layout import Layout
+from models.parallel.box import place
+from models.parallel.registry import modes
+from models.parameters import parameters
+from models.sizes import Sizes
+
+LARGEST = 27
+# Nothing here need divide anything: boxes alone carry the remainder.
+UNEVEN = Sizes(n_layer=1, n_head=5, n_embd=23, head_dim=3, n_inner=50, vocab_size=29, block_size=7)
+
+
+def layouts() -> list[Layout]:
+    """Every legal (TENSOR_PARALLEL, DEPTH) up to ``LARGEST``, the smaller ones with PIPELINE and
+    data ranks too."""
+    found = []
+    for mode in modes().values():
+        for depth in range(1, LARGEST + 1 if mode.uses_depth else 2):
+            for tensor in range(1, LARGEST + 1):
+                if mode.axes(tensor, depth) is not None:
+                    found.append(Layout(mode=mode, tensor=tensor, depth=depth))
+                    if tensor <= 9:
+                        more = {"tensor": tensor, "depth": depth, "pipeline": 3, "data": 2}
+                        found.append(Layout(mode=mode, **more))
+    return found
+
+
+def name(layout: Layout) -> str:
+    depth = f"d{layout.depth}" if layout.mode.uses_depth else ""
+    return f"{layout.mode.name}x{layout.tensor}{depth}-pp{layout.pipeline}-dp{layout.data}"
+
+
+each_layout = pytest.mark.parametrize("layout", layouts(), ids=name)
+
+
+@each_layout
+def test_coordinates_and_ranks_are_one_to_one(layout: Layout) -> None:
+    found = [layout.coordinates(rank) for rank in range(layout.gpus)]
+    assert [layout.rank(index) for index in found] == list(range(layout.gpus))
+    last_fastest = list(product(*map(range, layout.axes.values())))
+    assert [tuple(index[axis] for axis in layout.axes) for index in found] == last_fastest
+
+
+@each_layout
+def test_tensor_ranks_are_fastest_then_stages_then_data(layout: Layout) -> None:
+    tensor = list(layout.tensor_axes)
+    for data, stage in product(range(layout.data), range(layout.pipeline)):
+        first = (data * layout.pipeline + stage) * layout.tensor
+        ranks = list(range(first, first + layout.tensor))
+        assert ranks in layout.groups(*tensor)
+        assert {layout.coordinates(rank)["data"] for rank in ranks} == {data}
+        assert {layout.coordinates(rank)["pipeline"] for rank in ranks} == {stage}
+
+
+@each_layout
+def test_groups_of_an_axis_partition_the_ranks(layout: Layout) -> None:
+    for axis, size in layout.axes.items():
+        groups = layout.groups(axis)
+        assert sorted(rank for group in groups for rank in group) == list(range(layout.gpus))
+        for group in groups:
+            assert [layout.coordinates(rank)[axis] for rank in group] == list(range(size))
+            rest = [{**layout.coordinates(rank), axis: 0} for rank in group]
+            assert all(index == rest[0] for index in rest)
+
+
+@each_layout
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_boxes_tile_every_parameter(layout: Layout, tied: bool) -> None:
+    """Ranks that differ along the cutting axes hold every entry exactly once; the others hold the
+    same boxes."""
+    sizes = Sizes(**{**vars(UNEVEN), "tie_embeddings": tied})
+    for parameter in parameters(sizes, layout.mode):
+        boxes = [layout.box(parameter.shape, parameter.cut, r) for r in range(layout.gpus)]
+        assert len({box.local for box in boxes}) == 1, "collectives want equal shapes"
+        for group in layout.groups(*boxes[0].cut_axes):
+            held = np.zeros(parameter.shape, int)
+            for rank in group:
+                held[boxes[rank].slices] += 1
+            assert (held == 1).all(), parameter.name
+        for group in layout.groups(*(layout.axes.keys() - boxes[0].cut_axes)):
+            assert all(boxes[rank] == boxes[group[0]] for rank in group), parameter.name
+
+
+def test_every_cut_of_a_mode_is_among_its_axes() -> None:
+    for layout in layouts():
+        for parameter in parameters(UNEVEN, layout.mode):
+            assert {a for axes in parameter.cut for a in axes} <= layout.tensor_axes.keys()
+
+
+def test_the_last_pieces_of_an_uneven_cut_are_padded() -> None:
+    """5 entries over 2 x 2 ranks: ceil(5 / 4) = 2 each, as far as they go."""
+    sizes = {"c": 2, "b": 2}
+    boxes = [place((5,), (("c", "b"),), sizes, {"c": n // 2, "b": n % 2}) for n in range(4)]
+    assert [box.offset for box in boxes] == [(0,), (2,), (4,), (5,)]
+    assert [box.size for box in boxes] == [(2,), (2,), (1,), (0,)]
+    assert [box.local for box in boxes] == [(2,)] * 4
+    assert [box.padded for box in boxes] == [False, False, True, True]
+
+
+@each_layout
+@pytest.mark.parametrize("length", [1, 10, 12, 128])
+def test_padded_micro_batches_cut_evenly(layout: Layout, length: int) -> None:
+    """Into whole samples where the mode says so, else into tokens; no smaller number would do."""
+    unit = 1 if layout.mode.whole_samples else length
+    cuts = [activation.tokens for activation in (layout.mode.outer, layout.mode.inner)]
+    pieces = [prod(layout.axes[axis] for axis in axes) for axes in cuts]
+    even = [n for n in range(1, 100) if all(n * unit % p == 0 for p in pieces)]
+    assert layout.sample_multiple(length) == even[0]
