@@ -1,0 +1,244 @@
+"""Ranks under a real torchrun: what the user reads, exit codes, restarts, nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from engine.errors import Refused
+from launch.torchrun import command, exit_code, processes
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 8
+MAX_STEPS = 2
+TENSOR_PARALLEL = 2
+MODE = "1d"
+model = dict(n_layer=2, n_head=4, n_embd=16, vocab_size=32)
+data = dict(type="synthetic")
+log = dict(tensorboard=False)
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+LAUNCHER = """
+import sys
+from launch.torchrun import run
+sys.exit(run(int(sys.argv[1]), sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a program in an empty folder; what is left of its family is killed at the end."""
+    started: list[psutil.Process] = []
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+
+    def run(*arguments: object, **more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [str(argument) for argument in arguments],
+            cwd=tmp_path,
+            env={**environ, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(psutil.Process(process.pid))
+        return process
+
+    yield run
+    for process in started:
+        if process.is_running():
+            for child in [*process.children(recursive=True), process]:
+                child.kill()
+
+
+def launch(ranks: int, *arguments: object) -> list[object]:
+    return [sys.executable, "-c", LAUNCHER, ranks, *arguments]
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Until the run is in its steps; its processes."""
+    deadline = time.monotonic() + 90
+    log = folder / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_run_that_is_done(
+    config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    arguments = ["--config", config, "--output", tmp_path / "run"]
+    process = start(*launch(2, *arguments))
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert "step 2/2" in out
+    assert err == ""
+    assert not list(tmp_path.glob("torchelastic_*")), "torchrun's log folder was left behind"
+
+
+def test_a_refusal_is_one_line_and_2(
+    config: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(*launch(3, "--config", config))
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "3 GPUs are not a multiple of 2" in err
+
+
+def test_under_plain_torchrun_a_refusal_is_told_once(
+    config: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    script = ROOT / "train_gpt.py"
+    process = start(*TORCHRUN, "--nproc_per_node=3", script, "--from_torch", "--config", config)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1, "torchrun's own"
+    assert err.count("3 GPUs are not a multiple of 2") == 1
+    ours = err[: err.index("ChildFailedError")]
+    assert "train_gpt.py" not in ours, "a rank's traceback"
+
+
+def test_arguments_that_no_rank_can_read(
+    config: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(*launch(2, "--config", config, "--colour"))
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert err == "train_gpt.py: unrecognized arguments: --colour\n"
+
+
+def to_the_launcher(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def ctrl_c(process: subprocess.Popen[str]) -> None:
+    """A terminal tells all processes; then torchrun tells the ranks once more."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [to_the_launcher, ctrl_c])
+def test_a_signal_ends_the_run_in_order(
+    config: Path,
+    tmp_path: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    stop: Callable[[subprocess.Popen[str]], None],
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
+    process = start(*launch(2, *arguments))
+    family = wait_for_steps(folder, process)
+    stop(process)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert (folder / "model.safetensors").exists()
+    assert "interrupted" in (folder / "status.json").read_text()
+    assert not any(member.is_running() for member in family)
+
+
+def test_a_rank_that_is_killed_is_named(
+    config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
+    process = start(*launch(2, *arguments))
+    victim = next(p for p in wait_for_steps(folder, process) if p.environ().get("RANK") == "0")
+    victim.kill()
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "rank 0 was killed by SIGKILL" in err
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(
+    config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
+    process = start(*launch(2, *arguments))
+    family = wait_for_steps(folder, process)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert len(gone) >= 2
+    assert not alive
+
+
+RESTARTS = [
+    pytest.param({}, id="torchrun's store shared"),
+    pytest.param(
+        {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}, id="not shared", marks=pytest.mark.slow
+    ),
+]
+
+
+@pytest.mark.parametrize("environ", RESTARTS)
+def test_restarts_find_a_fresh_store(
+    config: Path, start: Callable[..., subprocess.Popen[str]], environ: dict[str, str]
+) -> None:
+    script = ROOT / "tests" / "support" / "restarting.py"
+    options = ["--nproc_per_node=2", "--max_restarts=2"]
+    process = start(*TORCHRUN, *options, script, config, 2, **environ)
+    out, err = process.communicate(timeout=110)
+    assert process.returncode == 0, err
+    attempts, runs = zip(*(line.split(", run ") for line in out.splitlines()), strict=True)
+    assert attempts == tuple(f"attempt {number}: 2 ranks" for number in range(3))
+    assert len(set(runs)) == 1, "a restarted run must find its folder"
+    assert err.count("on purpose") == 2
+
+
+# Without processes
+
+
+@pytest.mark.parametrize(
+    ("model_ranks", "gpus", "asked", "expected"),
+    [(4, 0, None, 4), (1, 1, None, 1), (2, 7, None, 6), (4, 8, None, 8), (4, 1, 4, 4)],
+)
+def test_how_many_ranks(model_ranks: int, gpus: int, asked: int | None, expected: int) -> None:
+    assert processes(model_ranks, gpus, asked) == expected
+
+
+def test_too_few_gpus() -> None:
+    with pytest.raises(Refused, match="takes 4 GPUs, and this machine has 2; --gpus 4 lets"):
+        processes(4, 2)
+
+
+def test_the_command_is_torchruns() -> None:
+    options, script = command(4, ["--config", "a.py"])[:3], command(4, [])[-1]
+    assert options == ["--standalone", "--nproc_per_node=4", "--log_dir=/dev/null"]
+    assert script == str(ROOT / "train_gpt.py")
+    assert command(4, ["--config", "a.py"])[-2:] == ["--config", "a.py"]
+
+
+def failure(exitcode: int) -> ProcessFailure:
+    return ProcessFailure(local_rank=0, pid=1, exitcode=exitcode, error_file="")
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    terminated = failure(-signal.SIGTERM)
+    assert exit_code({0: failure(1), 1: terminated}) == 1
+    assert exit_code({0: terminated, 1: failure(2)}) == 2
+    assert capsys.readouterr().err == ""
+    assert exit_code({0: failure(-signal.SIGABRT), 1: terminated}) == 1
+    assert capsys.readouterr().err == "rank 0 was killed by SIGABRT\n"
