@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from engine.config.declared.bounds import STRING_LENGTH, Budget, Illegal
 from engine.config.declared.expressions import Evaluator, Unknown
+from engine.config.declared.operations import shown
 from engine.config.declared.sources import Source
 from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin, Path, Table
@@ -52,7 +53,7 @@ def apply(table: Table, path: Path, value: object) -> None:
         inner = table.get(key)
         if not isinstance(inner, Table | None):
             name = ".".join(path)
-            raise Illegal(f"{name}: {'.'.join(path[:depth])} is {str(inner)[:40]!r}, not a dict")
+            raise Illegal(f"{name}: {'.'.join(path[:depth])} is {shown(inner)}, not a dict")
         origin = ORIGIN if inner is None else table.origins[key]
         copy = Table()
         copy.absorb(inner or Table())

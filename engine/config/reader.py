@@ -74,6 +74,8 @@ class _Reading:
         if self.problems:
             return None
         for path, value in given.items():
+            if len(path) == 1:
+                continue
             try:
                 command_line.apply(file.scope, path, value)
             except Illegal as error:

@@ -6,8 +6,8 @@ of an operation is bounded by the weights of its operands, which are charged as 
 
 from engine.config.values import Symbol
 
-SOURCE_BYTES = 64 * 1024  # Python 3.11 parses f-strings in quadratic time: 0.3 s for 64 KiB of them
-TOTAL_BYTES = 128 * 1024  # of a file with all that it inherits
+SOURCE_BYTES = 32 * 1024  # Python 3.11 parses f-strings in quadratic time: 64 KiB take 0.3 s
+TOTAL_BYTES = 64 * 1024  # of a file with all that it inherits
 FILES = 64
 INHERITANCE_DEPTH = 16
 EXPRESSION_DEPTH = 100
@@ -42,12 +42,17 @@ class Budget:
         """
         weight, depth, level = 0, 0, [value]
         while level:
+            weight += len(level)
             if depth > VALUE_DEPTH:
                 raise Illegal(f"containers nested more than {VALUE_DEPTH} deep")
             below: list[object] = []
             for item in level:
-                weight += _own_weight(item)
-                below.extend(_children(item))
+                if isinstance(item, str):
+                    weight += _check_text(item)
+                elif isinstance(item, int):
+                    check_bits(item.bit_length())
+                elif not isinstance(item, None | float):
+                    below += _children(item)
                 if weight + len(below) > VALUE_WEIGHT:
                     self._spend(weight)
                     raise Illegal(f"larger than {VALUE_WEIGHT:,} items")
@@ -70,29 +75,19 @@ def check_bits(bits: int) -> None:
         raise Illegal(f"an integer of more than {INTEGER_BITS} bits")
 
 
-def _own_weight(item: object) -> int:
-    if isinstance(item, str):
-        _check_string(item)
-        return 1 + len(item) // CHARACTERS_PER_WEIGHT
-    if isinstance(item, int):
-        check_bits(item.bit_length())
-    if isinstance(item, Symbol):
-        _check_string(item.name)
-        return 1 + len(item.name) // CHARACTERS_PER_WEIGHT
-    return 1
-
-
 def _children(item: object) -> list[object]:
     if isinstance(item, list | tuple):
         return list(item)
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
-    if isinstance(item, Symbol) and item.args is not None and item.kwargs is not None:
-        return [*item.args, *item.kwargs, *item.kwargs.values()]
+    if isinstance(item, Symbol):
+        args, kwargs = item.args or (), item.kwargs or {}
+        return [item.name, *args, *kwargs, *kwargs.values()]
     return []
 
 
-def _check_string(text: str) -> None:
+def _check_text(text: str) -> int:
+    """What ``text`` weighs, in addition to being an item."""
     if len(text) > STRING_LENGTH:
         raise Illegal(f"a string of {len(text):,} characters, of at most {STRING_LENGTH:,}")
     if not text.isascii():
@@ -100,3 +95,4 @@ def _check_string(text: str) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise Illegal("a string that is not text: half a surrogate pair") from None
+    return len(text) // CHARACTERS_PER_WEIGHT

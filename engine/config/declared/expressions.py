@@ -14,7 +14,7 @@ from engine.config.declared.bounds import EXPRESSION_DEPTH, Budget, Illegal
 from engine.config.declared.constructs import NOT_HERE, name_of
 from engine.config.declared.sources import Source
 from engine.config.errors import Problem
-from engine.config.values import Symbol, Table
+from engine.config.values import COMMAND_LINE, Symbol, Table
 
 T = TypeVar("T")
 SUGGESTED_AMONG = 100  # names; comparing strings is slow
@@ -158,6 +158,8 @@ class Evaluator:
         raise self.fail(node, f"{name} is not defined{self._suggestion(name)}")
 
     def _suggestion(self, name: str) -> str:
+        if self.source.file == COMMAND_LINE:
+            return "; a string needs quotes"
         known = [other for other in map(str, self.scope) if len(other) <= SUGGESTED_LENGTH]
         near = difflib.get_close_matches(name[:SUGGESTED_LENGTH], known[:SUGGESTED_AMONG], n=1)
         return f"; did you mean {near[0]}?" if near else ""

@@ -77,17 +77,20 @@ class Interpreter:
         for inner in ast.walk(node):
             match inner:
                 case ast.Name(name, ast.Store()) | ast.FunctionDef(name) | ast.ClassDef(name):
-                    self.bind(name, UNKNOWN, origin)
+                    self._bind(name, UNKNOWN, origin)
                 case ast.alias("*"):
                     self.evaluator.complete = False
                 case ast.alias(name, asname):
-                    self.bind(asname or name.partition(".")[0], UNKNOWN, origin)
+                    self._bind(asname or name.partition(".")[0], UNKNOWN, origin)
 
-    def bind(self, name: str, value: object, origin: Origin) -> None:
+    def _bind(self, name: str, value: object, origin: Origin, *, foreign: bool = False) -> None:
         """Gives ``name`` its value, unless the command line has."""
-        if name not in self._overrides:
-            self.scope.put(name, value, origin)
-            self.imported.discard(name)
+        if name in self._overrides:
+            return
+        self.scope.put(name, value, origin)
+        self.imported.discard(name)
+        if foreign:
+            self.imported.add(name)
 
     def _is_overridden(self, target: ast.expr) -> bool:
         match target:
@@ -132,7 +135,7 @@ class Interpreter:
         if name == "_base_":
             message = "_base_ has no meaning here; to inherit base.py, write 'from .base import *'"
             raise self.evaluator.fail(target, message)
-        self.bind(name, value, self.evaluator.source.origin(target))
+        self._bind(name, value, self.evaluator.source.origin(target))
 
     def _store_item(self, target: ast.Subscript, value: object) -> None:
         container = self.evaluator.evaluate(target.value)
@@ -192,7 +195,7 @@ class Interpreter:
             if found is not None:
                 self._import_name(node, alias, found)
             elif alias.name == "*":
-                raise Illegal(f"what {module} holds is not known here; import its names one by one")
+                raise Illegal(f"{module} is no config file; import its names one by one")
             else:
                 symbol = Symbol(f"{module}.{alias.name}")
                 self._bind_symbol(alias.asname or alias.name, symbol, node)
@@ -221,17 +224,15 @@ class Interpreter:
             raise Unknown
 
     def _bind_from(self, other: "Interpreter", name: str, target: str) -> None:
-        self.bind(target, other.scope[name], other.scope.origins[name])
-        if name in other.imported:
-            self.imported.add(target)
+        value, origin = other.scope[name], other.scope.origins[name]
+        self._bind(target, value, origin, foreign=name in other.imported)
 
     def _bind_symbol(self, name: str, symbol: Symbol, node: ast.stmt) -> None:
-        self.bind(name, symbol, self.evaluator.source.origin(node))
-        self.imported.add(name)
+        self._bind(name, symbol, self.evaluator.source.origin(node), foreign=True)
 
     def _bind_module(self, name: str, path: Path, node: ast.stmt) -> None:
         if path.is_dir():
             raise Illegal(f"{path.name} is a folder; import a config file of it")
         other = self._inherit(path)
         module = Module(other.evaluator.source.file, other.scope)
-        self.bind(name, module, self.evaluator.source.origin(node))
+        self._bind(name, module, self.evaluator.source.origin(node))

@@ -104,7 +104,7 @@ def load(path: Path, file: str) -> Source:
     if len(data) > SOURCE_BYTES:
         raise refusal(file, f"longer than {SOURCE_BYTES // 1024} KiB, which no config needs")
     try:
-        return Source(file, data.decode("utf-8-sig"))
+        return Source(file, data.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise refusal(file, f"byte {error.start} is not UTF-8", line) from None

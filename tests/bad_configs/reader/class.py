@@ -1,0 +1,2 @@
+class model:
+    n_layer = 4

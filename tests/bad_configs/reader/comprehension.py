@@ -1,0 +1,1 @@
+sizes = [2**i for i in range(4)]

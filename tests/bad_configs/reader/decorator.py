@@ -1,0 +1,3 @@
+@print
+class A:
+    pass

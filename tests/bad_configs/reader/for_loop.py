@@ -1,0 +1,3 @@
+BATCH_SIZE = 0
+for i in range(8):
+    BATCH_SIZE += i

@@ -1,0 +1,2 @@
+width = 10**9
+name = f'{1:{width}}'

@@ -1,0 +1,5 @@
+def size():
+    return 8
+
+
+BATCH_SIZE = size()

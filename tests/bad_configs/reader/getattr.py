@@ -1,0 +1,3 @@
+import os
+
+x = getattr(os, 'system')('touch pwned')

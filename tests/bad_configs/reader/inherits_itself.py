@@ -1,0 +1,1 @@
+from .inherits_itself import *

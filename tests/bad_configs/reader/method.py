@@ -1,0 +1,1 @@
+MODE = '2D'.lower()

@@ -1,0 +1,4 @@
+from . import sizes
+
+x = sizes
+y = [sizes.BATCH_SIZE, sizes.NOTHING]

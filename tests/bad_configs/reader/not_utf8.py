@@ -1,0 +1,2 @@
+# café
+BATCH_SIZE = 8

@@ -1,0 +1,3 @@
+import os
+
+BATCH_SIZE = os.system('touch pwned')

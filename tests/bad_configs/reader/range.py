@@ -1,0 +1,1 @@
+sizes = list(range(10**9))

@@ -1,0 +1,3 @@
+from .unclosed import *
+
+x = ANYTHING

@@ -1,0 +1,3 @@
+from subprocess import run as go
+
+x = go(['touch', 'pwned'])

@@ -1,0 +1,2 @@
+TENSOR_PARALLEL = 2
+parallel = dict(pipeline=1, tensor=dict(size=TENSOR_PARALEL))

@@ -1,0 +1,1 @@
+BATCH_SIZE, SEQ_LEN = 8

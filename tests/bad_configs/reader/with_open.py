@@ -1,0 +1,2 @@
+with open('pwned', 'w') as f:
+    f.write('x')
