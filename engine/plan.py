@@ -17,6 +17,7 @@ from engine.config.reader import read
 from engine.config.rulebook import judge
 from engine.config.schema import Settings
 from engine.config.stated import Stated, cite, read_statements
+from engine.config.values import Document
 from engine.layout import Layout
 
 
@@ -78,10 +79,14 @@ def make_plan(
     Without ``gpus``, on the fewest that hold one copy of the model. ConfigError holds every
     problem there is.
     """
-    file = str(path)
-    statements = read_statements(file, read(path, overrides, environ), environ)
+    return plan_of(read(path, overrides, environ), str(path), gpus=gpus, environ=environ)
+
+
+def plan_of(document: Document, file: str, *, gpus: int | None, environ: Mapping[str, str]) -> Plan:
+    """The same, of a config that has been read from ``file``."""
+    statements = read_statements(file, document, environ)
     complete(statements)
-    checked = check(statements, Path(path).stem, file)
+    checked = check(statements, Path(file).stem, file)
     facts = Facts(file, checked, statements, gpus)
     findings = list(judge(facts))
     by_severity = {

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.config.errors import Problem
-from engine.config.fields import accepts, choices
+from engine.config.fields import LARGEST, accepts, choices
+from engine.config.foreign import last_name
 from engine.config.schema import Settings, all_settings, user_name
 from engine.config.stated import Stated, Statements
 from engine.config.suggest import nearest
@@ -80,12 +81,15 @@ def _problem(setting: str, field: FieldInfo, stated: Stated | None, source: str)
     if stated is None:
         message = f"{user_name(setting)} is missing: {field.description} ({accepts(field)})"
         return Problem(source, 0, None, message)
-    taken = choices(field)
-    close = nearest(str(stated.value), [word[1:-1] for word in taken if word[0] == "'"])
-    meant = f"; did you mean {close!r}?" if close else ""
-    if len(taken) > FEW:
-        return stated.problem(f"is not one of {len(taken)} there are{meant or ': cuboid settings'}")
-    return stated.problem(f"must be {accepts(field)}{meant}")
+    if isinstance(stated.value, int) and stated.value > LARGEST:
+        return stated.problem(f"is more than {LARGEST}")
+    names = [word[1:-1] for word in choices(field) if word[0] == "'"]
+    if len(names) <= FEW:
+        return stated.problem(f"must be {accepts(field)}")
+    said = last_name(stated.value)
+    close = nearest(said, names) if isinstance(said, str) else None
+    meant = f"did you mean {close!r}?" if close else "cuboid settings lists them"
+    return stated.problem(f"is not among the {len(names)} there are; {meant}")
 
 
 def _setting(place: tuple[int | str, ...], fields: Mapping[str, FieldInfo]) -> str:

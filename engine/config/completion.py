@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isfinite
+from typing import TypeGuard
 
 from engine.config.errors import Problem
+from engine.config.fields import LARGEST
 from engine.config.stated import Stated, Statements, Weight
 from engine.data import source
 from models.presets import PRESETS
@@ -37,13 +38,14 @@ def _sizes_of_preset(statements: Statements) -> None:
 
 def _width(statements: Statements) -> None:
     """HIDDEN_SIZE is the width where nothing else says it; else the two are compared."""
-    if hidden := statements.settings.get("hidden_size"):
-        _imply(statements, "model.n_embd", hidden, hidden.value, name=hidden.name)
+    _copy(statements, "hidden_size", "model.n_embd")
 
 
 def _positions(statements: Statements) -> None:
-    if seq_len := statements.settings.get("seq_len"):
-        _imply(statements, "model.block_size", seq_len, seq_len.value, " (SEQ_LEN)")
+    """As many as a sample has tokens."""
+    _copy(statements, "seq_len", "model.block_size")
+    if not statements.settings.keys() & {"seq_len", "model.block_size"}:
+        statements.disputed.add("model.block_size")
 
 
 def _inner_width(statements: Statements) -> None:
@@ -52,9 +54,9 @@ def _inner_width(statements: Statements) -> None:
     width = statements.settings.get("model.n_embd")
     if ratio is None:
         return
-    if (share := _number(ratio.value)) is None or share <= 0:
+    if (share := _number(ratio.value)) is None or not 0 < share <= LARGEST:
         statements.problems.append(ratio.problem("must be float > 0"))
-    elif width is not None and isinstance(width.value, int):
+    elif width and is_count(width.value):
         _imply(statements, "model.n_inner", ratio, int(share * width.value))
 
 
@@ -85,15 +87,22 @@ def _source(statements: Statements) -> None:
 def _require_sizes(statements: Statements) -> None:
     """One line for a model without any size; none for what is missing because of another error."""
     stated = statements.settings
-    missing = {f"model.{size}" for size in SIZES} - stated.keys()
+    missing = {f"model.{size}" for size in SIZES} - stated.keys() - statements.disputed
     if "model.preset" in stated:
         statements.disputed |= missing
     elif len(missing) == len(SIZES):
         message = f"model is missing: its type, such as 'gpt2_small', or {', '.join(SIZES)}"
         statements.problems.append(Problem(statements.file, 0, None, message))
         statements.disputed |= missing
-    if "model.block_size" not in stated:
-        statements.disputed.add("model.block_size")
+
+
+def _copy(statements: Statements, cause: str, setting: str) -> None:
+    """A count that stands in for another; what is wrong with it is said once."""
+    stated = statements.settings.get(cause)
+    if stated and is_count(stated.value):
+        _imply(statements, setting, stated, stated.value, f" ({stated.name})")
+    elif stated and setting not in statements.settings:
+        statements.disputed.add(setting)
 
 
 def _imply(
@@ -115,8 +124,13 @@ def _imply(
         )
 
 
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether the schema takes a value as a count."""
+    return type(value) is int and 1 <= value <= LARGEST
+
+
 def _number(value: object) -> float | None:
-    """A finite number that is not a bool, else None."""
+    """A number of ordinary size that is not a bool, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if isfinite(value) else None
+    return value if abs(value) <= 1e300 else None

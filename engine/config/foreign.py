@@ -56,6 +56,7 @@ LOSSES = ("GPTLMLoss", "vocab_parallel_cross_entropy", "CrossEntropyLoss")
 SHARD_STRATEGIES = ("TensorShardStrategy", "BucketTensorShardStrategy")
 # Models: the names that differ from our presets', and the bare classes, which stand for no sizes.
 MODELS: Words = {
+    "GPT2_exlarge": "gpt2_exlarge",
     "GPT2_exlarge_pipeline_1D": "gpt2_exlarge",
     "GPT2_exlarge_pipeline_hybrid": "gpt2_exlarge",
     "GPT2_small": "gpt2_small",
@@ -105,17 +106,23 @@ def agreeing(*names: str) -> Converter:
 def preset(value: object) -> dict[str, object]:
     """model.type. A symbol of titans means the sizes that titans gives the name."""
     name = last_name(value)
+    if not isinstance(name, str):
+        return {"model.preset": value}
     if name in MODEL_CLASSES:
         return {}
     if isinstance(value, Symbol) and f"titans_{name}" in PRESETS:
         return {"model.preset": f"titans_{name}"}
-    known = name in PRESETS
-    return {"model.preset": name if known else word(MODELS, value)}
+    return {"model.preset": name if name in PRESETS else word(MODELS, value)}
 
 
 def amp_type(value: object) -> dict[str, object]:
     """fp16.mode: AMP_TYPE.NAIVE or its value 'naive'; None for no mixed precision."""
-    return {} if value in (None, False) else {"precision": word(AMP_TYPES, value)}
+    if value is None or value is False:
+        return {}
+    precision = word(AMP_TYPES, value)
+    if precision is value:
+        raise Unaccepted("must be AMP_TYPE.NAIVE, AMP_TYPE.TORCH, AMP_TYPE.APEX or None")
+    return {"precision": precision}
 
 
 def dtype(value: object) -> dict[str, object]:

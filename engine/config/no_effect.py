@@ -14,7 +14,6 @@ class NoEffect:
     only: tuple[object, ...] | None = None
 
 
-_LOSS = NoEffect("there is one loss, the cross-entropy of the next token")
 _BUCKETS = NoEffect("buckets are sized by cuboid")
 _OVERLAP = NoEffect("communication overlaps the computation wherever it can")
 _PINNED = NoEffect("host memory is pinned where it helps")
@@ -33,7 +32,7 @@ _OFFLOAD = {"pin_memory": _PINNED, "fast_init": _BUFFERS, "buffer_count": _BUFFE
 
 _SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
     "": {
-        "loss_args": _LOSS,
+        "loss_args": NoEffect("nothing reads it in Colossal-AI either"),
         "gradient_handler": NoEffect("every gradient is summed over the axes that do not cut it"),
         "torch_ddp": _BUCKETS,
         "cudnn_benchmark": _CUDNN,

@@ -10,7 +10,7 @@ from operator import attrgetter
 from engine.config import foreign
 from engine.config.errors import Problem
 from engine.config.no_effect import NO_EFFECT
-from engine.config.schema import user_name
+from engine.config.schema import all_settings, user_name
 from engine.config.spellings import IMPLIED, SPELLINGS
 from engine.config.suggest import unknown_setting
 from engine.config.values import Document, Origin, Path
@@ -107,12 +107,12 @@ def _written(document: Document, found: Statements) -> Iterator[Stated]:
         if name in own:
             yield from _within(document, (name,), value, found)
         elif name not in document.read_names:
-            top = [key for key in own if "." not in key]
+            top = [key for key in (*SPELLINGS, *SECTIONS) if "." not in key]
             _report(found, document.origin((name,)), unknown_setting(name, top))
 
 
 def _within(document: Document, path: Path, value: object, found: Statements) -> Iterator[Stated]:
-    name = ".".join(path)
+    name = ".".join(part if part.isidentifier() else show(part) for part in path)
     stated = Stated(
         name=name,
         written=value,
@@ -131,12 +131,13 @@ def _within(document: Document, path: Path, value: object, found: Statements) ->
     elif name in NO_EFFECT:
         _without_effect(stated, found)
     elif name not in SECTIONS:
-        section = ".".join(path[:-1])
-        siblings = [key for key in _KEYS if key.rpartition(".")[0] == section]
+        section = name.rpartition(".")[0]
+        siblings = [key for key in SPELLINGS if key.rpartition(".")[0] == section]
         _report(found, stated.origin, unknown_setting(name, siblings))
     elif value is not None:
-        keys = sorted({key.split(".")[len(path)] for key in _KEYS if key.startswith(f"{name}.")})
-        found.problems.append(stated.problem(f"must be a dict of {', '.join(keys)}"))
+        first = next(key for key in _KEYS if key.startswith(f"{name}.")).split(".")[len(path)]
+        found.problems.append(stated.problem(f"must be a dict, such as dict({first}=...)"))
+        found.disputed.update(key for key in all_settings() if key.startswith(f"{name}."))
 
 
 def _meanings(stated: Stated, found: Statements) -> list[tuple[str, Stated]]:
@@ -145,6 +146,7 @@ def _meanings(stated: Stated, found: Statements) -> list[tuple[str, Stated]]:
     meanings = [
         (setting, _implied(setting, value, stated))
         for setting, value in IMPLIED.get(stated.name, {}).items()
+        if stated.value is not None
     ]
     if isinstance(meaning, str):
         meanings.append((meaning, stated))

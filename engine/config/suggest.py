@@ -22,6 +22,7 @@ MEANT = {
     "PP": "PIPELINE",
     "SEQUENCE_LENGTH": "SEQ_LEN",
     "STEPS": "MAX_STEPS",
+    "optimizer.learning_rate": "optimizer.lr",
     "TENSOR_PARALLEL_MODE": "MODE",
     "TENSOR_PARALLEL_SIZE": "TENSOR_PARALLEL",
     "TOTAL_BATCH_SIZE": "BATCH_SIZE",
@@ -48,7 +49,9 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     if name in DERIVED:
         return f"{name} is not a setting: it is derived, {DERIVED[name]}"
     meant = MEANT.get(name) or nearest(name, known)
-    return f"{name} is not a setting" + (f"; did you mean {meant}?" if meant else "")
+    return f"{name} is not a setting; " + (
+        f"did you mean {meant}?" if meant else "cuboid settings lists them"
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

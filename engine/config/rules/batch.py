@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from engine.config.facts import Facts, Finding
 
@@ -45,8 +44,8 @@ def samples_fit_the_positions(facts: Facts) -> Iterator[Finding]:
     if facts.settings.seq_len > facts.settings.model.block_size:
         yield facts.error(
             "seq_len",
-            f"{facts.cite('seq_len')} is more than {facts.cite('model.block_size')} positions; "
-            f"at most {facts.settings.model.block_size}",
+            f"{facts.cite('seq_len')} is more than the positions there are, "
+            f"{facts.cite('model.block_size')}",
         )
 
 
@@ -73,9 +72,10 @@ def tensor_shape_agrees(facts: Facts) -> Iterator[Finding]:
         return
     outer = facts.mode.outer
     samples = settings.batch_size // settings.num_micro_batches
-    width = settings.model.n_embd // prod(facts.axes[axis] for axis in outer.hidden)
+    width = settings.model.n_embd // facts.pieces(*outer.hidden)
     if facts.mode.whole_samples:
-        samples //= facts.pieces(*outer.tokens) // settings.depth
+        grids = settings.depth if facts.mode.uses_depth else 1
+        samples //= facts.pieces(*outer.tokens) // grids
     shape = (samples, settings.seq_len, width)
     if stated != shape:
         yield facts.warning(

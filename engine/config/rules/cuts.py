@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import lcm
+from math import gcd, lcm
 
 from engine.config.facts import Facts, Finding
 
@@ -19,10 +19,13 @@ def attention_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
     model = facts.settings.model
     width, pieces = model.n_head * model.head_dim, facts.pieces(*facts.mode.down.weight_in)
     if width % pieces and not model.n_head % facts.pieces(*facts.mode.inner.hidden):
+        step = pieces // gcd(pieces, model.n_head)
+        legal = [n for n in (model.head_dim // step * step, -(-model.head_dim // step) * step) if n]
         yield facts.error(
             "model.n_head",
             f"{facts.cite('model.n_head')} x {facts.cite('model.head_dim')} = {width} is not a "
-            f"multiple of {pieces}, which {facts.cite('mode', 'tensor_parallel')} need",
+            f"multiple of {pieces}, which {facts.cite('mode', 'tensor_parallel')} need; "
+            f"nearest head_dim: {', '.join(map(str, legal))}",
         )
 
 

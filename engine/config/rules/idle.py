@@ -19,6 +19,11 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     "data.path": (lambda s: s.data.type != "synthetic", "a source that reads"),
     "data.tokenizer": (lambda s: s.data.type != "synthetic", "a source of text"),
     "eval.batches": (lambda s: s.eval.every != 0, "an eval.every other than 0"),
+    "eval.every": (
+        lambda s: not s.eval.every or s.data.validation > 0,
+        "data.validation above 0",
+    ),
+    "checkpoint.keep": (lambda s: s.checkpoint.every is not None, "checkpoint.every"),
     "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     "zero.nvme_path": (
         lambda s: "nvme" in (s.zero.offload, s.zero.offload_params),

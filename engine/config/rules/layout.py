@@ -26,7 +26,11 @@ def mode_takes_the_size(facts: Facts) -> Iterator[Finding]:
     size, depth = settings.tensor_parallel, settings.depth
     if mode.name == "serial" or mode.axes(size, depth) is not None:
         return
-    needing = facts.cite("mode", "depth") if mode.uses_depth else facts.cite("mode")
+    needing = (
+        f"{facts.cite('mode')} with {facts.cite('depth')}"
+        if mode.uses_depth
+        else facts.cite("mode")
+    )
     legal = ", ".join(map(str, nearest(mode, size, depth)))
     yield facts.error(
         "tensor_parallel",

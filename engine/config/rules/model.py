@@ -20,6 +20,19 @@ def hidden_size_agrees(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def heads_divide_the_width(facts: Facts) -> Iterator[Finding]:
+    """Unless a head's width is stated, the heads share the model's out."""
+    model = facts.settings.model
+    heads, width = model.n_head, model.n_embd
+    if width % heads and not facts.states("model.head_dim"):
+        legal = [n for n in (width // heads * heads, (width // heads + 1) * heads) if n]
+        yield facts.error(
+            "model.n_embd",
+            f"{facts.cite('model.n_embd')} is not a multiple of {facts.cite('model.n_head')}; "
+            f"nearest: {', '.join(map(str, legal))}, or state model.head_dim",
+        )
+
+
 def preset_differs_from_the_published(facts: Facts) -> Iterator[Finding]:
     """Some of titans' sizes go by a published model's name."""
     name = facts.settings.model.preset
@@ -66,13 +79,14 @@ def paths_exist(facts: Facts) -> Iterator[Finding]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
+        return Path(path).exists()
     except (OSError, ValueError):  # a name that no file can have
         return False
 
 
 RULES = (
     hidden_size_agrees,
+    heads_divide_the_width,
     preset_differs_from_the_published,
     vocabulary_holds_the_tokens,
     source_has_a_file,

@@ -1,0 +1,63 @@
+"""The learning rate over the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.config.facts import Facts, Finding
+
+
+def warmup_ends_before_the_decay(facts: Facts) -> Iterator[Finding]:
+    """The decay has something left to do."""
+    schedule = facts.settings.lr_scheduler
+    if schedule.total is not None and schedule.warmup >= schedule.total:
+        yield facts.error(
+            "lr_scheduler.warmup",
+            f"{facts.cite('lr_scheduler.warmup')} is not less than "
+            f"{facts.cite('lr_scheduler.total')}",
+        )
+
+
+def warmup_ends_before_the_run(facts: Facts) -> Iterator[Finding]:
+    """A run that ends in its warm-up never trains at its learning rate."""
+    settings, schedule = facts.settings, facts.settings.lr_scheduler
+    end = settings.max_steps if schedule.by == "step" else settings.num_epochs
+    if schedule.by == "epoch" and settings.max_steps is not None:
+        return
+    if end is not None and schedule.warmup >= end:
+        name = "max_steps" if schedule.by == "step" else "num_epochs"
+        yield facts.warning(
+            "lr_scheduler.warmup",
+            f"{facts.cite('lr_scheduler.warmup')} is not less than {facts.cite(name)}: "
+            f"{facts.cite('optimizer.lr')} is never reached",
+        )
+
+
+def epochs_need_data_that_ends(facts: Facts) -> Iterator[Finding]:
+    """Synthetic data has no epochs to count."""
+    settings = facts.settings
+    if settings.lr_scheduler.by == "epoch" and settings.data.type == "synthetic":
+        yield facts.error(
+            "lr_scheduler.by",
+            f"{facts.cite('lr_scheduler.by')} needs data that ends, which "
+            f"{facts.cite('data.type')} does not; use lr_scheduler.by='step'",
+        )
+
+
+def loss_scale_is_within_its_bounds(facts: Facts) -> Iterator[Finding]:
+    """min <= initial <= max."""
+    scale = facts.settings.loss_scale
+    if not scale.min <= scale.initial <= scale.max:
+        yield facts.error(
+            "loss_scale.initial",
+            f"{facts.cite('loss_scale.initial')} is not between {facts.cite('loss_scale.min')} "
+            f"and {facts.cite('loss_scale.max')}",
+        )
+
+
+RULES = (
+    warmup_ends_before_the_decay,
+    warmup_ends_before_the_run,
+    epochs_need_data_that_ends,
+    loss_scale_is_within_its_bounds,
+)

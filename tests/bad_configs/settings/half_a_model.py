@@ -1,0 +1,4 @@
+BATCH_SIZE = 8
+SEQ_LEN = 128
+MAX_STEPS = 10
+model = dict(n_layer=4)

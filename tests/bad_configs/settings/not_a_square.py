@@ -1,0 +1,6 @@
+TENSOR_PARALLEL = 6
+MODE = '2d'
+BATCH_SIZE = 8
+SEQ_LEN = 128
+MAX_STEPS = 10
+model = dict(n_layer=4, n_head=4, n_embd=64)

@@ -1,0 +1,6 @@
+BATCH_SIZE = 8
+SEQ_LEN = 128
+MAX_STEPS = 10
+model = dict(n_layer=4, n_head=4, n_embd=64)
+optimizer = dict(lr=float('nan'), eps=float('inf'))
+clip_grad_norm = float('inf')

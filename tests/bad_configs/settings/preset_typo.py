@@ -1,0 +1,4 @@
+BATCH_SIZE = 8
+SEQ_LEN = 1024
+NUM_EPOCHS = 1
+model = dict(type='gpt2_smal')

@@ -1,0 +1,192 @@
+"""What a legal config is warned of or told; what is illegal is under tests/bad_configs."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.config.rulebook import rules
+from engine.plan import Plan, make_plan
+from models.parallel.registry import modes
+
+BASE = "SEQ_LEN = 64\nMAX_STEPS = 9\nmodel = dict(n_layer=4, n_head=4, n_embd=64)\n"
+
+
+def plan(tmp_path: Path, text: str, *, gpus: int | None = None) -> Plan:
+    path = tmp_path / "config.py"
+    path.write_text(text + BASE)
+    return make_plan(path, gpus=gpus, environ={})
+
+
+def said(lines: tuple[str, ...], tmp_path: Path) -> list[str]:
+    """Lines without their place, which is tested elsewhere."""
+    return [line.removeprefix(f"{tmp_path / 'config.py'}").partition(": ")[2] for line in lines]
+
+
+def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
+    found = plan(tmp_path, "BATCH_SIZE = 8\n")
+    assert (found.warnings, found.notes) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            "BATCH_SIZE = 3\nMODE = '2d'\nTENSOR_PARALLEL = 4\n",
+            "BATCH_SIZE=3, NUM_MICRO_BATCHES=1: micro-batches of 3 x SEQ_LEN=64 are padded to 4 "
+            "samples, which MODE='2d', TENSOR_PARALLEL=4 split evenly; 25% of the work is wasted, "
+            "and none at BATCH_SIZE=4",
+        ),
+        (
+            "BATCH_SIZE = 12\nNUM_MICRO_BATCHES = 4\nMODE = '2.5d'\nTENSOR_PARALLEL = 8\n"
+            "DEPTH = 2\n",
+            "BATCH_SIZE=12, NUM_MICRO_BATCHES=4: micro-batches of 3 x SEQ_LEN=64 are padded to 4 "
+            "samples, which MODE='2.5d', TENSOR_PARALLEL=8 split evenly; 25% of the work is "
+            "wasted, and none at BATCH_SIZE=16",
+        ),
+        (  # 1d cuts tokens: 5 x 64 of them do not fall into 3
+            "BATCH_SIZE = 5\nMODE = '1d'\nTENSOR_PARALLEL = 3\nHIDDEN_SIZE = 66\n",
+            "BATCH_SIZE=5, NUM_MICRO_BATCHES=1: micro-batches of 5 x SEQ_LEN=64 are padded to 6 "
+            "samples, which MODE='1d', TENSOR_PARALLEL=3 split evenly; 17% of the work is wasted, "
+            "and none at BATCH_SIZE=6",
+        ),
+        (
+            "BATCH_SIZE = 4\nPIPELINE = 4\nNUM_MICRO_BATCHES = 4\n",
+            "NUM_MICRO_BATCHES=4 leaves PIPELINE=4 stages idle 43% of the time; 12 would leave 20%",
+        ),
+        (
+            "BATCH_SIZE = 9\nPIPELINE = 3\nNUM_MICRO_BATCHES = 9\n",
+            "model.n_layer=4 is not a multiple of 3, the pieces of PIPELINE=3, model.num_chunks=1: "
+            "some have 1 layers and some 2, and the slowest sets the pace",
+        ),
+        (
+            "BATCH_SIZE = 8\nMODE = '2d'\nTENSOR_PARALLEL = 4\nTENSOR_SHAPE = (8, 64, 64)\n",
+            "TENSOR_SHAPE=(8, 64, 64) differs from (4, 64, 32), which follows from BATCH_SIZE=8, "
+            "NUM_MICRO_BATCHES=1, SEQ_LEN=64, model.n_embd=64, MODE='2d'; shapes are worked out, "
+            "so nothing depends on it",
+        ),
+        (
+            "BATCH_SIZE = 8\ndata = dict(path='no/such/file.txt')\n",
+            "data.path='no/such/file.txt' does not exist on this machine",
+        ),
+        (
+            "BATCH_SIZE = 8\nzero = dict(stage=1, offload='nvme', nvme_path='no/disk')\n",
+            "zero.nvme_path='no/disk' does not exist on this machine",
+        ),
+        (
+            "BATCH_SIZE = 8\nlr_scheduler = dict(type='cosine', warmup=9)\n",
+            "lr_scheduler.warmup=9 is not less than MAX_STEPS=9: optimizer.lr=0.001 is never "
+            "reached",
+        ),
+    ],
+)
+def test_is_warned(tmp_path: Path, text: str, warning: str) -> None:
+    if "TENSOR_PARALLEL = 3" in text:
+        text = text.replace("HIDDEN_SIZE = 66\n", "")
+        path = tmp_path / "config.py"
+        path.write_text(text + BASE.replace("n_head=4, n_embd=64", "n_head=3, n_embd=66"))
+        found = make_plan(path, gpus=None, environ={})
+    else:
+        found = plan(tmp_path, text)
+    assert said(found.warnings, tmp_path) == [warning]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ("'1d'", 1, 4, "(8, 64, 64)"),
+        ("'2d'", 1, 4, "(4, 64, 32)"),
+        ("'2.5d'", 1, 4, "(4, 64, 32)"),
+        ("'2.5d'", 2, 8, "(4, 64, 32)"),
+        ("None", 1, 1, "(8, 64, 64)"),
+    ],
+)
+def test_colossal_ais_tensor_shape_agrees(tmp_path: Path, shape: tuple[str, int, int, str]) -> None:
+    mode, depth, size, stated = shape
+    text = f"MODE = {mode}\nDEPTH = {depth}\nTENSOR_PARALLEL = {size}\nTENSOR_SHAPE = {stated}\n"
+    assert plan(tmp_path, "BATCH_SIZE = 8\n" + text).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (
+            "BATCH_SIZE = 8\nMODE = '1d'\nTENSOR_PARALLEL = 4\n",
+            "model.vocab_size=50257 is padded to 50260, a multiple of 4, for MODE='1d', "
+            "TENSOR_PARALLEL=4",
+        ),
+        (
+            "BATCH_SIZE = 8\nzero = dict(stage=2, offload='cpu')\n",
+            "ZeRO of stage 2 on one data-parallel rank shares nothing out: only offloading saves "
+            "memory",
+        ),
+        (
+            "BATCH_SIZE = 8\noptimizer = dict(type='sgd', eps=1e-6)\n",
+            "optimizer.eps=1e-06 has no effect: that takes an Adam",
+        ),
+        (
+            "BATCH_SIZE = 8\nschedule = 'gpipe'\n",
+            "schedule='gpipe' has no effect: that takes PIPELINE above 1",
+        ),
+        (
+            "BATCH_SIZE = 8\nloss_scale = dict(initial=8.0)\n",
+            "loss_scale.initial=8.0 has no effect: that takes precision='fp16'",
+        ),
+    ],
+)
+def test_is_told(tmp_path: Path, text: str, note: str) -> None:
+    assert said(plan(tmp_path, text).notes, tmp_path) == [note]
+
+
+def test_stage_3_in_a_pipeline_is_told_what_it_costs(tmp_path: Path) -> None:
+    text = "BATCH_SIZE = 8\nPIPELINE = 2\nNUM_MICRO_BATCHES = 8\nzero = dict(stage=3)\n"
+    assert said(plan(tmp_path, text, gpus=4).notes, tmp_path) == [
+        "ZeRO of stage 3 with PIPELINE=2 gathers the parameters 16 times a round, for "
+        "NUM_MICRO_BATCHES=8; stage 2 gathers them once"
+    ]
+    assert plan(tmp_path, text.replace("3)", "2)"), gpus=4).notes == ()
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 5, 7])
+def test_gpus_must_hold_whole_copies(tmp_path: Path, gpus: int) -> None:
+    text = "MODE = '1d'\nTENSOR_PARALLEL = 2\nPIPELINE = 2\nBATCH_SIZE = 8\nNUM_MICRO_BATCHES = 8\n"
+    nearest = {1: "4", 2: "4", 3: "4", 5: "4, 8", 7: "4, 8"}[gpus]
+    with pytest.raises(ConfigError) as error:
+        plan(tmp_path, text, gpus=gpus)
+    assert str(error.value) == (
+        f"{tmp_path / 'config.py'}:2: {gpus} GPUs are not a multiple of 4, which "
+        f"TENSOR_PARALLEL=2 x PIPELINE=2 need; nearest: {nearest}"
+    )
+
+
+@pytest.mark.parametrize("gpus", [4, 8, 12])
+def test_data_parallelism_is_derived(tmp_path: Path, gpus: int) -> None:
+    text = "MODE = '1d'\nTENSOR_PARALLEL = 2\nPIPELINE = 2\nBATCH_SIZE = 8\nNUM_MICRO_BATCHES = 8\n"
+    assert plan(tmp_path, text, gpus=gpus).layout.data == gpus // 4
+
+
+@pytest.mark.parametrize("mode", modes())
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_size_is_legal_exactly_where_the_mode_has_axes_for_it(
+    tmp_path: Path, mode: str, depth: int
+) -> None:
+    path = tmp_path / "config.py"
+    for size in range(1, 29):
+        width = 72 * size  # a multiple of every edge there is
+        path.write_text(
+            f"MODE = {mode!r}\nTENSOR_PARALLEL = {size}\nDEPTH = {depth}\nBATCH_SIZE = {size}\n"
+            "SEQ_LEN = 64\nMAX_STEPS = 9\n"
+            f"model = dict(n_layer=1, n_head={width}, n_embd={width})\n"
+        )
+        legal = modes()[mode].axes(size, depth) is not None
+        if legal and (depth == 1 or modes()[mode].uses_depth):
+            assert make_plan(path, gpus=None, environ={}).layout.gpus == size
+        else:
+            with pytest.raises(ConfigError):
+                make_plan(path, gpus=None, environ={})
+
+
+def test_every_rule_says_what_it_is_for() -> None:
+    found = rules()
+    assert len({rule.__name__ for rule in found}) == len(found)
+    assert all(rule.__doc__ for rule in found)

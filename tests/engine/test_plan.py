@@ -1,0 +1,177 @@
+"""The shipped configs, what a plan derives, and what it costs to make one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.not_yet import not_yet
+from engine.plan import Plan, make_plan
+from models.parameters import parameter_count
+from models.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "gpt_configs").glob("*.py"))
+# config -> (GPUs it is meant for, data, pipeline, tensor, samples of a step, ZeRO, offload)
+MEANT = {
+    "demo": (4, 1, 1, 4, 16, 0, None),
+    "gpt2_1d": (2, 1, 1, 2, 1, 0, None),
+    "gpt2_2d": (4, 1, 1, 4, 1, 0, None),
+    "gpt2_2p5d": (2, 1, 1, 2, 1, 0, None),
+    "gpt2_2p5d_8": (8, 1, 1, 8, 1, 0, None),
+    "gpt2_3d": (8, 1, 1, 8, 1, 0, None),
+    "gpt2_nvme": (1, 1, 1, 1, 1, 3, "nvme"),
+    "gpt2_pp": (2, 1, 2, 1, 1, 0, None),
+    "gpt2_pp1d": (8, 2, 2, 2, 16, 0, None),
+    "gpt2_vanilla": (1, 1, 1, 1, 1, 0, None),
+    "gpt2_zero2": (1, 1, 1, 1, 1, 2, "cpu"),
+    "gpt2_zero3": (1, 1, 1, 1, 1, 3, "cpu"),
+    "gpt2_zero3_pp1d": (8, 2, 2, 2, 16, 3, "cpu"),
+    "gpt3_pp1d": (128, 1, 32, 4, 192, 0, None),
+    "gpt3_pp1d_min": (96, 1, 24, 4, 192, 0, None),
+    "gpt3_pp2d": (96, 1, 24, 4, 96, 0, None),
+    "gpt3_pp2p5d": (96, 1, 24, 4, 96, 0, None),
+    "gpt3_zero3": (96, 96, 1, 1, 192, 3, None),
+    "gpt3_zero3_min": (64, 64, 1, 1, 192, 3, None),
+}
+BASE = "BATCH_SIZE = 8\nSEQ_LEN = 64\nMAX_STEPS = 9\nmodel = dict(n_layer=4, n_head=4, n_embd=64)\n"
+
+
+def plan(tmp_path: Path, text: str, *overrides: str, gpus: int | None = None) -> Plan:
+    path = tmp_path / "config.py"
+    path.write_text(text + BASE)
+    return make_plan(path, gpus=gpus, overrides=overrides, environ={})
+
+
+def test_every_shipped_config_is_meant_for_something() -> None:
+    assert {path.stem for path in CONFIGS} == MEANT.keys()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config(path: Path) -> None:
+    gpus, data, pipeline, tensor, samples, stage, offload = MEANT[path.stem]
+    found = make_plan(path, gpus=gpus, environ={})
+    layout, settings = found.layout, found.settings
+    assert (layout.data, layout.pipeline, layout.tensor) == (data, pipeline, tensor)
+    assert found.global_batch == samples
+    assert (settings.zero.stage, settings.zero.offload) == (stage, offload)
+    if path.stem != "demo":
+        gpt3 = path.stem.startswith("gpt3")
+        assert settings.precision == "fp16"
+        assert settings.model.checkpoint is True
+        assert settings.num_epochs == 60
+        assert settings.seq_len == (2048 if gpt3 else 1024)
+        assert parameter_count(settings.model) == (174_604_259_328 if gpt3 else 124_439_808)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "1d", "2d", "2p5d", "3d"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_fp16_configs_can_be_trained_in_another_precision(name: str, precision: str) -> None:
+    path = ROOT / "gpt_configs" / f"gpt2_{name}.py"
+    refused = not_yet(make_plan(path, gpus=None, environ={}))
+    assert len(refused) == 1
+    assert "fp16.mode=colossalai.amp.AMP_TYPE.NAIVE passes `cuboid validate`" in refused[0]
+    found = make_plan(path, gpus=None, overrides=[f"precision={precision}"], environ={})
+    assert not_yet(found) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("PIPELINE=2", "command line: PIPELINE=2"),
+        ("zero.stage=1", "command line: zero.stage=1"),
+        ("precision=fp16", "command line: precision='fp16'"),
+        ("checkpoint.every=100", "command line: checkpoint.every=100"),
+    ],
+)
+def test_what_cannot_be_trained_yet_is_refused_by_name(
+    tmp_path: Path, override: str, line: str
+) -> None:
+    (found,) = not_yet(plan(tmp_path, "", override, "NUM_MICRO_BATCHES=8"))
+    assert found.startswith(f"{line} passes `cuboid validate`, but cannot be trained yet; use ")
+
+
+def test_a_compiled_model_is_serial(tmp_path: Path) -> None:
+    assert not_yet(plan(tmp_path, "", "compile=True")) == []
+    assert len(not_yet(plan(tmp_path, "", "compile=True", "MODE=1d", "TENSOR_PARALLEL=2"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("gpt2_small", 124_439_808),
+        ("gpt2_medium", 354_823_168),
+        ("gpt2_large", 774_030_080),
+        ("gpt2_xl", 1_557_611_200),
+        ("gpt2", 124_439_808),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_presets_count_what_was_published(tmp_path: Path, name: str, count: int) -> None:
+    found = plan(tmp_path, "", f"model={{'type': {name!r}}}")
+    assert parameter_count(found.settings.model) == count
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_planned(tmp_path: Path, name: str) -> None:
+    model = plan(tmp_path, "", f"model={{'type': {name!r}}}").settings.model
+    assert model.n_head * model.head_dim == model.n_embd
+    assert model.n_inner == 4 * model.n_embd
+
+
+def test_batches(tmp_path: Path) -> None:
+    text = "NUM_MICRO_BATCHES = 2\nMODE = '3d'\nTENSOR_PARALLEL = 27\ngradient_accumulation = 3\n"
+    found = plan(
+        tmp_path,
+        text,
+        "BATCH_SIZE=4",
+        "model={'type': 'gpt-mini', 'n_head': 9, 'n_embd': 216}",
+        gpus=54,
+    )
+    assert (found.micro_batch, found.padded_micro_batch) == (2, 9)
+    assert found.global_batch == 4 * 2 * 3
+    assert found.tokens_per_step == 24 * 64
+
+
+def test_fingerprint_is_of_the_settings_alone(tmp_path: Path) -> None:
+    one = plan(tmp_path, "")
+    (tmp_path / "elsewhere").mkdir()
+    same = plan(tmp_path / "elsewhere", "# another path and other lines\nNUM_MICRO_BATCHES = 1\n")
+    assert one.fingerprint == same.fingerprint
+    others = [plan(tmp_path, "", override) for override in ("seed=1", "optimizer.lr=2e-3")]
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 3
+
+
+def test_a_plan_cites_settings_as_they_were_written(tmp_path: Path) -> None:
+    found = plan(tmp_path, "parallel = dict(\n    tensor=dict(size=2, mode='1d'))\n")
+    place = tmp_path / "config.py"
+    assert found.cite("tensor_parallel") == f"{place}:2: parallel.tensor.size=2"
+    assert found.cite("data.path") == f"{place}: data.path=None"
+
+
+def test_resolved_settings_are_fit_for_json(tmp_path: Path) -> None:
+    found = plan(tmp_path, "")
+    again = type(found.settings).model_validate_json(found.settings.model_dump_json())
+    assert again == found.settings
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        make_plan(tmp_path / "none.py", gpus=None, environ={})
+
+
+def test_planning_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time\n"
+        "from engine.plan import make_plan\n"
+        "for path in sys.argv[1:]: make_plan(path, gpus=None, environ={})\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'transformers', 'colossalai', 'rich'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "print(time.process_time())\n"  # of this process alone, whatever else the machine does
+    )
+    command = [sys.executable, "-c", code, *map(str, CONFIGS)]
+    runs = [subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60) for _ in range(3)]
+    assert [run.stderr for run in runs] == [b""] * 3
+    assert min(float(run.stdout) for run in runs) < 0.5
