@@ -13,6 +13,7 @@ from models.parallel.box import place
 from models.parallel.registry import modes
 from models.parameters import parameters
 from models.sizes import Sizes
+from tests.support.cuts import cuts
 
 LARGEST = 27
 # Nothing here need divide anything: boxes alone carry the remainder.
@@ -23,14 +24,11 @@ def layouts() -> list[Layout]:
     """Every legal (TENSOR_PARALLEL, DEPTH) up to ``LARGEST``, the smaller ones with PIPELINE and
     data ranks too."""
     found = []
-    for mode in modes().values():
-        for depth in range(1, LARGEST + 1 if mode.uses_depth else 2):
-            for tensor in range(1, LARGEST + 1):
-                if mode.axes(tensor, depth) is not None:
-                    found.append(Layout(mode=mode, tensor=tensor, depth=depth))
-                    if tensor <= 9:
-                        more = {"tensor": tensor, "depth": depth, "pipeline": 3, "data": 2}
-                        found.append(Layout(mode=mode, **more))
+    for cut in cuts(LARGEST):
+        size = {"tensor": cut.tensor, "depth": cut.depth}
+        found.append(Layout(mode=modes()[cut.mode], **size))
+        if cut.tensor <= 9:
+            found.append(Layout(mode=modes()[cut.mode], **size, pipeline=3, data=2))
     return found
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-from models.parallel.registry import modes
+from tests.support.cuts import Cut, cuts
 from tests.support.pairs import pairs
 from tests.support.training import Run, Trained, assert_same, train_all
 from tests.support.worlds import run_world
@@ -21,40 +21,26 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 5e-2}
 """In bf16 a cut run is as far from the serial one as that is from float32: 0.02 to 0.03 of a bias
 after five steps, 1e-4 of a loss."""
 
-Cut = tuple[str, int, int]  # mode, TENSOR_PARALLEL, DEPTH
-
-
-def cuts(mode: str) -> Iterator[Cut]:
-    """Every legal size of a mode up to ``LARGEST`` ranks."""
-    found = modes()[mode]
-    for depth in range(1, LARGEST + 1 if found.uses_depth else 2):
-        for tensor in range(1, LARGEST + 1):
-            if found.axes(tensor, depth) is not None:
-                yield mode, tensor, depth
-
 
 def is_common(cut: Cut) -> bool:
     """Sizes that get every pair of options; the others get one row."""
-    _, tensor, depth = cut
-    return tensor in (1, 2, 3, 4, 8) and depth in (1, 2)
+    return cut.tensor in (1, 2, 3, 4, 8) and cut.depth in (1, 2)
 
 
 def fits(cut: Cut, data: int, *_: object) -> bool:
-    return cut[1] * data <= LARGEST
+    return cut.tensor * data <= LARGEST
 
 
 def many_runs() -> Iterator[Run]:
     """In float64 every pair of options at common sizes; in float32 and bf16 few."""
-    every = [cut for mode in modes() for cut in cuts(mode)]
+    every = list(cuts(LARGEST))
     common = [cut for cut in every if is_common(cut)]
     both = (False, True)
     rows = pairs(common, (1, 2), (1, 2), both, both, both, legal=fits)
     rows += [(cut, 1, 2, True, False, False) for cut in every if not is_common(cut)]
-    for (mode, tensor, depth), data, accumulation, tied, checkpoint, keep in rows:
+    for cut, data, accumulation, tied, checkpoint, keep in rows:
         yield Run(
-            mode=mode,
-            tensor=tensor,
-            depth=depth,
+            **cut._asdict(),
             data=data,
             accumulation=accumulation,
             tied=tied,
@@ -63,12 +49,12 @@ def many_runs() -> Iterator[Run]:
             dtype=torch.float64,
         )
     smallest: dict[str, Cut] = {}
-    for mode, tensor, depth in common:
-        if tensor > 1:
-            yield Run(mode=mode, tensor=tensor, depth=depth)
-            smallest.setdefault(mode, (mode, tensor, depth))
-    for mode, tensor, depth in smallest.values():
-        yield Run(mode=mode, tensor=tensor, depth=depth, compute=torch.bfloat16)
+    for cut in common:
+        if cut.tensor > 1:
+            yield Run(**cut._asdict())
+            smallest.setdefault(cut.mode, cut)
+    for cut in smallest.values():
+        yield Run(**cut._asdict(), compute=torch.bfloat16)
 
 
 RUNS = list(many_runs())

@@ -1,0 +1,41 @@
+"""Sizes at which to test the modes. They come from the registry, so that a new mode is tested by
+existing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from models.parallel.registry import modes
+
+
+class Cut(NamedTuple):
+    """MODE, TENSOR_PARALLEL, DEPTH."""
+
+    mode: str
+    tensor: int
+    depth: int
+
+    def __str__(self) -> str:
+        depth = f"d{self.depth}" if modes()[self.mode].uses_depth else ""
+        return f"{self.mode}x{self.tensor}{depth}"
+
+
+def cuts(largest: int) -> Iterator[Cut]:
+    """Every legal cut of every mode into up to ``largest`` ranks."""
+    for name, mode in modes().items():
+        for depth in range(1, largest + 1 if mode.uses_depth else 2):
+            for tensor in range(1, largest + 1):
+                if mode.axes(tensor, depth) is not None:
+                    yield Cut(name, tensor, depth)
+
+
+def full_cuts(largest: int = 8) -> list[Cut]:
+    """Of each mode the smallest cut in which none of its axes has size 1."""
+    smallest: dict[str, Cut] = {}
+    for cut in sorted(cuts(largest), key=lambda cut: cut.tensor):
+        axes = modes()[cut.mode].axes(cut.tensor, cut.depth)
+        if axes is not None and 1 not in axes.values():
+            smallest.setdefault(cut.mode, cut)
+    assert smallest.keys() == modes().keys()
+    return list(smallest.values())
