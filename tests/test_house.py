@@ -1,0 +1,83 @@
+"""What the house promises of itself: packages, pins and the size of its files."""
+
+import ast
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "launch", "models")
+MAX_LINES, MAX_FUNCTION_LINES = 300, 60
+
+
+def pins(*names: str) -> dict[str, Requirement]:
+    lines = [line for name in names for line in (ROOT / name).read_text("utf-8").splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+@pytest.fixture
+def packaging(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py tells setuptools."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", told.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    return told
+
+
+def test_what_setup_accepts_is_pinned_within_it(packaging):
+    pinned = pins("requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt")
+    for text in (*packaging["install_requires"], *packaging["extras_require"]["dev"]):
+        accepted = Requirement(text)
+        (pin,) = pinned[canonicalize_name(accepted.name)].specifier
+        assert pin.operator == "=="
+        assert accepted.specifier.contains(pin.version), f"{accepted} excludes {pin}"
+
+
+def test_what_is_pinned_is_accepted_by_setup(packaging):
+    def names(requirements: list[str]) -> set[str]:
+        return {canonicalize_name(Requirement(text).name) for text in requirements}
+
+    # setuptools installs the package itself; Colossal-AI comes without its own requirements
+    runtime = pins("requirements.txt", "requirements-nodeps.txt").keys()
+    assert names(packaging["install_requires"]) == runtime - {"setuptools", "colossalai"}
+    assert names(packaging["extras_require"]["dev"]) == pins("requirements-dev.txt").keys()
+
+
+def test_every_folder_of_modules_is_packaged(packaging):
+    folders = {
+        file.parent.relative_to(ROOT) for top in PACKAGES for file in ROOT.glob(f"{top}/**/*.py")
+    }
+    assert {".".join(folder.parts) for folder in folders} == {*packaging["packages"]}
+    assert all((ROOT / top / "py.typed").is_file() for top in PACKAGES)
+    (configs,) = packaging["data_files"]
+    assert "gpt_configs/demo.py" in configs[1]
+
+
+def source_files() -> list[Path]:
+    return [
+        ROOT / "train_gpt.py",
+        *(file for top in PACKAGES for file in ROOT.glob(f"{top}/**/*.py")),
+    ]
+
+
+def test_no_file_is_long():
+    lengths = {file: len(file.read_text("utf-8").splitlines()) for file in source_files()}
+    assert {file for file, length in lengths.items() if length > MAX_LINES} == set()
+
+
+def test_no_function_is_long():
+    long = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for file in source_files()
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert long == []
