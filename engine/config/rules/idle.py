@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from engine.config.check import Unknown
 from engine.config.facts import Facts, Finding
 from engine.config.schema import LossScale, Settings
 
@@ -39,13 +38,7 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
 def stated_for_nothing(facts: Facts) -> Iterator[Finding]:
     """What was stated and does nothing here, beside what it would take."""
     for name, (has_effect, needed) in USED.items():
-        if not facts.states(name):
-            continue
-        try:
-            idle = not has_effect(facts.settings)
-        except Unknown:
-            continue
-        if idle:
+        if facts.states(name) and not has_effect(facts.settings):
             yield facts.note(name, f"{facts.cite(name)} has no effect: that takes {needed}")
 
 

@@ -13,12 +13,14 @@ def every_chunk_has_a_layer(facts: Facts) -> Iterator[Finding]:
     """PIPELINE x num_chunks pieces of the model, each with a block at least."""
     model, stages = facts.settings.model, facts.settings.pipeline
     chunks = stages * model.num_chunks
+    if stages == 1:
+        return
     if model.n_layer < chunks:
         yield facts.error(
             "pipeline",
             f"{facts.cite('model.n_layer')} is less than {facts.cite('pipeline')} x "
-            f"{facts.cite('model.num_chunks')} = {chunks} pieces; "
-            f"at most PIPELINE={max(1, model.n_layer // model.num_chunks)}",
+            f"{facts.cite('model.num_chunks')} = {chunks}, the pieces it is cut into; at most "
+            f"{model.n_layer}",
         )
     elif model.n_layer % chunks:
         few = model.n_layer // chunks

@@ -138,6 +138,18 @@ def test_is_told(tmp_path: Path, text: str, note: str) -> None:
     assert said(plan(tmp_path, text).notes, tmp_path) == [note]
 
 
+@pytest.mark.parametrize(("stages", "chunks"), [(4, 1), (2, 2), (5, 1), (3, 2), (1, 4), (1, 5)])
+def test_every_chunk_has_a_layer(tmp_path: Path, stages: int, chunks: int) -> None:
+    text = f"PIPELINE = {stages}\nBATCH_SIZE = 60\nNUM_MICRO_BATCHES = 60\n"
+    path = tmp_path / "config.py"
+    path.write_text(text + BASE + f"model['num_chunks'] = {chunks}\n")
+    if stages * chunks <= 4 or stages == 1:
+        assert make_plan(path, gpus=None, environ={}).layout.pipeline == stages
+    else:
+        with pytest.raises(ConfigError, match="pieces it is cut into; at most 4"):
+            make_plan(path, gpus=None, environ={})
+
+
 def test_stage_3_in_a_pipeline_is_told_what_it_costs(tmp_path: Path) -> None:
     text = "BATCH_SIZE = 8\nPIPELINE = 2\nNUM_MICRO_BATCHES = 8\nzero = dict(stage=3)\n"
     assert said(plan(tmp_path, text, gpus=4).notes, tmp_path) == [
