@@ -7,7 +7,6 @@ not know it passes on, for the schema to refuse by its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isfinite
 
 from engine.config.values import Symbol
 from models.presets import PRESETS
@@ -158,10 +157,3 @@ def nvme_fraction(value: object) -> dict[str, object]:
 def data(value: object) -> dict[str, object]:
     """DATA, a path. Its suffix names the source."""
     return {"data.path": value}
-
-
-def number(value: object) -> float | None:
-    """A finite number that is not a bool; None for anything else."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
-        return value
-    return None

@@ -54,6 +54,12 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     )
 
 
+def nearest_multiples(value: int, of: int) -> str:
+    """The multiples next below and next above ``value``: "8, 12"."""
+    below = value // of * of
+    return ", ".join(str(n) for n in (below, below + of) if n)
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like ``word``, whatever its case; None where none is like it."""
     by_folded = {other.casefold(): other for other in known}

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.facts import Facts, Finding
+from engine.config.suggest import nearest_multiples
 
 
 def batch_falls_into_micro_batches(facts: Facts) -> Iterator[Finding]:
     """BATCH_SIZE is worked through in parts of the same size."""
     batch, parts = facts.settings.batch_size, facts.settings.num_micro_batches
     if batch % parts:
-        legal = [n for n in (batch // parts * parts, (batch // parts + 1) * parts) if n]
         yield facts.error(
             "batch_size",
             f"{facts.cite('batch_size')} is not a multiple of "
-            f"{facts.cite('num_micro_batches')}; nearest: {', '.join(map(str, legal))}",
+            f"{facts.cite('num_micro_batches')}; nearest: {nearest_multiples(batch, parts)}",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import gcd, lcm
 
 from engine.config.facts import Facts, Finding
+from engine.config.suggest import nearest_multiples
 
 
 def heads_are_cut_whole(facts: Facts) -> Iterator[Finding]:
@@ -20,12 +21,11 @@ def attention_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
     width, pieces = model.n_head * model.head_dim, facts.pieces(*facts.mode.down.weight_in)
     if width % pieces and not model.n_head % facts.pieces(*facts.mode.inner.hidden):
         step = pieces // gcd(pieces, model.n_head)
-        legal = [n for n in (model.head_dim // step * step, -(-model.head_dim // step) * step) if n]
         yield facts.error(
             "model.n_head",
             f"{facts.cite('model.n_head')} x {facts.cite('model.head_dim')} = {width} is not a "
             f"multiple of {pieces}, which {facts.cite('mode', 'tensor_parallel')} need; "
-            f"nearest head_dim: {', '.join(map(str, legal))}",
+            f"nearest head_dim: {nearest_multiples(model.head_dim, step)}",
         )
 
 
@@ -60,11 +60,11 @@ def vocabulary_is_padded(facts: Facts) -> Iterator[Finding]:
 
 def _divides(facts: Facts, name: str, value: int, pieces: int) -> Iterator[Finding]:
     if value % pieces:
-        legal = [n for n in (value // pieces * pieces, (value // pieces + 1) * pieces) if n]
         yield facts.error(
             name,
             f"{facts.cite(name)} is not a multiple of {pieces}, which "
-            f"{facts.cite('mode', 'tensor_parallel')} need; nearest: {', '.join(map(str, legal))}",
+            f"{facts.cite('mode', 'tensor_parallel')} need; "
+            f"nearest: {nearest_multiples(value, pieces)}",
         )
 
 

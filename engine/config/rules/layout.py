@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.facts import Facts, Finding
+from engine.config.suggest import nearest_multiples
 from models.parallel.registry import modes, nearest
 
 
@@ -52,11 +53,10 @@ def processes_hold_whole_copies(facts: Facts) -> Iterator[Finding]:
     """GPUS = TENSOR_PARALLEL x PIPELINE x DATA, and DATA is whole."""
     one, processes = facts.replica, facts.processes
     if processes is not None and processes % one:
-        legal = [n for n in (processes // one * one, (processes // one + 1) * one) if n]
         yield facts.error(
             "tensor_parallel",
             f"{processes} GPUs are not a multiple of {one}, which {facts.cite('tensor_parallel')} "
-            f"x {facts.cite('pipeline')} need; nearest: {', '.join(map(str, legal))}",
+            f"x {facts.cite('pipeline')} need; nearest: {nearest_multiples(processes, one)}",
         )
 
 

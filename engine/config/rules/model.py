@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.config.facts import Facts, Finding
+from engine.config.suggest import nearest_multiples
 from models.presets import GPT2_VOCABULARY, PRESETS
 
 NEED_A_FILE = frozenset({"jsonl"})
@@ -25,11 +26,10 @@ def heads_divide_the_width(facts: Facts) -> Iterator[Finding]:
     model = facts.settings.model
     heads, width = model.n_head, model.n_embd
     if width % heads and not facts.states("model.head_dim"):
-        legal = [n for n in (width // heads * heads, (width // heads + 1) * heads) if n]
         yield facts.error(
             "model.n_embd",
             f"{facts.cite('model.n_embd')} is not a multiple of {facts.cite('model.n_head')}; "
-            f"nearest: {', '.join(map(str, legal))}, or state model.head_dim",
+            f"nearest: {nearest_multiples(width, heads)}, or state model.head_dim",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.facts import Facts, Finding
+from engine.config.suggest import nearest_multiples
 
 WORTH_A_WARNING = 0.25  # of a step spent waiting
 
@@ -50,11 +51,10 @@ def interleaving_needs_rounds(facts: Facts) -> Iterator[Finding]:
     settings = facts.settings
     stages, parts = settings.pipeline, settings.num_micro_batches
     if stages > 1 and settings.schedule == "interleaved" and parts % stages:
-        legal = [n for n in (parts // stages * stages, (parts // stages + 1) * stages) if n]
         yield facts.error(
             "num_micro_batches",
             f"{facts.cite('num_micro_batches')} is not a multiple of {facts.cite('pipeline')}, "
-            f"which the interleaved schedule needs; nearest: {', '.join(map(str, legal))}",
+            f"which the interleaved schedule needs; nearest: {nearest_multiples(parts, stages)}",
         )
 
 
