@@ -84,9 +84,9 @@ def matrices(axis: Axis, rank: int, size: int) -> None:
     assert torch.equal(gather(xs[rank], axis, "T"), torch.cat(xs, 0))
     assert torch.equal(gather(xs[rank], axis, "H"), torch.cat(xs, 1))
     tall, wide = mine(rank, 2 * size, 5), mine(rank, 2, 5 * size)
-    total = sum(mine(r, 2 * size, 5) for r in range(size))
+    total = torch.stack([mine(r, 2 * size, 5) for r in range(size)]).sum(0)
     torch.testing.assert_close(scatter(tall, axis, "T"), total[2 * rank : 2 * rank + 2])
-    total = sum(mine(r, 2, 5 * size) for r in range(size))
+    total = torch.stack([mine(r, 2, 5 * size) for r in range(size)]).sum(0)
     torch.testing.assert_close(scatter(wide, axis, "H"), total[:, 5 * rank : 5 * rank + 5])
 
 
