@@ -181,10 +181,9 @@ class Axis:
 
 
 def _add(parts: Tensor) -> Tensor:
-    """parts [size, ...] summed in the order of ranks, so that all ranks round alike."""
-    if len(parts) == 2:
-        return parts[0].add_(parts[1])
-    return parts.sum(0)
+    """parts [size, ...] summed in the order of ranks, so that all ranks round alike. A tensor of
+    its own: a view would keep all parts alive."""
+    return parts[0] + parts[1] if len(parts) == 2 else parts.sum(0)
 
 
 Dim = Literal["T", "H"]
