@@ -6,17 +6,16 @@ means, whatever the shares of the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from models.gpt import GPT
+from models.chunks import Chunks
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, Finish
-from models.parallel.layers import named_boxes
 
 BUCKET_BYTES = 25 << 20
 """As torch's DistributedDataParallel: large enough to amortise latency, small enough to overlap."""
@@ -48,14 +47,16 @@ class Bucket:
 class GradientSum:
     """Sums gradients in buckets while backward runs.
 
-    Within ``last_round()`` a bucket's sum starts as soon as its last gradient is there; before
-    that, micro-batches only add up. ``wait()`` ends all sums. Axes that a parameter is not cut by
-    come from its box; where there are none, nothing is bucketed and nothing is sent.
+    Within ``complete()``, around the work that leaves a gradient as it stays, a bucket's sum starts
+    as soon as its last gradient is there; before that, micro-batches only add up. ``wait()`` ends
+    all sums. Axes that a parameter is not cut by come from its box; where there are none, nothing
+    is bucketed and nothing is sent. A tied table's two copies are summed last.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: Chunks) -> None:
         self.model, self.buckets, self.armed = model, list[Bucket](), False
-        boxes, axes = named_boxes(model), model.part.summed_axes
+        self.bucket_of: dict[int, Bucket] = {}
+        boxes, axes = model.boxes(), model.part.summed_axes
         open_buckets: dict[tuple[str, ...], Bucket] = {}
         # Backward reaches the last parameters first.
         for name, parameter in reversed(list(model.named_parameters())):
@@ -67,29 +68,50 @@ class GradientSum:
                 bucket = open_buckets[over] = Bucket(tuple(axes[axis] for axis in over))
                 self.buckets.append(bucket)
             bucket.parameters.append(parameter)
-            parameter.register_post_accumulate_grad_hook(self._arrived(bucket))
+            self.bucket_of[id(parameter)] = bucket
+            parameter.register_post_accumulate_grad_hook(self._hook)
         for bucket in self.buckets:
             bucket.allocate()
 
     def zero(self) -> None:
         """Forget the last step's gradients."""
-        views = {id(p) for bucket in self.buckets for p in bucket.parameters}
         for parameter in self.model.parameters():
-            if id(parameter) not in views:
+            if id(parameter) not in self.bucket_of:
                 parameter.grad = None
         for bucket in self.buckets:
             bucket.flat.zero_()
+            bucket.missing, bucket.finish = len(bucket.parameters), None
 
     @contextmanager
-    def last_round(self) -> Iterator[None]:
-        """Around the forward and backward pass after which gradients are complete."""
-        for bucket in self.buckets:
-            bucket.missing, bucket.finish = len(bucket.parameters), None
+    def complete(self) -> Iterator[None]:
+        """Around a backward pass, or a part of one, that leaves its gradients complete."""
         self.armed = True
         try:
             yield
         finally:
             self.armed = False
+
+    @torch.no_grad()
+    def add(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Add what was not computed by autograd."""
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad += gradient
+        self.arrived(parameter)
+
+    def arrived(self, parameter: Tensor) -> None:
+        """A gradient was added up; where it is complete, its bucket has one less to wait for."""
+        bucket = self.bucket_of.get(id(parameter))
+        if self.armed and bucket is not None:
+            bucket.missing -= 1
+            if bucket.missing == 0:
+                bucket.start()
+
+    def _hook(self, parameter: Tensor) -> None:
+        # Autograd calls it for a gradient of None, too.
+        if not self.model.part.deferred.holds(parameter):
+            self.arrived(parameter)
 
     def wait(self) -> None:
         """End the sums. Buckets go on to their next axis together, so that waits overlap."""
@@ -104,15 +126,17 @@ class GradientSum:
                 bucket.finish = (
                     bucket.axes[axis + 1].start_all_reduce(bucket.flat) if more else None
                 )
+        self._sum_tied()
 
-    def _arrived(self, bucket: Bucket) -> Callable[[Tensor], None]:
-        def hook(_: Tensor) -> None:
-            if self.armed:
-                bucket.missing -= 1
-                if bucket.missing == 0:
-                    bucket.start()
-
-        return hook
+    @torch.no_grad()
+    def _sum_tied(self) -> None:
+        """First and last stage each have a part of a tied table's gradient."""
+        if self.model.tied is None:
+            return
+        table = dict(self.model.named_parameters())[self.model.tied]
+        pipeline = self.model.part.axes["pipeline"]
+        assert table.grad is not None
+        table.grad += pipeline.swap(table.grad, pipeline.size - 1 - pipeline.index)
 
 
 def uncut(box: Box, axes: Mapping[str, Axis]) -> tuple[str, ...]:
@@ -121,17 +145,19 @@ def uncut(box: Box, axes: Mapping[str, Axis]) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def square_sum(model: GPT) -> Tensor:
+def square_sum(model: Chunks) -> Tensor:
     """This rank's share of the squared global gradient norm, in float64.
 
     Ranks that hold the same piece of a parameter would count it twice: the one with index 0 on
-    all axes that do not cut it reports it. The sum of shares over all ranks is ||g||^2.
+    all axes that do not cut it reports it, and of a tied table's two copies the first. The sum of
+    shares over all ranks is ||g||^2.
     """
-    boxes, axes = named_boxes(model), model.part.summed_axes
+    boxes, axes = model.boxes(), model.part.summed_axes
     grads = [
         parameter.grad
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
+        and name not in model.copies
         and all(axes[axis].index == 0 for axis in uncut(boxes[name], axes))
     ]
     if not grads:
@@ -140,7 +166,7 @@ def square_sum(model: GPT) -> Tensor:
 
 
 @torch.no_grad()
-def clip(model: GPT, norm: float, limit: float | None) -> None:
+def clip(model: Chunks, norm: float, limit: float | None) -> None:
     """Scale all gradients by limit / norm where the global ``norm`` exceeds ``limit`` (Pascanu et
     al. 2013); 1e-6 as in torch.nn.utils.clip_grad_norm_."""
     if limit is None or norm <= limit:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +11,10 @@ from torch import Tensor
 
 from engine.errors import Failed
 from engine.gradients import GradientSum, clip, square_sum
-from models.gpt import GPT
+from engine.pipeline import Batch, Pipeline
+from models.chunks import Chunks
 from models.parallel.collectives import Axis
 from models.parallel.partition import key
-
-Batch = tuple[Tensor, Tensor]
-"""ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
 
 
 class NotFinite(Failed):
@@ -38,7 +35,8 @@ class Outcome:
 class Stepper:
     """Runs steps of one model. ``world``: all ranks of the run."""
 
-    model: GPT
+    model: Chunks
+    pipeline: Pipeline
     optimizer: torch.optim.Optimizer
     gradients: GradientSum
     world: Axis
@@ -48,7 +46,7 @@ class Stepper:
     def run(
         self,
         step: int,
-        micro_batches: Iterable[Batch],
+        micro_batches: Sequence[Batch],
         *,
         targets: int,
         lr: float,
@@ -61,7 +59,7 @@ class Stepper:
         before the optimizer, where loss or gradient is not finite on any.
         """
         self.gradients.zero()
-        loss = self.accumulate(step, list(micro_batches), targets)
+        loss = self.accumulate(step, micro_batches, targets)
         outcome = self.agree(step, loss, memory_bytes, stop)
         clip(self.model, outcome.grad_norm, self.clip_grad_norm)
         for group in self.optimizer.param_groups:
@@ -69,18 +67,11 @@ class Stepper:
         self.optimizer.step()
         return outcome
 
-    def accumulate(self, step: int, micro_batches: list[Batch], targets: int) -> Tensor:
+    def accumulate(self, step: int, micro_batches: Sequence[Batch], targets: int) -> Tensor:
         """Gradients of all micro-batches, summed over ranks; returns this rank's share of the
         loss."""
-        loss = torch.zeros((), dtype=torch.float64, device=self.model.part.device)
-        for number, (ids, wanted) in enumerate(micro_batches, 1):
-            last = number == len(micro_batches)
-            with self.gradients.last_round() if last else nullcontext():
-                seed = key(self.seed, step, number)
-                x = self.model(self.model.embed(ids, seed), ids.shape[1], seed)
-                share = self.model.loss(x, wanted, 1 / max(targets, 1))
-                share.backward()
-            loss += share.detach()
+        seeds = [key(self.seed, step, number) for number in range(1, len(micro_batches) + 1)]
+        loss = self.pipeline.train(micro_batches, seeds, 1 / max(targets, 1), self.gradients)
         self.gradients.wait()
         return loss
 

@@ -140,9 +140,7 @@ class Axis:
             return x
         x = x.contiguous()
         self.traffic.count(self.name, "swap", x.nbytes)
-        # gloo has no point-to-point for CUDA tensors.
-        staged = x.cpu() if dist.get_backend(self.group) == "gloo" else x
-        out = torch.empty_like(staged)
+        staged, out = self._staged(x), torch.empty_like(self._staged(x))
         for work in dist.batch_isend_irecv(
             [
                 dist.P2POp(dist.isend, staged, group=self.group, group_peer=peer),
@@ -151,6 +149,32 @@ class Axis:
         ):
             self._wait(work)
         return out.to(x.device)
+
+    def start_send(self, x: Tensor, peer: int) -> Finish:
+        """Begin to send x to the rank at index ``peer``; x must stay as it is until the call that
+        this returns has ended it. Sends and receives of two ranks match in their order."""
+        self.traffic.count(self.name, "send", x.nbytes)
+        work = dist.isend(self._staged(x.contiguous()), group=self.group, group_dst=peer)
+        assert work is not None
+        return lambda: _wait(work)
+
+    def start_receive(self, x: Tensor, peer: int) -> Finish:
+        """Begin to receive into x from the rank at index ``peer``; there once the call that this
+        returns has ended it."""
+        staged = self._staged(x)
+        work = dist.irecv(staged, group=self.group, group_src=peer)
+        assert work is not None
+
+        def finish() -> None:
+            work.wait()
+            if staged is not x:
+                x.copy_(staged)
+
+        return finish
+
+    def _staged(self, x: Tensor) -> Tensor:
+        """gloo has no point-to-point for CUDA tensors: they go by way of the CPU."""
+        return x.cpu() if dist.get_backend(self.group) == "gloo" else x
 
     def _direct(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and dist.get_backend(self.group) == "gloo"

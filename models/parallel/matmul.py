@@ -28,19 +28,18 @@ class Matmul(torch.autograd.Function):
         y = scatter(part.matmul(xs, ws), part.axis(product.scatter_y), "T")
         if bias is not None:
             y = y.add_(bias.to(part.compute))
-        if part.keep_gathers:
-            ctx.save_for_backward(xs, ws)
-        else:
-            ctx.save_for_backward(x, w)
-        ctx.product, ctx.part, ctx.biased, ctx.w_dtype = product, part, bias is not None, w.dtype
+        kept = (xs, ws) if part.keep_gathers else (x, w)
+        ctx.save_for_backward(*kept)
+        # The parameter itself, for a gradient that is put off: checkpointing saves detached copies.
+        ctx.weight, ctx.product, ctx.part, ctx.biased = w, product, part, bias is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, w = ctx.saved_tensors
-        product, part = ctx.product, ctx.part
-        dbias = dy.sum(0, dtype=ctx.w_dtype) if ctx.biased else None
+        weight, product, part = ctx.weight, ctx.product, ctx.part
+        dbias = dy.sum(0, dtype=weight.dtype) if ctx.biased else None
         dys = gather(dy, part.axis(product.scatter_y), "T")
         dx = dw = None
         if ctx.needs_input_grad[0]:
@@ -49,9 +48,13 @@ class Matmul(torch.autograd.Function):
             if product.gather_x:
                 dx = scatter(dx, part.axis(product.gather_x.axis), product.gather_x.on)
         if ctx.needs_input_grad[1]:
-            xs = x if part.keep_gathers else gathered_x(x, product, part)
-            dw = part.matmul(xs.t(), dys).to(ctx.w_dtype)
-            dw = scatter(dw, part.axis(product.gather_w), "T")
+
+            def gradient() -> Tensor:
+                xs = x if part.keep_gathers else gathered_x(x, product, part)
+                dws = part.matmul(xs.t(), dys).to(weight.dtype)
+                return scatter(dws, part.axis(product.gather_w), "T")
+
+            dw = part.deferred.gradient(weight, gradient)
         return dx, dw, dbias, None, None
 
 

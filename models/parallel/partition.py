@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import prod
@@ -17,6 +18,37 @@ from models.parallel.registry import modes
 
 MatMul = Callable[[Tensor, Tensor], Tensor]
 """[m, k] @ [k, n] -> [m, n]"""
+
+
+Later = list[tuple[Tensor, Callable[[], Tensor]]]
+"""Parameters, and how to compute the gradient that each still lacks."""
+
+
+class Deferred:
+    """Weight gradients that nobody waits for, put off where a schedule has better to do."""
+
+    def __init__(self) -> None:
+        self._later: Later | None = None
+
+    @contextmanager
+    def collect(self) -> Iterator[Later]:
+        """Within, gradients of weights are put into the list instead of being computed."""
+        self._later, before = [], self._later
+        try:
+            yield self._later
+        finally:
+            self._later = before
+
+    def gradient(self, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor | None:
+        """What ``compute`` gives, or None where it is put off."""
+        if self._later is None:
+            return compute()
+        self._later.append((weight, compute))
+        return None
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether the gradient that autograd says it has accumulated is one that was put off."""
+        return any(weight is other for other, _ in self._later or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +68,7 @@ class Partition:
     compute: torch.dtype = torch.float32
     matmul: MatMul = torch.mm
     keep_gathers: bool = False
+    deferred: Deferred = field(default_factory=Deferred)
     sizes: Mapping[str, int] = field(init=False)
     index: Mapping[str, int] = field(init=False)
 
@@ -54,7 +87,7 @@ class Partition:
         traffic = Traffic()
         axes = {
             name: Axis(name=name, size=1, index=0, group=None, traffic=traffic)
-            for name in ("tensor", "data")
+            for name in ("tensor", "data", "pipeline", "world")
         }
         serial = modes()["serial"]
         return cls(mode=serial, axes=axes, device=device, dtype=dtype, compute=compute)

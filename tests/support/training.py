@@ -14,13 +14,15 @@ from torch import Tensor
 from engine.data.loader import pad_samples
 from engine.gradients import GradientSum
 from engine.layout import Layout
-from engine.step import Batch, Stepper
+from engine.pipeline import Batch, Pipeline
+from engine.step import Stepper
+from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.layers import initialise, named_boxes
 from models.parallel.partition import Partition
 from models.parallel.registry import modes
 from models.sizes import Sizes
+from models.stages import chunks_of, uniform
 
 LR = 1e-2
 EPS = 1e-4
@@ -36,6 +38,10 @@ class Run:
     tensor: int = 1
     depth: int = 1
     data: int = 1
+    pipeline: int = 1
+    chunks: int = 1
+    schedule: str = "1f1b"
+    layers: int = 2
     accumulation: int = 1
     tied: bool = True
     checkpoint: bool = False
@@ -53,7 +59,13 @@ class Run:
 
     @property
     def layout(self) -> Layout:
-        return Layout(mode=modes()[self.mode], tensor=self.tensor, data=self.data, depth=self.depth)
+        return Layout(
+            mode=modes()[self.mode],
+            tensor=self.tensor,
+            pipeline=self.pipeline,
+            data=self.data,
+            depth=self.depth,
+        )
 
     @property
     def sizes(self) -> Sizes:
@@ -61,7 +73,7 @@ class Run:
         odd, and the MLP falls into uneven parts."""
         parts = prod(self.layout.tensor_axes[axis] for axis in self.layout.mode.inner.hidden)
         return Sizes(
-            n_layer=2,
+            n_layer=self.layers,
             n_head=self.heads or (12 if 12 % parts == 0 else parts),
             n_embd=20,
             head_dim=2,
@@ -82,6 +94,8 @@ class Run:
         flags = ["tied" if self.tied else "untied"]
         flags += ["checkpoint"] * self.checkpoint + ["keep"] * self.keep_gathers
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
+        if self.pipeline > 1:
+            where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
         return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
 
 
@@ -104,7 +118,7 @@ def process_group(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
 def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
     """This rank's axes, over groups of torch's own making."""
     own = tuple(layout.tensor_axes)
-    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", *own)}
+    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
     wanted |= {"tensor": own, "world": tuple(layout.axes)}
     axes = {}
     for name, along in wanted.items():
@@ -126,9 +140,15 @@ def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Parti
     )
 
 
-def build(run: Run, part: Partition, seed: int = 1) -> GPT:
-    model = GPT(run.sizes, part, loss_chunk=run.loss_chunk)
-    initialise(model, seed)
+def build(run: Run, part: Partition, seed: int = 1) -> Chunks:
+    stages = uniform(run.layers, run.pipeline * run.chunks)
+    model = Chunks(
+        [
+            GPT(run.sizes, part, layers=layers, loss_chunk=run.loss_chunk)
+            for layers in chunks_of(stages, part.axes["pipeline"].index, run.pipeline)
+        ]
+    )
+    model.initialise(seed)
     return model
 
 
@@ -152,28 +172,30 @@ def rounds(run: Run, batch: Batch, index: int) -> list[Batch]:
     ]
 
 
-def gathered(model: GPT, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+def gathered(model: Chunks, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:
     """Whole tensors from the pieces of all ranks, placed by their boxes alone: NaN where no rank
     has an entry. Ranks that hold the same piece must hold the same bits."""
-    boxes = named_boxes(model)
+    boxes = model.boxes()
     pieces = {name: (boxes[name], tensor.detach()) for name, tensor in tensors.items()}
     everyone = [pieces] * world
     if world > 1:
         dist.all_gather_object(everyone, pieces)
-    whole = {}
-    for name, box in boxes.items():
-        whole[name] = full = tensors[name].new_full(box.shape, torch.nan)
-        for theirs, piece in (pieces[name] for pieces in everyone):
-            place, there = full[theirs.slices], piece[theirs.valid]
-            if not place.isnan().all() and not torch.equal(place, there):
-                there = torch.full_like(there, torch.nan)
-            full[theirs.slices] = there
+    whole: dict[str, Tensor] = {}
+    for name, (theirs, piece) in ((name, held[name]) for held in everyone for name in held):
+        if name not in whole:
+            whole[name] = piece.new_full(theirs.shape, torch.nan)
+        full = whole[name]
+        place, there = full[theirs.slices], piece[theirs.valid]
+        if not place.isnan().all() and not torch.equal(place, there):
+            there = torch.full_like(there, torch.nan)
+        full[theirs.slices] = there
     return whole
 
 
-def make_stepper(run: Run, model: GPT, world: Axis) -> Stepper:
+def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
     return Stepper(
         model=model,
+        pipeline=Pipeline(model, model.part.axes["pipeline"], run.schedule),
         optimizer=torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.1),
         gradients=GradientSum(model),
         world=world,

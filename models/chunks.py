@@ -1,0 +1,62 @@
+"""All that one rank holds of a GPT: the layers of its virtual pipeline stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from models.gpt import GPT
+from models.parallel.box import Box
+from models.parallel.layers import initialise, named_boxes
+
+
+class Chunks:
+    """GPTs with different ranges of layers; parameters go by their global names.
+
+    A tied table is held twice when a pipeline has stages: by the first for the lookup and by the
+    last as the head. The last one's is the copy.
+    """
+
+    def __init__(self, chunks: Sequence[GPT]) -> None:
+        self.chunks, self.part = list(chunks), chunks[0].part
+        self.sizes = chunks[0].sizes
+
+    def __iter__(self) -> Iterator[GPT]:
+        return iter(self.chunks)
+
+    def __getitem__(self, chunk: int) -> GPT:
+        return self.chunks[chunk]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for chunk in self.chunks:
+            yield from chunk.named_parameters()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    def boxes(self) -> dict[str, Box]:
+        """Where each parameter belongs in its global tensor."""
+        return {name: box for chunk in self.chunks for name, box in named_boxes(chunk).items()}
+
+    def initialise(self, seed: int) -> None:
+        for chunk in self.chunks:
+            initialise(chunk, seed)
+
+    def train(self, mode: bool = True) -> None:
+        for chunk in self.chunks:
+            chunk.train(mode)
+
+    @property
+    def tied(self) -> str | None:
+        """The name of a parameter that the other end of the pipeline holds too."""
+        for chunk in self.chunks:
+            if self.sizes.tie_embeddings and chunk.first != chunk.last:
+                return "wte.weight"
+        return None
+
+    @property
+    def copies(self) -> frozenset[str]:
+        """Parameters that another rank of the pipeline counts, clips and saves."""
+        held_as_copy = any(chunk.last and not chunk.first for chunk in self.chunks)
+        return frozenset({self.tied} if self.tied and held_as_copy else set())
