@@ -110,11 +110,15 @@ class GradientSum:
 
     def _hook(self, parameter: Tensor) -> None:
         # Autograd calls it for a gradient of None, too.
-        if not self.model.part.deferred.holds(parameter):
+        part = self.model.part
+        if not part.deferred.holds(parameter) and not part.zero.holds(parameter):
             self.arrived(parameter)
 
     def wait(self) -> None:
         """End the sums. Buckets go on to their next axis together, so that waits overlap."""
+        with self.complete():
+            for weight, gradient in self.model.part.zero.finish():
+                self.add(weight, gradient)
         for bucket in self.buckets:
             if bucket.finish is None:
                 bucket.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -15,6 +15,7 @@ from engine.schedule import Action, Shape, Transfer, actions, with_transfers
 from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Finish
+from models.parallel.partition import Later
 
 Batch = tuple[Tensor, Tensor]
 """ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
@@ -85,7 +86,7 @@ class _Pass:
         self.batches, self.seeds, self.scale, self.sums = batches, seeds, scale, sums
         self.loss = torch.zeros((), dtype=torch.float64, device=self.model.part.device)
         self.held: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
-        self.weights: dict[tuple[int, int], list[tuple[Tensor, Callable[[], Tensor]]]] = {}
+        self.weights: dict[tuple[int, int], Later] = {}
         self.arriving: dict[Key, tuple[Tensor, Finish]] = {}
         self.leaving: dict[Key, Tensor] = {}
         self.sends: deque[tuple[Tensor, Finish]] = deque()
@@ -139,8 +140,10 @@ class _Pass:
     def weight(self, action: Action) -> None:
         assert self.sums is not None
         with self._sums(action):
-            for weight, gradient in self.weights.pop((action.chunk, action.micro_batch)):
-                self.sums.add(weight, gradient())
+            for weight, compute in self.weights.pop((action.chunk, action.micro_batch)):
+                gradient = compute()
+                if gradient is not None:
+                    self.sums.add(weight, gradient)
 
     def _sums(self, action: Action) -> AbstractContextManager[None]:
         """Gradients that the last micro-batch leaves are complete."""

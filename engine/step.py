@@ -65,6 +65,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.model.part.zero.forget()
         return outcome
 
     def accumulate(self, step: int, micro_batches: Sequence[Batch], targets: int) -> Tensor:

@@ -113,7 +113,8 @@ class GPT(nn.Module):
             self.ln_f = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
             if not sizes.tie_embeddings:
                 self.lm_head = Table(part, sizes.vocab_size, sizes.n_embd, std=sizes.init_std)
-            self.head = Head(part=part, box=self.output.boxes["weight"], chunk=loss_chunk)
+            box, pieces = self.output.boxes["weight"], self.output.as_head
+            self.head = Head(part=part, box=box, pieces=pieces, chunk=loss_chunk)
 
     @property
     def output(self) -> Table:

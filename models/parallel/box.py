@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 Cut = tuple[tuple[str, ...], ...]
 """Per dimension of a parameter: the axes that cut it, slowest first; ``()`` where it is whole."""
@@ -50,19 +49,19 @@ def place(
 ) -> Box:
     """The box of one rank: ``sizes`` of all axes, ``index`` of the rank on each.
 
-    A dimension of n entries cut by axes (c, b) falls into |c| x |b| pieces of ceil(n / pieces); the
-    rank holds piece ``index[c] * |b| + index[b]``.
+    A dimension of n entries cut by axes (c, b) falls into |c| pieces of ceil(n / |c|), and each of
+    these into |b|; the rank holds number ``index[b]`` of number ``index[c]``.
     """
     assert len(shape) == len(cut), f"{len(shape)} dimensions, {len(cut)} cuts"
     offset, size, local = [], [], []
     for n, axes in zip(shape, cut, strict=True):
-        piece = 0
+        start, stop, held = 0, n, n
         for axis in axes:
-            piece = piece * sizes[axis] + index[axis]
-        held = -(-n // prod(sizes[axis] for axis in axes))
-        start = min(piece * held, n)
+            held = -(-held // sizes[axis])
+            start = min(start + index[axis] * held, stop)
+            stop = min(start + held, stop)
         offset.append(start)
-        size.append(min(held, n - start))
+        size.append(stop - start)
         local.append(held)
     return Box(
         shape=tuple(shape), offset=tuple(offset), size=tuple(size), local=tuple(local), cut=cut

@@ -154,9 +154,14 @@ class Axis:
         """Begin to send x to the rank at index ``peer``; x must stay as it is until the call that
         this returns has ended it. Sends and receives of two ranks match in their order."""
         self.traffic.count(self.name, "send", x.nbytes)
-        work = dist.isend(self._staged(x.contiguous()), group=self.group, group_dst=peer)
-        assert work is not None
-        return lambda: _wait(work)
+        staged = self._staged(x.contiguous())
+        work = dist.isend(staged, group=self.group, group_dst=peer)
+
+        def finish() -> None:
+            assert work is not None, staged.shape  # which keeps what is sent alive until here
+            self._wait(work)
+
+        return finish
 
     def start_receive(self, x: Tensor, peer: int) -> Finish:
         """Begin to receive into x from the rank at index ``peer``; there once the call that this
@@ -166,7 +171,7 @@ class Axis:
         assert work is not None
 
         def finish() -> None:
-            work.wait()
+            self._wait(work)
             if staged is not x:
                 x.copy_(staged)
 

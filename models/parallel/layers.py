@@ -15,6 +15,7 @@ from models.parallel.initialise import draw_normal
 from models.parallel.matmul import Matmul
 from models.parallel.mode import Activation, Product
 from models.parallel.partition import Partition, key
+from models.parallel.zero import Pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,18 @@ class CutModule(nn.Module):
         self.initial: dict[str, Normal | Constant] = {}
 
     def declare(
-        self, name: str, shape: tuple[int, ...], cut: Cut, initial: Normal | Constant
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        cut: Cut,
+        initial: Normal | Constant,
+        *,
+        home: torch.device | None = None,
     ) -> nn.Parameter:
-        """A parameter of global ``shape``, of which this rank makes only its own piece."""
+        """A parameter of global ``shape``, of which this rank makes only its own piece, where it
+        computes or at ``home``."""
         box = self.part.box(shape, cut)
-        held = torch.empty(box.local, dtype=self.part.dtype, device=self.part.device)
+        held = torch.empty(box.local, dtype=self.part.dtype, device=home or self.part.device)
         parameter = nn.Parameter(held)
         self.register_parameter(name, parameter)
         self.boxes[name], self.initial[name] = box, initial
@@ -93,13 +101,14 @@ class Linear(CutModule):
     ) -> None:
         super().__init__(part)
         self.product = product
-        self.declare(
-            "weight", (n_in, n_out), (product.weight_in, product.weight_out), Normal(std=std)
-        )
+        cut = (product.weight_in + part.zero_axes, product.weight_out)
+        self.declare("weight", (n_in, n_out), cut, Normal(std=std), home=part.home)
         self.declare("bias", (n_out,), (product.weight_out,), Constant(value=0.0))
+        inputs = n_in // part.pieces(product.weight_in)
+        self.pieces = Pieces(dim="T", inputs=inputs, axis=product.gather_w)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = Matmul.apply(x, self.weight, self.bias, self.product, self.part)
+        y: Tensor = Matmul.apply(x, self.weight, self.bias, self.product, self.pieces, self.part)
         return y
 
 
@@ -111,26 +120,28 @@ class Table(CutModule):
 
     def __init__(self, part: Partition, vocabulary: int, hidden: int, *, std: float) -> None:
         super().__init__(part)
-        up = part.mode.up
-        self.declare("weight", (vocabulary, hidden), (up.weight_out, up.weight_in), Normal(std=std))
+        up, lookup = part.mode.up, part.mode.lookup
+        cut = (up.weight_out, up.weight_in + part.zero_axes)
+        self.declare("weight", (vocabulary, hidden), cut, Normal(std=std), home=part.home)
+        inputs = hidden // part.pieces(up.weight_in)
+        self.as_head = Pieces(dim="H", inputs=inputs, axis=up.gather_w)
+        self.as_lookup = Pieces(dim="H", inputs=inputs, axis=lookup.gather_w)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [T], all tokens of the micro-batch -> their rows [T_local, hidden_local], outer.
 
         Each rank looks up the ids that its part of the vocabulary holds; the others' rows are zero
-        and come in with the reduce-scatter. Looked up in the parameter type, so that gradients of
-        frequent tokens add up in it.
+        and come in with the reduce-scatter.
         """
         part, lookup, box = self.part, self.part.mode.lookup, self.boxes["weight"]
         ids = ids[part.rows(len(ids), lookup.tokens)]
-        table = Collective.gather(self.weight, part.axis(lookup.gather_w), "H")
-        if box.size[0] == box.shape[0]:
-            rows = F.embedding(ids, table)
-        else:
-            local = ids - box.offset[0]
+        local = ids - box.offset[0]
+        held = None
+        if box.size[0] < box.shape[0]:
             held = (local >= 0) & (local < box.size[0])
-            rows = F.embedding(local.where(held, 0), table) * held.unsqueeze(1)
-        rows = Collective.scatter(rows.to(part.compute), part.axis(lookup.scatter_y), "T")
+            local = local.where(held, 0)
+        rows = Rows.apply(self.weight, local, held, self.as_lookup, part)
+        rows = Collective.scatter(rows, part.axis(lookup.scatter_y), "T")
         if lookup.swap and part.axis(lookup.swap[0]):
             rows = Swap.apply(rows, part.axes["tensor"], self._transposed(*lookup.swap))
         return rows
@@ -142,6 +153,32 @@ class Table(CutModule):
         for axis in self.part.mode.colossal:
             peer = peer * self.part.sizes[axis] + index[axis]
         return peer
+
+
+class Rows(torch.autograd.Function):
+    """Rows of a table [T, hidden_local] in the compute type; where ``held`` is false, zeros.
+
+    Gradients of rows add up in the parameter type: a frequent token's would vanish in bf16.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, w: Tensor, ids: Tensor, held: Tensor | None, pieces: Pieces, part: Partition
+    ) -> Tensor:
+        rows = F.embedding(ids, pieces.gather(w, part))
+        ctx.save_for_backward(ids, held)
+        ctx.weight, ctx.pieces, ctx.part = w, pieces, part
+        return rows if held is None else rows.mul_(held.unsqueeze(1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ids, held = ctx.saved_tensors
+        rows = gradients[0].to(ctx.weight.dtype)
+        if held is not None:
+            rows = rows * held.unsqueeze(1)
+        vocabulary = ctx.weight.shape[0]
+        dw = torch.ops.aten.embedding_dense_backward(rows, ids, vocabulary, -1, False)
+        return ctx.pieces.scatter(ctx.weight, dw, ctx.part), None, None, None, None
 
 
 class Positions(CutModule):

@@ -18,6 +18,7 @@ from models.parallel.box import Box
 from models.parallel.collectives import Axis, gather, scatter
 from models.parallel.matmul import gathered_x
 from models.parallel.partition import Partition
+from models.parallel.zero import Pieces
 
 IGNORED = -100
 """A target that carries no weight, as in torch's cross_entropy."""
@@ -28,10 +29,11 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What the loss needs to know of the head: its table's box, and how many tokens a chunk has."""
+    """What the loss needs to know of the head: its table, and how many tokens a chunk has."""
 
     part: Partition
     box: Box
+    pieces: Pieces
     chunk: int | None = None
 
     @property
@@ -87,7 +89,7 @@ class HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         part, up = head.part, head.part.mode.up
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        ws = gather(w.to(part.compute), part.axis(up.gather_w), "H")
+        ws = head.pieces.gather(w, part)
         dx = torch.empty_like(x) if wanted else None
         dw: Tensor | None = None
         loss = x.new_zeros((), dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
@@ -107,8 +109,8 @@ class HeadLoss(torch.autograd.Function):
             term = part.matmul(dys.t(), xs)
             dw = term.to(w.dtype) if dw is None else dw.add_(term)
         if dw is not None:
-            dw = scatter(dw, part.axis(up.gather_w), "H")
             ctx.save_for_backward(dx, dw)
+            ctx.weight, ctx.head = w, head
         return loss
 
     @staticmethod
@@ -117,7 +119,7 @@ class HeadLoss(torch.autograd.Function):
         dx, dw = ctx.saved_tensors
         if g.device.type != "cpu" or g.item() != 1.0:
             dx, dw = dx * g.to(dx.dtype), dw * g
-        return dx, dw, None, None, None
+        return dx, ctx.head.pieces.scatter(ctx.weight, dw, ctx.head.part), None, None, None
 
 
 def cross_entropy(

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.parallel.collectives import gather, scatter
 from models.parallel.mode import Product
 from models.parallel.partition import Partition
+from models.parallel.zero import Pieces
 
 
 class Matmul(torch.autograd.Function):
@@ -22,40 +23,46 @@ class Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, part: Partition
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        product: Product,
+        pieces: Pieces,
+        part: Partition,
     ) -> Tensor:
-        xs, ws = gathered_x(x, product, part), gathered_w(w, product, part)
+        xs, ws = gathered_x(x, product, part), pieces.gather(w, part)
         y = scatter(part.matmul(xs, ws), part.axis(product.scatter_y), "T")
         if bias is not None:
             y = y.add_(bias.to(part.compute))
-        kept = (xs, ws) if part.keep_gathers else (x, w)
-        ctx.save_for_backward(*kept)
-        # The parameter itself, for a gradient that is put off: checkpointing saves detached copies.
-        ctx.weight, ctx.product, ctx.part, ctx.biased = w, product, part, bias is not None
+        ctx.save_for_backward(*((xs, ws) if part.keep_gathers else (x,)))
+        # The parameter itself, which may be stale no sooner than after backward.
+        ctx.weight, ctx.biased = w, bias is not None
+        ctx.product, ctx.pieces, ctx.part = product, pieces, part
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, w = ctx.saved_tensors
-        weight, product, part = ctx.weight, ctx.product, ctx.part
+        x, *gathered = ctx.saved_tensors
+        weight, product, pieces, part = ctx.weight, ctx.product, ctx.pieces, ctx.part
         dbias = dy.sum(0, dtype=weight.dtype) if ctx.biased else None
         dys = gather(dy, part.axis(product.scatter_y), "T")
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            ws = w if part.keep_gathers else gathered_w(w, product, part)
+            ws = gathered[0] if gathered else pieces.gather(weight, part)
             dx = part.matmul(dys, ws.t())
             if product.gather_x:
                 dx = scatter(dx, part.axis(product.gather_x.axis), product.gather_x.on)
         if ctx.needs_input_grad[1]:
 
-            def gradient() -> Tensor:
-                xs = x if part.keep_gathers else gathered_x(x, product, part)
-                dws = part.matmul(xs.t(), dys).to(weight.dtype)
-                return scatter(dws, part.axis(product.gather_w), "T")
+            def gradient() -> Tensor | None:
+                xs = x if gathered else gathered_x(x, product, part)
+                piece: Tensor | None = pieces.scatter(weight, part.matmul(xs.t(), dys), part)
+                return piece
 
             dw = part.deferred.gradient(weight, gradient)
-        return dx, dw, dbias, None, None
+        return dx, dw, dbias, None, None, None
 
 
 def gathered_x(x: Tensor, product: Product, part: Partition) -> Tensor:
@@ -63,8 +70,3 @@ def gathered_x(x: Tensor, product: Product, part: Partition) -> Tensor:
     if product.gather_x is None:
         return x
     return gather(x, part.axis(product.gather_x.axis), product.gather_x.on)
-
-
-def gathered_w(w: Tensor, product: Product, part: Partition) -> Tensor:
-    """all_gather_b(w), cast before it travels: half the bytes in bf16."""
-    return gather(w.to(part.compute), part.axis(product.gather_w), "T")

@@ -15,12 +15,13 @@ from models.parallel.box import Box, Cut, place
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.mode import Activation, Mode
 from models.parallel.registry import modes
+from models.parallel.zero import Zero
 
 MatMul = Callable[[Tensor, Tensor], Tensor]
 """[m, k] @ [k, n] -> [m, n]"""
 
 
-Later = list[tuple[Tensor, Callable[[], Tensor]]]
+Later = list[tuple[Tensor, Callable[[], Tensor | None]]]
 """Parameters, and how to compute the gradient that each still lacks."""
 
 
@@ -39,7 +40,7 @@ class Deferred:
         finally:
             self._later = before
 
-    def gradient(self, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor | None:
+    def gradient(self, weight: Tensor, compute: Callable[[], Tensor | None]) -> Tensor | None:
         """What ``compute`` gives, or None where it is put off."""
         if self._later is None:
             return compute()
@@ -58,7 +59,8 @@ class Partition:
     ``axes`` holds the mode's own axes, "tensor" (all of them at once) and "data". ``compute`` is
     the type that activations have and weights are cast to before they travel; parameters keep
     ``dtype``. ``keep_gathers`` trades memory for time: gathered x and w are kept for backward
-    instead of being gathered again.
+    instead of being gathered again. Weights stay at ``home`` between uses, where that is not the
+    device that computes.
     """
 
     mode: Mode
@@ -68,6 +70,8 @@ class Partition:
     compute: torch.dtype = torch.float32
     matmul: MatMul = torch.mm
     keep_gathers: bool = False
+    zero: Zero = field(default_factory=Zero)
+    home: torch.device | None = None
     deferred: Deferred = field(default_factory=Deferred)
     sizes: Mapping[str, int] = field(init=False)
     index: Mapping[str, int] = field(init=False)
@@ -105,6 +109,11 @@ class Partition:
         """The rows of a [tokens, ...] tensor that this rank holds when ``axes`` cut it."""
         (rows,) = place((tokens,), (axes,), self.sizes, self.index).slices
         return rows
+
+    @property
+    def zero_axes(self) -> tuple[str, ...]:
+        """The axes that ZeRO cuts weights by, beside the mode's own."""
+        return tuple(axis.name for axis in self.zero.axes)
 
     def pieces(self, axes: tuple[str, ...]) -> int:
         return prod(self.sizes[axis] for axis in axes)

@@ -21,6 +21,7 @@ from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.partition import Partition
 from models.parallel.registry import modes
+from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, uniform
 
@@ -41,6 +42,7 @@ class Run:
     pipeline: int = 1
     chunks: int = 1
     schedule: str = "1f1b"
+    zero: int = 0
     layers: int = 2
     accumulation: int = 1
     tied: bool = True
@@ -96,6 +98,8 @@ class Run:
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
+        if self.zero:
+            where += f"-zero{self.zero}"
         return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
 
 
@@ -131,9 +135,11 @@ def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
 
 
 def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Partition:
+    axes = open_axes(run.layout, rank, traffic or Traffic())
     return Partition(
         mode=run.layout.mode,
-        axes=open_axes(run.layout, rank, traffic or Traffic()),
+        axes=axes,
+        zero=Zero(stage=run.zero, axes=(axes["data"],) if run.zero else ()),
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
