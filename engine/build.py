@@ -10,17 +10,20 @@ from torch import Tensor
 
 from engine.config.schema import Settings
 from engine.optim.registry import Named
+from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis
-from models.parallel.layers import initialise, named_boxes
 from models.parallel.mode import Mode
 from models.parallel.partition import MatMul, Partition
+from models.parallel.zero import Zero
 from models.sizes import Sizes
+from models.stages import chunks_of, uniform
 
 DTYPES = {  # precision -> (parameters and reductions, compute)
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
     "bf16": (torch.float32, torch.bfloat16),
+    "fp16": (torch.float32, torch.float16),
 }
 
 
@@ -61,6 +64,7 @@ def partition(
 ) -> Partition:
     """This rank's view of the cut."""
     dtype, compute = DTYPES[settings.precision]
+    zero = settings.zero
     return Partition(
         mode=mode,
         axes=axes,
@@ -69,22 +73,34 @@ def partition(
         compute=compute,
         matmul=MATMULS[matmul],
         keep_gathers=settings.keep_gathers,
+        zero=Zero(stage=zero.stage, axes=(axes["data"],) if zero.stage else ()),
+        home=torch.device("cpu") if zero.offload else None,
     )
 
 
-def build_model(settings: Settings, part: Partition) -> GPT:
-    """The rank's share of the GPT, initialised from the seed."""
-    model = GPT(Sizes.of(settings.model), part, loss_chunk=settings.loss_chunk)
-    initialise(model, settings.seed)
+def build_model(settings: Settings, part: Partition) -> Chunks:
+    """The rank's share of the GPT, initialised from the seed: it builds no other rank's layers."""
+    sizes, pipeline = Sizes.of(settings.model), part.axes["pipeline"]
+    chunks = settings.model.num_chunks if pipeline.size > 1 else 1
+    stages = uniform(sizes.n_layer, pipeline.size * chunks)
+    model = Chunks(
+        [
+            GPT(sizes, part, layers=layers, loss_chunk=settings.loss_chunk)
+            for layers in chunks_of(stages, pipeline.index, pipeline.size)
+        ],
+        stages,
+    )
+    model.initialise(settings.seed)
     if settings.compile:
-        for block in model.h.values():
-            block.compile()
+        for chunk in model:
+            for block in chunk.h.values():
+                block.compile()
     return model
 
 
-def named_parameters(model: GPT) -> list[Named]:
+def named_parameters(model: Chunks) -> list[Named]:
     """Parameters as optimizers want them; a matrix by its global shape."""
-    boxes = named_boxes(model)
+    boxes = model.boxes()
     return [
         Named(name, parameter, len(boxes[name].shape) == 2)
         for name, parameter in model.named_parameters()

@@ -16,6 +16,7 @@ from engine.data.tokenizer import Tokenizer
 from engine.errors import Refused
 from engine.run_folder import RunFolder
 from engine.weights import load
+from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.partition import Partition
 from models.sizes import Sizes
@@ -47,7 +48,7 @@ def open_run(folder: RunFolder, device: torch.device) -> tuple[GPT, Tokenizer]:
     dtype, compute = DTYPES[settings.precision]
     part = Partition.alone(device, dtype=dtype, compute=compute)
     model = GPT(Sizes.of(settings.model), part).eval()
-    load(model, folder.weights)
+    load(Chunks([model]), folder.weights)
     saved = json.loads(folder.tokenizer.read_text(encoding="utf-8"))
     return model, tokenizer.load(saved)
 

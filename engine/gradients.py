@@ -166,14 +166,18 @@ def square_sum(model: Chunks) -> Tensor:
     ]
     if not grads:
         return torch.zeros((), dtype=torch.float64, device=model.part.device)
-    return torch.stack(torch._foreach_norm(grads)).double().square().sum()
+    # Offloaded weights have their gradients on another device.
+    norms = [norm.to(model.part.device) for norm in torch._foreach_norm(grads)]
+    return torch.stack(norms).double().square().sum()
 
 
 @torch.no_grad()
-def clip(model: Chunks, norm: float, limit: float | None) -> None:
-    """Scale all gradients by limit / norm where the global ``norm`` exceeds ``limit`` (Pascanu et
-    al. 2013); 1e-6 as in torch.nn.utils.clip_grad_norm_."""
-    if limit is None or norm <= limit:
-        return
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    torch._foreach_mul_(grads, limit / (norm + 1e-6))
+def rescale(model: Chunks, norm: float, limit: float | None, scale: float = 1.0) -> None:
+    """Divide all gradients by the loss ``scale``, and multiply them by limit / norm where their
+    global ``norm`` (without the scale) exceeds ``limit`` (Pascanu et al. 2013); 1e-6 as in
+    torch.nn.utils.clip_grad_norm_."""
+    factor = 1 / scale
+    if limit is not None and norm > limit:
+        factor *= limit / (norm + 1e-6)
+    if factor != 1.0:
+        torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], factor)

@@ -19,7 +19,7 @@ from engine.reporter import Facts, Reporter, open_reporter
 from engine.run import Run
 from engine.run_folder import RunFolder, claim, write_atomically
 from engine.step import NotFinite
-from models.parallel.layers import named_boxes
+from models.parameters import parameter_count
 
 if TYPE_CHECKING:
     from engine.context import World
@@ -104,10 +104,9 @@ def open_report(run: Run, folder: RunFolder, matmul: str) -> Reporter:
     if not world.is_main:
         return Reporter()
     cuda = world.device.type == "cuda"
-    counts = {name: box.shape for name, box in named_boxes(run.model).items()}
     facts = Facts(
         device=torch.cuda.get_device_name(world.device) if cuda else "cpu",
-        parameters=sum(torch.Size(shape).numel() for shape in counts.values()),
+        parameters=parameter_count(plan.settings.model),
         total_steps=run.steps,
         more={"data": run.batches.corpus.description, "matmul": matmul},
     )

@@ -9,10 +9,7 @@ from engine.plan import Plan
 
 # setting -> (whether it asks for what is not built, what to set instead)
 NOT_YET: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
-    "pipeline": (lambda s: s.pipeline > 1, "PIPELINE=1"),
-    "model.num_chunks": (lambda s: s.model.num_chunks > 1, "model.num_chunks=1"),
-    "zero.stage": (lambda s: s.zero.stage > 0, "zero.stage=0 zero.offload=None"),
-    "precision": (lambda s: s.precision == "fp16", "precision=bf16 or precision=float32"),
+    "zero.offload": (lambda s: s.zero.offload == "nvme", "zero.offload=cpu"),
     "checkpoint.every": (lambda s: s.checkpoint.every is not None, "checkpoint.every=None"),
     "compile": (lambda s: s.compile and s.mode != "serial", "compile=False or MODE=None"),
 }

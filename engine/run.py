@@ -13,9 +13,11 @@ from engine import weights
 from engine.build import build_model, named_parameters, partition
 from engine.data.loader import Batch, Batches, pad_samples
 from engine.gradients import GradientSum
+from engine.loss_scale import LossScale
 from engine.memory import peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.optim.schedule import lr_factor
+from engine.pipeline import Pipeline
 from engine.step import Outcome, Stepper
 
 if TYPE_CHECKING:
@@ -33,20 +35,24 @@ class Run:
         torch.use_deterministic_algorithms(settings.deterministic)
         part = partition(settings, plan.layout.mode, world.axes, world.device, matmul)
         self.model = build_model(settings, part)
+        self.pipeline = Pipeline(self.model, part.axes["pipeline"], settings.schedule)
+        fp16 = settings.precision == "fp16"
         self.stepper = Stepper(
             model=self.model,
+            pipeline=self.pipeline,
             optimizer=build_optimizer(settings.optimizer, named_parameters(self.model)),
             gradients=GradientSum(self.model),
             world=world.axes["world"],
             seed=settings.seed,
             clip_grad_norm=settings.clip_grad_norm,
+            loss_scale=LossScale(settings.loss_scale) if fp16 else None,
         )
 
     def step(self, step: int) -> Outcome:
         """Train on the samples of ``step``, counted from 1."""
         return self.stepper.run(
             step,
-            self.micro_batches(step),
+            list(self.micro_batches(step)),
             targets=self.batches.targets(step),
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
@@ -69,22 +75,21 @@ class Run:
         due = last if every is None else every > 0 and (last or step % every == 0)
         return due and self.batches.validation_batches > 0
 
-    @torch.no_grad()
     def validate(self) -> float:
         """The mean loss over the validation samples, the same in every layout."""
-        self.model.eval()
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number in range(self.batches.validation_batches):
-            for ids, targets in self._split(self.batches.validation(number, self.data_rank)):
-                x = self.model(self.model.embed(ids), ids.shape[1])
-                loss += self.model.loss(x, targets, 1 / self.batches.validation_targets)
+        batches = [
+            micro_batch
+            for number in range(self.batches.validation_batches)
+            for micro_batch in self._split(self.batches.validation(number, self.data_rank))
+        ]
+        self.model.train(False)
+        loss = self.pipeline.evaluate(batches, 1 / self.batches.validation_targets)
         self.model.train()
         return float(self.world.axes["world"].all_reduce(loss))
 
     def save(self, path: Path) -> None:
-        """The whole model's weights, gathered and written by rank 0."""
-        if self.data_rank == 0:
-            weights.save(self.model, path, writes=self.world.is_main)
+        """The whole model's weights, gathered from all ranks and written by rank 0."""
+        weights.save(self.model, path, writes=self.world.is_main)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         """Micro-batches on the device, padded with samples that do not count where the mode cannot

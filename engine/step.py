@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from engine.errors import Failed
-from engine.gradients import GradientSum, clip, square_sum
+from engine.gradients import GradientSum, rescale, square_sum
+from engine.loss_scale import LossScale
 from engine.pipeline import Batch, Pipeline
 from models.chunks import Chunks
 from models.parallel.collectives import Axis
@@ -23,12 +24,18 @@ class NotFinite(Failed):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What all ranks know after a step. ``memory_bytes`` by rank."""
+    """What all ranks know after a step. ``memory_bytes`` by rank; ``skipped`` where fp16 overflowed
+    and the optimizer was not run."""
 
     loss: float
     grad_norm: float
     memory_bytes: tuple[int, ...]
     stop: bool
+    skipped: bool = False
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,7 @@ class Stepper:
     world: Axis
     seed: int
     clip_grad_norm: float | None = None
+    loss_scale: LossScale | None = None
 
     def run(
         self,
@@ -56,27 +64,35 @@ class Stepper:
         """One step over this rank's ``micro_batches`` (all accumulation rounds).
 
         ``targets``: how many count in the whole global batch. Raises NotFinite on all ranks alike,
-        before the optimizer, where loss or gradient is not finite on any.
+        before the optimizer, where loss or gradient is not finite on any; under a loss scale the
+        step is skipped instead, while the scale can shrink.
         """
         self.gradients.zero()
-        loss = self.accumulate(step, micro_batches, targets)
-        outcome = self.agree(step, loss, memory_bytes, stop)
-        clip(self.model, outcome.grad_norm, self.clip_grad_norm)
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
+        outcome = self.agree(step, loss, scale, memory_bytes, stop)
+        if self.loss_scale is not None:
+            self.loss_scale.update(overflow=not outcome.finite)
+            if not outcome.finite:
+                return replace(outcome, skipped=True)
+        rescale(self.model, outcome.grad_norm, self.clip_grad_norm, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.model.part.zero.forget()
         return outcome
 
-    def accumulate(self, step: int, micro_batches: Sequence[Batch], targets: int) -> Tensor:
+    def accumulate(self, step: int, micro_batches: Sequence[Batch], scale: float) -> Tensor:
         """Gradients of all micro-batches, summed over ranks; returns this rank's share of the
-        loss."""
+        loss, both times ``scale``."""
         seeds = [key(self.seed, step, number) for number in range(1, len(micro_batches) + 1)]
-        loss = self.pipeline.train(micro_batches, seeds, 1 / max(targets, 1), self.gradients)
+        loss = self.pipeline.train(micro_batches, seeds, scale, self.gradients)
         self.gradients.wait()
         return loss
 
-    def agree(self, step: int, loss: Tensor, memory_bytes: int, stop: bool) -> Outcome:
+    def agree(
+        self, step: int, loss: Tensor, scale: float, memory_bytes: int, stop: bool
+    ) -> Outcome:
         """The one control all-reduce of a step: loss, squared norm, flags and memory by rank."""
         world, squares = self.world, square_sum(self.model)
         mine = torch.zeros(3 + 2 * world.size, dtype=torch.float64)
@@ -87,16 +103,17 @@ class Stepper:
         finite = torch.isfinite(loss) & torch.isfinite(squares)
         mine[3 + world.size + world.index] = ~finite
         total, square, stops, *by_rank = world.all_reduce(mine).tolist()
-        bad = [rank for rank, flag in enumerate(by_rank[world.size :]) if flag]
-        if bad or not (math.isfinite(total) and math.isfinite(square)):
-            raise NotFinite(
-                f"step {step}: loss {total:g}, gradient norm {math.sqrt(abs(square)):g} "
-                f"(not finite on rank {', '.join(map(str, bad)) or '?'}); "
-                "the optimizer was not run: weights are those of the step before"
-            )
-        return Outcome(
-            loss=total,
-            grad_norm=math.sqrt(square),
+        outcome = Outcome(
+            loss=total / scale,
+            grad_norm=math.sqrt(abs(square)) / scale,
             memory_bytes=tuple(int(n) for n in by_rank[: world.size]),
             stop=stops > 0,
         )
+        bad = [rank for rank, flag in enumerate(by_rank[world.size :]) if flag]
+        if not outcome.finite and (self.loss_scale is None or self.loss_scale.exhausted):
+            raise NotFinite(
+                f"step {step}: loss {outcome.loss:g}, gradient norm {outcome.grad_norm:g} "
+                f"(not finite on rank {', '.join(map(str, bad)) or '?'}); "
+                "the optimizer was not run: weights are those of the step before"
+            )
+        return outcome

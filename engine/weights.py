@@ -1,4 +1,4 @@
-"""Whole tensors from the pieces of a tensor group, and a run's weights as one file."""
+"""Whole tensors from the pieces of all ranks, and a run's weights as one file."""
 
 from __future__ import annotations
 
@@ -10,46 +10,61 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import state
-from models.gpt import GPT
+from models.chunks import Chunks
 from models.parallel.box import Box
-from models.parallel.layers import named_boxes
 from models.parallel.partition import Partition
 
 
 @torch.no_grad()
 def whole(piece: Tensor, box: Box, part: Partition) -> Tensor:
-    """The global tensor [box.shape] of which each rank of the tensor group holds a piece.
+    """The global tensor [box.shape] of which each rank holds a piece.
 
-    Called by all of them alike; every one gets the whole.
+    Called by all ranks of the axes that cut it alike; every one gets the whole.
     """
     for dim, axes in enumerate(box.cut):
-        for name in reversed(axes):  # the fastest axis cut last: undo it first
-            piece = torch.cat(list(part.axes[name].all_gather(piece)), dim)
-    return piece[tuple(slice(0, n) for n in box.shape)]
+        held = [box.shape[dim]]
+        for name in axes:
+            held.append(-(-held[-1] // part.sizes[name]))
+        # The fastest axis cut last: undo it first, and what it was padded with.
+        for name, size in zip(reversed(axes), reversed(held[:-1]), strict=True):
+            pieces = part.axes[name].all_gather(piece)
+            piece = torch.cat(list(pieces), dim).narrow(dim, 0, size)
+    return piece
 
 
-def gathered(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """All parameters by name, whole, one at a time."""
-    boxes = named_boxes(model)
-    for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach(), boxes[name], model.part)
+@torch.no_grad()
+def gathered(model: Chunks) -> Iterator[tuple[str, Tensor]]:
+    """All parameters by name, whole, one at a time, on the ranks of the first pipeline stage, to
+    which the others send theirs. Called by all ranks alike, and run to its end."""
+    part, boxes, mine = model.part, model.boxes(), dict(model.named_parameters())
+    pipeline = part.axes["pipeline"]
+    for stage in range(pipeline.size):
+        for name, shape in model.held_by(stage):
+            tensor = torch.empty(0)
+            if pipeline.index == stage:
+                tensor = whole(mine[name].detach().to(part.device), boxes[name], part).contiguous()
+                if stage:
+                    pipeline.start_send(tensor, 0)()
+            elif pipeline.index == 0:
+                tensor = torch.empty(shape, dtype=part.dtype, device=part.device)
+                pipeline.start_receive(tensor, stage)()
+            if pipeline.index == 0:
+                yield name, tensor
 
 
-def save(model: GPT, path: Path, *, writes: bool) -> None:
-    """The whole model's weights as safetensors, from the rank that ``writes``.
-
-    All ranks of its tensor group call it. The file is complete or not there at all.
-    """
+def save(model: Chunks, path: Path, *, writes: bool) -> None:
+    """The whole model's weights as safetensors, from the rank that ``writes``, which is of the
+    first pipeline stage. All ranks call it. The file is complete or not there at all."""
     tensors = {}
     for name, tensor in gathered(model):
         if writes:
-            tensors[name] = tensor.cpu().contiguous()
+            tensors[name] = tensor.cpu().clone()
     if writes:
         draft = path.with_suffix(".tmp")
         save_file(tensors, draft)
         draft.replace(path)
 
 
-def load(model: GPT, path: Path) -> None:
+def load(model: Chunks, path: Path) -> None:
     """Each rank's boxes from a file that ``save`` wrote, in any layout."""
     state.load(model, load_file(path).items())

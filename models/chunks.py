@@ -9,6 +9,8 @@ from torch import nn
 from models.gpt import GPT
 from models.parallel.box import Box
 from models.parallel.layers import initialise, named_boxes
+from models.parameters import parameters
+from models.stages import chunks_of
 
 
 class Chunks:
@@ -18,9 +20,11 @@ class Chunks:
     last as the head. The last one's is the copy.
     """
 
-    def __init__(self, chunks: Sequence[GPT]) -> None:
+    def __init__(self, chunks: Sequence[GPT], stages: Sequence[range] | None = None) -> None:
+        """``stages``: the layers of all virtual stages, of all ranks; one stage by default."""
         self.chunks, self.part = list(chunks), chunks[0].part
         self.sizes = chunks[0].sizes
+        self.stages = [range(self.sizes.n_layer)] if stages is None else list(stages)
 
     def __iter__(self) -> Iterator[GPT]:
         return iter(self.chunks)
@@ -38,6 +42,14 @@ class Chunks:
     def boxes(self) -> dict[str, Box]:
         """Where each parameter belongs in its global tensor."""
         return {name: box for chunk in self.chunks for name, box in named_boxes(chunk).items()}
+
+    def held_by(self, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and global shapes of what a pipeline rank holds, a tied table's copy aside."""
+        mode, ranks = self.part.mode, self.part.sizes["pipeline"]
+        for layers in chunks_of(self.stages, rank, ranks):
+            for parameter in parameters(self.sizes, mode, layers):
+                if parameter.name != "wte.weight" or layers.start == 0:
+                    yield parameter.name, parameter.shape
 
     def initialise(self, seed: int) -> None:
         for chunk in self.chunks:

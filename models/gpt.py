@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models.parallel.checkpointing import recompute
 from models.parallel.layers import Dropout, LayerNorm, Linear, Positions, Table
 from models.parallel.loss import Head, HeadLoss
 from models.parallel.partition import Partition, key
@@ -132,10 +132,7 @@ class GPT(nn.Module):
         """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long."""
         for block in self.h.values():
             if self.sizes.checkpoint and torch.is_grad_enabled():
-                # Masks are keyed, so there is no generator state to restore.
-                x = checkpoint(
-                    block, x, length, seed, use_reentrant=False, preserve_rng_state=False
-                )
+                x = recompute(block, x, length, seed, keep=self.sizes.checkpoint == "selective")
             else:
                 x = block(x, length, seed)
         return self.ln_f(x) if self.last else x

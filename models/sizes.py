@@ -21,7 +21,7 @@ class Sizes:
     resid_pdrop: float = 0.0
     attn_pdrop: float = 0.0
     tie_embeddings: bool = True
-    checkpoint: bool = False
+    checkpoint: bool | Literal["selective"] = False
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.02

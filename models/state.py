@@ -7,21 +7,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from models.gpt import GPT
-from models.parallel.layers import named_boxes
+from models.chunks import Chunks
 from models.parallel.registry import modes
 from models.parameters import parameters
 
 
 @torch.no_grad()
-def load(model: GPT, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def load(model: Chunks, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Copy this rank's box of each (name, whole tensor). Those that other pipeline stages hold are
     passed over. Needs no more memory than the tensor in hand.
 
     Raises:
         ValueError: a name or shape is not the model's, or a parameter is missing.
     """
-    boxes = named_boxes(model)
+    boxes, held = model.boxes(), dict(model.named_parameters())
     known = {p.name for p in parameters(model.sizes, modes()["serial"])}
     missing = dict(boxes)
     for name, tensor in tensors:
@@ -32,7 +31,7 @@ def load(model: GPT, tensors: Iterable[tuple[str, Tensor]]) -> None:
         box = boxes[name]
         if tuple(tensor.shape) != box.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, the model's is {list(box.shape)}")
-        parameter = model.get_parameter(name)
+        parameter = held[name]
         parameter.zero_()
         parameter[box.valid] = tensor[box.slices].to(parameter)
         missing.pop(name, None)

@@ -34,7 +34,7 @@ class Matmul(torch.autograd.Function):
         xs, ws = gathered_x(x, product, part), pieces.gather(w, part)
         y = scatter(part.matmul(xs, ws), part.axis(product.scatter_y), "T")
         if bias is not None:
-            y = y.add_(bias.to(part.compute))
+            y = y + bias.to(part.compute)  # not in place: a selective checkpoint keeps the product
         ctx.save_for_backward(*((xs, ws) if part.keep_gathers else (x,)))
         # The parameter itself, which may be stale no sooner than after backward.
         ctx.weight, ctx.biased = w, bias is not None

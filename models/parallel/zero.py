@@ -9,7 +9,9 @@ checkpoints hold as they are. The stages differ in when the pieces come together
     2       once a step, and kept            with every micro-batch
     3       at every use                     with every micro-batch
 
-Kept weights are in the compute type. Biases, norms and positions are not cut.
+Kept weights are in the compute type. Biases, norms and positions are not cut. A weight may stay at
+another device between steps (ZeRO-Offload, Ren et al. 2021): its pieces come together where it is
+used, and its gradient goes back.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class Zero:
 
     def gather(self, weight: Tensor, pieces: Pieces, part: Partition) -> Tensor:
         """What the rank would hold without ZeRO, in the compute type."""
-        if not self.axes:
-            return weight.to(part.compute)
+        if self.stage == 0:
+            return weight.to(part.device, part.compute)
         found = self._kept.get(id(weight))
         if found is None:
             found = weight.to(part.device, part.compute)

@@ -46,7 +46,7 @@ class Run:
     layers: int = 2
     accumulation: int = 1
     tied: bool = True
-    checkpoint: bool = False
+    checkpoint: bool | str = False
     keep_gathers: bool = False
     dtype: torch.dtype = torch.float32
     compute: torch.dtype | None = None
@@ -94,7 +94,7 @@ class Run:
         """As pytest shows it."""
         depth = f"d{self.depth}" if self.layout.mode.uses_depth else ""
         flags = ["tied" if self.tied else "untied"]
-        flags += ["checkpoint"] * self.checkpoint + ["keep"] * self.keep_gathers
+        flags += ["checkpoint"] * bool(self.checkpoint) + ["keep"] * self.keep_gathers
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
@@ -152,7 +152,8 @@ def build(run: Run, part: Partition, seed: int = 1) -> Chunks:
         [
             GPT(run.sizes, part, layers=layers, loss_chunk=run.loss_chunk)
             for layers in chunks_of(stages, part.axes["pipeline"].index, run.pipeline)
-        ]
+        ],
+        stages,
     )
     model.initialise(seed)
     return model
