@@ -116,9 +116,10 @@ class GradientSum:
 
     def wait(self) -> None:
         """End the sums. Buckets go on to their next axis together, so that waits overlap."""
-        with self.complete():
-            for weight, gradient in self.model.part.zero.finish():
-                self.add(weight, gradient)
+        self.armed = True
+        for weight, gradient in self.model.part.zero.finish():
+            self.add(weight, gradient)
+        self.armed = False
         for bucket in self.buckets:
             if bucket.finish is None:
                 bucket.start()

@@ -32,7 +32,7 @@ def recompute(block: Callable[..., Any], *args: Any, keep: bool) -> Tensor:
 
     Dropout masks are keyed, so there is no generator state to restore.
     """
-    contexts = {"context_fn": selective} if keep else {}
+    contexts: dict[str, Any] = {"context_fn": selective} if keep else {}
     y: Tensor = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **contexts)
     return y
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -81,7 +82,9 @@ def test_bubble_of_zero_bubble_is_a_third() -> None:
         ("zero_bubble", lambda shape, rank: min(shape.ranks, shape.micro_batches)),
     ],
 )
-def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(name, most) -> None:
+def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(
+    name: str, most: Callable[[Shape, int], int]
+) -> None:
     for shape in SHAPES:
         for rank, order in enumerate(orders(name, shape)):
             held = peak = 0
@@ -97,7 +100,7 @@ def test_two_ranks_see_their_messages_in_one_order(name: str) -> None:
         lists = with_transfers(orders(name, shape), shape)
         for a, b in product(range(shape.ranks), repeat=2):
             if a != b:
-                assert messages(lists, shape, a, b) == messages(lists, shape, b, a)[:]
+                assert messages(lists, shape, a, b) == messages(lists, shape, b, a)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -109,7 +112,7 @@ def test_what_an_action_needs_is_received_before_it_and_sent_after_it_was_made(n
             made: set[tuple[str, int, int]] = set()
             for item in plan:
                 if isinstance(item, Transfer):
-                    key = (item.of, item.micro_batch, item.chunk)
+                    key: tuple[str, int, int] = (item.of, item.micro_batch, item.chunk)
                     assert item.way == "receive" or key in made
                     received |= {key} if item.way == "receive" else set()
                     continue
@@ -125,7 +128,7 @@ def messages(
     lists: list[list[Action | Transfer]], shape: Shape, rank: int, peer: int
 ) -> list[tuple[str, int, int, int]]:
     """(what, micro-batch, virtual stage of the sender, sending rank), as ``rank`` lists them."""
-    found = []
+    found: list[tuple[str, int, int, int]] = []
     for item in lists[rank]:
         if isinstance(item, Transfer) and item.peer == peer:
             stage = item.chunk * shape.ranks + rank

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.chunks import Chunks
 from models.gpt import GPT
 from models.hf import from_hf, to_hf
 from models.parallel.layers import initialise, named_boxes
@@ -72,7 +73,7 @@ def test_logits_loss_and_every_gradient_are_theirs(
     sizes = replace(SIZES, activation=activation, tie_embeddings=tied)
     reference, model = theirs(sizes), ours(sizes)
     model.head = replace(model.head, chunk=chunk)
-    load(model, from_hf(reference.state_dict(), sizes))
+    load(Chunks([model]), from_hf(reference.state_dict(), sizes))
 
     draw = torch.Generator().manual_seed(5)
     ids = torch.randint(sizes.vocab_size, (3, 20), generator=draw)
@@ -103,7 +104,7 @@ def test_a_round_trip_changes_no_bit(tied: bool) -> None:
     sizes = replace(SIZES, tie_embeddings=tied)
     state = theirs(sizes).state_dict()
     model = ours(sizes)
-    load(model, from_hf(state, sizes))
+    load(Chunks([model]), from_hf(state, sizes))
     back = dict(to_hf(((n, p.detach()) for n, p in model.named_parameters()), sizes))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
@@ -168,12 +169,12 @@ def test_loading_refuses_what_is_not_the_models() -> None:
     model = ours(SIZES)
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match=r"h\.9\.x is not a parameter"):
-        load(model, [("h.9.x", torch.ones(1))])
+        load(Chunks([model]), [("h.9.x", torch.ones(1))])
     with pytest.raises(ValueError, match=r"ln_f\.bias is \[31\], the model's is \[32\]"):
-        load(model, [("ln_f.bias", torch.ones(31))])
+        load(Chunks([model]), [("ln_f.bias", torch.ones(31))])
     del whole["h.1.ln_2.bias"]
     with pytest.raises(ValueError, match=r"missing: h\.1\.ln_2\.bias$"):
-        load(model, whole.items())
+        load(Chunks([model]), whole.items())
 
 
 class Reads(Mapping[str, Tensor]):
@@ -205,7 +206,7 @@ def load_parts(rank: int, size: int, run: Run, state: dict[str, Tensor]) -> list
     model = GPT(run.sizes, open_partition(run, rank))
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
-    load(model, state.items())
+    load(Chunks([model]), state.items())
     wrong = []
     for name, box in named_boxes(model).items():
         held = model.get_parameter(name).detach().clone()

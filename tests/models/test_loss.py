@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from models.parallel.layers import Table
 from models.parallel.loss import IGNORED, Head, HeadLoss
 from models.parallel.partition import Partition
+from models.parallel.zero import Pieces
 from tests.support.cuts import Cut, full_cuts
 from tests.support.pieces import piece, summed
 from tests.support.training import Run, open_partition
@@ -38,9 +39,12 @@ def plain(x: Tensor, w: Tensor, targets: Tensor, scale: float) -> Tensor:
     return scale * F.cross_entropy(x @ w.t(), targets, ignore_index=IGNORED, reduction="sum")
 
 
+WHOLE = Pieces(dim="H", inputs=HIDDEN, axis=None)
+
+
 def head_of(words: int, dtype: torch.dtype = torch.float64, chunk: int | None = None) -> Head:
     part = Partition.alone(torch.device("cpu"), dtype=dtype, compute=dtype)
-    return Head(part=part, box=part.box((words, HIDDEN), ((), ())), chunk=chunk)
+    return Head(part=part, box=part.box((words, HIDDEN), ((), ())), pieces=WHOLE, chunk=chunk)
 
 
 def ours(x: Tensor, w: Tensor, targets: Tensor, scale: float, head: Head) -> Tensor:
@@ -105,7 +109,7 @@ def test_the_scale_enters_before_the_cast() -> None:
     x, w, targets = problem(29)
     x, w = x.detach().half().requires_grad_(), w.detach().float().requires_grad_()
     part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float16)
-    head = Head(part=part, box=part.box((29, HIDDEN), ((), ())), chunk=5)
+    head = Head(part=part, box=part.box((29, HIDDEN), ((), ())), pieces=WHOLE, chunk=5)
     scale = 2.0**16 / 2**10  # a loss scale over the targets of the batch
     (found,) = torch.autograd.grad(ours(x, w, targets, scale, head), w)
     (wanted,) = torch.autograd.grad(plain(x.float(), w.half().float(), targets, scale), w)
@@ -180,7 +184,8 @@ def cut_loss(part: Partition, words: int, chunk: int | None) -> dict[str, float]
     with torch.no_grad():
         table.weight.zero_()[box.valid] = whole_w[box.slices]
     x = piece(whole_x.detach(), part.mode.outer, part).requires_grad_()
-    share = ours(x, table.weight, targets, 0.5, Head(part=part, box=box, chunk=chunk))
+    head = Head(part=part, box=box, pieces=table.as_head, chunk=chunk)
+    share = ours(x, table.weight, targets, 0.5, head)
     share.backward()
     wanted = plain(whole_x, whole_w, targets, 0.5)
     wanted.backward()

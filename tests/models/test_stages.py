@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_split_is_as_even_as_any_cut_can_be() -> None:
 
 def heaviest(costs: list[float], cuts: list[int]) -> float:
     edges = [0, *cuts, len(costs)]
-    return max(sum(costs[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    return max(sum(costs[a:b]) for a, b in pairwise(edges))
 
 
 def test_a_heavy_head_leaves_the_last_stage_fewer_layers() -> None:
@@ -37,5 +37,5 @@ def test_a_heavy_head_leaves_the_last_stage_fewer_layers() -> None:
 
 def test_uniform_stages_go_round_the_ranks() -> None:
     stages = uniform(12, 4)
-    assert stages == [range(0, 3), range(3, 6), range(6, 9), range(9, 12)]
+    assert stages == [range(3), range(3, 6), range(6, 9), range(9, 12)]
     assert chunks_of(stages, 1, 2) == [range(3, 6), range(9, 12)]

@@ -17,6 +17,7 @@ import engine.step
 from engine import gradients
 from engine.data.loader import Batch
 from engine.gradients import GradientSum
+from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel import layers, loss, matmul
 from models.parallel.box import Box
@@ -60,10 +61,11 @@ def shown_by(run: Run) -> Callable[[Callable[[], Iterator[None]]], None]:
 def unsummed(lost: Callable[[CutModule, str, str], bool]) -> AbstractContextManager[Any]:
     """Gradients of (module, parameter) are not summed over an axis where ``lost`` says so."""
 
-    def faulty(model: GPT) -> GradientSum:
+    def faulty(model: Chunks) -> GradientSum:
         owners = {
             id(box): (module, name)
-            for module in model.modules()
+            for chunk in model
+            for module in chunk.modules()
             if isinstance(module, CutModule)
             for name, box in module.boxes.items()
         }
@@ -109,13 +111,15 @@ def gradients_are_not_summed_over_data() -> Iterator[None]:
 
 @shown_by(COLUMNS)
 def only_the_last_round_counts() -> Iterator[None]:
-    healthy = GradientSum.last_round
+    healthy = GradientSum.complete
 
-    def last_round(self: GradientSum) -> AbstractContextManager[None]:
-        self.zero()
+    def complete(self: GradientSum) -> AbstractContextManager[None]:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         return healthy(self)
 
-    with patch.object(GradientSum, "last_round", last_round):
+    with patch.object(GradientSum, "complete", complete):
         yield
 
 
@@ -298,16 +302,16 @@ def positions_start_anew_on_every_rank() -> Iterator[None]:
 
 @shown_by(GRID)
 def gradients_are_clipped_by_the_local_norm() -> Iterator[None]:
-    def local(model: GPT, norm: float, limit: float | None) -> None:
-        gradients.clip(model, gradients.square_sum(model).sqrt().item(), limit)
+    def local(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.rescale(model, gradients.square_sum(model).sqrt().item(), limit, scale)
 
-    with patch.object(engine.step, "clip", local):
+    with patch.object(engine.step, "rescale", local):
         yield
 
 
 @shown_by(GRID)
 def copies_count_in_the_gradient_norm() -> Iterator[None]:
-    def everything(model: GPT) -> Tensor:
+    def everything(model: Chunks) -> Tensor:
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         return torch.stack([g.double().square().sum() for g in grads]).sum()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Run:
     layers: int = 2
     accumulation: int = 1
     tied: bool = True
-    checkpoint: bool | str = False
+    checkpoint: bool | Literal["selective"] = False
     keep_gathers: bool = False
     dtype: torch.dtype = torch.float32
     compute: torch.dtype | None = None
