@@ -106,6 +106,7 @@ class HeadLoss(torch.autograd.Function):
             dx[chunk] = dxs
             term = part.matmul(dys.t(), xs)
             dw = term.to(w.dtype) if dw is None else dw.add_(term)
+            del xs, logits, dlogits, dys, dxs, term  # or the next chunk is made beside this one
         if dw is not None:
             dw = scatter(dw, part.axis(up.gather_w), "H")
             ctx.save_for_backward(dx, dw)
