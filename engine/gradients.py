@@ -17,9 +17,7 @@ from models.gpt import GPT
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, Finish
 from models.parallel.layers import named_boxes
-
-BUCKET_BYTES = 25 << 20
-"""As torch's DistributedDataParallel: large enough to amortise latency, small enough to overlap."""
+from models.parallel.limits import BUCKET_BYTES
 
 
 @dataclass

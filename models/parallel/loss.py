@@ -16,14 +16,12 @@ from torch import Tensor
 
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, gather, scatter
+from models.parallel.limits import CHUNK_BYTES
 from models.parallel.matmul import gathered_x
 from models.parallel.partition import Partition
 
 IGNORED = -100
 """A target that carries no weight, as in torch's cross_entropy."""
-
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Bytes of float32 logits in a chunk on a device, where the number of tokens is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
