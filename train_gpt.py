@@ -15,6 +15,7 @@ from engine.context import open_world
 from engine.data.source import default_cache
 from engine.errors import Failed, Refused
 from engine.loop import train
+from engine.not_yet import not_yet
 from engine.plan import Plan, make_plan
 from engine.rendezvous import Place, locate, spokesman
 from launch.arguments import Parser, add_config, add_place, add_run, config_and_overrides
@@ -57,7 +58,10 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
         raise Refused("which config? --config FILE")
     if args.gpus not in (None, place.size):
         raise Refused(f"--gpus {args.gpus}, but {place.size} ranks were started")
-    return make_plan(config, gpus=place.size, overrides=overrides, environ=environ)
+    made = make_plan(config, gpus=place.size, overrides=overrides, environ=environ)
+    if refused := not_yet(made):
+        raise Refused("\n".join(refused))
+    return made
 
 
 def refuse(refusal: Refused, environ: Mapping[str, str]) -> int:

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from models.chunks import Chunks
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, Finish
-
-BUCKET_BYTES = 25 << 20
-"""As torch's DistributedDataParallel: large enough to amortise latency, small enough to overlap."""
+from models.parallel.limits import BUCKET_BYTES
 
 
 @dataclass
@@ -72,6 +70,7 @@ class GradientSum:
             parameter.register_post_accumulate_grad_hook(self._hook)
         for bucket in self.buckets:
             bucket.allocate()
+        self.zero()
 
     def zero(self) -> None:
         """Forget the last step's gradients."""

@@ -17,9 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-SMALL = 1 << 16
-"""Bytes below which an all-reduce gathers and adds at once instead of scattering the sum: one
-exchange instead of two (64 KiB at two ranks on loopback: 180 against 410 us)."""
+from models.parallel.limits import SMALL
 
 CPU = torch.device("cpu")
 

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, gather, scatter
+from models.parallel.limits import CHUNK_BYTES
 from models.parallel.matmul import gathered_x
 from models.parallel.partition import Partition
 from models.parallel.zero import Pieces
 
 IGNORED = -100
 """A target that carries no weight, as in torch's cross_entropy."""
-
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Bytes of float32 logits in a chunk on a device, where the number of tokens is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +106,7 @@ class HeadLoss(torch.autograd.Function):
             dx[chunk] = dxs
             term = part.matmul(dys.t(), xs)
             dw = term.to(w.dtype) if dw is None else dw.add_(term)
+            del xs, logits, dlogits, dys, dxs, term  # or the next chunk is made beside this one
         if dw is not None:
             ctx.save_for_backward(dx, dw)
             ctx.weight, ctx.head = w, head

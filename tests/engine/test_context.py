@@ -49,6 +49,7 @@ class Case:
     overrides: tuple[str, ...] = ()
     odd: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     gpus: int | None = None  # of the plan; None: as many as there are ranks
+    devices: str = ""  # CUDA_VISIBLE_DEVICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,11 @@ def port() -> Iterator[int]:
 
 
 def enter(rank: int, size: int, case: Case) -> Outcome:
-    """One rank of a world, started by hand."""
+    """One rank of a world, started by hand; alone without a port."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = case.devices
     place = Place(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
+    if not case.port:
+        place = Place(rank=0, size=1, launcher="alone")
     overrides = [*case.overrides, *case.odd.get(rank, ())]
 
     def plan() -> Plan:
@@ -198,15 +202,34 @@ def test_a_process_can_open_one_world_after_another(config: str, port: int) -> N
         assert [len(outcome.result["index"]) for outcome in outcomes] == [7, 5, 7]
 
 
+def look_around(world: World) -> tuple[bool, bool, str]:
+    dist.all_reduce(torch.ones(1), group=world.cpu_group)
+    single = all(axis.group is None for axis in world.axes.values())
+    return world.is_main, single, world.share(lambda: "word")
+
+
 def test_alone(config: str) -> None:
-    """No launcher, no port."""
-    place = Place(rank=0, size=1, launcher="alone")
-    with open_world(lambda: make_plan(config, gpus=1, environ={}), place) as world:
-        assert world.is_main
-        assert all(axis.group is None for axis in world.axes.values())
-        assert world.share(lambda: "word") == "word"
-        dist.all_reduce(torch.ones(1), group=world.cpu_group)
-    assert not dist.is_initialized()
+    """No launcher, no port, and collectives work all the same."""
+    outcome = enter_all(1, Case(body=look_around, config=config, port=0))[0]
+    assert (outcome.result, outcome.error, outcome.said) == ((True, True, "word"), "", "")
+
+
+def sum_on_gpu(world: World) -> tuple[str, str, float]:
+    x = torch.ones(1000, device=world.device)
+    dist.all_reduce(torch.ones(1), group=world.cpu_group)
+    return str(world.device), world.backend, world.axes["world"].all_reduce(x)[0].item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("size", "backend"), [(1, "nccl"), (4, "gloo")])
+def test_nccl_has_a_gpu_for_each_rank_and_gloo_shares_one(
+    config: str, port: int, size: int, backend: str
+) -> None:
+    case = Case(body=sum_on_gpu, config=config, port=port, devices="0")
+    outcomes = enter_all(size, case)
+    assert [outcome.result for outcome in outcomes] == [("cuda:0", backend, float(size))] * size
+    assert ("share GPUs" in outcomes[0].said) == (backend == "gloo")
 
 
 # Refusals
@@ -286,8 +309,7 @@ def test_one_machine_without_the_right_colossal_ai(config: str, port: int) -> No
 def test_nccl_without_gpus(config: str, port: int) -> None:
     overrides = (*ONE_D, "backend=nccl")
     outcomes = enter_all(2, Case(body=nothing, config=config, port=port, overrides=overrides))
-    if not torch.cuda.is_available():
-        refused(outcomes, "backend='nccl' needs a GPU for each rank")
+    refused(outcomes, "backend='nccl' needs a GPU for each rank")
 
 
 def test_a_port_in_use(config: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from engine.errors import Refused
 from launch.torchrun import command, exit_code, processes
 
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 BATCH_SIZE = 4
@@ -49,6 +51,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[psutil.Process] = []
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environ |= {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    environ |= {"CUDA_VISIBLE_DEVICES": ""}
 
     def run(*arguments: object, **more: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -76,7 +79,7 @@ def launch(ranks: int, *arguments: object) -> list[object]:
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Until the run is in its steps; its processes."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     log = folder / "log.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()[1]
@@ -90,7 +93,7 @@ def test_a_run_that_is_done(
 ) -> None:
     arguments = ["--config", config, "--output", tmp_path / "run"]
     process = start(*launch(2, *arguments))
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "step 2/2" in out
     assert err == ""
@@ -101,7 +104,7 @@ def test_a_refusal_is_one_line_and_2(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(*launch(3, "--config", config))
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 2
     assert out == ""
     assert err.count("\n") == 1
@@ -113,7 +116,7 @@ def test_under_plain_torchrun_a_refusal_is_told_once(
 ) -> None:
     script = ROOT / "train_gpt.py"
     process = start(*TORCHRUN, "--nproc_per_node=3", script, "--from_torch", "--config", config)
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 1, "torchrun's own"
     assert err.count("3 GPUs are not a multiple of 2") == 1
     ours = err[: err.index("ChildFailedError")]
@@ -124,7 +127,7 @@ def test_arguments_that_no_rank_can_read(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(*launch(2, "--config", config, "--colour"))
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 2
     assert err == "train_gpt.py: unrecognized arguments: --colour\n"
 
@@ -166,7 +169,7 @@ def test_a_rank_that_is_killed_is_named(
     process = start(*launch(2, *arguments))
     victim = next(p for p in wait_for_steps(folder, process) if p.environ().get("RANK") == "0")
     victim.kill()
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "rank 0 was killed by SIGKILL" in err
 
@@ -200,12 +203,49 @@ def test_restarts_find_a_fresh_store(
     script = ROOT / "tests" / "support" / "restarting.py"
     options = ["--nproc_per_node=2", "--max_restarts=2"]
     process = start(*TORCHRUN, *options, script, config, 2, **environ)
-    out, err = process.communicate(timeout=110)
+    out, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
     attempts, runs = zip(*(line.split(", run ") for line in out.splitlines()), strict=True)
     assert attempts == tuple(f"attempt {number}: 2 ranks" for number in range(3))
     assert len(set(runs)) == 1, "a restarted run must find its folder"
     assert err.count("on purpose") == 2
+
+
+def by_hand(rank: int, port: int) -> tuple[list[object], dict[str, str]]:
+    place = ["--rank", rank, "--world_size", 2, "--host", "127.0.0.1", "--port", port]
+    return place, {}
+
+
+def slurm(rank: int, port: int) -> tuple[list[object], dict[str, str]]:
+    environ = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(rank)}
+    environ |= {"SLURM_NODELIST": "n[1-2]", "SLURM_JOB_ID": str(port), "SLURM_STEP_ID": "0"}
+    return ["--host", "127.0.0.1", "--port", port], environ
+
+
+def open_mpi(rank: int, port: int) -> tuple[list[object], dict[str, str]]:
+    environ = {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "2"}
+    environ |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_PORT": str(port)}
+    return [], environ
+
+
+@pytest.mark.parametrize("style", [by_hand, slurm, open_mpi])
+def test_ranks_that_another_launcher_started(
+    config: Path,
+    tmp_path: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    style: Callable[[int, int], tuple[list[object], dict[str, str]]],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        place, environ = style(rank, port)
+        arguments = ["--config", config, "--output", tmp_path / "run", *place]
+        ranks.append(start(sys.executable, ROOT / "train_gpt.py", *arguments, **environ))
+    outs, errs = zip(*(rank.communicate(timeout=200) for rank in ranks), strict=True)
+    assert [rank.returncode for rank in ranks] == [0, 0], errs
+    assert "step 2/2" in outs[0]
+    assert outs[1] == ""
 
 
 # Without processes

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.parallel.collectives import SMALL, Axis, Traffic, gather, scatter
+from models.parallel.collectives import Axis, Traffic, gather, scatter
+from models.parallel.limits import SMALL
 from tests.support.training import process_group
 from tests.support.worlds import run_world
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import torch
 
@@ -19,6 +20,8 @@ from engine.rendezvous import locate
 
 def main(config: str, attempts: int) -> int:
     place = locate(os.environ)
+    if place.attempt and place.rank == 0:
+        time.sleep(1)  # the others come first, and must not find the last attempt's store
     try:
         with open_world(lambda: make_plan(config, gpus=place.size, environ={}), place) as world:
             total = world.axes["world"].all_reduce(torch.ones(1))

@@ -44,7 +44,7 @@ class Budget:
         while level:
             weight += len(level)
             if depth > VALUE_DEPTH:
-                raise Illegal(f"containers nested more than {VALUE_DEPTH} deep")
+                raise Illegal(f"nested more than {VALUE_DEPTH} deep, or in itself")
             below: list[object] = []
             for item in level:
                 if isinstance(item, str):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from engine.optim.fused import has_fused
-from engine.optim.registry import Group
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.config.schema import Optimizer
+    from engine.optim.registry import Group
+
+
+def states(settings: Optimizer) -> int:
+    """Tensors kept beside each parameter, of its size: its two moments."""
+    return 2
 
 
 def build(groups: list[Group], settings: Optimizer) -> torch.optim.Optimizer:
     """Weight decay is an L2 term: weight_decay x weight is added to the gradient."""
+    import torch
+
     return torch.optim.Adam(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=has_fused(groups)
     )

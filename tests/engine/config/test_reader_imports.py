@@ -165,7 +165,12 @@ def test_problems_are_reported_in_the_file_they_are_in_and_once(folder: Path) ->
 
 
 def test_after_a_failed_star_any_name_may_be_missing(folder: Path) -> None:
-    write(folder, base="x = (\n", child="from .base import *\nA = ANYTHING\nB = 1 / 0\n")
+    write(
+        folder,
+        base="x = (\n",
+        middle="from .base import *\n",
+        child="from .middle import *\nA = ANYTHING\nB = 1 / 0\n",
+    )
     assert message_of("gpt_configs/child.py").splitlines() == [
         "gpt_configs/base.py:1:5: syntax error: '(' was never closed",
         "gpt_configs/child.py:3: 1 / 0: division by zero",

@@ -110,7 +110,7 @@ def test_however_a_name_is_bound(tmp_path: Path, text: str) -> None:
 
 
 def test_an_item_of_a_replaced_dict_is_not_assigned(tmp_path: Path) -> None:
-    text = "model = dict(n=1)\nmodel['n'] = 2\nmodel['m'] = 3\n"
+    text = "model = dict(n=1)\nmodel['n'] = 2\nmodel['m'] += 3\nx, model['n'] = 1, 2\n"
     document = read_config(tmp_path, "model=dict(n=9)", text=text)
     assert document.values["model"] == {"n": 9}
     assert str(document.origins["model", "n"]) == "command line"
