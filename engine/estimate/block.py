@@ -1,0 +1,172 @@
+"""What a block (models/gpt.py) allocates, forward and backward, on one rank.
+
+Korthikanti et al. (2022, section 4, equation 1) count what a block keeps for its backward pass as
+s b h (34 + 5 a s / h) bytes in 16 bits, with dropout and all attention scores. Ours keeps, in units
+of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and outputs (4), q, k and v (3),
+the attention's output (1), the GELU's input and output (8). That is 16, or 32 bytes a feature in 16
+bits; no scores, since SDPA keeps a log-sum-exp a row of them (Dao et al. 2022), and a mask in the
+compute type for each dropout. All of it is cut over all tensor axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from engine.estimate.ledger import Kind, Ledger
+from engine.estimate.local import Linear, Local
+from engine.estimate.products import linear_backward, linear_forward
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Plays a block's allocations to a ledger.
+
+    The input x is there, and stays until the backward pass has ended.
+    """
+
+    local: Local
+
+    @cached_property
+    def attention(self) -> tuple[Linear, Linear]:
+        """qkv and proj."""
+        model, local = self.local.settings.model, self.local
+        width = model.n_head * model.head_dim
+        return local.up(model.n_embd, 3 * width), local.down(width, model.n_embd)
+
+    @cached_property
+    def mlp(self) -> tuple[Linear, Linear]:
+        """fc and proj."""
+        model, local = self.local.settings.model, self.local
+        return local.up(model.n_embd, model.n_inner), local.down(model.n_inner, model.n_embd)
+
+    @cached_property
+    def x(self) -> int:
+        """Bytes of an activation between blocks."""
+        return self.local.x * self.local.compute
+
+    @cached_property
+    def mask(self) -> int:
+        """Bytes of a dropout's mask."""
+        return self.x if self.local.settings.model.resid_pdrop else 0
+
+    @cached_property
+    def attended(self) -> int:
+        """Bytes of the attention's output, and of the float32 log-sum-exps that SDPA keeps."""
+        local = self.local
+        heads = local.width(local.settings.model.n_head, local.mode.inner.hidden)
+        return self.attention[1].x * local.compute + local.rows(local.mode.inner) * heads * FLOAT32
+
+    def forward(self, ledger: Ledger, *, keep: bool) -> None:
+        """x -> y among the buffers. Where not to ``keep`` anything for backward, no more stays."""
+        local, kind = self.local, Kind.ACTIVATIONS if keep else Kind.BUFFERS
+        qkv, proj = self.attention
+        fc, out = self.mlp
+
+        norm_forward(ledger, local, kind)
+        linear_forward(ledger, local, qkv, kind, keep=keep)
+        ledger.hold(kind, self.attended)
+        linear_forward(ledger, local, proj, keep=keep)
+        self._forget(ledger, kind, qkv, keep=keep)
+        if not keep:
+            ledger.drop(kind, qkv.y * local.compute + self.attended)
+        self._add(ledger, kind, kind)
+
+        norm_forward(ledger, local, kind)
+        linear_forward(ledger, local, fc, kind, keep=keep)
+        ledger.hold(kind, out.x * local.compute)
+        if not keep:
+            ledger.drop(kind, fc.y * local.compute)
+        linear_forward(ledger, local, out, keep=keep)
+        self._forget(ledger, kind, fc, keep=keep)
+        self._forget(ledger, kind, out, keep=keep)
+        self._add(ledger, kind, Kind.BUFFERS)
+        if not keep:
+            ledger.drop(kind, self.x + 2 * self.mask + 2 * norm_statistics(local))
+
+    def backward(self, ledger: Ledger, *, first: bool) -> None:
+        """dy -> dx, among the buffers; what was kept is freed as it is used, x included. ``first``:
+        no micro-batch has left gradients yet."""
+        local, kept = self.local, Kind.ACTIVATIONS
+        qkv, proj = self.attention
+        fc, out = self.mlp
+
+        self._split(ledger, out, first=first)
+        self._free(ledger, out)
+        ledger.chain(Kind.BUFFERS, fc.y * local.compute)
+        ledger.drop(Kind.BUFFERS, out.x * local.compute)
+        ledger.drop(kept, fc.y * local.compute)
+        linear_backward(ledger, local, fc, first=first)
+        self._free(ledger, fc)
+        norm_backward(ledger, local)
+        ledger.drop(Kind.BUFFERS, self.x)  # added to the residual's
+        ledger.drop(kept, self.x)
+
+        self._split(ledger, proj, first=first)
+        dqkv = qkv.y * local.compute
+        ledger.hold(Kind.BUFFERS, dqkv)
+        ledger.drop(Kind.BUFFERS, proj.x * local.compute)
+        ledger.drop(kept, dqkv + self.attended)
+        ledger.touch(Kind.BUFFERS, dqkv)  # dq, dk and dv are stacked, then laid out as qkv is
+        linear_backward(ledger, local, qkv, first=first)
+        self._free(ledger, qkv)
+        norm_backward(ledger, local)
+        ledger.drop(Kind.BUFFERS, self.x)
+        ledger.drop(kept, self.x)
+
+    def _add(self, ledger: Ledger, mask: Kind, to: Kind) -> None:
+        """x + dropout(o): o among the buffers, the sum as ``to``."""
+        if self.mask:
+            ledger.hold(mask, self.mask)
+            ledger.chain(Kind.BUFFERS, self.x)
+            ledger.drop(Kind.BUFFERS, self.x)
+        ledger.hold(to, self.x)
+        ledger.drop(Kind.BUFFERS, self.x)
+
+    def _split(self, ledger: Ledger, linear: Linear, *, first: bool) -> None:
+        """dy of x + dropout(linear(...)): it stays, for x, beside what goes on."""
+        if self.mask:
+            ledger.hold(Kind.BUFFERS, self.x)
+            ledger.drop(Kind.ACTIVATIONS, self.mask)
+            linear_backward(ledger, self.local, linear, first=first)
+        else:
+            linear_backward(ledger, self.local, linear, first=first)
+            ledger.hold(Kind.BUFFERS, self.x)  # it was never freed
+
+    def _forget(self, ledger: Ledger, kind: Kind, linear: Linear, *, keep: bool) -> None:
+        """x of a product that does not need it for its backward pass."""
+        if not (keep and self._keeps_x(linear)):
+            ledger.drop(kind, linear.x * self.local.compute)
+
+    def _free(self, ledger: Ledger, linear: Linear) -> None:
+        """x of a product whose backward pass has ended."""
+        if self._keeps_x(linear):
+            ledger.drop(Kind.ACTIVATIONS, linear.x * self.local.compute)
+
+    def _keeps_x(self, linear: Linear) -> bool:
+        return linear.over_x.size == 1 or not self.local.settings.keep_gathers
+
+
+def norm_statistics(local: Local) -> int:
+    """Bytes of a mean and a scale a row."""
+    return 2 * local.rows(local.mode.outer) * local.parameter
+
+
+def norm_forward(ledger: Ledger, local: Local, kind: Kind) -> None:
+    """x -> layer norm's output and statistics, as ``kind``. One that is cut works in the
+    parameters' type."""
+    works = 2 * local.x * local.parameter if local.casts and local.cuts_norms else 0
+    with ledger.during(Kind.BUFFERS, works):
+        ledger.hold(kind, local.x * local.compute + norm_statistics(local))
+
+
+def norm_backward(ledger: Ledger, local: Local) -> None:
+    """dy -> dx, among the buffers; the statistics are freed, x is the caller's to free."""
+    if local.cuts_norms:
+        # normal, g, the three terms of dx; in mixed precision a cast dy
+        ledger.touch(Kind.BUFFERS, (5 + local.casts) * local.x * local.parameter)
+    ledger.chain(Kind.BUFFERS, local.x * local.compute)
+    ledger.drop(Kind.BUFFERS, local.x * local.compute)
+    ledger.drop(Kind.ACTIVATIONS, norm_statistics(local))
