@@ -17,7 +17,7 @@ from models.parallel.mode import Mode
 from models.parallel.partition import MatMul, Partition
 from models.parallel.zero import Zero
 from models.sizes import Sizes
-from models.stages import chunks_of, uniform
+from models.stages import chunks_of, virtual_stages
 
 DTYPES = {  # precision -> (parameters and reductions, compute)
     "float32": (torch.float32, torch.float32),
@@ -82,7 +82,12 @@ def build_model(settings: Settings, part: Partition) -> Chunks:
     """The rank's share of the GPT, initialised from the seed: it builds no other rank's layers."""
     sizes, pipeline = Sizes.of(settings.model), part.axes["pipeline"]
     chunks = settings.model.num_chunks if pipeline.size > 1 else 1
-    stages = uniform(sizes.n_layer, pipeline.size * chunks)
+    stages = virtual_stages(
+        sizes,
+        settings.seq_len,
+        pipeline.size * chunks,
+        balanced=settings.stages == "balanced",
+    )
     model = Chunks(
         [
             GPT(sizes, part, layers=layers, loss_chunk=settings.loss_chunk)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from models.sizes import Sizes
+
 T = TypeVar("T")
 
 
@@ -38,20 +40,22 @@ def split(costs: Sequence[float], stages: int) -> list[range]:
     return runs[::-1]
 
 
-def balanced(layers: int, stages: int, *, embedding: float, head: float) -> list[range]:
-    """``layers`` equal blocks over virtual stages, the embedding counted with the first and the
-    head with the last, each in units of a block's cost."""
-    costs = [1.0] * layers
-    costs[0] += embedding
-    costs[-1] += head
+def virtual_stages(sizes: Sizes, length: int, stages: int, *, balanced: bool) -> list[range]:
+    """The layers of each virtual stage: as many blocks in each, or, ``balanced``, as much work,
+    the head counted with the last. Samples are ``length`` tokens long."""
+    costs = [1.0] * sizes.n_layer
+    if balanced:
+        costs[-1] += head_cost(sizes, length)
     return split(costs, stages)
 
 
-def uniform(layers: int, stages: int) -> list[range]:
-    """The same number of blocks in every virtual stage; ``layers`` is a multiple of ``stages``."""
-    assert layers % stages == 0, f"{layers} layers over {stages} stages"
-    each = layers // stages
-    return [range(stage * each, (stage + 1) * each) for stage in range(stages)]
+def head_cost(sizes: Sizes, length: int) -> float:
+    """Matmuls of the head for a token, in units of a block's: n_embd x vocabulary against qkv,
+    proj, fc, proj and attention's two products (Narayanan et al. 2021, appendix). Lookups are
+    free."""
+    width = sizes.n_head * sizes.head_dim
+    block = 4 * sizes.n_embd * width + 2 * sizes.n_embd * sizes.n_inner + 2 * length * width
+    return sizes.n_embd * sizes.vocab_size / block
 
 
 def chunks_of(stages: Sequence[T], rank: int, ranks: int) -> list[T]:

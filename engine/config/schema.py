@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from engine import discover
 from engine.config.fields import LARGEST, OneOf, Section, setting
+from engine.schedule import SCHEDULES
 from models.parallel.registry import modes
 from models.presets import GPT2_VOCABULARY, PRESETS
 
@@ -26,6 +27,7 @@ Ratio = Annotated[float, Gt(0), Lt(1)]
 
 ModeName = Annotated[str, OneOf(lambda: list(modes()))]
 PresetName = Annotated[str, OneOf(lambda: list(PRESETS))]
+ScheduleOfStages = Annotated[str, OneOf(lambda: list(SCHEDULES))]
 OptimizerName = Annotated[str, OneOf(lambda: discover.names("engine.optim.optimizers"))]
 ScheduleName = Annotated[str, OneOf(lambda: discover.names("engine.optim.schedules"))]
 SourceName = Annotated[str, OneOf(lambda: discover.names("engine.data.sources"))]
@@ -60,8 +62,10 @@ class Model(Section):
     resid_pdrop: Share = setting("dropout on what a layer adds to the residual", 0.0)
     attn_pdrop: Share = setting("dropout on the attention weights", 0.0)
     tie_embeddings: bool = setting("the head is the token embedding, transposed", True)
-    checkpoint: bool = setting(
-        "activation checkpointing: keep a block's input only and compute the rest again", False
+    checkpoint: bool | Literal["selective"] = setting(
+        "activation checkpointing: keep a block's input only and compute the rest again; "
+        "'selective' keeps the matmuls too",
+        False,
     )
     num_chunks: Ranks = setting("model chunks of a pipeline rank (interleaved schedule)", 1)
     activation: Literal["gelu_tanh", "gelu"] = setting(
@@ -201,10 +205,13 @@ class Settings(Section):
     )
 
     model: Model
-    schedule: Literal["gpipe", "1f1b", "interleaved"] = setting(
+    schedule: ScheduleOfStages = setting(
         "order of the micro-batches in the pipeline",
         lambda given: "interleaved" if given["model"].num_chunks > 1 else "1f1b",
         shown="'1f1b'; 'interleaved' if model.num_chunks > 1",
+    )
+    stages: Literal["uniform", "balanced"] = setting(
+        "layers of a stage: as many in each, or as much work, the head counted", "uniform"
     )
     optimizer: Optimizer = Optimizer()
     lr_scheduler: Schedule = Schedule()

@@ -7,7 +7,8 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from models.stages import balanced, chunks_of, split, uniform
+from models.sizes import Sizes
+from models.stages import chunks_of, head_cost, split, virtual_stages
 
 
 def test_split_is_as_even_as_any_cut_can_be() -> None:
@@ -29,13 +30,23 @@ def heaviest(costs: list[float], cuts: list[int]) -> float:
     return max(sum(costs[a:b]) for a, b in pairwise(edges))
 
 
+GPT2 = Sizes(
+    n_layer=12, n_head=12, n_embd=768, head_dim=64, n_inner=3072, vocab_size=50257, block_size=1024
+)
+
+
 def test_a_heavy_head_leaves_the_last_stage_fewer_layers() -> None:
-    stages = balanced(12, 4, embedding=0.1, head=3.5)
-    assert [len(stage) for stage in stages] == [4, 4, 3, 1] or len(stages[-1]) < 3
-    assert max(len(s) + 3.5 * (s.stop == 12) for s in stages) <= 4.6
+    even = virtual_stages(GPT2, 1024, 2, balanced=False)
+    fair = virtual_stages(GPT2, 1024, 2, balanced=True)
+    assert [len(stage) for stage in even] == [6, 6]
+    head = head_cost(GPT2, 1024)
+    assert head == pytest.approx(50257 * 768 / (12 * 768**2 + 2 * 1024 * 768))
+    assert max(len(fair[0]), len(fair[1]) + head) == min(
+        max(n, 12 - n + head) for n in range(1, 12)
+    )
 
 
-def test_uniform_stages_go_round_the_ranks() -> None:
-    stages = uniform(12, 4)
+def test_stages_go_round_the_ranks() -> None:
+    stages = virtual_stages(GPT2, 1024, 4, balanced=False)
     assert stages == [range(3), range(3, 6), range(6, 9), range(9, 12)]
     assert chunks_of(stages, 1, 2) == [range(3, 6), range(9, 12)]

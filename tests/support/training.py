@@ -24,7 +24,7 @@ from models.parallel.partition import Partition
 from models.parallel.registry import modes
 from models.parallel.zero import Zero
 from models.sizes import Sizes
-from models.stages import chunks_of, uniform
+from models.stages import chunks_of, split
 
 LR = 1e-2
 EPS = 1e-4
@@ -148,7 +148,7 @@ def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Parti
 
 
 def build(run: Run, part: Partition, seed: int = 1) -> Chunks:
-    stages = uniform(run.layers, run.pipeline * run.chunks)
+    stages = split([1.0] * run.layers, run.pipeline * run.chunks)
     model = Chunks(
         [
             GPT(run.sizes, part, layers=layers, loss_chunk=run.loss_chunk)

@@ -24,6 +24,7 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     ),
     "checkpoint.keep": (lambda s: s.checkpoint.every is not None, "checkpoint.every"),
     "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
+    "stages": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     "zero.nvme_path": (
         lambda s: "nvme" in (s.zero.offload, s.zero.offload_params),
         "offloading to 'nvme'",
