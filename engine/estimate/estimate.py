@@ -15,7 +15,8 @@ from engine.estimate.state import State, held
 from engine.flops import flops_per_token
 from engine.schedule import Costs, Shape, actions, idle_fraction
 from models.parameters import parameter_count
-from models.stages import chunks_of, split
+from models.sizes import Sizes
+from models.stages import chunks_of, virtual_stages
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -30,7 +31,12 @@ def estimate(plan: Plan, *, device: Device = "cuda") -> Estimate:
         micro_batches=settings.num_micro_batches * settings.gradient_accumulation,
         chunks=settings.model.num_chunks if layout.pipeline > 1 else 1,
     )
-    virtual = split([1.0] * settings.model.n_layer, shape.ranks * shape.chunks)
+    virtual = virtual_stages(
+        Sizes.of(settings.model),
+        settings.seq_len,
+        shape.ranks * shape.chunks,
+        balanced=settings.stages == "balanced",
+    )
     local = Local.of(plan, device)
     stages = tuple(
         _stage(local, shape, stage, tuple(chunks_of(virtual, stage, shape.ranks)))
