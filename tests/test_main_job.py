@@ -1,0 +1,58 @@
+"""The main job, as `./run.sh` starts it: over 2d x 4 it learns what one process learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def main_job(output: Path, processes: int, *overrides: str) -> dict[int, dict[str, float]]:
+    """Rows of log.jsonl by step, of the demo on so many processes."""
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.cli", "train", "--gpus", str(processes)),
+            *("--output", str(output), *overrides),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "A sample of what it writes" in finished.stdout
+    assert json.loads((output / "status.json").read_text())["state"] == "finished"
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows}
+
+
+def compare(folder: Path, *overrides: str) -> list[float]:
+    """Validation losses of 2d x 4, each held to one process'."""
+    alone = main_job(folder / "serial", 1, *overrides)
+    cut = main_job(folder / "2d", 4, *overrides)
+    losses = {step: row["val_loss"] for step, row in alone.items() if "val_loss" in row}
+    assert losses, "no validation"
+    for step, loss in losses.items():
+        assert cut[step]["val_loss"] == pytest.approx(loss, abs=1e-3)
+    return list(losses.values())
+
+
+@pytest.mark.timeout(300)
+def test_its_first_steps_reach_the_same_validation_loss(tmp_path: Path) -> None:
+    losses = compare(tmp_path, "MAX_STEPS=24", "SEQ_LEN=64", "eval.every=12", "eval.batches=2")
+    assert losses[-1] < losses[0] < 4.7  # ln(103) = 4.63: it has begun to learn
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_it_reaches_the_same_validation_loss(tmp_path: Path) -> None:
+    losses = compare(tmp_path)
+    assert losses[-1] < 2.7
