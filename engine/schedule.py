@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Literal
 
 Kind = Literal["forward", "backward", "input", "weight"]
@@ -168,17 +169,28 @@ def with_transfers(
 def simulate(orders: Sequence[Sequence[Action]], clock: Clock) -> Iterator[tuple[int, Action]]:
     """Run all ranks' orders against ``clock``: (rank, action), by the time at which each starts."""
     queues = [deque(order) for order in orders]
-    while any(queues):
-        ready = [
-            (start, rank)
-            for rank, queue in enumerate(queues)
-            if queue and (start := clock.starts(rank, queue[0])) is not None
-        ]
-        assert ready, "the schedule waits for itself"
-        _, rank = min(ready)
+    ready: list[tuple[float, int]] = []
+    waiting = set(range(len(queues)))
+
+    def look(rank: int) -> None:
+        """Whether a rank can go on: nothing but its own work changes when."""
+        if rank in waiting and queues[rank]:
+            start = clock.starts(rank, queues[rank][0])
+            if start is not None:
+                heappush(ready, (start, rank))
+                waiting.remove(rank)
+
+    for rank in range(len(queues)):
+        look(rank)
+    while ready:
+        _, rank = heappop(ready)
         action = queues[rank].popleft()
         clock.run(rank, action)
         yield rank, action
+        waiting.add(rank)
+        for near in (rank - 1, rank, rank + 1):  # who holds the stages beside
+            look(near % len(queues))
+    assert not any(queues), "the schedule waits for itself"
 
 
 def idle_fraction(
