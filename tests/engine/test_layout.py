@@ -95,13 +95,23 @@ def test_every_cut_of_a_mode_is_among_its_axes() -> None:
 
 
 def test_the_last_pieces_of_an_uneven_cut_are_padded() -> None:
-    """5 entries over 2 x 2 ranks: ceil(5 / 4) = 2 each, as far as they go."""
+    """5 entries over c, of 2 ranks: 3 and 2. Each of these over b, of 2 ranks: 2 and 1, 2 and 0."""
     sizes = {"c": 2, "b": 2}
     boxes = [place((5,), (("c", "b"),), sizes, {"c": n // 2, "b": n % 2}) for n in range(4)]
-    assert [box.offset for box in boxes] == [(0,), (2,), (4,), (5,)]
-    assert [box.size for box in boxes] == [(2,), (2,), (1,), (0,)]
+    assert [box.offset for box in boxes] == [(0,), (2,), (3,), (5,)]
+    assert [box.size for box in boxes] == [(2,), (1,), (2,), (0,)]
     assert [box.local for box in boxes] == [(2,)] * 4
-    assert [box.padded for box in boxes] == [False, False, True, True]
+    assert [box.padded for box in boxes] == [False, True, False, True]
+
+
+def test_an_inner_cut_stays_within_the_outer_one() -> None:
+    """What a gather over the fastest axis brings together is a piece of the cut without it."""
+    for n in range(1, 40):
+        for c, b in product(range(3), range(4)):
+            fine = place((n,), (("c", "b"),), {"c": 3, "b": 4}, {"c": c, "b": b})
+            coarse = place((n,), (("c",),), {"c": 3}, {"c": c})
+            assert coarse.offset[0] <= fine.offset[0]
+            assert fine.offset[0] + fine.size[0] <= coarse.offset[0] + coarse.size[0]
 
 
 @each_layout
