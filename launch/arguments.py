@@ -21,16 +21,25 @@ class Parser(argparse.ArgumentParser):
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
-def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_config(
+    parser: argparse.ArgumentParser, *, required: bool, what: str = "the config file"
+) -> None:
     """FILE, also as --config FILE, and KEY=VALUE in any order and among the options."""
     metavar = "FILE|KEY=VALUE" if required else "[FILE]|KEY=VALUE"
     parser.add_argument(
         "words",
         nargs="*",
         metavar=metavar,
-        help="the config file, and settings to override, such as optimizer.lr=3e-4",
+        help=f"{what}, and settings to override, such as optimizer.lr=3e-4",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the config file, by option")
+
+
+def files_and_overrides(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The files that were named and the overrides, both in their order."""
+    overrides = [word for word in args.words if _OVERRIDE.match(word)]
+    files = [Path(word) for word in args.words if not _OVERRIDE.match(word)]
+    return ([] if args.config is None else [args.config]) + files, overrides
 
 
 def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
@@ -38,10 +47,7 @@ def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[st
 
     Raises Refused when there are two files.
     """
-    overrides = [word for word in args.words if _OVERRIDE.match(word)]
-    files = [Path(word) for word in args.words if not _OVERRIDE.match(word)]
-    if args.config is not None:
-        files.insert(0, args.config)
+    files, overrides = files_and_overrides(args)
     if len(files) > 1:
         raise Refused(f"one config file, not {len(files)}: {' '.join(map(str, files))}")
     return (files[0] if files else None), overrides

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import psutil
 
 CPU_PROCESSES = 4
 
@@ -48,22 +52,76 @@ def _layout(processes: int, why: str) -> Choice:
     return Choice(overrides=overrides, processes=processes, reason=f"{why}: {how}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a machine has; ``memory`` is the host's and ``gpu_memory`` the smallest GPU's, in bytes,
+    None where it is not known."""
+
+    gpus: int
+    memory: int
+    gpu_memory: int | None = None
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        return "cuda" if self.gpus else "cpu"
+
+    def gpu_memory_for(self, ranks: int) -> int | None:
+        """What each rank may use of its GPU, which ranks share when there are too few; None where
+        they compute on CPUs or nothing is known."""
+        if not self.gpus or self.gpu_memory is None:
+            return None
+        return self.gpu_memory // -(-ranks // self.gpus)
+
+
+def this_machine() -> Machine:
+    gpus = count_gpus()
+    return Machine(gpus=gpus, memory=_host_memory(), gpu_memory=_gpu_memory(gpus))
+
+
 def count_gpus() -> int:
     """GPUs that torch would find: 0 where torch is a CPU build or there is no CUDA driver.
 
     Asks the driver itself, which honours CUDA_VISIBLE_DEVICES, in place of importing torch, which
     takes seconds.
     """
-    if not _torch_has_cuda():
+    driver = _driver() if _torch_has_cuda() else None
+    found = ctypes.c_int()
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(found)) != 0:
         return 0
+    return found.value
+
+
+def _gpu_memory(gpus: int) -> int | None:
+    """Bytes of the smallest of so many GPUs."""
+    driver = _driver() if gpus else None
+    if driver is None:
+        return None
+    sizes = []
+    for number in range(gpus):
+        device, size = ctypes.c_int(), ctypes.c_size_t()
+        if driver.cuDeviceGet(ctypes.byref(device), number) != 0:
+            return None
+        if driver.cuDeviceTotalMem_v2(ctypes.byref(size), device) != 0:
+            return None
+        sizes.append(size.value)
+    return min(sizes)
+
+
+def _driver() -> ctypes.CDLL | None:
+    """CUDA's driver, started; None where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0
-    found = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(found)) != 0:
-        return 0
-    return found.value
+        return None
+    return driver if driver.cuInit(0) == 0 else None
+
+
+def _host_memory() -> int:
+    """Bytes that the machine, or the container this runs in, has."""
+    memory = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):  # no limit, or no Linux
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory
 
 
 def _torch_has_cuda() -> bool:

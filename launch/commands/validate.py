@@ -1,37 +1,120 @@
-"""Check a config and say what it would run, without running anything."""
+"""Check configs and say what they would run, without running anything."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 
 from engine.errors import Refused
-from engine.overview import overview, remarks, table
-from engine.plan import make_plan
-from launch.arguments import add_config, config_and_overrides, positive
+from launch.arguments import add_config, files_and_overrides, positive
+from launch.validate.alternatives import Request
+from launch.validate.files import config_files
+from launch.validate.inspection import ALTERNATIVES, Case, Inspection, inspect
+from launch.validate.units import parse_bytes, show_bytes, show_layers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE, KEY=VALUE ..., --gpus."""
-    add_config(parser, required=True)
+    """FILE or FOLDER ..., KEY=VALUE ..., and what to look at."""
+    add_config(parser, required=True, what="config files or folders of them")
     parser.add_argument(
         "--gpus", type=positive, metavar="N", help="how many; default: what one model needs"
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="of a GPU, such as 80GiB: what does not fit is refused, with what would",
+    )
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="check this machine too: GPUs, memory, data, folders and the space in them",
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--map", action="store_true", help="draw which GPU holds what")
+    shown.add_argument(
+        "--json", action="store_true", help="for programs, as docs/validate.schema.json says"
+    )
+    parser.add_argument(
+        "--map-svg", type=Path, metavar="FILE", help="write that drawing as a picture"
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print the plan; 0.
+    """Print what was found; 0, or 2 where a config is refused.
 
-    Raises ConfigError with all problems of the config, and Refused when none is named.
+    Raises Refused for arguments that cannot be used.
     """
-    config, overrides = config_and_overrides(args)
-    if config is None:
-        raise Refused("name a config: cuboid validate FILE")
-    plan = make_plan(config, gpus=args.gpus, overrides=overrides, environ=environ)
+    named, overrides = files_and_overrides(args)
+    files = config_files(named)
+    if len(files) > 1 and (args.map or args.map_svg):
+        raise Refused(f"a map is of one config, not of {len(files)}")
+    requests = [
+        Request(path=file, gpus=args.gpus, overrides=tuple(overrides), environ=environ)
+        for file in files
+    ]
+    found = _look(requests, args)
+    if args.json:
+        from launch.validate.as_json import as_json
+
+        print(as_json(found))
+    else:
+        _tell(found, args.map)
+    if args.map_svg and found[0].case:
+        _write_picture(found[0].case, args.map_svg)
+    return 2 if any(one.problems for one in found) else 0
+
+
+def _look(requests: list[Request], args: argparse.Namespace) -> list[Inspection]:
+    enough = ALTERNATIVES if len(requests) == 1 else 1
+    if not args.here:
+        return [inspect(request, args.gpu_memory, enough=enough) for request in requests]
+    from launch.machine import this_machine
+    from launch.validate.on_machine import inspect_on
+
+    machine = this_machine()
+    return [inspect_on(machine, request, args.gpu_memory, enough=enough) for request in requests]
+
+
+def _tell(found: list[Inspection], with_map: bool) -> None:
+    """One config at length, or a line each; problems go to stderr."""
+    from launch.validate.listing import tell_all
+    from launch.validate.table import say_remarks, tell
+
     console = Console()
-    console.print(table(overview(plan)))
-    for line in remarks(plan):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0
+    if len(found) > 1:
+        tell_all(found, console)
+    elif found[0].case:
+        tell(found[0].case, console)
+        if with_map:
+            _draw(found[0].case, console)
+        say_remarks(found[0].case.plan, console)
+    sys.stdout.flush()
+    for one in found:
+        for problem in one.problems:
+            print(problem, file=sys.stderr)
+
+
+def _draw(case: Case, console: Console) -> None:
+    from launch.validate.terminal_map import terminal_map
+
+    layers = [show_layers(stage.layers) for stage in case.estimate.stages]
+    console.print(terminal_map(case.plan.layout, layers, console.width))
+
+
+def _write_picture(case: Case, path: Path) -> None:
+    from launch.validate.svg_map import Caption, svg_map
+
+    captions = [
+        Caption(f"layers {show_layers(one.layers)}", f"{show_bytes(one.memory.total)} a GPU")
+        for one in case.estimate.stages
+    ]
+    picture = svg_map(case.plan.layout, case.plan.settings.name, captions)
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"--map-svg {path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,165 @@
+"""Whether the machine at hand can run a plan: its memory, its disks, the data. No torch.
+
+Nothing is left behind: a folder is probed with a file that is written, synced and removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.data.file import File
+from engine.data.source import default_cache
+from engine.errors import Refused
+from engine.estimate.estimate import estimate
+from engine.estimate.figures import Estimate
+from engine.plan import Plan
+from launch.machine import Machine
+from launch.validate.inspection import too_large
+from launch.validate.units import show_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """A folder that a run writes into: ``name`` is how messages call it, ``what`` goes there."""
+
+    name: str
+    path: Path
+    what: str
+    bytes: int = 0
+    must_exist: bool = False
+
+
+def refuse_unfit(
+    plan: Plan, machine: Machine, environ: Mapping[str, str], output: Path | None
+) -> None:
+    """What ``cuboid train`` asks before anything starts. Raises Refused with all problems."""
+    found = estimate(plan, device=machine.device)
+    problems = list(problems_here(plan, found, machine, environ, output))
+    limit = machine.gpu_memory_for(plan.layout.gpus)
+    if limit is not None and found.fullest.memory.total > limit:
+        problems.insert(0, f"{plan.settings.source}: {too_large(found, limit)}")
+    if problems:
+        raise Refused("\n".join(problems))
+
+
+def problems_here(
+    plan: Plan,
+    found: Estimate,
+    machine: Machine,
+    environ: Mapping[str, str],
+    output: Path | None = None,
+) -> Iterator[str]:
+    """What stands in the way of the whole run on this machine, a line each; GPUs aside."""
+    yield from _host_memory(plan, found, machine)
+    yield from _data(plan)
+    yield from _folders(list(needs(plan, found, environ, output)))
+
+
+def needs(
+    plan: Plan, found: Estimate, environ: Mapping[str, str], output: Path | None
+) -> Iterator[Need]:
+    """The folders of a run on this machine."""
+    settings = plan.settings
+    weight = 8 if settings.precision == "float64" else 4
+    yield Need(
+        name=f"--output {output}" if output else plan.cite("log.dir"),
+        path=output or Path(settings.log.dir or "runs"),
+        what="weights",
+        bytes=weight * found.parameters,
+    )
+    if settings.zero.nvme_path is not None and "nvme" in _offloads(plan):
+        yield Need(
+            name=plan.cite("zero.nvme_path"),
+            path=Path(settings.zero.nvme_path),
+            what="offloaded state",
+            bytes=_all_ranks(plan, found, "nvme"),
+            must_exist=True,
+        )
+    if settings.data.type != "synthetic":
+        cache = settings.data.cache
+        yield Need(
+            name=plan.cite("data.cache"),
+            path=Path(cache) if cache else default_cache(environ),
+            what="tokens",
+        )
+
+
+def _offloads(plan: Plan) -> set[str | None]:
+    return {plan.settings.zero.offload, plan.settings.zero.offload_params}
+
+
+def _all_ranks(plan: Plan, found: Estimate, *parts: str) -> int:
+    """Bytes of these parts of the memory, over all ranks."""
+    each = plan.layout.tensor * plan.layout.data
+    held: Iterator[int] = (getattr(one.memory, part) for one in found.stages for part in parts)
+    return each * sum(held)
+
+
+def _host_memory(plan: Plan, found: Estimate, machine: Machine) -> Iterator[str]:
+    on_gpus = machine.gpus > 0
+    needed = _all_ranks(plan, found, "host", *([] if on_gpus else ["total"]))
+    if needed > machine.memory:
+        what = "what is offloaded to the host" if on_gpus else f"{plan.layout.gpus} ranks on CPUs"
+        yield (
+            f"{plan.settings.source}: {what} takes {show_bytes(needed)}, and this machine has "
+            f"{show_bytes(machine.memory)} of memory"
+        )
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    """A file must be what sources read; what is in a folder is for the source to say."""
+    path = plan.settings.data.path
+    if path is None or Path(path).is_dir():
+        return
+    try:
+        File(path)
+    except Refused as error:
+        yield f"{plan.stated['data.path'].origin}: {error}"
+
+
+def _folders(wanted: list[Need]) -> Iterator[str]:
+    """Folders that cannot be used, and disks without the space for all that goes there."""
+    by_disk: dict[int, list[tuple[Need, Path]]] = {}
+    for need in wanted:
+        try:
+            folder = _nearest(need)
+            _probe(folder)
+            by_disk.setdefault(folder.stat().st_dev, []).append((need, folder))
+        except Refused as error:
+            yield f"{need.name}: {error}"
+        except OSError as error:
+            yield f"{need.name}: {need.path} cannot be written: {error.strerror or error}"
+    for pairs in by_disk.values():
+        free = shutil.disk_usage(pairs[0][1]).free
+        if sum(need.bytes for need, _ in pairs) > free:
+            largest = max((need for need, _ in pairs), key=lambda need: need.bytes)
+            parts = [f"{show_bytes(need.bytes)} of {need.what}" for need, _ in pairs if need.bytes]
+            yield (
+                f"{largest.name}: {' and '.join(parts)} go to that disk, which has "
+                f"{show_bytes(free)} free"
+            )
+
+
+def _nearest(need: Need) -> Path:
+    """The folder itself, or the one it would be made in. Raises Refused."""
+    path = need.path.absolute()
+    if need.must_exist and not path.is_dir():
+        raise Refused(f"{need.path} is not a folder of this machine")
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise Refused(f"{path} is not a folder")
+    return path
+
+
+def _probe(folder: Path) -> None:
+    """Write, sync and remove a file. Raises OSError."""
+    with tempfile.NamedTemporaryFile(prefix=".cuboid-probe-", dir=folder) as file:
+        file.write(b"\0" * 4096)
+        file.flush()
+        os.fsync(file.fileno())

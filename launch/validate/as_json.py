@@ -1,0 +1,97 @@
+"""What validate found, for programs. docs/validate.schema.json describes it; sizes are in bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from engine.estimate.figures import Memory
+from engine.plan import Plan
+from launch.validate.alternatives import Alternative
+from launch.validate.inspection import Case, Inspection
+
+VERSION = 1  # counts up when something is renamed, removed or changes its meaning
+
+
+def as_json(inspections: Sequence[Inspection]) -> str:
+    """One JSON object; its ``configs`` are in the order asked for."""
+    found = {"version": VERSION, "configs": [_config(one) for one in inspections]}
+    return json.dumps(found, indent=2, allow_nan=False)
+
+
+def _config(one: Inspection) -> dict[str, Any]:
+    plan = one.case.plan if one.case else None
+    return {
+        "source": one.source,
+        "accepted": not one.problems,
+        "problems": list(one.problems),
+        "warnings": list(plan.warnings) if plan else [],
+        "notes": list(plan.notes) if plan else [],
+        "plan": _plan(plan) if plan else None,
+        "estimate": _estimate(one.case) if one.case else None,
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    layout, settings = plan.layout, plan.settings
+    return {
+        "name": settings.name,
+        "fingerprint": plan.fingerprint,
+        "gpus": layout.gpus,
+        "layout": {
+            "data": layout.data,
+            "pipeline": layout.pipeline,
+            "tensor": layout.tensor,
+            "mode": layout.mode.name,
+            "axes": layout.axes,
+        },
+        "batch": {
+            "per_rank": settings.batch_size,
+            "micro_batches": settings.num_micro_batches,
+            "per_micro_batch": plan.micro_batch,
+            "padded_micro_batch": plan.padded_micro_batch,
+            "accumulation": settings.gradient_accumulation,
+            "samples_per_step": plan.global_batch,
+            "tokens_per_step": plan.tokens_per_step,
+        },
+        "settings": settings.model_dump(mode="json", exclude={"name", "source"}),
+    }
+
+
+def _estimate(case: Case) -> dict[str, Any]:
+    found = case.estimate
+    return {
+        "parameters": {"total": found.parameters, "per_gpu": found.parameters_per_rank},
+        "flops": {"per_token": found.flops_per_token, "per_step": found.flops_per_step},
+        "bubble": found.bubble,
+        "memory": {
+            "gpu": case.gpu_memory,
+            "fits": case.fits,
+            "fullest_stage": found.fullest.stage,
+            "stages": [
+                {
+                    "stage": stage.stage,
+                    "layers": [[layers.start, layers.stop] for layers in stage.layers],
+                    "parameters": stage.parameters,
+                    "bytes": _memory(stage.memory),
+                }
+                for stage in found.stages
+            ],
+        },
+        "sent": [asdict(sent) for sent in found.traffic],
+        "alternatives": [_alternative(other) for other in case.alternatives],
+    }
+
+
+def _memory(memory: Memory) -> dict[str, int]:
+    return {"total": memory.total, **asdict(memory)}
+
+
+def _alternative(other: Alternative) -> dict[str, Any]:
+    return {
+        "overrides": list(other.overrides),
+        "gpus": other.plan.layout.gpus,
+        "bytes": other.estimate.fullest.memory.total,
+    }

@@ -1,0 +1,102 @@
+"""How GPUs are arranged in a drawing: blocks of planes of rows. Says where, draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from engine.errors import Refused
+from engine.layout import Layout
+
+LINE = 8  # ranks of a single axis that stand side by side
+MOST = 4096  # GPUs that are drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Ranks on a grid. ``row`` and ``column`` are coordinates that a row or column shares."""
+
+    index: Mapping[str, int]  # of the axis that separates planes; empty where there is one
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    ranks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """GPUs that are drawn together: a pipeline stage of one copy of the model, cut by the tensor
+    axes; or, where tensors are not cut, a stage of all copies."""
+
+    index: Mapping[str, int]  # what the GPUs share: 'data' and 'pipeline', or 'pipeline'
+    planes: tuple[Plane, ...]
+
+    @property
+    def stage(self) -> int:
+        return self.index["pipeline"]
+
+
+def blocks(layout: Layout) -> list[Block]:
+    """Every rank, once, in the order of data, then of stages.
+
+    Raises Refused where there are more GPUs than anyone could look at.
+    """
+    if layout.gpus > MOST:
+        raise Refused(f"a map shows up to {MOST} GPUs, not {layout.gpus}")
+    inner = layout.tensor_axes if layout.tensor > 1 else {"data": layout.data}
+    outer = {axis: size for axis, size in layout.axes.items() if axis not in inner}
+    outer = {axis: outer[axis] for axis in ("data", "pipeline") if axis in outer}
+    return [
+        Block(index=index, planes=tuple(_planes(layout, index, inner))) for index in _walk(outer)
+    ]
+
+
+def title(block: Block, layout: Layout) -> str:
+    """What tells a block from the others."""
+    if layout.pipeline > 1 or layout.data == 1:
+        return f"stage {block.stage}"
+    return f"data {block.index['data']}" if "data" in block.index else "all GPUs"
+
+
+def _planes(layout: Layout, fixed: Mapping[str, int], inner: Mapping[str, int]) -> Iterator[Plane]:
+    """The last two axes span a plane; an axis alone is a line, broken where it is long."""
+    whole = {**dict.fromkeys(layout.axes, 0), **fixed}
+    *slow, across = {axis: size for axis, size in inner.items() if size > 1} or dict(inner)
+    if not slow:
+        yield _line(layout, whole, across)
+        return
+    down = slow.pop()
+    for index in _walk({axis: inner[axis] for axis in slow}):
+        yield Plane(
+            index=index,
+            rows=tuple(f"{down}{row}" for row in range(inner[down])),
+            columns=tuple(f"{across}{column}" for column in range(inner[across])),
+            ranks=tuple(
+                tuple(
+                    layout.rank({**whole, **index, down: row, across: column})
+                    for column in range(inner[across])
+                )
+                for row in range(inner[down])
+            ),
+        )
+
+
+def _line(layout: Layout, whole: Mapping[str, int], axis: str) -> Plane:
+    size = layout.axes[axis]
+    name = "data " if axis == "data" else axis
+    ranks = [layout.rank({**whole, axis: index}) for index in range(size)]
+    if size <= LINE:
+        columns = tuple(f"{name}{index}" for index in range(size))
+        return Plane(index={}, rows=("",), columns=columns, ranks=(tuple(ranks),))
+    starts = range(0, size, LINE)
+    return Plane(
+        index={},
+        rows=tuple(f"{name}{start}" for start in starts),
+        columns=tuple(f"+{index}" for index in range(LINE)),
+        ranks=tuple(tuple(ranks[start : start + LINE]) for start in starts),
+    )
+
+
+def _walk(axes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    for index in product(*map(range, axes.values())):
+        yield dict(zip(axes, index, strict=True))

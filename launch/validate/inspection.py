@@ -1,0 +1,90 @@
+"""What there is to say of a config: refused and why, or its plan and what that takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from engine.config.errors import ConfigError
+from engine.errors import Refused
+from engine.estimate.estimate import estimate
+from engine.estimate.figures import Estimate
+from engine.estimate.local import Device
+from engine.plan import Plan
+from launch.validate.alternatives import Alternative, Request, alternatives
+from launch.validate.units import show_bytes
+
+ALTERNATIVES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A legal config: its plan, what that takes, and bytes of a GPU's memory, if they are known.
+
+    ``alternatives`` are what would fit where this does not.
+    """
+
+    plan: Plan
+    estimate: Estimate
+    gpu_memory: int | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the fullest GPU holds its share; None where its size is not known."""
+        if self.gpu_memory is None:
+            return None
+        return self.estimate.fullest.memory.total <= self.gpu_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """``problems`` are reasons to refuse, a line each; ``case`` is None where there is no plan."""
+
+    source: str
+    problems: tuple[str, ...] = ()
+    case: Case | None = None
+
+
+def inspect(
+    request: Request,
+    gpu_memory: int | None = None,
+    *,
+    device: Device = "cuda",
+    enough: int = ALTERNATIVES,
+) -> Inspection:
+    """Read a config and judge it. What is wrong with it is in the result, never raised.
+
+    ``enough``: how many alternatives are looked for where the config does not fit.
+    """
+    source = str(request.path)
+    try:
+        plan = request.plan()
+    except ConfigError as error:
+        return Inspection(source=source, problems=tuple(map(str, error.problems)))
+    except Refused as error:
+        return Inspection(source=source, problems=(str(error),))
+    case = Case(plan=plan, estimate=estimate(plan, device=device), gpu_memory=gpu_memory)
+    if gpu_memory is None or case.fits:
+        return Inspection(source=source, case=case)
+    others = alternatives(request, plan, gpu_memory, enough=enough)
+    case = replace(case, alternatives=tuple(others))
+    problem = f"{source}: {too_large(case.estimate, gpu_memory)}; {_would_fit(case)}"
+    return Inspection(source=source, problems=(problem,), case=case)
+
+
+def too_large(found: Estimate, limit: int) -> str:
+    """That the fullest GPU takes more than the ``limit`` of bytes it has."""
+    fullest = found.fullest
+    where = f"stage {fullest.stage}" if len(found.stages) > 1 else "the model"
+    return (
+        f"{where} takes {show_bytes(fullest.memory.total)} of a GPU, which has {show_bytes(limit)}"
+    )
+
+
+def _would_fit(case: Case) -> str:
+    """The mildest way that would."""
+    if not case.alternatives:
+        return "nothing that was tried would fit"
+    best = case.alternatives[0]
+    size = show_bytes(best.estimate.fullest.memory.total)
+    return f"{size} with {best.words(case.plan)}"

@@ -1,0 +1,132 @@
+"""Shapes, text and colours of an SVG picture; what they mean is for others to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+INK, GREY, LINE, PAPER = "#1f2937", "#6b7280", "#cbd5e1", "#ffffff"
+# Stages go through these from first to last; white text is readable on each of them.
+RAMP = ("#2563c9", "#6d4fc4", "#b0409c", "#cc4a5a", "#c2620e")
+
+Point = tuple[float, float]
+
+
+def canvas(width: float, height: float, title: str, description: str) -> Element:
+    """An empty picture on paper."""
+    root = Element(
+        "svg",
+        {
+            "xmlns": NAMESPACE,
+            "viewBox": f"0 0 {_number(width)} {_number(height)}",
+            "width": _number(width),
+            "height": _number(height),
+            "role": "img",
+            "font-family": FONT,
+        },
+    )
+    SubElement(root, "title").text = title
+    SubElement(root, "desc").text = description
+    rect(root, 0, 0, width, height, fill=PAPER)
+    return root
+
+
+def render(root: Element) -> str:
+    """The picture as a file's text."""
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def group(parent: Element, **attributes: str) -> Element:
+    return SubElement(parent, "g", _names(attributes))
+
+
+def rect(
+    parent: Element,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    *,
+    radius: float = 0,
+    **style: str,
+) -> Element:
+    place = {"x": x, "y": y, "width": width, "height": height, "rx": radius}
+    return SubElement(parent, "rect", _numbers(place) | _names(style))
+
+
+def polygon(parent: Element, points: Sequence[Point], **style: str) -> Element:
+    text = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
+    return SubElement(parent, "polygon", {"points": text} | _names(style))
+
+
+def line(parent: Element, start: Point, end: Point, **style: str) -> Element:
+    place = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
+    return SubElement(parent, "line", _numbers(place) | {"stroke": LINE} | _names(style))
+
+
+def arrow(parent: Element, start: Point, end: Point) -> None:
+    """A horizontal arrow to the right."""
+    (x, y), tip = end, 7
+    line(parent, start, (x - tip, y), stroke=GREY, stroke_width="1.6")
+    polygon(parent, [(x, y), (x - tip - 2, y - 5), (x - tip - 2, y + 5)], fill=GREY)
+
+
+def label(
+    parent: Element,
+    x: float,
+    y: float,
+    content: str,
+    *,
+    size: float,
+    anchor: str = "start",
+    fill: str = INK,
+    bold: bool = False,
+) -> Element:
+    """Text whose middle line is at ``y``."""
+    attributes = _numbers({"x": x, "y": y + 0.35 * size, "font-size": size})
+    attributes |= {"text-anchor": anchor, "fill": fill}
+    if bold:
+        attributes["font-weight"] = "600"
+    element = SubElement(parent, "text", attributes)
+    element.text = content
+    return element
+
+
+def text_width(content: str, size: float) -> float:
+    """Room that ``content`` takes at most, in any common sans serif."""
+    return 0.62 * size * len(content)
+
+
+def ramp(index: int, count: int) -> str:
+    """The colour of one of ``count`` in order."""
+    if count == 1:
+        return RAMP[0]
+    place = index / (count - 1) * (len(RAMP) - 1)
+    before = min(int(place), len(RAMP) - 2)
+    return mix(RAMP[before], RAMP[before + 1], place - before)
+
+
+def mix(colour: str, other: str, share: float) -> str:
+    """``share`` of ``other`` in ``colour``."""
+    pairs = zip(_channels(colour), _channels(other), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def _channels(colour: str) -> list[int]:
+    return [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+
+
+def _names(attributes: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in attributes.items()}
+
+
+def _numbers(attributes: dict[str, float]) -> dict[str, str]:
+    return {name: _number(value) for name, value in attributes.items() if value or name != "rx"}
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 2):g}"

@@ -1,0 +1,161 @@
+"""One config, told to a person: what it is, what it takes, what goes where, and what to mind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.estimate.figures import Estimate, StageEstimate
+from engine.overview import overview, table
+from engine.plan import Plan
+from launch.validate.inspection import Case
+from launch.validate.units import digits, show_bytes, show_layers, unit
+
+# Columns of the memory table: head, field.
+PARTS = (
+    ("weights", "parameters"),
+    ("grads", "gradients"),
+    ("optimizer", "optimizer"),
+    ("activ.", "activations"),
+    ("logits", "logits"),
+    ("buffers", "buffers"),
+    ("total", "total"),
+)
+ELSEWHERE = (("on host", "host"), ("on NVMe", "nvme"))
+MOST_ROWS = 12
+WIDE = 100  # columns of a terminal that has room
+NEARLY = 0.9  # of a GPU's memory
+
+
+def tell(case: Case, console: Console) -> None:
+    """The whole of it, but for remarks."""
+    plan, found = case.plan, case.estimate
+    console.print(table({**overview(plan), **_more(plan, found)}))
+    console.print()
+    console.print(memory_table(case, console))
+    if found.traffic:
+        console.print()
+        console.print(traffic_table(found, console))
+    console.print()
+    if case.alternatives:
+        console.print(alternatives_table(case, console))
+        console.print()
+
+
+def say_remarks(plan: Plan, console: Console) -> None:
+    """Warnings and notes, a line each, however long."""
+    for kind, style, lines in (("warning", "yellow", plan.warnings), ("note", "cyan", plan.notes)):
+        for line in lines:
+            text = Text(f"{kind}: ", style=style).append(line, style="default")
+            console.print(text, soft_wrap=True, highlight=False)
+
+
+def _more(plan: Plan, found: Estimate) -> dict[str, str]:
+    """Lines that take the estimate."""
+    lines = {"parameters": f"{found.parameters:,}"}
+    if plan.layout.gpus > 1:
+        lines["parameters"] += f", at most {found.parameters_per_rank:,} on a GPU"
+    if plan.layout.pipeline > 1:
+        lines["bubble"] = f"{found.bubble:.1%} of a step ({plan.settings.schedule})"
+    return lines
+
+
+def memory_table(case: Case, console: Console) -> Table:
+    """A row a stage; stages that take the same share one, and of many only some are shown."""
+    stages, gpu = case.estimate.stages, case.gpu_memory
+    name, size = unit(max(stage.memory.total for stage in stages))
+    parts = [
+        (head, part)
+        for head, part in (*PARTS, *ELSEWHERE)
+        if any(getattr(stage.memory, part) for stage in stages)
+    ]
+    heads = [head for head, _ in parts]
+    grid = _grid(f"memory of a GPU, {name}", ["stage", "layers"], heads, console)
+    if gpu is not None:
+        grid.add_column(f"of {show_bytes(gpu)}", no_wrap=True)
+    for row in _some([list(same) for _, same in groupby(stages, key=lambda one: one.memory)]):
+        if row is None:
+            grid.add_row("...")
+            continue
+        memory = row[0].memory
+        sizes = [digits(getattr(memory, part) / size) for _, part in parts]
+        share = [] if gpu is None else [_share(memory.total / gpu, console)]
+        grid.add_row(_numbers(row), _layers(row), *sizes, *share)
+    return grid
+
+
+def traffic_table(found: Estimate, console: Console) -> Table:
+    """What the busiest GPU sends in a step."""
+    grid = _grid("sent by a GPU in a step", ["axis", "collective"], ["calls", "bytes"], console)
+    for sent in found.traffic:
+        grid.add_row(sent.axis, sent.collective, f"{sent.calls:,}", show_bytes(sent.bytes))
+    return grid
+
+
+def alternatives_table(case: Case, console: Console) -> Table:
+    """What would fit, and what it takes."""
+    grid = _grid("what would fit", ["with"], ["of a GPU", "GPUs"], console)
+    for other in case.alternatives:
+        size = show_bytes(other.estimate.fullest.memory.total)
+        grid.add_row(Text(other.words(case.plan)), size, f"{other.plan.layout.gpus:,}")
+    grid.columns[0].no_wrap = False
+    return grid
+
+
+def _grid(title: str, names: Sequence[str], numbers: Sequence[str], console: Console) -> Table:
+    grid = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        padding=(0, 2 if console.width >= WIDE else 1, 0, 0),
+    )
+    for name in names:
+        grid.add_column(name, no_wrap=True)
+    for number in numbers:
+        grid.add_column(number, justify="right", no_wrap=True)
+    return grid
+
+
+def _share(ratio: float, console: Console) -> Text:
+    """A percentage and a bar, red where it is too much."""
+    style = "red" if ratio > 1 else "yellow" if ratio > NEARLY else "green"
+    length = 24 if console.width >= WIDE else 8
+    done = min(length, max(1, round(ratio * length)))
+    mark = "#" if console.options.ascii_only else "━"
+    text = Text(f"{ratio:5.0%} ", style=style).append(mark * done)
+    return text.append(mark * (length - done), style="dim white") if console.is_terminal else text
+
+
+def _some(rows: Sequence[list[StageEstimate]]) -> Iterator[list[StageEstimate] | None]:
+    """All of a few rows; of many the ends and the largest, None for those left out."""
+    last = len(rows) - 1
+    largest = max(range(len(rows)), key=lambda row: rows[row][0].memory.total)
+    kept = {
+        row
+        for row in range(len(rows))
+        if last < MOST_ROWS or row == largest or min(row, last - row) < MOST_ROWS // 2 - 1
+    }
+    for row, stages in enumerate(rows):
+        if row in kept:
+            yield stages
+        elif row - 1 in kept:
+            yield None
+
+
+def _numbers(stages: Sequence[StageEstimate]) -> str:
+    first, last = stages[0].stage, stages[-1].stage
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def _layers(stages: Sequence[StageEstimate]) -> str:
+    if len(stages) == 1:
+        return show_layers(stages[0].layers)
+    if len(stages[0].layers) == 1:
+        return show_layers([range(stages[0].layers[0].start, stages[-1].layers[0].stop)])
+    return f"{sum(map(len, stages[0].layers))} each"
