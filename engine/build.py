@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from engine.config.schema import Settings
+from engine.matmuls import MATMULS
 from engine.optim.registry import Named
 from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis
 from models.parallel.mode import Mode
-from models.parallel.partition import MatMul, Partition
+from models.parallel.partition import Partition
 from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, virtual_stages
@@ -25,34 +24,6 @@ DTYPES = {  # precision -> (parameters and reductions, compute)
     "bf16": (torch.float32, torch.bfloat16),
     "fp16": (torch.float32, torch.float16),
 }
-
-
-def onednn(a: Tensor, b: Tensor) -> Tensor:
-    """a [m, k] @ b [k, n] by oneDNN, which torch.mm leaves aside for float32 on a CPU."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-    return y
-
-
-MATMULS: dict[str, MatMul] = {"torch": torch.mm, "onednn": onednn}
-
-
-def probe_matmul(precision: str, device: torch.device, size: int = 512) -> str:
-    """The name of the faster matmul for float32 on this CPU: on AMD's, torch.mm takes the slow
-    library (119 against 261 GFLOP/s). Some ten milliseconds; elsewhere torch's own."""
-    float32 = DTYPES[precision][1] == torch.float32
-    if device.type != "cpu" or not float32 or not torch.backends.mkldnn.is_available():
-        return "torch"
-    a, b = torch.ones(size, size), torch.ones(size, size)
-
-    def seconds(name: str) -> float:
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            MATMULS[name](a, b)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return min(MATMULS, key=seconds)
 
 
 def partition(

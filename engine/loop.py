@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.build import probe_matmul
+from engine.build import DTYPES
 from engine.data import tokenizer
 from engine.data.loader import Batches, load
 from engine.epilogue import epilogue
 from engine.errors import Refused
+from engine.matmuls import probe_matmul
 from engine.metrics import Row
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run import Run
@@ -38,7 +39,7 @@ def train(world: World, plan: Plan, *, output: Path | None, cache: Path) -> None
         lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
     )
     steps = world.agree(lambda: total_steps(plan, batches))
-    matmul = world.share(lambda: probe_matmul(plan.settings.precision, world.device))
+    matmul = world.share(lambda: probe_matmul(DTYPES[plan.settings.precision][1], world.device))
     folder = RunFolder(Path(world.share(lambda: str(open_folder(world, plan, output).path))))
     run = Run(plan, world, batches, steps=steps, matmul=matmul)
     with open_report(run, folder, matmul) as report:

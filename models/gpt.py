@@ -103,6 +103,7 @@ class GPT(nn.Module):
         layers = range(sizes.n_layer) if layers is None else layers
         self.first, self.last = layers.start == 0, layers.stop == sizes.n_layer
         self.sizes, self.part = sizes, part
+        self.drops = sizes.resid_pdrop > 0 or sizes.attn_pdrop > 0
         if self.first or (self.last and sizes.tie_embeddings):
             self.wte = Table(part, sizes.vocab_size, sizes.n_embd, std=sizes.init_std)
         if self.first:
@@ -130,6 +131,8 @@ class GPT(nn.Module):
 
     def forward(self, x: Tensor, length: int, seed: int = 0) -> Tensor:
         """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long."""
+        if not self.drops:  # a compiler would make a block anew for every seed
+            seed = 0
         for block in self.h.values():
             if self.sizes.checkpoint and torch.is_grad_enabled():
                 x = recompute(block, x, length, seed, keep=self.sizes.checkpoint == "selective")
