@@ -13,11 +13,13 @@ HF = ["transformers>=4.51,<5"]
 NVME = ["tensornvme==0.1.0"]
 DEV = [
     "hypothesis>=6.100",
+    "jsonschema>=4.20",
     "mypy==2.4.1",
     "pre-commit>=4",
     "pytest>=8",
     "pytest-timeout>=2.3",
     "ruff==0.17.5",
+    "types-jsonschema>=4.20",
     "types-psutil>=7",
     *HF,
 ]

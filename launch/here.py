@@ -80,13 +80,17 @@ def needs(
             bytes=_all_ranks(plan, found, "nvme"),
             must_exist=True,
         )
-    if settings.data.type != "synthetic":
-        cache = settings.data.cache
-        yield Need(
-            name=plan.cite("data.cache"),
-            path=Path(cache) if cache else default_cache(environ),
-            what="tokens",
-        )
+    cache = Path(settings.data.cache) if settings.data.cache else default_cache(environ)
+    if settings.data.type != "synthetic" and not _is_filled(cache):
+        yield Need(name=plan.cite("data.cache"), path=cache, what="tokens")
+
+
+def _is_filled(folder: Path) -> bool:
+    """Whether tokens may be there already, so that none have to be written."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def _offloads(plan: Plan) -> set[str | None]:

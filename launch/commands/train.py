@@ -12,7 +12,8 @@ from engine.not_yet import not_yet
 from engine.plan import make_plan
 from launch import torchrun
 from launch.arguments import add_config, add_run, config_and_overrides, run_arguments
-from launch.machine import choose, count_gpus
+from launch.here import refuse_unfit
+from launch.machine import choose, count_gpus, this_machine
 
 # The demo, beside the code or where an installation puts it.
 DEMOS = tuple(
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
     if refused := not_yet(plan):
         raise Refused("\n".join(refused))
+    refuse_unfit(plan, this_machine(), environ, args.output)
     return torchrun.run(ranks, run_arguments(args, config, overrides))
 
 

@@ -35,7 +35,7 @@ def _grid(inspections: Sequence[Inspection], limit: int | None, gap: int) -> Tab
         grid.add_column(name, no_wrap=True)
     grid.add_column("GPUs", justify="right", no_wrap=True)
     grid.add_column("layout", no_wrap=True)
-    for name in ["of a GPU"] + [f"of {show_bytes(limit)}"] * (limit is not None):
+    for name in ["of a GPU"] + ([] if limit is None else [f"of {show_bytes(limit)}"]):
         grid.add_column(name, justify="right", no_wrap=True)
     for one in inspections:
         name = os.path.relpath(one.source, folder) if folder else one.source
