@@ -192,3 +192,13 @@ def test_a_cut_norm_is_precise_far_from_zero() -> None:
     for errors in run_world(3, norm_far_from_zero):
         assert errors.pop("exchanges") == 2  # one forward, one backward
         assert max(errors.values()) <= 1e-5, errors
+
+
+def test_gradients_of_biases_and_norms_are_summed_in_the_parameter_type() -> None:
+    """1 + 2^-9 is no bf16: a sum over tokens that is rounded to it is off by as much."""
+    part = open_partition(Run(compute=torch.bfloat16), 0)
+    layer = Linear(part, part.mode.up, 4, 4, std=1.0)
+    y = layer(torch.zeros(513, 4, dtype=torch.bfloat16, requires_grad=True))
+    y.backward(torch.full_like(y, 2**-9))
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [513 * 2**-9] * 4
