@@ -107,7 +107,7 @@ class Linear(CutModule):
         cut = (product.weight_in + part.zero_axes, product.weight_out)
         self.declare("weight", (n_in, n_out), cut, Normal(std=std), home=part.home)
         self.declare("bias", (n_out,), (product.weight_out,), Constant(value=0.0))
-        inputs = n_in // part.pieces(product.weight_in)
+        (inputs,) = part.box((n_in,), (product.weight_in,)).local
         self.pieces = Pieces(dim="T", inputs=inputs, axis=product.gather_w)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Table(CutModule):
         up, lookup = part.mode.up, part.mode.lookup
         cut = (up.weight_out, up.weight_in + part.zero_axes)
         self.declare("weight", (vocabulary, hidden), cut, Normal(std=std), home=part.home)
-        inputs = hidden // part.pieces(up.weight_in)
+        (inputs,) = part.box((hidden,), (up.weight_in,)).local
         self.as_head = Pieces(dim="H", inputs=inputs, axis=up.gather_w)
         self.as_lookup = Pieces(dim="H", inputs=inputs, axis=lookup.gather_w)
 

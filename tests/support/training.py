@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from typing import Literal
@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.config import schema
 from engine.data.loader import pad_samples
 from engine.gradients import GradientSum
 from engine.layout import Layout
+from engine.loss_scale import LossScale
 from engine.pipeline import Batch, Pipeline
 from engine.step import Stepper
 from models.chunks import Chunks
@@ -34,7 +36,8 @@ EPS = 1e-4
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A layout and what to train in it. ``samples`` are those of a step, over all ranks and rounds,
-    and ``ignored`` the first so many of their targets: some ranks have none left."""
+    and ``ignored`` the first so many of their targets: some ranks have none left. ``micro_batches``
+    are those of a rank and round. ``scale`` is the loss scale that fp16 begins with."""
 
     mode: str = "serial"
     tensor: int = 1
@@ -44,8 +47,10 @@ class Run:
     chunks: int = 1
     schedule: str = "1f1b"
     zero: int = 0
+    offload: bool = False
     layers: int = 2
     accumulation: int = 1
+    micro_batches: int = 1
     tied: bool = True
     checkpoint: bool | Literal["selective"] = False
     keep_gathers: bool = False
@@ -59,6 +64,7 @@ class Run:
     loss_chunk: int | None = 5
     dropout: float = 0.0
     heads: int | None = None
+    scale: float = 2.0**12
 
     @property
     def layout(self) -> Layout:
@@ -95,22 +101,35 @@ class Run:
         """As pytest shows it."""
         depth = f"d{self.depth}" if self.layout.mode.uses_depth else ""
         flags = ["tied" if self.tied else "untied"]
-        flags += ["checkpoint"] * bool(self.checkpoint) + ["keep"] * self.keep_gathers
+        if self.checkpoint:
+            flags.append("selective" if self.checkpoint == "selective" else "checkpoint")
+        flags += ["keep"] * self.keep_gathers
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
+        if self.micro_batches > 1:
+            where += f"-m{self.micro_batches}"
         if self.zero:
-            where += f"-zero{self.zero}"
+            where += f"-zero{self.zero}" + "-offload" * self.offload
         return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
+
+    @property
+    def alone(self) -> Run:
+        """The same training in one process: nothing cut, padded, accumulated or checkpointed."""
+        whole = Run(heads=self.sizes.n_head, loss_chunk=None)
+        kept = "layers tied dtype compute samples length ignored steps clip dropout scale".split()
+        return replace(whole, **{name: getattr(self, name) for name in kept})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a run ends with: by step, and whole parameters by name."""
+    """What a run ends with: by step, and whole parameters by name. ``skipped``: steps in which
+    fp16 overflowed."""
 
     losses: list[float]
     norms: list[float]
     parameters: dict[str, Tensor]
+    skipped: int = 0
 
 
 @cache
@@ -144,6 +163,7 @@ def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Parti
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
+        home=torch.device("cpu") if run.offload else None,
     )
 
 
@@ -170,10 +190,15 @@ def samples(run: Run, step: int) -> Batch:
 
 
 def rounds(run: Run, batch: Batch, index: int) -> list[Batch]:
-    """Shares of data-parallel rank ``index``, padded to what the mode can cut."""
+    """Micro-batches of data-parallel rank ``index``, padded to what the mode can cut."""
     multiple = run.layout.sample_multiple(run.length)
-    share = run.samples // run.data // run.accumulation
-    starts = [(turn * run.data + index) * share for turn in range(run.accumulation)]
+    share, rest = divmod(run.samples, run.data * run.accumulation * run.micro_batches)
+    assert not rest, "micro-batches are equal"
+    starts = [
+        ((turn * run.data + index) * run.micro_batches + number) * share
+        for turn in range(run.accumulation)
+        for number in range(run.micro_batches)
+    ]
     return [
         pad_samples(batch[0][start : start + share], batch[1][start : start + share], multiple)
         for start in starts
@@ -201,6 +226,7 @@ def gathered(model: Chunks, tensors: dict[str, Tensor], world: int) -> dict[str,
 
 
 def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
+    fp16 = run.compute == torch.float16
     return Stepper(
         model=model,
         pipeline=Pipeline(model, model.part.axes["pipeline"], run.schedule),
@@ -209,6 +235,7 @@ def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
         world=world,
         seed=3,
         clip_grad_norm=run.clip,
+        loss_scale=LossScale(schema.LossScale(initial=run.scale)) if fp16 else None,
     )
 
 
@@ -227,7 +254,8 @@ def train(rank: int, size: int, run: Run) -> Trained:
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
     parameters = gathered(model, dict(model.named_parameters()), size)
-    return Trained(losses=losses, norms=norms, parameters=parameters)
+    skipped = stepper.loss_scale.skipped if stepper.loss_scale else 0
+    return Trained(losses=losses, norms=norms, parameters=parameters, skipped=skipped)
 
 
 def train_all(rank: int, size: int, runs: list[Run]) -> list[Trained]:
