@@ -168,7 +168,10 @@ class Rows(torch.autograd.Function):
     def forward(
         ctx: Any, w: Tensor, ids: Tensor, held: Tensor | None, pieces: Pieces, part: Partition
     ) -> Tensor:
-        rows = F.embedding(ids, pieces.gather(w, part))
+        if pieces.together(w, part):  # a few rows are cast sooner than the table
+            rows = F.embedding(ids, w).to(part.compute)
+        else:
+            rows = F.embedding(ids, pieces.gather(w, part))
         ctx.save_for_backward(ids, held)
         ctx.weight, ctx.pieces, ctx.part = w, pieces, part
         return rows if held is None else rows.mul_(held.unsqueeze(1))

@@ -107,6 +107,11 @@ class Pieces:
             sizes.append(-(-sizes[-1] // axis.size))
         return sizes[:-1]
 
+    def together(self, weight: Tensor, part: Partition) -> bool:
+        """Whether the rank holds all that it needs, where it needs it."""
+        apart = part.zero.stage > 0 or part.axis(self.axis) is not None
+        return not apart and weight.device == part.device
+
     def gather(self, weight: Tensor, part: Partition) -> Tensor:
         """all_gather_b(w), cast before it travels: half the bytes in bf16."""
         return gather(part.zero.gather(weight, self, part), part.axis(self.axis), self.dim)
