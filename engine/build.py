@@ -44,8 +44,12 @@ def partition(
         compute=compute,
         matmul=MATMULS[matmul],
         keep_gathers=settings.keep_gathers,
-        zero=Zero(stage=zero.stage, axes=(axes["data"],) if zero.stage else ()),
-        home=torch.device("cpu") if zero.offload else None,
+        zero=Zero(
+            stage=zero.stage,
+            axes=(axes["data"],) if zero.stage else (),
+            keeps_pieces=zero.offload_params is None,
+        ),
+        home=torch.device("cpu") if zero.offload or zero.offload_params else None,
     )
 
 

@@ -31,10 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Zero:
-    """The stage, the axes that cut weights (slowest first), and what is held within a step."""
+    """The stage, the axes that cut weights (slowest first), and what is held within a step.
+
+    ``keeps_pieces``: in stage 3 a rank's own pieces, once fetched from where they stay between
+    steps, are kept in the compute type; otherwise they are fetched at every use.
+    """
 
     stage: int = 0
     axes: tuple[Axis, ...] = ()
+    keeps_pieces: bool = False
     _kept: dict[int, Tensor] = field(default_factory=dict)
     _whole: dict[int, tuple[Tensor, Pieces, Tensor]] = field(default_factory=dict)
 
@@ -42,14 +47,17 @@ class Zero:
         """What the rank would hold without ZeRO, in the compute type."""
         if self.stage == 0:
             return weight.to(part.device, part.compute)
-        found = self._kept.get(id(weight))
-        if found is None:
-            found = weight.to(part.device, part.compute)
-            for axis, size in reversed(list(zip(self.axes, pieces.levels(self.axes), strict=True))):
-                found = gather(found, axis, pieces.dim).narrow(pieces.number, 0, size)
-            if self.stage < 3:
-                self._kept[id(weight)] = found
-        return found
+        kept = self._kept.get(id(weight))
+        if kept is not None and self.stage < 3:
+            return kept
+        whole = piece = weight.to(part.device, part.compute) if kept is None else kept
+        for axis, size in reversed(list(zip(self.axes, pieces.levels(self.axes), strict=True))):
+            whole = gather(whole, axis, pieces.dim).narrow(pieces.number, 0, size)
+        if self.stage < 3:
+            self._kept[id(weight)] = whole
+        elif self.keeps_pieces and part.home is not None:
+            self._kept[id(weight)] = piece
+        return whole
 
     def scatter(self, weight: Tensor, gradient: Tensor, pieces: Pieces) -> Tensor | None:
         """The rank's piece of the summed gradient; None where the sum waits for the step's end."""
