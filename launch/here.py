@@ -108,10 +108,10 @@ def _host_memory(plan: Plan, found: Estimate, machine: Machine) -> Iterator[str]
     on_gpus = machine.gpus > 0
     needed = _all_ranks(plan, found, "host", *([] if on_gpus else ["total"]))
     if needed > machine.memory:
-        what = "what is offloaded to the host" if on_gpus else f"{plan.layout.gpus} ranks on CPUs"
+        what = "offloading takes" if on_gpus else "without GPUs all ranks together take"
         yield (
-            f"{plan.settings.source}: {what} takes {show_bytes(needed)}, and this machine has "
-            f"{show_bytes(machine.memory)} of memory"
+            f"{plan.settings.source}: {what} {show_bytes(needed)} of the host's memory, and this "
+            f"machine has {show_bytes(machine.memory)}"
         )
 
 

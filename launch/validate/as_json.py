@@ -45,7 +45,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
             "pipeline": layout.pipeline,
             "tensor": layout.tensor,
             "mode": layout.mode.name,
-            "axes": layout.axes,
+            "axes": layout.tensor_axes,
         },
         "batch": {
             "per_rank": settings.batch_size,

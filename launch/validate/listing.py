@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.validate.inspection import Case, Inspection
-from launch.validate.units import show_bytes
+from launch.validate.units import plural, show_bytes
 
 ROOMY = 100  # columns of a terminal
 
@@ -61,15 +61,11 @@ def _told(case: Case) -> list[Text]:
 
 def _verdict(one: Inspection) -> Text:
     if one.problems:
-        return Text(_plural(len(one.problems), "problem"), style="red")
+        return Text(plural(len(one.problems), "problem"), style="red")
     assert one.case is not None
     if one.case.plan.warnings:
-        return Text(_plural(len(one.case.plan.warnings), "warning"), style="yellow")
+        return Text(plural(len(one.case.plan.warnings), "warning"), style="yellow")
     return Text("ok", style="green")
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _folder(sources: Sequence[str]) -> str:

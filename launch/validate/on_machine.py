@@ -12,6 +12,7 @@ from launch.here import problems_here
 from launch.machine import Machine
 from launch.validate.alternatives import Request
 from launch.validate.inspection import Inspection, inspect
+from launch.validate.units import plural
 
 
 def inspect_on(
@@ -46,6 +47,6 @@ def inspect_on(
 
 def _notes(machine: Machine, ranks: int) -> Iterator[str]:
     if not machine.gpus:
-        yield f"no GPU here: {ranks} ranks compute on {torchrun.cores()} cores"
+        yield f"no GPU here: {plural(ranks, 'rank')} on {plural(torchrun.cores(), 'core')}"
     elif ranks > machine.gpus:
-        yield f"{ranks} ranks share {machine.gpus} GPUs, which is slow"
+        yield f"{ranks} ranks share {plural(machine.gpus, 'GPU')}, which is slow"

@@ -25,6 +25,7 @@ from launch.validate.svg import (
     text_width,
 )
 from launch.validate.svg_bodies import Body, body
+from launch.validate.units import plural
 
 WIDEST = 1640.0  # of the cards, where more than one stands in a row
 MARGIN, PADDING, HEAD, BELOW = 32.0, 14.0, 58.0, 16.0
@@ -162,15 +163,11 @@ def _headline(layout: Layout) -> str:
     axes = " × ".join(f"{axis} {size}" for axis, size in layout.tensor_axes.items())
     sizes = f": {axes}" if len(layout.tensor_axes) > 1 else ""
     parts = [
-        _plural(layout.gpus, "GPU") + f" = {layout.data} data",
-        _plural(layout.pipeline, "stage"),
+        plural(layout.gpus, "GPU") + f" = {layout.data} data",
+        plural(layout.pipeline, "stage"),
         f"{layout.tensor} tensor" + (f" ({layout.mode.name}{sizes})" if layout.tensor > 1 else ""),
     ]
     return " × ".join(parts)
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _notes(layout: Layout) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from math import ceil
 
 from rich.console import Console
 from rich.table import Table
@@ -19,13 +20,13 @@ from launch.validate.units import digits, show_bytes, show_layers, unit
 PARTS = (
     ("weights", "parameters"),
     ("grads", "gradients"),
-    ("optimizer", "optimizer"),
+    ("optim.", "optimizer"),
     ("activ.", "activations"),
     ("logits", "logits"),
     ("buffers", "buffers"),
     ("total", "total"),
 )
-ELSEWHERE = (("on host", "host"), ("on NVMe", "nvme"))
+ELSEWHERE = (("host", "host"), ("NVMe", "nvme"))
 MOST_ROWS = 12
 WIDE = 100  # columns of a terminal that has room
 NEARLY = 0.9  # of a GPU's memory
@@ -75,6 +76,9 @@ def memory_table(case: Case, console: Console) -> Table:
     ]
     heads = [head for head, _ in parts]
     grid = _grid(f"memory of a GPU, {name}", ["stage", "layers"], heads, console)
+    grid.columns[1].no_wrap = False  # chunks make it long
+    grid.columns[1].min_width = len("layers")
+    room = 24 if console.width >= WIDE else 8 if len(parts) <= len(PARTS) else 0
     if gpu is not None:
         grid.add_column(f"of {show_bytes(gpu)}", no_wrap=True)
     for row in _some([list(same) for _, same in groupby(stages, key=lambda one: one.memory)]):
@@ -83,7 +87,7 @@ def memory_table(case: Case, console: Console) -> Table:
             continue
         memory = row[0].memory
         sizes = [digits(getattr(memory, part) / size) for _, part in parts]
-        share = [] if gpu is None else [_share(memory.total / gpu, console)]
+        share = [] if gpu is None else [_share(memory.total / gpu, room, console)]
         grid.add_row(_numbers(row), _layers(row), *sizes, *share)
     return grid
 
@@ -122,14 +126,14 @@ def _grid(title: str, names: Sequence[str], numbers: Sequence[str], console: Con
     return grid
 
 
-def _share(ratio: float, console: Console) -> Text:
-    """A percentage and a bar, red where it is too much."""
+def _share(ratio: float, room: int, console: Console) -> Text:
+    """A percentage, above 100% as soon as it is too much, and a bar of ``room`` characters."""
     style = "red" if ratio > 1 else "yellow" if ratio > NEARLY else "green"
-    length = 24 if console.width >= WIDE else 8
-    done = min(length, max(1, round(ratio * length)))
+    percent = ceil(100 * ratio) if ratio > 1 else round(100 * ratio)
+    done = min(room, ceil(ratio * room))
     mark = "#" if console.options.ascii_only else "━"
-    text = Text(f"{ratio:5.0%} ", style=style).append(mark * done)
-    return text.append(mark * (length - done), style="dim white") if console.is_terminal else text
+    text = Text(f"{percent:3}% ", style=style).append(mark * done)
+    return text.append(mark * (room - done), style="dim white") if console.is_terminal else text
 
 
 def _some(rows: Sequence[list[StageEstimate]]) -> Iterator[list[StageEstimate] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby, zip_longest
 
+from rich.align import Align
 from rich.box import ROUNDED
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -48,7 +49,7 @@ def _panel(block: Block, digits: int, layers: str, name: str) -> Panel:
     below = f"layers {layers}"
     widest = max(line.cell_len for line in content.split())
     return Panel(
-        content,
+        Align.center(content),
         box=ROUNDED,
         border_style="cyan",
         title=Text(name, style="cyan"),
@@ -63,11 +64,11 @@ def _plane(plane: Plane, digits: int) -> list[Text]:
     cell = max(digits, *map(len, plane.columns)) + 2
     corner = " ".join(f"{axis}{index}" for axis, index in plane.index.items())
     margin = max(len(corner), *map(len, plane.rows))
-    head = Text(f"{corner:<{margin}}", style=LABEL)
+    head = Text().append(f"{corner:<{margin}}", style=LABEL)
     head.append("".join(f"{name:>{cell}}" for name in plane.columns), style=LABEL)
     lines = [head]
     for name, ranks in zip(plane.rows, plane.ranks, strict=True):
-        line = Text(f"{name:>{margin}}", style=LABEL)
+        line = Text().append(f"{name:>{margin}}", style=LABEL)
         for rank in ranks:
             line.append(f"{rank:>{cell}}", style=RANK)
         line.append(" " * (head.cell_len - line.cell_len))

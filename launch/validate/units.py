@@ -1,4 +1,4 @@
-"""Bytes and layers in words: '80GiB' to a number, and numbers to what fits in a table."""
+"""Bytes, layers and counts in words: '80GiB' to a number, and numbers to what fits in a table."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def show_layers(ranges: Iterable[range]) -> str:
         f"{layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"{layers.start}"
         for layers in ranges
     )
+
+
+def plural(number: int, noun: str) -> str:
+    """'1 GPU', '2 GPUs'."""
+    return f"{number} {noun}{'s' * (number != 1)}"

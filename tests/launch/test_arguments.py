@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Refused
-from launch.arguments import add_config, config_and_overrides, positive
+from launch.arguments import add_config, config_and_overrides, files_and_overrides, positive
 
 
 def parse(line: str) -> tuple[Path | None, list[str]]:
@@ -41,6 +41,13 @@ def test_no_file_and_a_file_whose_folder_has_a_sign():
 def test_two_files_are_refused():
     with pytest.raises(Refused, match=r"one config file, not 2: a\.py b\.py"):
         parse("--config a.py b.py")
+
+
+def test_several_files_keep_their_order():
+    parser = argparse.ArgumentParser()
+    add_config(parser, required=True)
+    args = parser.parse_intermixed_args("b.py seed=1 a.py --config c.py".split())
+    assert files_and_overrides(args) == ([Path("c.py"), Path("b.py"), Path("a.py")], ["seed=1"])
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import psutil
 import pytest
 
-from launch.machine import choose, count_gpus
+from launch.machine import Machine, choose, count_gpus, this_machine
 from models.parallel.registry import modes
 
 
@@ -65,3 +66,24 @@ def test_hidden_gpus_are_not_counted(monkeypatch):
     code = "from launch.machine import count_gpus; assert count_gpus() == 0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 80), (4, 80), (5, 40), (8, 40), (9, 26)])
+def test_ranks_share_gpus_evenly(ranks, share):
+    assert Machine(gpus=4, memory=0, gpu_memory=80).gpu_memory_for(ranks) == share
+
+
+def test_without_gpus_there_is_no_memory_of_one():
+    machine = Machine(gpus=0, memory=0)
+    assert (machine.device, machine.gpu_memory_for(2)) == ("cpu", None)
+    assert Machine(gpus=1, memory=0).gpu_memory_for(1) is None
+
+
+def test_this_machine_is_seen_as_torch_sees_it():
+    code = (
+        "import torch; from launch.machine import this_machine; m = this_machine();"
+        "sizes = [torch.cuda.get_device_properties(n).total_memory for n in range(m.gpus)];"
+        "assert m.gpu_memory == min(sizes, default=None), (m, sizes)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert 0 < this_machine().memory <= psutil.virtual_memory().total

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from launch import cli
 
+ROOT = Path(__file__).parents[3]
 CONFIG = """
 BATCH_SIZE = 6
 SEQ_LEN = 32
@@ -60,22 +65,157 @@ def test_every_problem_is_a_line_on_stderr_and_the_code_is_2(config, capsys):
 
 def test_a_file_must_be_named_and_be_there(tmp_path, capsys):
     assert cli.main(["validate"], {}) == 2
-    assert "cuboid validate FILE" in capsys.readouterr().err
+    assert "cuboid validate FILE|FOLDER" in capsys.readouterr().err
     assert cli.main(["validate", str(tmp_path / "none.py")], {}) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_it_takes_no_torch_and_no_time(config):
-    """Processor time, since others may be at work on this machine."""
+def test_several_configs_have_a_line_each_and_all_problems_are_told(tmp_path, config, capsys):
+    (tmp_path / "bad.py").write_text(CONFIG + "foo = 1\nbar = 2\n")
+    (tmp_path / "worse.py").write_text("for i in range(3): pass\n")
+    (tmp_path / "_base.py").write_text("a part of another config\n")
+    assert cli.main(["validate", str(tmp_path), config], {}) == 2
+    captured = capsys.readouterr()
+    lines = [line.split()[:3] for line in captured.out.splitlines()[1:]]
+    assert lines == [
+        ["bad.py", "2", "problems"],
+        ["gpt.py", "1", "warning"],
+        ["worse.py", "1", "problem"],
+    ]
+    assert [line.split(": ")[0] for line in captured.err.splitlines()] == [
+        f"{tmp_path}/bad.py:10",
+        f"{tmp_path}/bad.py:11",
+        f"{tmp_path}/worse.py:1:1",
+    ]
+    assert cli.main(["validate", config, "gpt_configs"], {}) == 0
+
+
+def test_a_folder_without_configs_is_refused(tmp_path, capsys):
+    (tmp_path / "_base.py").touch()
+    assert cli.main(["validate", str(tmp_path)], {}) == 2
+    assert capsys.readouterr().err == f"{tmp_path}: holds no config (*.py)\n"
+
+
+def taken(config: str, capsys: pytest.CaptureFixture[str]) -> int:
+    """Bytes that the fullest GPU takes."""
+    assert cli.main(["validate", config, "--json"], {}) == 0
+    (found,) = json.loads(capsys.readouterr().out)["configs"]
+    return int(found["estimate"]["memory"]["stages"][0]["bytes"]["total"])
+
+
+def test_what_does_not_fit_is_refused_with_what_would(config, capsys):
+    size = taken(config, capsys)
+    fits, too_small = (f"{bytes / 1024:.3f}KiB" for bytes in (size + 1, size - 1))
+    assert cli.main(["validate", config, "--gpu-memory", fits], {}) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(["validate", config, "--gpu-memory", too_small], {}) == 2
+    captured = capsys.readouterr()
+    (problem,) = captured.err.splitlines()
+    assert problem.startswith(f"{config}: the model takes ")
+    rows = captured.out.split("what would fit")[1].splitlines()[2:]
+    first = rows[0].split("  ")[0]
+    assert problem.endswith(f" with {first}")
+    memory = ["--gpu-memory", too_small]
+    assert cli.main(["validate", config, *memory, *first.split()], {}) == 0
+
+
+def test_a_size_needs_a_unit(config, capsys):
+    assert cli.main(["validate", config, "--gpu-memory", "80"], {}) == 2
+    assert "'80' is not a size, such as 80GiB" in capsys.readouterr().err
+
+
+def test_json_of_several_tells_what_is_refused_and_says_nothing_else(tmp_path, config, capsys):
+    (tmp_path / "bad.py").write_text("foo = 1\n")
+    assert cli.main(["validate", str(tmp_path), "--json"], {}) == 2
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    found = json.loads(captured.out)["configs"]
+    assert [(Path(one["source"]).name, one["accepted"]) for one in found] == [
+        ("bad.py", False),
+        ("gpt.py", True),
+    ]
+
+
+def test_the_map_in_the_terminal_and_as_a_picture(tmp_path, config, capsys):
+    picture = tmp_path / "map.svg"
+    argv = ["validate", config, "--map", "--map-svg", str(picture), "PIPELINE=2"]
+    assert cli.main(argv, {}) == 0
+    assert re.findall(r"stage \d", capsys.readouterr().out) == ["stage 0", "stage 1"]
+    ids = re.findall(r'id="gpu-(\d+)"', picture.read_text(encoding="utf-8"))
+    assert ids == [str(rank) for rank in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["gpt.py", "gpt.py", "other.py", "--map"], "a map is of one config, not of 2"),
+        (["gpt.py", "other.py", "--map-svg", "x.svg"], "a map is of one config, not of 2"),
+        (["gpt.py", "--map", "--json"], "argument --json: not allowed with argument --map"),
+        (["gpt.py", "--map-svg", "none/x.svg"], "--map-svg none/x.svg: cannot be written"),
+        (["gpt.py", "--map", "--gpus", "4100"], "a map shows up to 4096 GPUs, not 4100"),
+    ],
+)
+def test_arguments_that_do_not_go_together(monkeypatch, config, capsys, argv, told):
+    monkeypatch.chdir(Path(config).parent)
+    Path("other.py").write_text(CONFIG)
+    assert cli.main(["validate", *argv], {}) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_only_the_file_is_looked_at_without_here(tmp_path, monkeypatch, capsys):
+    """Missing paths are warnings; nothing is written, not even for a moment."""
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.replace("dict(type='synthetic')", "dict(path='none.txt', tokenizer='char')")
+    nvme = "zero = dict(stage=3, offload='nvme', nvme_path='/none')\n"
+    Path("gpt.py").write_text(text + nvme)
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", None)
+    assert cli.main(["validate", "gpt.py"], {}) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "does not exist" in line]
+    assert len(warnings) == 2
+    assert all(line.startswith("warning: gpt.py:") for line in warnings)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_here_refuses_what_this_machine_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("gpt.py").write_text(CONFIG + "zero = dict(stage=3, offload='nvme', nvme_path='disk')\n")
+    argv = ["validate", "gpt.py", "--here", "--gpus", "4"]
+    assert cli.main(argv, {"HOME": str(tmp_path)}) == 2
+    assert "gpt.py:10: zero.nvme_path='disk': disk is not a folder" in capsys.readouterr().err
+    Path("disk").mkdir()
+    assert cli.main(argv, {"HOME": str(tmp_path)}) == 0
+
+
+ABSENT = "['torch', 'numpy', 'pandas', 'transformers']"
+
+
+def spent(*argv: str) -> float:
+    """Processor time of a cuboid command, since others may be at work on this machine; checks that
+    it has imported nothing heavy."""
     code = (
         "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
-        "assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules; sys.exit(code)"
+        f"heavy = [name for name in {ABSENT} if name in sys.modules]; "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code, "validate", config], check=True)
+    command = [sys.executable, "-c", code, *argv]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    assert spent < 0.5
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+@pytest.mark.parametrize("more", [["--json"], ["--map"], ["--here"], ["--map-svg", os.devnull]])
+def test_it_takes_no_torch_whatever_is_asked(config, more):
+    spent("validate", config, *more)
+
+
+def test_gpt3_takes_half_a_second():
+    assert min(spent("validate", "gpt_configs/gpt3_pp1d.py", "--gpus", "128") for _ in "ab") < 0.5
+
+
+def test_all_shipped_configs_take_a_second_and_a_half():
+    assert min(spent("validate", "gpt_configs") for _ in "ab") < 1.5
 
 
 def test_a_config_that_would_run_code_runs_nothing(tmp_path, capsys):

@@ -1,0 +1,196 @@
+"""What this machine lacks for a run: found before it starts, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engine.errors import Refused
+from engine.estimate.estimate import estimate
+from engine.estimate.figures import Estimate, Memory
+from launch import here
+from launch.here import problems_here, refuse_unfit
+from launch.machine import Machine
+from tests.launch.validate.support import GIB, made_up, plan, write
+
+CONFIG = """
+BATCH_SIZE = 8
+SEQ_LEN = 64
+MAX_STEPS = 10
+model = dict(n_layer=2, n_head=4, n_embd=64, vocab_size=50257)
+"""
+ROOMY = Machine(gpus=0, memory=1024 * GIB)
+SMALL = made_up(Memory(parameters=1000))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the run would be started."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def problems(environ: dict[str, str]) -> Callable[..., list[str]]:
+    def find(
+        *overrides: str,
+        text: str = CONFIG,
+        found: Estimate = SMALL,
+        machine: Machine = ROOMY,
+        output: Path | None = None,
+        gpus: int | None = None,
+    ) -> list[str]:
+        write(Path.cwd(), text)
+        asked = plan(Path("gpt.py"), *overrides, gpus=gpus)
+        return list(problems_here(asked, found, machine, environ, output))
+
+    return find
+
+
+def all_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_machine_that_will_do_is_left_as_it_was(folder, problems):
+    (folder / "a.txt").write_text("some text")
+    assert problems("data.path=a.txt", "log.dir=out/deep") == []
+    assert all_files(folder) == ["a.txt", "gpt.py"]
+
+
+def test_probes_are_written_and_synced_where_the_run_would_write(folder, problems, monkeypatch):
+    synced: list[Path] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        assert path.stat().st_size > 0
+        synced.append(path.parent)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("nvme", "out", "cache"):
+        (folder / name).mkdir()
+    nvme = ["zero.stage=3", "zero.offload=nvme", "zero.nvme_path=nvme"]
+    assert problems(*nvme, "log.dir=out", "data.cache=cache") == []
+    assert set(synced) == {folder / "nvme", folder / "out", folder / "cache"}
+    assert all_files(folder) == ["cache", "gpt.py", "nvme", "out"]
+
+
+def test_data_that_is_missing_or_empty_is_told_with_its_line(folder, problems):
+    text = CONFIG + "data = dict(path='a.txt')\n"
+    assert problems(text=text) == [f"gpt.py:6: data.path='a.txt': no such file in {folder}"]
+    (folder / "a.txt").touch()
+    assert problems(text=text) == ["gpt.py:6: data.path='a.txt' is empty"]
+    assert problems("data.path=nowhere.txt") == [
+        f"command line: data.path='nowhere.txt': no such file in {folder}"
+    ]
+
+
+def test_a_folder_of_data_is_for_its_source_to_judge(folder, problems):
+    (folder / "texts").mkdir()
+    assert problems("data.path=texts") == []
+
+
+NVME = CONFIG + "zero = dict(stage=3, offload='nvme', nvme_path='nvme')\n"
+
+
+def test_the_nvme_folder_must_be_there(folder, problems):
+    (problem,) = problems(text=NVME)
+    assert problem == "gpt.py:6: zero.nvme_path='nvme': nvme is not a folder of this machine"
+    (folder / "nvme").touch()
+    assert len(problems(text=NVME)) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder, problems):
+    """In /proc not even root can make files."""
+    (problem,) = problems("log.dir=/proc/1/run")
+    assert problem.startswith("command line: log.dir='/proc/1/run': /proc/1/run cannot be written")
+    (problem,) = problems("data.cache=/proc/cuboid")
+    assert "data.cache='/proc/cuboid'" in problem
+    (problem,) = problems(output=Path("/proc/1"))
+    assert problem.startswith("--output /proc/1: /proc/1 cannot be written: ")
+
+
+def test_a_folder_below_a_file_is_told(folder, problems):
+    (problem,) = problems("log.dir=gpt.py/run")
+    assert problem == f"command line: log.dir='gpt.py/run': {folder}/gpt.py is not a folder"
+
+
+def test_what_is_not_written_is_not_asked_for(folder, problems):
+    """Synthetic data has no tokens to keep; a cache that is filled may be read-only."""
+    assert problems("data.type=synthetic", "data.cache=/proc/cuboid") == []
+    assert problems("data.cache=/proc/self") == []
+    text = CONFIG + "zero = dict(stage=3, offload='cpu', nvme_path='nowhere')\n"
+    assert problems(text=text) == []
+
+
+def test_all_that_goes_to_a_disk_is_added_up(folder, problems, monkeypatch):
+    (folder / "nvme").mkdir()
+    found = made_up(Memory(nvme=5 * GIB), Memory(nvme=7 * GIB))
+    each = 4  # tensor 2 x data 2
+    weights = 4 * found.parameters
+    needed = each * 12 * GIB + weights
+    layout = ["PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d", "zero.nvme_path=nvme"]
+    for free, count in ((needed, 0), (needed - 1, 1)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free)
+        )
+        told = problems(*layout, text=NVME, found=found, gpus=8)
+        assert len(told) == count
+    assert told == [
+        "command line: zero.nvme_path='nvme': 475 MiB of weights and 48 GiB of offloaded state go "
+        "to that disk, which has 48.5 GiB free"
+    ]
+
+
+def test_weights_are_what_the_run_writes(folder, problems, environ):
+    asked = plan(write(folder, CONFIG), "precision=float64")
+    found = estimate(asked)
+    (need, _) = here.needs(asked, found, environ, None)
+    assert (need.path, need.bytes) == (Path("runs"), 8 * found.parameters)
+    (need, _) = here.needs(plan(folder / "gpt.py"), found, environ, Path("there"))
+    assert (need.path, need.bytes) == (Path("there"), 4 * found.parameters)
+
+
+@pytest.mark.parametrize(("memory", "count"), [(4 * 13 * GIB, 0), (4 * 13 * GIB - 1, 1)])
+def test_on_cpus_all_ranks_share_the_hosts_memory(problems, memory, count):
+    found = made_up(Memory(parameters=5 * GIB, host=GIB), Memory(activations=7 * GIB))
+    layout = ["PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d"]
+    told = problems(*layout, found=found, machine=Machine(gpus=0, memory=memory), gpus=8)
+    assert len(told) == count
+    if told:
+        assert told == [
+            "gpt.py: without GPUs all ranks together take 52 GiB of the host's memory, and this "
+            "machine has 52 GiB"
+        ]
+
+
+def test_on_gpus_the_host_holds_what_is_offloaded(problems):
+    found = made_up(Memory(parameters=50 * GIB, host=GIB))
+    machine = Machine(gpus=4, memory=4 * GIB, gpu_memory=80 * GIB)
+    assert problems(found=found, machine=machine, gpus=4) == []
+    (problem,) = problems(found=found, machine=machine, gpus=5)
+    assert "offloading takes 5 GiB of the host's memory, and this machine has 4 GiB" in problem
+
+
+def test_train_refuses_all_of_it_at_once(folder, environ):
+    path = write(folder, CONFIG + "data = dict(path='a.txt')\nlog = dict(dir='/proc/1/run')\n")
+    asked = plan(path)
+    memory = estimate(asked).fullest.memory.total
+    with pytest.raises(Refused) as caught:
+        refuse_unfit(asked, Machine(gpus=1, memory=GIB, gpu_memory=memory - 1), environ, None)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1][:9] for line in lines] == ["the model", "data.path", "log.dir='"]
+    (folder / "a.txt").write_text("text")
+    enough = Machine(gpus=1, memory=GIB, gpu_memory=memory)
+    refuse_unfit(plan(path, "log.dir=out"), enough, environ, None)
+    with pytest.raises(Refused, match="the model takes"):  # two ranks on one GPU
+        refuse_unfit(plan(path, "log.dir=out", gpus=2), enough, environ, None)

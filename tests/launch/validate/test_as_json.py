@@ -1,0 +1,117 @@
+"""--json against its schema and against the plan it is about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from engine.estimate.estimate import estimate
+from launch.validate.as_json import VERSION, as_json
+from launch.validate.inspection import inspect
+from tests.launch.validate.support import CONFIG, plan, request, write
+
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs/validate.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+SHIPPED = sorted(Path(__file__).parents[3].glob("gpt_configs/*.py"))
+PIPELINED = "\nPIPELINE = 2\nTENSOR_PARALLEL = 8\nMODE = '2.5d'\nDEPTH = 2\n"
+
+
+def told(path: Path, *overrides: str, gpus: int | None = None, memory: int | None = None) -> Any:
+    found = json.loads(as_json([inspect(request(path, *overrides, gpus=gpus), memory)]))
+    VALIDATOR.validate(found)
+    (config,) = found["configs"]
+    return config
+
+
+def test_the_schema_is_one_and_of_this_version():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["version"]["const"] == VERSION
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs(path):
+    assert told(path)["accepted"]
+
+
+def test_the_plan_and_its_estimate(tmp_path):
+    path = write(tmp_path, CONFIG + PIPELINED)
+    config, expected = told(path, gpus=32), plan(path, gpus=32)
+    found = estimate(expected)
+    assert config["source"] == str(path)
+    assert config["plan"]["gpus"] == 32
+    assert config["plan"]["layout"] == {
+        "data": 2,
+        "pipeline": 2,
+        "tensor": 8,
+        "mode": "2.5d",
+        "axes": {"d": 2, "r": 2, "c": 2},
+    }
+    assert list(config["plan"]["layout"]["axes"]) == list(expected.layout.tensor_axes)
+    assert config["plan"]["batch"] == {
+        "per_rank": 8,
+        "micro_batches": 2,
+        "per_micro_batch": 4,
+        "padded_micro_batch": 4,
+        "accumulation": 1,
+        "samples_per_step": 16,
+        "tokens_per_step": 16 * 64,
+    }
+    assert config["plan"]["settings"]["model"]["n_layer"] == 8
+    assert config["plan"]["fingerprint"] == expected.fingerprint
+    assert config["warnings"] == list(expected.warnings)
+    assert config["notes"] == list(expected.notes)
+    told_estimate = config["estimate"]
+    assert told_estimate["parameters"]["total"] == found.parameters
+    assert told_estimate["parameters"]["per_gpu"] == found.parameters_per_rank
+    assert told_estimate["flops"]["per_step"] == found.flops_per_token * 16 * 64
+    assert told_estimate["bubble"] == found.bubble
+    assert [one["layers"] for one in told_estimate["memory"]["stages"]] == [[[0, 4]], [[4, 8]]]
+    for one, stage in zip(told_estimate["memory"]["stages"], found.stages, strict=True):
+        parts = dict(one["bytes"])
+        assert parts.pop("total") == stage.memory.total
+        assert sum(parts.values()) - parts["host"] - parts["nvme"] == stage.memory.total
+    assert [sent["bytes"] for sent in told_estimate["sent"]] == [s.bytes for s in found.traffic]
+    assert told_estimate["memory"]["fits"] is None
+
+
+def test_what_is_refused_has_problems_and_no_plan(tmp_path):
+    config = told(write(tmp_path, CONFIG), "TENSOR_PARALLEL=6", "MODE=2d", "foo=1")
+    assert (config["accepted"], config["plan"], config["estimate"]) == (False, None, None)
+    assert len(config["problems"]) == 2
+
+
+def test_what_does_not_fit_has_a_plan_problems_and_alternatives(tmp_path):
+    path = write(tmp_path, CONFIG)
+    size = estimate(plan(path)).fullest.memory.total
+    config = told(path, memory=size - 1)
+    assert not config["accepted"]
+    assert config["plan"] is not None
+    assert config["estimate"]["memory"]["fits"] is False
+    assert config["estimate"]["memory"]["gpu"] == size - 1
+    assert config["estimate"]["alternatives"]
+    assert all(other["bytes"] < size for other in config["estimate"]["alternatives"])
+    fitting = told(path, memory=size)
+    assert fitting["accepted"]
+    assert fitting["estimate"]["memory"]["fits"] is True
+    assert fitting["estimate"]["alternatives"] == []
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda config: config.update(accepted=True),
+        lambda config: config.update(extra=1),
+        lambda config: config.pop("notes"),
+        lambda config: config.update(problems=[]),
+    ],
+)
+def test_the_schema_sees_what_is_wrong(tmp_path, break_it):
+    found = json.loads(as_json([inspect(request(write(tmp_path, "BATCH_SIZE = 0")))]))
+    VALIDATOR.validate(found)
+    break_it(found["configs"][0])
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate(found)
