@@ -1,12 +1,13 @@
 """What the house promises of itself: packages, pins and the size of its files."""
 
 import ast
-import runpy
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,13 +22,16 @@ def pins(*names: str) -> dict[str, Requirement]:
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
-@pytest.fixture
-def packaging(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What setup.py tells setuptools."""
-    told: dict[str, Any] = {}
-    monkeypatch.setattr(setuptools, "setup", told.update)
-    monkeypatch.chdir(ROOT)
-    runpy.run_path("setup.py")
+@pytest.fixture(scope="module")
+def packaging() -> dict[str, Any]:
+    """What setup.py tells setuptools, which cannot be imported where distutils is already."""
+    code = """
+import json, runpy, setuptools
+setuptools.setup = lambda **told: print(json.dumps(told))
+runpy.run_path("setup.py")
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    told: dict[str, Any] = json.loads(run.stdout)
     return told
 
 
