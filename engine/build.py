@@ -13,7 +13,7 @@ from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis
 from models.parallel.mode import Mode
-from models.parallel.partition import Partition
+from models.parallel.partition import Partition, WeightStore
 from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, virtual_stages
@@ -32,8 +32,9 @@ def partition(
     axes: Mapping[str, Axis],
     device: torch.device,
     matmul: str = "torch",
+    store: WeightStore | None = None,
 ) -> Partition:
-    """This rank's view of the cut."""
+    """This rank's view of the cut. ``store``: where weights are that stay on a disk."""
     dtype, compute = DTYPES[settings.precision]
     zero = settings.zero
     return Partition(
@@ -50,6 +51,7 @@ def partition(
             keeps_pieces=zero.offload_params is None,
         ),
         home=torch.device("cpu") if zero.offload or zero.offload_params else None,
+        store=store,
     )
 
 

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.build import DTYPES
+from engine.checkpoint.resume import begin
+from engine.checkpoint.saver import Saver
+from engine.checkpoint.ways import Asked
 from engine.data import tokenizer
 from engine.data.loader import Batches, load
 from engine.epilogue import epilogue
 from engine.errors import Refused
 from engine.matmuls import probe_matmul
 from engine.metrics import Row
+from engine.nvme.offload import open_offload
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run import Run
-from engine.run_folder import RunFolder, claim, write_atomically
+from engine.run_folder import RunFolder, write_atomically
 from engine.step import NotFinite
 from models.parameters import parameter_count
 
@@ -27,56 +31,71 @@ if TYPE_CHECKING:
     from engine.plan import Plan
 
 
-def train(world: World, plan: Plan, *, output: Path | None, cache: Path) -> None:
-    """Train as ``plan`` says; the run's folder holds all that is left of it.
+def train(world: World, plan: Plan, asked: Asked, *, cache: Path) -> None:
+    """Train as ``plan`` says, from the start or from a checkpoint; the run's folder holds all that
+    is left of it.
 
     Raises:
-        Refused: the data or the folder cannot be used.
+        Refused: the data, the folder or the disk to offload to cannot be used.
+        Failed: that disk failed.
         NotFinite: the loss or the gradient became NaN or infinite; weights are saved as they were
             before that step.
     """
     batches = world.agree(
         lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
     )
+    corpus = batches.corpus.fingerprint
+    world.require_same(corpus, "reads other data than rank 0")
+    start = begin(world, plan, corpus, asked)
+    batches = start.batches(batches)
     steps = world.agree(lambda: total_steps(plan, batches))
-    matmul = world.share(lambda: probe_matmul(DTYPES[plan.settings.precision][1], world.device))
-    folder = RunFolder(Path(world.share(lambda: str(open_folder(world, plan, output).path))))
-    run = Run(plan, world, batches, steps=steps, matmul=matmul)
-    with open_report(run, folder, matmul) as report:
-        try:
-            step = train_steps(run, report)
-        except NotFinite:  # raised on all ranks alike, before the optimizer
+    compute = DTYPES[plan.settings.precision][1]
+    matmul = start.matmul(world.device) or world.share(lambda: probe_matmul(compute, world.device))
+    with open_offload(plan, world) as offload:
+        run = Run(plan, world, batches, steps=steps, matmul=matmul, offload=offload)
+        start.restore(run)
+        folder = start.move_in()
+        with (
+            open_report(run, folder, start.step) as report,
+            Saver(run, folder, first_step=start.step, say=report.say) as saver,
+        ):
+            try:
+                step = train_steps(run, report, saver, start.step)
+            except NotFinite:  # raised on all ranks alike, before the optimizer
+                run.save(folder.weights)
+                raise
             run.save(folder.weights)
-            raise
-        run.save(folder.weights)
-        if world.is_main:
-            epilogue(folder, world.device, report.say)
-        if step < steps:
-            report.finish("interrupted", f"asked to stop after step {step} of {steps}")
+            if world.is_main:
+                epilogue(folder, world.device, report.say)
+            if step < steps:
+                report.finish("interrupted", f"asked to stop after step {step} of {steps}")
 
 
-def train_steps(run: Run, report: Reporter) -> int:
-    """All steps, or those until someone asked to stop; the number of the last one."""
-    step, plan, world = 0, run.plan, run.world
+def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -> int:
+    """All steps after ``first_step``, or those until someone asked to stop; the last one's
+    number."""
+    step, plan = first_step, run.plan
     while step < run.steps:
         step, started = step + 1, time.perf_counter()
-        outcome = run.step(step)
+        outcome = run.step(step, save=saver.overdue)
         seconds = time.perf_counter() - started
-        if step == 1:
-            world.first_step_done()
+        if step == first_step + 1:
+            run.world.first_step_done()
         last = outcome.stop or step == run.steps
+        val_loss = run.validate() if run.validates(step, last=last) else None
         report.step(
             Row(
                 step=step,
                 loss=outcome.loss,
                 lr=run.lr(step),
                 grad_norm=outcome.grad_norm,
-                tokens=step * plan.tokens_per_step,
+                tokens=run.batches.consumed(step) * plan.settings.seq_len,
                 tokens_per_second=plan.tokens_per_step / seconds,
                 memory_by_rank=outcome.memory_bytes,
-                val_loss=run.validate() if run.validates(step, last=last) else None,
+                val_loss=val_loss,
             )
         )
+        saver.after(step, val_loss, asked=outcome.save, last=last)
         if outcome.stop:
             break
     return step
@@ -93,13 +112,7 @@ def total_steps(plan: Plan, batches: Batches) -> int:
     return steps
 
 
-def open_folder(world: World, plan: Plan, output: Path | None) -> RunFolder:
-    """Rank 0's claim on the folder of this run, the same again after a restart by torchrun."""
-    chosen = output or (Path(plan.settings.log.dir) if plan.settings.log.dir else None)
-    return claim(plan.settings.name, world.run_id, output=chosen)
-
-
-def open_report(run: Run, folder: RunFolder, matmul: str) -> Reporter:
+def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
     """What rank 0 tells; the other ranks' is silent."""
     plan, world, words = run.plan, run.world, run.batches.corpus.tokenizer
     if not world.is_main:
@@ -109,10 +122,11 @@ def open_report(run: Run, folder: RunFolder, matmul: str) -> Reporter:
         device=torch.cuda.get_device_name(world.device) if cuda else "cpu",
         parameters=parameter_count(plan.settings.model),
         total_steps=run.steps,
-        more={"data": run.batches.corpus.description, "matmul": matmul},
+        first_step=first_step,
+        more={"data": run.batches.corpus.description, "matmul": run.matmul},
     )
     report = open_reporter(plan, facts, folder)
-    machine = {"torch": torch.__version__, "device": facts.device, "matmul": matmul}
+    machine = {"torch": torch.__version__, "device": facts.device, "matmul": run.matmul}
     write_atomically(folder.environment, json.dumps(machine, indent=2) + "\n")
     if words is not None:
         saved = tokenizer.dump(plan.settings.data.tokenizer, words)

@@ -9,8 +9,6 @@ from engine.plan import Plan
 
 # setting -> (whether it asks for what is not built, what to set instead)
 NOT_YET: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
-    "zero.offload": (lambda s: s.zero.offload == "nvme", "zero.offload=cpu"),
-    "checkpoint.every": (lambda s: s.checkpoint.every is not None, "checkpoint.every=None"),
     "compile": (lambda s: s.compile and s.mode != "serial", "compile=False or MODE=None"),
 }
 

@@ -22,25 +22,37 @@ from engine.step import Outcome, Stepper
 
 if TYPE_CHECKING:
     from engine.context import World
+    from engine.nvme.offload import Offload
     from engine.plan import Plan
 
 
 class Run:
     """The model, its optimizer and its data on one rank of the world."""
 
-    def __init__(self, plan: Plan, world: World, batches: Batches, *, steps: int, matmul: str):
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        batches: Batches,
+        *,
+        steps: int,
+        matmul: str,
+        offload: Offload | None = None,
+    ) -> None:
+        """``offload``: where optimizer states go, and weights, if they go to a disk."""
         settings = plan.settings
         self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
         self.device, self.data_rank = world.device, world.axes["data"].index
         torch.use_deterministic_algorithms(settings.deterministic)
-        part = partition(settings, plan.layout.mode, world.axes, world.device, matmul)
-        self.model = build_model(settings, part)
+        store = offload.weights if offload else None
+        part = partition(settings, plan.layout.mode, world.axes, world.device, matmul, store)
+        self.model = world.agree(lambda: build_model(settings, part))
         self.pipeline = Pipeline(self.model, part.axes["pipeline"], settings.schedule)
         fp16 = settings.precision == "fp16"
         self.stepper = Stepper(
             model=self.model,
             pipeline=self.pipeline,
-            optimizer=build_optimizer(settings.optimizer, named_parameters(self.model)),
+            optimizer=world.agree(lambda: self._build_optimizer(offload)),
             gradients=GradientSum(self.model),
             world=world.axes["world"],
             seed=settings.seed,
@@ -48,8 +60,13 @@ class Run:
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,
         )
 
-    def step(self, step: int) -> Outcome:
-        """Train on the samples of ``step``, counted from 1."""
+    def _build_optimizer(self, offload: Offload | None) -> Optimizer:
+        optimizer = build_optimizer(self.plan.settings.optimizer, named_parameters(self.model))
+        return offload.optimizer(optimizer) if offload else optimizer
+
+    def step(self, step: int, *, save: bool = False) -> Outcome:
+        """Train on the samples of ``step``, counted from 1. ``save``: this rank asks for a
+        checkpoint after it."""
         return self.stepper.run(
             step,
             list(self.micro_batches(step)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,12 +40,21 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Optimizer(Protocol):
+    """One of torch's, or one that keeps its states elsewhere."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Update all parameters that have a gradient."""
+
+
 class Stepper:
     """Runs steps of one model. ``world``: all ranks of the run."""
 
     model: Chunks
     pipeline: Pipeline
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     gradients: GradientSum
     world: Axis
     seed: int

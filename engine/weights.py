@@ -42,7 +42,8 @@ def gathered(model: Chunks) -> Iterator[tuple[str, Tensor]]:
         for name, shape in model.held_by(stage):
             tensor = torch.empty(0)
             if pipeline.index == stage:
-                tensor = whole(mine[name].detach().to(part.device), boxes[name], part).contiguous()
+                piece = part.read(mine[name]).to(part.device)
+                tensor = whole(piece, boxes[name], part).contiguous()
                 if stage:
                     pipeline.start_send(tensor, 0)()
             elif pipeline.index == 0:

@@ -31,9 +31,9 @@ def load(model: Chunks, tensors: Iterable[tuple[str, Tensor]]) -> None:
         box = boxes[name]
         if tuple(tensor.shape) != box.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, the model's is {list(box.shape)}")
-        parameter = held[name]
-        parameter.zero_()
-        parameter[box.valid] = tensor[box.slices].to(parameter)
+        with model.part.rewrite(held[name]) as local:
+            local.zero_()
+            local[box.valid] = tensor[box.slices].to(local)
         missing.pop(name, None)
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}")

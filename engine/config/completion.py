@@ -22,6 +22,7 @@ def complete(statements: Statements) -> None:
     _inner_width(statements)
     _floor(statements)
     _source(statements)
+    _offload(statements)
     _require_sizes(statements)
 
 
@@ -82,6 +83,13 @@ def _source(statements: Statements) -> None:
         return
     if kind is None or (path.weight == Weight.ENVIRONMENT and kind.weight < path.weight):
         statements.settings["data.type"] = replace(path, value=source.name_for(path.value))
+
+
+def _offload(statements: Statements) -> None:
+    """Weights on the disk take their optimizer states with them: they are updated there."""
+    weights = statements.settings.get("zero.offload_params")
+    if weights and weights.value == "nvme":
+        _imply(statements, "zero.offload", weights, "nvme")
 
 
 def _require_sizes(statements: Statements) -> None:

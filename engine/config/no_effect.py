@@ -17,7 +17,7 @@ class NoEffect:
 _BUCKETS = NoEffect("buckets are sized by cuboid")
 _OVERLAP = NoEffect("communication overlaps the computation wherever it can")
 _PINNED = NoEffect("host memory is pinned where it helps")
-_BUFFERS = NoEffect("buffers for offloading are sized by cuboid")
+_BUFFERS = NoEffect("buffers for offloading to a disk are sized by zero.nvme_buffer")
 _PREFETCH = NoEffect("how far parameters are gathered ahead is chosen by cuboid")
 _VERBOSE = NoEffect("the log says it in any case")
 _DYNAMIC = NoEffect("the loss scale of fp16 is always dynamic", only=(True,))

@@ -19,6 +19,7 @@ from models.presets import GPT2_VOCABULARY, PRESETS
 
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 CountOrNone = Annotated[int, Ge(0), Le(LARGEST)]
+Bytes = Annotated[int, Ge(2**20), Le(2**40)]
 Ranks = Annotated[int, Ge(1), Le(2**16)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -166,6 +167,12 @@ class LossScale(Section):
     backoff_factor: Ratio = setting("times this after an overflow", 0.5)
     growth_interval: Count = setting("steps without overflow before it grows", 1000)
     hysteresis: Count = setting("overflows that are borne before it shrinks", 1)
+    nvme_buffer: Bytes = setting(
+        "bytes of a rank's memory for what is read ahead of its use and written behind it", 2**28
+    )
+    nvme_store: Literal["tensornvme", "threads"] | None = setting(
+        "what moves optimizer states; None: TensorNVMe where it is built, else threads", None
+    )
     min: Positive = setting("never below", 1.0)
     max: Positive = setting("never above", 2.0**32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,10 +34,21 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[Named]) -> torch.o
 
     Its groups carry the parameters' names, so that a saved state tells them apart.
     """
-    room = importlib.import_module(f"engine.optim.optimizers.{settings.type}")
-    optimizer = room.build(decay_groups(settings, list(parameters)), settings)
+    optimizer = _room(settings).build(decay_groups(settings, list(parameters)), settings)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def states_of(settings: Optimizer) -> int:
+    """Tensors that the optimizer keeps beside each parameter, of its size."""
+    states: int = _room(settings).states(settings)
+    return states
+
+
+def is_by_entry(settings: Optimizer) -> bool:
+    """Whether an entry's update depends on no other entry, so that parts of a parameter can be
+    updated by themselves. Only if the optimizer says so."""
+    return getattr(_room(settings), "BY_ENTRY", False)
 
 
 def decay_groups(settings: Optimizer, parameters: Sequence[Named]) -> list[Group]:
@@ -49,3 +61,7 @@ def decay_groups(settings: Optimizer, parameters: Sequence[Named]) -> list[Group
         for some, weight_decay in ((decayed, settings.weight_decay), (spared, 0.0))
         if some
     ]
+
+
+def _room(settings: Optimizer) -> ModuleType:
+    return importlib.import_module(f"engine.optim.optimizers.{settings.type}")

@@ -51,13 +51,18 @@ class CutModule(nn.Module):
         home: torch.device | None = None,
     ) -> nn.Parameter:
         """A parameter of global ``shape``, of which this rank makes only its own piece, where it
-        computes or at ``home``."""
-        box = self.part.box(shape, cut)
-        device = home or self.part.device
-        # Pinned memory: copies to and from a GPU take half the time.
-        pin = device.type == "cpu" and self.part.device.type == "cuda"
-        held = torch.empty(box.local, dtype=self.part.dtype, device=device, pin_memory=pin)
-        parameter = nn.Parameter(held)
+        computes or at ``home``; one with a home goes to the partition's store, if there is one."""
+        box, part = self.part.box(shape, cut), self.part
+        if home and part.store:  # a shape without memory: whoever takes it for the values gets NaN
+            absent = torch.full((), torch.nan, dtype=part.dtype, device=home)
+            parameter = nn.Parameter(absent.expand(box.local))
+            part.store.add(parameter)
+        else:
+            device = home or part.device
+            # Pinned memory: copies to and from a GPU take half the time.
+            pin = device.type == "cpu" and part.device.type == "cuda"
+            held = torch.empty(box.local, dtype=part.dtype, device=device, pin_memory=pin)
+            parameter = nn.Parameter(held)
         self.register_parameter(name, parameter)
         self.boxes[name], self.initial[name] = box, initial
         return parameter
@@ -80,13 +85,14 @@ def initialise(model: nn.Module, seed: int) -> None:
         if not isinstance(module, CutModule):
             continue
         for name, initial in module.initial.items():
-            local, box = module.get_parameter(name), module.boxes[name]
-            if isinstance(initial, Normal):
-                full = f"{path}.{name}".lstrip(".")
-                draw_normal(local, box, std=initial.std, seed=seed, name=full)
-            else:
-                local.zero_()
-                local[box.valid] = initial.value
+            box = module.boxes[name]
+            with module.part.rewrite(module.get_parameter(name)) as local:
+                if isinstance(initial, Normal):
+                    full = f"{path}.{name}".lstrip(".")
+                    draw_normal(local, box, std=initial.std, seed=seed, name=full)
+                else:
+                    local.zero_()
+                    local[box.valid] = initial.value
 
 
 class Linear(CutModule):

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import prod
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.parallel.box import Box, Cut, place
 from models.parallel.collectives import Axis, Traffic
@@ -23,6 +24,24 @@ MatMul = Callable[[Tensor, Tensor], Tensor]
 
 Later = list[tuple[Tensor, Callable[[], Tensor | None]]]
 """Parameters, and how to compute the gradient that each still lacks."""
+
+
+class WeightStore(Protocol):
+    """Keeps weights that are not in memory between uses; their parameters tell shape and type."""
+
+    def add(self, weight: nn.Parameter) -> None:
+        """Keep this one, too."""
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether it is kept here."""
+        ...
+
+    def get(self, weight: Tensor) -> Tensor:
+        """Its values, in host memory of their own."""
+        ...
+
+    def put(self, weight: Tensor, values: Tensor) -> None:
+        """Set its values."""
 
 
 class Deferred:
@@ -60,7 +79,7 @@ class Partition:
     the type that activations have and weights are cast to before they travel; parameters keep
     ``dtype``. ``keep_gathers`` trades memory for time: gathered x and w are kept for backward
     instead of being gathered again. Weights stay at ``home`` between uses, where that is not the
-    device that computes.
+    device that computes, or in ``store``; their gradients come back to ``home``.
     """
 
     mode: Mode
@@ -72,6 +91,7 @@ class Partition:
     keep_gathers: bool = False
     zero: Zero = field(default_factory=Zero)
     home: torch.device | None = None
+    store: WeightStore | None = None
     deferred: Deferred = field(default_factory=Deferred)
     sizes: Mapping[str, int] = field(init=False)
     index: Mapping[str, int] = field(init=False)
@@ -104,6 +124,22 @@ class Partition:
     def box(self, shape: tuple[int, ...], cut: Cut) -> Box:
         """This rank's piece of a parameter of global ``shape``."""
         return place(shape, cut, self.sizes, self.index)
+
+    def read(self, weight: Tensor) -> Tensor:
+        """The values of this rank's piece of a parameter, wherever they are."""
+        if self.store is None or not self.store.holds(weight):
+            return weight.detach()
+        return self.store.get(weight)
+
+    @contextmanager
+    def rewrite(self, weight: Tensor) -> Iterator[Tensor]:
+        """Memory for new values of this rank's piece of a parameter, all of which are to be set."""
+        if self.store is None or not self.store.holds(weight):
+            yield weight.detach()
+        else:
+            values = torch.empty(weight.shape, dtype=weight.dtype)
+            yield values
+            self.store.put(weight, values)
 
     def rows(self, tokens: int, axes: tuple[str, ...]) -> slice:
         """The rows of a [tokens, ...] tensor that this rank holds when ``axes`` cut it."""

@@ -46,11 +46,12 @@ class Zero:
     def gather(self, weight: Tensor, pieces: Pieces, part: Partition) -> Tensor:
         """What the rank would hold without ZeRO, in the compute type."""
         if self.stage == 0:
-            return weight.to(part.device, part.compute)
+            return part.read(weight).to(part.device, part.compute)
         kept = self._kept.get(id(weight))
         if kept is not None and self.stage < 3:
             return kept
-        whole = piece = weight.to(part.device, part.compute) if kept is None else kept
+        piece = part.read(weight).to(part.device, part.compute) if kept is None else kept
+        whole = piece
         for axis, size in reversed(list(zip(self.axes, pieces.levels(self.axes), strict=True))):
             whole = gather(whole, axis, pieces.dim).narrow(pieces.number, 0, size)
         if self.stage < 3:

@@ -25,10 +25,10 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     "checkpoint.keep": (lambda s: s.checkpoint.every is not None, "checkpoint.every"),
     "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     "stages": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
-    "zero.nvme_path": (
-        lambda s: "nvme" in (s.zero.offload, s.zero.offload_params),
-        "offloading to 'nvme'",
-    ),
+    **{
+        f"zero.{name}": (lambda s: s.zero.offload == "nvme", "offloading to 'nvme'")
+        for name in ("nvme_path", "nvme_buffer", "nvme_store")
+    },
     **{
         f"loss_scale.{name}": (lambda s: s.precision == "fp16", "precision='fp16'")
         for name in LossScale.model_fields

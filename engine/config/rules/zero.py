@@ -34,6 +34,17 @@ def nvme_needs_a_path(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def states_go_with_weights(facts: Facts) -> Iterator[Finding]:
+    """An optimizer updates weights on the disk there, beside its states."""
+    zero = facts.settings.zero
+    if zero.offload_params == "nvme" and zero.offload != "nvme":
+        yield facts.error(
+            "zero.offload",
+            f"{facts.cite('zero.offload_params')} needs zero.offload='nvme', not "
+            f"{facts.cite('zero.offload')}",
+        )
+
+
 def sharing_needs_data_parallelism(facts: Facts) -> Iterator[Finding]:
     """One rank has nobody to share with."""
     zero = facts.settings.zero
@@ -60,6 +71,7 @@ def gathering_per_micro_batch(facts: Facts) -> Iterator[Finding]:
 RULES = (
     offloading_needs_its_stage,
     nvme_needs_a_path,
+    states_go_with_weights,
     sharing_needs_data_parallelism,
     gathering_per_micro_batch,
 )

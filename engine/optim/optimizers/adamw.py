@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from engine.config.schema import Optimizer
     from engine.optim.registry import Group
 
+BY_ENTRY = True  # each entry's update is its own affair
+
 
 def states(settings: Optimizer) -> int:
     """Tensors kept beside each parameter, of its size: its two moments."""

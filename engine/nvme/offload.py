@@ -1,0 +1,85 @@
+"""What a run keeps on an NVMe disk: optimizer states, and weights where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.nvme.disk import Disk, open_disk
+from engine.nvme.store import Store, open_store
+from engine.nvme.streamed import StreamedOptimizer
+from engine.nvme.weights import WeightsOnDisk
+from engine.optim.registry import is_by_entry, states_of
+
+if TYPE_CHECKING:
+    from engine.config.schema import Settings
+    from engine.context import World
+    from engine.plan import Plan
+
+
+@dataclass
+class Offload:
+    """A rank's share. ``weights``: None where they stay in memory."""
+
+    settings: Settings
+    disk: Disk
+    weights: WeightsOnDisk | None
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def optimizer(self, inner: torch.optim.Optimizer) -> StreamedOptimizer:
+        """``inner``, which has not stepped yet, with its states here.
+
+        Raises Refused where the buffers or the disk are too small.
+        """
+        optimizer = self.settings.optimizer
+        return StreamedOptimizer(
+            inner,
+            states=states_of(optimizer),
+            divisible=is_by_entry(optimizer),
+            memory=self.settings.zero.nvme_buffer,
+            open_store=self._store,
+            weights=self.weights,
+        )
+
+    def close(self) -> None:
+        self._open.close()
+        if self.weights:
+            self.weights.close()
+
+    def _store(self, sizes: Sequence[int]) -> Store:
+        store = open_store(self.disk, sizes, self.settings.zero.nvme_store)
+        self._open.callback(store.close)
+        return store
+
+
+@contextmanager
+def open_offload(plan: Plan, world: World) -> Iterator[Offload | None]:
+    """This rank's folder at zero.nvme_path, until the run ends; None where nothing goes there.
+
+    Raises Refused, on all ranks alike, where there can be no folder.
+    """
+    zero = plan.settings.zero
+    if zero.offload != "nvme":
+        yield None
+        return
+    assert zero.nvme_path is not None, "a rule asks for it"
+    disk = open_disk(
+        Path(zero.nvme_path),
+        f"{world.run_id}-rank{world.rank}",
+        ranks=world.local_size,
+        setting=plan.cite("zero.nvme_path"),
+    )
+    with ExitStack() as stack:
+        opened = world.agree(lambda: stack.enter_context(disk))
+        weights = None
+        if zero.offload_params == "nvme":
+            pin = world.device.type == "cuda"
+            weights = WeightsOnDisk(disk=opened, ahead=zero.nvme_buffer, pin=pin)
+        offload = Offload(settings=plan.settings, disk=opened, weights=weights)
+        stack.callback(offload.close)
+        yield offload
