@@ -15,6 +15,7 @@ from engine.schedule import Action, Shape, Transfer, actions, with_transfers
 from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Finish
+from models.parallel.limits import IN_FLIGHT
 from models.parallel.partition import Later
 
 Batch = tuple[Tensor, Tensor]
@@ -22,9 +23,6 @@ Batch = tuple[Tensor, Tensor]
 
 Key = tuple[str, int, int]
 """What is sent ("forward": activations, "input": their gradient), chunk, micro-batch."""
-
-IN_FLIGHT = 4
-"""Sends that may be under way at once: their tensors are held until they have arrived."""
 
 
 class Pipeline:

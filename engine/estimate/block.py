@@ -2,10 +2,10 @@
 
 Korthikanti et al. (2022, section 4, equation 1) count what a block keeps for its backward pass as
 s b h (34 + 5 a s / h) bytes in 16 bits, with dropout and all attention scores. Ours keeps, in units
-of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and outputs (4), q, k and v (3),
-the attention's output (1), the GELU's input and output (8). That is 16, or 32 bytes a feature in 16
-bits; no scores, since SDPA keeps a log-sum-exp a row of them (Dao et al. 2022), and a mask in the
-compute type for each dropout. All of it is cut over all tensor axes.
+of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and outputs (4), q, k and v
+(3), the attention's output (1), the GELU's input and output (8). That is 16, or 32 bytes a feature
+in 16 bits; no scores, since SDPA keeps a log-sum-exp a row of them (Dao et al. 2022), and a mask in
+the compute type for each dropout. All of it is cut over all tensor axes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 
 from engine.estimate.ledger import Kind, Ledger
 from engine.estimate.local import Linear, Local
-from engine.estimate.products import linear_backward, linear_forward
+from engine.estimate.products import Pass, linear_backward, linear_forward, weight_later
 
 FLOAT32 = 4
 
@@ -53,68 +53,87 @@ class Block:
         return self.x if self.local.settings.model.resid_pdrop else 0
 
     @cached_property
-    def attended(self) -> int:
-        """Bytes of the attention's output, and of the float32 log-sum-exps that SDPA keeps."""
+    def scores(self) -> int:
+        """Bytes of what SDPA keeps of the scores: a float32 log-sum-exp a row and head."""
         local = self.local
         heads = local.width(local.settings.model.n_head, local.mode.inner.hidden)
-        return self.attention[1].x * local.compute + local.rows(local.mode.inner) * heads * FLOAT32
+        return local.rows(local.mode.inner) * heads * FLOAT32
 
-    def forward(self, ledger: Ledger, *, keep: bool) -> None:
-        """x -> y among the buffers. Where not to ``keep`` anything for backward, no more stays."""
-        local, kind = self.local, Kind.ACTIVATIONS if keep else Kind.BUFFERS
+    @cached_property
+    def attended(self) -> int:
+        """Bytes of the attention's output, which the projection keeps too, and ``scores``."""
+        return self.attention[1].x * self.local.compute + self.scores
+
+    def forward(self, ledger: Ledger, run: Pass) -> None:
+        """x -> y among the buffers."""
+        local, kind = self.local, Kind.ACTIVATIONS if run.keeps else Kind.BUFFERS
         qkv, proj = self.attention
         fc, out = self.mlp
 
         norm_forward(ledger, local, kind)
-        linear_forward(ledger, local, qkv, kind, keep=keep)
-        ledger.hold(kind, self.attended)
-        linear_forward(ledger, local, proj, keep=keep)
-        self._forget(ledger, kind, qkv, keep=keep)
-        if not keep:
-            ledger.drop(kind, qkv.y * local.compute + self.attended)
+        linear_forward(ledger, local, qkv, run, kind)
+        if run != Pass.ALL_FROM_PRODUCTS:
+            ledger.hold(Kind.ACTIVATIONS if run == Pass.PRODUCTS else kind, self.attended)
+        linear_forward(ledger, local, proj, run)
+        self._forget(ledger, kind, qkv, run)
+        if not run.keeps:
+            ledger.drop(kind, qkv.y * local.compute)
+        if run == Pass.NOTHING:
+            ledger.drop(kind, self.attended)
         self._add(ledger, kind, kind)
 
         norm_forward(ledger, local, kind)
-        linear_forward(ledger, local, fc, kind, keep=keep)
+        linear_forward(ledger, local, fc, run, kind)
         ledger.hold(kind, out.x * local.compute)
-        if not keep:
+        if not run.keeps:
             ledger.drop(kind, fc.y * local.compute)
-        linear_forward(ledger, local, out, keep=keep)
-        self._forget(ledger, kind, fc, keep=keep)
-        self._forget(ledger, kind, out, keep=keep)
+        linear_forward(ledger, local, out, run)
+        self._forget(ledger, kind, fc, run)
+        self._forget(ledger, kind, out, run)
         self._add(ledger, kind, Kind.BUFFERS)
-        if not keep:
+        if not run.keeps:
             ledger.drop(kind, self.x + 2 * self.mask + 2 * norm_statistics(local))
 
-    def backward(self, ledger: Ledger, *, first: bool) -> None:
+    def backward(self, ledger: Ledger, *, first: bool, later: bool = False) -> None:
         """dy -> dx, among the buffers; what was kept is freed as it is used, x included. ``first``:
-        no micro-batch has left gradients yet."""
+        no micro-batch has left gradients yet. Those of weights may come ``later``."""
         local, kept = self.local, Kind.ACTIVATIONS
         qkv, proj = self.attention
         fc, out = self.mlp
 
-        self._split(ledger, out, first=first)
-        self._free(ledger, out)
+        self._split(ledger, out, first=first, later=later)
+        self._free(ledger, out, later=later)
         ledger.chain(Kind.BUFFERS, fc.y * local.compute)
         ledger.drop(Kind.BUFFERS, out.x * local.compute)
         ledger.drop(kept, fc.y * local.compute)
-        linear_backward(ledger, local, fc, first=first)
-        self._free(ledger, fc)
+        linear_backward(ledger, local, fc, first=first, later=later)
+        self._free(ledger, fc, later=later)
         norm_backward(ledger, local)
         ledger.drop(Kind.BUFFERS, self.x)  # added to the residual's
         ledger.drop(kept, self.x)
 
-        self._split(ledger, proj, first=first)
+        self._split(ledger, proj, first=first, later=later)
         dqkv = qkv.y * local.compute
         ledger.hold(Kind.BUFFERS, dqkv)
         ledger.drop(Kind.BUFFERS, proj.x * local.compute)
         ledger.drop(kept, dqkv + self.attended)
+        if later and self._keeps_x(proj):
+            ledger.hold(kept, proj.x * local.compute)  # it was never freed
         ledger.touch(Kind.BUFFERS, dqkv)  # dq, dk and dv are stacked, then laid out as qkv is
-        linear_backward(ledger, local, qkv, first=first)
-        self._free(ledger, qkv)
+        linear_backward(ledger, local, qkv, first=first, later=later)
+        self._free(ledger, qkv, later=later)
         norm_backward(ledger, local)
         ledger.drop(Kind.BUFFERS, self.x)
         ledger.drop(kept, self.x)
+
+    def weights(self, ledger: Ledger, *, first: bool) -> int:
+        """Gradients of weights that a backward pass put off. Bytes that they were kept from, which
+        are freed when those of all blocks are done."""
+        kept = 0
+        for linear in (*reversed(self.mlp), *reversed(self.attention)):
+            kept += weight_later(ledger, self.local, linear, first=first)
+            kept += linear.x * self.local.compute if self._keeps_x(linear) else 0
+        return kept
 
     def _add(self, ledger: Ledger, mask: Kind, to: Kind) -> None:
         """x + dropout(o): o among the buffers, the sum as ``to``."""
@@ -125,25 +144,24 @@ class Block:
         ledger.hold(to, self.x)
         ledger.drop(Kind.BUFFERS, self.x)
 
-    def _split(self, ledger: Ledger, linear: Linear, *, first: bool) -> None:
+    def _split(self, ledger: Ledger, linear: Linear, *, first: bool, later: bool) -> None:
         """dy of x + dropout(linear(...)): it stays, for x, beside what goes on."""
         if self.mask:
             ledger.hold(Kind.BUFFERS, self.x)
             ledger.drop(Kind.ACTIVATIONS, self.mask)
-            linear_backward(ledger, self.local, linear, first=first)
-        else:
-            linear_backward(ledger, self.local, linear, first=first)
+        linear_backward(ledger, self.local, linear, first=first, later=later)
+        if not self.mask:
             ledger.hold(Kind.BUFFERS, self.x)  # it was never freed
 
-    def _forget(self, ledger: Ledger, kind: Kind, linear: Linear, *, keep: bool) -> None:
-        """x of a product that does not need it for its backward pass."""
-        if not (keep and self._keeps_x(linear)):
-            ledger.drop(kind, linear.x * self.local.compute)
-
-    def _free(self, ledger: Ledger, linear: Linear) -> None:
-        """x of a product whose backward pass has ended."""
-        if self._keeps_x(linear):
+    def _free(self, ledger: Ledger, linear: Linear, *, later: bool) -> None:
+        """x of a product whose backward pass has ended, unless its dw comes later."""
+        if not later and self._keeps_x(linear):
             ledger.drop(Kind.ACTIVATIONS, linear.x * self.local.compute)
+
+    def _forget(self, ledger: Ledger, kind: Kind, linear: Linear, run: Pass) -> None:
+        """x of a product that does not need it for its backward pass."""
+        if not (run.keeps and self._keeps_x(linear)):
+            ledger.drop(kind, linear.x * self.local.compute)
 
     def _keeps_x(self, linear: Linear) -> bool:
         return linear.over_x.size == 1 or not self.local.settings.keep_gathers

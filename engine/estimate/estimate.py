@@ -5,15 +5,17 @@ No torch, and nothing is built: milliseconds for any size of model and any numbe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engine.estimate import traffic
 from engine.estimate.figures import Estimate, Memory, StageEstimate
 from engine.estimate.ledger import Kind
 from engine.estimate.local import Device, Local
-from engine.estimate.stage import Chunk, step
-from engine.estimate.state import State, held
+from engine.estimate.stage import Course
+from engine.estimate.state import State
 from engine.flops import flops_per_token
-from engine.schedule import Costs, Shape, actions, idle_fraction
+from engine.schedule import Action, Clock, Costs, Shape, actions, simulate
 from models.parameters import parameter_count
 from models.sizes import Sizes
 from models.stages import chunks_of, virtual_stages
@@ -26,6 +28,7 @@ def estimate(plan: Plan, *, device: Device = "cuda") -> Estimate:
     """What ``plan`` takes on devices of that kind (a loss chunk is smaller on a CPU, and gloo's
     sums take another way)."""
     settings, layout = plan.settings, plan.layout
+    local = Local.of(plan, device)
     shape = Shape(
         ranks=layout.pipeline,
         micro_batches=settings.num_micro_batches * settings.gradient_accumulation,
@@ -37,36 +40,64 @@ def estimate(plan: Plan, *, device: Device = "cuda") -> Estimate:
         shape.ranks * shape.chunks,
         balanced=settings.stages == "balanced",
     )
-    local = Local.of(plan, device)
-    stages = tuple(
-        _stage(local, shape, stage, tuple(chunks_of(virtual, stage, shape.ranks)))
-        for stage in range(shape.ranks)
-    )
-    per_token = flops_per_token(settings.model, settings.seq_len)
     orders = [actions(settings.schedule, shape, rank) for rank in range(shape.ranks)]
+    courses = [
+        Course(
+            local=local,
+            state=State.of(local, chunks_of(virtual, stage, shape.ranks), _first_rank(plan, stage)),
+            micro_batches=shape.micro_batches,
+            split=any(action.kind == "input" for action in orders[stage]),
+        )
+        for stage in range(shape.ranks)
+    ]
+    bubble = _run(orders, shape, courses)
+    stages = tuple(_stage(number, course) for number, course in enumerate(courses))
+    sent = [traffic.step(course) for course in courses]
+    per_token = flops_per_token(settings.model, settings.seq_len)
     return Estimate(
         parameters=parameter_count(settings.model),
         parameters_per_rank=max(stage.parameters for stage in stages),
         flops_per_token=per_token,
         flops_per_step=per_token * plan.tokens_per_step,
         stages=stages,
-        traffic=(),
-        bubble=idle_fraction(orders, [Costs()] * (shape.ranks * shape.chunks), shape),
+        traffic=max(sent, key=lambda one: one.total).sent(),
+        bubble=bubble,
     )
 
 
-def _stage(local: Local, shape: Shape, stage: int, ranges: tuple[range, ...]) -> StageEstimate:
-    rank = local.layout.rank({**dict.fromkeys(local.layout.axes, 0), "pipeline": stage})
-    state = State(local=local, chunks=[held(local, layers, rank) for layers in ranges])
-    chunks = [Chunk(local=local, layers=layers) for layers in ranges]
-    ledger = step(local, state, chunks, actions(local.settings.schedule, shape, stage))
-    ended = {
-        kind: ledger.live[kind] for kind in (Kind.PARAMETERS, Kind.GRADIENTS, Kind.OPTIMIZER)
-    }
+def _first_rank(plan: Plan, stage: int) -> int:
+    """Of a pipeline stage; the others hold equal shapes."""
+    return plan.layout.rank({**dict.fromkeys(plan.layout.axes, 0), "pipeline": stage})
+
+
+def _run(orders: Sequence[Sequence[Action]], shape: Shape, courses: Sequence[Course]) -> float:
+    """All ranks' courses, side by side as in a schedule of equal stages; its idle fraction.
+
+    A message is awaited from the moment when it can be sent, as in engine/schedule.py.
+    """
+    clock, last = Clock(shape, [Costs()] * (shape.ranks * shape.chunks)), len(orders) - 1
+    for rank, action in simulate(orders, clock):
+        course = courses[rank]
+        course.run(action)
+        chunk = course.chunks[action.chunk]
+        if action.kind == "forward" and not chunk.last:
+            courses[rank + 1 if rank < last else 0].receive()
+        elif action.kind in ("backward", "input") and not chunk.first:
+            courses[rank - 1 if rank else last].receive()
+    for course in courses:
+        course.finish()
+    return 1 - sum(clock.busy) / (shape.ranks * max(clock.free))
+
+
+def _stage(number: int, course: Course) -> StageEstimate:
+    held = (Kind.PARAMETERS, Kind.GRADIENTS, Kind.OPTIMIZER)
+    state, ledger = course.state, course.ledger
+    ended = {kind.value: ledger.live[kind] for kind in held}
+    ended[Kind.PARAMETERS] -= state.kept_weights
     return StageEstimate(
-        stage=stage,
-        layers=ranges,
+        stage=number,
+        layers=tuple(state.ranges),
         parameters=state.parameters,
-        memory=Memory(**ledger.peak),
-        after_step=Memory(**ended),
+        memory=Memory(**{kind.value: size for kind, size in ledger.peak.items()}, **state.beside()),
+        after_step=Memory(**ended, **state.beside()),
     )

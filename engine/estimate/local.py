@@ -32,28 +32,49 @@ class Over:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A weight [inputs, outputs], or a table's transpose, as a rank would hold it without ZeRO.
+
+    ``over`` gathers its inputs where it is used; ``columns``: they are columns (a table's), which
+    a gather has to copy into place. ``summed``: its gradient is summed in a bucket.
+    """
+
+    inputs: int
+    outputs: int
+    over: Over
+    columns: bool
+    summed: bool
+
+    @property
+    def held(self) -> int:
+        """Entries."""
+        return self.inputs * self.outputs
+
+    @property
+    def gathered(self) -> int:
+        """Entries where it is used."""
+        return self.held * self.over.size
+
+    def piece(self, ranks: int) -> int:
+        """Entries of one of ``ranks`` pieces, padding included."""
+        return -(-self.inputs // ranks) * self.outputs
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A matmul of models/parallel/matmul.py on one rank: entries of x, w, bias and y as they are
-    held; x is gathered (on its hidden features or its tokens) and w too, partial y is scattered.
-    ``summed``: the weight's gradient is summed over an axis, in a bucket."""
+    """A matmul of models/parallel/matmul.py on one rank: entries of x and y as they are held; x is
+    gathered on its hidden features or on its tokens, partial y is scattered."""
 
     x: int
-    w: int
-    bias: int
+    weight: Weight
     y: int
     over_x: Over
-    over_w: Over
     over_y: Over
     on_hidden: bool
-    summed: bool
 
     @property
     def gathered_x(self) -> int:
         return self.x * self.over_x.size
-
-    @property
-    def gathered_w(self) -> int:
-        return self.w * self.over_w.size
 
     @property
     def partial_y(self) -> int:
@@ -93,17 +114,30 @@ class Local:
         """Bytes of an entry of an activation."""
         return ENTRY[self.settings.precision][1]
 
-    @property
+    @cached_property
     def casts(self) -> bool:
         return self.compute != self.parameter
 
-    @property
-    def data(self) -> int:
-        return self.layout.data
+    @cached_property
+    def zero(self) -> int:
+        """ZeRO's stage."""
+        return self.settings.zero.stage
+
+    @cached_property
+    def shared(self) -> int:
+        """Ranks that share out a weight by ZeRO."""
+        return self.layout.data if self.zero else 1
 
     @property
-    def zero(self) -> int:
-        return self.settings.zero.stage
+    def away(self) -> bool:
+        """Whether weights stay at another device than the one that computes."""
+        return self.settings.zero.offload is not None and self.device != "cpu"
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether weights are kept, as they are multiplied, for a step: ZeRO's stages 1 and 2,
+        where they are not the parameters themselves."""
+        return self.zero in (1, 2) and (self.shared > 1 or self.casts or self.away)
 
     def over(self, axis: str | None) -> Over:
         return Over(axis=axis or "", size=self.layout.axes[axis] if axis else 1)
@@ -121,7 +155,7 @@ class Local:
 
     @cached_property
     def x(self) -> int:
-        """An activation between blocks, [T, C] in the outer layout."""
+        """Entries of an activation between blocks, [T, C] in the outer layout."""
         outer = self.mode.outer
         return self.rows(outer) * self.width(self.settings.model.n_embd, outer.hidden)
 
@@ -130,12 +164,30 @@ class Local:
         """Whether a layer norm's features are on several ranks."""
         return self.pieces(self.mode.outer.hidden) > 1
 
+    def zero_cut(self, cut: Cut, inputs: int) -> Cut:
+        """The cut of a weight whose dimension ``inputs`` ZeRO cuts too."""
+        if not self.zero:
+            return cut
+        return (*cut[:inputs], (*cut[inputs], "data"), *cut[inputs + 1 :])
+
     def summed(self, cut: Cut) -> tuple[str, ...]:
         """The axes that a gradient is summed over: those of two ranks or more that do not cut its
         parameter (engine/gradients.py)."""
         cutting = {axis for axes in cut for axis in axes}
         axes = (*self.mode.colossal, "data")
         return tuple(a for a in axes if self.layout.axes[a] > 1 and a not in cutting)
+
+    def weight(
+        self, product: Product, n_in: int, n_out: int, over: str | None, *, columns: bool = False
+    ) -> Weight:
+        """w of a product; ``over`` gathers it."""
+        return Weight(
+            inputs=self.width(n_in, product.weight_in),
+            outputs=self.width(n_out, product.weight_out),
+            over=self.over(over),
+            columns=columns,
+            summed=bool(self.summed(self.zero_cut((product.weight_in, product.weight_out), 0))),
+        )
 
     def up(self, n_in: int, n_out: int) -> Linear:
         return self._linear(self.mode.up, self.mode.outer, self.mode.inner, n_in, n_out)
@@ -147,15 +199,11 @@ class Local:
         self, product: Product, source: Activation, target: Activation, n_in: int, n_out: int
     ) -> Linear:
         across: Gather | None = product.gather_x
-        n_y = self.width(n_out, product.weight_out)
         return Linear(
             x=self.rows(source) * self.width(n_in, source.hidden),
-            w=self.width(n_in, product.weight_in) * n_y,
-            bias=n_y,
-            y=self.rows(target) * n_y,
+            weight=self.weight(product, n_in, n_out, product.gather_w),
+            y=self.rows(target) * self.width(n_out, product.weight_out),
             over_x=self.over(across.axis if across else None),
-            over_w=self.over(product.gather_w),
             over_y=self.over(product.scatter_y),
             on_hidden=across is not None and across.on == "H",
-            summed=bool(self.summed((product.weight_in, product.weight_out))),
         )

@@ -1,55 +1,103 @@
-"""What a matmul (models/parallel/matmul.py) allocates, forward and backward."""
+"""What matmuls and their weights allocate (models/parallel/matmul.py, zero.py)."""
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 from engine.estimate.ledger import Kind, Ledger
-from engine.estimate.local import Linear, Local
+from engine.estimate.local import Linear, Local, Weight
+
+
+class Pass(Enum):
+    """What a forward pass of a block leaves: nothing; the outputs of matmuls and attention
+    (selective checkpointing); or all that its backward pass needs, from scratch or from those."""
+
+    NOTHING = auto()
+    PRODUCTS = auto()
+    ALL = auto()
+    ALL_FROM_PRODUCTS = auto()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether backward can follow."""
+        return self in (Pass.ALL, Pass.ALL_FROM_PRODUCTS)
+
+    @property
+    def has_products(self) -> bool:
+        return self in (Pass.PRODUCTS, Pass.ALL_FROM_PRODUCTS)
 
 
 def linear_forward(
-    ledger: Ledger, local: Local, linear: Linear, out: Kind = Kind.BUFFERS, *, keep: bool
+    ledger: Ledger, local: Local, linear: Linear, run: Pass, out: Kind = Kind.BUFFERS
 ) -> None:
     """x -> y, which stays as ``out``. What was gathered lives as long as the product is made, or
-    for the backward pass too where that is set and the pass is to ``keep`` anything."""
-    gathered = gathered_x(ledger, local, linear) + gathered_w(ledger, local, linear)
-    scattered(ledger, local, linear.y, linear.over_y.size, local.compute, kind=out)
-    if keep and local.settings.keep_gathers:
+    for the backward pass too where that is set."""
+    gathered = gathered_x(ledger, local, linear) + use(ledger, local, linear.weight)
+    product, y = linear.partial_y * local.compute, linear.y * local.compute
+    where = Kind.ACTIVATIONS if run.has_products else Kind.BUFFERS
+    if run != Pass.ALL_FROM_PRODUCTS:
+        ledger.hold(where, product)
+    summed = 0
+    if linear.over_y.size > 1:
+        with ledger.during(Kind.BUFFERS, product * local.direct):
+            ledger.hold(Kind.BUFFERS, y)
+        summed = y
+        if run != Pass.PRODUCTS:
+            ledger.drop(where, product)
+    ledger.hold(out, y)  # with its bias
+    ledger.drop(Kind.BUFFERS, summed)
+    if not summed and run != Pass.PRODUCTS:
+        ledger.drop(where, product)
+    if run.keeps and local.settings.keep_gathers:
         ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, gathered)
     else:
         ledger.drop(Kind.BUFFERS, gathered)
 
 
-def linear_backward(ledger: Ledger, local: Local, linear: Linear, *, first: bool) -> None:
-    """dy -> dx, both among the buffers, and dw. A ``first`` one becomes the weight's gradient, where
-    that is not part of a bucket; others are added to it. x itself is the caller's to free."""
-    c, p, kept = local.compute, local.parameter, local.settings.keep_gathers
+def linear_backward(
+    ledger: Ledger, local: Local, linear: Linear, *, first: bool, later: bool = False
+) -> None:
+    """dy -> dx, both among the buffers, and dw, or ``later`` what it takes to compute that. A
+    ``first`` dw becomes the weight's gradient, others are added to it. x is the caller's to free.
+    """
+    c, kept = local.compute, local.settings.keep_gathers
     dy = linear.partial_y * c if linear.over_y.size > 1 else 0
-    with ledger.during(Kind.BUFFERS, dy):
-        w = 0 if kept else gathered_w(ledger, local, linear)
-        scattered(ledger, local, linear.x, linear.over_x.size, c, copied=linear.on_hidden)
-        x = 0 if kept else gathered_x(ledger, local, linear)
-        if local.casts:
-            ledger.touch(Kind.BUFFERS, linear.gathered_w * (c + p))
-        scattered(ledger, local, linear.w, linear.over_w.size, p)
-        ledger.drop(Kind.BUFFERS, w + x)
+    ledger.hold(Kind.BUFFERS, dy)
+    weight = 0 if kept else use(ledger, local, linear.weight)
+    scattered(ledger, local, linear.x, linear.over_x.size, c, copied=linear.on_hidden)
+    if later:
+        ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, dy or linear.y * c)
+        ledger.drop(Kind.BUFFERS, weight + (linear.y * c if dy else 0))
+        return
+    _weight_gradient(ledger, local, linear, first=first)
+    ledger.drop(Kind.BUFFERS, dy + weight + linear.y * c)
     if kept:
         ledger.drop(Kind.ACTIVATIONS, kept_gathers(local, linear))
-    arrive(ledger, linear.w * p, keeps=first and not linear.summed)
-    ledger.drop(Kind.BUFFERS, linear.y * c)
+
+
+def weight_later(ledger: Ledger, local: Local, linear: Linear, *, first: bool) -> int:
+    """dw, of x and what ``linear_backward`` kept for it. Bytes of the latter, for the caller to
+    free when all weights are done."""
+    _weight_gradient(ledger, local, linear, first=first)
+    kept = kept_gathers(local, linear) if local.settings.keep_gathers else 0
+    return linear.partial_y * local.compute + kept
 
 
 def kept_gathers(local: Local, linear: Linear) -> int:
     """Bytes of gathered x and w that ``keep_gathers`` keeps."""
     trial = Ledger()
-    return gathered_x(trial, local, linear) + gathered_w(trial, local, linear)
+    return gathered_x(trial, local, linear) + use(trial, local, linear.weight)
 
 
-def arrive(ledger: Ledger, size: int, *, keeps: bool) -> None:
-    """A gradient among the buffers becomes its parameter's, or is added to one that is there."""
-    if keeps:
-        ledger.become(Kind.BUFFERS, Kind.GRADIENTS, size)
-    else:
-        ledger.drop(Kind.BUFFERS, size)
+def _weight_gradient(ledger: Ledger, local: Local, linear: Linear, *, first: bool) -> None:
+    x = 0 if local.settings.keep_gathers else gathered_x(ledger, local, linear)
+    weight = linear.weight
+    term = weight.gathered * local.compute if local.casts else 0
+    with ledger.during(Kind.BUFFERS, term):
+        ledger.hold(Kind.BUFFERS, weight.gathered * local.parameter)
+        settle(ledger, local, weight)
+    accumulate(ledger, local, weight, first=first)
+    ledger.drop(Kind.BUFFERS, x)
 
 
 def gathered_x(ledger: Ledger, local: Local, linear: Linear) -> int:
@@ -61,11 +109,66 @@ def gathered_x(ledger: Ledger, local: Local, linear: Linear) -> int:
     return ledger.chain(Kind.BUFFERS, size, size if linear.on_hidden else 0)
 
 
-def gathered_w(ledger: Ledger, local: Local, linear: Linear) -> int:
-    """all_gather_b(w), cast before: bytes that are now held, none where w is used as it is."""
-    cast = linear.w * local.compute if local.casts else 0
-    gathered = linear.gathered_w * local.compute if linear.over_w.size > 1 else 0
-    return ledger.chain(Kind.BUFFERS, cast, gathered)
+def use(ledger: Ledger, local: Local, weight: Weight) -> int:
+    """A weight as it is multiplied: bytes that are now held, none where it is at hand.
+
+    ZeRO's pieces come together first, at every use in stage 3, then the mode's.
+    """
+    c, sizes = local.compute, list[int]()
+    if local.zero == 3 or (local.zero == 0 and local.casts):
+        piece = weight.piece(local.shared)
+        sizes.append(piece * c if local.casts or local.away else 0)
+        if local.shared > 1:
+            sizes += [piece * local.shared * c] * (1 + weight.columns)
+    if weight.over.size > 1:
+        sizes += [weight.gathered * c] * (1 + weight.columns)
+    return ledger.chain(Kind.BUFFERS, *sizes)
+
+
+def settle(ledger: Ledger, local: Local, weight: Weight) -> None:
+    """The gradient of a gathered weight, among the buffers -> what is left on this rank once the
+    mode has scattered it, and ZeRO from stage 2 on."""
+    p = local.parameter
+    _scatter(ledger, local, weight.gathered * p, weight.held * p, weight, weight.over.size)
+    if local.zero >= 2:
+        piece = weight.piece(local.shared) * p
+        _scatter(ledger, local, weight.held * p, piece, weight, local.shared)
+
+
+def accumulate(ledger: Ledger, local: Local, weight: Weight, *, first: bool) -> None:
+    """What was settled becomes the weight's gradient, where it is the ``first`` and there is no
+    bucket; else it is added to it. It leaves the device where the weight is not there."""
+    size, waits = settled(local, weight), local.zero == 1
+    if first and (waits or not (weight.summed or local.away)):
+        ledger.become(Kind.BUFFERS, Kind.GRADIENTS, size)
+    else:
+        ledger.drop(Kind.BUFFERS, size)
+
+
+def settled(local: Local, weight: Weight) -> int:
+    """Bytes that ``settle`` leaves."""
+    entries = weight.piece(local.shared) if local.zero >= 2 else weight.held
+    return entries * local.parameter
+
+
+def finish(ledger: Ledger, local: Local, weight: Weight) -> None:
+    """ZeRO's stage 1 at the end of a step: the whole gradient is scattered."""
+    whole, piece = weight.held * local.parameter, weight.piece(local.shared) * local.parameter
+    ledger.become(Kind.GRADIENTS, Kind.BUFFERS, whole)
+    _scatter(ledger, local, whole, piece, weight, local.shared)
+    if weight.summed or local.away:
+        ledger.drop(Kind.BUFFERS, piece)
+    else:
+        ledger.become(Kind.BUFFERS, Kind.GRADIENTS, piece)
+
+
+def _scatter(
+    ledger: Ledger, local: Local, whole: int, piece: int, weight: Weight, ranks: int
+) -> None:
+    if ranks > 1:
+        with ledger.during(Kind.BUFFERS, whole * (weight.columns + local.direct)):
+            ledger.hold(Kind.BUFFERS, piece)
+        ledger.drop(Kind.BUFFERS, whole)
 
 
 def scattered(

@@ -1,25 +1,28 @@
-"""What one rank of a pipeline stage holds over a step: its state, and the course of its work."""
+"""A pipeline stage over a step: what its work allocates, action by action (engine/pipeline.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from engine.estimate.block import Block
-from engine.estimate.ends import Ends
+from engine.estimate.ends import INDEX, Ends
 from engine.estimate.ledger import Effect, Kind, Ledger
 from engine.estimate.local import Local
+from engine.estimate.products import Pass, finish
 from engine.estimate.state import State
 from engine.schedule import Action
-
-IDS = 16
-"""Bytes of a token's id and its target."""
+from models.parallel.limits import IN_FLIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A virtual stage: some layers, the embeddings with the first and the head with the last."""
+    """A virtual stage: some layers, the embeddings with the first and the head with the last.
+
+    Of the messages, x and dy have arrived among the buffers; the x that is sent stays among the
+    activations for the backward pass, the dx that is sent among the buffers.
+    """
 
     local: Local
     layers: range
@@ -39,66 +42,124 @@ class Chunk:
 
     @cached_property
     def forward(self) -> Effect:
-        """A micro-batch's way through the chunk; x comes from and goes to the stages beside it."""
-        ledger, block, checkpoint = Ledger(), Block(local=self.local), self.checkpoint
-        ends = Ends(local=self.local)
+        """A micro-batch's way through the chunk."""
+        ledger, block, ends = Ledger(), Block(local=self.local), Ends(local=self.local)
+        run = {False: Pass.ALL, True: Pass.NOTHING, "selective": Pass.PRODUCTS}
         if self.first:
             ends.embed(ledger)
-        else:
-            ledger.hold(Kind.BUFFERS, block.x)
         for _ in self.layers:
             ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
-            block.forward(ledger, keep=not checkpoint)
+            block.forward(ledger, run[self._checkpoint])
+        ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
         if self.last:
-            ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
             ends.loss(ledger)
-        else:
-            ledger.drop(Kind.BUFFERS, block.x)
         return ledger.effect
 
-    @property
-    def checkpoint(self) -> bool:
-        return bool(self.local.settings.model.checkpoint)
-
-    def backward(self, *, first: bool) -> Effect:
-        """The way back; ``first``: no micro-batch has left gradients yet."""
+    def backward(self, *, first: bool, later: bool = False) -> Effect:
+        """The way back; ``first``: no micro-batch has left gradients yet. Those of the blocks'
+        weights may come ``later``."""
         ledger, block, ends = Ledger(), Block(local=self.local), Ends(local=self.local)
         if self.last:
             ends.loss_backward(ledger, first=first, tied=self.tied)
-        else:
-            ledger.hold(Kind.BUFFERS, block.x)
-        for _ in self.layers:
-            if self.checkpoint:
-                block.forward(ledger, keep=True)
+        for number, _ in enumerate(self.layers):
+            if self._checkpoint:
+                selective = self._checkpoint == "selective"
+                block.forward(ledger, Pass.ALL_FROM_PRODUCTS if selective else Pass.ALL)
                 ledger.drop(Kind.BUFFERS, block.x)
-            block.backward(ledger, first=first)
+            block.backward(ledger, first=first, later=later)
+            if number == 0 and not self.last:
+                ledger.hold(Kind.BUFFERS, block.x)  # the dy that came was never freed
         if self.first:
             ends.embed_backward(ledger, first=first, tied=self.tied)
-        else:
+        if not self.last:
+            ledger.drop(Kind.ACTIVATIONS, block.x)
             ledger.drop(Kind.BUFFERS, block.x)
         return ledger.effect
 
+    def put_off(self, *, first: bool) -> Effect:
+        """The gradients of weights that come later."""
+        ledger, block = Ledger(), Block(local=self.local)
+        kept = sum(block.weights(ledger, first=first) for _ in self.layers)
+        ledger.drop(Kind.ACTIVATIONS, kept)
+        return ledger.effect
 
-def step(local: Local, state: State, chunks: Sequence[Chunk], actions: Sequence[Action]) -> Ledger:
-    """A step of one rank, from its state on: a ledger that knows the fullest moment."""
-    ledger = Ledger()
-    for kind, size in state.between_steps.items():
-        ledger.hold(kind, size)
-    micro_batches = 1 + max(action.micro_batch for action in actions)
-    ledger.hold(Kind.BUFFERS, micro_batches * local.tokens * IDS)
-    if any(chunk.last for chunk in chunks):
-        ledger.hold(Kind.BUFFERS, Ends(local=local).normed)
-    forward = [chunk.forward for chunk in chunks]
-    later = [chunk.backward(first=False) for chunk in chunks]
-    fresh = [chunk.backward(first=True) for chunk in chunks]
-    seen = set[int]()
-    for action in actions:
+    @property
+    def _checkpoint(self) -> bool | str:
+        return self.local.settings.model.checkpoint
+
+
+@dataclass
+class Course:
+    """A step of one rank, from its state on: a ledger that comes to know the fullest moment.
+
+    ``receive`` and ``run`` are called in the order of the schedule, ``finish`` at the end. Backward
+    passes are ``split`` where the schedule puts off their weights' part.
+    """
+
+    local: Local
+    state: State
+    micro_batches: int
+    split: bool
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self.chunks = [Chunk(local=self.local, layers=layers) for layers in self.state.ranges]
+        for kind, size in self.state.between_steps.items():
+            self.ledger.hold(kind, size)
+        self.ledger.hold(Kind.PARAMETERS, self.state.kept_weights)
+        self.ledger.hold(Kind.BUFFERS, 2 * INDEX * self.micro_batches * self.local.tokens)
+        self._x = self.local.x * self.local.compute
+        self._forward = [chunk.forward for chunk in self.chunks]
+        self._backward = [
+            [chunk.backward(first=first, later=self.split) for first in (False, True)]
+            for chunk in self.chunks
+        ]
+        self._weights = [
+            [chunk.put_off(first=first) for first in (False, True)] for chunk in self.chunks
+        ]
+        self._seen = set[tuple[bool, int]]()
+        self._sends = deque[int]()
+
+    def receive(self) -> None:
+        """Room for a message."""
+        self.ledger.hold(Kind.BUFFERS, self._x)
+
+    def run(self, action: Action) -> None:
+        """An action, and the message that it sends."""
+        chunk = self.chunks[action.chunk]
         if action.kind == "forward":
-            ledger.run(forward[action.chunk])
-        elif action.kind in ("backward", "input"):
-            ledger.run(later[action.chunk] if action.chunk in seen else fresh[action.chunk])
-            if action.chunk not in seen:
-                seen.add(action.chunk)
-                ledger.hold(Kind.GRADIENTS, state.vectors[action.chunk])
-    ledger.touch(Kind.BUFFERS, state.sums)
-    return ledger
+            self.ledger.run(self._forward[action.chunk])
+            if not chunk.last:
+                self._send(0)
+        elif action.kind == "weight":
+            self.ledger.run(self._weights[action.chunk][self._first(action)])
+        else:
+            first = self._first(action)
+            self.ledger.run(self._backward[action.chunk][first])
+            if first:
+                self.ledger.hold(Kind.GRADIENTS, self.state.vectors[action.chunk])
+            if not chunk.first:
+                self._send(self._x)
+
+    def finish(self) -> None:
+        """All sends have arrived; gradients are summed; the optimizer runs in place."""
+        ledger = self.ledger
+        ledger.drop(Kind.BUFFERS, sum(self._sends))
+        if self.local.zero == 1:
+            for weight in self.state.weights:
+                finish(ledger, self.local, weight)
+        ledger.touch(Kind.BUFFERS, self.state.sums)
+        ledger.touch(Kind.BUFFERS, self.state.tied)
+
+    def _send(self, size: int) -> None:
+        """``size`` bytes that nothing but the message holds."""
+        self._sends.append(size)
+        if len(self._sends) > IN_FLIGHT:
+            self.ledger.drop(Kind.BUFFERS, self._sends.popleft())
+
+    def _first(self, action: Action) -> bool:
+        """Whether a chunk does its first work of that kind."""
+        work = (action.kind == "weight", action.chunk)
+        first = work not in self._seen
+        self._seen.add(work)
+        return first

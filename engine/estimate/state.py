@@ -1,4 +1,10 @@
-"""What a rank keeps between steps: parameters, gradients, optimizer states."""
+"""What a rank keeps between steps: parameters, gradients, optimizer states.
+
+Mixed-precision Adam keeps 4 + 4 + 8 bytes a parameter; ZeRO divides what belongs to weights by the
+ranks that share them (Rajbhandari et al. 2020, section 3 and figure 1, where 16-bit copies are
+permanent and gradients are 16-bit: 16 bytes in all). Here the copies are made for a step (stages 1
+and 2) or at each use, and gradients are float32.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +12,42 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import prod
 
+from engine.estimate.block import Block
+from engine.estimate.ends import Ends
 from engine.estimate.ledger import Kind
-from engine.estimate.local import Local
+from engine.estimate.local import Local, Weight
+from models.parallel.limits import BUCKET_BYTES, SMALL
 from models.parameters import Parameter, parameters
 from models.sizes import Sizes
+
+POSITIONS = "wpe.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Gradients that are summed together, over one axis after the other."""
+
+    axes: tuple[str, ...]
+    entries: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A parameter's piece on one rank: entries, padding included, and the axes that its gradient
-    is summed over."""
+    """A parameter's piece on one rank: entries, padding included; the axes that its gradient is
+    summed over. A ``weight`` is what ZeRO shares out: of a linear layer or a token table."""
 
-    name: str
     entries: int
-    matrix: bool
     summed: tuple[str, ...]
+    matrix: bool
+    weight: bool
+    table: bool
 
 
 def held(local: Local, layers: range, rank: int) -> list[Held]:
-    """The parameters of a virtual stage as ``rank`` has them."""
+    """The parameters of a virtual stage as ``rank`` has them, in the model's order."""
     return [
         _piece(local, parameter, rank)
         for parameter in parameters(Sizes.of(local.settings.model), local.mode, layers)
@@ -34,42 +55,76 @@ def held(local: Local, layers: range, rank: int) -> list[Held]:
 
 
 def _piece(local: Local, parameter: Parameter, rank: int) -> Held:
+    matrix = len(parameter.shape) == 2
+    weight = matrix and parameter.name != POSITIONS
+    table = parameter.name.startswith(("wte", "lm_head"))
+    cut = local.zero_cut(parameter.cut, 1 if table else 0) if weight else parameter.cut
     return Held(
-        name=parameter.name,
-        entries=prod(local.layout.box(parameter.shape, parameter.cut, rank).local),
-        matrix=len(parameter.shape) == 2,
-        summed=local.summed(parameter.cut),
+        entries=prod(local.layout.box(parameter.shape, cut, rank).local),
+        summed=local.summed(cut),
+        matrix=matrix,
+        weight=weight,
+        table=table,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The training state of one rank; ``chunks`` are its parameters by virtual stage."""
+    """The training state of one rank: the layers of its virtual stages, and their parameters."""
 
     local: Local
+    ranges: Sequence[range]
     chunks: Sequence[Sequence[Held]]
 
-    @property
-    def _all(self) -> list[Held]:
-        return [one for chunk in self.chunks for one in chunk]
+    @classmethod
+    def of(cls, local: Local, ranges: Sequence[range], rank: int) -> State:
+        return cls(
+            local=local, ranges=ranges, chunks=[held(local, layers, rank) for layers in ranges]
+        )
 
     @cached_property
     def parameters(self) -> int:
         """Entries of all parameters."""
-        return sum(one.entries for one in self._all)
+        return sum(one.entries for one in chain(*self.chunks))
 
     @cached_property
     def between_steps(self) -> dict[Kind, int]:
-        """Bytes as a step begins: gradients that are not in a bucket are not there."""
+        """Bytes on the device as a step begins: gradients outside of buckets are not there."""
+        here = [one for one in chain(*self.chunks) if not (one.weight and self.local.away)]
+        on_disk = self.local.settings.zero.offload == "nvme"
         size = self.local.parameter
-        buckets = sum(one.entries for one in self._all if one.summed)
-        optimizer = self.local.settings.optimizer
-        states = importlib.import_module(f"engine.optim.optimizers.{optimizer.type}").states
         return {
-            Kind.PARAMETERS: self.parameters * size,
-            Kind.GRADIENTS: buckets * size,
-            Kind.OPTIMIZER: self.parameters * size * states(optimizer),
+            Kind.PARAMETERS: size * sum(one.entries for one in here),
+            Kind.GRADIENTS: size * sum(one.entries for one in here if one.summed),
+            Kind.OPTIMIZER: size
+            * self.states
+            * sum(one.entries for one in here if not (one.weight and on_disk)),
         }
+
+    @cached_property
+    def states(self) -> int:
+        """Tensors that the optimizer keeps beside a parameter."""
+        optimizer = self.local.settings.optimizer
+        room = importlib.import_module(f"engine.optim.optimizers.{optimizer.type}")
+        states: int = room.states(optimizer)
+        return states
+
+    @cached_property
+    def weights(self) -> list[Weight]:
+        """Linear layers' and tables', as they are used."""
+        block, ends = Block(local=self.local), Ends(local=self.local)
+        layer = [linear.weight for linear in (*block.attention, *block.mlp)]
+        tables = sum(one.table for one in chain(*self.chunks))
+        return layer * sum(map(len, self.ranges)) + [ends.table] * tables
+
+    @property
+    def kept_weights(self) -> int:
+        """Bytes of weights that ZeRO's stages 1 and 2 gather once a step."""
+        local = self.local
+        if not local.keeps_weights:
+            return 0
+        entries = sum(weight.piece(local.shared) * local.shared for weight in self.weights)
+        return entries * local.compute
 
     @cached_property
     def vectors(self) -> list[int]:
@@ -80,9 +135,49 @@ class State:
             for chunk in self.chunks
         ]
 
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Gradients as they are summed over ranks (engine/gradients.py)."""
+        size, found = self.local.parameter, list[Bucket]()
+        filling: dict[tuple[str, ...], int] = {}
+        for one in reversed(list(chain(*self.chunks))):
+            if not one.summed:
+                continue
+            number = filling.get(one.summed)
+            if number is None or found[number].entries * size > BUCKET_BYTES:
+                number = filling[one.summed] = len(found)
+                found.append(Bucket(axes=one.summed, entries=0))
+            grown = found[number].entries + one.entries
+            found[number] = Bucket(axes=one.summed, entries=grown)
+        return found
+
     @property
     def sums(self) -> int:
-        """Bytes of all ranks' terms, which gloo's pairs hold while gradients are summed."""
-        if not self.local.direct:
+        """Bytes of all ranks' terms, which gloo's pairs hold until gradients are summed."""
+        if not self.local.direct or not self.buckets:
             return 0
-        return self.local.parameter * sum(one.entries for one in self._all if one.summed)
+        size = self.local.parameter
+        terms = [
+            bucket.entries * size * (self.local.over(bucket.axes[0]).size if small else 1)
+            for bucket in self.buckets
+            for small in [bucket.entries * size <= SMALL]
+        ]
+        return sum(terms) + max(terms) // 2
+
+    @property
+    def tied(self) -> int:
+        """Bytes of a tied table's gradient as the first and the last stage of several swap it."""
+        model, pipeline = self.local.settings.model, self.local.layout.pipeline
+        if not model.tie_embeddings or pipeline == 1:
+            return 0
+        return self.local.parameter * sum(one.entries for one in chain(*self.chunks) if one.table)
+
+    def beside(self) -> dict[str, int]:
+        """Bytes of weights, with their gradients and states, that are kept beside the device."""
+        zero, size = self.local.settings.zero, self.local.parameter
+        entries = size * sum(one.entries for one in chain(*self.chunks) if one.weight)
+        if zero.offload is None:
+            return {}
+        disk = entries * self.states if zero.offload == "nvme" else 0
+        host = entries * (2 + self.states) - disk if self.local.away else 0
+        return {"host": host, "nvme": disk}

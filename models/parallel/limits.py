@@ -1,4 +1,4 @@
-"""Sizes in bytes at which work is cut up: what runs and what is estimated must agree on them."""
+"""Sizes at which work is cut up, in bytes: what runs and what is estimated must agree on them."""
 
 BUCKET_BYTES = 25 << 20
 """Gradients that are summed together. As torch's DistributedDataParallel: large enough to amortise
@@ -6,6 +6,9 @@ latency, small enough to overlap."""
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """float32 logits in a chunk of the loss on a device, where the number of tokens is not given."""
+
+IN_FLIGHT = 4
+"""Sends of a pipeline rank that may be under way at once: their tensors are held meanwhile."""
 
 SMALL = 1 << 16
 """Below this an all-reduce gathers and adds at once instead of scattering the sum: one exchange
