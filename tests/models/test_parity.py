@@ -4,22 +4,18 @@ is tested by existing."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 import torch
 
 from tests.support.cuts import Cut, cuts
 from tests.support.pairs import pairs
-from tests.support.training import Run, Trained, assert_same, train_all
-from tests.support.worlds import run_world
+from tests.support.parity import Parity
+from tests.support.training import Run
 
 pytestmark = pytest.mark.timeout(400)  # the first test of a world waits for all of its runs
 
 LARGEST = 8
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 5e-2}
-"""In bf16 a cut run is as far from the serial one as that is from float32: 0.02 to 0.03 of a bias
-after five steps, 1e-4 of a loss."""
 
 
 def is_common(cut: Cut) -> bool:
@@ -58,30 +54,9 @@ def many_runs() -> Iterator[Run]:
 
 
 RUNS = list(many_runs())
-
-
-def reference(run: Run) -> Run:
-    """The same training in one process: nothing cut, padded, accumulated or checkpointed."""
-    return Run(
-        heads=run.sizes.n_head,
-        tied=run.tied,
-        dtype=run.dtype,
-        compute=run.compute,
-        loss_chunk=None,
-    )
-
-
-@cache
-def trained(world: int) -> dict[Run, Trained]:
-    """All runs of one world size, in one world; references in a world of one."""
-    runs = [run for run in RUNS if run.layout.gpus == world]
-    if world == 1:
-        runs += {reference(run) for run in RUNS}
-    results = run_world(world, train_all, runs, timeout=360.0)
-    return dict(zip(runs, results[0], strict=True))
+PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
 def test_a_layout_trains_the_same_model(run: Run) -> None:
-    result, wanted = trained(run.layout.gpus)[run], trained(1)[reference(run)]
-    assert_same(result, wanted, TOLERANCE[run.compute or run.dtype])
+    PARITY.check(run)

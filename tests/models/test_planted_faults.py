@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from tests.support.faults import FAULTS, RUNS, Few
+from tests.support.faults import FAULTS, RUNS
 from tests.support.training import Run, Trained, assert_same, train, train_all
 from tests.support.worlds import run_world
 
@@ -29,23 +29,19 @@ def trained(world: int) -> dict[Run | str, Trained]:
     """All runs of one world size, in one world: healthy ones by run, faulty ones by name."""
     runs = [run for run in RUNS if run.layout.gpus == world]
     if world == 1:
-        runs = [reference(run) for run in RUNS]
+        runs = [run.alone for run in RUNS]
     names = [name for name, fault in FAULTS.items() if fault.run.layout.gpus == world]
     results = run_world(world, train_faulty, runs, names, timeout=360.0)
     return dict(zip([*runs, *names], results[0], strict=True))
 
 
-def reference(run: Run) -> Run:
-    return Few(tied=run.tied, samples=run.samples, loss_chunk=None)
-
-
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
 def test_without_a_fault_the_comparison_passes(run: Run) -> None:
-    assert_same(trained(run.layout.gpus)[run], trained(1)[reference(run)], HEALTHY)
+    assert_same(trained(run.layout.gpus)[run], trained(1)[run.alone], HEALTHY)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_seen(name: str) -> None:
     run = FAULTS[name].run
     with pytest.raises(AssertionError, match="relative differences beyond"):
-        assert_same(trained(run.layout.gpus)[name], trained(1)[reference(run)], FAULTY)
+        assert_same(trained(run.layout.gpus)[name], trained(1)[run.alone], FAULTY)

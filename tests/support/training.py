@@ -28,9 +28,10 @@ from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, split
 
-LR = 1e-2
-EPS = 1e-4
+ADAMW = {"lr": 1e-2, "eps": 1e-4}
 """AdamW at 1e-8 turns rounding into steps where gradients are zero in theory (the key bias)."""
+HALF_ADAMW = {"lr": 0.2, "eps": 0.1}
+"""In half precision any gradient may change its sign: steps are nearly in proportion to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,10 @@ class Run:
             tie_embeddings=self.tied,
             checkpoint=self.checkpoint,
         )
+
+    @property
+    def adamw(self) -> dict[str, float]:
+        return HALF_ADAMW if self.compute else ADAMW
 
     @property
     def name(self) -> str:
@@ -230,7 +235,7 @@ def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
     return Stepper(
         model=model,
         pipeline=Pipeline(model, model.part.axes["pipeline"], run.schedule),
-        optimizer=torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.1),
+        optimizer=torch.optim.AdamW(model.parameters(), **run.adamw, weight_decay=0.1),
         gradients=GradientSum(model),
         world=world,
         seed=3,
@@ -250,7 +255,7 @@ def train(rank: int, size: int, run: Run) -> Trained:
         batch = samples(run, step)
         count = int((batch[1] != -100).sum())
         shares = rounds(run, batch, part.axes["data"].index)
-        outcome = stepper.run(step, shares, targets=count, lr=LR)
+        outcome = stepper.run(step, shares, targets=count, lr=run.adamw["lr"])
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
     parameters = gathered(model, dict(model.named_parameters()), size)
