@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from engine.checkpoint.ways import Asked
 from engine.context import open_world
 from engine.data.source import default_cache
 from engine.errors import Failed, Refused
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         return refuse(refusal, environ)
     try:
         with open_world(lambda: plan(args, place, environ), place, backend=args.backend) as world:
-            train(world, world.plan, output=args.output, cache=default_cache(environ))
+            asked = Asked(resume=args.resume, output=args.output, new_data=args.allow_new_data)
+            train(world, world.plan, asked, cache=default_cache(environ))
     except (Refused, Failed) as error:  # the world has told why, once over all ranks
         return 2 if isinstance(error, Refused) else 1
     return 0

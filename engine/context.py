@@ -89,6 +89,13 @@ class World:
         """The result of ``task``, which rank 0 alone does; where it refuses, all do, told once."""
         return self.ranks.share(task)
 
+    def require_same(self, value: str, otherwise: str) -> None:
+        """Refuse, on all ranks, where one has another ``value`` than rank 0; ``otherwise`` goes
+        after the ranks that do."""
+        told = self.ranks.exchange(value)
+        others = [rank for rank, theirs in enumerate(told) if theirs != told[0]]
+        self.ranks.agree(lambda: _refuse_if(others, otherwise))
+
     def first_step_done(self) -> None:
         """From here on ranks are expected to keep pace, and to stop between two steps."""
         self.ranks.stop.deferred = True
@@ -227,12 +234,16 @@ def _axes(plan: Plan, colossal: Colossal, rank: int, traffic: Traffic) -> dict[s
 
 def _compare(fingerprints: Sequence[str]) -> None:
     """Every rank has read its own file, and machines may have different ones."""
-    others = [rank for rank, mine in enumerate(fingerprints) if mine != fingerprints[0]]
-    if others:
-        raise Refused(
-            f"{name_ranks(others)} resolved another config than rank 0: the file, its overrides "
-            "and the environment must be the same on every machine"
-        )
+    _refuse_if(
+        [rank for rank, mine in enumerate(fingerprints) if mine != fingerprints[0]],
+        "resolved another config than rank 0: the file, its overrides and the environment must be "
+        "the same on every machine",
+    )
+
+
+def _refuse_if(ranks: Sequence[int], what: str) -> None:
+    if ranks:
+        raise Refused(f"{name_ranks(ranks)} {what}")
 
 
 def _gpu_ids() -> list[str]:

@@ -18,7 +18,7 @@ from engine.memory import peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.optim.schedule import lr_factor
 from engine.pipeline import Pipeline
-from engine.step import Outcome, Stepper
+from engine.step import Optimizer, Outcome, Stepper
 
 if TYPE_CHECKING:
     from engine.context import World
@@ -43,6 +43,7 @@ class Run:
         settings = plan.settings
         self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
         self.device, self.data_rank = world.device, world.axes["data"].index
+        self.matmul = matmul
         torch.use_deterministic_algorithms(settings.deterministic)
         store = offload.weights if offload else None
         part = partition(settings, plan.layout.mode, world.axes, world.device, matmul, store)
@@ -74,6 +75,7 @@ class Run:
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
             stop=self.world.stop_requested,
+            save=save,
         )
 
     def lr(self, step: int) -> float:

@@ -7,15 +7,17 @@ Rank 0 claims a folder and the other ranks are told its path.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from engine.errors import Refused
 
@@ -78,6 +80,31 @@ class RunFolder:
         status["ended"] = None if state == "running" else _now()
         write_atomically(self.status, json.dumps(status, indent=2) + "\n")
 
+    def hold(self) -> IO[str] | None:
+        """Keep other jobs out of the folder until what this returns is closed, which the end of
+        the process does, too. None on file systems without locks.
+
+        Raises Refused where another job is in it, or it cannot be written.
+        """
+        try:
+            file = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise Refused(f"{self.path}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            status = self.read_status()
+            by = f"process {status.get('pid')} on {status.get('host')}"
+            raise Refused(f"{self.path} is in use by {by}; it must end first") from None
+        except OSError:
+            return None
+        return file
+
+    def take_over(self, run_id: str) -> None:
+        """Make a folder that is held this run's own, so that its restarts find it."""
+        status = self.read_status() | _owner(run_id) | {"state": "running"}
+        write_atomically(self.status, json.dumps(status, indent=2) + "\n")
+
     def record(self, source: Path, resolved: Mapping[str, Any]) -> None:
         """Keep the config file as it was given, and all that it resolved to."""
         write_atomically(self.config, source.read_text(encoding="utf-8"))
@@ -107,6 +134,17 @@ def claim(
     return next(folder for folder in map(RunFolder, paths) if _create(folder, run_id))
 
 
+def runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
+    """The folders NAME-TIME under ``root``, of all names by default, the newest first."""
+    pattern = re.compile(rf"({re.escape(name) if name else '.*'})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
+    found = []
+    for folder in _folders(root, "*"):
+        parts = pattern.fullmatch(folder.path.name)
+        if parts is not None:
+            found.append((parts[2], int(parts[3] or 1), folder.path))
+    return [RunFolder(path) for _, _, path in sorted(found, reverse=True)]
+
+
 def newest(root: Path = Path("runs")) -> RunFolder | None:
     """The run under ``root`` that was the last to write its weights; None if there is none."""
     done = [folder for folder in _folders(root, "*") if folder.weights.is_file()]
@@ -125,7 +163,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _create(folder: RunFolder, run_id: str) -> bool:
     """Make the folder this run's own; False where it is in use. Of two at once one succeeds."""
-    owner = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "started": _now()}
+    owner = {**_owner(run_id), "started": _now()}
     status = {**owner, "state": "running", "step": 0, "message": "", "ended": None}
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -138,6 +176,10 @@ def _create(folder: RunFolder, run_id: str) -> bool:
     except OSError as error:
         raise Refused(f"{folder.path}: cannot be the run's folder: {error.strerror}") from None
     return True
+
+
+def _owner(run_id: str) -> dict[str, Any]:
+    return {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _holding(folder: RunFolder) -> str:

@@ -25,13 +25,14 @@ class NotFinite(Failed):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What all ranks know after a step. ``memory_bytes`` by rank; ``skipped`` where fp16 overflowed
-    and the optimizer was not run."""
+    """What all ranks know after a step. ``memory_bytes`` by rank; ``stop`` and ``save`` where any
+    rank asked for it; ``skipped`` where fp16 overflowed and the optimizer was not run."""
 
     loss: float
     grad_norm: float
     memory_bytes: tuple[int, ...]
     stop: bool
+    save: bool = False
     skipped: bool = False
 
     @property
@@ -39,7 +40,6 @@ class Outcome:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Optimizer(Protocol):
     """One of torch's, or one that keeps its states elsewhere."""
 
@@ -49,6 +49,7 @@ class Optimizer(Protocol):
         """Update all parameters that have a gradient."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Stepper:
     """Runs steps of one model. ``world``: all ranks of the run."""
 
@@ -70,6 +71,7 @@ class Stepper:
         lr: float,
         memory_bytes: int = 0,
         stop: bool = False,
+        save: bool = False,
     ) -> Outcome:
         """One step over this rank's ``micro_batches`` (all accumulation rounds).
 
@@ -80,7 +82,7 @@ class Stepper:
         self.gradients.zero()
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
-        outcome = self.agree(step, loss, scale, memory_bytes, stop)
+        outcome = self.agree(step, loss, scale, memory_bytes, stop, save)
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=not outcome.finite)
             if not outcome.finite:
@@ -101,23 +103,24 @@ class Stepper:
         return loss
 
     def agree(
-        self, step: int, loss: Tensor, scale: float, memory_bytes: int, stop: bool
+        self, step: int, loss: Tensor, scale: float, memory_bytes: int, stop: bool, save: bool
     ) -> Outcome:
         """The one control all-reduce of a step: loss, squared norm, flags and memory by rank."""
         world, squares = self.world, square_sum(self.model)
-        mine = torch.zeros(3 + 2 * world.size, dtype=torch.float64)
-        mine[2] = stop
-        mine[3 + world.index] = memory_bytes
+        mine = torch.zeros(4 + 2 * world.size, dtype=torch.float64)
+        mine[2], mine[3] = stop, save
+        mine[4 + world.index] = memory_bytes
         mine = mine.to(loss.device)
         mine[0], mine[1] = loss, squares
         finite = torch.isfinite(loss) & torch.isfinite(squares)
-        mine[3 + world.size + world.index] = ~finite
-        total, square, stops, *by_rank = world.all_reduce(mine).tolist()
+        mine[4 + world.size + world.index] = ~finite
+        total, square, stops, saves, *by_rank = world.all_reduce(mine).tolist()
         outcome = Outcome(
             loss=total / scale,
             grad_norm=math.sqrt(abs(square)) / scale,
             memory_bytes=tuple(int(n) for n in by_rank[: world.size]),
             stop=stops > 0,
+            save=saves > 0,
         )
         bad = [rank for rank, flag in enumerate(by_rank[world.size :]) if flag]
         if not outcome.finite and (self.loss_scale is None or self.loss_scale.exhausted):

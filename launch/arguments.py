@@ -71,9 +71,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume",
-        choices=["none"],
         default="none",
-        help="what to go on from: runs keep no checkpoints yet",
+        metavar="auto|none|PATH",
+        help="what to go on from: the newest run of this name, nothing (the default), or a run's "
+        "folder or one of its checkpoints",
+    )
+    parser.add_argument(
+        "--allow-new-data",
+        action="store_true",
+        help="go on from a checkpoint though its data, or the order of it, was another",
     )
 
 
@@ -93,6 +99,8 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[str]) -> list[str]:
     """The arguments that hand a run's config and what ``add_run`` took on to its ranks."""
     handed = [f"--config={config}", *overrides, f"--resume={args.resume}"]
+    if args.allow_new_data:
+        handed.append("--allow-new-data")
     for name in ("output", "backend"):
         value = getattr(args, name)
         if value is not None:

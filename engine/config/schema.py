@@ -140,8 +140,18 @@ class Log(Section):
 class Checkpoint(Section):
     """What a run leaves behind to go on from."""
 
-    every: Count | None = setting("steps between checkpoints; None: none", None)
+    every: Count | None = setting("steps between checkpoints; None: not by steps", None)
+    minutes: Positive | None = setting("minutes between checkpoints; None: not by the clock", None)
     keep: Count = setting("newest checkpoints that are kept", 3)
+    best: bool = setting("keep the one of the lowest validation loss, too", True)
+    asynchronous: bool = setting(
+        "write while training goes on, from a copy in the host's memory", False
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a run saves at all; if so, also where it ends or is stopped."""
+        return self.every is not None or self.minutes is not None
 
 
 class Zero(Section):
@@ -157,6 +167,12 @@ class Zero(Section):
         "where parameters stay between uses (stage 3); None: on the device", None
     )
     nvme_path: str | None = setting("folder on the NVMe disk, for offloading to 'nvme'", None)
+    nvme_buffer: Bytes = setting(
+        "bytes of a rank's memory for what is read ahead of its use and written behind it", 2**28
+    )
+    nvme_store: Literal["tensornvme", "threads"] | None = setting(
+        "what moves optimizer states; None: TensorNVMe where it is built, else threads", None
+    )
 
 
 class LossScale(Section):
@@ -167,12 +183,6 @@ class LossScale(Section):
     backoff_factor: Ratio = setting("times this after an overflow", 0.5)
     growth_interval: Count = setting("steps without overflow before it grows", 1000)
     hysteresis: Count = setting("overflows that are borne before it shrinks", 1)
-    nvme_buffer: Bytes = setting(
-        "bytes of a rank's memory for what is read ahead of its use and written behind it", 2**28
-    )
-    nvme_store: Literal["tensornvme", "threads"] | None = setting(
-        "what moves optimizer states; None: TensorNVMe where it is built, else threads", None
-    )
     min: Positive = setting("never below", 1.0)
     max: Positive = setting("never above", 2.0**32)
 

@@ -7,6 +7,7 @@ data-parallel rank, sample). The ranks of one model read the same.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ class Batches:
     ) -> None:
         """``validation_batches`` counts global batches of G samples; None is all there is."""
         self.corpus = corpus
+        self._start = 0, 0  # steps done, and the samples that they consumed
         self._batch_size, self._data_size, self._rounds = batch_size, data_size, rounds
         self._sampler = Sampler(corpus.train.samples, seed)
         held_out = corpus.validation.samples
@@ -55,6 +57,18 @@ class Batches:
         """G, samples a step."""
         return self._batch_size * self._data_size * self._rounds
 
+    def continued(self, step: int, samples: int) -> Batches:
+        """The same after ``step`` steps that consumed ``samples``, in global batches of whatever
+        size: none of the rest is passed over or read twice."""
+        rest = copy.copy(self)
+        rest._start = step, samples
+        return rest
+
+    def consumed(self, step: int) -> int:
+        """Samples consumed by the end of ``step``, since the run began."""
+        steps, samples = self._start
+        return samples + (step - steps) * self.global_batch
+
     @property
     def steps_per_epoch(self) -> float | None:
         """Seldom whole: a step may straddle two epochs. None where samples never end."""
@@ -64,20 +78,23 @@ class Batches:
     def steps(self, epochs: int) -> int | None:
         """Steps until every sample was consumed ``epochs`` times. None where they never end."""
         samples = self.corpus.train.samples
-        return None if samples is None else -(-epochs * samples // self.global_batch)
+        if samples is None:
+            return None
+        done, consumed = self._start
+        return done + -(-max(0, epochs * samples - consumed) // self.global_batch)
 
     def batch(self, step: int, round: int, data_rank: int) -> Batch:
         """What a data-parallel rank reads in a round (from 0) of a step (from 1)."""
-        assert step >= 1
+        assert step > self._start[0]
         assert 0 <= round < self._rounds
         assert 0 <= data_rank < self._data_size
-        before = (step - 1) * self.global_batch
+        before = self.consumed(step - 1)
         share = (round * self._data_size + data_rank) * self._batch_size
         return _read(self.corpus.train, self._sampler.order(before + share, self._batch_size))
 
     def targets(self, step: int) -> int:
         """How many targets of the step's global batch are not IGNORED."""
-        indices = self._sampler.order((step - 1) * self.global_batch, self.global_batch)
+        indices = self._sampler.order(self.consumed(step - 1), self.global_batch)
         return self.corpus.train.count_targets(indices)
 
     @property

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from engine.config.facts import Facts, Finding
 from engine.config.schema import LossScale, Settings
 
+SAVES = "checkpoint.every or checkpoint.minutes"
+
 # setting -> (whether it has an effect, what else would have to be)
 USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     "optimizer.betas": (lambda s: s.optimizer.type != "sgd", "an Adam"),
@@ -22,7 +24,12 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
         lambda s: not s.eval.every or s.data.validation > 0,
         "data.validation above 0",
     ),
-    "checkpoint.keep": (lambda s: s.checkpoint.every is not None, "checkpoint.every"),
+    "checkpoint.keep": (lambda s: s.checkpoint.wanted, SAVES),
+    "checkpoint.asynchronous": (lambda s: s.checkpoint.wanted, SAVES),
+    "checkpoint.best": (
+        lambda s: s.checkpoint.wanted and bool(s.eval.every) and s.data.validation > 0,
+        f"{SAVES}, and validations by eval.every",
+    ),
     "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     "stages": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     **{

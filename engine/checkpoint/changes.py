@@ -1,0 +1,95 @@
+"""What is not as it was when a checkpoint was written, and what that means for going on. No torch.
+
+Another model or update rule cannot go on; other samples or another order of them only if the user
+says so; the rest is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engine.checkpoint.manifest import Layout, Training
+from engine.config.schema import all_settings, user_name
+from engine.errors import Refused
+from engine.plan import Plan
+
+# What the tensors of a checkpoint stand for
+FIXED = {
+    *(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "head_dim", "n_inner")),
+    *(f"model.{name}" for name in ("vocab_size", "block_size", "tie_embeddings")),
+    *("model.activation", "model.layer_norm_epsilon", "optimizer.type"),
+}
+# What is told as a layout, or changes nothing that is learned
+SILENT = {
+    *("name", "source", "backend", "timeout", "start_timeout", "data.cache"),
+    *("mode", "tensor_parallel", "depth", "pipeline", "model.num_chunks", "zero.stage"),
+    *(name for name in all_settings() if name.startswith(("log.", "checkpoint."))),
+}
+ANYWAY = "--allow-new-data"
+
+
+def compare(
+    plan: Plan, corpus: str, training: Training, *, path: object, new_data: bool
+) -> list[str]:
+    """Lines on what has changed since the checkpoint at ``path``.
+
+    ``corpus`` is the fingerprint of the data there is now, which ``new_data`` allows to be other.
+
+    Raises:
+        Refused: the run cannot go on from this checkpoint; every difference that stands against it.
+    """
+    changed = dict(_changed(training.settings, plan.settings.model_dump(mode="json")))
+    fixed = {name: old for name, old in changed.items() if name in FIXED}
+    if fixed:
+        lines = [f"{path} is of another model or optimizer, and cannot go on as this one:"]
+        raise Refused("\n".join([*lines, *(_cited(plan, *item) for item in fixed.items())]))
+    data = {name: old for name, old in changed.items() if _is_data(name)}
+    anew = [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []
+    if corpus != training.corpus:
+        anew += [_cited(plan, *item) for item in data.items()] or ["  the data has changed"]
+    if anew and not new_data:
+        raise Refused(
+            "\n".join([f"{path} was trained on other samples, or in another order:", *anew])
+            + f"\n{ANYWAY} goes on all the same"
+        )
+    return anew + [
+        _cited(plan, name, old)
+        for name, old in changed.items()
+        if name not in SILENT and not _is_data(name)
+    ]
+
+
+def moved(before: Layout, now: Layout) -> str | None:
+    """A line on what another layout means for what follows; None if it is the same."""
+    if before == now:
+        return None
+    return (
+        f"written by {before}, goes on as {now}: parameters, optimizer and the order of samples "
+        "are exact, dropout draws other masks"
+    )
+
+
+def _is_data(name: str) -> bool:
+    return name in ("seed", "seq_len") or (name.startswith("data.") and name not in SILENT)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings that both know and that differ, and what they were."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for name in all_settings():
+        if name in old and old[name] != new[name]:
+            yield name, old[name]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _cited(plan: Plan, name: str, old: object) -> str:
+    """ "  gpt.py:12: model.n_layer=4; in the checkpoint it is 2" """
+    return f"  {plan.cite(name)}; in the checkpoint {user_name(name)} is {old!r}"

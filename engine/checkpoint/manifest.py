@@ -1,0 +1,173 @@
+"""What a checkpoint says of itself, in JSON: its files and where training stood. No torch.
+
+``manifest.json`` names every other file with its size and SHA-256, the layout that wrote them and
+the versions it ran on; a digest of its own shows an edit. ``training.json`` is one of those files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MANIFEST, TRAINING = "manifest.json", "training.json"
+BLOCK_BYTES = 1 << 22
+
+FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # nothing outside of the folder
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written. One line: which file, and how it differs."""
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class File(_Object):
+    """Size and SHA-256 of a file."""
+
+    bytes: Count
+    sha256: Digest
+
+
+class Layout(_Object):
+    """Who wrote: what the layout of a run is made of, by the names of its settings."""
+
+    mode: str
+    tensor_parallel: Count
+    depth: Count
+    pipeline: Count
+    num_chunks: Count
+    data_parallel: Count
+    zero_stage: Count
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor_parallel * self.pipeline * self.data_parallel
+
+    def __str__(self) -> str:
+        parts = [f"tensor {self.tensor_parallel} ({self.mode})", f"pipeline {self.pipeline}"]
+        text = " x ".join([*parts, f"data {self.data_parallel}"])
+        return text + (f", ZeRO {self.zero_stage}" if self.zero_stage else "")
+
+
+class LossScaleState(_Object):
+    """Where the dynamic loss scale of fp16 stands."""
+
+    scale: float
+    quiet: Count
+    borne: Count
+    skipped: Count
+
+
+class Training(_Object):
+    """Where training stood after ``step``, beside its tensors.
+
+    ``samples``: consumed since the run began, over all ranks. ``corpus``: the data's fingerprint.
+    ``settings``: all of them, resolved. ``val_loss``: of a validation after this very step.
+    """
+
+    step: Count
+    samples: Count
+    val_loss: float | None
+    loss_scale: LossScaleState | None
+    matmul: str
+    device: str
+    corpus: str
+    settings: dict[str, Any]
+
+
+class Manifest(_Object):
+    """What ``manifest.json`` holds beside its own digest."""
+
+    format: Literal[1] = 1
+    step: Count
+    written: str
+    layout: Layout
+    versions: dict[str, str]
+    files: dict[FileName, File]
+
+    def dump(self) -> bytes:
+        """As JSON for the file, with the digest that ``read_manifest`` compares."""
+        content = self.model_dump(mode="json")
+        return (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises Damaged."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise Damaged(f"{MANIFEST} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise Damaged(f"{MANIFEST} is not JSON") from None
+    told = content.pop("sha256", None) if isinstance(content, dict) else None
+    if told is None or told != _digest(content):
+        raise Damaged(f"{MANIFEST} was changed: its own SHA-256 differs")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise Damaged(f"{MANIFEST}: {_first(error)}") from None
+
+
+def read_training(folder: Path) -> Training:
+    """Where training stood. Raises Damaged."""
+    try:
+        return Training.model_validate_json((folder / TRAINING).read_bytes())
+    except OSError as error:
+        raise Damaged(f"{TRAINING} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise Damaged(f"{TRAINING}: {_first(error)}") from None
+
+
+def compare(folder: Path, files: Mapping[str, File], names: Iterable[str]) -> Iterator[str]:
+    """How these of the files differ from what ``files`` says of them, a line each.
+
+    They are read from the disk, where the system can be told to forget what it has in memory.
+    """
+    for name in names:
+        told = files.get(name)
+        if told is None:
+            yield f"{MANIFEST} does not name {name}"
+            continue
+        try:
+            with (folder / name).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != told.bytes:
+                    yield f"{name} has {size:,} of {told.bytes:,} bytes"
+                elif digest_of(file) != told.sha256:
+                    yield f"{name} was changed: its SHA-256 differs"
+        except FileNotFoundError:
+            yield f"{name} is missing"
+        except OSError as error:
+            yield f"{name} cannot be read: {error.strerror}"
+
+
+def digest_of(file: FileIO) -> str:
+    """SHA-256 of an open file, hex."""
+    with suppress(AttributeError, OSError):  # not on every system, not on every file system
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
+    while count := file.readinto(block):
+        digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

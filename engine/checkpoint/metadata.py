@@ -1,0 +1,73 @@
+"""DCP's ``.metadata`` is a pickle, and a pickle runs what its writer likes. Not this one."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+
+from engine.checkpoint.manifest import Damaged
+
+METADATA = ".metadata"
+
+# All that the metadata of tensors names; BytesStorageMetadata, whose objects DCP would unpickle
+# unchecked, is not among it.
+_TYPES: list[Any] = [
+    metadata.Metadata,
+    metadata.TensorStorageMetadata,
+    metadata.TensorProperties,
+    metadata.ChunkStorageMetadata,
+    metadata.MetadataIndex,
+    metadata.StorageMeta,
+    metadata._MEM_FORMAT_ENCODING,
+    filesystem._StorageInfo,
+    torch.Size,
+    torch.serialization._get_layout,
+]
+_DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
+ALLOWED: dict[tuple[str, str], Any] = {
+    **{(kind.__module__, kind.__name__): kind for kind in _TYPES},
+    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise Damaged(f"{METADATA} names {module}.{name}, which is not a part of any metadata")
+        return ALLOWED[module, name]
+
+
+def parse(data: bytes, files: set[str]) -> Metadata:
+    """The metadata of a checkpoint that has these files. Raises Damaged; runs nothing."""
+    try:
+        found = _Unpickler(io.BytesIO(data)).load()
+        _check(found, files)
+    except Damaged:
+        raise
+    except Exception as error:
+        raise Damaged(f"{METADATA} is not DCP's: {type(error).__name__}: {error}") from None
+    assert isinstance(found, Metadata)
+    return found
+
+
+def _check(found: Any, files: set[str]) -> None:
+    """Every tensor is one, and every piece lies within a file of this checkpoint."""
+    if type(found) is not Metadata:
+        raise Damaged(f"{METADATA} holds no metadata")
+    for name, tensor in found.state_dict_metadata.items():
+        if type(name) is not str or type(tensor) is not TensorStorageMetadata:
+            raise Damaged(f"{METADATA} has an entry that is no tensor")
+        if not isinstance(tensor.properties.dtype, torch.dtype):
+            raise Damaged(f"{METADATA}: {name} has no type")
+        for chunk in tensor.chunks:
+            index = MetadataIndex(name, chunk.offsets)
+            place = found.storage_data[index]
+            if place.relative_path not in files:
+                raise Damaged(f"{METADATA}: {name} is in {place.relative_path}, not of this folder")
+            if place.transform_descriptors is not None:
+                raise Damaged(f"{METADATA}: {name} is transformed")

@@ -1,0 +1,160 @@
+"""Where a run begins: which folder, which checkpoint, and what has changed since."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from engine.checkpoint import changes
+from engine.checkpoint.save import layout_of
+from engine.checkpoint.saver import restore
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.checkpoint.ways import Asked, Way, output_of, ways
+from engine.errors import Refused
+from engine.matmuls import MATMULS
+from engine.run_folder import RunFolder, claim
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.context import World
+    from engine.data.loader import Batches
+    from engine.plan import Plan
+    from engine.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run begins: the way, whose folder is kept from other jobs while ``door`` is open, and
+    a checkpoint that verifies, where there is one."""
+
+    world: World
+    plan: Plan
+    asked: Asked
+    way: Way
+    stored: Stored | None
+    door: ExitStack
+
+    @property
+    def step(self) -> int:
+        """Steps done before."""
+        return self.stored.training.step if self.stored else 0
+
+    def batches(self, batches: Batches) -> Batches:
+        """What is left of them."""
+        if self.stored is None:
+            return batches
+        return batches.continued(self.step, self.stored.training.samples)
+
+    def matmul(self, device: torch.device) -> str | None:
+        """The backend that multiplied before, where it can go on doing so: another rounds in
+        another way. None where that is free to choose."""
+        if self.stored is None:
+            return None
+        then = self.stored.training
+        same = then.device == device.type
+        same &= then.settings.get("precision") == self.plan.settings.precision
+        return then.matmul if same and then.matmul in MATMULS else None
+
+    def restore(self, run: Run) -> None:
+        """Bring a new run to where the checkpoint was written. Raises Failed."""
+        if self.stored is not None:
+            restore(run, self.stored)
+
+    def move_in(self) -> RunFolder:
+        """The run's folder, its own from here on. Raises Refused."""
+        return RunFolder(Path(self.world.share(self._move_in)))
+
+    def _move_in(self) -> str:
+        """What a folder holds beyond the checkpoint goes out of the way."""
+        way, name, run_id = self.way, self.plan.settings.name, self.world.run_id
+        if way.home is None:
+            folder = claim(name, run_id, output=output_of(self.plan, self.asked))
+            _hold(folder, self.door)
+            return str(folder.path)
+        folder = RunFolder(Path(way.home))
+        if self.stored is None and folder.read_status().get("state") == "finished":
+            raise Refused(f"{folder.path}: a finished run without a checkpoint: another --output")
+        folder.take_over(run_id)
+        shelf = Shelf(folder.checkpoints)
+        shelf.clear_drafts()
+        here = self.stored is not None and self.stored.path.parent == shelf.path
+        for path in shelf.set_aside(after=self.step if here else -1):
+            self.world.say(f"{path}: kept under this name, since the run goes on from before it")
+        return str(folder.path)
+
+
+def begin(world: World, plan: Plan, corpus: str, asked: Asked) -> Start:
+    """Find the checkpoint to go on from, if any, and hold its run's folder. All ranks call it.
+
+    ``corpus`` is the fingerprint of the data. A launch that was here before (a restart by torchrun,
+    a requeued job) goes on in its own folder, whatever was asked. Nothing is changed on the disk.
+
+    Raises:
+        Refused: on all ranks; there is nothing to go on from, or it does not fit.
+    """
+    found = world.share(
+        lambda: json.dumps([asdict(way) for way in ways(world.run_id, plan, asked)])
+    )
+    for way in (Way(**fields) for fields in json.loads(found)):
+        with ExitStack() as door:
+            world.share(lambda way=way, door=door: _enter(way, door))  # type: ignore[misc]
+            stored = _newest_good(world, way)
+            if stored is not None:
+                _tell_changes(world, plan, stored, corpus, asked)
+            if stored is not None or way.starts_over:
+                return Start(
+                    world=world,
+                    plan=plan,
+                    asked=asked,
+                    way=way,
+                    stored=stored,
+                    door=door.pop_all(),
+                )
+    return world.agree(lambda: _refuse(asked))
+
+
+def _refuse(asked: Asked) -> NoReturn:
+    raise Refused(f"--resume={asked.resume}: no checkpoint there that verifies")
+
+
+def _enter(way: Way, door: ExitStack) -> str:
+    if way.home is not None and (way.checkpoints or way.starts_over):
+        _hold(RunFolder(Path(way.home)), door)
+    return ""
+
+
+def _hold(folder: RunFolder, door: ExitStack) -> None:
+    lock = folder.hold()
+    if lock is not None:
+        door.enter_context(lock)
+
+
+def _newest_good(world: World, way: Way) -> Stored | None:
+    """The first of the checkpoints that is what was written. The ranks share its files out."""
+    if way.home is not None and not way.checkpoints and not way.starts_over:
+        world.say(f"{way.home} is passed over: it has no checkpoint")
+    for path in way.checkpoints:
+        stored = Stored(Path(path))
+        told = world.ranks.exchange(json.dumps(stored.problems(world.rank, world.size)))
+        problems = dict.fromkeys(problem for of_rank in told for problem in json.loads(of_rank))
+        if not problems:
+            return stored
+        world.say(f"{path} is passed over: {'; '.join(problems)}")
+    return None
+
+
+def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: str, asked: Asked) -> None:
+    """What has changed since the checkpoint, and what that means. Raises Refused."""
+    lines = world.agree(
+        lambda: changes.compare(
+            plan, corpus, stored.training, path=stored.path, new_data=asked.new_data
+        )
+    )
+    move = changes.moved(stored.manifest.layout, layout_of(plan.settings, plan.layout.data))
+    for line in [f"going on from {stored.path}", *([move] if move else []), *lines]:
+        world.say(line)

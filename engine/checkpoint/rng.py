@@ -1,0 +1,37 @@
+"""The state of every global random generator of a process, as JSON.
+
+cuboid draws from none of them (weights, sample order and dropout are keyed), but libraries and
+code of one's own may.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy
+import torch
+
+
+def snapshot(device: torch.device) -> str:
+    """All states of this process, that of ``device`` included where it has one."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(legacy=False),
+        "torch": torch.get_rng_state().tolist(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).tolist()
+    return json.dumps(state, default=numpy.ndarray.tolist)
+
+
+def restore(text: str, device: torch.device) -> None:
+    """The inverse. Raises ValueError, KeyError or TypeError for what ``snapshot`` never wrote."""
+    state = json.loads(text)
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)

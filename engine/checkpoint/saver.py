@@ -1,0 +1,166 @@
+"""When a run saves, what of it, and how it comes back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.distributed as dist
+
+from engine.checkpoint import tensors
+from engine.checkpoint.background import Background, Copies
+from engine.checkpoint.manifest import LossScaleState, Training
+from engine.checkpoint.save import layout_of, save
+from engine.checkpoint.shelf import Shelf, surplus
+from engine.checkpoint.stored import Stored
+from engine.checkpoint.tensors import Tensors
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from engine.loss_scale import LossScale
+    from engine.run import Run
+    from engine.run_folder import RunFolder
+
+LEAVE_SECONDS = 5.0
+"""How long a run that has failed waits for a checkpoint on its way: others may be gone."""
+
+
+class Saver:
+    """Saves a run every so many steps or minutes, where it is asked to, and at its end.
+
+    Without ``checkpoint.every`` and ``checkpoint.minutes`` it does nothing at all. Within ``with``,
+    so that no checkpoint is still on its way when the run leaves.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        *,
+        first_step: int = 0,
+        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``first_step``: steps that were done, and saved, before."""
+        self._run, self._shelf, self._say, self._clock = run, Shelf(folder.checkpoints), say, clock
+        self._settings = run.plan.settings.checkpoint
+        self._saved, self._since = first_step, clock()
+        self._background, self._copies = Background(), Copies()
+        self._group = run.world.cpu_group
+        if self._settings.wanted and self._settings.asynchronous:
+            # Beside the main thread's messages, never among them
+            timeout = timedelta(seconds=run.plan.settings.start_timeout)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the minutes are over. Clocks differ: the main rank's counts."""
+        minutes, world = self._settings.minutes, self._run.world
+        return minutes is not None and world.is_main and self._clock() - self._since >= 60 * minutes
+
+    def after(self, step: int, val_loss: float | None, *, asked: bool, last: bool) -> None:
+        """All ranks call this after each step, with the same arguments.
+
+        Raises:
+            Failed: this checkpoint, or the one before that was still on its way, was not written.
+        """
+        every = self._settings.every
+        due = asked or last or (every is not None and step % every == 0)
+        if not self._settings.wanted or not due or step == self._saved:
+            return
+        state, training = self._state(), self._training(step, val_loss)
+        if self._settings.asynchronous:
+            self._background.wait()  # it writes from the copies
+            state = self._copies.of(state)
+            self._background.start(lambda: self._write(state, training))
+            if last:
+                self._background.wait()
+        else:
+            self._write(state, training)
+        self._saved, self._since = step, self._clock()
+
+    def _state(self) -> Tensors:
+        run = self._run
+        return {
+            **tensors.of_model(run.model),
+            **tensors.of_optimizer(run.model, _optimizer(run)),
+            **tensors.of_rng(run.world.rank, run.device),
+        }
+
+    def _training(self, step: int, val_loss: float | None) -> Training:
+        run, scale = self._run, self._run.stepper.loss_scale
+        return Training(
+            step=step,
+            samples=run.batches.consumed(step),
+            val_loss=val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+            loss_scale=None if scale is None else _state_of(scale),
+            matmul=run.matmul,
+            device=run.device.type,
+            corpus=run.batches.corpus.fingerprint,
+            settings=run.plan.settings.model_dump(mode="json"),
+        )
+
+    def _write(self, state: Tensors, training: Training) -> None:
+        plan, started = self._run.plan, self._clock()
+        layout = layout_of(plan.settings, plan.layout.data)
+        save(self._shelf, state, training, layout=layout, group=self._group)
+        if self._run.world.is_main:
+            self._say(
+                f"saved {self._shelf.folder(training.step)} in {self._clock() - started:.1f} s"
+            )
+            self._prune()
+
+    def _prune(self) -> None:
+        """Only now, as the new one has been verified."""
+        keep, best = self._settings.keep, self._settings.best
+        for step in surplus(self._shelf.losses(), keep=keep, best=best):
+            try:
+                self._shelf.remove(step)
+            except OSError as error:
+                self._say(f"{self._shelf.folder(step)} cannot be removed: {error.strerror}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._background.wait()
+            return
+        try:
+            self._background.wait(LEAVE_SECONDS)
+        except BaseException as another:
+            error.add_note(f"{another}")
+
+
+def restore(run: Run, stored: Stored) -> None:
+    """Bring a new run to where a checkpoint was written: to the same bits in the same layout.
+    Raises Failed where its files cannot be read."""
+    stored.load_training(run.model, _optimizer(run))
+    scale, saved = run.stepper.loss_scale, stored.training.loss_scale
+    if scale is not None and saved is not None:
+        scale.scale, scale.quiet = saved.scale, saved.quiet
+        scale.borne, scale.skipped = saved.borne, saved.skipped
+    if stored.manifest.layout.ranks == run.world.size:
+        stored.load_rng(run.world.rank, run.device)
+
+
+def _state_of(scale: LossScale) -> LossScaleState:
+    return LossScaleState(
+        scale=scale.scale, quiet=scale.quiet, borne=scale.borne, skipped=scale.skipped
+    )
+
+
+def _optimizer(run: Run) -> torch.optim.Optimizer:
+    optimizer = run.stepper.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer

@@ -1,0 +1,114 @@
+"""The folder of a run's checkpoints: names, order, and which of them are kept. No torch.
+
+RUN/checkpoints/step-00000100/ is complete: it got its name last of all. What ends in ``.tmp`` was
+being written or removed when its job died. Checkpoints are ordered by their step, whatever the
+clock said when they were written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.checkpoint.manifest import Damaged, read_training
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08}"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """RUN/checkpoints."""
+
+    path: Path
+
+    def folder(self, step: int) -> Path:
+        return self.path / step_name(step)
+
+    def draft(self, step: int) -> Path:
+        """Where the checkpoint is written before it has its name."""
+        return self.path / f"{step_name(step)}.tmp"
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, the latest last."""
+        if not self.path.is_dir():
+            return []
+        names = (_NAME.fullmatch(path.name) for path in self.path.iterdir() if path.is_dir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def publish(self, step: int) -> None:
+        """Give a draft its name, once all of it is on the disk."""
+        draft, folder = self.draft(step), self.folder(step)
+        sync_folder(draft)
+        draft.rename(folder)  # refuses a folder that holds something
+        sync_folder(self.path)
+
+    def remove(self, step: int) -> None:
+        """Whatever interrupts this, no part of the checkpoint is taken for a whole one."""
+        draft = self.draft(step)
+        shutil.rmtree(draft, ignore_errors=True)
+        self.folder(step).rename(draft)
+        shutil.rmtree(draft)
+
+    def clear_drafts(self) -> None:
+        """Remove what a job that died had begun to write or to remove."""
+        for draft in self.path.glob("step-*.tmp"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def set_aside(self, after: int) -> list[Path]:
+        """Take the checkpoints after a step out of the order, since training goes on from it; they
+        are kept under another name."""
+        moved = []
+        for step in self.steps():
+            if step > after:
+                moved.append(_free(self.path / f"{step_name(step)}.aside"))
+                self.folder(step).rename(moved[-1])
+        return moved
+
+    def asides(self) -> list[Path]:
+        return sorted(self.path.glob("step-*.aside*"))
+
+    def losses(self) -> dict[int, float | None]:
+        """Step -> the validation loss after it, where there was a validation; latest last."""
+        found: dict[int, float | None] = {}
+        for step in self.steps():
+            try:
+                found[step] = read_training(self.folder(step)).val_loss
+            except Damaged:
+                found[step] = None
+        return found
+
+
+def surplus(losses: Mapping[int, float | None], *, keep: int, best: bool) -> list[int]:
+    """The steps whose checkpoints go: all but the ``keep`` latest and, where it counts, the one of
+    the lowest validation loss (of equal ones the latest)."""
+    kept = set(sorted(losses)[-keep:])
+    validated = [(loss, -step) for step, loss in losses.items() if loss is not None]
+    if best and validated:
+        kept.add(-min(validated)[1])
+    return sorted(set(losses) - kept)
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a folder on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3 ... that is not taken."""
+    taken, number = path, 2
+    while taken.exists():
+        taken, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return taken

@@ -1,0 +1,207 @@
+"""DCP's files with every byte accounted for: digests as they are written, read back from the disk,
+and a name only when all is there; and a reader that unpickles tensors and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+from torch.utils.serialization import config
+
+from engine.checkpoint.manifest import MANIFEST, File, compare
+from engine.checkpoint.shelf import Shelf
+from engine.errors import Failed
+
+ITEM_BYTES = 4096
+"""What a tensor takes on the disk beside its numbers, at most."""
+_DIGESTS = MetadataIndex("digests")  # the result that carries them; no tensor has this name
+
+Seal = Callable[[Mapping[str, File]], bytes]
+"""The manifest of a checkpoint with these files."""
+
+
+class Writer(FileSystemWriter):
+    """One checkpoint, written as a draft that gets its name once every file was read back.
+
+    DCP calls the methods in their order: local plan on all ranks, global plan on the first, data
+    on all, finish on the first. What one rank raises, DCP raises on all.
+    """
+
+    def __init__(self, shelf: Shelf, step: int, *, beside: Mapping[str, bytes], seal: Seal) -> None:
+        """``beside``: further files and what they hold, for the first rank to write."""
+        super().__init__(shelf.draft(step), sync_files=True, overwrite=False)
+        self.fs = self._files = _Digesting()
+        self._shelf, self._step, self._beside, self._seal = shelf, step, beside, seal
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Make the draft's folder, on a disk that has the space.
+
+        Raises:
+            Failed: it has not, or there is a checkpoint of this step.
+        """
+        folder = self._shelf.folder(self._step)
+        if folder.exists():
+            raise Failed(f"{folder} is there already, and no checkpoint is written over")
+        self.discard()
+        self._shelf.path.mkdir(parents=True, exist_ok=True)
+        needed = sum(_bytes(plan) for plan in plans)
+        free = shutil.disk_usage(self._shelf.path).free
+        if free < needed:
+            raise Failed(f"{folder} needs {needed:,} bytes, and its disk has {free:,} free")
+        self._shelf.draft(self._step).mkdir()
+        prepared: list[SavePlan] = super().prepare_global_plan(plans)
+        return prepared
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's tensors and read them back; the digests go with the results."""
+        try:
+            with config.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
+                results = super().write_data(plan, planner).value()
+        except RuntimeError:  # what a file raises, torch raises as an error of its own
+            if self._files.failure is None:
+                raise
+            raise self._files.failure from None
+        self._read_back(self._files.digests)
+        carrier = WriteResult(_DIGESTS, size_in_bytes=0, storage_data=self._files.digests)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([*results, carrier])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write what describes the tensors, read it back, and give the draft its name."""
+        draft = self._shelf.draft(self._step)
+        files: dict[str, File] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            if result.index == _DIGESTS:
+                files |= result.storage_data
+        tensors = [[one for one in of_rank if one.index != _DIGESTS] for of_rank in results]
+        super().finish(metadata, tensors)
+        for name, data in self._beside.items():
+            self._write(draft / name, data)
+        self._read_back(self._files.digests)
+        files |= self._files.digests
+        self._write(draft / MANIFEST, self._seal(files))
+        self._read_back([MANIFEST])
+        unseen = [name for name in files if not (draft / name).is_file()]
+        if unseen:
+            raise Failed(f"{draft}: {unseen[0]} is on another machine: all ranks must share a disk")
+        self._shelf.publish(self._step)
+
+    def storage_meta(self) -> StorageMeta:
+        """Nothing: a path of this machine would not stay true."""
+        return StorageMeta()
+
+    def discard(self) -> None:
+        """Leave nothing of the draft."""
+        shutil.rmtree(self._shelf.draft(self._step), ignore_errors=True)
+
+    def explain(self, error: OSError) -> str:
+        """A line on why the disk would not."""
+        with_space = f"; its disk has {shutil.disk_usage(self._shelf.path).free:,} bytes free"
+        return f"{self._shelf.folder(self._step)} cannot be written: {error.strerror}{with_space}"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with self._files.create_stream(path, "wb") as stream:
+            stream.write(data)
+            os.fsync(stream.fileno())
+
+    def _read_back(self, names: Iterable[str]) -> None:
+        draft = self._shelf.draft(self._step)
+        for problem in compare(draft, self._files.digests, names):
+            raise Failed(f"{draft}: {problem} right after it was written")
+
+
+def _bytes(plan: SavePlan) -> int:
+    """What a rank will write, at most."""
+    total = 0
+    for item in plan.items:
+        assert item.tensor_data is not None
+        entries = math.prod(item.tensor_data.chunk.sizes)
+        total += entries * item.tensor_data.properties.dtype.itemsize + ITEM_BYTES
+    return total
+
+
+class Reader(FileSystemReader):
+    """Tensors of a checkpoint whose metadata has been read and checked."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+class _Digesting(FileSystem):
+    """Files whose digests are those of what was meant to be written, wherever it went wrong."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, File] = {}
+        self.failure: OSError | None = None
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        assert mode == "wb", mode
+        with Path(path).open("xb") as file:
+            stream = _DigestingStream(file)
+            try:
+                yield cast(io.IOBase, stream)
+            finally:
+                self.failure = stream.failure
+            self.digests[Path(path).name] = stream.digest()
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.digests[Path(new_path).name] = self.digests.pop(Path(path).name)
+
+
+class _DigestingStream:
+    """A file that is written from its start to its end, by whom it is not closed."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file, self._hash, self._size = file, hashlib.sha256(), 0
+        self.failure: OSError | None = None
+        self.fileno = file.fileno
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._hash.update(data)
+        with self._watched():
+            count = self._file.write(data)
+        self._size += count
+        return count
+
+    def flush(self) -> None:
+        with self._watched():
+            self._file.flush()
+
+    def close(self) -> None:
+        self.flush()
+
+    def tell(self) -> int:
+        return self._size
+
+    def digest(self) -> File:
+        return File(bytes=self._size, sha256=self._hash.hexdigest())
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = error
+            raise

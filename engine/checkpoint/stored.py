@@ -1,0 +1,131 @@
+"""A checkpoint on the disk: whether it is what was written, and its tensors in any layout."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from engine.checkpoint import tensors
+from engine.checkpoint.manifest import (
+    TRAINING,
+    Damaged,
+    Manifest,
+    Training,
+    compare,
+    read_manifest,
+    read_training,
+)
+from engine.checkpoint.metadata import METADATA, parse
+from engine.checkpoint.save import reason
+from engine.checkpoint.shelf import step_name
+from engine.checkpoint.storage import Reader
+from engine.checkpoint.tensors import MODEL, RNG, Tensors
+from engine.errors import Failed
+from models.chunks import Chunks
+
+
+@dataclass(frozen=True)
+class Stored:
+    """RUN/checkpoints/step-N. Nothing here trusts its files, but only ``problems`` reads all of
+    them: who has not asked for it may load what a disk has changed.
+
+    Properties raise Damaged.
+    """
+
+    path: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return read_manifest(self.path)
+
+    @cached_property
+    def training(self) -> Training:
+        return read_training(self.path)
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """Which tensors there are and where; unpickled through an allow-list."""
+        try:
+            data = (self.path / METADATA).read_bytes()
+        except OSError as error:
+            raise Damaged(f"{METADATA} cannot be read: {error.strerror}") from None
+        return parse(data, set(self.manifest.files))
+
+    def problems(self, share: int = 0, of: int = 1) -> list[str]:
+        """How the files differ from what was written, a line each. Of the tensors' files every
+        ``of``-th is read, beginning with number ``share``, so that ranks can share them out."""
+        try:
+            files = self.manifest.files
+            small = [METADATA, TRAINING]
+            large = sorted(files.keys() - small)
+            found = list(compare(self.path, files, [*small, *large[share::of]]))
+            if not found and self.path.name != step_name(self.training.step):
+                found = [f"holds what was saved as {step_name(self.training.step)}"]
+            if not found:
+                _ = self.metadata  # read, and thereby checked
+        except Damaged as error:
+            return [str(error)]
+        return found
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by its name, whole, on the CPU, one at a time; without any process
+        group. Memory: the largest parameter, twice."""
+        for name in self.metadata.state_dict_metadata:
+            if name.startswith(MODEL):
+                yield name.removeprefix(MODEL), self._whole(name)
+
+    def load_model(self, model: Chunks) -> None:
+        """Fill this rank's pieces of the parameters, whatever layout wrote them.
+
+        Every rank reads for itself. Raises Failed for a model of another architecture or files that
+        cannot be read.
+        """
+        self._fill(tensors.of_model(model))
+
+    def load_training(self, model: Chunks, optimizer: torch.optim.Optimizer) -> None:
+        """The same, with the state of an optimizer that has not stepped yet."""
+        wanted = tensors.of_model(model)
+        wanted |= tensors.prepare_optimizer(model, optimizer, self.metadata)
+        self._fill(wanted)
+
+    def load_rng(self, rank: int, device: torch.device) -> None:
+        """Set this process's random generators to those of a rank that wrote."""
+        tensors.restore_rng(self._whole(f"{RNG}{rank}"), device)
+
+    def _whole(self, name: str) -> Tensor:
+        about = self.metadata.state_dict_metadata[name]
+        assert isinstance(about, TensorStorageMetadata)
+        tensor = torch.empty(about.size, dtype=about.properties.dtype)
+        self._fill({name: tensor})
+        return tensor
+
+    def _fill(self, wanted: Tensors) -> None:
+        reader, planner = Reader(self.path, self.metadata), _TensorsOnly()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            try:
+                dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=True)
+            except CheckpointException as error:
+                raise Failed(f"{self.path}: {reason(error)}") from None
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    """Refuses what torch would unpickle without a look."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
+        raise Damaged(f"{read_item.dest_index.fqn} is no tensor")
