@@ -28,9 +28,9 @@ from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, split
 
-ADAMW = {"lr": 1e-2, "eps": 1e-4}
+LR, EPS = 1e-2, 1e-4
 """AdamW at 1e-8 turns rounding into steps where gradients are zero in theory (the key bias)."""
-HALF_ADAMW = {"lr": 0.2, "eps": 0.1}
+HALF_LR, HALF_EPS = 0.2, 0.1
 """In half precision any gradient may change its sign: steps are nearly in proportion to it."""
 
 
@@ -98,8 +98,12 @@ class Run:
         )
 
     @property
-    def adamw(self) -> dict[str, float]:
-        return HALF_ADAMW if self.compute else ADAMW
+    def lr(self) -> float:
+        return HALF_LR if self.compute else LR
+
+    @property
+    def eps(self) -> float:
+        return HALF_EPS if self.compute else EPS
 
     @property
     def name(self) -> str:
@@ -235,7 +239,7 @@ def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
     return Stepper(
         model=model,
         pipeline=Pipeline(model, model.part.axes["pipeline"], run.schedule),
-        optimizer=torch.optim.AdamW(model.parameters(), **run.adamw, weight_decay=0.1),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=run.lr, eps=run.eps, weight_decay=0.1),
         gradients=GradientSum(model),
         world=world,
         seed=3,
@@ -255,7 +259,7 @@ def train(rank: int, size: int, run: Run) -> Trained:
         batch = samples(run, step)
         count = int((batch[1] != -100).sum())
         shares = rounds(run, batch, part.axes["data"].index)
-        outcome = stepper.run(step, shares, targets=count, lr=run.adamw["lr"])
+        outcome = stepper.run(step, shares, targets=count, lr=run.lr)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
     parameters = gathered(model, dict(model.named_parameters()), size)
