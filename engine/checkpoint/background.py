@@ -24,12 +24,12 @@ class Copies:
         copied: Tensors = {}
         for name, tensor in tensors.items():
             assert isinstance(tensor, Boxed)
-            piece, held = tensor.piece, self._held.get(name)
+            piece, held = tensor.fetch(), self._held.get(name)
             if held is None or held.shape != piece.shape:
                 held = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=piece.is_cuda)
                 self._held[name] = held
             held.copy_(piece, non_blocking=True)
-            copied[name] = Boxed(held, tensor.box)
+            copied[name] = Boxed.holding(held, tensor.box)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return copied

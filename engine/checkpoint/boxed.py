@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from models.parallel.box import Box
 
+Fetch = Callable[[], Tensor]
+
 
 class Boxed(Tensor):
     """One rank's valid piece of a tensor whose size is global and unpadded.
@@ -26,30 +28,32 @@ class Boxed(Tensor):
     computes nothing.
     """
 
-    piece: Tensor  # [box.size]
+    fetch: Fetch  # of the piece, [box.size]
     box: Box
 
     @staticmethod
-    def __new__(cls, piece: Tensor, box: Box) -> Boxed:
-        """``piece``: [box.size], without padding."""
-        assert tuple(piece.shape) == box.size
-        self: Boxed = Tensor._make_wrapper_subclass(
-            cls, box.shape, dtype=piece.dtype, device=piece.device
-        )
-        self.piece, self.box = piece, box
+    def __new__(cls, fetch: Fetch, box: Box, dtype: torch.dtype) -> Boxed:
+        """``fetch`` is called when the piece is wanted, which may be on a disk until then."""
+        self: Boxed = Tensor._make_wrapper_subclass(cls, box.shape, dtype=dtype)
+        self.fetch, self.box = fetch, box
         return self
 
     @classmethod
     def of(cls, local: Tensor, box: Box) -> Boxed:
         """``local``: the tensor that the rank holds, padded as ``box`` says."""
-        return cls(local.detach()[box.valid], box)
+        return cls.holding(local.detach()[box.valid], box)
+
+    @classmethod
+    def holding(cls, piece: Tensor, box: Box) -> Boxed:
+        return cls(lambda: piece, box, piece.dtype)
 
     @classmethod
     def whole(cls, tensor: Tensor) -> Boxed:
         """What is not cut, as numbers are not."""
         shape = tuple(tensor.shape)
         start, uncut = (0,) * len(shape), ((),) * len(shape)
-        return cls(tensor, Box(shape=shape, offset=start, size=shape, local=shape, cut=uncut))
+        box = Box(shape=shape, offset=start, size=shape, local=shape, cut=uncut)
+        return cls.of(tensor, box)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -82,4 +86,4 @@ class Boxed(Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset == torch.Size(self.box.offset), index
-        return self.piece
+        return self.fetch()

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
-import torch
 import torch.distributed as dist
 
 from engine.checkpoint import tensors
@@ -88,7 +87,7 @@ class Saver:
         run = self._run
         return {
             **tensors.of_model(run.model),
-            **tensors.of_optimizer(run.model, _optimizer(run)),
+            **tensors.of_optimizer(run.model, run.stepper.optimizer),
             **tensors.of_rng(run.world.rank, run.device),
         }
 
@@ -145,7 +144,8 @@ class Saver:
 def restore(run: Run, stored: Stored) -> None:
     """Bring a new run to where a checkpoint was written: to the same bits in the same layout.
     Raises Failed where its files cannot be read."""
-    stored.load_training(run.model, _optimizer(run))
+    stored.load_model(run.model)
+    stored.load_optimizer(run.model, run.stepper.optimizer)
     scale, saved = run.stepper.loss_scale, stored.training.loss_scale
     if scale is not None and saved is not None:
         scale.scale, scale.quiet = saved.scale, saved.quiet
@@ -158,9 +158,3 @@ def _state_of(scale: LossScale) -> LossScaleState:
     return LossScaleState(
         scale=scale.scale, quiet=scale.quiet, borne=scale.borne, skipped=scale.skipped
     )
-
-
-def _optimizer(run: Run) -> torch.optim.Optimizer:
-    optimizer = run.stepper.optimizer
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from engine.checkpoint import tensors
+from engine.checkpoint.boxed import Boxed
 from engine.checkpoint.manifest import (
     TRAINING,
     Damaged,
@@ -31,8 +32,10 @@ from engine.checkpoint.metadata import METADATA, parse
 from engine.checkpoint.save import reason
 from engine.checkpoint.shelf import step_name
 from engine.checkpoint.storage import Reader
-from engine.checkpoint.tensors import MODEL, RNG, Tensors
+from engine.checkpoint.tensors import MODEL, OPTIMIZER, RNG, Tensors
 from engine.errors import Failed
+from engine.nvme.streamed import StreamedOptimizer
+from engine.step import Optimizer
 from models.chunks import Chunks
 
 
@@ -86,23 +89,60 @@ class Stored:
             if name.startswith(MODEL):
                 yield name.removeprefix(MODEL), self._whole(name)
 
+    @torch.no_grad()
     def load_model(self, model: Chunks) -> None:
-        """Fill this rank's pieces of the parameters, whatever layout wrote them.
+        """Fill this rank's pieces of the parameters, whatever layout wrote them; padding is zero.
 
         Every rank reads for itself. Raises Failed for a model of another architecture or files that
         cannot be read.
         """
-        self._fill(tensors.of_model(model))
+        boxes = model.boxes()
+        for name, parameter in model.named_parameters():
+            with model.part.rewrite(parameter) as local:
+                local.zero_()
+                self._fill({MODEL + name: Boxed.of(local, boxes[name])})
 
-    def load_training(self, model: Chunks, optimizer: torch.optim.Optimizer) -> None:
-        """The same, with the state of an optimizer that has not stepped yet."""
-        wanted = tensors.of_model(model)
-        wanted |= tensors.prepare_optimizer(model, optimizer, self.metadata)
-        self._fill(wanted)
+    def load_optimizer(self, model: Chunks, optimizer: Optimizer) -> None:
+        """The same for the states of an optimizer that has not stepped yet."""
+        saved = self._saved_states()
+        parameters, boxes = dict(model.named_parameters()), model.boxes()
+
+        def find(name: str) -> dict[str, Tensor]:
+            parameter, found, wanted = parameters[name], dict[str, Tensor](), Tensors()
+            for key, about in saved.get(name, {}).items():
+                if about.size:
+                    shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
+                    found[key] = torch.zeros(shape, dtype=dtype, device=device)
+                    boxed = Boxed.of(found[key], boxes[name])
+                else:
+                    found[key] = torch.zeros((), dtype=about.properties.dtype)
+                    boxed = Boxed.whole(found[key])
+                wanted[f"{OPTIMIZER}{name}.{key}"] = boxed
+            self._fill(wanted)
+            return found
+
+        if isinstance(optimizer, StreamedOptimizer):
+            optimizer.load_states(find)
+            return
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        state, names = optimizer.state_dict(), {id(p): name for name, p in parameters.items()}
+        ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state["state"] = {number: find(names[id(p)]) for number, p in enumerate(ordered)}
+        optimizer.load_state_dict(state)  # which knows where a number has to be
 
     def load_rng(self, rank: int, device: torch.device) -> None:
         """Set this process's random generators to those of a rank that wrote."""
         tensors.restore_rng(self._whole(f"{RNG}{rank}"), device)
+
+    def _saved_states(self) -> dict[str, dict[str, TensorStorageMetadata]]:
+        """Parameter -> name of a state -> what is saved of it."""
+        found: dict[str, dict[str, TensorStorageMetadata]] = {}
+        for path, about in self.metadata.state_dict_metadata.items():
+            if path.startswith(OPTIMIZER):
+                assert isinstance(about, TensorStorageMetadata)
+                name, _, key = path.removeprefix(OPTIMIZER).rpartition(".")
+                found.setdefault(name, {})[key] = about
+        return found
 
     def _whole(self, name: str) -> Tensor:
         about = self.metadata.state_dict_metadata[name]

@@ -5,47 +5,65 @@
     rng.RANK               the random generators of a rank, JSON in uint8
 
 A parameter's box is also that of its optimizer state. A tied table goes by one name on both of the
-ranks that hold it: it is written once and read by both.
+ranks that hold it: it is written once and read by both. What is on a disk, offloaded, is read from
+there when its turn comes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch import Tensor, nn
 
 from engine.checkpoint import rng
 from engine.checkpoint.boxed import Boxed
+from engine.nvme.streamed import StreamedOptimizer
+from engine.step import Optimizer
 from models.chunks import Chunks
+from models.parallel.box import Box
 
 MODEL, OPTIMIZER, RNG = "model.", "optimizer.", "rng."
 
-Tensors = dict[str, Tensor]  # Boxed, all of them
+Tensors = dict[str, Tensor]  # Boxed, unless whole
 
 
 def of_model(model: Chunks) -> Tensors:
     """This rank's piece of every parameter it holds."""
     boxes = model.boxes()
+
+    def read(parameter: nn.Parameter, box: Box) -> Tensor:
+        return model.part.read(parameter)[box.valid]
+
     return {
-        MODEL + name: Boxed.of(tensor, boxes[name]) for name, tensor in model.named_parameters()
+        MODEL + name: Boxed(partial(read, parameter, boxes[name]), boxes[name], parameter.dtype)
+        for name, parameter in model.named_parameters()
     }
 
 
-def of_optimizer(model: Chunks, optimizer: torch.optim.Optimizer) -> Tensors:
+def of_optimizer(model: Chunks, optimizer: Optimizer) -> Tensors:
     """This rank's piece of every state that the optimizer keeps by now."""
-    found: Tensors = {}
     boxes = model.boxes()
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if value is None:
-                continue
-            assert isinstance(value, Tensor), f"{key} of {name}: {value}"
-            if value.dim():
-                assert value.shape == parameter.shape, f"{key} of {name} has no box"
-                boxed = Boxed.of(value, boxes[name])
-            else:
-                boxed = Boxed.whole(value.detach())
-            found[f"{OPTIMIZER}{name}.{key}"] = boxed
+
+    def read(name: str, key: str) -> Tensor:
+        assert isinstance(optimizer, StreamedOptimizer)
+        state: Tensor = optimizer.state_of(name)[key][boxes[name].valid]
+        return state
+
+    found: Tensors = {}
+    for name, states in _states(model, optimizer):
+        for key, state in states.items():
+            path = f"{OPTIMIZER}{name}.{key}"
+            if isinstance(state, torch.dtype):
+                found[path] = Boxed(partial(read, name, key), boxes[name], state)
+            elif isinstance(state, Tensor) and state.dim():
+                assert tuple(state.shape) == boxes[name].local, f"{path} has no box"
+                found[path] = Boxed.of(state, boxes[name])
+            elif state is not None:
+                assert isinstance(state, Tensor), f"{path} is no tensor: {state}"
+                found[path] = Boxed.whole(state)
     return found
 
 
@@ -60,32 +78,11 @@ def restore_rng(state: Tensor, device: torch.device) -> None:
     rng.restore(bytes(state.tolist()).decode(), device)
 
 
-def prepare_optimizer(
-    model: Chunks, optimizer: torch.optim.Optimizer, metadata: Metadata
-) -> Tensors:
-    """Make room in a new optimizer for the states that a checkpoint has: what is to be read."""
-    saved = _states(metadata)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, parameter in enumerate(parameters):
-        of_parameter = saved.get(names[id(parameter)], {})
-        state["state"][number] = {
-            key: torch.zeros_like(parameter)
-            if about.size
-            else torch.zeros((), dtype=about.properties.dtype)
-            for key, about in of_parameter.items()
-        }
-    optimizer.load_state_dict(state)  # which knows where a number has to be
-    return of_optimizer(model, optimizer)
-
-
-def _states(metadata: Metadata) -> dict[str, dict[str, TensorStorageMetadata]]:
-    """Parameter -> name of a state -> what is saved of it."""
-    found: dict[str, dict[str, TensorStorageMetadata]] = {}
-    for path, about in metadata.state_dict_metadata.items():
-        if path.startswith(OPTIMIZER):
-            assert isinstance(about, TensorStorageMetadata)
-            name, _, key = path.removeprefix(OPTIMIZER).rpartition(".")
-            found.setdefault(name, {})[key] = about
-    return found
+def _states(model: Chunks, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Parameter -> states; of one that is on a disk, its type."""
+    if isinstance(optimizer, StreamedOptimizer):
+        yield from optimizer.states_held()
+        return
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    for name, parameter in model.named_parameters():
+        yield name, optimizer.state.get(parameter, {})

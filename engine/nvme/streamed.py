@@ -83,6 +83,13 @@ class StreamedOptimizer:
             if state := self.state_of(name):
                 yield name, state
 
+    def states_held(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The same without reading anything: of a state that is on the disk, its type."""
+        pieces = [*self._resident, *(piece for group in self._groups for piece in group)]
+        for name, parts in groupby(pieces, key=lambda piece: piece.name):
+            first = next(parts)  # a parameter's pieces keep the same
+            yield name, {**first.rest, **{key: dtype for key, (_, dtype) in first.states.items()}}
+
     def state_of(self, name: str) -> dict[str, Any]:
         """One parameter's state. Reads the groups that it lies in, unless the last call did."""
         state: dict[str, Any] = {}
