@@ -82,6 +82,7 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
         if step == first_step + 1:
             run.world.first_step_done()
         last = outcome.stop or step == run.steps
+        scale = run.stepper.loss_scale
         val_loss = run.validate() if run.validates(step, last=last) else None
         report.step(
             Row(
@@ -93,6 +94,8 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
                 tokens_per_second=plan.tokens_per_step / seconds,
                 memory_by_rank=outcome.memory_bytes,
                 val_loss=val_loss,
+                loss_scale=scale.scale if scale else None,
+                skipped=scale.skipped if scale else None,
             )
         )
         saver.after(step, val_loss, asked=outcome.save, last=last)

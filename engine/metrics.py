@@ -21,7 +21,8 @@ class Row:
     those of this step, both over all ranks; ``memory_by_rank`` is each rank's peak so far, bytes.
     ``val_loss`` is there where the step was followed by a validation. ``flops_per_second`` (by the
     model's maths, over all ranks) and ``mfu``, their share of the devices' peak where that is
-    known, are filled in by the reporter.
+    known, are filled in by the reporter. fp16 has the ``loss_scale`` that the next step begins
+    with, and how many steps were ``skipped`` so far because of an overflow.
     """
 
     step: int
@@ -32,6 +33,8 @@ class Row:
     tokens_per_second: float
     memory_by_rank: tuple[int, ...]
     val_loss: float | None = None
+    loss_scale: float | None = None
+    skipped: int | None = None
     flops_per_second: float | None = None
     mfu: float | None = None
 
@@ -44,8 +47,8 @@ class Row:
         """The object of log.jsonl. JSON has no NaN and no infinity: null stands for them."""
         names = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_bytes"]
         values = {name: getattr(self, name) for name in names}
-        if self.val_loss is not None:
-            values["val_loss"] = self.val_loss
+        optional = {name: getattr(self, name) for name in ("val_loss", "loss_scale", "skipped")}
+        values |= {name: value for name, value in optional.items() if value is not None}
         return {name: x if math.isfinite(x) else None for name, x in values.items()}
 
 
@@ -107,6 +110,8 @@ class TensorBoard:
         }
         optional = {
             "loss/validation": row.val_loss,
+            "loss_scale": row.loss_scale,
+            "skipped_steps": row.skipped,
             "model_flops_per_second": row.flops_per_second,
             "mfu": row.mfu,
         }

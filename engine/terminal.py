@@ -129,6 +129,8 @@ def line(row: Row, total_steps: int, eta: str) -> str:
         *([] if row.val_loss is None else [f"val loss {row.val_loss:.4f}"]),
         f"lr {row.lr:.2e}",
         f"grad norm {row.grad_norm:.3g}",
+        *([] if row.loss_scale is None else [f"loss scale {row.loss_scale:g}"]),
+        *([f"{row.skipped} skipped"] if row.skipped else []),
         f"{row.tokens_per_second:,.0f} tokens/s",
         f"{size(row.memory_bytes)}",
         *([] if row.mfu is None else [f"MFU {row.mfu:.1%}"]),

@@ -46,6 +46,15 @@ def test_a_row_has_exactly_these_fields(tmp_path):
     assert second == first | {"step": 2, "loss": 1.5, "tokens": 1024, "val_loss": 2.5}
 
 
+def test_fp16_has_its_loss_scale_and_the_steps_it_cost(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    log.step(row(1, loss_scale=2.0**15, skipped=1, grad_norm=math.inf))
+    log.step(row(2, loss_scale=2.0**15, skipped=0))
+    first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (first["loss_scale"], first["skipped"], first["grad_norm"]) == (32768.0, 1, None)
+    assert second["skipped"] == 0
+
+
 def test_a_loss_is_logged_to_its_last_bit(tmp_path):
     log = JsonLines(tmp_path / "log.jsonl")
     log.step(row(1, loss=0.1 + 0.2))
@@ -99,7 +108,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 def test_tensorboard_reads_every_curve(tmp_path):
     board = TensorBoard(tmp_path / "tb")
     board.step(row(1))
-    board.step(row(2, val_loss=2.5, flops_per_second=1e9, mfu=0.25))
+    board.step(row(2, val_loss=2.5, flops_per_second=1e9, mfu=0.25, loss_scale=8.0, skipped=3))
     board.close()
     found = scalars(tmp_path / "tb")
     assert found["loss/train"] == {1: 3.0, 2: 1.5}
@@ -109,6 +118,7 @@ def test_tensorboard_reads_every_curve(tmp_path):
     assert found["tokens_per_second"] == {1: 1000.0, 2: 1000.0}
     assert [found[f"memory_bytes/rank_{rank}"][2] for rank in range(3)] == [100, 300, 200]
     assert found["mfu"] == {2: 0.25}
+    assert (found["loss_scale"], found["skipped_steps"]) == ({2: 8.0}, {2: 3.0})
     assert found["model_flops_per_second"] == {2: 1e9}
 
 

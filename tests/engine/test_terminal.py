@@ -48,6 +48,9 @@ def test_a_line_has_all_of_it():
     full = line(row(7, val_loss=2.5, mfu=0.412), 2000, "1:02")
     assert " | val loss 2.5000 | " in full
     assert " | MFU 41.2% | " in full
+    fp16 = line(row(7, loss_scale=2.0**15, skipped=2), 2000, "1:02")
+    assert " | loss scale 32768 | 2 skipped | " in fp16
+    assert "skipped" not in line(row(7, loss_scale=2.0**16, skipped=0), 2000, "1:02")
 
 
 def test_into_a_file_go_plain_lines_every_so_many_steps_and_the_last():
