@@ -15,7 +15,7 @@ from functools import cached_property
 
 from engine.estimate.ledger import Kind, Ledger
 from engine.estimate.local import Linear, Local
-from engine.estimate.products import Pass, linear_backward, linear_forward, weight_later
+from engine.estimate.products import Pass, linear_backward, linear_forward, settled, weight_later
 
 FLOAT32 = 4
 
@@ -64,6 +64,10 @@ class Block:
         """Bytes of the attention's output, which the projection keeps too, and ``scores``."""
         return self.attention[1].x * self.local.compute + self.scores
 
+    def keeps_dy(self, linear: Linear) -> bool:
+        """Whether dw, where it comes later, comes of the very dy that half a block was given."""
+        return linear.over_y.size == 1 and not self.mask
+
     def forward(self, ledger: Ledger, run: Pass) -> None:
         """x -> y among the buffers."""
         local, kind = self.local, Kind.ACTIVATIONS if run.keeps else Kind.BUFFERS
@@ -103,14 +107,12 @@ class Block:
 
         self._split(ledger, out, first=first, later=later)
         self._free(ledger, out, later=later)
-        ledger.chain(Kind.BUFFERS, fc.y * local.compute)
+        ledger.hold(Kind.BUFFERS, fc.y * local.compute)
         ledger.drop(Kind.BUFFERS, out.x * local.compute)
         ledger.drop(kept, fc.y * local.compute)
         linear_backward(ledger, local, fc, first=first, later=later)
         self._free(ledger, fc, later=later)
-        norm_backward(ledger, local)
-        ledger.drop(Kind.BUFFERS, self.x)  # added to the residual's
-        ledger.drop(kept, self.x)
+        self._join(ledger, out, later=later)
 
         self._split(ledger, proj, first=first, later=later)
         dqkv = qkv.y * local.compute
@@ -122,18 +124,23 @@ class Block:
         ledger.touch(Kind.BUFFERS, dqkv)  # dq, dk and dv are stacked, then laid out as qkv is
         linear_backward(ledger, local, qkv, first=first, later=later)
         self._free(ledger, qkv, later=later)
-        norm_backward(ledger, local)
-        ledger.drop(Kind.BUFFERS, self.x)
-        ledger.drop(kept, self.x)
+        self._join(ledger, proj, later=later)
 
-    def weights(self, ledger: Ledger, *, first: bool) -> int:
-        """Gradients of weights that a backward pass put off. Bytes that they were kept from, which
-        are freed when those of all blocks are done."""
+    def weights(self, ledger: Ledger, before: int, *, first: bool) -> tuple[int, int]:
+        """Gradients of weights that a backward pass put off. Bytes of what they were made from,
+        which is freed when those of all blocks are done; and of the last one made, which is freed
+        after the next, as is the one ``before``."""
         kept = 0
         for linear in (*reversed(self.mlp), *reversed(self.attention)):
+            held = ledger.live[Kind.GRADIENTS]
             kept += weight_later(ledger, self.local, linear, first=first)
             kept += linear.x * self.local.compute if self._keeps_x(linear) else 0
-        return kept
+            added = ledger.live[Kind.GRADIENTS] == held
+            made = settled(self.local, linear.weight) if added else 0
+            ledger.hold(Kind.BUFFERS, made)
+            ledger.drop(Kind.BUFFERS, before)
+            before = made
+        return kept, before
 
     def _add(self, ledger: Ledger, mask: Kind, to: Kind) -> None:
         """x + dropout(o): o among the buffers, the sum as ``to``."""
@@ -150,8 +157,15 @@ class Block:
             ledger.hold(Kind.BUFFERS, self.x)
             ledger.drop(Kind.ACTIVATIONS, self.mask)
         linear_backward(ledger, self.local, linear, first=first, later=later)
-        if not self.mask:
+        if not self.mask and not (later and self.keeps_dy(linear)):
             ledger.hold(Kind.BUFFERS, self.x)  # it was never freed
+
+    def _join(self, ledger: Ledger, linear: Linear, *, later: bool) -> None:
+        """The gradient of half a block's x: what comes through the norm, and the dy that stayed."""
+        norm_backward(ledger, self.local)
+        if not (later and self.keeps_dy(linear)):
+            ledger.drop(Kind.BUFFERS, self.x)
+        ledger.drop(Kind.ACTIVATIONS, self.x)
 
     def _free(self, ledger: Ledger, linear: Linear, *, later: bool) -> None:
         """x of a product whose backward pass has ended, unless its dw comes later."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,6 +59,7 @@ class Chunk:
         """The way back; ``first``: no micro-batch has left gradients yet. Those of the blocks'
         weights may come ``later``."""
         ledger, block, ends = Ledger(), Block(local=self.local), Ends(local=self.local)
+        borrowed = not self.last and not (later and block.keeps_dy(block.mlp[1]))
         if self.last:
             ends.loss_backward(ledger, first=first, tied=self.tied)
         for number, _ in enumerate(self.layers):
@@ -67,20 +68,23 @@ class Chunk:
                 block.forward(ledger, Pass.ALL_FROM_PRODUCTS if selective else Pass.ALL)
                 ledger.drop(Kind.BUFFERS, block.x)
             block.backward(ledger, first=first, later=later)
-            if number == 0 and not self.last:
+            if number == 0 and borrowed:
                 ledger.hold(Kind.BUFFERS, block.x)  # the dy that came was never freed
         if self.first:
             ends.embed_backward(ledger, first=first, tied=self.tied)
-        if not self.last:
-            ledger.drop(Kind.ACTIVATIONS, block.x)
-            ledger.drop(Kind.BUFFERS, block.x)
+        ledger.drop(Kind.ACTIVATIONS, 0 if self.last else block.x)
+        ledger.drop(Kind.BUFFERS, block.x if borrowed else 0)
         return ledger.effect
 
     def put_off(self, *, first: bool) -> Effect:
         """The gradients of weights that come later."""
         ledger, block = Ledger(), Block(local=self.local)
-        kept = sum(block.weights(ledger, first=first) for _ in self.layers)
+        kept = made = 0
+        for _ in self.layers:
+            more, made = block.weights(ledger, made, first=first)
+            kept += more
         ledger.drop(Kind.ACTIVATIONS, kept)
+        ledger.drop(Kind.BUFFERS, made)
         return ledger.effect
 
     @property
@@ -118,7 +122,8 @@ class Course:
             [chunk.put_off(first=first) for first in (False, True)] for chunk in self.chunks
         ]
         self._seen = set[tuple[bool, int]]()
-        self._sends = deque[int]()
+        self._sends = deque[tuple[str, int, int]]()
+        self._freed_with = Counter[tuple[str, int, int]]()
 
     def receive(self) -> None:
         """Room for a message."""
@@ -126,11 +131,11 @@ class Course:
 
     def run(self, action: Action) -> None:
         """An action, and the message that it sends."""
-        chunk = self.chunks[action.chunk]
+        chunk, forward = self.chunks[action.chunk], ("forward", action.chunk, action.micro_batch)
         if action.kind == "forward":
             self.ledger.run(self._forward[action.chunk])
             if not chunk.last:
-                self._send(0)
+                self._send(forward)
         elif action.kind == "weight":
             self.ledger.run(self._weights[action.chunk][self._first(action)])
         else:
@@ -138,24 +143,29 @@ class Course:
             self.ledger.run(self._backward[action.chunk][first])
             if first:
                 self.ledger.hold(Kind.GRADIENTS, self.state.vectors[action.chunk])
+            if forward in self._sends:  # its message was the last to hold it
+                self.ledger.hold(Kind.BUFFERS, self._x)
+                self._freed_with[forward] = self._x
             if not chunk.first:
-                self._send(self._x)
+                backward = ("input", action.chunk, action.micro_batch)
+                self._freed_with[backward] = self._x
+                self._send(backward)
 
     def finish(self) -> None:
         """All sends have arrived; gradients are summed; the optimizer runs in place."""
         ledger = self.ledger
-        ledger.drop(Kind.BUFFERS, sum(self._sends))
+        ledger.drop(Kind.BUFFERS, self._freed_with.total())
         if self.local.zero == 1:
             for weight in self.state.weights:
                 finish(ledger, self.local, weight)
         ledger.touch(Kind.BUFFERS, self.state.sums)
         ledger.touch(Kind.BUFFERS, self.state.tied)
 
-    def _send(self, size: int) -> None:
-        """``size`` bytes that nothing but the message holds."""
-        self._sends.append(size)
+    def _send(self, message: tuple[str, int, int]) -> None:
+        """What it carries is held until so many others are under way."""
+        self._sends.append(message)
         if len(self._sends) > IN_FLIGHT:
-            self.ledger.drop(Kind.BUFFERS, self._sends.popleft())
+            self.ledger.drop(Kind.BUFFERS, self._freed_with.pop(self._sends.popleft(), 0))
 
     def _first(self, action: Action) -> bool:
         """Whether a chunk does its first work of that kind."""

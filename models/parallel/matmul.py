@@ -44,7 +44,8 @@ class Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, *gathered = ctx.saved_tensors
+        # Detached: a gradient that is put off would keep the whole graph, with the inputs' own.
+        x, *gathered = (tensor.detach() for tensor in ctx.saved_tensors)
         weight, product, pieces, part = ctx.weight, ctx.product, ctx.pieces, ctx.part
         dbias = dy.sum(0, dtype=weight.dtype) if ctx.biased else None
         dys = gather(dy, part.axis(product.scatter_y), "T")
