@@ -35,6 +35,7 @@ LAYOUTS = {
     "stages": layout(pipeline=3, data=2),
     "1d": layout("1d", 2, pipeline=2, data=2),
     "1d, wide": layout("1d", 12),
+    "1d, odd": layout("1d", 9),
     "2d": layout("2d", 4, pipeline=2),
     "2.5d, flat": layout("2.5d", 4, depth=1, data=2),
     "2.5d, line": layout("2.5d", 2, depth=2),

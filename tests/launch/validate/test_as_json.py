@@ -17,7 +17,13 @@ from tests.launch.validate.support import CONFIG, plan, request, write
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs/validate.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 SHIPPED = sorted(Path(__file__).parents[3].glob("gpt_configs/*.py"))
-PIPELINED = "\nPIPELINE = 2\nTENSOR_PARALLEL = 8\nMODE = '2.5d'\nDEPTH = 2\n"
+PIPELINED = """
+PIPELINE = 2
+TENSOR_PARALLEL = 8
+MODE = '2.5d'
+DEPTH = 2
+model = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=1001)
+"""
 
 
 def told(path: Path, *overrides: str, gpus: int | None = None, memory: int | None = None) -> Any:
@@ -62,8 +68,8 @@ def test_the_plan_and_its_estimate(tmp_path):
     }
     assert config["plan"]["settings"]["model"]["n_layer"] == 8
     assert config["plan"]["fingerprint"] == expected.fingerprint
-    assert config["warnings"] == list(expected.warnings)
-    assert config["notes"] == list(expected.notes)
+    assert config["warnings"] == list(expected.warnings) != []
+    assert config["notes"] == list(expected.notes) != []
     told_estimate = config["estimate"]
     assert told_estimate["parameters"]["total"] == found.parameters
     assert told_estimate["parameters"]["per_gpu"] == found.parameters_per_rank

@@ -189,6 +189,11 @@ def test_stages_of_one_copy_are_joined_by_arrows_in_their_order():
         assert before.top < float(arrow.get("y1", 0)) < before.bottom
 
 
+def test_copies_are_not_joined():
+    for name in ("2.5d", "many copies", "3d"):
+        assert not [line for line in picture(LAYOUTS[name]) if line.tag.endswith("}line")]
+
+
 def test_copies_of_a_stage_have_its_colour_and_stages_differ():
     layout = LAYOUTS["1d"]
     fills = {

@@ -77,6 +77,14 @@ def test_blocks_go_on_in_the_next_line():
     assert stages == [[0, 1, 2], *([n, n + 1, n + 2] for n in range(3, 30, 3)), [30, 31]]
 
 
+@pytest.mark.parametrize("width", range(24, 130, 7))
+def test_nothing_is_wider_than_the_terminal(width):
+    lines = drawn(LAYOUTS["GPT-3"], ["10-12"] * 32, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(line.count("╮") for line in lines) == 32
+    assert sum(line.count("layers 10-12 ") for line in lines) == 32
+
+
 def test_it_can_be_drawn_in_ascii():
     text = drawn(LAYOUTS["3d"], ["0-11"], encoding="ascii")
     assert text.isascii()
