@@ -9,7 +9,7 @@ from engine.estimate.block import FLOAT32, norm_backward, norm_forward
 from engine.estimate.ledger import Kind, Ledger
 from engine.estimate.local import Linear, Local, Weight
 from engine.estimate.products import accumulate, scattered, settle, settled, use
-from models.parallel.limits import CHUNK_BYTES
+from models.parallel.limits import BLOCK_BYTES, CHUNK_BYTES
 
 INDEX = 8
 """Bytes of a token's id."""
@@ -115,8 +115,9 @@ class Ends:
     def loss(self, ledger: Ledger) -> None:
         """x, kept -> dx and dw among the logits.
 
-        Chunk by chunk (models/parallel/loss.py): logits in the compute type, beside them in float32
-        their log-softmax, which becomes their gradient; then the chunk's terms of dx and dw.
+        Chunk by chunk (models/parallel/loss.py): logits in the compute type, which become their
+        gradient, beside them in float32 the softmax of a block of them; then the chunk's terms of
+        dx and dw.
         """
         local, x = self.local, self.local.x * self.local.compute
         norm_forward(ledger, local, Kind.ACTIVATIONS)
@@ -128,6 +129,7 @@ class Ends:
         for number, chunk in enumerate((size, rows - size if rows < 2 * size else size)):
             if chunk:
                 self._chunk(ledger, chunk / rows, first=number == 0)
+        ledger.touch(Kind.LOGITS, self.head.weight.gathered * local.parameter)  # dw turned over
         ledger.drop(Kind.BUFFERS, table + x)
 
     @cached_property
@@ -138,19 +140,26 @@ class Ends:
         default = CHUNK_BYTES[self.local.device] // (self.table.outputs * FLOAT32 * gathered)
         return self.local.settings.loss_chunk or max(1, default)
 
+    @cached_property
+    def block(self) -> int:
+        """Logits whose softmax is taken at once, where that is less than a chunk of them."""
+        return max(1, BLOCK_BYTES // (self.table.outputs * FLOAT32)) * self.table.outputs
+
     def _chunk(self, ledger: Ledger, share: float, *, first: bool) -> None:
         """One chunk of the loss, with a ``share`` of the rows."""
         local, head, c = self.local, self.head, self.local.compute
-        whole = max(FLOAT32, c)
         logits, dw = round(head.y * share), head.weight.gathered
 
         x = round(head.gathered_x * share) * c if head.over_x.size > 1 else 0
         ledger.chain(Kind.BUFFERS, x, x if head.on_hidden else 0)
         scattered(ledger, local, logits, head.over_y.size, c, kind=Kind.LOGITS)
-        with ledger.during(Kind.LOGITS, logits * whole if local.casts else 0):
-            ledger.hold(Kind.LOGITS, logits * whole)
-        gathers = head.over_y.size if head.over_y.size > 1 else 0
-        dlogits = ledger.chain(Kind.LOGITS, logits * c if local.casts else 0, logits * c * gathers)
+        cut = self.table.outputs < local.settings.model.vocab_size
+        block = logits if cut or local.device == "cuda" else min(logits, self.block)
+        # Cast before; a result of another type than its terms is copied on a CPU.
+        copies = 1 + local.casts * (1 if local.device == "cuda" else 2)
+        ledger.touch(Kind.LOGITS, copies * block * max(FLOAT32, c))
+        dlogits = logits * c * head.over_y.size if head.over_y.size > 1 else 0
+        ledger.hold(Kind.LOGITS, dlogits)
         dx = round(local.x * share)
         scattered(ledger, local, dx, head.over_x.size, c, copied=head.on_hidden)
         ledger.hold(Kind.LOGITS, dw * c)
@@ -161,7 +170,7 @@ class Ends:
         ledger.drop(Kind.LOGITS, dw * c)
         if first:
             ledger.hold(Kind.LOGITS, dw * local.parameter)
-        ledger.drop(Kind.LOGITS, dlogits + logits * (whole + c))
+        ledger.drop(Kind.LOGITS, dlogits + logits * c)
         ledger.drop(Kind.BUFFERS, dx * c + x)
 
     def loss_backward(self, ledger: Ledger, *, first: bool, tied: bool) -> None:

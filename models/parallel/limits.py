@@ -7,6 +7,10 @@ latency, small enough to overlap."""
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """float32 logits in a chunk of the loss on a device, where the number of tokens is not given."""
 
+BLOCK_BYTES = 4 << 20
+"""float32 logits that a CPU takes the softmax of at once: what its caches hold beside the result
+(512 tokens of 50,257 words: 20 against 37 ms for a chunk at once, 81 with its page faults)."""
+
 IN_FLIGHT = 4
 """Sends of a pipeline rank that may be under way at once: their tensors are held meanwhile."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, gather, scatter
-from models.parallel.limits import CHUNK_BYTES
+from models.parallel.limits import BLOCK_BYTES, CHUNK_BYTES
 from models.parallel.matmul import gathered_x
 from models.parallel.partition import Partition
 from models.parallel.zero import Pieces
@@ -65,6 +65,13 @@ class Head:
                 number = number.tensor_split(scatters.size)[scatters.index]
             yield chunk, number
 
+    def block(self, rows: int) -> int:
+        """How many of a chunk's rows to take the softmax of at once: few enough for the caches of
+        a CPU; all of them where kernel launches or exchanges cost more than that gains."""
+        if self.part.device.type != "cpu" or self.vocabulary:
+            return rows
+        return max(1, BLOCK_BYTES // (self.box.local[0] * 4))
+
     def _default_chunk(self) -> int:
         budget = CHUNK_BYTES.get(self.part.device.type, CHUNK_BYTES["cpu"])
         gathered = self.part.mode.up.gather_x
@@ -94,21 +101,24 @@ class HeadLoss(torch.autograd.Function):
         for chunk, rows in head.chunks(len(targets), len(x)):
             xs = gathered_x(x[chunk], up, part)
             logits = scatter(part.matmul(xs, ws.t()), part.axis(up.scatter_y), "T")
-            rows_loss, dlogits = cross_entropy(logits, targets[rows], scale, head, wanted)
-            if head.counts_loss:
-                loss += rows_loss
+            size = head.block(len(logits))
+            for block, ids in zip(logits.split(size), targets[rows].split(size), strict=True):
+                block_loss = cross_entropy(block, ids, scale, head, wanted)
+                if head.counts_loss:
+                    loss += block_loss
             if dx is None:
                 continue
-            dys = gather(dlogits.to(part.compute), part.axis(up.scatter_y), "T")
+            dys = gather(logits, part.axis(up.scatter_y), "T")
             dxs = part.matmul(dys, ws)
             if up.gather_x:
                 dxs = scatter(dxs, part.axis(up.gather_x.axis), up.gather_x.on)
             dx[chunk] = dxs
-            term = part.matmul(dys.t(), xs)
+            # [hidden, vocabulary]: x is turned over to be multiplied, not the far larger logits.
+            term = part.matmul(xs.t(), dys)
             dw = term.to(w.dtype) if dw is None else dw.add_(term)
-            del xs, logits, dlogits, dys, dxs, term  # or the next chunk is made beside this one
+            del xs, logits, block, dys, dxs, term  # or the next chunk is made beside this one
         if dw is not None:
-            ctx.save_for_backward(dx, dw)
+            ctx.save_for_backward(dx, dw.t().contiguous())
             ctx.weight, ctx.head = w, head
         return loss
 
@@ -123,31 +133,30 @@ class HeadLoss(torch.autograd.Function):
 
 def cross_entropy(
     logits: Tensor, targets: Tensor, scale: float, head: Head, wanted: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss of a chunk and, where ``wanted``, the gradient of its logits (in place of logits).
+) -> Tensor:
+    """Loss of some rows; where ``wanted``, their logits become its gradient, in place.
 
-    logits [rows, vocabulary_local], targets [rows]. Each rank's log-softmax is local; log-sum-exp
-    and the picked logit are then merged over the vocabulary's axis in one exchange.
+    logits [rows, vocabulary_local], targets [rows]. Each rank's softmax is local; log-sum-exp and
+    the picked logit are then merged over the vocabulary's axis in one exchange.
     """
     held, first = head.box.size[0], head.box.offset[0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.box.padded:
-        logits[:, held:] = torch.finfo(logits.dtype).min / 2  # never wins a softmax, even alone
-    log_p = torch.log_softmax(logits, 1)
+        x[:, held:] = torch.finfo(x.dtype).min / 2  # never wins a softmax, even alone
     counted = targets != IGNORED
     column = targets - first
     here = counted & (column >= 0) & (column < held)
     column = column.where(here, 0).unsqueeze(1)
-    shift = torch.zeros_like(log_p[:, 0])
-    picked = log_p.gather(1, column).squeeze(1)
+    picked = x.gather(1, column).squeeze(1)
+    p = torch.softmax(x, 1)
+    # The largest p is e^(largest x - log-sum-exp) and no less than 1 / vocabulary: a safe log.
+    total = x.amax(1) - p.amax(1).log()
     if axis := head.vocabulary:
-        local = logits[:, 0] - log_p[:, 0]  # log-sum-exp of this rank's columns
-        pieces = axis.all_gather(torch.stack((local, (picked + local) * here)))
-        total = pieces[:, 0].logsumexp(0)
-        shift = local - total
-        picked = pieces[:, 1].sum(0) - total
-    loss = -(picked * counted).sum() * scale
+        local = total
+        pieces = axis.all_gather(torch.stack((local, picked * here)))
+        total, picked = pieces[:, 0].logsumexp(0), pieces[:, 1].sum(0)
+        p.mul_((local - total).exp_().unsqueeze(1))
     if wanted:
-        log_p.add_(shift.where(counted, -torch.inf).unsqueeze(1)).exp_().mul_(scale)
-        log_p.scatter_add_(1, column, (here * -scale).unsqueeze(1).to(log_p.dtype))
-    return loss, log_p
+        p.scatter_add_(1, column, here.unsqueeze(1).to(p.dtype).neg_())
+        torch.mul(p, counted.unsqueeze(1).to(p.dtype).mul_(scale), out=logits)
+    return ((total - picked) * counted).sum() * scale
