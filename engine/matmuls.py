@@ -7,34 +7,34 @@ import time
 import torch
 from torch import Tensor
 
-from models.parallel.partition import MatMul
+from models.parallel.partition import MatMul, torch_matmul
 
 
-def onednn(a: Tensor, b: Tensor) -> Tensor:
-    """a [m, k] @ b [k, n] by oneDNN, which torch.mm leaves aside for float32 on a CPU."""
+def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """By oneDNN, which torch leaves aside for float32 on a CPU."""
     # Inductor has a lowering of its own for this operator, which fails on weights that change.
     multiply = opaque if torch.compiler.is_compiling() else _onednn
-    y: Tensor = multiply(a, b)
+    y: Tensor = multiply(a, b, bias)
     return y
 
 
-def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
     return y
 
 
 @torch.library.custom_op("cuboid::onednn", mutates_args=())
-def opaque(a: Tensor, b: Tensor) -> Tensor:
+def opaque(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """The same, as an operator that a compiler does not look into."""
-    return _onednn(a, b)
+    return _onednn(a, b, bias)
 
 
 @opaque.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
-MATMULS: dict[str, MatMul] = {"torch": torch.mm, "onednn": onednn}
+MATMULS: dict[str, MatMul] = {"torch": torch_matmul, "onednn": onednn}
 
 
 def probe_matmul(compute: torch.dtype, device: torch.device, size: int = 512) -> str:

@@ -32,9 +32,12 @@ class Matmul(torch.autograd.Function):
         part: Partition,
     ) -> Tensor:
         xs, ws = gathered_x(x, product, part), pieces.gather(w, part)
-        y = scatter(part.matmul(xs, ws), part.axis(product.scatter_y), "T")
-        if bias is not None:
-            y = y + bias.to(part.compute)  # not in place: a selective checkpoint keeps the product
+        added = None if bias is None else bias.to(part.compute)
+        if over := part.axis(product.scatter_y):
+            y = scatter(part.matmul(xs, ws), over, "T")
+            y = y if added is None else y.add_(added)
+        else:
+            y = part.matmul(xs, ws, added)
         ctx.save_for_backward(*((xs, ws) if part.keep_gathers else (x,)))
         # The parameter itself, which may be stale no sooner than after backward.
         ctx.weight, ctx.biased = w, bias is not None

@@ -18,8 +18,16 @@ from models.parallel.mode import Activation, Mode
 from models.parallel.registry import modes
 from models.parallel.zero import Zero
 
-MatMul = Callable[[Tensor, Tensor], Tensor]
-"""[m, k] @ [k, n] -> [m, n]"""
+
+class MatMul(Protocol):
+    """a [m, k] @ b [k, n] + bias [n] -> [m, n]"""
+
+    def __call__(self, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+
+def torch_matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """By the library that torch chooses."""
+    return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
 
 Later = list[tuple[Tensor, Callable[[], Tensor | None]]]
@@ -87,7 +95,7 @@ class Partition:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     compute: torch.dtype = torch.float32
-    matmul: MatMul = torch.mm
+    matmul: MatMul = torch_matmul
     keep_gathers: bool = False
     zero: Zero = field(default_factory=Zero)
     home: torch.device | None = None
