@@ -183,9 +183,9 @@ def simulate(orders: Sequence[Sequence[Action]], clock: Clock) -> Iterator[tuple
     for rank in range(len(queues)):
         look(rank)
     while ready:
-        _, rank = heappop(ready)
+        start, rank = heappop(ready)
         action = queues[rank].popleft()
-        clock.run(rank, action)
+        clock.run(rank, action, start)
         yield rank, action
         waiting.add(rank)
         for near in (rank - 1, rank, rank + 1):  # who holds the stages beside
@@ -231,14 +231,15 @@ class Clock:
 
     def starts(self, rank: int, action: Action) -> float | None:
         """The earliest start; None while something it needs has not been run."""
-        needs = self._needs(rank, action)
-        if any(need not in self.done for need in needs):
-            return None
-        return max([self.free[rank], *(self.done[need] for need in needs)])
+        start = self.free[rank]
+        for need in self._needs(rank, action):
+            done = self.done.get(need)
+            if done is None:
+                return None
+            start = max(start, done)
+        return start
 
-    def run(self, rank: int, action: Action) -> None:
-        start = self.starts(rank, action)
-        assert start is not None
+    def run(self, rank: int, action: Action, start: float) -> None:
         stage = self._stage(rank, action)
         cost = self.costs[stage].of(action.kind)
         end = start + cost

@@ -24,12 +24,15 @@ def split(costs: Sequence[float], stages: int) -> list[range]:
         before.append(before[-1] + cost)
     worst = [[float("inf")] * (n + 1) for _ in range(stages + 1)]
     cut = [[0] * (n + 1) for _ in range(stages + 1)]
-    worst[0][0] = 0.0
+    worst[0][0], slack = 0.0, 1e-9 * before[n]
     for stage in range(1, stages + 1):
         for stop in range(stage, n - (stages - stage) + 1):
-            for start in range(stage - 1, stop):
-                here = max(worst[stage - 1][start], before[stop] - before[start])
-                if here < worst[stage][stop] - 1e-9 * before[n]:
+            for start in range(stop - 1, stage - 2, -1):
+                last = before[stop] - before[start]
+                if last > worst[stage][stop] + slack:
+                    break
+                here = max(worst[stage - 1][start], last)
+                if here <= worst[stage][stop] + slack:
                     worst[stage][stop], cut[stage][stop] = here, start
     runs: list[range] = []
     stop = n

@@ -6,14 +6,15 @@ No torch, and nothing is built: milliseconds for any size of model and any numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from engine.estimate import traffic
 from engine.estimate.figures import Estimate, Memory, StageEstimate
 from engine.estimate.ledger import Kind
 from engine.estimate.local import Device, Local
-from engine.estimate.stage import Course
+from engine.estimate.stage import Chunk, Course
 from engine.estimate.state import State
+from engine.estimate.traffic import Steps
 from engine.flops import flops_per_token
 from engine.schedule import Action, Clock, Costs, Shape, actions, simulate
 from models.parameters import parameter_count
@@ -41,18 +42,22 @@ def estimate(plan: Plan, *, device: Device = "cuda") -> Estimate:
         balanced=settings.stages == "balanced",
     )
     orders = [actions(settings.schedule, shape, rank) for rank in range(shape.ranks)]
-    courses = [
-        Course(
-            local=local,
-            state=State.of(local, chunks_of(virtual, stage, shape.ranks), _first_rank(plan, stage)),
-            micro_batches=shape.micro_batches,
-            split=any(action.kind == "input" for action in orders[stage]),
+    chunk = cache(partial(Chunk, local=local, split=_splits(orders)))
+    courses = []
+    for rank in range(shape.ranks):
+        ranges = chunks_of(virtual, rank, shape.ranks)
+        chunks = [
+            chunk(layers=len(layers), first=layers == virtual[0], last=layers == virtual[-1])
+            for layers in ranges
+        ]
+        state = State.of(local, ranges)
+        courses.append(
+            Course(local=local, state=state, chunks=chunks, micro_batches=shape.micro_batches)
         )
-        for stage in range(shape.ranks)
-    ]
     bubble = _run(orders, shape, courses)
     stages = tuple(_stage(number, course) for number, course in enumerate(courses))
-    sent = [traffic.step(course) for course in courses]
+    steps = Steps(local)
+    sent = [steps.of(course) for course in courses]
     per_token = flops_per_token(settings.model, settings.seq_len)
     return Estimate(
         parameters=parameter_count(settings.model),
@@ -65,9 +70,9 @@ def estimate(plan: Plan, *, device: Device = "cuda") -> Estimate:
     )
 
 
-def _first_rank(plan: Plan, stage: int) -> int:
-    """Of a pipeline stage; the others hold equal shapes."""
-    return plan.layout.rank({**dict.fromkeys(plan.layout.axes, 0), "pipeline": stage})
+def _splits(orders: Sequence[Sequence[Action]]) -> bool:
+    """Whether a schedule puts off the gradients of weights."""
+    return any(action.kind == "weight" for action in orders[0])
 
 
 def _run(orders: Sequence[Sequence[Action]], shape: Shape, courses: Sequence[Course]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,25 +16,24 @@ from engine.estimate.state import State
 from engine.schedule import Action
 from models.parallel.limits import IN_FLIGHT
 
+Message = tuple[str, int, int]
+"""What it carries, of which chunk and micro-batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A virtual stage: some layers, the embeddings with the first and the head with the last.
+    """A virtual stage: so many layers, the embeddings with the ``first`` and the head with the
+    ``last``. Backward passes are ``split`` where the schedule puts off their weights' part.
 
     Of the messages, x and dy have arrived among the buffers; the x that is sent stays among the
     activations for the backward pass, the dx that is sent among the buffers.
     """
 
     local: Local
-    layers: range
-
-    @property
-    def first(self) -> bool:
-        return self.layers.start == 0
-
-    @property
-    def last(self) -> bool:
-        return self.layers.stop == self.local.settings.model.n_layer
+    layers: int
+    first: bool
+    last: bool
+    split: bool
 
     @property
     def tied(self) -> bool:
@@ -47,7 +47,7 @@ class Chunk:
         run = {False: Pass.ALL, True: Pass.NOTHING, "selective": Pass.PRODUCTS}
         if self.first:
             ends.embed(ledger)
-        for _ in self.layers:
+        for _ in range(self.layers):
             ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
             block.forward(ledger, run[self._checkpoint])
         ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
@@ -55,19 +55,37 @@ class Chunk:
             ends.loss(ledger)
         return ledger.effect
 
-    def backward(self, *, first: bool, later: bool = False) -> Effect:
-        """The way back; ``first``: no micro-batch has left gradients yet. Those of the blocks'
-        weights may come ``later``."""
+    @cached_property
+    def first_backward(self) -> Effect:
+        """The way back of the first micro-batch, which finds no gradients."""
+        return self._backward(first=True)
+
+    @cached_property
+    def backward(self) -> Effect:
+        """That of another one."""
+        return self._backward(first=False)
+
+    @cached_property
+    def first_weights(self) -> Effect:
+        """The gradients of weights that were put off, where there are none yet."""
+        return self._weights(first=True)
+
+    @cached_property
+    def weights(self) -> Effect:
+        """The same, added to those of another micro-batch."""
+        return self._weights(first=False)
+
+    def _backward(self, *, first: bool) -> Effect:
         ledger, block, ends = Ledger(), Block(local=self.local), Ends(local=self.local)
-        borrowed = not self.last and not (later and block.keeps_dy(block.mlp[1]))
+        borrowed = not self.last and not (self.split and block.keeps_dy(block.mlp[1]))
         if self.last:
             ends.loss_backward(ledger, first=first, tied=self.tied)
-        for number, _ in enumerate(self.layers):
+        for number in range(self.layers):
             if self._checkpoint:
                 selective = self._checkpoint == "selective"
                 block.forward(ledger, Pass.ALL_FROM_PRODUCTS if selective else Pass.ALL)
                 ledger.drop(Kind.BUFFERS, block.x)
-            block.backward(ledger, first=first, later=later)
+            block.backward(ledger, first=first, later=self.split)
             if number == 0 and borrowed:
                 ledger.hold(Kind.BUFFERS, block.x)  # the dy that came was never freed
         if self.first:
@@ -76,11 +94,10 @@ class Chunk:
         ledger.drop(Kind.BUFFERS, block.x if borrowed else 0)
         return ledger.effect
 
-    def put_off(self, *, first: bool) -> Effect:
-        """The gradients of weights that come later."""
+    def _weights(self, *, first: bool) -> Effect:
         ledger, block = Ledger(), Block(local=self.local)
         kept = made = 0
-        for _ in self.layers:
+        for _ in range(self.layers):
             more, made = block.weights(ledger, made, first=first)
             kept += more
         ledger.drop(Kind.ACTIVATIONS, kept)
@@ -96,34 +113,24 @@ class Chunk:
 class Course:
     """A step of one rank, from its state on: a ledger that comes to know the fullest moment.
 
-    ``receive`` and ``run`` are called in the order of the schedule, ``finish`` at the end. Backward
-    passes are ``split`` where the schedule puts off their weights' part.
+    ``receive`` and ``run`` are called in the order of the schedule, ``finish`` at the end.
     """
 
     local: Local
     state: State
+    chunks: Sequence[Chunk]
     micro_batches: int
-    split: bool
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
-        self.chunks = [Chunk(local=self.local, layers=layers) for layers in self.state.ranges]
         for kind, size in self.state.between_steps.items():
             self.ledger.hold(kind, size)
         self.ledger.hold(Kind.PARAMETERS, self.state.kept_weights)
         self.ledger.hold(Kind.BUFFERS, 2 * INDEX * self.micro_batches * self.local.tokens)
         self._x = self.local.x * self.local.compute
-        self._forward = [chunk.forward for chunk in self.chunks]
-        self._backward = [
-            [chunk.backward(first=first, later=self.split) for first in (False, True)]
-            for chunk in self.chunks
-        ]
-        self._weights = [
-            [chunk.put_off(first=first) for first in (False, True)] for chunk in self.chunks
-        ]
         self._seen = set[tuple[bool, int]]()
-        self._sends = deque[tuple[str, int, int]]()
-        self._freed_with = Counter[tuple[str, int, int]]()
+        self._sends = deque[Message]()
+        self._freed_with = Counter[Message]()
 
     def receive(self) -> None:
         """Room for a message."""
@@ -133,14 +140,15 @@ class Course:
         """An action, and the message that it sends."""
         chunk, forward = self.chunks[action.chunk], ("forward", action.chunk, action.micro_batch)
         if action.kind == "forward":
-            self.ledger.run(self._forward[action.chunk])
+            self.ledger.run(chunk.forward)
             if not chunk.last:
                 self._send(forward)
         elif action.kind == "weight":
-            self.ledger.run(self._weights[action.chunk][self._first(action)])
+            first = self._first(action)
+            self.ledger.run(chunk.first_weights if first else chunk.weights)
         else:
             first = self._first(action)
-            self.ledger.run(self._backward[action.chunk][first])
+            self.ledger.run(chunk.first_backward if first else chunk.backward)
             if first:
                 self.ledger.hold(Kind.GRADIENTS, self.state.vectors[action.chunk])
             if forward in self._sends:  # its message was the last to hold it
@@ -161,7 +169,7 @@ class Course:
         ledger.touch(Kind.BUFFERS, self.state.sums)
         ledger.touch(Kind.BUFFERS, self.state.tied)
 
-    def _send(self, message: tuple[str, int, int]) -> None:
+    def _send(self, message: Message) -> None:
         """What it carries is held until so many others are under way."""
         self._sends.append(message)
         if len(self._sends) > IN_FLIGHT:

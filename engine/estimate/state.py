@@ -46,21 +46,21 @@ class Held:
     table: bool
 
 
-def held(local: Local, layers: range, rank: int) -> list[Held]:
-    """The parameters of a virtual stage as ``rank`` has them, in the model's order."""
+def held(local: Local, layers: range) -> list[Held]:
+    """The parameters of a virtual stage as each of its ranks has them, in the model's order."""
     return [
-        _piece(local, parameter, rank)
+        _piece(local, parameter)
         for parameter in parameters(Sizes.of(local.settings.model), local.mode, layers)
     ]
 
 
-def _piece(local: Local, parameter: Parameter, rank: int) -> Held:
+def _piece(local: Local, parameter: Parameter) -> Held:
     matrix = len(parameter.shape) == 2
     weight = matrix and parameter.name != POSITIONS
     table = parameter.name.startswith(("wte", "lm_head"))
     cut = local.zero_cut(parameter.cut, 1 if table else 0) if weight else parameter.cut
     return Held(
-        entries=prod(local.layout.box(parameter.shape, cut, rank).local),
+        entries=prod(map(local.width, parameter.shape, cut)),
         summed=local.summed(cut),
         matrix=matrix,
         weight=weight,
@@ -77,10 +77,8 @@ class State:
     chunks: Sequence[Sequence[Held]]
 
     @classmethod
-    def of(cls, local: Local, ranges: Sequence[range], rank: int) -> State:
-        return cls(
-            local=local, ranges=ranges, chunks=[held(local, layers, rank) for layers in ranges]
-        )
+    def of(cls, local: Local, ranges: Sequence[range]) -> State:
+        return cls(local=local, ranges=ranges, chunks=[held(local, layers) for layers in ranges])
 
     @cached_property
     def parameters(self) -> int:

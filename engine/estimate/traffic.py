@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from engine.estimate.block import Block
 from engine.estimate.ends import Ends
@@ -168,26 +169,36 @@ def loss(local: Local) -> Traffic:
     return found
 
 
-def step(course: Course) -> Traffic:
-    """All that a rank of a stage sends in a step."""
-    local, state, micro_batches = course.local, course.state, course.micro_batches
-    found, each, x = Traffic(local), block(local), local.x * local.compute
-    for chunk in course.chunks:
-        found.add(each, micro_batches * len(chunk.layers))
-        if chunk.first:
-            found.add(embeddings(local), micro_batches)
-        if chunk.last:
-            found.add(loss(local), micro_batches)
-        messages = micro_batches * ((not chunk.first) + (not chunk.last))
-        if messages:
-            found.send("pipeline", "send", messages * x, messages)
-    for weight in state.weights:
-        found.once(weight)
-    for bucket in state.buckets:
-        for axis in bucket.axes:
-            found.all_reduce(local.over(axis), bucket.entries, local.parameter)
-    if state.tied:
-        found.send("pipeline", "swap", state.tied)
-    world = local.layout.gpus
-    found.all_reduce(Over(axis="world", size=world), 3 + 2 * world, FLOAT64)
-    return found
+@dataclass(frozen=True)
+class Steps:
+    """All that ranks send in a step, one stage at a time."""
+
+    local: Local
+
+    @cached_property
+    def _block(self) -> Traffic:
+        return block(self.local)
+
+    def of(self, course: Course) -> Traffic:
+        """What a rank of a stage sends."""
+        local, state, micro_batches = self.local, course.state, course.micro_batches
+        found, x = Traffic(local), local.x * local.compute
+        for chunk in course.chunks:
+            found.add(self._block, micro_batches * chunk.layers)
+            if chunk.first:
+                found.add(embeddings(local), micro_batches)
+            if chunk.last:
+                found.add(loss(local), micro_batches)
+            messages = micro_batches * ((not chunk.first) + (not chunk.last))
+            if messages:
+                found.send("pipeline", "send", messages * x, messages)
+        for weight in state.weights:
+            found.once(weight)
+        for bucket in state.buckets:
+            for axis in bucket.axes:
+                found.all_reduce(local.over(axis), bucket.entries, local.parameter)
+        if state.tied:
+            found.send("pipeline", "swap", state.tied)
+        world = local.layout.gpus
+        found.all_reduce(Over(axis="world", size=world), 3 + 2 * world, FLOAT64)
+        return found
