@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from engine.config.errors import ConfigError
-from engine.config.schema import Settings
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate
 from engine.plan import Plan, make_plan
@@ -23,6 +22,7 @@ TRIES = 300  # plans that are made to find answers
 SECONDS = 0.6  # and how long for each: models of a thousand pieces take longer to estimate
 SIZES = 4  # larger sizes of an axis that are tried, and smaller ones of a micro-batch
 MOST_GPUS = 2048
+SLOW = 8  # steps of other knobs that one of offloading counts for: it costs the most time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ class Alternative:
 
 
 Checkpoint = bool | Literal["selective"]
-Zero = tuple[int, str | None, str | None]  # stage, offload, offload_params
+Offload = tuple[str | None, str | None]  # of the states, of the parameters
+OFFLOADS: Sequence[Offload] = [(None, None), ("cpu", None), ("cpu", "cpu")]
 
 
 class Wanted(NamedTuple):
@@ -68,7 +69,8 @@ class Wanted(NamedTuple):
     checkpoint: Checkpoint
     micro_batch: int  # samples
     precision: str
-    zero: Zero
+    zero: int  # stage
+    offload: Offload
     tensor: int
     pipeline: int
     data: int
@@ -80,7 +82,8 @@ class Knobs(NamedTuple):
     checkpoint: Sequence[Checkpoint]
     micro_batch: Sequence[int]
     precision: Sequence[str]
-    zero: Sequence[Zero]
+    zero: Sequence[int]
+    offload: Sequence[Offload]
     tensor: Sequence[int]
     pipeline: Sequence[int]
     data: Sequence[int]
@@ -122,41 +125,37 @@ def _knobs(plan: Plan) -> Knobs:
     samples = [n for n in range(plan.micro_batch - 1, 0, -1) if settings.batch_size % n == 0]
     multiples = [layout.tensor * n for n in range(2, 28)]
     tensor = [n for n in multiples if mode.axes(n, layout.depth) is not None]
+    offload = settings.zero.offload, settings.zero.offload_params
     pieces = settings.model.n_layer // settings.model.num_chunks
     stages = range(2 * layout.pipeline, pieces + 1, layout.pipeline)
     return Knobs(
         checkpoint=ladder[ladder.index(settings.model.checkpoint) :],
         micro_batch=[plan.micro_batch, *samples[:SIZES]],
         precision=[settings.precision, *milder],
-        zero=_zero(settings),
+        zero=range(settings.zero.stage, 4),
+        offload=OFFLOADS[OFFLOADS.index(offload) :] if offload in OFFLOADS else [offload],
         tensor=[layout.tensor, *tensor[:SIZES]],
         pipeline=[layout.pipeline, *[n for n in stages if pieces % n == 0][:SIZES]],
         data=[layout.data * 2**n for n in range(12)],
     )
 
 
-def _zero(settings: Settings) -> list[Zero]:
-    zero = settings.zero
-    here = zero.stage, zero.offload, zero.offload_params
-    ladder = [(1, None, None), (2, None, None), (3, None, None), (2, "cpu", None), (3, "cpu", None)]
-    stronger = [
-        (stage, offload, params)
-        for stage, offload, params in [*ladder, (3, "cpu", "cpu")]
-        if stage >= zero.stage and (zero.offload is None or offload) and not zero.offload_params
-    ]
-    return [here, *(rung for rung in stronger if rung != here)]
-
-
 def _by_mildness(knobs: Knobs) -> Iterator[Steps]:
-    """All settings of the knobs but the one they are in: fewer turned ones first, then smaller
+    """All settings of the knobs but the one they are in: fewer turned ones first, then cheaper
     steps."""
+
+    offload = Knobs._fields.index("offload")
+
+    def cost(steps: Steps) -> int:
+        return sum(steps) + (SLOW - 1) * steps[offload]
+
     for count in range(1, len(knobs) + 1):
         level = []
         for turned in combinations(range(len(knobs)), count):
             for steps in product(*(range(1, len(knobs[knob])) for knob in turned)):
                 by_knob = dict(zip(turned, steps, strict=True))
                 level.append(tuple(by_knob.get(knob, 0) for knob in range(len(knobs))))
-        yield from sorted(level, key=sum)
+        yield from sorted(level, key=cost)
 
 
 def _contains(steps: Steps, other: Steps) -> bool:
@@ -193,7 +192,7 @@ def _spread(plan: Plan, wanted: Wanted) -> tuple[int, int]:
 def _overrides(plan: Plan, wanted: Wanted, batch_size: int) -> tuple[str, ...]:
     """What tells the knobs from how the plan has them."""
     settings, layout = plan.settings, plan.layout
-    stage, offload, params = wanted.zero
+    offload, offload_params = wanted.offload
     pairs: list[tuple[str, object, object]] = [
         ("TENSOR_PARALLEL", wanted.tensor, layout.tensor),
         ("MODE", "1d" if layout.tensor == 1 < wanted.tensor else settings.mode, settings.mode),
@@ -202,8 +201,8 @@ def _overrides(plan: Plan, wanted: Wanted, batch_size: int) -> tuple[str, ...]:
         ("NUM_MICRO_BATCHES", batch_size // wanted.micro_batch, settings.num_micro_batches),
         ("model.checkpoint", wanted.checkpoint, settings.model.checkpoint),
         ("precision", wanted.precision, settings.precision),
-        ("zero.stage", stage, settings.zero.stage),
+        ("zero.stage", wanted.zero, settings.zero.stage),
         ("zero.offload", offload, settings.zero.offload),
-        ("zero.offload_params", params, settings.zero.offload_params),
+        ("zero.offload_params", offload_params, settings.zero.offload_params),
     ]
     return tuple(f"{name}={value}" for name, value, now in pairs if value != now)

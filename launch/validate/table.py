@@ -102,10 +102,14 @@ def traffic_table(found: Estimate, console: Console) -> Table:
 
 def alternatives_table(case: Case, console: Console) -> Table:
     """What would fit, and what it takes."""
-    grid = _grid("what would fit", ["with"], ["of a GPU", "GPUs"], console)
+    on_host = any(other.estimate.fullest.memory.host for other in case.alternatives)
+    numbers = ["of a GPU", "GPUs", *(["host"] * on_host)]
+    grid = _grid("what would fit", ["with"], numbers, console)
     for other in case.alternatives:
-        size = show_bytes(other.estimate.fullest.memory.total)
-        grid.add_row(Text(other.words(case.plan)), size, f"{other.plan.layout.gpus:,}")
+        memory = other.estimate.fullest.memory
+        cells = [show_bytes(memory.total), f"{other.plan.layout.gpus:,}"]
+        cells += [show_bytes(memory.host)] * on_host
+        grid.add_row(Text(other.words(case.plan)), *cells)
     grid.columns[0].no_wrap = False
     return grid
 

@@ -79,7 +79,7 @@ def _plane(plane: Plane, digits: int) -> list[Text]:
 def _flow(panels: Sequence[Panel], width: int) -> Table:
     """Panels of the widest one's width, in rows."""
     widest = max(panel.width or 0 for panel in panels)
-    across = max(1, width // (widest + 1))
+    across = max(1, (width + 1) // (widest + 1))
     grid = Table.grid(padding=(0, 1, 0, 0))
     for start in range(0, len(panels), across):
         grid.add_row(*panels[start : start + across])

@@ -10,7 +10,7 @@ import pytest
 from engine.estimate.estimate import estimate
 from engine.plan import Plan, make_plan
 from launch.validate.alternatives import Alternative, alternatives
-from tests.launch.validate.support import CONFIG, plan, request, write
+from tests.launch.validate.support import CONFIG, GIB, plan, request, write
 
 SHIPPED = Path(__file__).parents[3] / "gpt_configs"
 LARGE = """
@@ -114,6 +114,26 @@ def test_the_mode_is_kept(tmp_path):
     assert {one.plan.layout.mode.name for one in found} == {"2d"}
     assert sizes <= {4, 16, 36, 64}
     assert len(sizes) > 1
+
+
+def test_zero_on_more_gpus_comes_before_offloading():
+    """GPT-3 with ZeRO 3, whose file is for 64 GPUs, when none are said."""
+    path = SHIPPED / "gpt3_zero3_min.py"
+    asked = plan(path)
+    found = alternatives(request(path), asked, 80 * GIB, enough=2)
+    assert found[0].words(asked) == "--gpus 64"
+    assert found[0].plan.global_batch == 64 * asked.global_batch
+    assert found[1].overrides == ("zero.offload=cpu", "zero.offload_params=cpu")
+    assert found[1].estimate.fullest.memory.host > 2**40
+
+
+def test_offloading_is_found_where_there_is_but_one_gpu(tmp_path):
+    path = write(tmp_path, LARGE)
+    found, _, _ = answers(path, 0.5, "model.checkpoint=True", "NUM_MICRO_BATCHES=16", enough=20)
+    offloading = [one for one in found if "zero.offload=cpu" in one.overrides]
+    assert offloading
+    assert all(one.plan.settings.zero.stage > 0 for one in offloading)
+    assert all(one.estimate.fullest.memory.host > 0 for one in offloading)
 
 
 def test_what_nothing_can_hold_has_no_answer_and_soon(tmp_path):

@@ -144,6 +144,19 @@ def test_what_would_fit(config):
     ]
 
 
+def test_what_would_fit_with_the_hosts_help(config):
+    other = Alternative(
+        overrides=("zero.offload=cpu",),
+        plan=plan(config),
+        estimate=made_up(Memory(parameters=GIB, host=3 * GIB)),
+    )
+    one = replace(case(config, made_up(EVERYTHING), gpu_memory=2 * GIB), alternatives=(other,))
+    assert below("what would fit", told(one)) == [
+        ["with", "of", "a", "GPU", "GPUs", "host"],
+        ["zero.offload=cpu", "1", "GiB", "1", "3", "GiB"],
+    ]
+
+
 def test_parameters_and_bubble(config):
     found = made_up(EVERYTHING, EVERYTHING)
     lines = told(case(config, found, "PIPELINE=2"))

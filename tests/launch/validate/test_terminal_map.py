@@ -77,12 +77,13 @@ def test_blocks_go_on_in_the_next_line():
     assert stages == [[0, 1, 2], *([n, n + 1, n + 2] for n in range(3, 30, 3)), [30, 31]]
 
 
-@pytest.mark.parametrize("width", range(24, 130, 7))
-def test_nothing_is_wider_than_the_terminal(width):
-    lines = drawn(LAYOUTS["GPT-3"], ["10-12"] * 32, width).splitlines()
-    assert max(map(len, lines)) <= width
-    assert sum(line.count("╮") for line in lines) == 32
-    assert sum(line.count("layers 10-12 ") for line in lines) == 32
+def test_nothing_is_wider_than_the_terminal_and_as_much_as_fits_stands_side_by_side():
+    wide = 24  # of a block
+    for width in range(wide, 3 * wide):
+        lines = drawn(LAYOUTS["GPT-3"], ["10-12"] * 32, width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert sum(line.count("╮") for line in lines) == 32
+        assert lines[0].count("╮") == (width + 1) // (wide + 1)
 
 
 def test_it_can_be_drawn_in_ascii():
