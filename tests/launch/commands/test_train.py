@@ -104,8 +104,9 @@ def test_too_few_gpus_is_refused_with_the_way_out(monkeypatch, started, config, 
         ([], {"NPROC": "many"}, "NPROC=many"),
         ([], {"NPROC": "0"}, "NPROC=0"),
         (["SEQ_LEN=-1"], {}, "SEQ_LEN"),
-        (["PIPELINE=2", "NUM_MICRO_BATCHES=2"], {}, "PIPELINE"),
-        (["precision=fp16"], {}, "precision"),
+        (["compile=True"], {}, "compile"),
+        (["log.dir=/proc/1/run"], {}, "/proc/1/run cannot be written"),
+        (["--output", "/proc/1"], {}, "--output /proc/1"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(
