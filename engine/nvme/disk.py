@@ -1,4 +1,4 @@
-"""A rank's folder on the disk that training state is offloaded to."""
+"""A rank's folder on the disk that training state is offloaded to. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from itertools import count
 from pathlib import Path
 
 from engine.errors import Failed, Refused
-from engine.nvme.memory import in_units
 
 PREFIX = "cuboid-"
 LOCK = "in-use"
@@ -107,6 +106,14 @@ def clean(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def in_units(size: int) -> str:
+    """Bytes as a person reads them: 1.5 GiB."""
+    amount, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount, _ = amount / 1024, units.pop(0)
+    return f"{amount:.{0 if amount.is_integer() else 1}f} {units[0]}"
 
 
 def _claim(root: Path, name: str) -> tuple[Path, int]:

@@ -21,14 +21,6 @@ def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def in_units(size: int) -> str:
-    """Bytes as a person reads them: 1.5 GiB."""
-    amount, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while amount >= 1024 and len(units) > 1:
-        amount, _ = amount / 1024, units.pop(0)
-    return f"{amount:.{0 if amount.is_integer() else 1}f} {units[0]}"
-
-
 class Buffer:
     """``size`` bytes, a multiple of a page, used again and again."""
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import Refused
-from engine.nvme.memory import LINE, PAGE, in_units, round_up
+from engine.nvme.memory import LINE, PAGE, round_up
+from engine.nvme.stream import SHARES
 
 GRAIN = PAGE
 """Entries that pieces are multiples of: whole pages, whatever their type, and the same blocks of a
@@ -138,9 +139,9 @@ def _cut(piece: Piece, room: Room, free: int) -> Iterator[Piece]:
 
 def _too_large(piece: Piece, room: Room) -> str:
     entries = GRAIN if room.divisible else piece.entries
-    what = f"{GRAIN} entries" if room.divisible else "all, which is updated at once,"
-    needed = in_units(room.taken(entries, _size(piece)) + room.size - room.empty)
-    return f"of {piece.name} {what} with states takes {needed}, and there are {in_units(room.size)}"
+    least = round_up(room.taken(entries, _size(piece)) + room.size - room.empty, PAGE)
+    whole = "" if room.divisible else ", which is updated as a whole"
+    return f"zero.nvme_buffer must be at least {SHARES * least} for {piece.name}{whole}"
 
 
 def _size(piece: Piece) -> int:

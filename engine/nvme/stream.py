@@ -10,6 +10,10 @@ from engine.nvme.memory import Buffer
 BUFFERS = 3
 """One is read into, one is worked on and one is written from."""
 
+SHARES = BUFFERS + 1
+"""Of all memory a buffer is one share. The last is for what is made while a group is worked on: the
+first states, by an optimizer."""
+
 
 class Lane(Protocol):
     """A part of each group, on a disk. What it begins lasts until it is waited for."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.nvme.memory import LARGEST, PAGE, Buffer
 from engine.nvme.pieces import Piece, Room, grouped
 from engine.nvme.store import Store
-from engine.nvme.stream import BUFFERS, Lane, Stream
+from engine.nvme.stream import SHARES, Lane, Stream
 from engine.nvme.weights import WeightsOnDisk
 
 State = Mapping[str, Any]
@@ -40,14 +40,14 @@ class StreamedOptimizer:
         weights: WeightsOnDisk | None = None,
     ) -> None:
         """``states``: tensors of its size that ``inner`` keeps beside a parameter. ``divisible``:
-        whether it updates by entry, so that parameters may be cut. ``memory``: bytes for buffers,
-        of which a quarter is for the states that ``inner`` makes in its first step.
+        whether it updates by entry, so that parameters may be cut. ``memory``: bytes for all of
+        them that are in memory at a time.
 
         Raises Refused where ``memory`` is too little, or the disk is too small.
         """
         self.inner, self.param_groups, self._weights = inner, inner.param_groups, weights
         self._room = room = Room(
-            size=min(memory // (BUFFERS + 1), LARGEST) // PAGE * PAGE,
+            size=min(memory // SHARES, LARGEST) // PAGE * PAGE,
             states=states,
             weights=weights is not None,
             divisible=divisible,

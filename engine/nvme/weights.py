@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from engine.nvme.direct import DirectFile, Transfer
 from engine.nvme.disk import Disk
@@ -61,13 +62,16 @@ class WeightsOnDisk:
     def get(self, weight: Tensor) -> Tensor:
         """Its values, in host memory that lives as long as they are used."""
         number = id(weight)
-        transfer = self._reading.pop(number, None) or self._begin(number)
-        self._next[self._last] = number
-        self._last = self._last[1], number
-        self.look_ahead()
-        transfer.wait()
-        memory = transfer.memory[: weight.numel() * weight.itemsize]
-        return memory.view(weight.dtype).view(weight.shape)
+        # What is read ahead differs from time to time: a checkpoint that replays a forward pass
+        # must not see it.
+        with _disable_current_modes():
+            transfer = self._reading.pop(number, None) or self._begin(number)
+            self._next[self._last] = number
+            self._last = self._last[1], number
+            self.look_ahead()
+            transfer.wait()
+            memory = transfer.memory[: weight.numel() * weight.itemsize]
+            return memory.view(weight.dtype).view(weight.shape)
 
     def put(self, weight: Tensor, values: Tensor) -> None:
         """Set its values. Raises Refused where the disk is too small, Failed where it fails."""

@@ -27,6 +27,7 @@ from models.parallel.registry import modes
 from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, split
+from tests.support.offloading import open_offloaded
 
 LR, EPS = 1e-2, 1e-4
 """AdamW at 1e-8 turns rounding into steps where gradients are zero in theory (the key bias)."""
@@ -38,7 +39,8 @@ HALF_LR, HALF_EPS = 0.2, 0.1
 class Run:
     """A layout and what to train in it. ``samples`` are those of a step, over all ranks and rounds,
     and ``ignored`` the first so many of their targets: some ranks have none left. ``micro_batches``
-    are those of a rank and round. ``scale`` is the loss scale that fp16 begins with."""
+    are those of a rank and round. ``scale`` is the loss scale that fp16 begins with. ``disk``: what
+    is kept on one, the weights with the states."""
 
     mode: str = "serial"
     tensor: int = 1
@@ -49,6 +51,7 @@ class Run:
     schedule: str = "1f1b"
     zero: int = 0
     offload: bool = False
+    disk: Literal["states", "weights"] | None = None
     layers: int = 2
     accumulation: int = 1
     micro_batches: int = 1
@@ -120,6 +123,7 @@ class Run:
             where += f"-m{self.micro_batches}"
         if self.zero:
             where += f"-zero{self.zero}" + "-offload" * self.offload
+            where += f"-{self.disk}-on-disk" if self.disk else ""
         return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
 
     @property
@@ -172,7 +176,7 @@ def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Parti
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
-        home=torch.device("cpu") if run.offload else None,
+        home=torch.device("cpu") if run.offload or run.disk else None,
     )
 
 
@@ -239,7 +243,9 @@ def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
     return Stepper(
         model=model,
         pipeline=Pipeline(model, model.part.axes["pipeline"], run.schedule),
-        optimizer=torch.optim.AdamW(model.parameters(), lr=run.lr, eps=run.eps, weight_decay=0.1),
+        optimizer=torch.optim.AdamW(
+            model.named_parameters(), lr=run.lr, eps=run.eps, weight_decay=0.1
+        ),
         gradients=GradientSum(model),
         world=world,
         seed=3,
@@ -252,9 +258,20 @@ def train(rank: int, size: int, run: Run) -> Trained:
     """``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
     assert size == run.layout.gpus, f"{run.layout.gpus} ranks wanted"
     part = open_partition(run, rank)
-    model = build(run, part)
-    stepper = make_stepper(run, model, part.axes["world"])
-    losses, norms = [], []
+    if run.disk is None:
+        model = build(run, part)
+        return train_model(run, model, make_stepper(run, model, part.axes["world"]))
+    with open_offloaded(rank, weights=run.disk == "weights") as offloaded:
+        model = build(run, replace(part, store=offloaded.weights))
+        stepper = make_stepper(run, model, part.axes["world"])
+        assert isinstance(stepper.optimizer, torch.optim.Optimizer)
+        streamed = offloaded.optimizer(stepper.optimizer)
+        return train_model(run, model, replace(stepper, optimizer=streamed))
+
+
+def train_model(run: Run, model: Chunks, stepper: Stepper) -> Trained:
+    """The steps of ``train``."""
+    part, losses, norms = model.part, list[float](), list[float]()
     for step in range(1, run.steps + 1):
         batch = samples(run, step)
         count = int((batch[1] != -100).sum())
@@ -262,7 +279,8 @@ def train(rank: int, size: int, run: Run) -> Trained:
         outcome = stepper.run(step, shares, targets=count, lr=run.lr)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
-    parameters = gathered(model, dict(model.named_parameters()), size)
+    pieces = {name: part.read(parameter) for name, parameter in model.named_parameters()}
+    parameters = gathered(model, pieces, run.layout.gpus)
     skipped = stepper.loss_scale.skipped if stepper.loss_scale else 0
     return Trained(losses=losses, norms=norms, parameters=parameters, skipped=skipped)
 

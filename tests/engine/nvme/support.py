@@ -1,0 +1,122 @@
+"""Small disks, both kinds of store, and parameters to train."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.nvme.disk import Disk
+from engine.nvme.store import KINDS, open_store
+from engine.nvme.stores import tensornvme
+from engine.nvme.streamed import StreamedOptimizer
+from engine.nvme.weights import WeightsOnDisk
+
+_missing = tensornvme.problem()
+
+kinds = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind,
+            marks=pytest.mark.skipif(
+                kind == "tensornvme" and _missing is not None, reason=f"it {_missing}"
+            ),
+        )
+        for kind in KINDS
+    ],
+)
+
+SHAPES = {"table": (300, 129), "weight": (100, 37), "bias": (37,), "norm": (3,), "long": (70_001,)}
+"""No size divides another, and some are odd: the ends of vectorised loops differ."""
+
+OPTIMIZERS: dict[str, tuple[int, Any]] = {
+    "adamw": (2, lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True)),
+    "adam": (2, lambda groups: torch.optim.Adam(groups, lr=1e-2, weight_decay=0.1, fused=True)),
+    "sgd": (1, lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, fused=True)),
+    "unfused adamw": (2, lambda groups: torch.optim.AdamW(groups, lr=1e-2)),
+}
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
+    draw = torch.Generator().manual_seed(1)
+    return {
+        name: nn.Parameter(torch.randn(shape, generator=draw).to(dtype))
+        for name, shape in SHAPES.items()
+    }
+
+
+def build(kind: str, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """One with two groups, in other than the parameters' order."""
+    decayed = [(name, p) for name, p in named.items() if p.dim() > 1]
+    spared = [(name, p) for name, p in named.items() if p.dim() == 1]
+    groups = [
+        {"params": some, "weight_decay": decay}
+        for some, decay in ((spared, 0.0), (decayed, 0.3))
+        if some
+    ]
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[kind][1](groups)
+    return optimizer
+
+
+@contextmanager
+def streamed(
+    disk: Disk,
+    optimizer: str,
+    named: dict[str, nn.Parameter],
+    *,
+    store: str = "threads",
+    memory: int = 2**18,
+    weights: WeightsOnDisk | None = None,
+    divisible: bool = True,
+) -> Iterator[StreamedOptimizer]:
+    opened = []
+
+    def open_one(sizes: Sequence[int]) -> Any:
+        opened.append(open_store(disk, sizes, store))
+        return opened[0]
+
+    try:
+        yield StreamedOptimizer(
+            build(optimizer, named),
+            states=OPTIMIZERS[optimizer][0],
+            divisible=divisible,
+            memory=memory,
+            open_store=open_one,
+            weights=weights,
+        )
+    finally:
+        for one in opened:
+            one.close()
+
+
+def set_gradients(step: int, *models: dict[str, nn.Parameter]) -> None:
+    """The same for all models."""
+    draw = torch.Generator().manual_seed(step)
+    for name, shape in SHAPES.items():
+        gradient = torch.randn(shape, generator=draw)
+        for model in models:
+            model[name].grad = gradient.to(model[name].dtype)
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A disk of its own; the test is skipped where this process may not mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"mount: {error}")
+    if done.returncode:
+        pytest.skip(done.stderr.strip())
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)

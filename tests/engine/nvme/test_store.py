@@ -1,0 +1,180 @@
+"""Both kinds of store: what is put is taken, and what a disk loses is not taken for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.errors import Failed, Refused
+from engine.nvme.disk import Disk, open_disk
+from engine.nvme.memory import LINE, PAGE, Buffer
+from engine.nvme.store import Store, open_store
+from engine.nvme.stores import tensornvme
+from tests.engine.nvme.support import kinds, mounted
+
+SIZES = [3 * PAGE, PAGE, 1025 * PAGE, PAGE, 2 * PAGE]
+LARGEST = max(SIZES)
+
+
+@contextmanager
+def opened(root: Path, kind: str, sizes: list[int]) -> Iterator[tuple[Disk, Store]]:
+    with open_disk(root, "job") as disk:
+        store = open_store(disk, sizes, kind)
+        try:
+            yield disk, store
+        finally:
+            store.close()
+
+
+def fill(buffer: Buffer, slot: int, turn: int) -> torch.Tensor:
+    """What a slot has in its payload."""
+    payload = buffer.tensor(LINE, SIZES[slot] - 2 * LINE)
+    return payload.copy_(torch.arange(len(payload)).mul_(slot + 7).add_(turn).to(torch.uint8))
+
+
+def put_all(store: Store, buffer: Buffer) -> None:
+    """Into two slots, one after the other."""
+    for slot in range(2):
+        store.put(slot, buffer)
+        store.wait()
+
+
+def take_all(store: Store, buffer: Buffer) -> None:
+    for slot in range(2):
+        store.take(slot, buffer)
+        store.wait()
+
+
+def put_and_take(store: Store, buffer: Buffer) -> None:
+    put_all(store, buffer)
+    take_all(store, buffer)
+
+
+@kinds
+def test_what_is_put_is_taken(tmp_path: Path, kind: str) -> None:
+    with opened(tmp_path, kind, SIZES) as (disk, store):
+        buffers = [Buffer(LARGEST) for _ in SIZES]
+        path = disk.folder / "states"
+        for turn in range(4):
+            for slot, buffer in enumerate(buffers):
+                if turn:
+                    buffer.tensor(0, LARGEST).fill_(255)
+                    store.take(slot, buffer)
+                    store.wait()
+                    found = buffer.tensor(LINE, SIZES[slot] - 2 * LINE).clone()
+                    assert torch.equal(found, fill(buffer, slot, turn - 1))
+                fill(buffer, slot, turn)
+                store.put(slot, buffer)
+            store.wait()
+        assert path.stat().st_size <= sum(SIZES) + PAGE
+
+
+@kinds
+def test_reads_and_writes_go_on_at_once_and_the_file_does_not_grow(
+    tmp_path: Path, kind: str
+) -> None:
+    """As an optimizer goes through them. TensorNVMe's own free list would grow with each round."""
+    with opened(tmp_path, kind, SIZES) as (disk, store):
+        buffers = [Buffer(LARGEST) for _ in SIZES]
+        for slot, buffer in enumerate(buffers):
+            fill(buffer, slot, 0)
+            store.put(slot, buffer)
+        store.wait()
+        for turn in range(10):
+            store.take(0, buffers[0])
+            for slot, buffer in enumerate(buffers):
+                store.wait()
+                if slot:
+                    store.put(slot - 1, buffers[slot - 1])
+                if slot + 1 < len(SIZES):
+                    store.take(slot + 1, buffers[slot + 1])
+                found = buffer.tensor(LINE, SIZES[slot] - 2 * LINE).clone()
+                assert torch.equal(found, fill(buffer, slot, turn))
+                fill(buffer, slot, turn + 1)
+            store.wait()
+            store.put(len(SIZES) - 1, buffers[-1])
+            store.wait()
+        assert (disk.folder / "states").stat().st_size <= sum(SIZES) + PAGE
+
+
+@kinds
+@pytest.mark.parametrize("where", ["start", "end", "all", "older"])
+def test_what_the_disk_lost_is_noticed(tmp_path: Path, kind: str, where: str) -> None:
+    sizes = [4 * PAGE, 4 * PAGE]
+    with opened(tmp_path, kind, sizes) as (disk, store):
+        buffer, path = Buffer(4 * PAGE), disk.folder / "states"
+        for turn in range(2):
+            if turn:
+                before = path.read_bytes()
+                take_all(store, buffer)
+            put_all(store, buffer)
+        with path.open("r+b") as file:
+            if where == "older":
+                file.write(before)
+            else:
+                file.seek({"start": 0, "end": 8 * PAGE - LINE, "all": 0}[where])
+                file.write(bytes(8 * PAGE if where == "all" else LINE))
+        with pytest.raises(Failed, match=r"states: part \d is not what was written to it"):
+            take_all(store, buffer)
+
+
+@kinds
+def test_a_disk_that_fills_up_is_noticed(tmp_path: Path, kind: str) -> None:
+    """Space is reserved before; where a file system forgets that, writes fail: in silence, with
+    TensorNVMe."""
+    with mounted(tmp_path / "disk", "size=1m") as root, open_disk(root, "job") as disk:
+        reserve = disk.reserve
+
+        def promise(name: str, size: int) -> Path:
+            path = reserve(name, 0)
+            with path.open("r+b") as file:
+                file.truncate(size)
+            return path
+
+        disk.reserve = promise  # type: ignore[method-assign]
+        store, buffer = open_store(disk, [2**20, 2**20], kind), Buffer(2**20)
+        told = r"No space left on device|is not what was written"
+        with closing(store), pytest.raises(Failed, match=told):
+            put_and_take(store, buffer)
+
+
+def test_a_disk_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
+    with opened(tmp_path, "threads", [2 * PAGE]) as (disk, store):
+        buffer, path = Buffer(2 * PAGE), disk.folder / "states"
+        store.put(0, buffer)
+        store.wait()
+        with path.open("r+b") as file:
+            file.truncate(PAGE)
+        store.take(0, buffer)
+        with pytest.raises(Failed) as failure:
+            store.wait()
+        assert str(failure.value) == f"{path}: cannot read it: it has become shorter"
+
+
+def test_a_kind_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensornvme, "problem", lambda: "needs TensorNVMe")
+    with open_disk(tmp_path, "job") as disk:
+        with pytest.raises(Refused, match=r"zero.nvme_store='tensornvme' needs TensorNVMe"):
+            open_store(disk, SIZES, "tensornvme")
+        open_store(disk, SIZES).close()  # threads
+
+
+@pytest.mark.skipif(tensornvme.problem() is not None, reason="TensorNVMe does not work here")
+def test_without_io_uring_there_is_libaio_and_without_both_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not tensornvme._allows_aio():
+        pytest.skip("no libaio here")
+    monkeypatch.setattr(tensornvme, "_allows_uring", lambda: False)
+    assert tensornvme._backend() == "aio"
+    test_what_is_put_is_taken(tmp_path, "tensornvme")
+    monkeypatch.setattr(tensornvme, "_allows_aio", lambda: False)
+    problem = tensornvme.problem()
+    assert problem is not None
+    assert problem.endswith("this kernel allows neither")

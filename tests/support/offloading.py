@@ -1,0 +1,54 @@
+"""What a run of tests/support/training.py keeps on a disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.nvme.disk import Disk, open_disk
+from engine.nvme.store import Store, open_store
+from engine.nvme.streamed import StreamedOptimizer
+from engine.nvme.weights import WeightsOnDisk
+
+MEMORY = 2**19
+"""Of this the models of the tests need several groups, and parts of a parameter."""
+
+
+@dataclass(frozen=True)
+class Offloaded:
+    disk: Disk
+    weights: WeightsOnDisk | None
+    stack: ExitStack
+
+    def optimizer(self, inner: torch.optim.Optimizer) -> StreamedOptimizer:
+        """An AdamW with its states on the disk."""
+        return StreamedOptimizer(
+            inner,
+            states=2,
+            divisible=True,
+            memory=MEMORY,
+            open_store=self._store,
+            weights=self.weights,
+        )
+
+    def _store(self, sizes: Sequence[int]) -> Store:
+        store = open_store(self.disk, sizes)
+        self.stack.callback(store.close)
+        return store
+
+
+@contextmanager
+def open_offloaded(rank: int, *, weights: bool) -> Iterator[Offloaded]:
+    """A disk of a rank's own: optimizer states, and ``weights`` too."""
+    with ExitStack() as stack:
+        root = stack.enter_context(tempfile.TemporaryDirectory(prefix="disk-"))
+        disk = stack.enter_context(open_disk(Path(root), f"job-rank{rank}"))
+        kept = WeightsOnDisk(disk=disk, ahead=MEMORY) if weights else None
+        if kept:
+            stack.callback(kept.close)
+        yield Offloaded(disk, kept, stack)
