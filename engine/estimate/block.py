@@ -15,7 +15,14 @@ from functools import cached_property
 
 from engine.estimate.ledger import Kind, Ledger
 from engine.estimate.local import Linear, Local
-from engine.estimate.products import Pass, linear_backward, linear_forward, settled, weight_later
+from engine.estimate.products import (
+    Pass,
+    free_product,
+    linear_backward,
+    linear_forward,
+    settled,
+    weight_later,
+)
 
 FLOAT32 = 4
 
@@ -81,20 +88,20 @@ class Block:
         linear_forward(ledger, local, proj, run)
         self._forget(ledger, kind, qkv, run)
         if not run.keeps:
-            ledger.drop(kind, qkv.y * local.compute)
+            free_product(ledger, local, qkv, run)
         if run == Pass.NOTHING:
             ledger.drop(kind, self.attended)
-        self._add(ledger, kind, kind)
+        self._add(ledger, proj, run, to=kind)
 
         norm_forward(ledger, local, kind)
         linear_forward(ledger, local, fc, run, kind)
         ledger.hold(kind, out.x * local.compute)
         if not run.keeps:
-            ledger.drop(kind, fc.y * local.compute)
+            free_product(ledger, local, fc, run)
         linear_forward(ledger, local, out, run)
         self._forget(ledger, kind, fc, run)
         self._forget(ledger, kind, out, run)
-        self._add(ledger, kind, Kind.BUFFERS)
+        self._add(ledger, out, run, to=Kind.BUFFERS)
         if not run.keeps:
             ledger.drop(kind, self.x + 2 * self.mask + 2 * norm_statistics(local))
 
@@ -142,14 +149,17 @@ class Block:
             before = made
         return kept, before
 
-    def _add(self, ledger: Ledger, mask: Kind, to: Kind) -> None:
-        """x + dropout(o): o among the buffers, the sum as ``to``."""
+    def _add(self, ledger: Ledger, linear: Linear, run: Pass, *, to: Kind) -> None:
+        """x + dropout(y of a product), as ``to``."""
         if self.mask:
-            ledger.hold(mask, self.mask)
-            ledger.chain(Kind.BUFFERS, self.x)
+            ledger.hold(Kind.ACTIVATIONS if run.keeps else Kind.BUFFERS, self.mask)
+            ledger.hold(Kind.BUFFERS, self.x)
+            free_product(ledger, self.local, linear, run)
+            ledger.hold(to, self.x)
             ledger.drop(Kind.BUFFERS, self.x)
-        ledger.hold(to, self.x)
-        ledger.drop(Kind.BUFFERS, self.x)
+        else:
+            ledger.hold(to, self.x)
+            free_product(ledger, self.local, linear, run)
 
     def _split(self, ledger: Ledger, linear: Linear, *, first: bool, later: bool) -> None:
         """dy of x + dropout(linear(...)): it stays, for x, beside what goes on."""

@@ -65,7 +65,11 @@ class Ends:
         """Token ids -> x, among the buffers."""
         local, x, c = self.local, self.local.x, self.local.compute
         ledger.hold(Kind.ACTIVATIONS, self.kept_ids)
-        table = use(ledger, local, self.table)
+        together = not local.zero and self.table.over.size == 1
+        table = 0 if together else use(ledger, local, self.table)
+        if together and local.casts:
+            table = self.looked_up * local.parameter  # rows are cast, not the table
+            ledger.hold(Kind.BUFFERS, table)
         with ledger.during(Kind.BUFFERS, self.looked_up * c):
             ledger.drop(Kind.BUFFERS, table)
             terms = self.local.over(self.local.mode.lookup.scatter_y).size > 1 and local.direct

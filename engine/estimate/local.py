@@ -129,9 +129,25 @@ class Local:
         return self.layout.data if self.zero else 1
 
     @property
+    def offloads(self) -> bool:
+        """Whether weights stay in host memory, or on a disk."""
+        zero = self.settings.zero
+        return zero.offload is not None or zero.offload_params is not None
+
+    @property
     def away(self) -> bool:
-        """Whether weights stay at another device than the one that computes."""
-        return self.settings.zero.offload is not None and self.device != "cpu"
+        """Whether that is another device than the one that computes."""
+        return self.offloads and self.device != "cpu"
+
+    @property
+    def reads(self) -> bool:
+        """Whether a weight is read from a disk into the memory of the device that computes."""
+        return self.settings.zero.offload_params == "nvme" and self.device == "cpu"
+
+    @property
+    def keeps_pieces(self) -> bool:
+        """Whether stage 3 keeps the pieces of weights that have once been fetched."""
+        return self.zero == 3 and self.offloads and self.settings.zero.offload_params is None
 
     @property
     def keeps_weights(self) -> bool:

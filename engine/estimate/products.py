@@ -34,24 +34,30 @@ def linear_forward(
     for the backward pass too where that is set."""
     gathered = gathered_x(ledger, local, linear) + use(ledger, local, linear.weight)
     product, y = linear.partial_y * local.compute, linear.y * local.compute
-    where = Kind.ACTIVATIONS if run.has_products else Kind.BUFFERS
-    if run != Pass.ALL_FROM_PRODUCTS:
-        ledger.hold(where, product)
-    summed = 0
-    if linear.over_y.size > 1:
+    if linear.over_y.size == 1:
+        if run == Pass.ALL_FROM_PRODUCTS:
+            ledger.become(Kind.ACTIVATIONS, out, y)
+        else:
+            ledger.hold(out, y)
+    else:
+        where = Kind.ACTIVATIONS if run.has_products else Kind.BUFFERS
+        ledger.hold(where, 0 if run == Pass.ALL_FROM_PRODUCTS else product)
         with ledger.during(Kind.BUFFERS, product * local.direct):
-            ledger.hold(Kind.BUFFERS, y)
-        summed = y
-        if run != Pass.PRODUCTS:
-            ledger.drop(where, product)
-    ledger.hold(out, y)  # with its bias
-    ledger.drop(Kind.BUFFERS, summed)
-    if not summed and run != Pass.PRODUCTS:
-        ledger.drop(where, product)
+            ledger.hold(out, y)
+        ledger.drop(where, 0 if run == Pass.PRODUCTS else product)
     if run.keeps and local.settings.keep_gathers:
         ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, gathered)
     else:
         ledger.drop(Kind.BUFFERS, gathered)
+
+
+def free_product(ledger: Ledger, local: Local, linear: Linear, run: Pass) -> None:
+    """y of a product is needed no more; it stays where it is what a selective checkpoint keeps."""
+    y = linear.y * local.compute
+    if run == Pass.PRODUCTS and linear.over_y.size == 1:
+        ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, y)
+    else:
+        ledger.drop(Kind.BUFFERS, y)
 
 
 def linear_backward(
@@ -92,10 +98,9 @@ def kept_gathers(local: Local, linear: Linear) -> int:
 def _weight_gradient(ledger: Ledger, local: Local, linear: Linear, *, first: bool) -> None:
     x = 0 if local.settings.keep_gathers else gathered_x(ledger, local, linear)
     weight = linear.weight
-    term = weight.gathered * local.compute if local.casts else 0
-    with ledger.during(Kind.BUFFERS, term):
-        ledger.hold(Kind.BUFFERS, weight.gathered * local.parameter)
-        settle(ledger, local, weight)
+    uncast = weight.gathered * local.compute if local.casts else 0
+    ledger.hold(Kind.BUFFERS, uncast + weight.gathered * local.parameter)
+    settle(ledger, local, weight, uncast)
     accumulate(ledger, local, weight, first=first)
     ledger.drop(Kind.BUFFERS, x)
 
@@ -117,7 +122,9 @@ def use(ledger: Ledger, local: Local, weight: Weight) -> int:
     c, sizes = local.compute, list[int]()
     if local.zero == 3 or (local.zero == 0 and local.casts):
         piece = weight.piece(local.shared)
-        sizes.append(piece * c if local.casts or local.away else 0)
+        sizes.append(piece * local.parameter if local.reads else 0)
+        fetched = local.casts or local.away
+        sizes.append(piece * c if fetched and not local.keeps_pieces else 0)
         if local.shared > 1:
             sizes += [piece * local.shared * c] * (1 + weight.columns)
     if weight.over.size > 1:
@@ -125,11 +132,12 @@ def use(ledger: Ledger, local: Local, weight: Weight) -> int:
     return ledger.chain(Kind.BUFFERS, *sizes)
 
 
-def settle(ledger: Ledger, local: Local, weight: Weight) -> None:
+def settle(ledger: Ledger, local: Local, weight: Weight, uncast: int = 0) -> None:
     """The gradient of a gathered weight, among the buffers -> what is left on this rank once the
-    mode has scattered it, and ZeRO from stage 2 on."""
+    mode has scattered it, and ZeRO from stage 2 on. ``uncast``: bytes that it was cast from."""
     p = local.parameter
     _scatter(ledger, local, weight.gathered * p, weight.held * p, weight, weight.over.size)
+    ledger.drop(Kind.BUFFERS, uncast)
     if local.zero >= 2:
         piece = weight.piece(local.shared) * p
         _scatter(ledger, local, weight.held * p, piece, weight, local.shared)

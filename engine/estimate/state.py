@@ -8,20 +8,24 @@ and 2) or at each use, and gradients are float32.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from math import prod
+from typing import TYPE_CHECKING
 
 from engine.estimate.block import Block
 from engine.estimate.ends import Ends
 from engine.estimate.ledger import Kind
 from engine.estimate.local import Local, Weight
+from engine.optim.registry import states_of
 from models.parallel.limits import BUCKET_BYTES, SMALL
 from models.parameters import Parameter, parameters
 from models.sizes import Sizes
+
+if TYPE_CHECKING:
+    from engine.config.schema import Model
 
 POSITIONS = "wpe.weight"
 
@@ -80,6 +84,10 @@ class State:
     def of(cls, local: Local, ranges: Sequence[range]) -> State:
         return cls(local=local, ranges=ranges, chunks=[held(local, layers) for layers in ranges])
 
+    @property
+    def _model(self) -> Model:
+        return self.local.settings.model
+
     @cached_property
     def parameters(self) -> int:
         """Entries of all parameters."""
@@ -88,40 +96,46 @@ class State:
     @cached_property
     def between_steps(self) -> dict[Kind, int]:
         """Bytes on the device as a step begins: gradients outside of buckets are not there."""
-        here = [one for one in chain(*self.chunks) if not (one.weight and self.local.away)]
-        on_disk = self.local.settings.zero.offload == "nvme"
-        size = self.local.parameter
+        local, size = self.local, self.local.parameter
+        here = [one for one in chain(*self.chunks) if not (one.weight and local.away)]
+        parameters = sum(one.entries for one in here if not (one.weight and local.reads))
+        states = self.states * sum(one.entries for one in here)
+        if local.settings.zero.offload == "nvme" and local.device == "cpu":
+            states = 0
         return {
-            Kind.PARAMETERS: size * sum(one.entries for one in here),
+            Kind.PARAMETERS: size * parameters,
             Kind.GRADIENTS: size * sum(one.entries for one in here if one.summed),
-            Kind.OPTIMIZER: size
-            * self.states
-            * sum(one.entries for one in here if not (one.weight and on_disk)),
+            Kind.OPTIMIZER: size * states,
         }
 
     @cached_property
     def states(self) -> int:
         """Tensors that the optimizer keeps beside a parameter."""
-        optimizer = self.local.settings.optimizer
-        room = importlib.import_module(f"engine.optim.optimizers.{optimizer.type}")
-        states: int = room.states(optimizer)
-        return states
+        return states_of(self.local.settings.optimizer)
 
     @cached_property
     def weights(self) -> list[Weight]:
-        """Linear layers' and tables', as they are used."""
-        block, ends = Block(local=self.local), Ends(local=self.local)
-        layer = [linear.weight for linear in (*block.attention, *block.mlp)]
-        tables = sum(one.table for one in chain(*self.chunks))
-        return layer * sum(map(len, self.ranges)) + [ends.table] * tables
+        """Linear layers' and tables', as they are used, in the order of their gradients."""
+        block, ends, model = Block(local=self.local), Ends(local=self.local), self._model
+        layer = [linear.weight for linear in (*reversed(block.mlp), *reversed(block.attention))]
+        found = list[Weight]()
+        for layers in reversed(self.ranges):
+            first, last = layers.start == 0, layers.stop == model.n_layer
+            found += [ends.head.weight] * last + layer * len(layers)
+            found += [ends.table] * (first and not (last and model.tie_embeddings))
+        return found
 
     @property
     def kept_weights(self) -> int:
-        """Bytes of weights that ZeRO's stages 1 and 2 gather once a step."""
+        """Bytes of weights that stay in the compute type for a step: those that ZeRO's stages 1
+        and 2 gather, or a rank's own pieces."""
         local = self.local
-        if not local.keeps_weights:
-            return 0
-        entries = sum(weight.piece(local.shared) * local.shared for weight in self.weights)
+        if local.keeps_weights:
+            entries = sum(weight.piece(local.shared) * local.shared for weight in self.weights)
+        elif local.keeps_pieces and (local.casts or local.away):
+            entries = sum(weight.piece(local.shared) for weight in self.weights)
+        else:
+            entries = 0
         return entries * local.compute
 
     @cached_property
@@ -165,17 +179,24 @@ class State:
     @property
     def tied(self) -> int:
         """Bytes of a tied table's gradient as the first and the last stage of several swap it."""
-        model, pipeline = self.local.settings.model, self.local.layout.pipeline
-        if not model.tie_embeddings or pipeline == 1:
+        if not self._model.tie_embeddings or self.local.layout.pipeline == 1:
             return 0
         return self.local.parameter * sum(one.entries for one in chain(*self.chunks) if one.table)
 
     def beside(self) -> dict[str, int]:
-        """Bytes of weights, with their gradients and states, that are kept beside the device."""
-        zero, size = self.local.settings.zero, self.local.parameter
-        entries = size * sum(one.entries for one in chain(*self.chunks) if one.weight)
-        if zero.offload is None:
+        """Bytes of weights, gradients and states that are offloaded: in ``host`` memory beside the
+        device, where that is not the host itself, and on the ``nvme`` disk."""
+        local, zero = self.local, self.local.settings.zero
+        weights = local.parameter * sum(one.entries for one in chain(*self.chunks) if one.weight)
+        everything = local.parameter * self.parameters
+        if not local.offloads:
             return {}
-        disk = entries * self.states if zero.offload == "nvme" else 0
-        host = entries * (2 + self.states) - disk if self.local.away else 0
-        return {"host": host, "nvme": disk}
+        states = self.states * (weights if local.away else everything)
+        disk = {
+            "states": states if zero.offload == "nvme" else 0,
+            "weights": weights if zero.offload_params == "nvme" else 0,
+        }
+        on_disk = sum(disk.values())
+        passing = min(zero.nvme_buffer, on_disk) + min(zero.nvme_buffer, disk["weights"])
+        host = 2 * weights + states - on_disk + passing if local.away else passing
+        return {"host": host, "nvme": on_disk}

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import nn
-
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from engine.config.schema import Optimizer
 
 # One of torch's parameter groups: 'params' as (name, parameter) pairs, 'weight_decay'.
@@ -34,8 +34,8 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[Named]) -> torch.o
 
     Its groups carry the parameters' names, so that a saved state tells them apart.
     """
-    optimizer = _room(settings).build(decay_groups(settings, list(parameters)), settings)
-    assert isinstance(optimizer, torch.optim.Optimizer)
+    groups = decay_groups(settings, list(parameters))
+    optimizer: torch.optim.Optimizer = _room(settings).build(groups, settings)
     return optimizer
 
 

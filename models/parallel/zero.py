@@ -71,6 +71,8 @@ class Zero:
 
     def _scatter(self, gradient: Tensor, pieces: Pieces) -> Tensor:
         for axis, size in zip(self.axes, pieces.levels(self.axes), strict=True):
+            if axis.size == 1:
+                continue  # a view of all of it could not be added to in place
             missing = -size % axis.size
             if missing:
                 after = (0, missing) if pieces.dim == "H" else (0, 0, 0, missing)
