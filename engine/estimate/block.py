@@ -61,10 +61,28 @@ class Block:
 
     @cached_property
     def scores(self) -> int:
-        """Bytes of what SDPA keeps of the scores: a float32 log-sum-exp a row and head."""
+        """Bytes of what SDPA keeps of the scores: a float32 log-sum-exp a row and head. With
+        dropout a CPU has no fused kernel: it keeps them thrice, and q, k and v, in float32.
+        """
+        if self._spelt_out:
+            c = self.local.compute
+            return 3 * self._map + self.attention[0].y * (max(FLOAT32, c) - c)
+        return self._heads * self.local.rows(self.local.mode.inner) * FLOAT32
+
+    @property
+    def _spelt_out(self) -> bool:
+        return self.local.device == "cpu" and self.local.settings.model.attn_pdrop > 0
+
+    @property
+    def _heads(self) -> int:
+        return self.local.width(self.local.settings.model.n_head, self.local.mode.inner.hidden)
+
+    @property
+    def _map(self) -> int:
+        """Bytes of the scores of all samples and heads, where they are made."""
         local = self.local
-        heads = local.width(local.settings.model.n_head, local.mode.inner.hidden)
-        return local.rows(local.mode.inner) * heads * FLOAT32
+        scores = self._heads * local.rows(local.mode.inner) * local.settings.seq_len
+        return scores * max(FLOAT32, local.compute) if self._spelt_out else 0
 
     @cached_property
     def attended(self) -> int:
@@ -85,6 +103,7 @@ class Block:
         linear_forward(ledger, local, qkv, run, kind)
         if run != Pass.ALL_FROM_PRODUCTS:
             ledger.hold(Kind.ACTIVATIONS if run == Pass.PRODUCTS else kind, self.attended)
+            ledger.touch(Kind.BUFFERS, self._map)
         linear_forward(ledger, local, proj, run)
         self._forget(ledger, kind, qkv, run)
         if not run.keeps:
@@ -123,6 +142,7 @@ class Block:
 
         self._split(ledger, proj, first=first, later=later)
         dqkv = qkv.y * local.compute
+        ledger.touch(Kind.BUFFERS, self._map)
         ledger.hold(Kind.BUFFERS, dqkv)
         ledger.drop(Kind.BUFFERS, proj.x * local.compute)
         ledger.drop(kept, dqkv + self.attended)
