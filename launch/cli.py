@@ -64,7 +64,8 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _usage(names: list[str]) -> str:
-    lines = [f"  {name:10}{(_load(name).__doc__ or '').splitlines()[0]}" for name in names]
+    width = max(map(len, names)) + 2
+    lines = [f"  {name:{width}}{(_load(name).__doc__ or '').splitlines()[0]}" for name in names]
     return "\n".join(
         ["usage: cuboid COMMAND ...", "", *lines, "", "cuboid COMMAND --help tells more."]
     )
