@@ -11,6 +11,7 @@ usage() {
 ./run.sh KEY=VALUE ...    the same with other settings, such as max_steps=20
 ./run.sh test [ARGS]      lint, types and tests; ARGS go to pytest
 ./run.sh setup [dev]      make the environment only; dev: with what the tests need
+./run.sh setup nvme       build TensorNVMe in it, for offloading to an NVMe disk by io_uring
 ./run.sh train ...        a command of cuboid: $(cuboid_commands)
 ./run.sh COMMAND ...      any other command inside the environment, such as torchrun or python
 
@@ -223,6 +224,45 @@ ensure() {
     export PATH
 }
 
+# TensorNVMe, for offloading to an NVMe disk; without it, threads do that.
+build_nvme() {
+    if "$prefix/bin/python" -c 'import torch, tensornvme._C' 2>/dev/null; then
+        say "TensorNVMe is there"
+        return
+    fi
+    [ "$(uname -s)" = Linux ] || refuse "TensorNVMe takes Linux; elsewhere threads offload to a disk"
+    missing=
+    for tool in c++ cmake make; do
+        command -v "$tool" >/dev/null || missing='build-essential cmake '
+    done
+    printf '#include <libaio.h>\n' | c++ -E -x c++ - >/dev/null 2>&1 || missing="${missing}libaio-dev "
+    library=$(c++ -print-file-name=liburing.a 2>/dev/null || :)
+    if [ ! -f "$library" ] || ! printf '#include <liburing.h>\n' | c++ -E -x c++ - >/dev/null 2>&1; then
+        missing="${missing}liburing-dev "
+    fi
+    if [ -n "$missing" ]; then
+        refuse "TensorNVMe takes what is not here: sudo apt-get install ${missing% } (or what your system calls them), then run this again"
+    fi
+    say "building TensorNVMe against the torch in $prefix: about a minute"
+    "$prefix/bin/python" -c 'import packaging, setuptools.command.bdist_wheel' 2>/dev/null ||
+        pip_install --quiet packaging wheel
+    # Its set-up writes into the home folder, .bashrc included, and looks for one library only where
+    # LIBRARY_PATH says.
+    home=$(mktemp -d)
+    built=0
+    (
+        XDG_CONFIG_HOME=${XDG_CONFIG_HOME:-$HOME/.config} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$HOME/.cache}
+        HOME=$home LIBRARY_PATH=$(dirname -- "$library")${LIBRARY_PATH:+:$LIBRARY_PATH}
+        export HOME LIBRARY_PATH XDG_CONFIG_HOME XDG_CACHE_HOME
+        pip_install --quiet --force-reinstall --no-deps --no-build-isolation -r "$root/requirements-nvme.txt"
+    ) || built=$?
+    rm -rf "$home"
+    [ "$built" = 0 ] || exit "$built"
+    "$prefix/bin/python" -c 'import torch, tensornvme._C' ||
+        fail "TensorNVMe was built and cannot be imported (Python's message is above)"
+    say "built; zero.offload='nvme' uses it"
+}
+
 # --- commands ------------------------------------------------------------------------------------
 
 # Trains the config that the arguments name, otherwise CONFIG's, otherwise cuboid's demo.
@@ -251,7 +291,11 @@ case ${1:-train} in
         case "$*" in
             setup) ensure runtime ;;
             'setup dev') ensure dev ;;
-            *) refuse "setup takes nothing, or dev; not '$*'" ;;
+            'setup nvme')
+                ensure runtime
+                build_nvme
+                ;;
+            *) refuse "setup takes nothing, dev or nvme; not '$*'" ;;
         esac
         ;;
     test)
