@@ -26,9 +26,9 @@ def overview(plan: Plan) -> dict[str, str]:
         "model": f"{model.n_layer} layers, {model.n_head} heads of {model.head_dim}, "
         f"width {model.n_embd}, vocabulary {model.vocab_size:,}",
         "layout": f"tensor {layout.tensor} ({layout.mode.name}{axes and ': ' + axes}) x "
-        f"pipeline {layout.pipeline} x data {layout.data} = {layout.gpus} processes",
-        "batch": f"{settings.batch_size} samples x data {layout.data} x accumulation "
-        f"{settings.gradient_accumulation} = {plan.global_batch} samples of {settings.seq_len} "
+        f"pipeline {layout.pipeline} x data {layout.data} = {several(layout.gpus, 'process', 'es')}",
+        "batch": f"{several(settings.batch_size, 'sample')} x data {layout.data} x accumulation "
+        f"{settings.gradient_accumulation} = {several(plan.global_batch, 'sample')} of {settings.seq_len} "
         f"tokens a step, in micro-batches of {plan.micro_batch}"
         + (f" padded by {padding}" if padding else ""),
         "work": f"{plan.tokens_per_step:,} tokens and {count(flops * plan.tokens_per_step)}FLOPs a "
@@ -48,6 +48,11 @@ def table(lines: Mapping[str, str]) -> Table:
     for name, text in lines.items():
         grid.add_row(name, Text(text))  # a path may look like markup
     return grid
+
+
+def several(number: int, noun: str, ending: str = "s") -> str:
+    """1 process, 2 processes."""
+    return f"{number} {noun}" + ("" if number == 1 else ending)
 
 
 def count(number: float) -> str:
