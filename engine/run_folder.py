@@ -13,11 +13,12 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from glob import escape
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from engine.errors import Refused
 
@@ -80,9 +81,9 @@ class RunFolder:
         status["ended"] = None if state == "running" else _now()
         write_atomically(self.status, json.dumps(status, indent=2) + "\n")
 
-    def hold(self) -> IO[str] | None:
-        """Keep other jobs out of the folder until what this returns is closed, which the end of
-        the process does, too. None on file systems without locks.
+    def hold(self) -> AbstractContextManager[Any]:
+        """Keep other jobs out of the folder until what this returns is left, or the process ends.
+        File systems without locks let them in.
 
         Raises Refused where another job is in it, or it cannot be written.
         """
@@ -97,7 +98,8 @@ class RunFolder:
             by = f"process {status.get('pid')} on {status.get('host')}"
             raise Refused(f"{self.path} is in use by {by}; it must end first") from None
         except OSError:
-            return None
+            file.close()
+            return nullcontext()
         return file
 
     def take_over(self, run_id: str) -> None:

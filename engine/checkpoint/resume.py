@@ -74,7 +74,7 @@ class Start:
         way, name, run_id = self.way, self.plan.settings.name, self.world.run_id
         if way.home is None:
             folder = claim(name, run_id, output=output_of(self.plan, self.asked))
-            _hold(folder, self.door)
+            self.door.enter_context(folder.hold())
             return str(folder.path)
         folder = RunFolder(Path(way.home))
         if self.stored is None and folder.read_status().get("state") == "finished":
@@ -124,14 +124,8 @@ def _refuse(asked: Asked) -> NoReturn:
 
 def _enter(way: Way, door: ExitStack) -> str:
     if way.home is not None and (way.checkpoints or way.starts_over):
-        _hold(RunFolder(Path(way.home)), door)
+        door.enter_context(RunFolder(Path(way.home)).hold())
     return ""
-
-
-def _hold(folder: RunFolder, door: ExitStack) -> None:
-    lock = folder.hold()
-    if lock is not None:
-        door.enter_context(lock)
 
 
 def _newest_good(world: World, way: Way) -> Stored | None:

@@ -6,6 +6,7 @@ renamed. Until then nothing is taken from the checkpoints there are.
 
 from __future__ import annotations
 
+import pickle
 import platform
 from collections.abc import Mapping
 from datetime import datetime
@@ -91,4 +92,6 @@ def reason(error: CheckpointException) -> str:
         return f"{who}{cause}"
     if isinstance(cause, OSError):
         return f"{who}{cause.filename}: {cause.strerror}"
-    return f"{who}{type(cause).__name__}: {cause}"
+    if isinstance(cause, pickle.UnpicklingError):  # torch's words for it advise to run it
+        return f"{who}holds a pickle where a tensor was; nothing of it was run"
+    return f"{who}{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"

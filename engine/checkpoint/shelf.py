@@ -73,8 +73,9 @@ class Shelf:
                 self.folder(step).rename(moved[-1])
         return moved
 
-    def asides(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.aside*"))
+    def leftovers(self) -> list[Path]:
+        """What is no checkpoint any more, or was none yet."""
+        return sorted([*self.path.glob("step-*.aside*"), *self.path.glob("step-*.tmp")])
 
     def losses(self) -> dict[int, float | None]:
         """Step -> the validation loss after it, where there was a validation; latest last."""

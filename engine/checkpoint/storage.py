@@ -41,7 +41,7 @@ class Writer(FileSystemWriter):
 
     def __init__(self, shelf: Shelf, step: int, *, beside: Mapping[str, bytes], seal: Seal) -> None:
         """``beside``: further files and what they hold, for the first rank to write."""
-        super().__init__(shelf.draft(step), sync_files=True, overwrite=False)
+        super().__init__(shelf.draft(step), sync_files=False, overwrite=False)
         self.fs = self._files = _Digesting()
         self._shelf, self._step, self._beside, self._seal = shelf, step, beside, seal
 
@@ -72,10 +72,14 @@ class Writer(FileSystemWriter):
         try:
             with config.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
                 results = super().write_data(plan, planner).value()
-        except RuntimeError:  # what a file raises, torch raises as an error of its own
-            if self._files.failure is None:
+        except FileNotFoundError:
+            raise Failed(f"{self.path} is not there: all ranks must see one folder") from None
+        except (OSError, RuntimeError) as error:
+            # What a file raises, torch may raise as an error of its own.
+            cause = self._files.failure or error
+            if not isinstance(cause, OSError):
                 raise
-            raise self._files.failure from None
+            raise Failed(self._explain(cause, _bytes(plan))) from None
         self._read_back(self._files.digests)
         carrier = WriteResult(_DIGESTS, size_in_bytes=0, storage_data=self._files.digests)
         done: Future[list[WriteResult]] = Future()
@@ -99,7 +103,7 @@ class Writer(FileSystemWriter):
         self._read_back([MANIFEST])
         unseen = [name for name in files if not (draft / name).is_file()]
         if unseen:
-            raise Failed(f"{draft}: {unseen[0]} is on another machine: all ranks must share a disk")
+            raise Failed(f"{draft}: no {unseen[0]} here: all ranks must see one folder")
         self._shelf.publish(self._step)
 
     def storage_meta(self) -> StorageMeta:
@@ -110,15 +114,16 @@ class Writer(FileSystemWriter):
         """Leave nothing of the draft."""
         shutil.rmtree(self._shelf.draft(self._step), ignore_errors=True)
 
-    def explain(self, error: OSError) -> str:
-        """A line on why the disk would not."""
-        with_space = f"; its disk has {shutil.disk_usage(self._shelf.path).free:,} bytes free"
-        return f"{self._shelf.folder(self._step)} cannot be written: {error.strerror}{with_space}"
+    def _explain(self, error: OSError, needed: int) -> str:
+        free = shutil.disk_usage(self._shelf.path).free
+        return (
+            f"{self._shelf.folder(self._step)} cannot be written: {error.strerror}; this rank's "
+            f"part needs {needed:,} bytes, and the disk has {free:,} free"
+        )
 
     def _write(self, path: Path, data: bytes) -> None:
         with self._files.create_stream(path, "wb") as stream:
             stream.write(data)
-            os.fsync(stream.fileno())
 
     def _read_back(self, names: Iterable[str]) -> None:
         draft = self._shelf.draft(self._step)
@@ -148,7 +153,8 @@ class Reader(FileSystemReader):
 
 
 class _Digesting(FileSystem):
-    """Files whose digests are those of what was meant to be written, wherever it went wrong."""
+    """Files whose digests are those of what was meant to be written, and that are on the disk once
+    they are closed. (DCP would sync them, but not what Python still has in its buffer.)"""
 
     def __init__(self) -> None:
         self.digests: dict[str, File] = {}
@@ -161,6 +167,7 @@ class _Digesting(FileSystem):
             stream = _DigestingStream(file)
             try:
                 yield cast(io.IOBase, stream)
+                stream.sync()
             finally:
                 self.failure = stream.failure
             self.digests[Path(path).name] = stream.digest()
@@ -176,7 +183,6 @@ class _DigestingStream:
     def __init__(self, file: io.BufferedWriter) -> None:
         self._file, self._hash, self._size = file, hashlib.sha256(), 0
         self.failure: OSError | None = None
-        self.fileno = file.fileno
 
     def write(self, data: bytes | memoryview) -> int:
         self._hash.update(data)
@@ -191,6 +197,11 @@ class _DigestingStream:
 
     def close(self) -> None:
         self.flush()
+
+    def sync(self) -> None:
+        with self._watched():
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def tell(self) -> int:
         return self._size

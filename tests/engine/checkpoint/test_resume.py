@@ -1,0 +1,127 @@
+"""A run that is killed and goes on ends with the bits of one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.checkpoint.ways import Asked
+from tests.support.cuts import full_cuts
+from tests.support.jobs import TINY, Ended, Job, run, run_all
+
+SAVED, DIES, STEPS = 2, 4, 4  # killed in the middle of step 4, after step 3 was logged
+DROPOUT = ("model.embd_pdrop=0.1", "model.resid_pdrop=0.1", "model.attn_pdrop=0.1")
+PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", "PIPELINE=2", "NUM_MICRO_BATCHES=2", *DROPOUT)
+
+
+def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Name -> ranks and overrides: every mode there is, and what else has a state of its own."""
+    found: dict[str, tuple[int, tuple[str, ...]]] = {}
+    for cut in full_cuts():
+        depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
+        layout = (f"MODE='{cut.mode}'", f"TENSOR_PARALLEL={cut.tensor}", *depth)
+        found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
+    for stage in (1, 2, 3):
+        found[f"pp1d zero{stage}"] = 8, (*PP1D, f"zero.stage={stage}")
+    fp16 = ("precision='fp16'", "loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
+    fp16 = (*fp16, "loss_scale.growth_interval=2")
+    sgd = ("optimizer.type='sgd'", "optimizer.momentum=0.9", "gradient_accumulation=2")
+    nvme = ("zero.stage=3", "zero.offload='nvme'", "zero.offload_params='nvme'")
+    return {
+        **found,
+        "fp16": (1, fp16),
+        "sgd, accumulated": (1, sgd),
+        "asynchronous": (2, ("checkpoint.asynchronous=True", *DROPOUT)),
+        "nvme": (2, (*nvme, "zero.nvme_path='nvme'", "zero.nvme_store='threads'")),
+    }
+
+
+CASES = cases()
+
+
+def job(folder: Path, case: str, **more: Any) -> Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.py").write_text(TINY)
+    (folder / "nvme").mkdir(exist_ok=True)
+    overrides = (f"MAX_STEPS={STEPS}", f"checkpoint.every={SAVED}", *CASES[case][1])
+    return Job(folder=folder, overrides=overrides, **more)
+
+
+class Worlds:
+    """Each case is killed in a world of its own; then one world of each size brings all of its
+    cases to their ends, and runs the same without an interruption."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.finished = cache(self._finished)
+
+    def _finished(self, ranks: int) -> dict[str, tuple[list[Ended], list[Ended]]]:
+        names = [name for name, (size, _) in CASES.items() if size == ranks]
+        jobs = []
+        for name in names:
+            killed = job(self.path / name / "killed", name, dies=DIES)
+            assert run(killed, ranks) == []
+            jobs.append(job(killed.folder, name, asked=Asked(resume="auto")))
+            jobs.append(job(self.path / name / "straight", name))
+        ended = run_all(jobs, ranks)
+        return dict(zip(names, zip(ended[::2], ended[1::2], strict=True), strict=True))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    return Worlds(tmp_path_factory.mktemp("resume"))
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+def everything(stored: Stored) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, the states of random generators included."""
+    assert stored.problems() == []
+    return {name: stored._whole(name) for name in stored.metadata.state_dict_metadata}
+
+
+def losses(run: Path) -> list[Any]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"], row["tokens"]) for row in rows]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", CASES)
+def test_it_ends_with_the_same_bits(worlds: Worlds, case: str) -> None:
+    resumed, straight = worlds.finished(CASES[case][0])[case]
+    assert [ended.error for ended in resumed + straight] == [""] * len(resumed + straight)
+    runs = [only_run(worlds.path / case / name) for name in ("killed", "straight")]
+    for step in (SAVED, STEPS):
+        ours, theirs = (Stored(Shelf(run / "checkpoints").folder(step)) for run in runs)
+        expected, found = everything(theirs), everything(ours)
+        assert found.keys() == expected.keys()
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+        assert {f"rng.{rank}" for rank in range(len(resumed))} <= found.keys()
+        assert any(name.startswith("optimizer.") for name in found)
+        assert ours.training == theirs.training
+    assert losses(runs[0]) == losses(runs[1])
+    assert [step for step, *_ in losses(runs[0])] == list(range(1, STEPS + 1))
+    for after, never in zip(resumed, straight, strict=True):
+        assert after.batches == {s: b for s, b in never.batches.items() if s > SAVED}
+
+
+def test_the_fp16_run_has_a_loss_scale_that_moved(worlds: Worlds) -> None:
+    worlds.finished(1)
+    folder = only_run(worlds.path / "fp16" / "straight") / "checkpoints"
+    saved, last = (
+        Stored(Shelf(folder).folder(step)).training.loss_scale for step in (SAVED, STEPS)
+    )
+    assert saved is not None
+    assert saved != last
+    assert saved.skipped == 1

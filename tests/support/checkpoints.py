@@ -1,0 +1,114 @@
+"""Checkpoints of the small GPTs of tests.support.training, written and read in any layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from engine.checkpoint import tensors
+from engine.checkpoint.manifest import MANIFEST, File, Layout, Manifest, Training, read_manifest
+from engine.checkpoint.save import save
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.step import Stepper
+from models.chunks import Chunks
+from tests.support.training import LR, Run, build, gathered, make_stepper, open_partition, rounds
+from tests.support.training import samples as batch_of
+
+
+def training_at(step: int, **more: Any) -> Training:
+    """Where a training without data or settings stands."""
+    fields: dict[str, Any] = {
+        **dict.fromkeys(("val_loss", "loss_scale")),
+        "samples": step, "matmul": "torch", "device": "cpu", "corpus": "", "settings": {},
+    }
+    return Training(step=step, **{**fields, **more})
+
+
+def layout_of(run: Run) -> Layout:
+    return Layout(
+        mode=run.mode,
+        tensor_parallel=run.tensor,
+        depth=run.depth,
+        pipeline=run.pipeline,
+        num_chunks=run.chunks,
+        data_parallel=run.data,
+        zero_stage=run.zero,
+    )
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model and its optimizer on one rank."""
+
+    run: Run
+    model: Chunks
+    stepper: Stepper
+
+    @classmethod
+    def make(cls, run: Run, rank: int, seed: int = 1) -> Trainee:
+        part = open_partition(run, rank)
+        model = build(run, part, seed)
+        return cls(run, model, make_stepper(run, model, part.axes["world"]))
+
+    def train(self, steps: Iterable[int]) -> list[float]:
+        """The loss of each of the steps."""
+        losses = []
+        for step in steps:
+            batch = batch_of(self.run, step)
+            shares = rounds(self.run, batch, self.model.part.axes["data"].index)
+            count = int((batch[1] != -100).sum())
+            losses.append(self.stepper.run(step, shares, targets=count, lr=LR).loss)
+        return losses
+
+    def save(self, shelf: Shelf, step: int, **more: Any) -> None:
+        world = self.stepper.world
+        state = {
+            **tensors.of_model(self.model),
+            **tensors.of_optimizer(self.model, self.stepper.optimizer),
+            **tensors.of_rng(world.index, torch.device("cpu")),
+        }
+        group = world.group or dist.group.WORLD
+        training = training_at(step, **more)
+        save(shelf, state, training, layout=layout_of(self.run), group=group)
+
+    def load(self, stored: Stored) -> None:
+        stored.load_model(self.model)
+        stored.load_optimizer(self.model, self.stepper.optimizer)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Parameters and optimizer states, gathered by their boxes alone."""
+        world = self.stepper.world.size
+        parameters = dict(self.model.named_parameters())
+        found = gathered(self.model, {name: p.detach() for name, p in parameters.items()}, world)
+        optimizer = self.stepper.optimizer
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for key in ("exp_avg", "exp_avg_sq"):
+            states = {name: optimizer.state[p][key] for name, p in parameters.items()}
+            found |= {f"{name}.{key}": t for name, t in gathered(self.model, states, world).items()}
+        return found
+
+
+def write(rank: int, size: int, run: Run, path: Path, steps: int = 2) -> None:
+    """A checkpoint after so many steps."""
+    trainee = Trainee.make(run, rank)
+    trainee.train(range(1, steps + 1))
+    trainee.save(Shelf(path), steps)
+
+
+def reseal(folder: Path) -> None:
+    """Make the manifest true again of files that were tampered with, as an attacker would."""
+    manifest = read_manifest(folder)
+    files = {}
+    for name in manifest.files:
+        data = (folder / name).read_bytes()
+        files[name] = File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    fields = {**dict(manifest), "files": files}
+    (folder / MANIFEST).write_bytes(Manifest(**fields).dump())

@@ -1,0 +1,158 @@
+"""Whole training runs in processes of a test: what train_gpt.py does once it has its arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from engine.checkpoint.ways import Asked
+from engine.context import World, open_world
+from engine.data.loader import Batch, Batches
+from engine.errors import Failed, Refused
+from engine.loop import train
+from engine.plan import make_plan
+from engine.rendezvous import LOOPBACK, Place
+from engine.run import Run
+from engine.step import Outcome
+from tests.support.worlds import WorldError, run_world
+
+Planted = Callable[[World], contextlib.AbstractContextManager[Any]]
+
+TINY = """
+BATCH_SIZE = 4
+SEQ_LEN = 8
+MAX_STEPS = 4
+model = dict(n_layer=2, n_head=4, n_embd=16, vocab_size=33)
+data = dict(type="synthetic")
+optimizer = dict(lr=0.01)
+log = dict(tensorboard=False)
+checkpoint = dict(every=2)
+eval = dict(every=0)
+timeout = 20
+start_timeout = 60
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run in ``folder``, where its config is tiny.py. ``launch`` is what a launcher calls it, the
+    same over restarts. All ranks are killed in the middle of step ``dies``. ``planted`` is entered
+    on every rank before it trains."""
+
+    folder: Path
+    overrides: tuple[str, ...] = ()
+    asked: Asked = field(default_factory=Asked)
+    launch: str | None = None
+    dies: int | None = None
+    planted: Planted = contextlib.nullcontext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a rank ended: the kind of error, if any, and what it said. ``batches``: step -> digests
+    of what it read."""
+
+    error: str
+    out: str
+    err: str
+    batches: dict[int, list[str]]
+
+
+def run(job: Job, ranks: int = 1) -> list[Ended]:
+    """Every rank's end; none where they were killed."""
+    try:
+        return run_all([job], ranks)[0]
+    except WorldError as error:
+        if job.dies is None or {*error.failures.values()} != {"died without a word"}:
+            raise
+        return []
+
+
+def run_all(jobs: Sequence[Job], ranks: int = 1, *, timeout: float = 300.0) -> list[list[Ended]]:
+    """The same of jobs that the same processes do one after another."""
+    with contextlib.ExitStack() as held:
+        ports = [held.enter_context(free_port()) for _ in jobs]
+        by_rank = run_world(
+            ranks, ranks_of, list(zip(jobs, ports, strict=True)), open_group=False, timeout=timeout
+        )
+    return [list(ended) for ended in zip(*by_rank, strict=True)]
+
+
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """Bound and not listening, so that no one else is given it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((LOOPBACK, 0))
+        yield held.getsockname()[1]
+
+
+def ranks_of(rank: int, size: int, jobs: list[tuple[Job, int]]) -> list[Ended]:
+    return [rank_of(rank, size, job, port) for job, port in jobs]
+
+
+def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
+    """One rank of a job."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.chdir(job.folder)
+    launcher = "by hand" if job.launch is None else "Slurm"
+    place = Place(
+        rank=rank, size=size, host=LOOPBACK, port=port, launcher=launcher, launch=job.launch
+    )
+
+    def plan() -> Any:
+        return make_plan("tiny.py", gpus=size, overrides=job.overrides, environ={})
+
+    out, err = io.StringIO(), io.StringIO()
+    batches: dict[int, list[str]] = {}
+    ended = ""
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(Batches, "batch", _recorded(Batches.batch, batches)),
+        patch.object(Run, "step", _mortal(Run.step, job.dies)),
+    ):
+        try:
+            with open_world(plan, place) as world, job.planted(world):
+                train(world, world.plan, job.asked, cache=job.folder / "cache")
+        except (Refused, Failed) as error:
+            ended = type(error).__name__
+    return Ended(error=ended, out=out.getvalue(), err=err.getvalue(), batches=batches)
+
+
+def _recorded(read: Callable[..., Batch], batches: dict[int, list[str]]) -> Callable[..., Batch]:
+    def batch(self: Batches, step: int, turn: int, data_rank: int) -> Batch:
+        ids, targets = read(self, step, turn, data_rank)
+        digest = sha256(ids.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
+        batches.setdefault(step, []).append(digest)
+        return ids, targets
+
+    return batch
+
+
+def _mortal(healthy: Callable[..., Outcome], dies: int | None) -> Callable[..., Outcome]:
+    def step(self: Run, step: int, **more: Any) -> Outcome:
+        outcome = healthy(self, step, **more)
+        if step == dies:  # weights are new, and nothing has been told or saved of it
+            deadline = time.monotonic() + 20
+            while not saved() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outcome
+
+    return step
+
+
+def saved() -> bool:
+    """Whether any run here has a checkpoint; one may be on its way beside the training."""
+    return any(Path("runs").glob("*/checkpoints/step-" + "[0-9]" * 8))
