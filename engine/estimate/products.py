@@ -174,7 +174,9 @@ def _scatter(
     ledger: Ledger, local: Local, whole: int, piece: int, weight: Weight, ranks: int
 ) -> None:
     if ranks > 1:
-        with ledger.during(Kind.BUFFERS, whole * (weight.columns + local.direct)):
+        even = ranks * piece  # where pieces do not divide the whole, it is padded first
+        copies = even * (weight.columns + local.direct) + (even if even > whole else 0)
+        with ledger.during(Kind.BUFFERS, copies):
             ledger.hold(Kind.BUFFERS, piece)
         ledger.drop(Kind.BUFFERS, whole)
 

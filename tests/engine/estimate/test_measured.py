@@ -1,0 +1,114 @@
+"""The estimate against what one rank really allocates and sends: every allocation of a step, kernels'
+own included, in every mode and with every setting that changes them.
+
+Collectives are a stand-in for NCCL's: they need no memory beyond their output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from engine.estimate.estimate import estimate
+from engine.estimate.figures import Estimate
+from engine.estimate.local import Local
+from engine.plan import Plan, make_plan
+from tests.support.allocations import Measured, Sends, measure, world_of_one
+from tests.support.cuts import full_cuts
+
+WITHIN = 0.02
+CONFIG = """
+BATCH_SIZE = 8
+SEQ_LEN = 64
+MAX_STEPS = 2
+model = dict(n_layer=2, n_head=4, n_embd=128, vocab_size=1001)
+data = dict(type="synthetic")
+loss_chunk = 100
+"""
+SETTINGS = [
+    ["precision=bf16", "NUM_MICRO_BATCHES=2"],
+    ["model.checkpoint=True", "model.tie_embeddings=False"],
+    ["model.checkpoint='selective'", "precision=bf16", "keep_gathers=True"],
+    ["keep_gathers=True", "SEQ_LEN=16", "model.vocab_size=8000", "gradient_accumulation=2"],
+]
+PIPELINE = ["PIPELINE=2", "NUM_MICRO_BATCHES=4"]
+SCHEDULES = [
+    ["schedule=gpipe", "model.checkpoint=True"],
+    ["schedule=1f1b", "precision=bf16", "NUM_MICRO_BATCHES=8"],
+    ["model.num_chunks=2", "model.n_layer=4"],
+    ["schedule=zero_bubble"],
+    ["schedule=zero_bubble", "keep_gathers=True", "model.checkpoint=True"],
+    ["stages=balanced", "model.vocab_size=4000", "model.tie_embeddings=False"],
+]
+
+
+def cases() -> Iterator[tuple[int, list[str]]]:
+    """Ranks and overrides."""
+    alone = ["model.activation=gelu", "precision=float64", "optimizer.type=sgd"]
+    yield 1, alone
+    yield 1, ["model.resid_pdrop=0.1", "model.embd_pdrop=0.1", "model.attn_pdrop=0.1"]
+    yield 1, ["model.n_inner=300", "model.head_dim=24", "loss_chunk=None"]
+    for settings in SETTINGS:
+        yield 1, settings
+        yield 2, settings
+    for cut in full_cuts():
+        mode = [f"TENSOR_PARALLEL={cut.tensor}", f"MODE={cut.mode}", f"DEPTH={cut.depth}"]
+        for settings in SETTINGS:
+            yield cut.tensor, [*mode, *settings]
+        yield 2 * cut.tensor, [*mode, "zero.stage=3", "model.vocab_size=4000"]
+        yield 2 * cut.tensor, [*mode, *PIPELINE, "BATCH_SIZE=16", "schedule=zero_bubble"]
+    for ranks, stage in ((1, 2), (2, 1), (2, 2), (3, 2), (2, 3)):
+        zero = [f"zero.stage={stage}", "model.vocab_size=4000", "SEQ_LEN=16"]
+        yield ranks, [*zero, "NUM_MICRO_BATCHES=2", "precision=bf16", "model.checkpoint=True"]
+        yield ranks, [*zero, "model.tie_embeddings=False"]
+    for schedule in SCHEDULES:
+        yield 2, [*PIPELINE, *schedule]
+    yield 3, ["PIPELINE=3", "NUM_MICRO_BATCHES=8", "model.n_layer=3"]
+    yield 4, [*PIPELINE, "zero.stage=2", "precision=bf16"]
+
+
+CASES = [(ranks, tuple(overrides)) for ranks, overrides in cases()]
+EACH = pytest.mark.parametrize(
+    ("ranks", "overrides"), CASES, ids=[f"{n}-{' '.join(o)}" for n, o in CASES]
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "measured.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def told(found: Estimate) -> Sends:
+    return {(one.axis, one.collective): (one.calls, one.bytes) for one in found.traffic}
+
+
+def ranks_to_measure(plan: Plan) -> list[int]:
+    """The last of each pipeline stage, or one that swaps, which not all of a grid do."""
+    tensor = plan.layout.tensor
+    return [stage * tensor + (1 if tensor > 1 else 0) for stage in range(plan.layout.pipeline)]
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore")
+def test_a_rank_takes_and_sends_what_the_estimate_says(
+    config: Path, ranks: int, overrides: tuple[str, ...]
+) -> None:
+    plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
+    with patch.object(Local, "direct", False):
+        found = estimate(plan, device="cpu")
+    measured: list[Measured] = []
+    for rank in ranks_to_measure(plan):
+        with world_of_one(rank, ranks):
+            measured.append(measure(rank, ranks, config, overrides))
+    for one in measured:
+        stage = found.stages[one.stage]
+        assert stage.parameters == one.parameters
+        assert stage.memory.total == pytest.approx(one.most, rel=WITHIN)
+        assert stage.after_step.total == pytest.approx(one.left, rel=WITHIN)
+    busiest = max(measured, key=lambda one: sum(sent for _, sent in one.sent.values()))
+    assert told(found) == busiest.sent

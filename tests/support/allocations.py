@@ -1,0 +1,107 @@
+"""What a step of training really allocates on a CPU, and what it sends: one rank of any world, in
+this process, among ranks that do not exist."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from engine.run import Run
+from engine.step import Outcome, Stepper
+from tests.support.runs import open_run
+from tests.support.training import process_group
+
+Sends = dict[tuple[str, str], tuple[int, int]]
+"""Calls and bytes by axis and collective."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of one rank: entries of its parameters, the most bytes that were allocated at a time in its
+    second step and those that it leaves, and what it sent meanwhile."""
+
+    stage: int
+    parameters: int
+    most: int
+    left: int
+    sent: Sends
+
+
+@contextmanager
+def world_of_one(rank: int, size: int) -> Iterator[None]:
+    """Rank ``rank`` of ``size``: collectives return at once, with whatever memory held."""
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+        process_group.cache_clear()
+
+
+def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Measured:
+    """In a world that is open; steps are cut short where ranks would agree on their loss."""
+    gc.collect()  # what is freed in the meantime would count
+    with (
+        patch.object(Stepper, "agree", _agree),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
+        run = open_run(rank, size, config, overrides)
+        run.step(1)
+        run.world.traffic.reset()
+        with record_function("second step"):
+            run.step(2)
+        sent = _sent(run)
+    most, left = _allocated(profiler)
+    return Measured(
+        stage=run.world.axes["pipeline"].index,
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        most=most,
+        left=left,
+        sent=sent,
+    )
+
+
+def measure_all(
+    rank: int, size: int, config: Path, cases: Sequence[Sequence[str]]
+) -> list[Measured]:
+    """One world serves many cases."""
+    return [measure(rank, size, config, overrides) for overrides in cases]
+
+
+def _agree(self: Stepper, step: int, loss: Tensor, *rest: Any) -> Outcome:
+    """The control message is sent, and not looked at."""
+    world = self.world
+    world.all_reduce(torch.zeros(3 + 2 * world.size, dtype=torch.float64))
+    return Outcome(loss=0.0, grad_norm=0.0, memory_bytes=(), stop=False)
+
+
+def _sent(run: Run) -> Sends:
+    traffic = run.world.traffic
+    return {key: (traffic.calls[key], sent) for key, sent in traffic.bytes.items() if sent}
+
+
+def _allocated(profiler: profile) -> tuple[int, int]:
+    """The peak of the second step, and what is left at its end."""
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    events = sorted(results.events(), key=lambda event: event.start_ns())
+    start = next(event.start_ns() for event in events if event.name() == "second step")
+    live = most = 0
+    for event in events:
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            if event.start_ns() > start:
+                most = max(most, live)
+    return most, live
