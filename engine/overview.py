@@ -20,15 +20,16 @@ def overview(plan: Plan) -> dict[str, str]:
     model = settings.model
     flops = flops_per_token(model, settings.seq_len)
     axes = " ".join(f"{axis}={size}" for axis, size in layout.tensor_axes.items())
+    ranks, batch = several(layout.gpus, "process", "es"), several(plan.global_batch, "sample")
     padding = plan.padded_micro_batch - plan.micro_batch
     return {
         "config": settings.source,
         "model": f"{model.n_layer} layers, {model.n_head} heads of {model.head_dim}, "
         f"width {model.n_embd}, vocabulary {model.vocab_size:,}",
         "layout": f"tensor {layout.tensor} ({layout.mode.name}{axes and ': ' + axes}) x "
-        f"pipeline {layout.pipeline} x data {layout.data} = {several(layout.gpus, 'process', 'es')}",
+        f"pipeline {layout.pipeline} x data {layout.data} = {ranks}",
         "batch": f"{several(settings.batch_size, 'sample')} x data {layout.data} x accumulation "
-        f"{settings.gradient_accumulation} = {several(plan.global_batch, 'sample')} of {settings.seq_len} "
+        f"{settings.gradient_accumulation} = {batch} of {settings.seq_len} "
         f"tokens a step, in micro-batches of {plan.micro_batch}"
         + (f" padded by {padding}" if padding else ""),
         "work": f"{plan.tokens_per_step:,} tokens and {count(flops * plan.tokens_per_step)}FLOPs a "
