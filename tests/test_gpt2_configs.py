@@ -1,0 +1,117 @@
+"""Every GPT-2 config of the table trains end to end under a real torchrun, cut small: its losses
+are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from engine.plan import make_plan
+from tests.support.runs import open_run
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "gpt_configs"
+SMALL = (
+    "MAX_STEPS=2",
+    "SEQ_LEN=32",
+    "model.n_layer=4",
+    "model.n_head=4",
+    "model.n_embd=64",
+    "model.vocab_size=512",
+    "data.type=synthetic",
+    "eval.batches=1",
+)
+WITHIN = 2e-3
+"""Of a loss in fp16, after two steps of Adam."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the table: a config on a number of processes."""
+
+    config: str
+    processes: int
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.config}-{self.processes}"
+
+
+ROWS = [
+    Row(config="gpt2_vanilla", processes=1),
+    Row(config="gpt2_vanilla", processes=2, slow=True),
+    Row(config="gpt2_1d", processes=2),
+    Row(config="gpt2_2d", processes=4, slow=True),
+    Row(config="gpt2_2p5d", processes=2),
+    Row(config="gpt2_2p5d_8", processes=8, slow=True),
+    Row(config="gpt2_3d", processes=8, slow=True),
+    Row(config="gpt2_pp", processes=2),
+    Row(config="gpt2_zero2", processes=1),
+    Row(config="gpt2_zero3", processes=1),
+    Row(config="gpt2_nvme", processes=1),
+    Row(config="gpt2_pp1d", processes=8),  # as the README prints it
+    Row(config="gpt2_zero3_pp1d", processes=8, slow=True),
+]
+
+
+def test_no_config_is_left_out() -> None:
+    assert {row.config for row in ROWS} == {path.stem for path in CONFIGS.glob("gpt2_*.py")}
+
+
+def train(row: Row, folder: Path) -> list[dict[str, float]]:
+    """The rows of its log."""
+    config = str(CONFIGS / f"{row.config}.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ranks, script = f"--nproc_per_node={row.processes}", str(ROOT / "train_gpt.py")
+    nvme = [f"NVME_PATH={folder / 'disk'}"] if row.config == "gpt2_nvme" else []
+    (folder / "disk").mkdir()
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environ |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder), "TMPDIR": str(folder)}
+    done = subprocess.run(
+        [*torchrun, ranks, script, "--config", config, *SMALL, *nvme, f"--output={folder / 'run'}"],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run" / "model.safetensors").is_file()
+    assert not list((folder / "disk").iterdir()), "what was put on the disk is gone"
+    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+
+
+@cache
+def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
+    """Losses of two steps and of a validation of as many samples, in this process: nothing cut,
+    checkpointed or offloaded."""
+    overrides = [*SMALL, f"BATCH_SIZE={samples}", "model.checkpoint=False", *optimizer]
+    run = open_run(0, 1, CONFIGS / "gpt2_vanilla.py", overrides, steps=2)
+    return [run.step(step).loss for step in (1, 2)], run.validate()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[pytest.mark.slow] * row.slow, id=row.name) for row in ROWS],
+)
+def test_a_row_of_the_table_trains(row: Row, tmp_path: Path) -> None:
+    first, second = train(row, tmp_path)
+    plan = make_plan(CONFIGS / f"{row.config}.py", gpus=row.processes, overrides=SMALL, environ={})
+    optimizer = plan.settings.optimizer
+    losses, validation = alone(
+        plan.global_batch, f"optimizer.type={optimizer.type}", f"optimizer.decay={optimizer.decay}"
+    )
+    assert [first["loss"], second["loss"]] == pytest.approx(losses, rel=WITHIN)
+    assert second["val_loss"] == pytest.approx(validation, rel=WITHIN)
+    assert (first["skipped"], second["skipped"]) == (0, 0)
+    assert first["tokens"] == 32 * plan.global_batch
