@@ -36,3 +36,4 @@ def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]
         say(f"TensorBoard tensorboard --logdir {folder.tensorboard}")
     if folder.tokenizer.is_file():
         say(f"more text   cuboid generate {folder.path} --prompt 'The'")
+        say("            (./run.sh before it, where .venv is not active)")
