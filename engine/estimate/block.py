@@ -89,6 +89,13 @@ class Block:
         """Bytes of the attention's output, which the projection keeps too, and ``scores``."""
         return self.attention[1].x * self.local.compute + self.scores
 
+    @property
+    def _backward_scores(self) -> int:
+        """Bytes that attention's backward pass takes for itself: FlashAttention-2 sums dq in
+        float32 on a GPU (Dao 2023, section 3.1)."""
+        fused = self.local.device == "cuda" and self.local.casts
+        return self._map + (self.attention[1].x * FLOAT32 if fused else 0)
+
     def keeps_dy(self, linear: Linear) -> bool:
         """Whether dw, where it comes later, comes of the very dy that half a block was given."""
         return linear.over_y.size == 1 and not self.mask
@@ -142,8 +149,8 @@ class Block:
 
         self._split(ledger, proj, first=first, later=later)
         dqkv = qkv.y * local.compute
-        ledger.touch(Kind.BUFFERS, self._map)
         ledger.hold(Kind.BUFFERS, dqkv)
+        ledger.touch(Kind.BUFFERS, self._backward_scores)
         ledger.drop(Kind.BUFFERS, proj.x * local.compute)
         ledger.drop(kept, dqkv + self.attended)
         if later and self._keeps_x(proj):

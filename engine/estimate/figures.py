@@ -13,6 +13,9 @@ class Memory:
     loss with its gradient, and the gradients of the head that it makes. ``buffers``: what lives
     shorter than that: gathered and cast tensors, gradients of activations on their way, the step's
     token ids. ``host`` and ``nvme`` are offloaded, and not on the device.
+
+    These are the bytes that torch's allocator hands out. A GPU's context, NCCL's buffers and the
+    workspaces of its libraries come on top of them.
     """
 
     parameters: int = 0

@@ -101,7 +101,7 @@ def _allocated(profiler: profile) -> tuple[int, int]:
     live = most = 0
     for event in events:
         if event.name() == "[memory]":
-            live += event.nbytes()
+            live += event.nbytes()  # type: ignore[attr-defined]  # its stub knows no memory
             if event.start_ns() > start:
                 most = max(most, live)
     return most, live

@@ -1,5 +1,5 @@
-"""The estimate against what one rank really allocates and sends: every allocation of a step, kernels'
-own included, in every mode and with every setting that changes them.
+"""The estimate against what one rank really allocates and sends: every allocation of a step, those
+within kernels included, in every mode and with every setting that changes them.
 
 Collectives are a stand-in for NCCL's: they need no memory beyond their output.
 """

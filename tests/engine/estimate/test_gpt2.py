@@ -1,0 +1,64 @@
+"""GPT-2 small at its full size, on fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from engine.build import build_model, named_parameters, partition
+from engine.estimate.estimate import estimate
+from engine.gradients import GradientSum
+from engine.optim.registry import build_optimizer
+from engine.pipeline import Pipeline
+from engine.plan import Plan
+from models.chunks import Chunks
+from models.parallel.partition import Partition
+from tests.engine.estimate.plans import GPT2, plan
+from tests.support.alive import Alive, held
+
+WITHIN = 0.03
+CPU = torch.device("cpu")
+
+
+def most_alive(plan: Plan) -> int:
+    """Bytes at the peak of the second step's passes."""
+    settings, mode = plan.settings, plan.layout.mode
+    axes = Partition.alone(CPU, dtype=torch.float32, compute=torch.float32).axes
+    model = build_model(settings, partition(settings, mode, axes, CPU))
+    optimizer = build_optimizer(settings.optimizer, named_parameters(model))
+    sums, pipeline = GradientSum(model), Pipeline(model, axes["pipeline"], settings.schedule)
+
+    def step() -> None:
+        sums.zero()
+        ids = torch.zeros(plan.micro_batch, settings.seq_len, dtype=torch.int64)
+        batches = [(ids, ids)] * settings.num_micro_batches
+        pipeline.train(batches, [0] * len(batches), 1.0, sums)
+        optimizer.step()
+
+    step()
+    alive = Alive(*held(list(model.parameters()), optimizer))
+    with alive:
+        step()
+    return alive.most
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ({}, {}),
+        ({"checkpoint": True, "tie_embeddings": False}, {"precision": "bf16"}),
+        ({"checkpoint": "selective"}, {"precision": "bf16", "num_micro_batches": 2}),
+    ],
+    ids=["float32", "checkpoint-bf16", "selective-bf16"],
+)
+def test_gpt2_small(model: dict[str, Any], settings: dict[str, Any]) -> None:
+    """As on a GPU, where the loss is scaled anew in the backward pass."""
+    wanted = plan(model=GPT2 | model, loss_chunk=333, **settings)
+    without_values = patch.object(torch.Tensor, "item", lambda self: 2.0)
+    with FakeTensorMode(), patch.object(Chunks, "initialise"), without_values:
+        most = most_alive(wanted)
+    assert estimate(wanted).fullest.memory.total == pytest.approx(most, rel=WITHIN)
