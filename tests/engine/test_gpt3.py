@@ -3,26 +3,17 @@ a micro-batch's way through a stage over process groups that send nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from engine.build import build_model, partition
-from engine.config.schema import Settings
 from engine.estimate.estimate import estimate
-from engine.layout import Layout
 from engine.plan import Plan, make_plan
 from models.chunks import Chunks
-from models.parallel.collectives import Axis, Traffic
-from models.parallel.partition import Partition
+from tests.support.runs import build_empty, pretended
 
 CONFIGS = Path(__file__).parents[2] / "gpt_configs"
 GPUS = {
@@ -71,29 +62,8 @@ def plan(name: str, *overrides: str) -> Plan:
     return make_plan(CONFIGS / f"{name}.py", gpus=GPUS[name], overrides=overrides, environ={})
 
 
-def axes(layout: Layout, rank: int, *, grouped: bool = False) -> dict[str, Axis]:
-    """A rank's place, with groups or without."""
-    own = tuple(layout.tensor_axes)
-    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
-    found, traffic = {}, Traffic()
-    for name, along in (wanted | {"tensor": own, "world": tuple(layout.axes)}).items():
-        ranks = next(ranks for ranks in layout.groups(*along) if rank in ranks)
-        group = dist.new_group(ranks) if grouped and len(ranks) > 1 else None
-        index = ranks.index(rank)
-        found[name] = Axis(name=name, size=len(ranks), index=index, group=group, traffic=traffic)
-    return found
-
-
-def build(settings: Settings, part: Partition) -> Chunks:
-    with patch.object(Chunks, "initialise", lambda self, seed: None):
-        return build_model(settings, part)
-
-
 def built(name: str, rank: int) -> Chunks:
-    """A rank's share of the model, without memory."""
-    found = plan(name)
-    here = axes(found.layout, rank)
-    return build(found.settings, partition(found.settings, found.layout.mode, here, META))
+    return build_empty(plan(name), rank)
 
 
 def stage_of(name: str, stage: int) -> int:
@@ -148,16 +118,6 @@ def test_all_ranks_together_hold_the_published_model(name: str) -> None:
     assert estimate(plan(name)).parameters == 174_604_259_328
 
 
-@contextmanager
-def pretended(rank: int, size: int) -> Iterator[None]:
-    """A process group of ``size`` ranks in which nothing is sent."""
-    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 STAGES = [(name, place) for name in GPUS for place in ("first", "middle", "last")]
 STAGES = [(n, place) for n, place in STAGES if "pp" in n or place == "first"]
 
@@ -167,12 +127,11 @@ STAGES = [(n, place) for n, place in STAGES if "pp" in n or place == "first"]
 def test_a_micro_batch_goes_through_a_stage_and_back(name: str, place: str) -> None:
     """One of ZeRO's 96 layers will do."""
     found = plan(name, *([] if "pp" in name else ["model.n_layer=1"]))
-    layout, settings = found.layout, found.settings
+    layout = found.layout
     stage = {"first": 0, "middle": layout.pipeline // 2, "last": layout.pipeline - 1}[place]
     rank = stage_of(name, stage)
     with pretended(rank, layout.gpus):
-        part = partition(settings, layout.mode, axes(layout, rank, grouped=True), META)
-        model = build(settings, part)
+        model = build_empty(found, rank)
         (chunk,) = model
         ids = torch.empty(found.padded_micro_batch, LENGTH, dtype=torch.int64, device=META)
         x = torch.empty(X[name], dtype=torch.float16, device=META, requires_grad=True)

@@ -3,17 +3,24 @@ and without a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from engine.build import build_model, partition
 from engine.context import World
 from engine.data.loader import load
+from engine.layout import Layout
 from engine.plan import Plan, make_plan
 from engine.run import Run
+from models.chunks import Chunks
 from models.parallel.collectives import Axis, Traffic
 from tests.support.training import open_axes
 
@@ -46,3 +53,37 @@ def open_run(rank: int, size: int, config: Path, overrides: Sequence[str], **mor
 def run_of(plan: Plan, world: StandIn, *, cache: Path, steps: int = 10) -> Run:
     batches = load(plan.settings, data_size=plan.layout.data, cache=cache)
     return Run(plan, cast(World, world), batches, steps=steps, matmul="torch")
+
+
+# Without other ranks, and without memory
+
+
+@contextmanager
+def pretended(rank: int, size: int) -> Iterator[None]:
+    """A process group of ``size`` ranks in which nothing is sent."""
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def lonely_axes(layout: Layout, rank: int) -> dict[str, Axis]:
+    """A rank's place; with groups where a process group is open."""
+    own = tuple(layout.tensor_axes)
+    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
+    found, traffic = {}, Traffic()
+    for name, along in (wanted | {"tensor": own, "world": tuple(layout.axes)}).items():
+        ranks = next(ranks for ranks in layout.groups(*along) if rank in ranks)
+        group = dist.new_group(ranks) if dist.is_initialized() and len(ranks) > 1 else None
+        index = ranks.index(rank)
+        found[name] = Axis(name=name, size=len(ranks), index=index, group=group, traffic=traffic)
+    return found
+
+
+def build_empty(plan: Plan, rank: int) -> Chunks:
+    """A rank's share of the model: shapes without values."""
+    axes = lonely_axes(plan.layout, rank)
+    part = partition(plan.settings, plan.layout.mode, axes, torch.device("meta"))
+    with patch.object(Chunks, "initialise", lambda self, seed: None):
+        return build_model(plan.settings, part)

@@ -1,0 +1,213 @@
+"""Every setting that training honours changes what happens; the few that cannot be told apart in a
+moment are shown by the tests named here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from engine.config.schema import all_settings
+from tests.support.effects import (
+    CONFIG,
+    OTHER,
+    TEXT,
+    Effect,
+    blocks_run,
+    calls,
+    compiled,
+    determinism,
+    files,
+    first_ids,
+    homes,
+    loss_chunks,
+    matmuls,
+    micro_batches,
+    order,
+    overflowing,
+    pieces,
+    scales,
+    steps,
+    tokenised_in,
+    training,
+    validations,
+)
+
+TESTS = Path(__file__).parents[1]
+
+FROM_TEXT = ("data.type=text", "data.tokenizer=char", "data.path={folder}/text", "SEQ_LEN=4")
+ONE_D = ("TENSOR_PARALLEL=2", "MODE=1d")
+STAGES = ("PIPELINE=2", "NUM_MICRO_BATCHES=4")
+DECAYS = ("lr_scheduler.type=linear",)
+
+EFFECTS = {
+    "batch_size": Effect(change="BATCH_SIZE=8", probe=micro_batches),
+    "seq_len": Effect(change="SEQ_LEN=6", probe=micro_batches),
+    "num_epochs": Effect(
+        change="NUM_EPOCHS=3", probe=steps, given=(*FROM_TEXT, "MAX_STEPS=None", "NUM_EPOCHS=2")
+    ),
+    "max_steps": Effect(change="MAX_STEPS=5", probe=steps),
+    "num_micro_batches": Effect(change="NUM_MICRO_BATCHES=2", probe=micro_batches),
+    "gradient_accumulation": Effect(change="gradient_accumulation=2", probe=micro_batches),
+    "tensor_parallel": Effect(change="TENSOR_PARALLEL=4", probe=pieces, given=ONE_D),
+    "mode": Effect(change="MODE=2d", probe=pieces, given=("TENSOR_PARALLEL=4", "MODE=1d")),
+    "depth": Effect(
+        change="DEPTH=2", probe=pieces, given=("TENSOR_PARALLEL=8", "MODE=2.5d", "DEPTH=8")
+    ),
+    "pipeline": Effect(change="PIPELINE=2", probe=pieces),
+    "model.preset": Effect(
+        change="model.type=gpt2_medium",
+        probe=pieces,
+        given=("model=dict(type='gpt2_small')",),
+    ),
+    "model.n_layer": Effect(change="model.n_layer=5", probe=pieces),
+    "model.n_head": Effect(change="model.n_head=2", probe=training),
+    "model.n_embd": Effect(change="model.n_embd=32", probe=pieces),
+    "model.head_dim": Effect(change="model.head_dim=8", probe=pieces),
+    "model.n_inner": Effect(change="model.n_inner=32", probe=pieces),
+    "model.vocab_size": Effect(change="model.vocab_size=48", probe=pieces),
+    "model.block_size": Effect(change="model.block_size=16", probe=pieces),
+    "model.embd_pdrop": Effect(change="model.embd_pdrop=0.1", probe=training),
+    "model.resid_pdrop": Effect(change="model.resid_pdrop=0.1", probe=training),
+    "model.attn_pdrop": Effect(change="model.attn_pdrop=0.1", probe=training),
+    "model.tie_embeddings": Effect(change="model.tie_embeddings=False", probe=pieces),
+    "model.checkpoint": Effect(change="model.checkpoint=True", probe=blocks_run),
+    "model.num_chunks": Effect(change="model.num_chunks=2", probe=pieces, given=STAGES),
+    "model.activation": Effect(change="model.activation=gelu", probe=training),
+    "model.layer_norm_epsilon": Effect(change="model.layer_norm_epsilon=0.1", probe=training),
+    "model.init_std": Effect(change="model.init_std=0.1", probe=training),
+    "schedule": Effect(change="schedule=gpipe", probe=order),
+    "stages": Effect(
+        change="stages=balanced", probe=pieces, given=(*STAGES, "model.vocab_size=2000")
+    ),
+    "optimizer.type": Effect(change="optimizer.type=sgd", probe=training),
+    "optimizer.lr": Effect(change="optimizer.lr=0.01", probe=training),
+    "optimizer.betas": Effect(change="optimizer.betas=(0.5,0.9)", probe=training),
+    "optimizer.eps": Effect(change="optimizer.eps=0.1", probe=training),
+    "optimizer.weight_decay": Effect(change="optimizer.weight_decay=0.5", probe=training),
+    "optimizer.momentum": Effect(
+        change="optimizer.momentum=0.9", probe=training, given=("optimizer.type=sgd",)
+    ),
+    "optimizer.decay": Effect(
+        change="optimizer.decay=all", probe=training, given=("optimizer.weight_decay=0.5",)
+    ),
+    "lr_scheduler.type": Effect(change="lr_scheduler.type=cosine", probe=training),
+    "lr_scheduler.warmup": Effect(change="lr_scheduler.warmup=3", probe=training),
+    "lr_scheduler.total": Effect(change="lr_scheduler.total=2", probe=training, given=DECAYS),
+    "lr_scheduler.floor": Effect(change="lr_scheduler.floor=0.5", probe=training, given=DECAYS),
+    "lr_scheduler.by": Effect(
+        change="lr_scheduler.by=epoch", probe=training, given=(*FROM_TEXT, *DECAYS)
+    ),
+    "clip_grad_norm": Effect(change="clip_grad_norm=0.01", probe=training),
+    "precision": Effect(change="precision=bf16", probe=training),
+    "loss_scale.initial": Effect(change="loss_scale.initial=128.0", probe=scales),
+    "loss_scale.growth_interval": Effect(change="loss_scale.growth_interval=2", probe=scales),
+    "loss_scale.growth_factor": Effect(
+        change="loss_scale.growth_factor=4.0",
+        probe=scales,
+        given=("loss_scale.initial=8.0", "loss_scale.growth_interval=2"),
+    ),
+    "loss_scale.max": Effect(
+        change="loss_scale.max=9.0",
+        probe=scales,
+        given=("loss_scale.initial=8.0", "loss_scale.growth_interval=2"),
+    ),
+    "loss_scale.backoff_factor": Effect(change="loss_scale.backoff_factor=0.25", probe=overflowing),
+    "loss_scale.hysteresis": Effect(change="loss_scale.hysteresis=2", probe=overflowing),
+    "loss_scale.min": Effect(change="loss_scale.min=2.6e8", probe=overflowing),
+    "zero.stage": Effect(change="zero.stage=3", probe=pieces),
+    "zero.offload": Effect(change="zero.offload=cpu", probe=homes, given=("zero.stage=3",)),
+    "zero.offload_params": Effect(
+        change="zero.offload_params=cpu", probe=homes, given=("zero.stage=3", "zero.offload=cpu")
+    ),
+    "data.type": Effect(
+        change="data.type=text",
+        probe=first_ids,
+        given=("data.tokenizer=char", "model.vocab_size=128"),
+    ),
+    "data.path": Effect(change="data.path={folder}/other", probe=first_ids, given=FROM_TEXT),
+    "data.tokenizer": Effect(
+        change="data.tokenizer=gpt2",
+        probe=first_ids,
+        given=(*FROM_TEXT, "model.vocab_size=50257"),
+    ),
+    "data.validation": Effect(change="data.validation=0.01", probe=validations, given=FROM_TEXT),
+    "data.cache": Effect(change="data.cache={folder}/mine", probe=tokenised_in, given=FROM_TEXT),
+    "eval.every": Effect(change="eval.every=2", probe=validations),
+    "eval.batches": Effect(change="eval.batches=3", probe=validations),
+    "log.every": Effect(change="log.every=3", probe=files),
+    "log.dir": Effect(change="log.dir=elsewhere", probe=files),
+    "log.tensorboard": Effect(change="log.tensorboard=True", probe=files),
+    "checkpoint.every": Effect(change="checkpoint.every=2", probe=files),
+    "seed": Effect(change="seed=7", probe=training),
+    "deterministic": Effect(change="deterministic=True", probe=determinism),
+    "compile": Effect(change="compile=True", probe=compiled),
+    "keep_gathers": Effect(change="keep_gathers=True", probe=calls, given=ONE_D),
+    "loss_chunk": Effect(change="loss_chunk=5", probe=loss_chunks),
+}
+ALSO = [  # values that a type of their own would be needed for
+    Effect(change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)),
+    Effect(change="schedule=zero_bubble", probe=order),
+]
+ELSEWHERE = {
+    "zero.nvme_path": "engine/nvme/test_disk.py::test_a_folder_is_there_for_as_long_as_it_is_used",
+    "zero.nvme_buffer": "engine/nvme/test_pieces.py::"
+    "test_everything_is_in_one_group_and_no_group_is_too_large",
+    "zero.nvme_store": "engine/nvme/test_store.py::"
+    "test_without_io_uring_there_is_libaio_and_without_both_threads",
+    "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
+    "checkpoint.keep": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
+    "checkpoint.best": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
+    "checkpoint.asynchronous": "engine/checkpoint/test_saver.py::"
+    "test_a_save_that_fails_ends_the_run_and_leaves_the_one_before",
+    "backend": "engine/test_context.py::test_nccl_without_gpus",
+    "timeout": "engine/test_context.py::"
+    "test_timeouts_are_long_to_start_and_short_after_the_first_step",
+    "start_timeout": "engine/test_context.py::"
+    "test_timeouts_are_long_to_start_and_short_after_the_first_step",
+}
+COMPARED = {"hidden_size", "tensor_shape"}
+"""Read by rules, which compare them with others; training needs them not."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("effects")
+    (path / "small.py").write_text(CONFIG)
+    (path / "text").write_text(TEXT)
+    (path / "other").write_text(OTHER)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated. Please use:FutureWarning")
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_setting_changes_what_happens(folder: Path, name: str) -> None:
+    changes(folder, EFFECTS[name])
+
+
+@pytest.mark.parametrize("effect", ALSO, ids=[effect.change for effect in ALSO])
+def test_a_value_is_not_another_s_synonym(folder: Path, effect: Effect) -> None:
+    changes(folder, effect)
+
+
+def changes(folder: Path, effect: Effect) -> None:
+    before = effect.probe(folder / "small.py", placed(folder, effect.given))
+    after = effect.probe(folder / "small.py", placed(folder, (*effect.given, effect.change)))
+    assert before != after
+
+
+def placed(folder: Path, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(override.format(folder=folder) for override in overrides)
+
+
+def test_no_setting_is_left_out() -> None:
+    assert {*EFFECTS, *ELSEWHERE, *COMPARED} == set(all_settings())
+    assert not EFFECTS.keys() & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))
+def test_what_is_shown_elsewhere_is_there(place: str) -> None:
+    path, name = place.split("::")
+    tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
+    assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
