@@ -1,0 +1,231 @@
+"""Optimizer states on a disk: throughput against a plain copy, and time against the host's memory.
+
+    python benchmarks/nvme.py FOLDER [--parameters 64e6] [--memory BYTES] [--rounds 9] [--json FILE]
+
+FOLDER is on the disk to measure. ``copy`` reads and writes as many bytes as the states have, one
+block after another, past the page cache, as ``dd iflag=direct oflag=direct`` does. ``transfers``
+moves the same bytes through a store in the order of a step, without an update; ``update`` is a step
+of AdamW on them, ``training`` a step of a GPT, with states on the host, on the disk, or there with
+the weights. Contenders take turns, and ratios are of each round; the median is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.config.schema import Optimizer
+from engine.gradients import GradientSum
+from engine.matmuls import MATMULS, probe_matmul
+from engine.nvme.disk import Disk, open_disk
+from engine.nvme.memory import Buffer
+from engine.nvme.store import KINDS, Store, open_store
+from engine.nvme.stores import tensornvme
+from engine.nvme.streamed import StreamedOptimizer
+from engine.nvme.weights import WeightsOnDisk
+from engine.optim.registry import Named, build_optimizer
+from engine.pipeline import Pipeline
+from engine.step import Stepper
+from models.chunks import Chunks
+from models.gpt import GPT
+from models.parallel.partition import Partition
+from models.parallel.zero import Zero
+from models.sizes import Sizes
+
+BLOCK = 16 * 2**20
+WIDTH = 4096
+SAMPLES, LENGTH = 8, 128
+SIZES = Sizes(
+    n_layer=6, n_head=8, n_embd=512, head_dim=64, n_inner=2048, vocab_size=8192, block_size=LENGTH
+)
+Work = Callable[[], object]
+
+
+class Bench:
+    """Contenders on one disk. What they open is closed at the end of ``stack``."""
+
+    def __init__(self, folder: Path, memory: int, stack: ExitStack) -> None:
+        self.folder, self.memory, self.stack = folder, memory, stack
+        self.work: dict[str, Work] = {}
+
+    def disk(self, name: str) -> Disk:
+        return self.stack.enter_context(open_disk(self.folder, name))
+
+    def streamed(
+        self, disk: Disk, kind: str | None, named: Sequence[Named], *more: WeightsOnDisk
+    ) -> StreamedOptimizer:
+        """AdamW with its states, and weights, on the disk."""
+
+        def opened(sizes: Sequence[int]) -> Store:
+            store = open_store(disk, sizes, kind)
+            self.stack.callback(store.close)
+            return store
+
+        return StreamedOptimizer(
+            build_optimizer(Optimizer(), named),
+            states=2,
+            divisible=True,
+            memory=self.memory,
+            open_store=opened,
+            weights=more[0] if more else None,
+        )
+
+    def measure(self, rounds: int) -> dict[str, list[float]]:
+        """Seconds of each round, by contender."""
+        for work in self.work.values():
+            work()
+            work()
+        seconds: dict[str, list[float]] = {name: [] for name in self.work}
+        for _ in range(rounds):
+            for name, work in self.work.items():
+                started = time.perf_counter()
+                work()
+                seconds[name].append(time.perf_counter() - started)
+        return seconds
+
+
+def copier(disk: Disk, size: int) -> Work:
+    """Copies a file of ``size`` bytes."""
+    blocks = -(-size // BLOCK)
+    paths = [disk.reserve(name, blocks * BLOCK) for name in ("there", "back")]
+    memory = Buffer(BLOCK).tensor(0, BLOCK).numpy().data
+    source, target = (os.open(path, os.O_RDWR | os.O_DIRECT) for path in paths)
+    for block in range(blocks):  # reserved is not yet written
+        os.pwritev(source, [memory], block * BLOCK)
+
+    def copy() -> None:
+        for block in range(blocks):
+            os.preadv(source, [memory], block * BLOCK)
+            os.pwritev(target, [memory], block * BLOCK)
+
+    return copy
+
+
+def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
+    """The copy, and for each kind of store its transfers and updates; the bytes of the states."""
+    named = []
+    for number in range(max(1, parameters // WIDTH**2)):
+        weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
+        weight.grad = torch.full_like(weight, 1e-3)
+        named.append(Named(str(number), weight, True))
+    size = sum(2 * one.parameter.nbytes for one in named)
+    bench.work["copy"] = copier(bench.disk("copy"), size)
+    bench.work["host update"] = build_optimizer(Optimizer(), named).step
+    for kind in kinds:
+        streamed = bench.streamed(bench.disk(kind), kind, named)
+
+        def update(streamed: StreamedOptimizer = streamed) -> None:
+            streamed.step()
+            streamed._stream.wait()  # for the last write, beside which a run goes on
+
+        def transfers(streamed: StreamedOptimizer = streamed) -> None:
+            for _ in streamed._stream:
+                pass
+            streamed._stream.wait()
+
+        bench.work[f"{kind} update"] = update
+        bench.work[f"{kind} transfers"] = transfers
+    return size
+
+
+def add_training(bench: Bench) -> None:
+    """Steps of a GPT under ZeRO 3, of one rank."""
+    ids = torch.arange(SAMPLES * (LENGTH + 1)).view(SAMPLES, -1) * 7919 % SIZES.vocab_size
+    batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    device = torch.device("cpu")
+    alone = Partition.alone(device, dtype=torch.float32, compute=torch.float32)
+    for where in ("host", "disk", "disk with weights"):
+        disk = bench.disk(where)
+        weights = WeightsOnDisk(disk=disk, ahead=bench.memory) if "weights" in where else None
+        part = replace(
+            alone,
+            zero=Zero(stage=3, axes=(alone.axes["data"],), keeps_pieces=weights is None),
+            matmul=MATMULS[probe_matmul(torch.float32, device)],
+            home=device,
+            store=weights,
+        )
+        model = Chunks([GPT(SIZES, part)])
+        model.initialise(1)
+        named = [Named(name, p, p.dim() > 1) for name, p in model.named_parameters()]
+        optimizer = (
+            build_optimizer(Optimizer(), named)
+            if where == "host"
+            else bench.streamed(disk, None, named, *([weights] if weights else []))
+        )
+        stepper = Stepper(
+            model=model,
+            pipeline=Pipeline(model, part.axes["pipeline"], "1f1b"),
+            optimizer=optimizer,
+            gradients=GradientSum(model),
+            world=part.axes["world"],
+            seed=1,
+        )
+        steps = count(1)
+
+        def train(stepper: Stepper = stepper, steps: count[int] = steps) -> None:
+            stepper.run(next(steps), [batch], targets=batch[1].numel(), lr=1e-4)
+
+        bench.work[f"{where} training"] = train
+
+
+def ratios(seconds: dict[str, list[float]], kinds: Sequence[str]) -> dict[str, float]:
+    """Medians over rounds of what is to be judged. ``overlap``: the share of the shorter of update
+    and transfers that goes on during the other."""
+    found: dict[str, list[float]] = {}
+    for values in zip(*seconds.values(), strict=True):
+        now = dict(zip(seconds, values, strict=True))
+        for kind in kinds:
+            moved, both, update = (
+                now[f"{x}"] for x in (f"{kind} transfers", f"{kind} update", "host update")
+            )
+            rows = {
+                "throughput / copy's": now["copy"] / moved,
+                "throughput with the update / copy's": now["copy"] / both,
+                "update / host's": both / update,
+                "overlap": (moved + update - both) / min(moved, update),
+            }
+            for name, value in rows.items():
+                found.setdefault(f"{kind}: {name}", []).append(value)
+        for where in ("disk", "disk with weights"):
+            ratio = now[f"{where} training"] / now["host training"]
+            found.setdefault(f"{where}: training step / host's", []).append(ratio)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parameters", type=float, default=64e6)
+    parser.add_argument("--memory", type=int, default=2**28)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    kinds = [kind for kind in KINDS if kind != "tensornvme" or tensornvme.problem() is None]
+    with ExitStack() as stack:
+        bench = Bench(args.folder, args.memory, stack)
+        size = add_updates(bench, int(args.parameters), kinds)
+        add_training(bench)
+        seconds = bench.measure(args.rounds)
+    rows = ratios(seconds, kinds)
+    for name, times in seconds.items():
+        print(f"{name:40} {statistics.median(times):8.3f} s")
+    for name, ratio in rows.items():
+        print(f"{name:60} {ratio:6.2f}")
+    if args.json:
+        found = {"states_bytes": size, "seconds": seconds, "ratios": rows}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
