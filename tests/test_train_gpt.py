@@ -43,7 +43,7 @@ def test_the_config_and_its_overrides_among_options(config: str) -> None:
     [
         ([], "which config"),
         (["--config", "CONFIG", "--gpus", "4"], "--gpus 4, but 2 ranks were started"),
-        (["--config", "CONFIG", "PIPELINE=2"], "PIPELINE"),
+        (["--config", "CONFIG", "TENSOR_PARALLEL=2", "MODE=1d", "compile=True"], "compile"),
     ],
 )
 def test_what_cannot_be_planned(config: str, words: list[str], complaint: str) -> None:
