@@ -55,15 +55,16 @@ class GradientSum:
         self.model, self.buckets, self.armed = model, list[Bucket](), False
         self.bucket_of: dict[int, Bucket] = {}
         boxes, axes = model.boxes(), model.part.summed_axes
-        open_buckets: dict[tuple[str, ...], Bucket] = {}
+        open_buckets: dict[tuple[tuple[str, ...], torch.device], Bucket] = {}
         # Backward reaches the last parameters first.
         for name, parameter in reversed(list(model.named_parameters())):
             over = uncut(boxes[name], axes)
             if not over:
                 continue
-            bucket = open_buckets.get(over)
+            kind = over, parameter.device  # weights that are offloaded have their gradients there
+            bucket = open_buckets.get(kind)
             if bucket is None or sum(p.nbytes for p in bucket.parameters) > BUCKET_BYTES:
-                bucket = open_buckets[over] = Bucket(tuple(axes[axis] for axis in over))
+                bucket = open_buckets[kind] = Bucket(tuple(axes[axis] for axis in over))
                 self.buckets.append(bucket)
             bucket.parameters.append(parameter)
             self.bucket_of[id(parameter)] = bucket

@@ -96,9 +96,16 @@ class Axis:
         assert x.is_contiguous()
         if not self._direct(x):
             self.traffic.count(self.name, "all_reduce", 2 * (self.size - 1) * x.nbytes // self.size)
-            work = dist.all_reduce(x, group=self.group, async_op=True)
+            staged = self._staged(x) if x.device.type == "cpu" else x
+            work = dist.all_reduce(staged, group=self.group, async_op=True)
             assert work is not None
-            return lambda: self._wait(work)
+
+            def finish() -> None:
+                self._wait(work)
+                if staged is not x:
+                    x.copy_(staged)
+
+            return finish
         flat = x.view(-1)
         if flat.nbytes <= SMALL or flat.numel() < self.size:
             self.traffic.count(self.name, "all_reduce", (self.size - 1) * x.nbytes)
@@ -138,7 +145,8 @@ class Axis:
             return x
         x = x.contiguous()
         self.traffic.count(self.name, "swap", x.nbytes)
-        staged, out = self._staged(x), torch.empty_like(self._staged(x))
+        staged = self._staged(x)
+        out = torch.empty_like(staged)
         for work in dist.batch_isend_irecv(
             [
                 dist.P2POp(dist.isend, staged, group=self.group, group_peer=peer),
@@ -176,8 +184,12 @@ class Axis:
         return finish
 
     def _staged(self, x: Tensor) -> Tensor:
-        """gloo has no point-to-point for CUDA tensors: they go by way of the CPU."""
-        return x.cpu() if dist.get_backend(self.group) == "gloo" else x
+        """gloo has no point-to-point for CUDA tensors: they go by way of the CPU. NCCL has nothing
+        for the CPU's, such as gradients of offloaded weights."""
+        backend = dist.get_backend(self.group)
+        if backend == "gloo":
+            return x.cpu()
+        return x.cuda() if backend == "nccl" else x
 
     def _direct(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and dist.get_backend(self.group) == "gloo"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -124,6 +125,31 @@ def test_bytes_sent_are_those_of_the_best_algorithms(size: int) -> None:
         assert sent["a", "reduce_scatter"] == (size - 1) * 40
         assert sent["a", "all_reduce"] == (size - 1) * 40 + 2 * (size - 1) * 24 * SMALL // size
         assert sent["a", "broadcast"] == (size - 1) * 40 * (rank == 0)
+
+
+def by_way_of_a_device(rank: int, size: int) -> None:
+    """A copy stands for one that is on a GPU, and gloo for NCCL, which takes no other."""
+    axis = world_axis(rank, size)
+    copies: list[Tensor] = []
+
+    def copy(x: Tensor) -> Tensor:
+        copies.append(x.clone())
+        return copies[-1]
+
+    with (
+        patch.object(dist, "get_backend", lambda group: "nccl"),
+        patch.object(Tensor, "cuda", copy),
+    ):
+        x = mine(rank, 5)
+        assert axis.all_reduce(x) is x
+        torch.testing.assert_close(x, sum(mine(r, 5) for r in range(size)))
+        assert torch.equal(axis.swap(mine(rank, 3), 1 - rank), mine(1 - rank, 3))
+    assert len(copies) == 2
+
+
+def test_nccl_is_given_no_tensor_of_the_cpu() -> None:
+    """Gradients of offloaded weights are there: summed over depth, and tied tables' swapped."""
+    run_world(2, by_way_of_a_device)
 
 
 def test_alone_nothing_moves() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from engine import gradients
 from engine.gradients import GradientSum, rescale, square_sum
+from engine.plan import make_plan
 from models.chunks import Chunks
 from models.parallel.collectives import Traffic
 from models.parallel.partition import Partition
 from tests.support.pieces import summed
+from tests.support.runs import build_empty
 from tests.support.training import Run, build, gathered, open_partition, rounds, samples
 from tests.support.worlds import run_world
 
@@ -181,6 +184,31 @@ def test_a_new_step_forgets_the_last_ones_gradients() -> None:
     once, *_ = alone()
     backward(once, run, part, 0)
     assert norm == float(square_sum(once))
+
+
+def test_offloaded_weights_have_buckets_where_they_are(tmp_path: Path) -> None:
+    """In 2.5d on grids of one, weights and biases are summed over the same axis."""
+    path = tmp_path / "deep.py"
+    path.write_text(DEEP_OFFLOADED)
+    model = build_empty(make_plan(path, gpus=2, environ={}), 0)
+    sums = GradientSum(model)
+    assert {bucket.flat.device.type for bucket in sums.buckets} == {"cpu", "meta"}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.device == parameter.device, name
+
+
+DEEP_OFFLOADED = """
+BATCH_SIZE = 2
+SEQ_LEN = 8
+MAX_STEPS = 1
+TENSOR_PARALLEL = 2
+MODE = "2.5d"
+DEPTH = 2
+zero = dict(stage=1, offload="cpu")
+model = dict(n_layer=1, n_head=4, n_embd=16, vocab_size=32)
+data = dict(type="synthetic")
+"""
 
 
 def no_backward_in_the_last_round(rank: int, size: int, run: Run) -> list[float]:
