@@ -51,10 +51,11 @@ class Reporter:
         *,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
+        first_step: int = 0,
     ) -> None:
         self._folder, self._terminal, self._files = folder, terminal, files
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._step = 0
+        self._step = first_step
 
     def step(self, row: Row) -> None:
         """Report a step; its validation, if it had one, comes with it."""
@@ -133,4 +134,5 @@ def open_reporter(
         files,
         flops_per_token=flops_per_token(settings.model, settings.seq_len),
         peak_flops=None if peak is None else peak * plan.layout.gpus,
+        first_step=facts.first_step,
     )

@@ -56,8 +56,10 @@ class Layout(_Object):
         return self.tensor_parallel * self.pipeline * self.data_parallel
 
     def __str__(self) -> str:
-        parts = [f"tensor {self.tensor_parallel} ({self.mode})", f"pipeline {self.pipeline}"]
+        deep = f", depth {self.depth}" if self.depth > 1 else ""
+        parts = [f"tensor {self.tensor_parallel} ({self.mode}{deep})", f"pipeline {self.pipeline}"]
         text = " x ".join([*parts, f"data {self.data_parallel}"])
+        text += f", {self.num_chunks} chunks a stage" if self.num_chunks > 1 else ""
         return text + (f", ZeRO {self.zero_stage}" if self.zero_stage else "")
 
 

@@ -24,7 +24,7 @@ from engine.checkpoint.manifest import MANIFEST, File, compare
 from engine.checkpoint.shelf import Shelf
 from engine.errors import Failed
 
-ITEM_BYTES = 4096
+ITEM_BYTES = 2048
 """What a tensor takes on the disk beside its numbers, at most."""
 _DIGESTS = MetadataIndex("digests")  # the result that carries them; no tensor has this name
 
@@ -44,6 +44,7 @@ class Writer(FileSystemWriter):
         super().__init__(shelf.draft(step), sync_files=False, overwrite=False)
         self.fs = self._files = _Digesting()
         self._shelf, self._step, self._beside, self._seal = shelf, step, beside, seal
+        self._needed = 0
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -59,27 +60,19 @@ class Writer(FileSystemWriter):
             raise Failed(f"{folder} is there already, and no checkpoint is written over")
         self.discard()
         self._shelf.path.mkdir(parents=True, exist_ok=True)
-        needed = sum(_bytes(plan) for plan in plans)
+        self._needed = sum(map(_bytes, plans))
         free = shutil.disk_usage(self._shelf.path).free
-        if free < needed:
-            raise Failed(f"{folder} needs {needed:,} bytes, and its disk has {free:,} free")
+        if free < self._needed:
+            raise Failed(f"{folder} needs {self._needed:,} bytes, and its disk has {free:,} free")
         self._shelf.draft(self._step).mkdir()
         prepared: list[SavePlan] = super().prepare_global_plan(plans)
         return prepared
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's tensors and read them back; the digests go with the results."""
-        try:
-            with config.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
-                results = super().write_data(plan, planner).value()
-        except FileNotFoundError:
-            raise Failed(f"{self.path} is not there: all ranks must see one folder") from None
-        except (OSError, RuntimeError) as error:
-            # What a file raises, torch may raise as an error of its own.
-            cause = self._files.failure or error
-            if not isinstance(cause, OSError):
-                raise
-            raise Failed(self._explain(cause, _bytes(plan))) from None
+        without_sums = config.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
+        with self._explained("this rank's part", _bytes(plan)), without_sums:
+            results = super().write_data(plan, planner).value()
         self._read_back(self._files.digests)
         carrier = WriteResult(_DIGESTS, size_in_bytes=0, storage_data=self._files.digests)
         done: Future[list[WriteResult]] = Future()
@@ -94,17 +87,18 @@ class Writer(FileSystemWriter):
             if result.index == _DIGESTS:
                 files |= result.storage_data
         tensors = [[one for one in of_rank if one.index != _DIGESTS] for of_rank in results]
-        super().finish(metadata, tensors)
-        for name, data in self._beside.items():
-            self._write(draft / name, data)
-        self._read_back(self._files.digests)
-        files |= self._files.digests
-        self._write(draft / MANIFEST, self._seal(files))
-        self._read_back([MANIFEST])
-        unseen = [name for name in files if not (draft / name).is_file()]
-        if unseen:
-            raise Failed(f"{draft}: no {unseen[0]} here: all ranks must see one folder")
-        self._shelf.publish(self._step)
+        with self._explained("all of it", self._needed):
+            super().finish(metadata, tensors)
+            for name, data in self._beside.items():
+                self._write(draft / name, data)
+            self._read_back(self._files.digests)
+            files |= self._files.digests
+            self._write(draft / MANIFEST, self._seal(files))
+            self._read_back([MANIFEST])
+            unseen = [name for name in files if not (draft / name).is_file()]
+            if unseen:
+                raise Failed(f"{draft}: no {unseen[0]} here: all ranks must see one folder")
+            self._shelf.publish(self._step)
 
     def storage_meta(self) -> StorageMeta:
         """Nothing: a path of this machine would not stay true."""
@@ -114,12 +108,23 @@ class Writer(FileSystemWriter):
         """Leave nothing of the draft."""
         shutil.rmtree(self._shelf.draft(self._step), ignore_errors=True)
 
-    def _explain(self, error: OSError, needed: int) -> str:
-        free = shutil.disk_usage(self._shelf.path).free
-        return (
-            f"{self._shelf.folder(self._step)} cannot be written: {error.strerror}; this rank's "
-            f"part needs {needed:,} bytes, and the disk has {free:,} free"
-        )
+    @contextmanager
+    def _explained(self, what: str, needed: int) -> Iterator[None]:
+        """Where the disk fails: why, and what it would have taken."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise Failed(f"{self.path} is not there: all ranks must see one folder") from None
+        except (OSError, RuntimeError) as error:
+            # What a file raises, torch may raise as an error of its own.
+            cause = self._files.failure or error
+            if not isinstance(cause, OSError):
+                raise
+            free = shutil.disk_usage(self._shelf.path).free
+            raise Failed(
+                f"{self._shelf.folder(self._step)} cannot be written: {cause.strerror}; {what} "
+                f"takes {needed:,} bytes, and the disk has {free:,} free"
+            ) from None
 
     def _write(self, path: Path, data: bytes) -> None:
         with self._files.create_stream(path, "wb") as stream:

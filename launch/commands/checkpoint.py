@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from engine.checkpoint.manifest import Damaged, read_manifest, read_training
 from engine.checkpoint.shelf import Shelf
@@ -46,7 +43,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if args.keep is not None and args.action != "prune":
         raise Refused(f"--keep is for prune, not for {args.action}")
     if args.action == "ls":
-        Console().print(_table(shelf), soft_wrap=True)
+        print(*_rows(shelf), sep="\n")
         return 0
     if args.action == "verify":
         damaged = [step for step in shelf.steps() if not _is_good(shelf, step)]
@@ -70,21 +67,21 @@ def _newest() -> RunFolder:
     raise Refused(f"no run under {RUNS}/ has checkpoints: name one")
 
 
-def _table(shelf: Shelf) -> Table:
-    """A row a checkpoint, as far as it can be read."""
-    table = Table("step", "written", "size", "validation loss", "layout", box=None)
+def _rows(shelf: Shelf) -> Iterator[str]:
+    """A line a checkpoint, as far as it can be read, below their title."""
+    row = "{:>8}  {:19}  {:>10}  {:>15}  {}".format
+    yield row("step", "written", "size", "validation loss", "layout")
     for step in shelf.steps():
         folder = shelf.folder(step)
         try:
             manifest, training = read_manifest(folder), read_training(folder)
         except Damaged as damage:
-            table.add_row(str(step), str(damage))
+            yield f"{step:8}  {damage}"
             continue
         loss = "" if training.val_loss is None else f"{training.val_loss:.4f}"
         total = size(sum(file.bytes for file in manifest.files.values()))
         written = manifest.written[:19].replace("T", " ")
-        table.add_row(str(step), written, total, loss, str(manifest.layout))
-    return table
+        yield row(step, written, total, loss, manifest.layout)
 
 
 def _is_good(shelf: Shelf, step: int) -> bool:

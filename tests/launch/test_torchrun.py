@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -209,6 +210,29 @@ def test_restarts_find_a_fresh_store(
     assert attempts == tuple(f"attempt {number}: 2 ranks" for number in range(3))
     assert len(set(runs)) == 1, "a restarted run must find its folder"
     assert err.count("on purpose") == 2
+
+
+def test_a_restart_goes_on_from_the_last_checkpoint(
+    config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """In its own folder, whatever --resume says."""
+    options = ["--nproc_per_node=2", "--max_restarts=1", ROOT / "train_gpt.py"]
+    more = ["MAX_STEPS=200", "checkpoint.every=50", "--resume", "none"]
+    process = start(*TORCHRUN, *options, "--config", config, *more)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("runs/*/checkpoints/step-????????")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in family if p.environ().get("RANK") == "1").kill()
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, err
+    assert "going on from runs/tiny-" in out
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 201))
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
 def by_hand(rank: int, port: int) -> tuple[list[object], dict[str, str]]:

@@ -27,7 +27,11 @@ def training_at(step: int, **more: Any) -> Training:
     """Where a training without data or settings stands."""
     fields: dict[str, Any] = {
         **dict.fromkeys(("val_loss", "loss_scale")),
-        "samples": step, "matmul": "torch", "device": "cpu", "corpus": "", "settings": {},
+        "samples": step,
+        "matmul": "torch",
+        "device": "cpu",
+        "corpus": "",
+        "settings": {},
     }
     return Training(step=step, **{**fields, **more})
 

@@ -46,14 +46,15 @@ start_timeout = 60
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A run in ``folder``, where its config is tiny.py. ``launch`` is what a launcher calls it, the
-    same over restarts. All ranks are killed in the middle of step ``dies``. ``planted`` is entered
-    on every rank before it trains."""
+    same over restarts. All ranks are killed in the middle of step ``dies``, once there is a
+    checkpoint where it ``dies_saved``. ``planted`` is entered on every rank before it trains."""
 
     folder: Path
     overrides: tuple[str, ...] = ()
     asked: Asked = field(default_factory=Asked)
     launch: str | None = None
     dies: int | None = None
+    dies_saved: bool = False
     planted: Planted = contextlib.nullcontext
 
 
@@ -120,7 +121,7 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         patch.object(Batches, "batch", _recorded(Batches.batch, batches)),
-        patch.object(Run, "step", _mortal(Run.step, job.dies)),
+        patch.object(Run, "step", _mortal(Run.step, job)),
     ):
         try:
             with open_world(plan, place) as world, job.planted(world):
@@ -130,22 +131,25 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     return Ended(error=ended, out=out.getvalue(), err=err.getvalue(), batches=batches)
 
 
+def digest(batch: Batch) -> str:
+    return sha256(b"".join(tensor.numpy().tobytes() for tensor in batch)).hexdigest()
+
+
 def _recorded(read: Callable[..., Batch], batches: dict[int, list[str]]) -> Callable[..., Batch]:
     def batch(self: Batches, step: int, turn: int, data_rank: int) -> Batch:
-        ids, targets = read(self, step, turn, data_rank)
-        digest = sha256(ids.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
-        batches.setdefault(step, []).append(digest)
-        return ids, targets
+        found = read(self, step, turn, data_rank)
+        batches.setdefault(step, []).append(digest(found))
+        return found
 
     return batch
 
 
-def _mortal(healthy: Callable[..., Outcome], dies: int | None) -> Callable[..., Outcome]:
+def _mortal(healthy: Callable[..., Outcome], job: Job) -> Callable[..., Outcome]:
     def step(self: Run, step: int, **more: Any) -> Outcome:
         outcome = healthy(self, step, **more)
-        if step == dies:  # weights are new, and nothing has been told or saved of it
+        if step == job.dies:  # weights are new, and nothing has been told or saved of it
             deadline = time.monotonic() + 20
-            while not saved() and time.monotonic() < deadline:
+            while job.dies_saved and not saved() and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return outcome

@@ -67,7 +67,7 @@ class Worlds:
         names = [name for name, (size, _) in CASES.items() if size == ranks]
         jobs = []
         for name in names:
-            killed = job(self.path / name / "killed", name, dies=DIES)
+            killed = job(self.path / name / "killed", name, dies=DIES, dies_saved=True)
             assert run(killed, ranks) == []
             jobs.append(job(killed.folder, name, asked=Asked(resume="auto")))
             jobs.append(job(self.path / name / "straight", name))

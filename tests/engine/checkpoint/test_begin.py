@@ -1,0 +1,284 @@
+"""Runs that go on: from what, in which folder, and what they refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from engine.checkpoint.metadata import METADATA
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.checkpoint.ways import Asked
+from engine.context import World
+from engine.data.loader import load
+from engine.matmuls import MATMULS
+from engine.plan import make_plan
+from engine.run_folder import RunFolder
+from tests.support.checkpoints import reseal
+from tests.support.jobs import TINY, Ended, Job, digest, run, run_all
+
+RUN = Path("run")
+
+
+def job(folder: Path, *overrides: str, resume: str = "none", **more: Any) -> Job:
+    asked = Asked(
+        resume=resume, output=more.pop("output", RUN), new_data=more.pop("new_data", False)
+    )
+    return Job(folder=folder, overrides=overrides, asked=asked, **more)
+
+
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with checkpoints of steps 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("begin")
+    (folder / "tiny.py").write_text(TINY)
+    (ended,) = run(job(folder, "MAX_STEPS=6"))
+    assert ended.error == ""
+    return folder
+
+
+@pytest.fixture
+def folder(six_steps: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on from."""
+    return Path(shutil.copytree(six_steps, tmp_path / "copy"))
+
+
+def shelf(folder: Path, run: Path = RUN) -> Shelf:
+    return Shelf(RunFolder(folder / run).checkpoints)
+
+
+def rows(folder: Path, run: Path = RUN) -> list[int]:
+    return [
+        json.loads(line)["step"] for line in (folder / run / "log.jsonl").read_text().splitlines()
+    ]
+
+
+def flip_a_bit(folder: Path) -> None:
+    (shard,) = folder.glob("*.distcp")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+
+
+def same(one: Stored, other: Stored) -> bool:
+    ours, theirs = dict(one.parameters()), dict(other.parameters())
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
+def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder, six_steps):
+    flip_a_bit(shelf(folder).folder(6))
+    damaged = shelf(folder).folder(4)
+    (damaged / METADATA).write_bytes(pickle.dumps(Bomb()))
+    reseal(damaged)
+    (ended,) = run(job(folder, "MAX_STEPS=6", resume="auto"))
+    assert ended.error == ""
+    damages = [
+        "__0_0.distcp was changed: its SHA-256 differs",
+        ".metadata names posix.system, which is not a part of any metadata",
+    ]
+    assert ended.out.splitlines()[:3] == [
+        f"run/checkpoints/step-00000006 is passed over: {damages[0]}",
+        f"run/checkpoints/step-00000004 is passed over: {damages[1]}",
+        "going on from run/checkpoints/step-00000002",
+    ]
+    assert not (folder / "canary").exists()
+    assert [path.name for path in shelf(folder).leftovers()] == [
+        "step-00000004.aside",
+        "step-00000006.aside",
+    ]
+    assert rows(folder) == [1, 2, 3, 4, 5, 6]
+    assert same(Stored(shelf(folder).folder(6)), Stored(shelf(six_steps).folder(6)))
+
+
+def test_a_run_that_is_done_has_nothing_left_to_do(folder):
+    before = (folder / RUN / "log.jsonl").read_text()
+    (ended,) = run(job(folder, "MAX_STEPS=6", resume="run"))
+    assert (ended.error, ended.batches) == ("", {})
+    assert (folder / RUN / "log.jsonl").read_text() == before
+    assert shelf(folder).steps() == [2, 4, 6]
+    assert RunFolder(folder / RUN).read_status()["state"] == "finished"
+    assert RunFolder(folder / RUN).read_status()["step"] == 6
+
+
+def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
+    older = "run/checkpoints/step-00000004"
+    fork, back = run_all(
+        [
+            job(folder, "MAX_STEPS=5", resume=older, output=Path("fork")),
+            job(folder, "MAX_STEPS=5", resume=older, output=None),
+        ]
+    )
+    assert [fork[0].error, back[0].error] == ["", ""]
+    assert shelf(folder, Path("fork")).steps() == [5]
+    assert rows(folder, Path("fork")) == [5]
+    assert shelf(folder).steps() == [2, 4, 5]
+    assert rows(folder) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("resume", ["auto", "run", "run/checkpoints/step-00000002"])
+def test_another_architecture_is_refused_and_nothing_is_touched(folder, resume):
+    before = snapshot(folder)
+    (ended,) = run(job(folder, "model.n_layer=4", resume=resume))
+    assert ended.error == "Refused"
+    first, second = ended.err.splitlines()
+    assert first.endswith("is of another model or optimizer, and cannot go on as this one:")
+    assert second == "  command line: model.n_layer=4; in the checkpoint model.n_layer is 2"
+    assert snapshot(folder) == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Everything but the lock, which is a file only to be locked."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def test_other_data_goes_on_only_with_the_users_word(folder):
+    refused, allowed = run_all(
+        [
+            job(folder, "seed=7", "MAX_STEPS=7", resume="auto"),
+            job(folder, "seed=7", "MAX_STEPS=7", resume="auto", new_data=True),
+        ]
+    )
+    assert refused[0].error == "Refused"
+    assert refused[0].err.splitlines()[-1] == "--allow-new-data goes on all the same"
+    assert allowed[0].error == ""
+    assert list(allowed[0].batches) == [7]
+
+
+def test_what_may_change_is_told_and_used(folder):
+    (ended,) = run(job(folder, "optimizer.lr=0.5", "MAX_STEPS=8", resume="auto"))
+    assert "command line: optimizer.lr=0.5; in the checkpoint optimizer.lr is 0.01" in ended.out
+    last = json.loads((folder / RUN / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["lr"]) == (8, 0.5)
+
+
+def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
+    """Twice the ranks take twice the samples a step, of which none is lost and none comes twice."""
+    ended = run(job(folder, "MAX_STEPS=8", resume="auto"), 2)
+    assert [one.error for one in ended] == ["", ""]
+    assert "written by tensor 1 (serial) x pipeline 1 x data 1, goes on as" in ended[0].out
+    read = [digest for step in (7, 8) for one in ended for digest in one.batches[step]]
+    assert read == [digest_of(folder, step) for step in (7, 8, 9, 10)]
+    stored = Stored(shelf(folder).folder(8))
+    assert stored.training.samples == (6 + 4) * 4
+    last = json.loads((folder / RUN / "log.jsonl").read_text().splitlines()[-1])
+    assert last["tokens"] == (6 + 4) * 4 * 8
+
+
+def digest_of(folder: Path, step: int) -> str:
+    """Of the batch that one process would read in a step."""
+    settings = make_plan(folder / "tiny.py", gpus=1, environ={}).settings
+    return digest(load(settings, data_size=1, cache=folder).batch(step, 0, 0))
+
+
+def test_a_folder_in_use_is_refused_and_untouched(folder):
+    before = snapshot(folder)
+    with RunFolder(folder / RUN).hold():
+        refused = [run(job(folder, "MAX_STEPS=7", resume=resume))[0] for resume in ("auto", "run")]
+    assert [one.error for one in refused] == ["Refused", "Refused"]
+    assert all("run is in use by process" in one.err for one in refused)
+    assert snapshot(folder) == before
+    assert run(job(folder, "MAX_STEPS=7", resume="run"))[0].error == ""
+
+
+def test_the_lock_ends_with_the_process(folder):
+    assert run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run", dies=8)) == []
+    assert shelf(folder).steps()[-1] == 7
+    assert RunFolder(folder / RUN).read_status()["state"] == "running", "it could not tell"
+    (ended,) = run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run"))
+    assert list(ended.batches) == [8, 9]
+
+
+def test_a_launch_that_comes_again_goes_on_in_its_folder(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    mine = {"launch": "job-1", "output": None}
+    assert run(job(tmp_path, "checkpoint.every=3", **mine, dies=2)) == []  # before any checkpoint
+    assert run(job(tmp_path, "MAX_STEPS=6", **mine, dies=5)) == []
+    other = job(tmp_path, "MAX_STEPS=2", launch="job-2", output=None)
+    again = job(tmp_path, "MAX_STEPS=6", **mine)
+    ended = [of_ranks[0] for of_ranks in run_all([other, again])]
+    assert [one.error for one in ended] == ["", ""]
+    assert list(ended[1].batches) == [5, 6]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_auto_without_a_run_begins_one(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    first, second = run_all([job(tmp_path, resume="auto", output=None)] * 2)
+    assert list(first[0].batches) == [1, 2, 3, 4]
+    assert second[0].batches == {}
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_nothing_good_to_go_on_from(folder):
+    for step in (2, 4, 6):
+        flip_a_bit(shelf(folder).folder(step))
+    refused, finished = run_all(
+        [job(folder, resume="run"), job(folder, "MAX_STEPS=7", resume="auto")]
+    )
+    assert refused[0].error == "Refused"
+    assert refused[0].err == "--resume=run: no checkpoint there that verifies\n"
+    assert finished[0].err == "run: a finished run without a checkpoint: another --output\n"
+    assert shelf(folder).steps() == [2, 4, 6]
+
+
+@contextlib.contextmanager
+def slow_onednn(world: World) -> Iterator[None]:
+    with patch("engine.loop.probe_matmul", lambda compute, device: "torch"):
+        yield
+
+
+def test_the_matmul_is_the_one_it_was(folder):
+    """Whatever is the faster one today."""
+    for step in (2, 4, 6):
+        path = shelf(folder).folder(step) / "training.json"
+        path.write_text(path.read_text().replace('"matmul": "torch"', '"matmul": "onednn"'))
+        reseal(path.parent)
+    assert "onednn" in MATMULS
+    same, other = run_all(
+        [
+            job(folder, "MAX_STEPS=7", resume="auto", planted=slow_onednn),
+            job(folder, "MAX_STEPS=8", "precision='bf16'", resume="auto", planted=slow_onednn),
+        ]
+    )
+    assert [same[0].error, other[0].error] == ["", ""]
+    machine = [Stored(shelf(folder).folder(step)).training.matmul for step in (7, 8)]
+    assert machine == ["onednn", "torch"]
+
+
+@contextlib.contextmanager
+def other_data(world: World) -> Iterator[None]:
+    """Rank 1 finds other samples under the same name."""
+
+    def loaded(settings: Any, **more: Any) -> Any:
+        batches = load(settings, **more)
+        if world.rank == 1:
+            object.__setattr__(batches.corpus, "fingerprint", "another")
+        return batches
+
+    with patch("engine.loop.load", loaded):
+        yield
+
+
+def test_ranks_that_read_different_data_are_refused(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    ended: list[Ended] = run(job(tmp_path, planted=other_data), 2)
+    assert [one.error for one in ended] == ["Refused", "Refused"]
+    assert "".join(one.err for one in ended) == "rank 1 reads other data than rank 0\n"
+    assert not (tmp_path / RUN).exists()

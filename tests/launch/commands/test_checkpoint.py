@@ -1,0 +1,153 @@
+"""cuboid checkpoint: what it lists, what it finds, and what it removes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.shelf import Shelf
+from engine.run_folder import RunFolder, claim
+from launch import cli
+from tests.support.checkpoints import Trainee
+from tests.support.training import Run
+from tests.support.worlds import run_world
+
+LOSSES = {1: None, 2: 1.5, 3: 2.5, 4: None}
+
+
+def write_all(rank: int, size: int, path: Path) -> None:
+    trainee = Trainee.make(Run(data=2, zero=1), rank)
+    for step, loss in LOSSES.items():
+        trainee.train([step])
+        trainee.save(Shelf(path), step, val_loss=loss)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("command") / "run"
+    run_world(2, write_all, RunFolder(path).checkpoints)
+    return path
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """The newest run that has checkpoints, under runs/, where the command is given."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a-20260101-000000", "b-20260201-000000", "b-20260301-000000"):
+        claim("x", name, output=Path("runs") / name)
+    run = RunFolder(Path("runs/b-20260201-000000"))
+    shutil.copytree(RunFolder(written).checkpoints, run.checkpoints)
+    return run
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return Shelf(folder.checkpoints).steps()
+
+
+def damage(folder: RunFolder, step: int) -> None:
+    (Shelf(folder.checkpoints).folder(step) / "__1_0.distcp").write_bytes(b"")
+
+
+def command(*words: str) -> int:
+    return cli.main(["checkpoint", *words], {})
+
+
+def test_a_list_has_a_row_for_each(folder, capsys):
+    (Shelf(folder.checkpoints).folder(3) / "manifest.json").write_text("{")
+    assert command("ls") == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == "step written size validation loss layout".split()
+    assert [row.split()[0] for row in rows] == ["1", "2", "3", "4"]
+    assert "1.5000" in rows[1]
+    assert "tensor 1 (serial) x pipeline 1 x data 2, ZeRO 1" in rows[1]
+    assert "manifest.json is not JSON" in rows[2]
+
+
+def test_a_list_needs_no_torch(folder):
+    code = f"""
+import sys
+from launch import cli
+assert cli.main(["checkpoint", "ls", {str(folder.path)!r}], {{}}) == 0
+print("torch" in sys.modules)
+"""
+    root = str(Path(__file__).parents[3])
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.endswith("False\n")
+
+
+def test_verify_names_what_is_damaged_and_tells_by_its_exit_code(folder, capsys):
+    assert command("verify") == 0
+    assert capsys.readouterr().out.count(": as it was written\n") == 4
+    damage(folder, 3)
+    assert command("verify", str(folder.path)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("as it was written") for line in lines] == [True, True, False, True]
+    assert "step-00000003: __1_0.distcp has 0 of" in lines[2]
+
+
+def test_prune_keeps_the_newest_and_the_best(folder, capsys):
+    for leftover in ("step-00000009.tmp", "step-00000005.aside"):
+        (folder.checkpoints / leftover).mkdir()
+    assert command("prune", "--keep", "1") == 0
+    assert steps(folder) == [2, 4]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
+        "step-00000002",
+        "step-00000004",
+    ]
+    assert capsys.readouterr().out.count("removed") == 4
+
+
+def test_prune_keeps_what_verifies(folder):
+    """Not the damaged in place of the good."""
+    damage(folder, 4)
+    damage(folder, 2)
+    assert command("prune", "--keep", "1") == 0
+    assert steps(folder) == [3]
+
+
+def test_prune_removes_nothing_where_nothing_is_good(folder, capsys):
+    for step in LOSSES:
+        damage(folder, step)
+    assert command("prune", "--keep", "1") == 2
+    assert "none is as it was written, so none is removed" in capsys.readouterr().err
+    assert steps(folder) == [1, 2, 3, 4]
+
+
+def test_prune_keeps_as_many_as_the_run_says(folder):
+    folder.resolved.write_text('{"checkpoint": {"keep": 3}}')
+    assert command("prune") == 0
+    assert steps(folder) == [2, 3, 4]
+
+
+def test_a_run_that_is_training_is_not_pruned(folder, capsys):
+    with folder.hold():
+        assert command("prune", "--keep", "1") == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert steps(folder) == [1, 2, 3, 4]
+
+
+def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
+    for words, told in (
+        (("ls", "nowhere"), "nowhere has no checkpoints"),
+        (("ls", "--keep", "3"), "--keep is for prune, not for ls"),
+        (("prune", "--keep", "0"), "--keep"),
+        (("prune",), "does not say how many it keeps: --keep N"),
+        (("burn",), "invalid choice"),
+    ):
+        assert command(*words) == 2
+        err = capsys.readouterr().err
+        assert told in err
+        assert err.count("\n") == 1
+    shutil.rmtree("runs")
+    assert command("ls") == 2
+    assert "no run under runs/ has checkpoints: name one" in capsys.readouterr().err
