@@ -127,8 +127,9 @@ SCHEDULES: dict[str, Callable[[Shape, int], list[Action]]] = {
 
 
 def actions(name: str, shape: Shape, rank: int) -> list[Action]:
-    """What ``rank`` does in a step, in order."""
-    return SCHEDULES[name](shape, rank)
+    """What ``rank`` does in a step, in order. One that is alone waits for nobody: each micro-batch
+    goes back as soon as it can."""
+    return SCHEDULES["1f1b" if shape.ranks == 1 else name](shape, rank)
 
 
 def with_transfers(
