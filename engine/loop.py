@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from engine.build import DTYPES
 from engine.checkpoint.resume import begin
 from engine.checkpoint.saver import Saver
 from engine.checkpoint.ways import Asked
-from engine.data import tokenizer
 from engine.data.loader import Batches, load
 from engine.epilogue import epilogue
 from engine.errors import Refused
 from engine.matmuls import probe_matmul
-from engine.metrics import Row
 from engine.nvme.offload import open_offload
-from engine.reporter import Facts, Reporter, open_reporter
+from engine.reporter import Reporter
 from engine.run import Run
-from engine.run_folder import RunFolder, write_atomically
+from engine.run_report import open_report, row
 from engine.step import NotFinite
-from models.parameters import parameter_count
 
 if TYPE_CHECKING:
     from engine.context import World
@@ -74,7 +68,7 @@ def train(world: World, plan: Plan, asked: Asked, *, cache: Path) -> None:
 def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -> int:
     """All steps after ``first_step``, or those until someone asked to stop; the last one's
     number."""
-    step, plan = first_step, run.plan
+    step = first_step
     while step < run.steps:
         step, started = step + 1, time.perf_counter()
         outcome = run.step(step, save=saver.overdue)
@@ -82,22 +76,8 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
         if step == first_step + 1:
             run.world.first_step_done()
         last = outcome.stop or step == run.steps
-        scale = run.stepper.loss_scale
         val_loss = run.validate() if run.validates(step, last=last) else None
-        report.step(
-            Row(
-                step=step,
-                loss=outcome.loss,
-                lr=run.lr(step),
-                grad_norm=outcome.grad_norm,
-                tokens=run.batches.consumed(step) * plan.settings.seq_len,
-                tokens_per_second=plan.tokens_per_step / seconds,
-                memory_by_rank=outcome.memory_bytes,
-                val_loss=val_loss,
-                loss_scale=scale.scale if scale else None,
-                skipped=scale.skipped if scale else None,
-            )
-        )
+        report.step(row(run, step, outcome, seconds=seconds, val_loss=val_loss))
         saver.after(step, val_loss, asked=outcome.save, last=last)
         if outcome.stop:
             break
@@ -113,25 +93,3 @@ def total_steps(plan: Plan, batches: Batches) -> int:
     if steps is None:
         raise Refused(f"{settings.source}: data.type={settings.data.type!r} never ends: MAX_STEPS")
     return steps
-
-
-def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
-    """What rank 0 tells; the other ranks' is silent."""
-    plan, world, words = run.plan, run.world, run.batches.corpus.tokenizer
-    if not world.is_main:
-        return Reporter()
-    cuda = world.device.type == "cuda"
-    facts = Facts(
-        device=torch.cuda.get_device_name(world.device) if cuda else "cpu",
-        parameters=parameter_count(plan.settings.model),
-        total_steps=run.steps,
-        first_step=first_step,
-        more={"data": run.batches.corpus.description, "matmul": run.matmul},
-    )
-    report = open_reporter(plan, facts, folder)
-    machine = {"torch": torch.__version__, "device": facts.device, "matmul": run.matmul}
-    write_atomically(folder.environment, json.dumps(machine, indent=2) + "\n")
-    if words is not None:
-        saved = tokenizer.dump(plan.settings.data.tokenizer, words)
-        write_atomically(folder.tokenizer, json.dumps(saved))
-    return report

@@ -78,6 +78,27 @@ def test_every_sample_is_consumed_once_an_epoch() -> None:
     assert counts == dict.fromkeys(range(23), 3)
 
 
+@pytest.mark.parametrize(("batch_size", "data"), [(4, 1), (1, 2), (5, 3), (40, 1)])
+def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data: int) -> None:
+    """After 5 steps of 4 samples, of 3 epochs of 23: none is passed over and none comes twice."""
+    before = Batches(_corpus(), seed=5, batch_size=4)
+    after = Batches(_corpus(), seed=5, batch_size=batch_size, data_size=data).continued(5, 20)
+    steps = after.steps(3)
+    assert steps is not None
+    assert steps == 5 + -(-49 // (batch_size * data))
+    seen = [_step(before, step, 1, 1) for step in range(1, 6)]
+    seen += [_step(after, step, data, 1) for step in range(6, steps + 1)]
+    order = torch.cat(seen)[:, 0] // SEQ
+    assert order.tolist() == Sampler(23, 5).order(0, len(order)).tolist()
+    assert after.consumed(steps) == len(order)
+    assert after.targets(6) == batch_size * data * SEQ
+
+
+def test_an_end_that_is_passed_is_where_one_is() -> None:
+    batches = Batches(_corpus(), seed=5, batch_size=4)
+    assert batches.continued(9, 36).steps(1) == 9
+
+
 def test_a_global_batch_larger_than_an_epoch() -> None:
     batches = Batches(_corpus(train=2), seed=5, batch_size=7)
     ids, _ = batches.batch(1, 0, 0)

@@ -1,0 +1,58 @@
+"""What a run has to tell, from what it is and from what its steps give."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.data import tokenizer
+from engine.metrics import Row
+from engine.reporter import Facts, Reporter, open_reporter
+from engine.run_folder import write_atomically
+from models.parameters import parameter_count
+
+if TYPE_CHECKING:
+    from engine.run import Run
+    from engine.run_folder import RunFolder
+    from engine.step import Outcome
+
+
+def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: float | None) -> Row:
+    """A step that took so long."""
+    scale, plan = run.stepper.loss_scale, run.plan
+    return Row(
+        step=step,
+        loss=outcome.loss,
+        lr=run.lr(step),
+        grad_norm=outcome.grad_norm,
+        tokens=run.batches.consumed(step) * plan.settings.seq_len,
+        tokens_per_second=plan.tokens_per_step / seconds,
+        memory_by_rank=outcome.memory_bytes,
+        val_loss=val_loss,
+        loss_scale=scale.scale if scale else None,
+        skipped=scale.skipped if scale else None,
+    )
+
+
+def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
+    """What rank 0 tells; the other ranks' is silent."""
+    plan, world, words = run.plan, run.world, run.batches.corpus.tokenizer
+    if not world.is_main:
+        return Reporter()
+    cuda = world.device.type == "cuda"
+    facts = Facts(
+        device=torch.cuda.get_device_name(world.device) if cuda else "cpu",
+        parameters=parameter_count(plan.settings.model),
+        total_steps=run.steps,
+        first_step=first_step,
+        more={"data": run.batches.corpus.description, "matmul": run.matmul},
+    )
+    report = open_reporter(plan, facts, folder)
+    machine = {"torch": torch.__version__, "device": facts.device, "matmul": run.matmul}
+    write_atomically(folder.environment, json.dumps(machine, indent=2) + "\n")
+    if words is not None:
+        saved = tokenizer.dump(plan.settings.data.tokenizer, words)
+        write_atomically(folder.tokenizer, json.dumps(saved))
+    return report
