@@ -19,19 +19,19 @@ from engine.plan import Plan, make_plan
 from tests.support.allocations import Measured, Sends, measure, world_of_one
 from tests.support.cuts import full_cuts
 
-WITHIN = 0.02
+WITHIN = 0.01
 CONFIG = """
 BATCH_SIZE = 8
-SEQ_LEN = 64
+SEQ_LEN = 128
 MAX_STEPS = 2
-model = dict(n_layer=2, n_head=4, n_embd=128, vocab_size=1001)
+model = dict(n_layer=2, n_head=4, n_embd=64, vocab_size=201)
 data = dict(type="synthetic")
-loss_chunk = 100
+loss_chunk = 64
 """
 SETTINGS = [
     ["precision=bf16", "NUM_MICRO_BATCHES=2"],
     ["model.checkpoint=True", "model.tie_embeddings=False"],
-    ["model.checkpoint='selective'", "precision=bf16", "keep_gathers=True"],
+    ["model.checkpoint='selective'", "keep_gathers=True"],
     ["keep_gathers=True", "SEQ_LEN=16", "model.vocab_size=8000", "gradient_accumulation=2"],
 ]
 PIPELINE = ["PIPELINE=2", "NUM_MICRO_BATCHES=4"]
@@ -52,7 +52,6 @@ def cases() -> Iterator[tuple[int, list[str]]]:
     yield 1, ["model.resid_pdrop=0.1", "model.embd_pdrop=0.1", "model.attn_pdrop=0.1"]
     yield 1, ["model.n_inner=300", "model.head_dim=24", "loss_chunk=None"]
     for settings in SETTINGS:
-        yield 1, settings
         yield 2, settings
     for cut in full_cuts():
         mode = [f"TENSOR_PARALLEL={cut.tensor}", f"MODE={cut.mode}", f"DEPTH={cut.depth}"]
