@@ -3,10 +3,12 @@ one rank's overflow skips the step on all."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +22,8 @@ from engine.loss_scale import LossScale
 from engine.pipeline import Pipeline
 from engine.step import NotFinite, Outcome, Stepper
 from models.chunks import Chunks
+from tests.support.jobs import TINY, Job
+from tests.support.jobs import run as run_job
 from tests.support.training import (
     Run,
     build,
@@ -219,3 +223,16 @@ def test_what_overflows_at_the_smallest_scale_is_an_error() -> None:
     assert stepper.run(1, [(ids, targets)], targets=1, lr=0.1).skipped
     with pytest.raises(NotFinite, match="not finite on rank 0"):
         stepper.run(2, [(ids, targets)], targets=1, lr=0.1)
+
+
+def test_skipped_steps_are_counted_and_logged(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    overrides = ("precision=fp16", "loss_scale.initial=1e9", "log.dir=run", "checkpoint.every=None")
+    (ended,) = run_job(Job(folder=tmp_path, overrides=overrides))
+    assert ended.error == "", ended.err
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    first, *_, last = [json.loads(line) for line in text.splitlines()]
+    assert (first["skipped"], first["loss_scale"], first["grad_norm"]) == (1, 5e8, None)
+    assert last["skipped"] == 4
+    assert last["loss_scale"] == 1e9 / 2**4
+    assert "loss scale 5e+08 | 1 skipped" in ended.out
