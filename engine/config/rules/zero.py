@@ -45,6 +45,17 @@ def states_go_with_weights(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def copies_come_back(facts: Facts) -> Iterator[Finding]:
+    """An asynchronous checkpoint is written from a copy of everything."""
+    settings = facts.settings
+    if settings.zero.offload == "nvme" and settings.checkpoint.asynchronous:
+        yield facts.warning(
+            "checkpoint.asynchronous",
+            f"{facts.cite('checkpoint.asynchronous')} copies into the host's memory what "
+            f"{facts.cite('zero.offload')} keeps on the disk",
+        )
+
+
 def sharing_needs_data_parallelism(facts: Facts) -> Iterator[Finding]:
     """One rank has nobody to share with."""
     zero = facts.settings.zero
@@ -72,6 +83,7 @@ RULES = (
     offloading_needs_its_stage,
     nvme_needs_a_path,
     states_go_with_weights,
+    copies_come_back,
     sharing_needs_data_parallelism,
     gathering_per_micro_batch,
 )

@@ -74,6 +74,12 @@ def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
             "zero.nvme_path='no/disk' does not exist on this machine",
         ),
         (
+            "BATCH_SIZE = 8\nzero = dict(stage=1, offload='nvme', nvme_path='.')\n"
+            "checkpoint = dict(every=1, asynchronous=True)\n",
+            "checkpoint.asynchronous=True copies into the host's memory what zero.offload='nvme' "
+            "keeps on the disk",
+        ),
+        (
             "BATCH_SIZE = 8\nlr_scheduler = dict(type='cosine', warmup=9)\n",
             "lr_scheduler.warmup=9 is not less than MAX_STEPS=9: optimizer.lr=0.001 is never "
             "reached",

@@ -116,6 +116,17 @@ CASES = [
         "zero.nvme_path",
         ".",
     ),
+    (
+        "zero = dict(level=3, offload_param_config=dict(device='nvme', nvme_path='.'))",
+        "zero.offload",
+        "nvme",
+    ),
+    (
+        "zero = dict(level=1, aio_config=dict(thread_count=2))\n"
+        "optimizer = dict(nvme_offload_fraction=1.0, nvme_offload_dir='.')",
+        "zero.offload",
+        "nvme",
+    ),
     ("zero = dict(level=3, offload_optimizer_config=dict(device='none'))", "zero.offload", None),
     ("zero = dict(model_config=dict(shard_strategy=TensorShardStrategy()))", "zero.stage", 3),
     ("zero = dict(model_config=dict(shard_strategy=BucketTensorShardStrategy()))", "zero.stage", 3),

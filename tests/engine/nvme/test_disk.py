@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,9 +93,9 @@ def test_a_folder_whose_owner_came_back_under_its_name_is_not_removed(tmp_path: 
     (dead / LOCK).touch()
     opened, real = list[int](), os.open
 
-    def slow(path: Path, *rest: int) -> int:
-        descriptor = real(path, *rest)
-        if not opened and Path(path) == dead / LOCK:
+    def slow(path: Any, *rest: Any, **more: Any) -> int:
+        descriptor = real(path, *rest, **more)
+        if not opened and path == dead / LOCK:
             opened.append(descriptor)
             (dead / LOCK).unlink()
             dead.rmdir()

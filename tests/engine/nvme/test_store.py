@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -142,6 +146,38 @@ def test_a_disk_that_fills_up_is_noticed(tmp_path: Path, kind: str) -> None:
             put_and_take(store, buffer)
 
 
+@kinds
+def test_a_read_that_brings_nothing_is_noticed(tmp_path: Path, kind: str) -> None:
+    """Where the buffer still has the stamps of what was put from it."""
+    with opened(tmp_path, kind, [PAGE]) as (disk, store):
+        buffer = Buffer(PAGE)
+        store.put(0, buffer)
+        store.wait()
+        buffer.tensor(LINE, 100).fill_(99)
+        with (disk.folder / "states").open("r+b") as file:
+            file.truncate(0)
+        store.take(0, buffer)
+        with pytest.raises(Failed, match=r"has become shorter|is not what was written"):
+            store.wait()
+
+
+@kinds
+def test_transfers_go_past_the_page_cache(tmp_path: Path, kind: str) -> None:
+    with opened(tmp_path, kind, [PAGE]) as (disk, _):
+        path = disk.folder / "states"
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+        except OSError:
+            pytest.skip("this file system has no direct transfers")
+        flags = [
+            fcntl.fcntl(int(link.name), fcntl.F_GETFL)
+            for link in Path("/proc/self/fd").iterdir()
+            if link.exists() and link.readlink() == path
+        ]
+        assert flags
+        assert all(flag & os.O_DIRECT for flag in flags)
+
+
 def test_a_disk_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
     with opened(tmp_path, "threads", [2 * PAGE]) as (disk, store):
         buffer, path = Buffer(2 * PAGE), disk.folder / "states"
@@ -178,3 +214,33 @@ def test_without_io_uring_there_is_libaio_and_without_both_threads(
     problem = tensornvme.problem()
     assert problem is not None
     assert problem.endswith("this kernel allows neither")
+
+
+FORBIDDEN = """
+import ctypes, struct
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+# load the call's number; if it is io_uring_setup, fail with EPERM; else allow
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+program = Program(len(steps), b"".join(struct.pack("HBBI", *step) for step in steps))
+process = ctypes.CDLL(None)
+assert process.prctl(38, 1, 0, 0, 0) == 0  # no new privileges
+assert process.prctl(22, 2, ctypes.byref(program)) == 0  # a filter of system calls
+from engine.nvme.stores import tensornvme
+print(tensornvme._allows_uring(), tensornvme.problem(), tensornvme._backend())
+"""
+
+
+@pytest.mark.skipif(tensornvme.problem() is not None, reason="TensorNVMe does not work here")
+def test_io_uring_that_a_container_forbids_is_not_tried() -> None:
+    """TensorNVMe would crash."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORBIDDEN],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "False None aio\n"), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import Failed, Refused
+from engine.nvme.direct import DirectFile
 from engine.nvme.disk import open_disk
 from engine.nvme.memory import Buffer
 from engine.nvme.weights import WeightsOnDisk
@@ -197,7 +199,17 @@ def test_an_update_that_is_not_by_entry_gets_whole_parameters(tmp_path: Path) ->
 
 
 @kinds
-def test_weights_on_the_disk_are_updated_there(tmp_path: Path, kind: str) -> None:
+def test_weights_on_the_disk_are_updated_there(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that takes its time to write: what is read next was written before."""
+    write = DirectFile._write
+
+    def slowly(file: DirectFile, offset: int, memory: memoryview) -> None:
+        time.sleep(0.02)
+        write(file, offset, memory)
+
+    monkeypatch.setattr(DirectFile, "_write", slowly)
     ours, theirs = parameters(), parameters()
     resident = build("adamw", theirs)
     with open_disk(tmp_path, "job") as disk:

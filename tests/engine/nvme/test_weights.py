@@ -49,6 +49,13 @@ def test_values_come_back_in_any_order_and_outlive_the_next(tmp_path: Path) -> N
             held.append((number, weights.get(parameters[number])))
         for number, found in held:
             assert torch.equal(found, values(number, parameters[number]))
+
+
+def test_what_was_read_ahead_is_not_taken_for_what_was_put_since(tmp_path: Path) -> None:
+    with kept(tmp_path, ahead=2**20) as (weights, parameters):
+        for number in (0, 1, 2, 0, 1):
+            weights.get(parameters[number])
+        assert id(parameters[2]) in weights._reading
         weights.put(parameters[2], -values(2, parameters[2]))
         assert torch.equal(weights.get(parameters[2]), -values(2, parameters[2]))
 

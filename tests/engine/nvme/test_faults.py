@@ -1,0 +1,122 @@
+"""Whole runs on disks that fail them: one line, checkpoints as they were, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from engine.checkpoint.stored import Stored
+from engine.checkpoint.ways import Asked
+from engine.context import World
+from engine.nvme.direct import DirectFile
+from engine.run import Run
+from tests.engine.nvme.support import mounted
+from tests.support.jobs import TINY, Ended, Job, run
+
+STEPS = ("MAX_STEPS=6", "checkpoint.every=2")
+
+
+def job(folder: Path, disk: Path, *overrides: str, **more: Any) -> Job:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.py").write_text(TINY)
+    nvme = (f"zero.nvme_path={str(disk)!r}", "zero.nvme_buffer=1048576")
+    ours = ("zero.stage=3", "zero.offload='nvme'", *nvme, *STEPS, *overrides)
+    return Job(folder=folder, overrides=ours, **more)
+
+
+@dataclass(frozen=True)
+class OnRank1:
+    """Does its worst before a step, on one of the ranks."""
+
+    step: int
+    worst: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+
+    @contextmanager
+    def __call__(self, world: World) -> Iterator[None]:
+        healthy = Run.step
+
+        def step(run: Run, step: int, **more: Any) -> Any:
+            if step == self.step and world.rank == 1:
+                self.worst(*self.arguments)
+            return healthy(run, step, **more)
+
+        with patch.object(Run, "step", step):
+            yield
+
+
+def remove_folder(disk: Path) -> None:
+    shutil.rmtree(next(disk.glob("*-rank1")))
+
+
+def fail_to_write(number: int) -> None:
+    def write(self: DirectFile, offset: int, memory: memoryview) -> None:
+        raise OSError(number, os.strerror(number))
+
+    DirectFile._write = write  # type: ignore[method-assign]
+
+
+def assert_failed_in_one_line(ended: list[Ended], told: str) -> None:
+    assert {one.error for one in ended} == {"Failed"}
+    lines = [line for one in ended for line in one.err.splitlines() if "warning" not in line]
+    assert len(lines) == 1, lines
+    assert told in lines[0]
+
+
+def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
+    """From the last checkpoint, which is whole."""
+    (home,) = (folder / "runs").iterdir()
+    stored = [Stored(path) for path in sorted((home / "checkpoints").iterdir())]
+    assert [one.path.name for one in stored] == ["step-00000002", "step-00000004"]
+    assert [one.problems() for one in stored] == [[], []]
+    ended = run(job(folder, disk, *overrides, asked=Asked(resume="auto")), ranks=2)
+    assert [one.error for one in ended] == ["", ""]
+    assert "going on from" in ended[0].out
+    assert list(disk.iterdir()) == []
+
+
+def test_a_folder_that_vanishes(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    planted = OnRank1(5, remove_folder, (disk,))
+    ended = run(job(tmp_path, disk, planted=planted), ranks=2)
+    assert_failed_in_one_line(ended, "-rank1/states was removed while the run used it")
+    assert_goes_on(tmp_path, disk)
+
+
+def test_a_disk_that_fails_with_weights_on_it(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    weights = ("zero.offload_params='nvme'", "zero.nvme_store='threads'")
+    planted = OnRank1(5, fail_to_write, (errno.EROFS,))
+    ended = run(job(tmp_path, disk, *weights, planted=planted), ranks=2)
+    assert_failed_in_one_line(ended, "cannot write it: Read-only file system")
+    assert_goes_on(tmp_path, disk, *weights)
+
+
+def test_a_full_disk_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=64k") as disk:
+        ended = run(job(tmp_path, disk, "model.n_embd=64"), ranks=2)
+        assert [one.error for one in ended] == ["Refused", "Refused"]
+        (line,) = [line for one in ended for line in one.err.splitlines() if "offloads" in line]
+        assert f"zero.nvme_path={str(disk)!r}: a rank offloads" in line
+        assert "64 KiB are free, and 2 ranks of this machine share it" in line
+        assert list(disk.iterdir()) == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_killed_run_left_goes_when_the_next_begins(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    assert run(job(tmp_path, disk, dies=3), ranks=2) == []
+    assert len(list(disk.iterdir())) == 2
+    ended = run(job(tmp_path, disk, asked=Asked(resume="auto")), ranks=2)
+    assert [one.error for one in ended] == ["", ""]
+    assert list(disk.iterdir()) == []
