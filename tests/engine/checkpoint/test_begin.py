@@ -207,7 +207,7 @@ def test_the_lock_ends_with_the_process(folder):
 
 def test_a_launch_that_comes_again_goes_on_in_its_folder(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
-    mine = {"launch": "job-1", "output": None}
+    mine: dict[str, Any] = {"launch": "job-1", "output": None}
     assert run(job(tmp_path, "checkpoint.every=3", **mine, dies=2)) == []  # before any checkpoint
     assert run(job(tmp_path, "MAX_STEPS=6", **mine, dies=5)) == []
     other = job(tmp_path, "MAX_STEPS=2", launch="job-2", output=None)

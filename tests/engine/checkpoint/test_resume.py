@@ -31,8 +31,8 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
     for stage in (1, 2, 3):
         found[f"pp1d zero{stage}"] = 8, (*PP1D, f"zero.stage={stage}")
-    fp16 = ("precision='fp16'", "loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
-    fp16 = (*fp16, "loss_scale.growth_interval=2")
+    overflows = ("loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
+    fp16 = ("precision='fp16'", *overflows, "loss_scale.growth_interval=2")
     sgd = ("optimizer.type='sgd'", "optimizer.momentum=0.9", "gradient_accumulation=2")
     nvme = ("zero.stage=3", "zero.offload='nvme'", "zero.offload_params='nvme'")
     return {

@@ -190,7 +190,7 @@ def test_a_read_only_disk_is_refused(disk):
 def test_a_copy_stays_as_it_was():
     copies, tensor = Copies(), torch.arange(6.0).view(2, 3)
     for _ in range(2):  # the second time in memory that is there already
-        boxed = copies.of({"a": Boxed.whole(tensor), "b": Boxed.whole(tensor[0, 0])})
+        boxed: Any = copies.of({"a": Boxed.whole(tensor), "b": Boxed.whole(tensor[0, 0])})
         held = boxed["a"].fetch(), boxed["b"].fetch()
         expected = tensor.clone()
         tensor += 1
