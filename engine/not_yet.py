@@ -9,7 +9,10 @@ from engine.plan import Plan
 
 # setting -> (whether it asks for what is not built, what to set instead)
 NOT_YET: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
-    "compile": (lambda s: s.compile and s.mode != "serial", "compile=False or MODE=None"),
+    "compile": (
+        lambda s: s.compile and (s.mode != "serial" or s.zero.stage > 0),
+        "compile=False, or MODE=None with zero.stage=0",
+    ),
 }
 
 
