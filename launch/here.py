@@ -17,6 +17,7 @@ from engine.data.source import default_cache
 from engine.errors import Refused
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate
+from engine.optim.registry import states_of
 from engine.plan import Plan
 from launch.machine import Machine
 from launch.validate.inspection import too_large
@@ -72,6 +73,13 @@ def needs(
         what="weights",
         bytes=weight * found.parameters,
     )
+    if settings.checkpoint.wanted:  # one at least; a run that goes on has others already
+        yield Need(
+            name=plan.cite("checkpoint.keep"),
+            path=output or Path(settings.log.dir or "runs"),
+            what="a checkpoint",
+            bytes=weight * found.parameters * (1 + states_of(settings.optimizer)),
+        )
     if settings.zero.nvme_path is not None and "nvme" in _offloads(plan):
         yield Need(
             name=plan.cite("zero.nvme_path"),

@@ -86,4 +86,6 @@ class Boxed(Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset == torch.Size(self.box.offset), index
-        return self.fetch()
+        piece = self.fetch()
+        assert piece.shape == self.box.size, f"{index}: {piece.shape}, not {self.box.size}"
+        return piece

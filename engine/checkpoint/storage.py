@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,8 @@ from engine.errors import Failed
 
 ITEM_BYTES = 2048
 """What a tensor takes on the disk beside its numbers, at most."""
+BESIDE_BYTES = 1 << 16
+"""Of blocks of this size on, digests are computed beside the writing."""
 _DIGESTS = MetadataIndex("digests")  # the result that carries them; no tensor has this name
 
 Seal = Callable[[Mapping[str, File]], bytes]
@@ -168,8 +171,8 @@ class _Digesting(FileSystem):
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         assert mode == "wb", mode
-        with Path(path).open("xb") as file:
-            stream = _DigestingStream(file)
+        with Path(path).open("xb") as file, ThreadPoolExecutor(1) as helper:
+            stream = _DigestingStream(file, helper)
             try:
                 yield cast(io.IOBase, stream)
                 stream.sync()
@@ -185,39 +188,44 @@ class _Digesting(FileSystem):
 class _DigestingStream:
     """A file that is written from its start to its end, by whom it is not closed."""
 
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self._file, self._hash, self._size = file, hashlib.sha256(), 0
+    def __init__(self, file: io.BufferedWriter, helper: Executor) -> None:
+        """``helper`` computes the digest of a large block while it is written."""
+        self._file, self._helper = file, helper
+        self._hash, self._size = hashlib.sha256(), 0
         self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        self._hash.update(data)
-        with self._watched():
+        beside = len(data) >= BESIDE_BYTES
+        done = self._helper.submit(self._hash.update, data) if beside else None
+        try:
             count = self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        finally:
+            if done is None:
+                self._hash.update(data)
+            else:
+                done.result()  # the block is not ours for longer
         self._size += count
         return count
 
     def flush(self) -> None:
-        with self._watched():
+        try:
             self._file.flush()
+        except OSError as error:
+            self.failure = error
+            raise
 
     def close(self) -> None:
         self.flush()
 
     def sync(self) -> None:
-        with self._watched():
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self.flush()
+        os.fsync(self._file.fileno())
 
     def tell(self) -> int:
         return self._size
 
     def digest(self) -> File:
         return File(bytes=self._size, sha256=self._hash.hexdigest())
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.failure = error
-            raise

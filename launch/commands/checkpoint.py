@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engine.checkpoint.manifest import Damaged, read_manifest, read_training
+from engine.checkpoint.pick import run_with_checkpoints
 from engine.checkpoint.shelf import Shelf
 from engine.errors import Refused
-from engine.run_folder import RunFolder, runs
+from engine.run_folder import RunFolder
 from engine.terminal import size
 from launch.arguments import positive
-
-RUNS = Path("runs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +35,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     Raises Refused where there is no such run, or nothing that may be removed.
     """
-    folder = RunFolder(args.run) if args.run else _newest()
+    folder = run_with_checkpoints(args.run)
     shelf = Shelf(folder.checkpoints)
-    if not shelf.steps():
-        raise Refused(f"{folder.path} has no checkpoints")
     if args.keep is not None and args.action != "prune":
         raise Refused(f"--keep is for prune, not for {args.action}")
     if args.action == "ls":
@@ -58,13 +55,6 @@ def _own_keep(folder: RunFolder) -> int:
         return int(json.loads(folder.resolved.read_text())["checkpoint"]["keep"])
     except (OSError, ValueError, KeyError, TypeError):
         raise Refused(f"{folder.path} does not say how many it keeps: --keep N") from None
-
-
-def _newest() -> RunFolder:
-    for folder in runs(RUNS):
-        if Shelf(folder.checkpoints).steps():
-            return folder
-    raise Refused(f"no run under {RUNS}/ has checkpoints: name one")
 
 
 def _rows(shelf: Shelf) -> Iterator[str]:

@@ -160,6 +160,21 @@ def test_weights_are_what_the_run_writes(folder, problems, environ):
     assert (need.path, need.bytes) == (Path("there"), 4 * found.parameters)
 
 
+def test_a_checkpoint_is_weights_and_optimizer_states(folder, problems, monkeypatch):
+    weights = 4 * SMALL.parameters
+    for overrides, copies in (
+        (("checkpoint.every=5",), 1 + 3),  # AdamW keeps two of each, beside the weights at the end
+        (("checkpoint.minutes=5.0", "optimizer.type='sgd'"), 1 + 1),
+        ((), 1),
+    ):
+        for missing in (0, 1):
+            free = SimpleNamespace(free=copies * weights - missing)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: free)
+            told = problems(*overrides)
+            assert len(told) == missing
+        assert ("of a checkpoint" in told[0]) == bool(overrides)
+
+
 @pytest.mark.parametrize(("memory", "count"), [(4 * 13 * GIB, 0), (4 * 13 * GIB - 1, 1)])
 def test_on_cpus_all_ranks_share_the_hosts_memory(problems, memory, count):
     found = made_up(Memory(parameters=5 * GIB, host=GIB), Memory(activations=7 * GIB))

@@ -83,6 +83,7 @@ class Bomb:
 
 def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder, six_steps):
     flip_a_bit(shelf(folder).folder(6))
+    shelf(folder).draft(8).mkdir()  # of a save that died
     damaged = shelf(folder).folder(4)
     (damaged / METADATA).write_bytes(pickle.dumps(Bomb()))
     reseal(damaged)

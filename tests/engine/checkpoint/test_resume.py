@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +19,8 @@ from torch import Tensor
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
+from engine.context import World
+from engine.run import Run
 from tests.support.cuts import full_cuts
 from tests.support.jobs import TINY, Ended, Job, run, run_all
 
@@ -47,12 +54,25 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
 CASES = cases()
 
 
+@contextlib.contextmanager
+def drawing(world: World) -> Iterator[None]:
+    """Every step draws from all global generators, as a library might."""
+    healthy = Run.step
+
+    def step(self: Run, step: int, **more: Any) -> Any:
+        torch.rand(1), numpy.random.rand(), random.random()
+        return healthy(self, step, **more)
+
+    with patch.object(Run, "step", step):
+        yield
+
+
 def job(folder: Path, case: str, **more: Any) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.py").write_text(TINY)
     (folder / "nvme").mkdir(exist_ok=True)
     overrides = (f"MAX_STEPS={STEPS}", f"checkpoint.every={SAVED}", *CASES[case][1])
-    return Job(folder=folder, overrides=overrides, **more)
+    return Job(folder=folder, overrides=overrides, planted=drawing, **more)
 
 
 class Worlds:

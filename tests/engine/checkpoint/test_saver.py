@@ -244,6 +244,67 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_one_before(tmp_path, asyn
     assert shelf(tmp_path).leftovers() == []
 
 
+def save_watched(rank: int, size: int, path: Path) -> tuple[list[str], list[str]]:
+    """What was synced before a checkpoint had its name, and after."""
+    before: list[str] = []
+    after: list[str] = []
+    sync, rename, named = os.fsync, Path.rename, list[Path]()
+
+    def watched_sync(handle: int) -> None:
+        synced = Path(f"/proc/self/fd/{handle}").readlink()
+        (after if named else before).append(str(synced.relative_to(path.parent)))
+        sync(handle)
+
+    def watched_rename(self: Path, target: Path) -> Path:
+        if target == Shelf(path).folder(1):
+            named.append(target)
+        return rename(self, target)
+
+    trainee = Trainee.make(SmallRun(), rank)
+    with patch("os.fsync", watched_sync), patch.object(Path, "rename", watched_rename):
+        trainee.save(Shelf(path), 1)
+    return before, after
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path):
+    path = tmp_path / "checkpoints"
+    ((before, after),) = run_world(1, save_watched, path)
+    draft = "checkpoints/step-00000001.tmp"
+    files = {f"{draft}/{file.name}" for file in Shelf(path).folder(1).iterdir()}
+    files = {name.replace(".metadata", ".metadata.tmp") for name in files}  # as DCP writes it
+    assert {*before} == {*files, draft}
+    assert before[-1] == draft
+    assert after == ["checkpoints"]
+
+
+def save_on_a_bad_disk(rank: int, size: int, path: Path) -> str:
+    """A bit of every file of the last rank flips on its way to the disk."""
+    sync = os.fsync
+
+    def flipping(handle: int) -> None:
+        name = Path(f"/proc/self/fd/{handle}").readlink()
+        if name.is_file() and rank == size - 1:
+            data = bytearray(name.read_bytes())
+            data[-1] ^= 1
+            with name.open("r+b") as file:
+                file.write(data)
+        sync(handle)
+
+    trainee = Trainee.make(SmallRun(data=2), rank)
+    with patch("os.fsync", flipping), pytest.raises(Failed) as failure:
+        trainee.save(Shelf(path), 1)
+    return str(failure.value)
+
+
+def test_what_the_disk_made_of_it_is_read_back(tmp_path):
+    said = {*run_world(2, save_on_a_bad_disk, tmp_path)}
+    (one,) = said
+    assert one.startswith("checkpoint of step 1: rank 1: ")
+    assert one.endswith("__1_0.distcp was changed: its SHA-256 differs right after it was written")
+    assert Shelf(tmp_path).steps() == []
+    assert Shelf(tmp_path).leftovers() == []
+
+
 def save_twice(rank: int, size: int, path: Path) -> None:
     trainee = Trainee.make(SmallRun(), rank)
     trainee.train([1])

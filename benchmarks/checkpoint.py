@@ -1,0 +1,189 @@
+"""Saving and loading against a plain copy of the same bytes, and the pause that a save makes.
+
+    python benchmarks/checkpoint.py [--ranks 2] [--width 512] [--turns 5] [--folder DIR] [--json F]
+
+A copy reads and writes the files of a checkpoint and syncs them, each rank its own. A save computes
+digests, syncs, and reads all of it back from the disk; a load verifies digests before it reads.
+DCP's own save syncs and does no more. All take turns on one disk, and ratios are of each turn; the
+median is reported. The pause is what training waits for a save, with and without
+checkpoint.asynchronous, and what the steps beside it take in place of the usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+from engine.checkpoint.save import layout_of, save
+from engine.checkpoint.saver import Saver
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.context import World
+from engine.reporter import Reporter
+from engine.run import Run
+from tests.support.jobs import Job, run
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 128
+MAX_STEPS = 100
+model = dict(n_layer=8, n_head=8, n_embd={width}, vocab_size=8192)
+data = dict(type="synthetic")
+log = dict(tensorboard=False)
+eval = dict(every=0)
+zero = dict(stage=1)
+"""
+STEPS = 12  # of which every fourth saves
+
+
+def copy(source: Path, target: Path, rank: int) -> None:
+    """This rank's files, synced."""
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        if path.name.startswith(f"__{rank}_") or (rank == 0 and not path.name.startswith("__")):
+            with path.open("rb") as read, (target / path.name).open("wb") as written:
+                shutil.copyfileobj(read, written, 1 << 22)
+                written.flush()
+                os.fsync(written.fileno())
+
+
+def plain_dcp(saver: Saver, folder: Path) -> None:
+    """What DCP saves by itself."""
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    writer = FileSystemWriter(folder, sync_files=True)
+    state_dict_saver.save(saver._state(), storage_writer=writer, planner=planner)
+
+
+def timed(task: Callable[[], object]) -> float:
+    """Seconds until all ranks are done."""
+    dist.barrier()
+    started = time.perf_counter()
+    task()
+    dist.barrier()
+    return time.perf_counter() - started
+
+
+def throughput(turns: int, run: Run, saver: Saver) -> dict[str, Any]:
+    """Seconds of each contender by turn, on a model that has trained a step; bytes of all files."""
+    run.step(1)
+    rank, ranks = run.world.rank, run.world.size
+    training, layout = saver._training(1, None), layout_of(run.plan.settings, run.plan.layout.data)
+    shelf, other, alone = Shelf(Path("shelf")), Path("copy"), Path("alone")
+    folder, seconds, total = shelf.folder(1), dict[str, list[float]](), 0
+
+    def load() -> None:
+        stored = Stored(folder)
+        assert stored.problems(rank, ranks) == []
+        stored.load_model(run.model)
+        stored.load_optimizer(run.model, run.stepper.optimizer)
+
+    contenders: dict[str, Callable[[], object]] = {
+        "save": lambda: save(
+            shelf, saver._state(), training, layout=layout, group=run.world.cpu_group
+        ),
+        "copy": lambda: copy(folder, other, rank),
+        "load": load,
+        "DCP's own save": lambda: plain_dcp(saver, alone),
+    }
+    for turn in range(turns + 1):
+        for name, task in contenders.items():
+            taken = timed(task)
+            if turn:  # the first warms up
+                seconds.setdefault(name, []).append(taken)
+        if run.world.is_main:
+            total = sum(path.stat().st_size for path in folder.iterdir())
+            for path in (shelf.path, other, alone):
+                shutil.rmtree(path)
+        dist.barrier()
+    return {"bytes": total, "seconds": seconds}
+
+
+def pauses(run: Run, saver: Saver) -> dict[str, Any]:
+    """Seconds of steps by themselves, of steps beside a save, and of what a save holds up."""
+    found: dict[str, list[float]] = {"step": [], "step beside a save": [], "pause": []}
+    for step in range(1, STEPS + 1):
+        taken = timed(lambda step=step: run.step(step))  # type: ignore[misc]
+        held = timed(lambda step=step: saver.after(step, None, asked=False, last=False))  # type: ignore[misc]
+        if step > 1:
+            found["step beside a save" if step % 4 == 1 else "step"].append(taken)
+        if step % 4 == 0:
+            found["pause"].append(held)
+    return found
+
+
+@contextlib.contextmanager
+def measuring(task: Callable[[Run, Saver], Any], name: str, world: World) -> Iterator[None]:
+    """In place of the training, on rank 0 with a file of what was found."""
+
+    def steps(run: Run, report: Reporter, saver: Saver, first_step: int) -> int:
+        found = task(run, saver)
+        if world.is_main:
+            Path(name).write_text(json.dumps(found))
+        return run.steps
+
+    with patch("engine.loop.train_steps", steps), patch.object(Run, "save", lambda *_: None):
+        yield
+
+
+def measured(folder: Path, ranks: int, task: Callable[..., Any], *overrides: str) -> dict[str, Any]:
+    with patch("engine.loop.epilogue", lambda *_: None):
+        ended = run(
+            Job(folder=folder, overrides=overrides, planted=partial(measuring, task, "found.json")),
+            ranks,
+        )
+    assert not any(one.error for one in ended), ended
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: TMPDIR")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        (folder / "tiny.py").write_text(CONFIG.format(width=args.width))
+        speed = measured(folder, args.ranks, partial(throughput, args.turns))
+        every = ("checkpoint.every=4", "checkpoint.keep=1")
+        held = {
+            "in line": measured(folder, args.ranks, pauses, *every),
+            "beside": measured(folder, args.ranks, pauses, *every, "checkpoint.asynchronous=True"),
+        }
+    size, seconds = speed["bytes"], speed["seconds"]
+    print(f"{size / 2**20:,.0f} MiB by {args.ranks} ranks")
+    for task, taken in seconds.items():
+        ratio = statistics.median(c / t for c, t in zip(seconds["copy"], taken, strict=True))
+        rate = size / statistics.median(taken) / 1e6
+        print(f"{task:16} {rate:8,.0f} MB/s   {ratio:.2f} of a copy's throughput")
+    for way, times in held.items():
+        median = {what: f"{1e3 * statistics.median(some):,.0f} ms" for what, some in times.items()}
+        print(
+            f"{way:8} pause {median['pause']}; a step {median['step']}, beside a save "
+            f"{median['step beside a save']}"
+        )
+    if args.json:
+        args.json.write_text(json.dumps({"throughput": speed, "pauses": held}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
