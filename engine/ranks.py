@@ -13,18 +13,18 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch.distributed import HashStore, PrefixStore, Store
+from torch.distributed import DistNetworkError, HashStore, Store
 
 from engine.config.errors import ConfigError
 from engine.devices import name_ranks
 from engine.errors import Failed, Refused
 from engine.leave import StopSignal
 from engine.rendezvous import Place
-from engine.store import meet
+from engine.store import LEFT, meet, ours
 
 T = TypeVar("T")
 
-FAILED, LEFT = "failed", "left"  # counters in the store
+FAILED = "failed"  # a counter in the store, as LEFT is
 LINGER_SECONDS = 5.0
 """How long rank 0 keeps the store up for ranks that have not left yet, where all leave at once."""
 FAILED_LINGER_SECONDS = 1.0
@@ -63,7 +63,7 @@ class Ranks:
         """
         meeting = meet(self.place, timeout)
         self.store, self._address = meeting.store, meeting.address
-        self._words = PrefixStore("cuboid", self.store)
+        self._words = ours(self.store)
         self.run_id, self._timeout = meeting.run_id, timeout
 
     def consult(self, value: str, decide: Callable[[list[str]], str]) -> str:
@@ -127,9 +127,9 @@ class Ranks:
 
     def leave(self) -> None:
         """The last call. Rank 0, whose store it may be, leaves after the others."""
-        if self.place.size == 1 or not self._reachable():
+        if self.place.size == 1:
             return
-        left = self._words.add(LEFT, 1)
+        left = self._count(LEFT)
         deadline = time.monotonic() + self._linger
         while self.place.rank == 0 and left < self.place.size and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -157,14 +157,21 @@ class Ranks:
         return name_ranks([rank for rank, key in enumerate(keys) if not self._words.check([key])])
 
     def _first_to_fail(self) -> bool:
-        if self._reachable():
-            return int(self._words.add(FAILED, 1)) == 1
+        if first := self._count(FAILED):
+            return first == 1
         if self.place.rank != 1:
             return False
         deadline = time.monotonic() + SILENCE_SECONDS
         while self.stop.requested is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.stop.requested is None
+
+    def _count(self, what: str) -> int:
+        """How many ranks have come here, this one included; 0 where the store is gone."""
+        try:
+            return int(self._words.add(what, 1)) if self._reachable() else 0
+        except DistNetworkError:  # it went in between
+            return 0
 
     def _reachable(self) -> bool:
         """Whether the store is still there; asking it would print a C++ trace if not."""

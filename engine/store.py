@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
 
-from torch.distributed import DistNetworkError, HashStore, Store, TCPStore
+from torch.distributed import DistNetworkError, HashStore, PrefixStore, Store, TCPStore
 
 from engine.errors import Failed, Refused
 from engine.rendezvous import LOOPBACK, Place
+
+LEFT = "left"
+"""In our part of a store: how many ranks are done with it."""
+
+
+def ours(store: Store) -> Store:
+    """The part of a store that torch does not write to."""
+    return PrefixStore("cuboid", store)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +100,16 @@ def _join(address: tuple[str, int], timeout: float) -> TCPStore:
     while True:
         try:
             socket.create_connection(address, timeout=5).close()
-            return TCPStore(*address, timeout=timedelta(seconds=timeout))
+            store = TCPStore(*address, timeout=timedelta(seconds=timeout))
+            if not ours(store).check([LEFT]):
+                return store
+            problem = "a run that is ending has the port"  # rank 0 has not closed its last store
         except (OSError, DistNetworkError) as error:
-            if time.monotonic() > deadline:
-                host, port = address
-                raise Failed(f"nothing answers at {host}:{port} ({error})") from None
-            time.sleep(0.1)
+            problem = str(error)
+        if time.monotonic() > deadline:
+            host, port = address
+            raise Failed(f"nothing answers at {host}:{port} ({problem})")
+        time.sleep(0.1)
 
 
 def _own_address(place: Place) -> str:
