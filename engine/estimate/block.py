@@ -101,14 +101,14 @@ class Block:
         return linear.over_y.size == 1 and not self.mask
 
     def forward(self, ledger: Ledger, run: Pass) -> None:
-        """x -> y among the buffers."""
+        """x -> y among the buffers, which is not made where the pass is run again."""
         local, kind = self.local, Kind.ACTIVATIONS if run.keeps else Kind.BUFFERS
         qkv, proj = self.attention
         fc, out = self.mlp
 
         norm_forward(ledger, local, kind)
         linear_forward(ledger, local, qkv, run, kind)
-        if run != Pass.ALL_FROM_PRODUCTS:
+        if run != Pass.AGAIN_FROM_PRODUCTS:
             ledger.hold(Kind.ACTIVATIONS if run == Pass.PRODUCTS else kind, self.attended)
             ledger.touch(Kind.BUFFERS, self._map)
         linear_forward(ledger, local, proj, run)
@@ -127,7 +127,11 @@ class Block:
         linear_forward(ledger, local, out, run)
         self._forget(ledger, kind, fc, run)
         self._forget(ledger, kind, out, run)
-        self._add(ledger, out, run, to=Kind.BUFFERS)
+        if run.again:
+            ledger.hold(kind, self.mask)
+            ledger.drop(Kind.BUFFERS, self.x)
+        else:
+            self._add(ledger, out, run, to=Kind.BUFFERS)
         if not run.keeps:
             ledger.drop(kind, self.x + 2 * self.mask + 2 * norm_statistics(local))
 

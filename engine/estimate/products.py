@@ -10,21 +10,27 @@ from engine.estimate.local import Linear, Local, Weight
 
 class Pass(Enum):
     """What a forward pass of a block leaves: nothing; the outputs of matmuls and attention
-    (selective checkpointing); or all that its backward pass needs, from scratch or from those."""
+    (selective checkpointing); or all that its backward pass needs. It may be run again for that,
+    from those outputs or from x alone, and then ends as soon as nothing more is needed."""
 
     NOTHING = auto()
     PRODUCTS = auto()
     ALL = auto()
-    ALL_FROM_PRODUCTS = auto()
+    AGAIN = auto()
+    AGAIN_FROM_PRODUCTS = auto()
 
     @property
     def keeps(self) -> bool:
         """Whether backward can follow."""
-        return self in (Pass.ALL, Pass.ALL_FROM_PRODUCTS)
+        return self not in (Pass.NOTHING, Pass.PRODUCTS)
+
+    @property
+    def again(self) -> bool:
+        return self in (Pass.AGAIN, Pass.AGAIN_FROM_PRODUCTS)
 
     @property
     def has_products(self) -> bool:
-        return self in (Pass.PRODUCTS, Pass.ALL_FROM_PRODUCTS)
+        return self in (Pass.PRODUCTS, Pass.AGAIN_FROM_PRODUCTS)
 
 
 def linear_forward(
@@ -35,13 +41,13 @@ def linear_forward(
     gathered = gathered_x(ledger, local, linear) + use(ledger, local, linear.weight)
     product, y = linear.partial_y * local.compute, linear.y * local.compute
     if linear.over_y.size == 1:
-        if run == Pass.ALL_FROM_PRODUCTS:
+        if run == Pass.AGAIN_FROM_PRODUCTS:
             ledger.become(Kind.ACTIVATIONS, out, y)
         else:
             ledger.hold(out, y)
     else:
         where = Kind.ACTIVATIONS if run.has_products else Kind.BUFFERS
-        ledger.hold(where, 0 if run == Pass.ALL_FROM_PRODUCTS else product)
+        ledger.hold(where, 0 if run == Pass.AGAIN_FROM_PRODUCTS else product)
         with ledger.during(Kind.BUFFERS, product * local.direct):
             ledger.hold(out, y)
         ledger.drop(where, 0 if run == Pass.PRODUCTS else product)

@@ -83,8 +83,7 @@ class Chunk:
         for number in range(self.layers):
             if self._checkpoint:
                 selective = self._checkpoint == "selective"
-                block.forward(ledger, Pass.ALL_FROM_PRODUCTS if selective else Pass.ALL)
-                ledger.drop(Kind.BUFFERS, block.x)
+                block.forward(ledger, Pass.AGAIN_FROM_PRODUCTS if selective else Pass.AGAIN)
             block.backward(ledger, first=first, later=self.split)
             if number == 0 and borrowed:
                 ledger.hold(Kind.BUFFERS, block.x)  # the dy that came was never freed

@@ -28,9 +28,16 @@ model = dict(n_layer=2, n_head=4, n_embd=64, vocab_size=201)
 data = dict(type="synthetic")
 loss_chunk = 64
 """
+# Attention takes the most in one, norms and gathers in another, the MLP in the rest.
 SETTINGS = [
     ["precision=bf16", "NUM_MICRO_BATCHES=2"],
-    ["model.checkpoint=True", "model.tie_embeddings=False"],
+    [
+        "model.checkpoint=True",
+        "model.tie_embeddings=False",
+        "model.n_inner=16",
+        "model.head_dim=64",
+    ],
+    ["model.checkpoint=True", "model.n_inner=16", "model.head_dim=4"],
     ["model.checkpoint='selective'", "keep_gathers=True"],
     ["keep_gathers=True", "SEQ_LEN=16", "model.vocab_size=8000", "gradient_accumulation=2"],
 ]
