@@ -32,15 +32,17 @@ class Disk:
     files: dict[Path, int] = field(default_factory=dict)
 
     def reserve(self, name: str, size: int) -> Path:
-        """A new file of ``size`` bytes, all of them really there.
+        """A new file of ``size`` bytes, all of them really there where the system can say so.
 
         Raises Refused where the disk has not so many.
         """
         path = self.folder / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            if size:
+            if size and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(descriptor, 0, size)
+            else:  # macOS
+                os.ftruncate(descriptor, size)
             self.files[path] = os.fstat(descriptor).st_ino
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

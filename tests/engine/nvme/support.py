@@ -102,7 +102,7 @@ def set_gradients(step: int, *models: dict[str, nn.Parameter]) -> None:
     for name, shape in SHAPES.items():
         gradient = torch.randn(shape, generator=draw)
         for model in models:
-            model[name].grad = gradient.to(model[name].dtype)
+            model[name].grad = gradient.to(model[name])
 
 
 @contextmanager

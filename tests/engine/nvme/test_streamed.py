@@ -174,6 +174,30 @@ def test_a_parameter_without_gradient_keeps_its_bits_and_states(tmp_path: Path) 
     assert_equal(ours, theirs)
 
 
+@pytest.mark.gpu
+def test_what_is_on_a_gpu_stays_there(tmp_path: Path) -> None:
+    """Biases and norms, which are not offloaded: parameters, states and the count of steps."""
+
+    def some_on_gpu() -> dict[str, nn.Parameter]:
+        moved = {name: p.detach().cuda() for name, p in parameters().items() if p.dim() == 1}
+        return parameters() | {name: nn.Parameter(p) for name, p in moved.items()}
+
+    ours, theirs = some_on_gpu(), some_on_gpu()
+    resident = build("adamw", theirs)
+    with open_disk(tmp_path, "job") as disk, streamed(disk, "adamw", ours) as optimizer:
+        for step in range(1, 4):
+            set_gradients(step, ours, theirs)
+            optimizer.step()
+            resident.step()
+        saved = dict(optimizer.named_states())
+        optimizer.load_states(saved.__getitem__)
+        set_gradients(4, ours, theirs)
+        optimizer.step()
+        resident.step()
+    for name in SHAPES:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
 def test_an_update_that_is_not_by_entry_gets_whole_parameters(tmp_path: Path) -> None:
     ours = parameters()
     with open_disk(tmp_path, "job") as disk:
