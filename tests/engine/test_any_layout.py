@@ -9,8 +9,8 @@ from tests.support.draws import draw
 from tests.support.parity import Parity
 
 FEW, MANY = 50, 500
-RUNS = [draw(number, steps=2) for number in range(FEW)]
-SLOW_RUNS = [draw(number, steps=3) for number in range(FEW, FEW + MANY)]
+RUNS = [draw(number) for number in range(FEW)]
+SLOW_RUNS = [draw(number) for number in range(FEW, FEW + MANY)]
 PARITY = Parity(RUNS)
 SLOW_PARITY = Parity(SLOW_RUNS, timeout=3600.0)
 
