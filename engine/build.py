@@ -47,7 +47,7 @@ def partition(
         keep_gathers=settings.keep_gathers,
         zero=Zero(
             stage=zero.stage,
-            axes=(axes["data"],) if zero.stage else (),
+            axes=tuple(axes[axis] for axis in mode.zero_axes(zero.stage, depth=zero.depth)),
             keeps_pieces=zero.offload_params is None,
         ),
         home=torch.device("cpu") if zero.offload or zero.offload_params else None,

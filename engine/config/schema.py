@@ -160,6 +160,7 @@ class Zero(Section):
     stage: Annotated[int, Ge(0), Le(3)] = setting(
         "what is shared out: 1 optimizer states, 2 gradients too, 3 parameters too", 0
     )
+    depth: bool = setting("share out over 2.5d's DEPTH too, along which weights are copies", False)
     offload: Offload | None = setting(
         "where optimizer states and master weights stay; None: on the device", None
     )

@@ -124,9 +124,27 @@ class Local:
         return self.settings.zero.stage
 
     @cached_property
+    def zero_axes(self) -> tuple[str, ...]:
+        """The axes that ZeRO cuts weights by, slowest first."""
+        return self.mode.zero_axes(self.zero, depth=self.settings.zero.depth)
+
+    @cached_property
     def shared(self) -> int:
         """Ranks that share out a weight by ZeRO."""
-        return self.layout.data if self.zero else 1
+        return self.pieces(self.zero_axes)
+
+    def shares(self, weight: Weight) -> list[tuple[Over, int]]:
+        """ZeRO's axes of two ranks or more, slowest first, and entries of a weight that each
+        leaves, padding included."""
+        inputs, found = weight.inputs, list[tuple[Over, int]]()
+        for over in map(self.over, self.zero_axes):
+            inputs = -(-inputs // over.size)
+            found.append((over, inputs * weight.outputs))
+        return [(over, piece) for over, piece in found if over.size > 1]
+
+    def together(self, weight: Weight) -> int:
+        """Entries of a weight whose shares have come together, padding included."""
+        return next((over.size * piece for over, piece in self.shares(weight)), weight.held)
 
     @property
     def offloads(self) -> bool:
@@ -182,9 +200,7 @@ class Local:
 
     def zero_cut(self, cut: Cut, inputs: int) -> Cut:
         """The cut of a weight whose dimension ``inputs`` ZeRO cuts too."""
-        if not self.zero:
-            return cut
-        return (*cut[:inputs], (*cut[inputs], "data"), *cut[inputs + 1 :])
+        return (*cut[:inputs], (*cut[inputs], *self.zero_axes), *cut[inputs + 1 :])
 
     def summed(self, cut: Cut) -> tuple[str, ...]:
         """The axes that a gradient is summed over: those of two ranks or more that do not cut its

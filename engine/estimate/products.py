@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
 from engine.estimate.ledger import Kind, Ledger
-from engine.estimate.local import Linear, Local, Weight
+from engine.estimate.local import Linear, Local, Over, Weight
 
 
 class Pass(Enum):
@@ -131,8 +132,8 @@ def use(ledger: Ledger, local: Local, weight: Weight) -> int:
         sizes.append(piece * local.parameter if local.reads else 0)
         fetched = local.casts or local.away
         sizes.append(piece * c if fetched and not local.keeps_pieces else 0)
-        if local.shared > 1:
-            sizes += [piece * local.shared * c] * (1 + weight.columns)
+        for over, share in reversed(local.shares(weight)):
+            sizes += [share * over.size * c] * (1 + weight.columns)
     if weight.over.size > 1:
         sizes += [weight.gathered * c] * (1 + weight.columns)
     return ledger.chain(Kind.BUFFERS, *sizes)
@@ -141,12 +142,11 @@ def use(ledger: Ledger, local: Local, weight: Weight) -> int:
 def settle(ledger: Ledger, local: Local, weight: Weight, uncast: int = 0) -> None:
     """The gradient of a gathered weight, among the buffers -> what is left on this rank once the
     mode has scattered it, and ZeRO from stage 2 on. ``uncast``: bytes that it was cast from."""
-    p = local.parameter
-    _scatter(ledger, local, weight.gathered * p, weight.held * p, weight, weight.over.size)
+    if weight.over.size > 1:
+        _scatter(ledger, local, weight, weight.gathered, [(weight.over, weight.held)])
     ledger.drop(Kind.BUFFERS, uncast)
     if local.zero >= 2:
-        piece = weight.piece(local.shared) * p
-        _scatter(ledger, local, weight.held * p, piece, weight, local.shared)
+        _scatter(ledger, local, weight, weight.held, local.shares(weight))
 
 
 def accumulate(ledger: Ledger, local: Local, weight: Weight, *, first: bool) -> None:
@@ -167,9 +167,9 @@ def settled(local: Local, weight: Weight) -> int:
 
 def finish(ledger: Ledger, local: Local, weight: Weight) -> None:
     """ZeRO's stage 1 at the end of a step: the whole gradient is scattered."""
-    whole, piece = weight.held * local.parameter, weight.piece(local.shared) * local.parameter
-    ledger.become(Kind.GRADIENTS, Kind.BUFFERS, whole)
-    _scatter(ledger, local, whole, piece, weight, local.shared)
+    piece = weight.piece(local.shared) * local.parameter
+    ledger.become(Kind.GRADIENTS, Kind.BUFFERS, weight.held * local.parameter)
+    _scatter(ledger, local, weight, weight.held, local.shares(weight))
     if weight.summed or local.away:
         ledger.drop(Kind.BUFFERS, piece)
     else:
@@ -177,14 +177,19 @@ def finish(ledger: Ledger, local: Local, weight: Weight) -> None:
 
 
 def _scatter(
-    ledger: Ledger, local: Local, whole: int, piece: int, weight: Weight, ranks: int
+    ledger: Ledger, local: Local, weight: Weight, whole: int, cuts: Sequence[tuple[Over, int]]
 ) -> None:
-    if ranks > 1:
-        even = ranks * piece  # where pieces do not divide the whole, it is padded first
-        copies = even * (weight.columns + local.direct) + (even if even > whole else 0)
+    """The ``whole`` gradient's entries over one axis after the other, each of which leaves fewer.
+    What came before the last piece is held until that is there."""
+    held, freed = whole * local.parameter, 0
+    for over, left in cuts:
+        piece = left * local.parameter
+        even = over.size * piece  # where pieces do not divide the whole, it is padded first
+        copies = even * (weight.columns + local.direct) + (even if even > held else 0)
         with ledger.during(Kind.BUFFERS, copies):
             ledger.hold(Kind.BUFFERS, piece)
-        ledger.drop(Kind.BUFFERS, whole)
+        held, freed = piece, freed + held
+    ledger.drop(Kind.BUFFERS, freed)
 
 
 def scattered(

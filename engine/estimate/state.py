@@ -131,7 +131,7 @@ class State:
         and 2 gather, or a rank's own pieces."""
         local = self.local
         if local.keeps_weights:
-            entries = sum(weight.piece(local.shared) * local.shared for weight in self.weights)
+            entries = sum(local.together(weight) for weight in self.weights)
         elif local.keeps_pieces and (local.casts or local.away):
             entries = sum(weight.piece(local.shared) for weight in self.weights)
         else:

@@ -93,14 +93,12 @@ class Traffic:
             self._reduce(weight)
 
     def _share(self, weight: Weight) -> None:
-        self.gather(self._data, weight.piece(self.local.shared) * self.local.compute)
+        for over, piece in self.local.shares(weight):
+            self.gather(over, piece * self.local.compute)
 
     def _reduce(self, weight: Weight) -> None:
-        self.scatter(self._data, weight.piece(self.local.shared) * self.local.parameter)
-
-    @property
-    def _data(self) -> Over:
-        return Over(axis="data", size=self.local.shared)
+        for over, piece in self.local.shares(weight):
+            self.scatter(over, piece * self.local.parameter)
 
 
 def block(local: Local) -> Traffic:

@@ -89,3 +89,18 @@ class Mode:
     colossal: dict[str, str]
     whole_samples: bool = True
     uses_depth: bool = False
+
+    @property
+    def replicated(self) -> Axes:
+        """The axes that cut activations and no weight: along them are copies of all weights."""
+        cutting = {*self.up.weight_in, *self.up.weight_out}
+        cutting |= {*self.down.weight_in, *self.down.weight_out}
+        return tuple(axis for axis in self.colossal if axis not in cutting)
+
+    def zero_axes(self, stage: int, *, depth: bool) -> Axes:
+        """The axes that ZeRO of ``stage`` cuts weights by beside the mode's own, slowest first:
+        the data axis, and with ``depth`` those along which the mode itself has copies. The pieces
+        come together over data first, so that most bytes go between neighbours."""
+        if stage == 0:
+            return ()
+        return (*self.replicated, "data") if depth else ("data",)

@@ -1,6 +1,7 @@
 """ZeRO (Rajbhandari et al. 2020): the data axis is one more axis that cuts a weight.
 
-A weight's input dimension is cut by the mode's axes and then by ZeRO's, so parameter, gradient and
+So may any axis be along which there are copies, as along 2.5d's depth (``Mode.zero_axes``). A
+weight's input dimension is cut by the mode's axes and then by ZeRO's, so parameter, gradient and
 optimizer state of a rank are one piece, and the one rule for gradients, norms, clipping, boxes and
 checkpoints hold as they are. The stages differ in when the pieces come together:
 

@@ -117,6 +117,11 @@ EFFECTS = {
     "loss_scale.hysteresis": Effect(change="loss_scale.hysteresis=2", probe=overflowing),
     "loss_scale.min": Effect(change="loss_scale.min=2.6e8", probe=overflowing),
     "zero.stage": Effect(change="zero.stage=3", probe=pieces),
+    "zero.depth": Effect(
+        change="zero.depth=True",
+        probe=pieces,
+        given=("TENSOR_PARALLEL=8", "MODE=2.5d", "DEPTH=8", "zero.stage=1"),
+    ),
     "zero.offload": Effect(change="zero.offload=cpu", probe=homes, given=("zero.stage=3",)),
     "zero.offload_params": Effect(
         change="zero.offload_params=cpu", probe=homes, given=("zero.stage=3", "zero.offload=cpu")

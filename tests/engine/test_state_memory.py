@@ -118,6 +118,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+DEEP = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True")
+"""Weights are shared out over two layers, and over data."""
+
+
 def by_world() -> Iterator[tuple[int, list[str]]]:
     """Ranks and overrides."""
     for data in (1, 2, 4):
@@ -132,8 +136,13 @@ def by_world() -> Iterator[tuple[int, list[str]]]:
         if cut.tensor <= 4:
             yield 2 * cut.tensor, [*mode, "zero.stage=1", "BATCH_SIZE=8"]
             yield 2 * cut.tensor, [*mode, "zero.stage=3", "BATCH_SIZE=8"]
+    for stage in (1, 2, 3):
+        yield 2, [f"zero.stage={stage}", *DEEP]
+        yield 4, [f"zero.stage={stage}", *DEEP]
+    yield 8, ["zero.stage=3", *DEEP, "TENSOR_PARALLEL=8", "BATCH_SIZE=8"]
     stages = ["PIPELINE=2", "NUM_MICRO_BATCHES=2"]
     yield 2, stages
+    yield 4, ["zero.stage=2", *DEEP, *stages]
     yield 2, [*stages, "model.tie_embeddings=False", "stages=balanced"]
     yield 2, [*stages, "model.num_chunks=2"]
     yield 4, [*stages, "zero.stage=2", "schedule=zero_bubble"]
@@ -187,14 +196,21 @@ SHARED_OUT = {  # stage -> entries of weights that a rank of n has as parameters
 }
 
 
-@pytest.mark.parametrize("data", [2, 4])
-@pytest.mark.parametrize("stage", SHARED_OUT)
-def test_a_stage_shares_out_what_it_says(config: Path, stage: int, data: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "ranks", "over"),
+    [
+        *((stage, ranks, ()) for stage in SHARED_OUT for ranks in (2, 4)),
+        *((stage, ranks, DEEP) for stage in (1, 2, 3) for ranks in (2, 4)),
+    ],
+)
+def test_a_stage_shares_out_what_it_says(
+    config: Path, stage: int, ranks: int, over: tuple[str, ...]
+) -> None:
     """When the backward pass has ended: optimizer states from stage 1 on, gradients from stage 2,
     and in stages 1 and 2 weights are there whole beside their pieces."""
-    parameters, gradients, states = (n + VECTORS for n in SHARED_OUT[stage](data))
+    parameters, gradients, states = (n + VECTORS for n in SHARED_OUT[stage](ranks))
     gathered = WEIGHTS if stage in (1, 2) else 0
-    for found in seen(config, data)[f"zero.stage={stage}",]:
+    for found in seen(config, ranks)[f"zero.stage={stage}", *over]:
         assert found.within.parameters == pytest.approx(4 * parameters, rel=WITHIN)
         assert found.within.gradients == pytest.approx(4 * gradients, rel=WITHIN)
         assert found.within.optimizer == pytest.approx(8 * states, rel=WITHIN)

@@ -42,6 +42,22 @@ def by_mode() -> Iterator[Run]:
         yield run(zero, mode="1d", tensor=2, data=1, dtype=torch.float32)
 
 
+def over_depth() -> Iterator[Run]:
+    """Every stage over 2.5d's depth as well: grids of one and of four, with data and without;
+    pipelines; offloading; three layers over which no width divides."""
+    pair = {"mode": "2.5d", "tensor": 2, "depth": 2, "zero_depth": True}
+    for zero in STAGES:
+        yield run(zero, **pair, data=1, tied=zero != 2)
+        yield run(zero, **pair, tied=zero == 2)
+        yield run(zero, **{**pair, "tensor": 8}, data=1, accumulation=1, steps=2)
+        yield few(zero, **{**pair, "tensor": 3, "depth": 3}, data=1, clip=None)
+        yield few(zero, **pair, data=1, pipeline=2, micro_batches=2, accumulation=1)
+        yield few(zero, **pair, data=1, offload=True, clip=0.01)
+    yield few(1, **pair, data=3, accumulation=1, tied=False)
+    yield few(2, **pair, dtype=torch.float32, compute=torch.float16)
+    yield few(3, **pair, schedule="zero_bubble", pipeline=2, micro_batches=2, accumulation=1)
+
+
 def by_option() -> Iterator[Run]:
     """What goes with ZeRO, three steps of it: three ranks, over which no width divides; a rank
     alone; offloading; checkpoints; gathered weights that are kept; clipping; pipelines; half
@@ -64,7 +80,7 @@ def by_option() -> Iterator[Run]:
         yield few(zero, dtype=torch.float32, compute=torch.float16, pipeline=2)
 
 
-RUNS = list(dict.fromkeys([*by_mode(), *by_option()]))
+RUNS = list(dict.fromkeys([*by_mode(), *over_depth(), *by_option()]))
 PARITY = Parity(RUNS)
 
 

@@ -64,4 +64,5 @@ def draw(number: int) -> Run:
         clip=pick((None, 0.5)),
         loss_chunk=pick((None, 1, 7)),
         gentle=True,
+        zero_depth=cut.depth > 1 and pick((False, True)),
     )

@@ -51,6 +51,7 @@ class Run:
     chunks: int = 1
     schedule: str = "1f1b"
     zero: int = 0
+    zero_depth: bool = False
     offload: bool = False
     disk: Literal["states", "weights"] | None = None
     layers: int = 2
@@ -124,7 +125,8 @@ class Run:
         if self.micro_batches > 1:
             where += f"-m{self.micro_batches}"
         if self.zero:
-            where += f"-zero{self.zero}" + "-offload" * self.offload
+            where += f"-zero{self.zero}" + "-over-depth" * self.zero_depth
+            where += "-offload" * self.offload
             where += f"-{self.disk}-on-disk" if self.disk else ""
         return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
 
@@ -172,11 +174,12 @@ def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
 
 
 def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Partition:
-    axes = open_axes(run.layout, rank, traffic or Traffic())
+    axes, mode = open_axes(run.layout, rank, traffic or Traffic()), run.layout.mode
+    shared = mode.zero_axes(run.zero, depth=run.zero_depth)
     return Partition(
-        mode=run.layout.mode,
+        mode=mode,
         axes=axes,
-        zero=Zero(stage=run.zero, axes=(axes["data"],) if run.zero else ()),
+        zero=Zero(stage=run.zero, axes=tuple(axes[axis] for axis in shared)),
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from engine.config.facts import Facts, Finding
+from models.parallel.registry import modes
 
 
 def offloading_needs_its_stage(facts: Facts) -> Iterator[Finding]:
@@ -21,6 +23,26 @@ def offloading_needs_its_stage(facts: Facts) -> Iterator[Finding]:
                 f"{facts.cite(f'zero.{name}')} needs zero.stage={needed}, not "
                 f"{facts.cite('zero.stage')}",
             )
+
+
+def depth_needs_copies(facts: Facts) -> Iterator[Finding]:
+    """What is shared out over depth is what 2.5d has copies of there."""
+    zero = facts.settings.zero
+    if not zero.depth:
+        return
+    if not zero.stage:
+        yield facts.error(
+            "zero.depth",
+            f"{facts.cite('zero.depth')} needs zero.stage=1, 2 or 3, not "
+            f"{facts.cite('zero.stage')}",
+        )
+    if facts.pieces(*facts.mode.replicated) == 1:
+        having = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.replicated)
+        yield facts.error(
+            "zero.depth",
+            f"{facts.cite('zero.depth')} needs {having} with DEPTH above 1, not "
+            f"{facts.cite('mode', 'depth')}",
+        )
 
 
 def nvme_needs_a_path(facts: Facts) -> Iterator[Finding]:
@@ -56,11 +78,13 @@ def copies_come_back(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def sharing_needs_data_parallelism(facts: Facts) -> Iterator[Finding]:
+def sharing_needs_copies(facts: Facts) -> Iterator[Finding]:
     """One rank has nobody to share with."""
     zero = facts.settings.zero
-    if zero.stage and facts.layout.data == 1:
+    if zero.stage and _sharers(facts) == 1:
         saves = "only offloading saves memory" if zero.offload else "nothing is saved"
+        if facts.pieces(*facts.mode.replicated) > 1:
+            saves += f"; zero.depth=True shares over {facts.cite('depth')}"
         yield facts.note(
             "zero.stage",
             f"ZeRO of stage {zero.stage} on one data-parallel rank shares nothing out: {saves}",
@@ -70,7 +94,7 @@ def sharing_needs_data_parallelism(facts: Facts) -> Iterator[Finding]:
 def gathering_per_micro_batch(facts: Facts) -> Iterator[Finding]:
     """Stage 3 gathers a stage's parameters anew for each micro-batch, forward and backward."""
     settings = facts.settings
-    if settings.zero.stage == 3 and settings.pipeline > 1 and facts.layout.data > 1:
+    if settings.zero.stage == 3 and settings.pipeline > 1 and _sharers(facts) > 1:
         yield facts.note(
             "zero.stage",
             f"ZeRO of stage 3 with {facts.cite('pipeline')} gathers the parameters "
@@ -79,11 +103,19 @@ def gathering_per_micro_batch(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _sharers(facts: Facts) -> int:
+    """Ranks that share out a weight."""
+    zero = facts.settings.zero
+    axes = facts.mode.zero_axes(zero.stage, depth=zero.depth)
+    return prod(facts.layout.axes[axis] for axis in axes)
+
+
 RULES = (
     offloading_needs_its_stage,
+    depth_needs_copies,
     nvme_needs_a_path,
     states_go_with_weights,
     copies_come_back,
-    sharing_needs_data_parallelism,
+    sharing_needs_copies,
     gathering_per_micro_batch,
 )

@@ -127,6 +127,11 @@ def test_colossal_ais_tensor_shape_agrees(tmp_path: Path, shape: tuple[str, int,
             "memory",
         ),
         (
+            "BATCH_SIZE = 8\nMODE = '2.5d'\nDEPTH = TENSOR_PARALLEL = 2\nzero = dict(stage=1)\n",
+            "ZeRO of stage 1 on one data-parallel rank shares nothing out: nothing is saved; "
+            "zero.depth=True shares over DEPTH=2",
+        ),
+        (
             "BATCH_SIZE = 8\noptimizer = dict(type='sgd', eps=1e-6)\n",
             "optimizer.eps=1e-06 has no effect: that takes an Adam",
         ),

@@ -70,6 +70,12 @@ def cases() -> Iterator[tuple[int, list[str]]]:
         zero = [f"zero.stage={stage}", "model.vocab_size=4000", "SEQ_LEN=16"]
         yield ranks, [*zero, "NUM_MICRO_BATCHES=2", "precision=bf16", "model.checkpoint=True"]
         yield ranks, [*zero, "model.tie_embeddings=False"]
+    deep = ["TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True"]
+    for ranks, stage in ((2, 1), (2, 2), (2, 3), (4, 1), (4, 2), (4, 3), (6, 2)):
+        large = ["model.vocab_size=4000", "SEQ_LEN=16"]
+        yield ranks, [*deep, f"zero.stage={stage}", *large, "precision=bf16"]
+    yield 4, [*deep, "zero.stage=2", *PIPELINE, "BATCH_SIZE=16"]
+    yield 16, [*deep, "zero.stage=3", "TENSOR_PARALLEL=8", "model.vocab_size=4000"]
     for schedule in SCHEDULES:
         yield 2, [*PIPELINE, *schedule]
     yield 3, ["PIPELINE=3", "NUM_MICRO_BATCHES=8", "model.n_layer=3"]
