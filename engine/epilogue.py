@@ -19,7 +19,7 @@ SAMPLE_SECONDS = 5.0
 def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:
     """Tell it, a line at a time."""
     try:
-        model, words = open_run(folder, device)
+        model, words = open_run(folder, folder.weights, device)
     except Refused:  # tokens that stand for no text
         pass
     else:

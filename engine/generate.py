@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from engine.build import DTYPES
-from engine.config.schema import Settings
 from engine.data import tokenizer
 from engine.data.tokenizer import Tokenizer
 from engine.errors import Refused
+from engine.recorded import recorded_settings
 from engine.run_folder import RunFolder
 from engine.weights import load
 from models.chunks import Chunks
@@ -33,22 +33,21 @@ class Sampling:
     seed: int = 0
 
 
-def open_run(folder: RunFolder, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """A run's model, whole on one device, and its tokenizer.
+def open_run(folder: RunFolder, weights: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """A run's model, whole on one device, with ``weights`` of a checkpoint or a file, and its
+    tokenizer.
 
     Raises:
-        Refused: the folder has no weights yet, or its tokens stand for no text.
+        Refused: the run's tokens stand for no text.
+        Failed: the weights are not what was written.
     """
-    if not folder.weights.is_file():
-        raise Refused(f"{folder.path}: no {folder.weights.name} there; a run writes it as it ends")
     if not folder.tokenizer.is_file():
         raise Refused(f"{folder.path}: its data has no tokenizer, so its tokens stand for no text")
-    resolved: dict[str, Any] = json.loads(folder.resolved.read_text(encoding="utf-8"))
-    settings = Settings.model_validate_json(json.dumps(resolved))
+    settings = recorded_settings(folder)
     dtype, compute = DTYPES[settings.precision]
     part = Partition.alone(device, dtype=dtype, compute=compute)
     model = GPT(Sizes.of(settings.model), part).eval()
-    load(Chunks([model]), folder.weights)
+    load(Chunks([model]), weights)
     saved = json.loads(folder.tokenizer.read_text(encoding="utf-8"))
     return model, tokenizer.load(saved)
 

@@ -147,12 +147,6 @@ def runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
     return [RunFolder(path) for _, _, path in sorted(found, reverse=True)]
 
 
-def newest(root: Path = Path("runs")) -> RunFolder | None:
-    """The run under ``root`` that was the last to write its weights; None if there is none."""
-    done = [folder for folder in _folders(root, "*") if folder.weights.is_file()]
-    return max(done, key=lambda folder: folder.weights.stat().st_mtime, default=None)
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old or the new whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")

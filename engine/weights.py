@@ -1,4 +1,4 @@
-"""Whole tensors from the pieces of all ranks, and a run's weights as one file."""
+"""Whole tensors from the pieces of all ranks; a run's weights on the disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.checkpoint.stored import Stored
+from engine.errors import Failed
 from models import state
 from models.chunks import Chunks
 from models.parallel.box import Box
@@ -66,6 +69,29 @@ def save(model: Chunks, path: Path, *, writes: bool) -> None:
         draft.replace(path)
 
 
-def load(model: Chunks, path: Path) -> None:
-    """Each rank's boxes from a file that ``save`` wrote, in any layout."""
-    state.load(model, load_file(path).items())
+def load(model: Chunks, path: Path, share: int = 0, of: int = 1) -> None:
+    """Each rank's boxes, in any layout, from a checkpoint or from a file that ``save`` wrote. Takes
+    no more memory than the model and its largest tensor.
+
+    Of a checkpoint the files are read to verify them first; ``of`` ranks share them out, of which
+    this is number ``share``. Raises Failed where one is not what was written, or the tensors are
+    another model's.
+    """
+    if path.is_dir():
+        stored = Stored(path)
+        if problems := stored.problems(share, of):
+            raise Failed(f"{path}: {'; '.join(problems)}")
+        stored.load_model(model)
+        return
+    try:
+        state.load(model, _tensors(path))
+    except (ValueError, SafetensorError) as error:
+        raise Failed(f"{path}: {error}") from None
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Whole, one at a time."""
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        for name in names:
+            yield name, file.get_tensor(name)

@@ -96,6 +96,17 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world_size", type=int, help="how many processes there are")
 
 
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """Which of a run's weights."""
+    parser.add_argument(
+        "--step",
+        default="latest",
+        metavar="latest|best|N",
+        help="which checkpoint: the newest, the one of the lowest validation loss, or step N's; "
+        "default: latest, which is what the run ended with where it saved none",
+    )
+
+
 def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[str]) -> list[str]:
     """The arguments that hand a run's config and what ``add_run`` took on to its ranks."""
     handed = [f"--config={config}", *overrides, f"--resume={args.resume}"]

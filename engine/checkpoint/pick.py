@@ -1,7 +1,8 @@
-"""A checkpoint of a run, by what a user calls it. No torch."""
+"""A run, its checkpoints and weights, by what a user calls them. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.checkpoint.shelf import Shelf
@@ -14,12 +15,16 @@ def run_with_checkpoints(path: Path | None, root: Path = Path("runs")) -> RunFol
 
     Raises Refused where there is none, or it has none.
     """
-    for folder in runs(root) if path is None else [RunFolder(path)]:
-        if Shelf(folder.checkpoints).steps():
-            return folder
-    if path is None:
-        raise Refused(f"no run under {root}/ has checkpoints: name one")
-    raise Refused(f"{path} has no checkpoints")
+    return _run_with("checkpoints", _has_checkpoints, path, root)
+
+
+def run_with_weights(path: Path | None, root: Path = Path("runs")) -> RunFolder:
+    """The same of a run that has checkpoints, or has ended and left its weights."""
+
+    def has_weights(folder: RunFolder) -> bool:
+        return _has_checkpoints(folder) or folder.weights.is_file()
+
+    return _run_with("weights", has_weights, path, root)
 
 
 def pick(folder: RunFolder, which: str) -> Path:
@@ -38,3 +43,25 @@ def pick(folder: RunFolder, which: str) -> Path:
         return shelf.folder(int(which))
     there = ", ".join(map(str, steps)) or "none"
     raise Refused(f"{folder.path}: no checkpoint {which}; there are: {there}")
+
+
+def pick_weights(folder: RunFolder, which: str) -> Path:
+    """The same; of a run without checkpoints the latest weights are those it ended with, a file."""
+    if which == "latest" and not _has_checkpoints(folder) and folder.weights.is_file():
+        return folder.weights
+    return pick(folder, which)
+
+
+def _run_with(
+    what: str, has: Callable[[RunFolder], bool], path: Path | None, root: Path
+) -> RunFolder:
+    for folder in runs(root) if path is None else [RunFolder(path)]:
+        if has(folder):
+            return folder
+    if path is None:
+        raise Refused(f"no run under {root}/ has {what}: name one")
+    raise Refused(f"{path} has no {what}")
+
+
+def _has_checkpoints(folder: RunFolder) -> bool:
+    return bool(Shelf(folder.checkpoints).steps())

@@ -44,7 +44,7 @@ def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path
     return values
 
 
-def apply(table: Table, path: Path, value: object) -> None:
+def apply(table: Table, path: Path, value: object, origin: Origin = ORIGIN) -> None:
     """Sets ``path`` in ``table``, making dicts on the way; those that were there are copied.
 
     Illegal where something on the way is no dict.
@@ -54,12 +54,11 @@ def apply(table: Table, path: Path, value: object) -> None:
         if not isinstance(inner, Table | None):
             name = ".".join(path)
             raise Illegal(f"{name}: {'.'.join(path[:depth])} is {shown(inner)}, not a dict")
-        origin = ORIGIN if inner is None else table.origins[key]
         copy = Table()
         copy.absorb(inner or Table())
-        table.put(key, copy, origin)
+        table.put(key, copy, origin if inner is None else table.origins[key])
         table = copy
-    table.put(path[-1], value, ORIGIN)
+    table.put(path[-1], value, origin)
 
 
 def _is_name(part: str) -> bool:

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
-from engine.errors import Refused
-from engine.run_folder import RunFolder, newest
-from launch.arguments import positive
-
-RUNS = Path("runs")
+from engine.checkpoint.pick import pick_weights, run_with_weights
+from launch.arguments import add_step, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """[RUN] and how to draw from it."""
     parser.add_argument("run", nargs="?", type=Path, help="a run's folder; default: the newest")
+    add_step(parser)
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--tokens", type=positive, default=200, help="how many; default: 200")
     parser.add_argument(
@@ -36,9 +34,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     Raises Refused when there is no such run, or it has no weights or no text.
     """
-    folder = newest(RUNS) if args.run is None else RunFolder(args.run)
-    if folder is None:
-        raise Refused(f"no run under {RUNS}/ has weights yet: name one, or train: cuboid train")
+    folder = run_with_weights(args.run)
+    weights = pick_weights(folder, args.step)
     import torch  # only now: a wrong folder should not take seconds to refuse
 
     from engine.generate import Sampling, continue_text, open_run
@@ -47,7 +44,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     sampling = Sampling(
         tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
     )
-    model, tokenizer = open_run(folder, device)
+    model, tokenizer = open_run(folder, weights, device)
     pieces = continue_text(model, tokenizer, args.prompt, sampling)
     first = next(pieces, "")  # refuses a prompt that cannot be read, which then is not printed
     for piece in chain([args.prompt, first], pieces):

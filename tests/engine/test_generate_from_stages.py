@@ -43,7 +43,7 @@ def trained(folder: Path, ranks: int, overrides: tuple[str, ...]) -> RunFolder:
 
 
 def continued(folder: RunFolder) -> str:
-    model, words = open_run(folder, torch.device("cpu"))
+    model, words = open_run(folder, folder.weights, torch.device("cpu"))
     pieces = continue_text(model, words, "The qu", Sampling(tokens=60, seed=1))
     return "".join(pieces)
 

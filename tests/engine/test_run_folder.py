@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Refused
-from engine.run_folder import RunFolder, claim, newest, write_atomically
+from engine.run_folder import RunFolder, claim, write_atomically
 
 
 @pytest.fixture
@@ -110,16 +110,6 @@ def test_a_run_is_recorded_and_ends(tmp_path):
     assert (status["state"], status["step"], status["message"]) == ("interrupted", 12, "SIGTERM")
     assert status["started"] == started
     assert status["ended"] >= started
-
-
-def test_the_newest_is_the_last_to_write_weights(root):
-    assert newest(root) is None
-    folders = [claim("demo", run_id, root=root) for run_id in "abc"]
-    assert newest(root) is None
-    for age, folder in enumerate((folders[1], folders[0])):
-        folder.weights.touch()
-        os.utime(folder.weights, (1000 - age, 1000 - age))
-    assert newest(root) == folders[1]
 
 
 def test_a_write_that_fails_leaves_the_old(tmp_path, monkeypatch):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.errors import Failed
 from engine.weights import gathered, load, save, whole
+from models.chunks import Chunks
+from models.gpt import GPT
 from models.parallel.box import place
+from models.parallel.partition import Partition
+from tests.support.checkpoints import write
 from tests.support.training import Run, build, open_partition
 from tests.support.training import gathered as by_boxes
 from tests.support.worlds import run_world
@@ -50,6 +58,38 @@ def test_weights_of_any_layout_load_in_any_other(run: Run, tmp_path: Path) -> No
         for found in run_world(other.layout.gpus, enter, other, path):
             assert found.keys() == wanted.keys()
             assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_file_of_another_model_fails_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    run_world(1, leave, Run(), path)
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    larger = Chunks([GPT(replace(Run().sizes, n_inner=32), part)])
+    with pytest.raises(Failed, match=r"model.safetensors: h.0.mlp.c_fc.bias is \[28\], the model"):
+        load(larger, path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(Failed, match=r"model.safetensors: Error while deserializing"):
+        load(larger, path)
+
+
+def test_a_checkpoint_is_read_by_those_who_verify_it(tmp_path: Path) -> None:
+    """Of its files, number i is read by rank i of so many."""
+    run = Run(data=2, zero=1)
+    run_world(2, write, run, tmp_path)
+    path = Shelf(tmp_path).folder(2)
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    model = Chunks([GPT(run.sizes, part)])
+    load(model, path)
+    wanted = dict(Stored(path).parameters())
+    assert all(torch.equal(p, wanted[name]) for name, p in model.named_parameters())
+
+    damaged = sorted(path.glob("*.distcp"))[0]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(Failed, match=damaged.name):
+        load(model, path, 0, 2)
+    load(model, path, 1, 2)
 
 
 def assemble(rank: int, size: int, shapes: list[tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.manifest import TRAINING
-from engine.checkpoint.pick import pick, run_with_checkpoints
+from engine.checkpoint.pick import pick, pick_weights, run_with_checkpoints, run_with_weights
 from engine.checkpoint.shelf import Shelf
 from engine.errors import Refused
 from engine.run_folder import RunFolder
@@ -64,3 +64,28 @@ def test_the_newest_run_that_has_any(tmp_path):
         run_with_checkpoints(tmp_path / "nowhere")
     with pytest.raises(Refused, match=r"no run under .* has checkpoints: name one"):
         run_with_checkpoints(None, tmp_path / "nowhere")
+
+
+def test_weights_are_a_checkpoints_or_what_the_run_ended_with(tmp_path):
+    for name, losses, ended in (
+        ("both-20260101-000000", {1: 1.0, 2: None}, True),
+        ("file-20260201-000000", {}, True),
+        ("none-20260301-000000", {}, False),
+    ):
+        folder = make(tmp_path / name, losses)
+        folder.path.mkdir(exist_ok=True)
+        if ended:
+            folder.weights.touch()
+    assert run_with_checkpoints(None, tmp_path).path.name == "both-20260101-000000"
+    newest = run_with_weights(None, tmp_path)
+    assert newest.path.name == "file-20260201-000000"
+    assert pick_weights(newest, "latest") == newest.weights
+    with pytest.raises(Refused, match="no checkpoint 2; there are: none"):
+        pick_weights(newest, "2")
+    both = RunFolder(tmp_path / "both-20260101-000000")
+    found = [pick_weights(both, which).name for which in ("latest", "best", "1")]
+    assert found == ["step-00000002", "step-00000001", "step-00000001"]
+    with pytest.raises(Refused, match=r"none-20260301-000000 has no weights"):
+        run_with_weights(tmp_path / "none-20260301-000000")
+    with pytest.raises(Refused, match=r"no run under .* has weights: name one"):
+        run_with_weights(None, tmp_path / "nowhere")

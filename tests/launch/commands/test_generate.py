@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A model that answers any prompt with a b c, and what it was asked."""
     asked: dict[str, Any] = {}
 
-    def open_run(folder: RunFolder, device: object) -> tuple[str, str]:
-        asked["folder"] = folder.path
+    def open_run(folder: RunFolder, weights: Path, device: object) -> tuple[str, str]:
+        asked.update(folder=folder.path, weights=weights)
         return "model", "tokenizer"
 
     def continue_text(model: str, words: str, prompt: str, sampling: object) -> Iterator[str]:
@@ -37,36 +36,46 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return asked
 
 
-def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys):
+def weights_of(path: Path) -> Path:
+    """A run that has ended, as far as a command looks before it opens it."""
+    path.mkdir(parents=True)
+    RunFolder(path).weights.touch()
+    return path
+
+
+def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys, tmp_path, monkeypatch):
     opened["capsys"] = capsys
+    monkeypatch.chdir(tmp_path)
+    folder = weights_of(Path("somewhere"))
     options = ["--tokens", "3", "--temperature", "0.5", "--top-k", "7", "--seed", "9"]
     assert cli.main(["generate", "somewhere", "--prompt", "The ", *options], {}) == 0
     assert opened["printed"] == ["The a", "b", "c"]
     assert capsys.readouterr().out == "\n"
-    assert opened["folder"] == Path("somewhere")
+    assert opened["folder"] == folder
+    assert opened["weights"] == RunFolder(folder).weights
     assert opened["sampling"] == generate.Sampling(tokens=3, temperature=0.5, top_k=7, seed=9)
 
 
 def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):
     opened["capsys"] = capsys
     monkeypatch.chdir(tmp_path)
-    for age, name in enumerate(("a", "c", "b")):
-        weights = RunFolder(Path("runs") / name).weights
-        weights.parent.mkdir(parents=True)
-        weights.touch()
-        os.utime(weights, (1000 - age, 1000 - age))
+    for name in ("b-20260101-000000", "a-20260201-000000"):
+        weights_of(Path("runs") / name)
     assert cli.main(["generate"], {}) == 0
-    assert opened["folder"] == Path("runs/a")
+    assert opened["folder"] == Path("runs/a-20260201-000000")
 
 
 def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    weights_of(Path("somewhere"))
     for argv, told in (
-        ([], "no run under runs/ has weights yet"),
+        ([], "no run under runs/ has weights: name one"),
+        (["nowhere"], "nowhere has no weights"),
+        (["somewhere", "--step", "3"], "somewhere: no checkpoint 3; there are: none"),
         (["somewhere", "--prompt", "?"], "cannot read ?"),
-        (["--temperature", "-1"], "--temperature: -1 is not 0 or more"),
-        (["--temperature", "nan"], "--temperature: nan is not 0 or more"),
-        (["--top-k", "0"], "--top-k"),
+        (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),
+        (["somewhere", "--temperature", "nan"], "--temperature: nan is not 0 or more"),
+        (["somewhere", "--top-k", "0"], "--top-k"),
     ):
         assert cli.main(["generate", *argv], {}) == 2
         captured = capsys.readouterr()
