@@ -60,6 +60,7 @@ class Alternative:
 
 Checkpoint = bool | Literal["selective"]
 Offload = tuple[str | None, str | None]  # of the states, of the parameters
+Zero = tuple[int, bool]  # the stage, and whether over depth as well
 OFFLOADS: Sequence[Offload] = [(None, None), ("cpu", None), ("cpu", "cpu")]
 
 
@@ -69,7 +70,7 @@ class Wanted(NamedTuple):
     checkpoint: Checkpoint
     micro_batch: int  # samples
     precision: str
-    zero: int  # stage
+    zero: Zero
     offload: Offload
     tensor: int
     pipeline: int
@@ -82,7 +83,7 @@ class Knobs(NamedTuple):
     checkpoint: Sequence[Checkpoint]
     micro_batch: Sequence[int]
     precision: Sequence[str]
-    zero: Sequence[int]
+    zero: Sequence[Zero]
     offload: Sequence[Offload]
     tensor: Sequence[int]
     pipeline: Sequence[int]
@@ -132,12 +133,24 @@ def _knobs(plan: Plan) -> Knobs:
         checkpoint=ladder[ladder.index(settings.model.checkpoint) :],
         micro_batch=[plan.micro_batch, *samples[:SIZES]],
         precision=[settings.precision, *milder],
-        zero=range(settings.zero.stage, 4),
+        zero=_zeros(plan),
         offload=OFFLOADS[OFFLOADS.index(offload) :] if offload in OFFLOADS else [offload],
         tensor=[layout.tensor, *tensor[:SIZES]],
         pipeline=[layout.pipeline, *[n for n in stages if pieces % n == 0][:SIZES]],
         data=[layout.data * 2**n for n in range(12)],
     )
+
+
+def _zeros(plan: Plan) -> list[Zero]:
+    """Stages from the plan's on, each over data, then over depth as well if there are copies."""
+    zero, layout = plan.settings.zero, plan.layout
+    copies = any(layout.tensor_axes[axis] > 1 for axis in layout.mode.replicated)
+    return [
+        (stage, depth)
+        for stage in range(zero.stage, 4)
+        for depth in (False, True)
+        if depth >= zero.depth and not (depth and (stage == 0 or not copies))
+    ]
 
 
 def _by_mildness(knobs: Knobs) -> Iterator[Steps]:
@@ -193,6 +206,7 @@ def _overrides(plan: Plan, wanted: Wanted, batch_size: int) -> tuple[str, ...]:
     """What tells the knobs from how the plan has them."""
     settings, layout = plan.settings, plan.layout
     offload, offload_params = wanted.offload
+    stage, depth = wanted.zero
     pairs: list[tuple[str, object, object]] = [
         ("TENSOR_PARALLEL", wanted.tensor, layout.tensor),
         ("MODE", "1d" if layout.tensor == 1 < wanted.tensor else settings.mode, settings.mode),
@@ -201,7 +215,8 @@ def _overrides(plan: Plan, wanted: Wanted, batch_size: int) -> tuple[str, ...]:
         ("NUM_MICRO_BATCHES", batch_size // wanted.micro_batch, settings.num_micro_batches),
         ("model.checkpoint", wanted.checkpoint, settings.model.checkpoint),
         ("precision", wanted.precision, settings.precision),
-        ("zero.stage", wanted.zero, settings.zero.stage),
+        ("zero.stage", stage, settings.zero.stage),
+        ("zero.depth", depth, settings.zero.depth),
         ("zero.offload", offload, settings.zero.offload),
         ("zero.offload_params", offload_params, settings.zero.offload_params),
     ]

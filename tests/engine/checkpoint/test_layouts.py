@@ -31,8 +31,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "zero2": {"data": 4, "zero": 2},
     "zero3 offloaded": {"data": 4, "zero": 3, "offload": True},
     "2.5d zero3 over depth": {
-        **{"mode": "2.5d", "tensor": 2, "depth": 2, "data": 2},
-        **{"zero": 3, "zero_depth": True},
+        "mode": "2.5d",
+        "tensor": 2,
+        "depth": 2,
+        "data": 2,
+        "zero": 3,
+        "zero_depth": True,
     },
     "pp1d zero2": {"mode": "1d", "tensor": 2, "pipeline": 2, "data": 2, "zero": 2},
 }

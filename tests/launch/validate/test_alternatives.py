@@ -116,6 +116,15 @@ def test_the_mode_is_kept(tmp_path):
     assert len(sizes) > 1
 
 
+def test_copies_along_depth_are_shared_out(tmp_path):
+    """Where there are no others."""
+    path = write(tmp_path, LARGE)
+    deep = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "model.checkpoint=True")
+    found, _, _ = answers(path, 0.7, *deep, "NUM_MICRO_BATCHES=8", enough=3)
+    (one,) = (one for one in found if "zero.depth" in changed(one))
+    assert changed(one) == {"zero.stage": "3", "zero.depth": "True"}
+
+
 def test_zero_on_more_gpus_comes_before_offloading():
     """GPT-3 with ZeRO 3, whose file is for 64 GPUs, when none are said."""
     path = SHIPPED / "gpt3_zero3_min.py"
