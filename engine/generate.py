@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.build import DTYPES
 from engine.data import tokenizer
@@ -16,21 +17,42 @@ from engine.errors import Refused
 from engine.recorded import recorded_settings
 from engine.run_folder import RunFolder
 from engine.weights import load
+from models.cache import Cache
 from models.chunks import Chunks
 from models.gpt import GPT
-from models.parallel.partition import Partition
+from models.parallel.partition import Partition, key
 from models.sizes import Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn: logits / ``temperature`` (0: the likeliest token), the ``top_k``
-    likeliest only, from a generator seeded with ``seed``."""
+    """How so many ``tokens`` are drawn: with the probabilities that ``probabilities`` gives, from
+    ``seed``."""
 
     tokens: int = 200
     temperature: float = 1.0
     top_k: int | None = None
+    top_p: float | None = None
     seed: int = 0
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """softmax(logits / temperature), float64 [vocabulary], of which only the ``top_k`` likeliest
+    are left, and of those the fewest likeliest that together have ``top_p`` (the nucleus, Holtzman
+    et al. 2020). Of equals the lower id is likelier; temperature 0 leaves the likeliest."""
+    logits = logits.double()
+    p, ids = logits.sort(descending=True, stable=True)
+    if sampling.temperature == 0:
+        p = torch.zeros_like(p).index_fill_(0, torch.tensor(0), 1.0)
+    else:
+        p = ((p - p[0]) / sampling.temperature).softmax(0)
+    if sampling.top_k is not None:
+        p[sampling.top_k :] = 0
+        p /= p.sum()
+    if sampling.top_p is not None:
+        p[p.cumsum(0) - p >= sampling.top_p] = 0
+        p /= p.sum()
+    return torch.empty_like(p).scatter_(0, ids, p)
 
 
 def open_run(folder: RunFolder, weights: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
@@ -53,42 +75,56 @@ def open_run(folder: RunFolder, weights: Path, device: torch.device) -> tuple[GP
 
 
 @torch.no_grad()
-def continue_ids(model: GPT, ids: list[int], sampling: Sampling) -> Iterator[int]:
-    """Ids that follow ``ids`` (at least one), each conditioned on the last block_size before it."""
-    assert ids, "nothing to continue"
-    device = model.part.device
-    draw = torch.Generator().manual_seed(sampling.seed)
+def continue_ids(
+    model: GPT, prompt: list[int], sampling: Sampling, *, vocabulary: int, number: int = 0
+) -> Iterator[int]:
+    """Ids below ``vocabulary`` that follow ``prompt`` (at least one); another ``number`` of the
+    same seed draws others.
+
+    Each depends on all before it that the positions hold. When they are full, the later half of
+    what they hold is read again, from position 0, which leaves room for as many more.
+    """
+    assert prompt, "nothing to continue"
+    positions = model.sizes.block_size
+    ids, device = list(prompt), model.part.device
+    draw = torch.Generator().manual_seed(key("sample", sampling.seed, number))
+    cache, new = _cache(model, ids, sampling), ids[-positions:]
     for _ in range(sampling.tokens):
-        context = torch.tensor([ids[-model.sizes.block_size :]], device=device)
-        x = model(model.embed(context), context.shape[1])
-        logits = model.logits(x[-1:])[0].float().cpu()
-        if sampling.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            logits /= sampling.temperature
-            if sampling.top_k is not None and sampling.top_k < len(logits):
-                logits[logits < logits.topk(sampling.top_k).values[-1]] = -torch.inf
-            token = int(torch.multinomial(logits.softmax(0), 1, generator=draw))
-        ids = [*ids, token]
-        yield token
+        if cache.length + len(new) > positions:
+            cache, new = _cache(model, ids, sampling), ids[-max(1, positions // 2) :]
+        x = model.embed(torch.tensor([new], device=device), start=cache.length)
+        x = model(x, len(new), cache=cache)
+        logits = model.logits(x[-1:])[0, :vocabulary]
+        p = probabilities(logits.cpu(), sampling)
+        new = [int(torch.multinomial(p, 1, generator=draw))]
+        ids += new
+        yield new[0]
 
 
-def continue_text(model: GPT, words: Tokenizer, prompt: str, sampling: Sampling) -> Iterator[str]:
-    """Text that follows ``prompt``, in pieces of whole characters; an empty prompt starts a
-    document.
+def _cache(model: GPT, ids: list[int], sampling: Sampling) -> Cache:
+    """With room for no more than can come."""
+    return Cache(min(model.sizes.block_size, len(ids) + sampling.tokens))
+
+
+def continue_text(
+    model: GPT, words: Tokenizer, prompt: str, sampling: Sampling, number: int = 0
+) -> Iterator[str]:
+    """Text that follows ``prompt``, up to an end of text, in pieces of whole characters; an empty
+    prompt starts a document.
 
     Raises:
         Refused: the prompt has characters that the tokenizer does not know.
     """
     start = words.end_of_text if words.end_of_text is not None else 0
     ids = [int(n) for n in words.encode(prompt)] or [start]
-    told = 0
     new: list[int] = []
-    for token in continue_ids(model, ids, sampling):
-        if token >= words.size:  # a row of the table that stands for no text
-            continue
+    for token in continue_ids(model, ids, sampling, vocabulary=words.size, number=number):
+        if token == words.end_of_text:
+            break
         new.append(token)
         text = words.decode(new)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # in the middle of a character
-            yield text[told:]
-            told = len(text)
+            yield text
+            new = []
+    if new:
+        yield words.decode(new)

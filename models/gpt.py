@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.cache import Cache, KeyValues
 from models.parallel.checkpointing import recompute
 from models.parallel.layers import Dropout, LayerNorm, Linear, Positions, Table
 from models.parallel.loss import Head, HeadLoss
@@ -31,22 +32,27 @@ class Attention(nn.Module):
         self.c_proj = Linear(part, down, width, sizes.n_embd, std=residual_std(sizes))
         self.site: tuple[int | str, ...] = ("attention", layer, *part.salt(part.mode.inner))
 
-    def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
+    def forward(self, x: Tensor, length: int, seed: int, past: KeyValues | None = None) -> Tensor:
         qkv = rearrange(
             self.c_attn(x), "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim
         )
-        y = self.attend(*qkv.unbind(0), seed=seed)
+        q, k, v = qkv.unbind(0)
+        if past is not None:
+            k, v = past.extend(k, v)
+        y = self.attend(q, k, v, seed=seed)
         out: Tensor = self.c_proj(rearrange(y, "b h s d -> (b s) (h d)"))
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v, causal. q, k, v [B, heads, S, d]."""
+        """softmax(q k^T / sqrt(d)) v, causal. q, k, v [B, heads, S, d]; a q of one position may
+        come with the k and v of those before it, too."""
+        causal = q.shape[2] > 1
         if not self.training or self.dropout == 0.0:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         # SDPA draws its mask from the global generator: key it for the call, then put it back.
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
             torch.manual_seed(key(seed, *self.site))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=self.dropout)
 
 
 class MLP(nn.Module):
@@ -78,8 +84,8 @@ class Block(nn.Module):
         self.drop_1 = Dropout(part, sizes.resid_pdrop, outer, "residual", layer, 1)
         self.drop_2 = Dropout(part, sizes.resid_pdrop, outer, "residual", layer, 2)
 
-    def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
-        x = x + self.drop_1(self.attn(self.ln_1(x), length, seed), seed)
+    def forward(self, x: Tensor, length: int, seed: int, past: KeyValues | None = None) -> Tensor:
+        x = x + self.drop_1(self.attn(self.ln_1(x), length, seed, past), seed)
         y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), seed)
         return y
 
@@ -122,22 +128,23 @@ class GPT(nn.Module):
         """The table that makes logits."""
         return self.wte if self.sizes.tie_embeddings else self.lm_head
 
-    def embed(self, ids: Tensor, seed: int = 0) -> Tensor:
-        """ids [B, S] of the whole micro-batch -> x [T_local, C_local]."""
-        x = self.wte(ids.flatten()) + self.wpe(*ids.shape)
+    def embed(self, ids: Tensor, seed: int = 0, start: int = 0) -> Tensor:
+        """ids [B, S] of the whole micro-batch, from position ``start`` -> x [T_local, C_local]."""
+        x = self.wte(ids.flatten()) + self.wpe(*ids.shape, start)
         x = self.drop(x, seed)
         assert isinstance(x, Tensor)
         return x
 
-    def forward(self, x: Tensor, length: int, seed: int = 0) -> Tensor:
-        """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long."""
+    def forward(self, x: Tensor, length: int, seed: int = 0, cache: Cache | None = None) -> Tensor:
+        """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long, and
+        go on from those in the ``cache``."""
         if not self.drops:  # a compiler would make a block anew for every seed
             seed = 0
-        for block in self.h.values():
+        for name, block in self.h.items():
             if self.sizes.checkpoint and torch.is_grad_enabled():
                 x = recompute(block, x, length, seed, keep=self.sizes.checkpoint == "selective")
             else:
-                x = block(x, length, seed)
+                x = block(x, length, seed, cache and cache[name])
         return self.ln_f(x) if self.last else x
 
     def loss(self, x: Tensor, targets: Tensor, scale: float) -> Tensor:

@@ -25,12 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=positive, help="draw from this many likeliest only")
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed, another text; default: 0"
+        "--top-p",
+        type=share,
+        metavar="P",
+        help="draw from the fewest likeliest that together have this probability, above 0 up to 1",
     )
+    parser.add_argument(
+        "--num", type=positive, default=1, metavar="N", help="how many texts; default: 1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other texts; default: 0")
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print the prompt and what follows as it is drawn; 0.
+    """Print the prompt and what follows as it is drawn, of several texts one after another; 0.
 
     Raises Refused when there is no such run, or it has no weights or no text.
     """
@@ -42,14 +49,21 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(
-        tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
+        tokens=args.tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
     )
     model, tokenizer = open_run(folder, weights, device)
-    pieces = continue_text(model, tokenizer, args.prompt, sampling)
-    first = next(pieces, "")  # refuses a prompt that cannot be read, which then is not printed
-    for piece in chain([args.prompt, first], pieces):
-        print(piece, end="", flush=True)
-    print()
+    for number in range(args.num):
+        pieces = continue_text(model, tokenizer, args.prompt, sampling, number)
+        first = next(pieces, "")  # refuses a prompt that cannot be read, which is not printed then
+        if args.num > 1:
+            print(f"--- {number + 1} of {args.num} ---")
+        for piece in chain([args.prompt, first], pieces):
+            print(piece, end="", flush=True)
+        print()
     return 0
 
 
@@ -57,4 +71,11 @@ def temperature(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 up to 1")
     return number

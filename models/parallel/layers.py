@@ -203,11 +203,12 @@ class Positions(CutModule):
         outer = part.mode.outer
         self.declare("weight", (positions, hidden), ((), outer.hidden), Normal(std=std))
 
-    def forward(self, batch: int, length: int) -> Tensor:
-        """The rows [T_local, hidden_local] of a micro-batch of ``batch`` samples of ``length``."""
+    def forward(self, batch: int, length: int, start: int = 0) -> Tensor:
+        """The rows [T_local, hidden_local] of a micro-batch of ``batch`` samples of ``length``,
+        each from position ``start`` on."""
         rows = self.part.rows(batch * length, self.part.mode.outer.tokens)
         row = torch.arange(rows.start, rows.stop, device=self.weight.device)
-        return F.embedding(row % length, self.weight).to(self.part.compute)
+        return F.embedding(start + row % length, self.weight).to(self.part.compute)
 
 
 class LayerNorm(CutModule):

@@ -23,8 +23,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(folder=folder.path, weights=weights)
         return "model", "tokenizer"
 
-    def continue_text(model: str, words: str, prompt: str, sampling: object) -> Iterator[str]:
-        asked.update(prompt=prompt, sampling=sampling, printed=[])
+    def continue_text(
+        model: str, words: str, prompt: str, sampling: object, number: int
+    ) -> Iterator[str]:
+        asked.update(prompt=prompt, sampling=sampling, printed=[], number=number)
         if prompt == "?":
             raise Refused("cannot read ?")
         for piece in "abc":
@@ -47,13 +49,26 @@ def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys, tmp_path, mo
     opened["capsys"] = capsys
     monkeypatch.chdir(tmp_path)
     folder = weights_of(Path("somewhere"))
-    options = ["--tokens", "3", "--temperature", "0.5", "--top-k", "7", "--seed", "9"]
+    options = ["--tokens", "3", "--temperature", "0.5", "--seed", "9"]
+    options += ["--top-k", "7", "--top-p", "0.9"]
     assert cli.main(["generate", "somewhere", "--prompt", "The ", *options], {}) == 0
     assert opened["printed"] == ["The a", "b", "c"]
     assert capsys.readouterr().out == "\n"
     assert opened["folder"] == folder
     assert opened["weights"] == RunFolder(folder).weights
-    assert opened["sampling"] == generate.Sampling(tokens=3, temperature=0.5, top_k=7, seed=9)
+    assert opened["sampling"] == generate.Sampling(
+        tokens=3, temperature=0.5, top_k=7, top_p=0.9, seed=9
+    )
+    assert opened["number"] == 0
+
+
+def test_several_texts_are_told_apart(opened, capsys, tmp_path, monkeypatch):
+    opened["capsys"] = capsys
+    monkeypatch.chdir(tmp_path)
+    weights_of(Path("somewhere"))
+    assert cli.main(["generate", "somewhere", "--prompt", "The ", "--num", "2"], {}) == 0
+    assert opened["printed"] == ["\n--- 2 of 2 ---\nThe a", "b", "c"]
+    assert opened["number"] == 1
 
 
 def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):
@@ -76,6 +91,9 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
         (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),
         (["somewhere", "--temperature", "nan"], "--temperature: nan is not 0 or more"),
         (["somewhere", "--top-k", "0"], "--top-k"),
+        (["somewhere", "--top-p", "0"], "--top-p: 0 is not above 0 up to 1"),
+        (["somewhere", "--top-p", "1.1"], "--top-p: 1.1 is not above 0 up to 1"),
+        (["somewhere", "--num", "0"], "--num"),
     ):
         assert cli.main(["generate", *argv], {}) == 2
         captured = capsys.readouterr()

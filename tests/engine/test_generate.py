@@ -1,0 +1,194 @@
+"""What is drawn, from what, and that a cache changes none of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from engine.data.tokenizers.char import Char
+from engine.data.tokenizers.gpt2 import GPT2
+from engine.errors import Refused
+from engine.generate import Sampling, continue_ids, continue_text, probabilities
+from models.chunks import Chunks
+from models.gpt import GPT
+from models.hf import to_hf
+from models.parallel.partition import key
+from tests.models.test_cache import SIZES, make
+
+GREEDY = Sampling(tokens=40, temperature=0)
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def ids_of(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -> list[int]:
+    vocabulary = model.sizes.vocab_size
+    return list(continue_ids(model, prompt, sampling, vocabulary=vocabulary, number=number))
+
+
+@torch.no_grad()
+def plainly(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -> list[int]:
+    """The same without a cache: all that the positions hold is read again for every token. When
+    they are full, half of it is left out."""
+    draw = torch.Generator().manual_seed(key("sample", sampling.seed, number))
+    ids, start = list(prompt), max(0, len(prompt) - SIZES.block_size)
+    for _ in range(sampling.tokens):
+        if len(ids) - start > SIZES.block_size:
+            start = len(ids) - SIZES.block_size // 2
+        context = torch.tensor([ids[start:]])
+        logits = model.logits(model(model.embed(context), context.shape[1])[-1:])[0]
+        ids.append(int(torch.multinomial(probabilities(logits, sampling), 1, generator=draw)))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 50])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(tokens=40, seed=4)], ids=["greedy", "drawn"])
+def test_texts_are_those_without_a_cache(length: int, sampling: Sampling) -> None:
+    """Also past the last position, and of prompts that are longer than the positions."""
+    model = make()
+    prompt = [(7 * n) % 29 for n in range(length)]
+    found = ids_of(model, prompt, sampling)
+    assert found == plainly(model, prompt, sampling)
+    assert len(set(found)) > 3
+
+
+def test_greedy_text_is_that_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = replace(SIZES, head_dim=5)
+    model = make(sizes)
+    config = transformers.GPT2Config(
+        n_layer=3,
+        n_head=4,
+        n_embd=20,
+        n_inner=28,
+        vocab_size=29,
+        n_positions=16,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    theirs = transformers.GPT2LMHeadModel(config).double().eval()
+    state = to_hf(((n, p.detach()) for n, p in Chunks([model]).named_parameters()), sizes)
+    theirs.load_state_dict(dict(state))
+    prompt, tokens = torch.tensor([PROMPT]), 16 - len(PROMPT)
+    wanted = theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=tokens,
+        pad_token_id=0,
+    )[0, len(PROMPT) :]
+    assert ids_of(model, PROMPT, replace(GREEDY, tokens=tokens)) == wanted.tolist()
+
+
+def test_seeds_and_numbers() -> None:
+    model, sampling = make(), Sampling(tokens=20, temperature=2.0)
+    texts = [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)]
+    assert len(set(texts)) == 4
+    assert [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)] == texts
+    other = tuple(ids_of(model, PROMPT, replace(sampling, seed=1)))
+    assert other not in texts
+    assert {*ids_of(model, PROMPT, replace(GREEDY, seed=1))} == {*ids_of(model, PROMPT, GREEDY)}
+
+
+def test_rows_of_the_table_that_stand_for_nothing_are_never_drawn() -> None:
+    hot = Sampling(tokens=300, temperature=1e6)
+    found = set(continue_ids(make(), PROMPT, hot, vocabulary=7))
+    assert found == set(range(7))
+
+
+LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()  # of these probabilities
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ({}, [0.1, 0.4, 0.2, 0.3]),
+        ({"temperature": 0.5}, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),  # squares
+        ({"temperature": 0}, [0, 1, 0, 0]),
+        ({"temperature": 1e-300}, [0, 1, 0, 0]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 3}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"top_k": 99}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_p": 0.39}, [0, 1, 0, 0]),
+        ({"top_p": 0.41}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_p": 0.69}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_p": 0.71}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"top_p": 1.0}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_p": 1e-9}, [0, 1, 0, 0]),
+        # of those three, 4/9 and 3/9 are the fewest that have 0.7, and of all four they are not
+        ({"top_k": 3, "top_p": 0.75}, [0, 4 / 7, 0, 3 / 7]),
+        ({"temperature": 0.5, "top_p": 0.8}, [0, 16 / 25, 0, 9 / 25]),
+    ],
+)
+def test_probabilities(more: dict[str, Any], wanted: list[float]) -> None:
+    found = probabilities(LOGITS, Sampling(**more))
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_of_equals_the_lower_id_is_likelier() -> None:
+    for more in ({"top_k": 2}, {"top_p": 0.5}):
+        assert probabilities(torch.zeros(4), Sampling(**more)).tolist() == [0.5, 0.5, 0, 0]
+    assert probabilities(torch.zeros(4), GREEDY).tolist() == [1, 0, 0, 0]
+
+
+def test_draws_are_as_frequent_as_they_are_likely() -> None:
+    """By a chi-squared test of seeds that are the same every time."""
+    model, count = make(), 1000
+    with torch.no_grad():
+        model.wte.weight.mul_(0.2)
+    sampling = Sampling(tokens=1, top_k=8, temperature=0.9)
+    x = model(model.embed(torch.tensor([PROMPT])), len(PROMPT))
+    p = probabilities(model.logits(x[-1:])[0].detach(), sampling)
+    draws = Counter(
+        token for number in range(count) for token in ids_of(model, PROMPT, sampling, number)
+    )
+    assert draws.keys() <= {int(n) for n in p.nonzero()}
+    expected = {n: float(p[n]) * count for n in map(int, p.nonzero())}
+    square = sum((draws[n] - wanted) ** 2 / wanted for n, wanted in expected.items())
+    assert square < 29.9  # the 99.99th percentile of chi-squared with 7 degrees of freedom
+
+
+def told(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, Any]:
+    """The model says ``ids``; what it was asked."""
+    asked: dict[str, Any] = {}
+
+    def say(
+        model: object, prompt: list[int], sampling: object, *, vocabulary: int, number: int
+    ) -> Iterator[int]:
+        asked.update(prompt=prompt, vocabulary=vocabulary, number=number)
+        yield from ids
+
+    monkeypatch.setattr("engine.generate.continue_ids", say)
+    return asked
+
+
+def test_pieces_are_whole_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, model = GPT2(), make()
+    text = "naïve 🙂 日本"
+    ids = [int(n) for n in words.encode(text)]
+    asked = told(monkeypatch, ids)
+    pieces = list(continue_text(model, words, "Hi", Sampling(), 2))
+    assert "".join(pieces) == text
+    assert len(ids) > len(pieces) > 4
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert asked == {"prompt": [17250], "vocabulary": 50257, "number": 2}
+    told(monkeypatch, ids[:-1])
+    assert "".join(continue_text(model, words, "Hi", Sampling())).endswith("\ufffd")
+
+
+def test_a_text_ends_where_the_model_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, model = GPT2(), make()
+    asked = told(monkeypatch, [17250, 50256, 17250])
+    assert "".join(continue_text(model, words, "", Sampling())) == "Hi"
+    assert asked["prompt"] == [50256], "an empty prompt starts a document"
+    asked = told(monkeypatch, [1, 0])
+    assert "".join(continue_text(model, Char("abc"), "", Sampling())) == "ba"
+    assert asked["prompt"] == [0]
+
+
+def test_unknown_characters_are_refused() -> None:
+    with pytest.raises(Refused, match="the character 'é'"):
+        next(continue_text(make(), Char("abc"), "cabé", Sampling()))
