@@ -132,26 +132,23 @@ def claim(
     for folder in _folders(root, f"{escape(name)}-*"):
         if folder.read_status().get("run_id") == run_id:
             return folder
-    paths = _candidates(root / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    return next(folder for folder in map(RunFolder, paths) if _create(folder, run_id))
+    paths = map(RunFolder, _new_paths(root, name))
+    return next(folder for folder in paths if _create(folder, run_id))
 
 
 def runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
     """The folders NAME-TIME under ``root``, of all names by default, the newest first."""
-    pattern = re.compile(rf"({re.escape(name) if name else '.*'})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
-    found = []
-    for folder in _folders(root, "*"):
-        parts = pattern.fullmatch(folder.path.name)
-        if parts is not None:
-            found.append((parts[2], int(parts[3] or 1), folder.path))
-    return [RunFolder(path) for _, _, path in sorted(found, reverse=True)]
+    return [RunFolder(path) for _, _, path in sorted(_dated(root, name), reverse=True)]
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old or the new whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -174,6 +171,15 @@ def _create(folder: RunFolder, run_id: str) -> bool:
     return True
 
 
+def _dated(root: Path, name: str | None = None) -> Iterator[tuple[str, int, Path]]:
+    """The time and the number in the names of runs, and their folders."""
+    pattern = re.compile(rf"({re.escape(name) if name else '.*'})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
+    for folder in _folders(root, "*"):
+        parts = pattern.fullmatch(folder.path.name)
+        if parts is not None:
+            yield parts[2], int(parts[3] or 1), folder.path
+
+
 def _owner(run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid()}
 
@@ -192,13 +198,14 @@ def _folders(root: Path, pattern: str) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(root.glob(pattern)) if path.is_dir()]
 
 
-def _candidates(path: Path) -> Iterator[Path]:
-    """The path, then path-2, path-3 ... for runs that start within the same second."""
-    yield path
-    number = 2
+def _new_paths(root: Path, name: str) -> Iterator[Path]:
+    """NAME-TIME, then NAME-TIME-2 ...: newer by their names than all runs there are, though the
+    clock may have been set back."""
+    now = f"{datetime.now():%Y%m%d-%H%M%S}"
+    time, number = max([(now, 0), *((time, number) for time, number, _ in _dated(root))])
     while True:
-        yield path.with_name(f"{path.name}-{number}")
         number += 1
+        yield root / (f"{name}-{time}" + (f"-{number}" if number > 1 else ""))
 
 
 def _now() -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 from engine.checkpoint.boxed import Boxed
 from engine.checkpoint.tensors import Tensors
 
+BESIDE = "checkpoint"  # what the thread goes by
+
 
 class Copies:
     """Pieces of tensors in the host's memory, which is taken once and kept: pinned where they come
@@ -42,11 +44,16 @@ class Background:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether a task raised what no one has waited for yet."""
+        return self._error is not None
+
     def start(self, task: Callable[[], None]) -> None:
         """Begin a task, once the one before is done."""
         self.wait()
         # A daemon: a task that waits for a rank that is gone must not keep the process.
-        self._thread = threading.Thread(target=self._run, args=(task,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(task,), name=BESIDE, daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:

@@ -58,7 +58,11 @@ class Saver:
 
     @property
     def overdue(self) -> bool:
-        """Whether the minutes are over. Clocks differ: the main rank's counts."""
+        """Whether this rank asks for a checkpoint after the next step: the minutes are over (clocks
+        differ: the main rank's counts), or the one on its way has failed, which all ranks are to
+        find when they wait for it."""
+        if self._background.failed:
+            return True
         minutes, world = self._settings.minutes, self._run.world
         return minutes is not None and world.is_main and self._clock() - self._since >= 60 * minutes
 

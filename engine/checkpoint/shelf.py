@@ -50,6 +50,7 @@ class Shelf:
         sync_folder(draft)
         draft.rename(folder)  # refuses a folder that holds something
         sync_folder(self.path)
+        sync_folder(self.path.parent)  # in which this folder may be new
 
     def remove(self, step: int) -> None:
         """Whatever interrupts this, no part of the checkpoint is taken for a whole one."""

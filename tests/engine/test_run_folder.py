@@ -6,12 +6,15 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from engine import run_folder
 from engine.errors import Refused
-from engine.run_folder import RunFolder, claim, write_atomically
+from engine.run_folder import RunFolder, claim, runs, write_atomically
 
 
 @pytest.fixture
@@ -46,6 +49,25 @@ def test_runs_that_start_together_get_a_folder_each(root):
         folders = list(pool.map(lambda n: claim("demo", str(n), root=root), range(24)))
     assert len({folder.path for folder in folders}) == 24
     assert sorted(int(f.read_status()["run_id"]) for f in folders) == list(range(24))
+
+
+def test_the_newest_run_is_the_last_one_whatever_the_clock_said(root, monkeypatch):
+    begun: list[RunFolder] = []
+    for day, name in ((2, "b"), (3, "b"), (1, "b"), (1, "a"), (3, "b"), (4, "a")):
+        clock = SimpleNamespace(now=lambda day=day: datetime(2026, 5, day))
+        with monkeypatch.context() as set_back:
+            set_back.setattr(run_folder, "datetime", clock)
+            set_back.setattr(run_folder, "_now", str)
+            begun.append(claim(name, str(len(begun)), root=root))
+    assert runs(root) == begun[::-1]
+    assert [folder.path.name for folder in begun] == [
+        "b-20260502-000000",
+        "b-20260503-000000",
+        "b-20260503-000000-2",
+        "a-20260503-000000-3",
+        "b-20260503-000000-4",
+        "a-20260504-000000",
+    ]
 
 
 def test_of_two_that_want_one_folder_one_is_refused(tmp_path):

@@ -67,7 +67,7 @@ def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Mea
         with record_function("second step"):
             run.step(2)
         sent = _sent(run)
-    most, left = _allocated(profiler)
+    most, left = allocated(profiler, "second step")
     return Measured(
         stage=run.world.axes["pipeline"].index,
         parameters=sum(p.numel() for p in run.model.parameters()),
@@ -103,13 +103,14 @@ def _sent(run: Run) -> Sends:
     return {key: (traffic.calls[key], sent) for key, sent in traffic.bytes.items() if sent}
 
 
-def _allocated(profiler: profile) -> tuple[int, int]:
-    """The peak of the second step, and what is left at its end."""
+def allocated(profiler: profile, what: str) -> tuple[int, int]:
+    """Bytes over those at the profiler's start: the peak while what is recorded under this name
+    runs, and what is left at the end."""
     assert profiler.profiler is not None
     results = profiler.profiler.kineto_results
     assert results is not None
     events = sorted(results.events(), key=lambda event: event.start_ns())
-    start = next(event.start_ns() for event in events if event.name() == "second step")
+    start = next(event.start_ns() for event in events if event.name() == what)
     live = most = 0
     for event in events:
         if event.name() == "[memory]":

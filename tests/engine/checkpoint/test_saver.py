@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from engine.checkpoint.background import Background, Copies
+from engine.checkpoint import manifest
+from engine.checkpoint.background import BESIDE, Background, Copies
 from engine.checkpoint.boxed import Boxed
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
@@ -220,11 +222,11 @@ def test_one_task_at_a_time_and_its_error_is_raised_once():
 
 @contextlib.contextmanager
 def failing_once(world: World) -> Iterator[None]:
-    """The second checkpoint cannot be published."""
+    """No checkpoint after the first step's can be published."""
     healthy = Shelf.publish
 
     def publish(self: Shelf, step: int) -> None:
-        if step == 2:
+        if step > 1:
             raise OSError(5, "Input/output error", str(self.draft(step)))
         healthy(self, step)
 
@@ -244,37 +246,92 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_one_before(tmp_path, asyn
     assert shelf(tmp_path).leftovers() == []
 
 
-def save_watched(rank: int, size: int, path: Path) -> tuple[list[str], list[str]]:
-    """What was synced before a checkpoint had its name, and after."""
-    before: list[str] = []
-    after: list[str] = []
-    sync, rename, named = os.fsync, Path.rename, list[Path]()
+@contextlib.contextmanager
+def failing_beside(world: World) -> Iterator[None]:
+    """The same, and the next step waits until that is so."""
+    healthy = Run.step
+
+    def step(self: Run, step: int, **more: Any) -> Any:
+        for thread in threading.enumerate():
+            if thread.name == BESIDE:
+                thread.join()
+        return healthy(self, step, **more)
+
+    with failing_once(world), patch.object(Run, "step", step):
+        yield
+
+
+def test_a_save_beside_the_training_that_fails_ends_the_run_before_the_next(tmp_path):
+    more = ("checkpoint.every=3", "checkpoint.asynchronous=True", "MAX_STEPS=9")
+    ended = run(job(tmp_path, *more, planted=failing_beside), 2)
+    assert [one.error for one in ended] == ["Failed", "Failed"]
+    said = "".join(one.err for one in ended)
+    assert said.count("checkpoint of step 3: ") == said.count("\n") == 1
+    assert [max(one.batches) for one in ended] == [5, 5], "the next would be after step 6"
+    assert shelf(tmp_path).leftovers() == []
+
+
+@contextlib.contextmanager
+def watched(world: World) -> Iterator[None]:
+    """What happens to files of checkpoints, in its order, goes into a file."""
+    seen: list[tuple[str, str]] = []
+    sync, rename, remove, digest = os.fsync, Path.rename, shutil.rmtree, manifest.digest_of
+
+    def see(what: str, path: Path) -> None:
+        if "checkpoints" in path.parts:
+            seen.append((what, "/".join(path.parts[path.parts.index("checkpoints") :])))
 
     def watched_sync(handle: int) -> None:
-        synced = Path(f"/proc/self/fd/{handle}").readlink()
-        (after if named else before).append(str(synced.relative_to(path.parent)))
+        see("sync", Path(f"/proc/self/fd/{handle}").readlink())
         sync(handle)
 
     def watched_rename(self: Path, target: Path) -> Path:
-        if target == Shelf(path).folder(1):
-            named.append(target)
+        see("rename", target)
         return rename(self, target)
 
-    trainee = Trainee.make(SmallRun(), rank)
-    with patch("os.fsync", watched_sync), patch.object(Path, "rename", watched_rename):
-        trainee.save(Shelf(path), 1)
-    return before, after
+    def watched_remove(path: Path, **more: Any) -> None:
+        if path.exists():
+            see("remove", path)
+        remove(path, **more)
+
+    def watched_digest(file: Any) -> str:
+        see("read back", Path(file.name))
+        return digest(file)
+
+    with (
+        patch("os.fsync", watched_sync),
+        patch.object(Path, "rename", watched_rename),
+        patch("shutil.rmtree", watched_remove),
+        patch("engine.checkpoint.manifest.digest_of", watched_digest),
+    ):
+        yield
+    Path("seen.json").write_text(json.dumps(seen))
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path):
-    path = tmp_path / "checkpoints"
-    ((before, after),) = run_world(1, save_watched, path)
-    draft = "checkpoints/step-00000001.tmp"
-    files = {f"{draft}/{file.name}" for file in Shelf(path).folder(1).iterdir()}
-    files = {name.replace(".metadata", ".metadata.tmp") for name in files}  # as DCP writes it
-    assert {*before} == {*files, draft}
-    assert before[-1] == draft
-    assert after == ["checkpoints"]
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_all_is_synced_and_read_back_before_it_has_a_name_and_then_others_go(
+    tmp_path, asynchronous
+):
+    more = ("MAX_STEPS=2", "checkpoint.every=1", "checkpoint.keep=1")
+    (ended,) = run(job(tmp_path, *more, f"checkpoint.asynchronous={asynchronous}", planted=watched))
+    assert ended.error == ""
+    seen = [(what, path) for what, path in json.loads((tmp_path / "seen.json").read_text())]
+    seen = seen[seen.index(("sync", "checkpoints")) + 1 :]  # those of the second one
+    name, draft = "checkpoints/step-00000002", "checkpoints/step-00000002.tmp"
+    files = {file.name for file in shelf(tmp_path).folder(2).iterdir()}
+    assert {".metadata", "manifest.json", "training.json", "__0_0.distcp"} == files
+    for file in files:
+        synced = f"{file}.tmp" if file == ".metadata" else file  # as DCP writes it
+        assert seen.index(("sync", f"{draft}/{synced}")) < seen.index(
+            ("read back", f"{draft}/{file}")
+        )
+    assert seen[-5:] == [
+        ("sync", draft),
+        ("rename", name),
+        ("sync", "checkpoints"),
+        ("rename", "checkpoints/step-00000001.tmp"),
+        ("remove", "checkpoints/step-00000001.tmp"),
+    ]
 
 
 def save_on_a_bad_disk(rank: int, size: int, path: Path) -> str:

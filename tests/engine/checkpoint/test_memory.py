@@ -1,0 +1,83 @@
+"""What saving and loading take in memory: a piece at a time, never the model."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from engine.checkpoint import tensors
+from engine.checkpoint.boxed import Boxed
+from engine.checkpoint.save import save
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from tests.support.allocations import allocated
+from tests.support.checkpoints import Trainee, layout_of, training_at
+from tests.support.training import Run
+from tests.support.worlds import run_world
+
+RUN = Run(layers=6)
+
+
+def peak(task: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that a task allocates at most, and those that it leaves."""
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True) as profiler, record_function("task"):
+        task()
+    return allocated(profiler, "task")
+
+
+class Fetched:
+    """Pieces that are made when they are wanted, as those from a GPU or a disk are; ``most``: how
+    many there were at a time."""
+
+    def __init__(self) -> None:
+        self.alive = self.most = 0
+
+    def of(self, boxed: Any) -> Boxed:
+        def fetch() -> torch.Tensor:
+            piece: torch.Tensor = boxed.fetch().clone()
+            weakref.finalize(piece.untyped_storage(), self._gone)
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            return piece
+
+        return Boxed(fetch, boxed.box, boxed.dtype)
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def measure(rank: int, size: int, path: Path) -> dict[str, int]:
+    trainee = Trainee.make(RUN, rank)
+    trainee.train([1])
+    model, optimizer = trainee.model, trainee.stepper.optimizer
+    state = {**tensors.of_model(model), **tensors.of_optimizer(model, optimizer)}
+    fetched, shelf = Fetched(), Shelf(path)
+    state = {name: fetched.of(tensor) for name, tensor in state.items()}
+    save(shelf, state, training_at(1), layout=layout_of(RUN), group=None)
+    stored, other = Stored(shelf.folder(1)), Trainee.make(RUN, rank, seed=2)
+    loading, _ = peak(lambda: stored.load_model(other.model))
+    going_on, left = peak(lambda: stored.load_optimizer(other.model, other.stepper.optimizer))
+    reading, _ = peak(lambda: [name for name, _ in stored.parameters()])
+    sizes = [parameter.nbytes for parameter in model.parameters()]
+    return {
+        "pieces": fetched.most,
+        "loading the model": loading,
+        "loading the optimizer, beside its states": going_on - left,
+        "reading without a model": reading,
+        "largest": max(sizes),
+        "model": sum(sizes),
+    }
+
+
+def test_a_piece_at_a_time(tmp_path):
+    (found,) = run_world(1, measure, tmp_path)
+    assert found.pop("pieces") <= 2  # the next is there before the last goes
+    largest, model = found.pop("largest"), found.pop("model")
+    assert model > 8 * largest
+    assert {what: taken for what, taken in found.items() if taken > 2.5 * largest} == {}
