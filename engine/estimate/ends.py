@@ -120,20 +120,21 @@ class Ends:
         """x, kept -> dx and dw among the logits.
 
         Chunk by chunk (models/parallel/loss.py): logits in the compute type, which become their
-        gradient, beside them in float32 the softmax of a block of them; then the chunk's terms of
-        dx and dw.
+        gradient, beside them in float32 the softmax of a block of them; then the chunk's term of
+        dx, and that of dw piece by piece.
         """
         local, x = self.local, self.local.x * self.local.compute
         norm_forward(ledger, local, Kind.ACTIVATIONS)
         ledger.become(Kind.ACTIVATIONS, Kind.BUFFERS, x)  # none needs the norm's output later
         table = use(ledger, local, self.head.weight)
-        ledger.hold(Kind.LOGITS, x)
+        dw = self.head.weight.gathered * local.parameter
+        ledger.hold(Kind.LOGITS, x + dw)
         rows = local.rows(local.mode.outer)
         size = min(self.chunk, rows)
-        for number, chunk in enumerate((size, rows - size if rows < 2 * size else size)):
+        for chunk in (size, rows - size if rows < 2 * size else size):
             if chunk:
-                self._chunk(ledger, chunk / rows, first=number == 0)
-        ledger.touch(Kind.LOGITS, self.head.weight.gathered * local.parameter)  # dw turned over
+                self._chunk(ledger, chunk / rows)
+        ledger.touch(Kind.LOGITS, dw)  # turned over
         ledger.drop(Kind.BUFFERS, table + x)
 
     @cached_property
@@ -141,39 +142,35 @@ class Ends:
         """Rows of x in a chunk of the loss."""
         over, on_tokens = self.head.over_x, not self.head.on_hidden
         gathered = over.size if on_tokens else 1
-        default = CHUNK_BYTES[self.local.device] // (self.table.outputs * FLOAT32 * gathered)
-        return self.local.settings.loss_chunk or max(1, default)
+        budget = CHUNK_BYTES[self.local.device] // gathered
+        return self.local.settings.loss_chunk or self._words(budget, self.local.compute)
 
-    @cached_property
-    def block(self) -> int:
-        """Logits whose softmax is taken at once, where that is less than a chunk of them."""
-        return max(1, BLOCK_BYTES // (self.table.outputs * FLOAT32)) * self.table.outputs
+    def _words(self, budget: int, entry: int) -> int:
+        """How many times the rank's vocabulary fits in ``budget`` bytes."""
+        return max(1, budget // (self.table.outputs * entry))
 
-    def _chunk(self, ledger: Ledger, share: float, *, first: bool) -> None:
+    def _chunk(self, ledger: Ledger, share: float) -> None:
         """One chunk of the loss, with a ``share`` of the rows."""
         local, head, c = self.local, self.head, self.local.compute
-        logits, dw = round(head.y * share), head.weight.gathered
+        logits, words, cuda = round(head.y * share), self.table.outputs, local.device == "cuda"
 
         x = round(head.gathered_x * share) * c if head.over_x.size > 1 else 0
         ledger.chain(Kind.BUFFERS, x, x if head.on_hidden else 0)
         scattered(ledger, local, logits, head.over_y.size, c, kind=Kind.LOGITS)
-        cut = self.table.outputs < local.settings.model.vocab_size
-        block = logits if cut or local.device == "cuda" else min(logits, self.block)
+        block = logits
+        if not cuda and words == local.settings.model.vocab_size:
+            block = min(logits, self._words(BLOCK_BYTES, FLOAT32) * words)
         # Cast before; a result of another type than its terms is copied on a CPU.
-        copies = 1 + local.casts * (1 if local.device == "cuda" else 2)
+        copies = 1 + local.casts * (1 if cuda else 2)
         ledger.touch(Kind.LOGITS, copies * block * max(FLOAT32, c))
         dlogits = logits * c * head.over_y.size if head.over_y.size > 1 else 0
         ledger.hold(Kind.LOGITS, dlogits)
         dx = round(local.x * share)
         scattered(ledger, local, dx, head.over_x.size, c, copied=head.on_hidden)
-        ledger.hold(Kind.LOGITS, dw * c)
-        if local.casts:
-            # An addition of two types makes a copy on a CPU.
-            again = 0 if local.device == "cuda" else dw * local.parameter
-            ledger.touch(Kind.LOGITS, dw * local.parameter if first else again)
-        ledger.drop(Kind.LOGITS, dw * c)
-        if first:
-            ledger.hold(Kind.LOGITS, dw * local.parameter)
+        piece = min(head.weight.gathered, self._words(CHUNK_BYTES[local.device], FLOAT32) * words)
+        # An addition of two types makes a copy on a CPU.
+        copied = 0 if cuda or not local.casts else local.parameter
+        ledger.touch(Kind.LOGITS, piece * (c + copied))
         ledger.drop(Kind.LOGITS, dlogits + logits * c)
         ledger.drop(Kind.BUFFERS, dx * c + x)
 

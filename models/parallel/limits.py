@@ -4,8 +4,13 @@ BUCKET_BYTES = 25 << 20
 """Gradients that are summed together. As torch's DistributedDataParallel: large enough to amortise
 latency, small enough to overlap."""
 
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""float32 logits in a chunk of the loss on a device, where the number of tokens is not given."""
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 29}
+"""Logits, in the compute type, in a chunk of the loss on a device, where the number of tokens is
+not given; also, in float32, what of the head's weight gradient is multiplied at once."""
+
+KEPT_BYTES = 64 << 20
+"""Blocks up to this size stay with the process when they are freed, for the next to use: above what
+a chunk of the loss takes."""
 
 BLOCK_BYTES = 4 << 20
 """float32 logits that a CPU takes the softmax of at once: what its caches hold beside the result

@@ -70,13 +70,25 @@ class Head:
         a CPU; all of them where kernel launches or exchanges cost more than that gains."""
         if self.part.device.type != "cpu" or self.vocabulary:
             return rows
-        return max(1, BLOCK_BYTES // (self.box.local[0] * 4))
+        return self._words(BLOCK_BYTES, torch.float32)
+
+    @property
+    def piece(self) -> int:
+        """How many rows of dw [hidden, vocabulary] to make at once."""
+        return self._words(self._budget, torch.float32)
 
     def _default_chunk(self) -> int:
-        budget = CHUNK_BYTES.get(self.part.device.type, CHUNK_BYTES["cpu"])
         gathered = self.part.mode.up.gather_x
         rows = self.part.sizes[gathered.axis] if gathered and gathered.on == "T" else 1
-        return max(1, budget // (self.box.local[0] * 4 * rows))
+        return self._words(self._budget // rows, self.part.compute)
+
+    @property
+    def _budget(self) -> int:
+        return CHUNK_BYTES.get(self.part.device.type, CHUNK_BYTES["cpu"])
+
+    def _words(self, budget: int, dtype: torch.dtype) -> int:
+        """How many times the rank's vocabulary fits in ``budget`` bytes."""
+        return max(1, budget // (self.box.local[0] * dtype.itemsize))
 
 
 class HeadLoss(torch.autograd.Function):
@@ -96,7 +108,8 @@ class HeadLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ws = head.pieces.gather(w, part)
         dx = torch.empty_like(x) if wanted else None
-        dw: Tensor | None = None
+        # [hidden, vocabulary]: x is turned over to be multiplied, not the far larger logits.
+        dw = ws.new_zeros((ws.shape[1], ws.shape[0]), dtype=w.dtype) if wanted else None
         loss = x.new_zeros((), dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
         for chunk, rows in head.chunks(len(targets), len(x)):
             xs = gathered_x(x[chunk], up, part)
@@ -106,17 +119,16 @@ class HeadLoss(torch.autograd.Function):
                 block_loss = cross_entropy(block, ids, scale, head, wanted)
                 if head.counts_loss:
                     loss += block_loss
-            if dx is None:
+            if dx is None or dw is None:
                 continue
             dys = gather(logits, part.axis(up.scatter_y), "T")
             dxs = part.matmul(dys, ws)
             if up.gather_x:
                 dxs = scatter(dxs, part.axis(up.gather_x.axis), up.gather_x.on)
             dx[chunk] = dxs
-            # [hidden, vocabulary]: x is turned over to be multiplied, not the far larger logits.
-            term = part.matmul(xs.t(), dys)
-            dw = term.to(w.dtype) if dw is None else dw.add_(term)
-            del xs, logits, block, dys, dxs, term  # or the next chunk is made beside this one
+            for sums, features in zip(dw.split(head.piece), xs.t().split(head.piece), strict=True):
+                sums.add_(part.matmul(features, dys))
+            del xs, logits, block, dys, dxs  # or the next chunk is made beside this one
         if dw is not None:
             ctx.save_for_backward(dx, dw.t().contiguous())
             ctx.weight, ctx.head = w, head
