@@ -14,7 +14,7 @@ from engine.build import build_model, named_parameters, partition
 from engine.data.loader import Batch, Batches, pad_samples
 from engine.gradients import GradientSum
 from engine.loss_scale import LossScale
-from engine.memory import peak_bytes
+from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.optim.schedule import lr_factor
 from engine.pipeline import Pipeline
@@ -44,6 +44,7 @@ class Run:
         self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
         self.device, self.data_rank = world.device, world.axes["data"].index
         self.matmul = matmul
+        keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
         store = offload.weights if offload else None
         part = partition(settings, plan.layout.mode, world.axes, world.device, matmul, store)

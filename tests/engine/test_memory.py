@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -30,6 +31,32 @@ def test_a_child_does_not_start_with_its_parents_peak():
 
 def test_on_a_cpu_it_is_the_process():
     assert peak_bytes(torch.device("cpu")) >= peak_resident_bytes() - MIB
+
+
+REUSE = """
+import resource, torch
+from engine.memory import keep_freed_memory
+
+{}
+def take():
+    torch.ones(8 * 2**20)  # 32 MiB
+
+for _ in range(30):  # small blocks take bites of what is freed, until there are enough holes
+    take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+@pytest.mark.parametrize("keep", [False, True])
+def test_kept_memory_is_used_again_without_page_faults(keep: bool) -> None:
+    code = REUSE.format("keep_freed_memory()" if keep else "")
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    faults = int(child.stdout)
+    assert faults < 1000 if keep else faults > 3 * 8000
 
 
 @pytest.mark.gpu
