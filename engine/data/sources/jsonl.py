@@ -56,7 +56,10 @@ class JsonLines:
                 f"is 0x{line[error.start]:02x} ({error.reason})"
             ) from None
         except json.JSONDecodeError as error:
-            raise Refused(f"{where}: not JSON: {error.msg} (column {error.colno})") from None
+            raise Refused(
+                f"{where}: not JSON: {error.msg} (column {error.colno}); "
+                'each line is to be an object with a "text"'
+            ) from None
         except (ValueError, RecursionError) as error:  # a number too long, nesting too deep
             raise Refused(f"{where}: not JSON that can be read: {error}") from None
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):

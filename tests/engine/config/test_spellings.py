@@ -231,6 +231,8 @@ def test_a_known_name_stays_a_setting_when_the_file_reads_it(tmp_path: Path) -> 
     [
         ("", "a.txt", "text"),
         ("", "a.jsonl", "jsonl"),
+        ("", "train_data.json", "jsonl"),
+        ("data = dict(type='text')\n", "a", "text"),
         ("", "a", "text"),
         ("data = dict(type='synthetic')\n", "a.txt", "text"),
         ("data = dict(type='text', path='b.txt')\n", "a.jsonl", "jsonl"),

@@ -28,6 +28,7 @@ def runs() -> Iterator[Run]:
     yield Run(**common, keep_gathers=True, checkpoint="selective")
     yield Run(**common, mode="1d", tensor=2, micro_batches=2)
     yield Run(**common, pipeline=2, micro_batches=2, schedule="1f1b")
+    yield Run(**common, mode="2.5d", tensor=2, depth=2, zero_depth=True)
     yield Run(**common | {"dtype": torch.float32}, compute=torch.bfloat16)
     yield Run(**common | {"dtype": torch.float32}, compute=torch.float16)
 
