@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.checkpoint.stored import Stored
-from engine.errors import Failed
+from engine.errors import Failed, Refused
+from engine.inout.draft import draft
+from engine.inout.reading import SafetensorsFile
+from engine.inout.trained import metadata_of, shapes_of
+from engine.inout.writing import size_of, write_safetensors
 from models import state
 from models.chunks import Chunks
 from models.parallel.box import Box
@@ -58,15 +60,19 @@ def gathered(model: Chunks) -> Iterator[tuple[str, Tensor]]:
 
 def save(model: Chunks, path: Path, *, writes: bool) -> None:
     """The whole model's weights as safetensors, from the rank that ``writes``, which is of the
-    first pipeline stage. All ranks call it. The file is complete or not there at all."""
-    tensors = {}
-    for name, tensor in gathered(model):
-        if writes:
-            tensors[name] = tensor.cpu().clone()
-    if writes:
-        draft = path.with_suffix(".tmp")
-        save_file(tensors, draft)
-        draft.replace(path)
+    first pipeline stage. All ranks call it. The file is complete or not there at all; no more than
+    a tensor is gathered at a time.
+
+    Raises Failed where the disk does not take it.
+    """
+    if not writes:
+        for _ in gathered(model):
+            pass
+        return
+    shapes, dtype = shapes_of(model.sizes), model.part.dtype
+    with draft(path, needs=size_of(shapes, dtype), replace=True) as new:
+        metadata = metadata_of(model.sizes)
+        write_safetensors(new, gathered(model), shapes, dtype=dtype, metadata=metadata)
 
 
 def load(model: Chunks, path: Path, share: int = 0, of: int = 1) -> None:
@@ -84,14 +90,8 @@ def load(model: Chunks, path: Path, share: int = 0, of: int = 1) -> None:
         stored.load_model(model)
         return
     try:
-        state.load(model, _tensors(path))
-    except (ValueError, SafetensorError) as error:
+        state.load(model, SafetensorsFile(path).items())
+    except Refused as refusal:
+        raise Failed(str(refusal)) from None
+    except ValueError as error:
         raise Failed(f"{path}: {error}") from None
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Whole, one at a time."""
-    with safe_open(path, framework="pt") as file:
-        names = file.keys()
-        for name in names:
-            yield name, file.get_tensor(name)

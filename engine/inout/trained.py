@@ -1,0 +1,94 @@
+"""A model on the disk, wherever it came from: what it is, and its tensors one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from engine.config.schema import Model
+from engine.errors import Refused
+from engine.inout.writing import Shapes
+from models.parallel.registry import modes
+from models.parameters import parameters
+from models.sizes import Sizes
+
+OF_TRAINING = {"checkpoint"}
+"""Among the sizes, what says how a model was trained and no more."""
+
+
+def no_problems(share: int = 0, of: int = 1) -> list[str]:
+    """Of files that carry no digests."""
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """``path`` is what it is read from: a file, a checkpoint or a folder of Hugging Face's.
+    ``dtype`` holds the numbers of all its tensors. ``read`` yields every parameter by our name,
+    whole, on the CPU, in the order of ``models.parameters``; it raises Refused or Failed where that
+    cannot be. ``problems``: as ``Stored``'s, how the files differ from what was written."""
+
+    path: Path
+    sizes: Sizes
+    dtype: torch.dtype
+    read: Callable[[], Iterator[tuple[str, Tensor]]]
+    tokenizer: dict[str, Any] | None = None
+    step: int | None = None
+    problems: Callable[[int, int], list[str]] = no_problems
+
+    @property
+    def shapes(self) -> Shapes:
+        return shapes_of(self.sizes)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file of ours says of it."""
+        found = metadata_of(self.sizes)
+        if self.tokenizer is not None:
+            found["tokenizer"] = json.dumps(self.tokenizer)
+        if self.step is not None:
+            found["step"] = str(self.step)
+        return found
+
+
+def shapes_of(sizes: Sizes) -> Shapes:
+    """Whole tensors by our names."""
+    return {p.name: p.shape for p in parameters(sizes, modes()["serial"])}
+
+
+def metadata_of(sizes: Sizes) -> dict[str, str]:
+    """The metadata of a file of safetensors by our names, which tells in JSON what its model is
+    built from. Beside it may be ``tokenizer``, as ``engine.data.tokenizer.dump`` gives it, and
+    ``step``."""
+    told = {name: value for name, value in asdict(sizes).items() if name not in OF_TRAINING}
+    return {"format": "pt", "model": json.dumps(told)}
+
+
+def sizes_from(section: Mapping[str, Any]) -> Sizes:
+    """The sizes that a file tells. Raises ValueError."""
+    try:
+        return Sizes.of(Model.model_validate(dict(section)))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"model.{where}: {problem['msg']}") from None
+
+
+def read_tokenizer(path: Path) -> dict[str, Any] | None:
+    """The tokenizer that a run left at ``path``, if any. Raises Refused for another file."""
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        saved = None
+    if not isinstance(saved, dict) or "type" not in saved:
+        raise Refused(f"{path} is no tokenizer of a run")
+    return saved

@@ -1,0 +1,69 @@
+"""Write a trained model for others: a Hugging Face folder, safetensors, or a state dict."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+from engine import discover
+from engine.checkpoint.pick import run_with_weights
+from engine.config.schema import Precision
+from launch.arguments import add_step
+from launch.validate.units import parse_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """[RUN], what of it, and what to make of it."""
+    parser.add_argument(
+        "run",
+        nargs="?",
+        type=Path,
+        help="a run's folder, one of its checkpoints, or what cuboid import left; default: the "
+        "newest run",
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=discover.names("engine.inout.exports"),
+        help="a Hugging Face GPT-2 folder, a file of safetensors by our names, or what torch.save "
+        "makes of them",
+    )
+    add_step(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="what to write; default: in RUN/exports"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=get_args(Precision),
+        help="of the numbers; default: float32",
+    )
+    parser.add_argument(
+        "--shard-size",
+        default="5GB",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="hf: how large a file of weights may be; default: 5GB",
+    )
+    parser.add_argument("--force", action="store_true", help="replace what an export left there")
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Write it and say where it is. Raises Refused, Failed."""
+    path = args.run or run_with_weights(None).path
+    # Only now, as these import torch
+    from engine.build import DTYPES
+    from engine.inout.export import Options, export, form
+    from engine.inout.opening import open_trained
+    from models.parameters import parameter_count
+
+    model = open_trained(path, args.step)
+    options = Options(dtype=DTYPES[args.dtype][1], shard_bytes=args.shard_size)
+    written = export(model, form(args.to), options, out=args.out, force=args.force)
+    count = parameter_count(model.sizes)
+    print(f"{written}: {count:,} parameters in {args.dtype}, from {model.path}")
+    if args.to == "hf" and (model.tokenizer or {}).get("type") != "gpt2":
+        print("without a tokenizer: Hugging Face's GPT-2 has only GPT-2's own")
+    return 0

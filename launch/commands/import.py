@@ -1,0 +1,43 @@
+"""Bring in a model from elsewhere, such as a Hugging Face GPT-2, to train it further."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine.errors import Refused
+
+IMPORTED = Path("imported")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """PATH, what it is, and where it goes."""
+    parser.add_argument("path", type=Path, help="the model's folder")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        choices=["hf"],
+        help="what it is: a Hugging Face GPT-2 folder",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"a new folder; default: {IMPORTED}/NAME"
+    )
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Write it and say how to go on. Raises Refused, Failed."""
+    if not args.path.is_dir():
+        raise Refused(f"{args.path} is not a folder")
+    out = args.out or IMPORTED / args.path.resolve().name
+    # Only now, as these import torch
+    from engine.inout import huggingface
+    from engine.inout.imported import bring_in
+    from models.parameters import parameter_count
+
+    model = huggingface.read(args.path)
+    bring_in(model, out)
+    print(f"{out}: {parameter_count(model.sizes):,} parameters, from {args.path}")
+    print(f"cuboid train {out}/config.py --init-from {out} data.path=my.txt")
+    return 0
