@@ -45,15 +45,16 @@ def config_for(model: Trained, home: Path) -> str:
     sizes = {name: value for name, value in asdict(model.sizes).items() if name not in OF_TRAINING}
     fields = [f"    {name}={value!r}," for name, value in sizes.items()]
     known = model.tokenizer is not None or model.sizes.vocab_size >= GPT2_VOCABULARY
-    data = 'type="text", tokenizer="gpt2"' if known else 'type="synthetic"'
+    if known:
+        data = ["NUM_EPOCHS = 1", "", 'data = dict(type="text", tokenizer="gpt2")']
+    else:
+        data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its words are not known']
     lines = [
         f"# The model of {model.path.name}. To train it on a text of yours:",
         f"# cuboid train {home}/config.py --init-from {home} data.path=my.txt",
         "BATCH_SIZE = 8",
         f"SEQ_LEN = {model.sizes.block_size}",
-        "NUM_EPOCHS = 1",
-        "",
-        f"data = dict({data})",
+        *data,
         'optimizer = dict(type="adamw", lr=3e-5)',
         "model = dict(",
         *fields,

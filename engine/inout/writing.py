@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def size_of(shapes: Shapes, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(map(prod, shapes.values()))
 
 
-def cast(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def fit(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The tensor as it goes into a file, in memory of its own or the one it has.
 
     Raises:
@@ -90,8 +90,8 @@ class SafetensorsWriter:
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Raises ValueError, Refused, as ``cast`` does."""
-        data = cast(name, tensor, self._shapes[name], self._dtype)
+        """Raises ValueError, Refused, as ``fit`` does."""
+        data = fit(name, tensor, self._shapes[name], self._dtype)
         self._file.seek(self._start + self._offsets[name])
         self._file.write(data.view(torch.uint8).numpy().data)
         self._left.remove(name)
@@ -135,25 +135,50 @@ def write_pt(
     pickled = io.BytesIO()
     state = {name: _Named(key, shapes[name], dtype) for name, key in keys.items()}
     _Pickler(pickled, protocol=2).dump(state)
-    try:
-        archive = torch._C.PyTorchFileWriter(str(path))
-        for record, text in (
-            ("data.pkl", pickled.getvalue()),
-            (".format_version", b"1"),
-            (".storage_alignment", b"64"),
-            ("byteorder", sys.byteorder.encode()),
-        ):
-            archive.write_record(record, text, len(text))
-        for name, tensor in tensors:
-            data = cast(name, tensor, shapes[name], dtype)
-            if data.untyped_storage().nbytes() > data.nbytes:  # which would be written, all of it
-                data = data.clone()
-            storage: Any = data.untyped_storage()
-            archive.write_record(f"data/{keys.pop(name)}", storage, storage.nbytes())
-        archive.write_end_of_file()
-    except RuntimeError as error:  # torch's writer has no other word for a full disk
-        raise OSError(str(error).partition("\n")[0]) from None
+    with path.open("xb") as file:
+        stream = _Stream(file)
+        archive = torch._C.PyTorchFileWriter(cast("IO[bytes]", stream))
+        try:
+            for record, text in (
+                ("data.pkl", pickled.getvalue()),
+                (".format_version", b"1"),
+                (".storage_alignment", b"64"),
+                ("byteorder", sys.byteorder.encode()),
+            ):
+                archive.write_record(record, text, len(text))
+            for name, tensor in tensors:
+                data = fit(name, tensor, shapes[name], dtype)
+                if data.untyped_storage().nbytes() > data.nbytes:  # all of which would be written
+                    data = data.clone()
+                storage: Any = data.untyped_storage()
+                archive.write_record(f"data/{keys.pop(name)}", storage, storage.nbytes())
+                stream.check()
+        finally:
+            archive.write_end_of_file()  # or its destructor will, into a file that is closed
+        stream.check()
     assert not keys, f"not written: {keys}"
+
+
+class _Stream:
+    """A file whose failure is told by ``check``: torch's writer ends the process at what its
+    destructor cannot write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self._failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._failure = error
+        return len(data)
+
+    def check(self) -> None:
+        """Raises OSError."""
+        if self._failure is not None:
+            raise self._failure
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,8 @@ class _Named:
     def __reduce__(self) -> tuple[Any, ...]:
         stride = tuple(prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
         storage = _Storage(self.key, prod(self.shape), self.dtype)
-        arguments = (storage, 0, self.shape, stride, False, OrderedDict[str, Any]())
+        hooks: OrderedDict[str, Any] = OrderedDict()
+        arguments = (storage, 0, self.shape, stride, False, hooks)
         return torch._utils._rebuild_tensor_v2, arguments
 
 

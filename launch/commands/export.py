@@ -1,4 +1,4 @@
-"""Write a trained model for others: a Hugging Face folder, safetensors, or a state dict."""
+"""Write a trained model as a Hugging Face folder, safetensors or a state dict."""
 
 from __future__ import annotations
 

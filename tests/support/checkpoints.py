@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def write(rank: int, size: int, run: Run, path: Path, steps: int = 2) -> None:
     """A checkpoint after so many steps."""
     trainee = Trainee.make(run, rank)
     trainee.train(range(1, steps + 1))
-    trainee.save(Shelf(path), steps)
+    trainee.save(Shelf(path), steps, settings={"model": asdict(run.sizes)})
 
 
 def reseal(folder: Path) -> None:

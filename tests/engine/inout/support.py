@@ -1,0 +1,53 @@
+"""Models on the disk: ours in some layouts, and those that transformers wrote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.inout.trained import Trained, shapes_of
+from models import hf_config
+from models.sizes import Sizes
+
+SIZES = Sizes(n_layer=3, n_head=4, n_embd=32, head_dim=8, n_inner=80, vocab_size=67, block_size=24)
+
+
+def drawn(sizes: Sizes, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Parameters by our names, none of them small, so that nothing misplaced goes unseen."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(shape, generator=draw) / 3).to(dtype)
+        for name, shape in shapes_of(sizes).items()
+    }
+
+
+def trained(sizes: Sizes = SIZES, seed: int = 1, **more: Any) -> Trained:
+    """A model that is made up as it is read."""
+    dtype = more.pop("dtype", torch.float32)
+    return Trained(
+        path=Path("made/up"),
+        sizes=sizes,
+        dtype=dtype,
+        read=lambda: iter(drawn(sizes, seed, dtype).items()),
+        **more,
+    )
+
+
+def theirs(sizes: Sizes = SIZES, seed: int = 0) -> Any:
+    """A GPT2LMHeadModel with biases and norms as random as its weights."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(**hf_config.config_of(sizes))
+    model = transformers.GPT2LMHeadModel(config).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
+    return model
+
+
+UNTIED = replace(SIZES, tie_embeddings=False, activation="gelu")

@@ -1,0 +1,181 @@
+"""Exports: where they go, what they never write over, and what comes back from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.errors import Refused
+from engine.inout.export import Options, export, form, forms
+from engine.inout.opening import open_trained
+from engine.inout.trained import Trained
+from engine.run_folder import RunFolder
+from engine.weights import save
+from models.chunks import Chunks
+from models.gpt import GPT
+from models.parallel.partition import Partition
+from tests.engine.inout.support import SIZES, UNTIED, drawn, trained
+from tests.support.checkpoints import write
+from tests.support.training import Run
+from tests.support.worlds import run_world
+
+FULL = Options(dtype=torch.float32, shard_bytes=10**9)
+HALF = Options(dtype=torch.bfloat16, shard_bytes=10**9)
+RUN = Run(mode="1d", tensor=2, heads=10)
+
+
+def to(name: str, model: Trained, out: Path | None = None, **more: Any) -> Path:
+    options = more.pop("options", FULL)
+    return export(model, form(name), options, out=out, force=more.pop("force", False))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with two checkpoints, the first of which has the lower loss."""
+    folder = RunFolder(tmp_path_factory.mktemp("exports") / "run")
+    run_world(2, write, RUN, folder.checkpoints)
+    run_world(1, write, Run(heads=10), folder.checkpoints, 3)
+    return folder
+
+
+def test_every_checkpoint_goes_to_its_runs_exports(run: RunFolder) -> None:
+    assert forms() == ["hf", "pt", "safetensors"]
+    for name, suffix in (("hf", "-hf"), ("pt", ".pt"), ("safetensors", ".safetensors")):
+        assert to(name, open_trained(run.path)) == run.path / "exports" / f"step-00000003{suffix}"
+        older = open_trained(run.path, "2")
+        assert to(name, older) == run.path / "exports" / f"step-00000002{suffix}"
+    wanted = dict(Stored(Shelf(run.checkpoints).folder(2)).parameters())
+    found = torch.load(run.path / "exports" / "step-00000002.pt", weights_only=True)
+    again = dict(open_trained(run.path / "exports" / "step-00000002.safetensors").read())
+    assert found.keys() == again.keys() == wanted.keys()
+    for name, tensor in wanted.items():  # whole and without padding
+        assert torch.equal(found[name], tensor)
+        assert torch.equal(again[name], tensor)
+
+
+def test_weights_a_run_ended_with_are_exported_beside_them(tmp_path: Path) -> None:
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float64, compute=torch.float64)
+    model = Chunks([GPT(UNTIED, part)])
+    model.initialise(1)
+    save(model, RunFolder(tmp_path).weights, writes=True)
+    found = open_trained(tmp_path)
+    assert (found.sizes, found.dtype) == (UNTIED, torch.float64)
+    out = to("pt", found)
+    assert out == tmp_path / "exports" / "model.pt"
+    rounded = torch.load(out, weights_only=True)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(rounded[name], parameter.float())
+
+
+def test_a_file_of_ours_says_what_it_is(tmp_path: Path) -> None:
+    words = {"type": "char", "characters": "ab"}
+    model = trained(UNTIED, tokenizer=words, step=7)
+    found = open_trained(to("safetensors", model, tmp_path / "x", options=HALF))
+    assert (found.sizes, found.tokenizer, found.step) == (UNTIED, words, 7)
+    assert found.dtype == torch.bfloat16
+    wanted = drawn(UNTIED)
+    assert all(torch.equal(t, wanted[name].bfloat16()) for name, t in found.read())
+
+
+@pytest.mark.parametrize("name", forms())
+def test_nothing_is_written_over_unless_forced(name: str, tmp_path: Path) -> None:
+    model, out = trained(), tmp_path / "out"
+    to(name, model, out)
+    with pytest.raises(Refused) as told:
+        to(name, model, out)
+    assert str(told.value) == (f"{out} is there already: another --out, or --force to replace it")
+    before = content(out)
+    to(name, trained(seed=2), out, force=True)
+    assert content(out) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def content(path: Path) -> list[bytes]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file.read_bytes() for file in files]
+
+
+def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    to("hf", trained(), out)
+    (out / "thesis.tex").touch()
+    with pytest.raises(Refused, match=r"out holds thesis\.tex, which --force does not remove: an"):
+        to("hf", trained(), out, force=True)
+    with pytest.raises(Refused, match=r"out is a folder: another --out$"):
+        to("pt", trained(), out, force=True)
+    with pytest.raises(Refused, match=r"thesis\.tex is no folder: another --out$"):
+        to("hf", trained(), out / "thesis.tex", force=True)
+    assert len([*out.iterdir()]) == 4
+
+
+def test_a_checkpoint_that_was_changed_is_not_exported(run: RunFolder, tmp_path: Path) -> None:
+    path = tmp_path / "step-00000002"
+    path.mkdir()
+    for file in Shelf(run.checkpoints).folder(2).iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    shard = sorted(path.glob("*.distcp"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(Refused) as told:
+        to("pt", open_trained(path), tmp_path / "out")
+    wrong = f"{shard.name} was changed: its SHA-256 differs"
+    assert str(told.value) == f"{path} is not what was written: {wrong}"
+    assert not (tmp_path / "out").exists()
+
+
+def no_model(path: Path) -> None:
+    path.mkdir()
+
+
+def other_safetensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(drawn(SIZES), path)
+
+
+def other_tensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(drawn(UNTIED), path, metadata=trained(SIZES).metadata)
+
+
+def other_metadata(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(drawn(SIZES), path, metadata={"model": '{"n_layer": 0}'})
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (no_model, "x holds no model: it may be a run, one of its checkpoints, a Hugging Face fol"),
+        (other_safetensors, "x does not say what model it is of: cuboid did not write it"),
+        (other_tensors, "x: its tensors are not those of the model that its metadata tells"),
+        (other_metadata, "x: model.n_layer: Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_holds_no_model_is_refused(
+    make: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(Refused) as caught:
+        open_trained(tmp_path / "x")
+    assert told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_steps_are_of_runs_with_checkpoints(run: RunFolder, tmp_path: Path) -> None:
+    out = to("hf", trained(), tmp_path / "out")
+    with pytest.raises(Refused, match=r"out has no checkpoints, of which to take 4$"):
+        open_trained(out, "4")
+    with pytest.raises(Refused, match=r"run: no checkpoint 4; there are: 2, 3$"):
+        open_trained(run.path, "4")
+    with pytest.raises(Refused, match="nowhere holds no model"):
+        open_trained(tmp_path / "nowhere")

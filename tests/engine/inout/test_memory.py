@@ -1,0 +1,100 @@
+"""What a model takes on its way in and out: its largest tensor, however many there are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from engine.checkpoint.save import save
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.tensors import of_model
+from engine.inout.export import Options, export, form
+from engine.inout.trained import shapes_of
+from engine.inout.writing import size_of
+from models.chunks import Chunks
+from models.gpt import GPT
+from models.parallel.partition import Partition
+from models.sizes import Sizes
+from tests.engine.inout.support import trained
+from tests.support.checkpoints import layout_of, training_at
+from tests.support.training import Run
+from tests.support.worlds import run_world
+
+SIZES = Sizes(
+    n_layer=24, n_head=6, n_embd=384, head_dim=64, n_inner=1536, vocab_size=900, block_size=64
+)
+# In a process of its own, which says what it holds beyond what it began with: a small model first,
+# so that all is imported that will be.
+CODE = """
+import json, sys
+from pathlib import Path
+import torch
+import torch
+import torch.distributed as dist
+
+from engine.checkpoint.save import save
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.tensors import of_model
+from engine.inout.export import Options, export, form, forms
+from engine.inout.imported import bring_in
+from engine.inout.opening import open_trained
+
+torch.set_num_threads(1)
+def resident(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+def peak(work):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+small, large, run = map(Path, sys.argv[1:])
+options = Options(dtype=torch.float32, shard_bytes=10**9)
+for path in (small, large):
+    ours = path.with_name(path.name + "-ours")
+    peaks = {"import": peak(lambda: bring_in(open_trained(path), ours))}
+    for name in forms():
+        peaks[name] = peak(
+            lambda: export(open_trained(ours), form(name), options, out=None, force=False)
+        )
+model = open_trained(run)
+peaks["checkpoint"] = peak(lambda: export(model, form("pt"), options, out=None, force=False))
+print(json.dumps(peaks))
+"""
+
+
+def save_large(rank: int, size: int, path: Path) -> None:
+    """A checkpoint of the large model."""
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    model = Chunks([GPT(SIZES, part)])
+    training = training_at(1, settings={"model": asdict(SIZES)})
+    save(Shelf(path), of_model(model), training, layout=layout_of(Run()), group=dist.group.WORLD)
+
+
+def test_no_more_than_a_few_of_the_largest_tensors_are_held(tmp_path: Path) -> None:
+    run_world(1, save_large, tmp_path / "run" / "checkpoints")
+    options = Options(dtype=torch.float32, shard_bytes=30 * 10**6)
+    for name, model in (("small", trained()), ("large", trained(SIZES))):
+        export(model, form("hf"), options, out=tmp_path / name, force=False)
+    shapes = shapes_of(SIZES)
+    whole = size_of(shapes, options.dtype)
+    largest = max(size_of({name: shape}, options.dtype) for name, shape in shapes.items())
+    assert whole > 70 * largest
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *(str(tmp_path / n) for n in ("small", "large", "run"))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peaks = json.loads(done.stdout)
+    assert {*peaks} == {"import", "hf", "pt", "safetensors", "checkpoint"}
+    print(whole, largest, peaks)
+    assert max(peaks.values()) < 6 * largest + 8e6, peaks

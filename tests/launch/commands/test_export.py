@@ -1,0 +1,127 @@
+"""cuboid export and cuboid import, as they are typed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.inout.export import Options, export, form
+from engine.inout.opening import open_trained
+from engine.plan import make_plan
+from engine.run_folder import RunFolder
+from launch import cli
+from models.sizes import Sizes
+from tests.engine.inout.support import SIZES, UNTIED, trained
+from tests.support.checkpoints import write
+from tests.support.training import Run
+from tests.support.worlds import run_world
+
+ROOT = Path(__file__).parents[3]
+COUNT = "31,728"  # parameters of SIZES
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(path: Path, model: Sizes = SIZES) -> None:
+    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    export(trained(model), form("safetensors"), options, out=path, force=False)
+
+
+def test_the_newest_run_that_has_a_model_is_exported(here, capsys):
+    for name in ("a-20260101-000000", "b-20250101-000000", "c-20270101-000000"):
+        (here / "runs" / name).mkdir(parents=True)
+    weights(RunFolder(Path("runs/a-20260101-000000")).weights)
+    run_world(1, write, Run(heads=10), here / "runs/b-20250101-000000/checkpoints")
+    assert cli.main(["export", "--to", "pt"]) == 0
+    out = "runs/a-20260101-000000/exports/model.pt"
+    source = "runs/a-20260101-000000/model.safetensors"
+    assert capsys.readouterr().out == f"{out}: {COUNT} parameters in float32, from {source}\n"
+    assert {t.dtype for t in torch.load(out, weights_only=True).values()} == {torch.float32}
+
+    older = ["export", "runs/b-20250101-000000", "--to", "hf", "--step", "2", "--dtype", "bf16"]
+    assert cli.main([*older, "--out", "there/gpt"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("there/gpt: ")
+    assert told[0].endswith("in bf16, from runs/b-20250101-000000/checkpoints/step-00000002")
+    assert told[1] == "without a tokenizer: Hugging Face's GPT-2 has only GPT-2's own"
+    assert open_trained(Path("there/gpt")).dtype == torch.bfloat16
+
+
+def test_in_and_out_again(here, capsys):
+    weights(Path("x.safetensors"), UNTIED)
+    assert cli.main(["export", "x.safetensors", "--to", "hf", "--shard-size", "10KB"]) == 0
+    first = Path("exports/x-hf")
+    assert len([*first.glob("model-*.safetensors")]) > 3
+    assert cli.main(["import", "exports/x-hf", "--from", "hf"]) == 0
+    count = capsys.readouterr().out.splitlines()[-2].split()[1]
+    assert int(count.replace(",", "")) == sum(t.numel() for _, t in trained(UNTIED).read())
+    home = Path("imported/x-hf")
+    assert {path.name for path in home.iterdir()} == {"model.safetensors", "config.py"}
+
+    plan = make_plan(home / "config.py", gpus=1, environ={})
+    assert Sizes.of(plan.settings.model) == UNTIED
+    again = ["export", str(home), "--to", "hf", "--shard-size", "10KB", "--out", "again"]
+    assert cli.main(again) == 0
+    for path in first.iterdir():
+        assert (Path("again") / path.name).read_bytes() == path.read_bytes(), path.name
+    assert cli.main(["export", "x.safetensors", "--to", "hf", "--force"]) == 0
+    assert [path.name for path in first.glob("model*")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["export", "--to", "hf"], "no run under runs/ has weights: name one"),
+        (
+            ["export", "--to", "onnx"],
+            "argument --to: invalid choice: 'onnx' (choose from 'hf', 'pt'",
+        ),
+        (["export", "nowhere", "--to", "hf"], "nowhere holds no model: it may be a run, one of it"),
+        (
+            ["export", "x.safetensors", "--to", "pt"],
+            "exports/x.pt is there already: another --out,",
+        ),
+        (["export", "x.safetensors", "--to", "pt", "--step", "best"], "has no checkpoints, of whi"),
+        (["export", "x.safetensors", "--to", "hf", "--shard-size", "0"], "is not a size, such as"),
+        (["import", "nowhere", "--from", "hf"], "nowhere is not a folder"),
+        (["import", ".", "--from", "hf"], "config.json"),
+        (["import", ".", "--from", "gguf"], "argument --from: invalid choice: 'gguf'"),
+        (["import", "there", "--from", "hf"], "imported/there is there already: another --out"),
+    ],
+)
+def test_refusals_are_one_line(argv, told, here, capsys):
+    weights(Path("x.safetensors"))
+    Path("exports").mkdir()
+    Path("exports/x.pt").touch()
+    Path("imported/there").mkdir(parents=True)
+    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    export(trained(), form("hf"), options, out=Path("there"), force=False)
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert told in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_a_wrong_path_is_refused_without_torch(here):
+    code = (
+        "import sys; from launch import cli; cli.main(sys.argv[1:]); print('torch' in sys.modules)"
+    )
+    for argv in (["export", "--to", "hf"], ["import", "nowhere", "--from", "hf"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "False\n"
