@@ -59,7 +59,8 @@ def by_size() -> dict[int, list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Parameters and optimizer states at the checkpoint, and the losses of the steps after it."""
+    """Parameters and optimizer states at the checkpoint, and the losses of the steps after it, of
+    which serial's are what those of all others are compared with."""
 
     tensors: dict[str, Tensor]
     losses: list[float]
@@ -72,7 +73,7 @@ def write_all(rank: int, size: int, names: list[str], path: Path) -> dict[str, S
         trainee = Trainee.make(run_of(name), rank)
         trainee.train(range(1, WRITTEN + 1))
         trainee.save(Shelf(path / name), WRITTEN)
-        written[name] = state_of(trainee)
+        written[name] = state_of(trainee, more=MORE if name == SERIAL else 0)
     return written if rank == 0 else {}
 
 
@@ -86,9 +87,9 @@ def read_all(rank: int, size: int, pairs: list[Pair], path: Path) -> dict[Pair, 
     return found if rank == 0 else {}
 
 
-def state_of(trainee: Trainee) -> State:
+def state_of(trainee: Trainee, more: int = MORE) -> State:
     tensors = {name: tensor.clone() for name, tensor in trainee.whole().items()}
-    return State(tensors=tensors, losses=trainee.train(range(WRITTEN + 1, WRITTEN + MORE + 1)))
+    return State(tensors=tensors, losses=trainee.train(range(WRITTEN + 1, WRITTEN + more + 1)))
 
 
 class Worlds:

@@ -26,6 +26,7 @@ from tests.support.jobs import TINY, Ended, Job, run, run_all
 
 SAVED, DIES, STEPS = 2, 4, 4  # killed in the middle of step 4, after step 3 was logged
 DROPOUT = ("model.embd_pdrop=0.1", "model.resid_pdrop=0.1", "model.attn_pdrop=0.1")
+OFFLOADED, BESIDE = "zero.offload='cpu'", "checkpoint.asynchronous=True"
 PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", "PIPELINE=2", "NUM_MICRO_BATCHES=2", *DROPOUT)
 
 
@@ -36,8 +37,8 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
         layout = (f"MODE='{cut.mode}'", f"TENSOR_PARALLEL={cut.tensor}", *depth)
         found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
-    for stage in (1, 2, 3):
-        found[f"pp1d zero{stage}"] = 8, (*PP1D, f"zero.stage={stage}")
+    for stage, more in enumerate([(OFFLOADED,), (), (BESIDE,)], 1):
+        found[f"pp1d zero{stage}"] = 8, (*PP1D, f"zero.stage={stage}", *more)
     overflows = ("loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
     fp16 = ("precision='fp16'", *overflows, "loss_scale.growth_interval=2")
     sgd = ("optimizer.type='sgd'", "optimizer.momentum=0.9", "gradient_accumulation=2")
@@ -46,7 +47,7 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         **found,
         "fp16": (1, fp16),
         "sgd, accumulated": (1, sgd),
-        "asynchronous": (2, ("checkpoint.asynchronous=True", *DROPOUT)),
+        "offloaded, asynchronous": (2, ("zero.stage=3", OFFLOADED, BESIDE, *DROPOUT)),
         "nvme": (2, (*nvme, "zero.nvme_path='nvme'", "zero.nvme_store='threads'")),
     }
 
