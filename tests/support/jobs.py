@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
 from engine.context import World, open_world
 from engine.data.loader import Batch, Batches
@@ -23,6 +24,7 @@ from engine.loop import train
 from engine.plan import make_plan
 from engine.rendezvous import LOOPBACK, Place
 from engine.run import Run
+from engine.run_folder import RunFolder
 from engine.step import Outcome
 from tests.support.worlds import WorldError, run_world
 
@@ -41,6 +43,7 @@ eval = dict(every=0)
 timeout = 20
 start_timeout = 60
 """
+RUN = Path("run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,18 @@ class Ended:
     out: str
     err: str
     batches: dict[int, list[str]]
+
+
+def into_run(folder: Path, *overrides: str, **more: Any) -> Job:
+    """The tiny training, into RUN of a folder that is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.py").write_text(TINY)
+    return Job(folder=folder, overrides=overrides, **{"asked": Asked(output=RUN), **more})
+
+
+def shelf_of(folder: Path, run: Path = RUN) -> Shelf:
+    """The checkpoints of a run there."""
+    return Shelf(RunFolder(folder / run).checkpoints)
 
 
 def run(job: Job, ranks: int = 1) -> list[Ended]:

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from engine.checkpoint.metadata import METADATA
-from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
 from engine.context import World
@@ -25,9 +24,7 @@ from engine.matmuls import MATMULS
 from engine.plan import make_plan
 from engine.run_folder import RunFolder
 from tests.support.checkpoints import reseal
-from tests.support.jobs import TINY, Ended, Job, digest, run, run_all
-
-RUN = Path("run")
+from tests.support.jobs import RUN, TINY, Ended, Job, digest, run, run_all, shelf_of
 
 
 def job(folder: Path, *overrides: str, resume: str = "none", **more: Any) -> Job:
@@ -53,18 +50,14 @@ def folder(six_steps: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(six_steps, tmp_path / "copy"))
 
 
-def shelf(folder: Path, run: Path = RUN) -> Shelf:
-    return Shelf(RunFolder(folder / run).checkpoints)
-
-
 def rows(folder: Path, run: Path = RUN) -> list[int]:
     return [
         json.loads(line)["step"] for line in (folder / run / "log.jsonl").read_text().splitlines()
     ]
 
 
-def flip_a_bit(folder: Path) -> None:
-    (shard,) = folder.glob("*.distcp")
+def flip_a_bit(folder: Path, name: str = "__0_0.distcp") -> None:
+    shard = folder / name
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
@@ -82,9 +75,9 @@ class Bomb:
 
 
 def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder, six_steps):
-    flip_a_bit(shelf(folder).folder(6))
-    shelf(folder).draft(8).mkdir()  # of a save that died
-    damaged = shelf(folder).folder(4)
+    flip_a_bit(shelf_of(folder).folder(6))
+    shelf_of(folder).draft(8).mkdir()  # of a save that died
+    damaged = shelf_of(folder).folder(4)
     (damaged / METADATA).write_bytes(pickle.dumps(Bomb()))
     reseal(damaged)
     (ended,) = run(job(folder, "MAX_STEPS=6", resume="auto"))
@@ -99,12 +92,27 @@ def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder,
         "going on from run/checkpoints/step-00000002",
     ]
     assert not (folder / "canary").exists()
-    assert [path.name for path in shelf(folder).leftovers()] == [
+    assert [path.name for path in shelf_of(folder).leftovers()] == [
         "step-00000004.aside",
         "step-00000006.aside",
     ]
     assert rows(folder) == [1, 2, 3, 4, 5, 6]
-    assert same(Stored(shelf(folder).folder(6)), Stored(shelf(six_steps).folder(6)))
+    assert same(Stored(shelf_of(folder).folder(6)), Stored(shelf_of(six_steps).folder(6)))
+
+
+def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(folder):
+    """Rank 1's is the second of the large ones."""
+    both = ("MAX_STEPS=8", "checkpoint.every=1")
+    assert [one.error for one in run(job(folder, *both, resume="auto"), 2)] == ["", ""]
+    flip_a_bit(shelf_of(folder).folder(8), "__1_0.distcp")
+    ended = run(job(folder, *both, resume="auto"), 2)
+    assert [one.error for one in ended] == ["", ""]
+    assert ended[0].out.splitlines()[:2] == [
+        "run/checkpoints/step-00000008 is passed over: __1_0.distcp was changed: its SHA-256 "
+        "differs",
+        "going on from run/checkpoints/step-00000007",
+    ]
+    assert [list(one.batches) for one in ended] == [[8], [8]]
 
 
 def test_a_run_that_is_done_has_nothing_left_to_do(folder):
@@ -112,7 +120,7 @@ def test_a_run_that_is_done_has_nothing_left_to_do(folder):
     (ended,) = run(job(folder, "MAX_STEPS=6", resume="run"))
     assert (ended.error, ended.batches) == ("", {})
     assert (folder / RUN / "log.jsonl").read_text() == before
-    assert shelf(folder).steps() == [2, 4, 6]
+    assert shelf_of(folder).steps() == [2, 4, 6]
     assert RunFolder(folder / RUN).read_status()["state"] == "finished"
     assert RunFolder(folder / RUN).read_status()["step"] == 6
 
@@ -126,9 +134,9 @@ def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
         ]
     )
     assert [fork[0].error, back[0].error] == ["", ""]
-    assert shelf(folder, Path("fork")).steps() == [5]
+    assert shelf_of(folder, Path("fork")).steps() == [5]
     assert rows(folder, Path("fork")) == [5]
-    assert shelf(folder).steps() == [2, 4, 5]
+    assert shelf_of(folder).steps() == [2, 4, 5]
     assert rows(folder) == [1, 2, 3, 4, 5]
 
 
@@ -176,7 +184,7 @@ def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
     assert "written by tensor 1 (serial) x pipeline 1 x data 1, goes on as" in ended[0].out
     read = [digest for step in (7, 8) for one in ended for digest in one.batches[step]]
     assert read == [digest_of(folder, step) for step in (7, 8, 9, 10)]
-    stored = Stored(shelf(folder).folder(8))
+    stored = Stored(shelf_of(folder).folder(8))
     assert stored.training.samples == (6 + 4) * 4
     last = json.loads((folder / RUN / "log.jsonl").read_text().splitlines()[-1])
     assert last["tokens"] == (6 + 4) * 4 * 8
@@ -200,7 +208,7 @@ def test_a_folder_in_use_is_refused_and_untouched(folder):
 
 def test_the_lock_ends_with_the_process(folder):
     assert run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run", dies=8)) == []
-    assert shelf(folder).steps()[-1] == 7
+    assert shelf_of(folder).steps()[-1] == 7
     assert RunFolder(folder / RUN).read_status()["state"] == "running", "it could not tell"
     (ended,) = run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run"))
     assert list(ended.batches) == [8, 9]
@@ -229,14 +237,14 @@ def test_auto_without_a_run_begins_one(tmp_path):
 
 def test_nothing_good_to_go_on_from(folder):
     for step in (2, 4, 6):
-        flip_a_bit(shelf(folder).folder(step))
+        flip_a_bit(shelf_of(folder).folder(step))
     refused, finished = run_all(
         [job(folder, resume="run"), job(folder, "MAX_STEPS=7", resume="auto")]
     )
     assert refused[0].error == "Refused"
     assert refused[0].err == "--resume=run: no checkpoint there that verifies\n"
     assert finished[0].err == "run: a finished run without a checkpoint: another --output\n"
-    assert shelf(folder).steps() == [2, 4, 6]
+    assert shelf_of(folder).steps() == [2, 4, 6]
 
 
 @contextlib.contextmanager
@@ -248,7 +256,7 @@ def slow_onednn(world: World) -> Iterator[None]:
 def test_the_matmul_is_the_one_it_was(folder):
     """Whatever is the faster one today."""
     for step in (2, 4, 6):
-        path = shelf(folder).folder(step) / "training.json"
+        path = shelf_of(folder).folder(step) / "training.json"
         path.write_text(path.read_text().replace('"matmul": "torch"', '"matmul": "onednn"'))
         reseal(path.parent)
     assert "onednn" in MATMULS
@@ -259,7 +267,7 @@ def test_the_matmul_is_the_one_it_was(folder):
         ]
     )
     assert [same[0].error, other[0].error] == ["", ""]
-    machine = [Stored(shelf(folder).folder(step)).training.matmul for step in (7, 8)]
+    machine = [Stored(shelf_of(folder).folder(step)).training.matmul for step in (7, 8)]
     assert machine == ["onednn", "torch"]
 
 

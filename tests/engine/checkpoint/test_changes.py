@@ -9,7 +9,7 @@ import pytest
 from engine.checkpoint.changes import FIXED, SILENT, compare, moved
 from engine.checkpoint.manifest import Training
 from engine.checkpoint.save import layout_of
-from engine.config.schema import all_settings
+from engine.config.schema import all_settings, user_name
 from engine.errors import Refused
 from engine.plan import Plan, make_plan
 from tests.support.checkpoints import training_at
@@ -51,6 +51,23 @@ def test_another_model_or_optimizer_is_refused_with_the_difference(tmp_path, bef
     assert first.startswith("step-00000002 is of another model or optimizer")
     assert any(override in line and "in the checkpoint" in line for line in differences)
     assert not any("optimizer.lr" in line for line in differences)
+
+
+@pytest.mark.parametrize("name", sorted(FIXED))
+def test_each_that_tensors_stand_for_is_refused(tmp_path, before, name):
+    *sections, last = name.split(".")
+    values = before.settings
+    for section in sections:
+        values = values[section]
+    values[last] = "other"
+    with pytest.raises(Refused, match=f"{user_name(name)} is 'other'"):
+        lines(tmp_path, before)
+
+
+def test_all_of_the_model_but_what_only_training_sees_is_fixed():
+    free = "embd_pdrop resid_pdrop attn_pdrop checkpoint num_chunks preset init_std".split()
+    model = {name for name in all_settings() if name.startswith("model.")}
+    assert model - FIXED == {f"model.{name}" for name in free}
 
 
 def test_each_difference_has_its_place_and_its_old_value(tmp_path, before):

@@ -57,11 +57,12 @@ CASES = cases()
 
 @contextlib.contextmanager
 def drawing(world: World) -> Iterator[None]:
-    """Every step draws from all global generators, as a library might."""
+    """Every step draws from all global generators, as a library might: on each rank more."""
     healthy = Run.step
 
     def step(self: Run, step: int, **more: Any) -> Any:
-        torch.rand(1), numpy.random.rand(), random.random()
+        for _ in range(world.rank + 1):
+            torch.rand(1), numpy.random.rand(), random.random()
         return healthy(self, step, **more)
 
     with patch.object(Run, "step", step):
