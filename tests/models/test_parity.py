@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.support.cuts import Cut, cuts
+from tests.support.cuts import Cut, cuts, full_cuts
 from tests.support.pairs import pairs
 from tests.support.parity import Parity
 from tests.support.training import Run
@@ -49,6 +49,8 @@ def many_runs() -> Iterator[Run]:
         if cut.tensor > 1:
             yield Run(**cut._asdict())
             smallest.setdefault(cut.mode, cut)
+    for cut in full_cuts():  # an MLP that no cut divides
+        yield Run(**cut._asdict(), inner=27, dtype=torch.float64, steps=3)
     for cut in smallest.values():
         yield Run(**cut._asdict(), compute=torch.bfloat16)
 

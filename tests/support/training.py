@@ -70,6 +70,7 @@ class Run:
     loss_chunk: int | None = 5
     dropout: float = 0.0
     heads: int | None = None
+    inner: int = 28
     scale: float = 2.0**12
     gentle: bool = False
 
@@ -93,7 +94,7 @@ class Run:
             n_head=self.heads or (12 if 12 % parts == 0 else parts),
             n_embd=20,
             head_dim=2,
-            n_inner=28,
+            n_inner=self.inner,
             vocab_size=29,
             block_size=16,
             embd_pdrop=self.dropout,
@@ -119,6 +120,7 @@ class Run:
         if self.checkpoint:
             flags.append("selective" if self.checkpoint == "selective" else "checkpoint")
         flags += ["keep"] * self.keep_gathers
+        flags += [f"inner{self.inner}"] * (self.inner != 28)
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
@@ -134,7 +136,7 @@ class Run:
     def alone(self) -> Run:
         """The same training in one process: nothing cut, padded, accumulated or checkpointed."""
         whole = Run(heads=self.sizes.n_head, loss_chunk=None)
-        model = "layers tied dtype compute dropout"
+        model = "layers tied dtype compute dropout inner"
         course = "samples length ignored steps clip scale gentle"
         kept = f"{model} {course}".split()
         return replace(whole, **{name: getattr(self, name) for name in kept})

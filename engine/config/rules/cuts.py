@@ -37,23 +37,34 @@ def width_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
     yield from _divides(facts, "model.n_embd", facts.settings.model.n_embd, pieces)
 
 
-def mlp_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
-    """The MLP's width: cut in activations, in what leaves *up* and goes into *down* weights."""
-    mode = facts.mode
+def mlp_is_cut_alike(facts: Facts) -> Iterator[Finding]:
+    """The MLP's width: cut in activations, in what leaves *up* and goes into *down* weights. It is
+    padded, and the padding stays zero, where a product's x and w come to the same width."""
+    mode, width = facts.mode, facts.settings.model.n_inner
     cuts = (mode.inner.hidden, mode.up.weight_out, mode.down.weight_in)
     pieces = lcm(*(facts.pieces(*axes) for axes in cuts))
-    if facts.states("model.n_inner") or not facts.settings.model.n_embd % pieces:
-        yield from _divides(facts, "model.n_inner", facts.settings.model.n_inner, pieces)
+    x, w = mode.down.gather_x, mode.down.gather_w
+    gathered_x = -(-width // facts.pieces(*mode.inner.hidden))
+    gathered_x *= facts.pieces(x.axis) if x and x.on == "H" else 1
+    gathered_w = -(-width // facts.pieces(*mode.down.weight_in))
+    gathered_w *= facts.pieces(w) if w else 1
+    if gathered_x == gathered_w:
+        yield from _padded(facts, "model.n_inner", width, pieces)
+    elif facts.states("model.n_inner") or not facts.settings.model.n_embd % pieces:
+        yield from _divides(facts, "model.n_inner", width, pieces)
 
 
 def vocabulary_is_padded(facts: Facts) -> Iterator[Finding]:
     """The vocabulary is padded to what the cut needs."""
-    size = facts.settings.model.vocab_size
     pieces = facts.pieces(*facts.mode.up.weight_out)
-    if size % pieces:
+    yield from _padded(facts, "model.vocab_size", facts.settings.model.vocab_size, pieces)
+
+
+def _padded(facts: Facts, name: str, value: int, pieces: int) -> Iterator[Finding]:
+    if value % pieces:
         yield facts.note(
-            "model.vocab_size",
-            f"{facts.cite('model.vocab_size')} is padded to {-(-size // pieces) * pieces}, a "
+            name,
+            f"{facts.cite(name)} is padded to {-(-value // pieces) * pieces}, a "
             f"multiple of {pieces}, for {facts.cite('mode', 'tensor_parallel')}",
         )
 
@@ -72,6 +83,6 @@ RULES = (
     heads_are_cut_whole,
     attention_is_cut_evenly,
     width_is_cut_evenly,
-    mlp_is_cut_evenly,
+    mlp_is_cut_alike,
     vocabulary_is_padded,
 )

@@ -149,6 +149,25 @@ def test_is_told(tmp_path: Path, text: str, note: str) -> None:
     assert said(plan(tmp_path, text).notes, tmp_path) == [note]
 
 
+@pytest.mark.parametrize(
+    ("mode", "size", "width", "padded"),
+    [
+        ("1d", 4, 250, "252, a multiple of 4"),
+        ("2d", 4, 251, "252, a multiple of 2"),
+        ("3d", 8, 251, "252, a multiple of 4"),
+    ],
+)
+def test_an_mlp_is_padded(tmp_path: Path, mode: str, size: int, width: int, padded: str) -> None:
+    path = tmp_path / "config.py"
+    cut = f"BATCH_SIZE = 8\nMODE = {mode!r}\nTENSOR_PARALLEL = {size}\n"
+    path.write_text(
+        cut + BASE.replace("n_embd=64", f"n_embd=64, n_inner={width}, vocab_size=50260")
+    )
+    assert said(make_plan(path, gpus=None, environ={}).notes, tmp_path) == [
+        f"model.n_inner={width} is padded to {padded}, for MODE={mode!r}, TENSOR_PARALLEL={size}"
+    ]
+
+
 @pytest.mark.parametrize(("stages", "chunks"), [(4, 1), (2, 2), (5, 1), (3, 2), (1, 4), (1, 5)])
 def test_every_chunk_has_a_layer(tmp_path: Path, stages: int, chunks: int) -> None:
     text = f"PIPELINE = {stages}\nBATCH_SIZE = 60\nNUM_MICRO_BATCHES = 60\n"

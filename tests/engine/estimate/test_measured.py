@@ -64,6 +64,7 @@ def cases() -> Iterator[tuple[int, list[str]]]:
         mode = [f"TENSOR_PARALLEL={cut.tensor}", f"MODE={cut.mode}", f"DEPTH={cut.depth}"]
         for settings in SETTINGS:
             yield cut.tensor, [*mode, *settings]
+        yield cut.tensor, [*mode, "model.n_inner=251"]
         yield 2 * cut.tensor, [*mode, "zero.stage=3", "model.vocab_size=4000"]
         yield 2 * cut.tensor, [*mode, *PIPELINE, "BATCH_SIZE=16", "schedule=zero_bubble"]
     for ranks, stage in ((1, 2), (2, 1), (2, 2), (3, 2), (2, 3)):
