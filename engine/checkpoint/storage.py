@@ -110,7 +110,7 @@ class Writer(FileSystemWriter):
             super().finish(metadata, tensors)
             for name, data in self._beside.items():
                 self._write(draft / name, data)
-            self._read_back(self._files.digests)
+            self._read_back(self._files.digests.keys() - files.keys())
             files |= self._files.digests
             self._write(draft / MANIFEST, self._seal(files))
             self._read_back([MANIFEST])

@@ -86,7 +86,8 @@ def test_all_is_synced_and_read_back_before_it_has_a_name_and_then_others_go(
         assert seen.index(("sync", f"{draft}/{synced}")) < seen.index(
             ("read back", f"{draft}/{file}")
         )
-    assert seen[-6:] == [
+    end = seen.index(("remove", last)) + 1
+    assert seen[end - 6 : end] == [
         ("sync", draft),
         ("rename", name),
         ("sync", folder),
