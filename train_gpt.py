@@ -8,41 +8,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from engine.checkpoint.ways import Asked
-from engine.context import open_world
+from engine.context import World
 from engine.data.source import default_cache
-from engine.errors import Failed, Refused
+from engine.errors import Refused
 from engine.loop import train
 from engine.not_yet import not_yet
 from engine.plan import Plan, make_plan
-from engine.rendezvous import Place, locate, spokesman
+from engine.rendezvous import Place
 from launch.arguments import Parser, add_config, add_place, add_run, config_and_overrides
+from launch.rank import run_rank
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Train; the exit code: 0 done, 1 the run failed, 2 the user's input was refused."""
-    try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        place = locate(
-            environ,
-            host=args.host,
-            port=args.port,
-            rank=args.rank,
-            world_size=args.world_size,
-            from_torch=args.from_torch,
-        )
-    except Refused as refusal:
-        return refuse(refusal, environ)
-    try:
-        with open_world(lambda: plan(args, place, environ), place, backend=args.backend) as world:
-            asked = Asked(resume=args.resume, output=args.output, new_data=args.allow_new_data)
-            train(world, world.plan, asked, cache=default_cache(environ))
-    except (Refused, Failed) as error:  # the world has told why, once over all ranks
-        return 2 if isinstance(error, Refused) else 1
-    return 0
+
+    def work(args: argparse.Namespace, world: World) -> None:
+        asked = Asked(resume=args.resume, output=args.output, new_data=args.allow_new_data)
+        train(world, world.plan, asked, cache=default_cache(environ))
+
+    argv = sys.argv[1:] if argv is None else argv
+    return run_rank(argv, environ, parse=parse, plan=plan, work=work)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,16 +52,6 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
     if refused := not_yet(made):
         raise Refused("\n".join(refused))
     return made
-
-
-def refuse(refusal: Refused, environ: Mapping[str, str]) -> int:
-    """Before ranks can meet, every rank refuses by itself, and torchrun ends all when one leaves:
-    the others give rank 0 the time to speak."""
-    if spokesman(environ):
-        print(refusal, file=sys.stderr, flush=True)
-    else:
-        time.sleep(5)
-    return 2
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from engine.gradients import GradientSum
 from engine.matmuls import MATMULS, probe_matmul
-from engine.pipeline import Batch, Pipeline, _Pass
+from engine.pipeline import Batch, Pipeline, _Pass, loss_of
 from engine.schedule import Costs, Shape, actions, idle_fraction
 from models.chunks import Chunks
 from models.gpt import GPT
@@ -68,7 +68,8 @@ class Watched(Pipeline):
                 watch.waited += time.perf_counter() - started
                 return tensor
 
-        return Timed(self, batches, seeds, scale, sums).run(self.plan(len(batches), True))
+        one = Timed(self, batches, seeds, loss_of(scale), sums)
+        return one.run(self.plan(len(batches), True))
 
 
 class TorchStage(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -25,6 +25,16 @@ Key = tuple[str, int, int]
 """What is sent ("forward": activations, "input": their gradient), chunk, micro-batch."""
 
 
+Measure = Callable[[GPT, Tensor, Tensor], Tensor]
+"""What the last stage makes of a micro-batch, of its x [T_local, C_local] and targets [samples,
+seq_len]: numbers that are added up over micro-batches and ranks."""
+
+
+def loss_of(scale: float) -> Measure:
+    """This rank's share of the summed cross-entropy, times ``scale``."""
+    return lambda model, x, targets: model.loss(x, targets, scale)
+
+
 class Pipeline:
     """``schedule`` over the ranks of ``axis``; one rank is a pipeline too, without messages.
 
@@ -44,14 +54,15 @@ class Pipeline:
         ``seeds`` key the dropout masks, one a micro-batch; ``sums`` is told which gradients are
         complete, so that their sum over ranks starts at once.
         """
-        return _Pass(self, batches, seeds, scale, sums).run(self.plan(len(batches), True))
+        one = _Pass(self, batches, seeds, loss_of(scale), sums)
+        return one.run(self.plan(len(batches), True))
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch], scale: float) -> Tensor:
-        """The share of the loss only, without gradients."""
-        return _Pass(self, batches, [0] * len(batches), scale, None).run(
-            self.plan(len(batches), False)
-        )
+    def evaluate(self, batches: Sequence[Batch], measure: Measure, total: Tensor) -> Tensor:
+        """``total``, in float64, with this rank's share of what is measured added, without
+        gradients."""
+        one = _Pass(self, batches, [0] * len(batches), measure, None, total)
+        return one.run(self.plan(len(batches), False))
 
     def _plan(self, micro_batches: int, backward: bool) -> list[Action | Transfer]:
         chunks = len(self.model.chunks)
@@ -77,12 +88,15 @@ class _Pass:
         pipeline: Pipeline,
         batches: Sequence[Batch],
         seeds: Sequence[int],
-        scale: float,
+        measure: Measure,
         sums: GradientSum | None,
+        total: Tensor | None = None,
     ) -> None:
         self.model, self.axis = pipeline.model, pipeline.axis
-        self.batches, self.seeds, self.scale, self.sums = batches, seeds, scale, sums
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.model.part.device)
+        self.batches, self.seeds, self.sums = batches, seeds, sums
+        self.measure = measure
+        zero = torch.zeros((), dtype=torch.float64, device=self.model.part.device)
+        self.total = zero if total is None else total
         self.held: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
         self.weights: dict[tuple[int, int], Later] = {}
         self.arriving: dict[Key, tuple[Tensor, Finish]] = {}
@@ -97,7 +111,7 @@ class _Pass:
                 getattr(self, item.kind)(item)
         while self.sends:
             self.sends.popleft()[1]()
-        return self.loss
+        return self.total
 
     def forward(self, action: Action) -> None:
         chunk, where = self.model[action.chunk], (action.chunk, action.micro_batch)
@@ -111,8 +125,8 @@ class _Pass:
             y = x
         y = chunk(y, ids.shape[1], seed)
         if chunk.last:
-            y = chunk.loss(y, targets, self.scale)
-            self.loss += y.detach()
+            y = self.measure(chunk, y, targets)
+            self.total += y.detach()
         else:
             self.leaving["forward", *where] = y.detach()
         if self.sums is not None:

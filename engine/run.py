@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from engine import weights
 from engine.build import build_model, named_parameters, partition
@@ -17,7 +16,7 @@ from engine.loss_scale import LossScale
 from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.optim.schedule import lr_factor
-from engine.pipeline import Pipeline
+from engine.pipeline import Pipeline, loss_of
 from engine.step import Optimizer, Outcome, Stepper
 
 if TYPE_CHECKING:
@@ -93,17 +92,19 @@ class Run:
         """Whether a validation follows ``step``."""
         every = self.plan.settings.eval.every
         due = last if every is None else every > 0 and (last or step % every == 0)
-        return due and self.batches.validation_batches > 0
+        return due and self.batches.validation.batches > 0
 
     def validate(self) -> float:
         """The mean loss over the validation samples, the same in every layout."""
+        sweep = self.batches.validation
         batches = [
             micro_batch
-            for number in range(self.batches.validation_batches)
-            for micro_batch in self._split(self.batches.validation(number, self.data_rank))
+            for number in range(sweep.batches)
+            for micro_batch in self._split(sweep.batch(number, self.data_rank))
         ]
         self.model.train(False)
-        loss = self.pipeline.evaluate(batches, 1 / self.batches.validation_targets)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.pipeline.evaluate(batches, loss_of(1 / sweep.targets), loss)
         self.model.train()
         return float(self.world.axes["world"].all_reduce(loss))
 
@@ -112,14 +113,14 @@ class Run:
         weights.save(self.model, path, writes=self.world.is_main)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
-        """Micro-batches on the device, padded with samples that do not count where the mode cannot
-        split them evenly."""
-        settings, layout = self.plan.settings, self.plan.layout
-        multiple = layout.sample_multiple(settings.seq_len)
-        parts = zip(*(tensor.chunk(settings.num_micro_batches) for tensor in batch), strict=True)
-        for ids, targets in parts:
-            ids, targets = pad_samples(ids, targets, multiple)
-            yield self._move(ids), self._move(targets)
+        return micro_batches(self.plan, batch, self.device)
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+
+def micro_batches(plan: Plan, batch: Batch, device: torch.device) -> Iterator[Batch]:
+    """A rank's batch as micro-batches on the ``device``, padded with samples that do not count
+    where the mode cannot split them evenly."""
+    multiple = plan.layout.sample_multiple(plan.settings.seq_len)
+    parts = (tensor.chunk(plan.settings.num_micro_batches) for tensor in batch)
+    for ids, targets in zip(*parts, strict=True):
+        ids, targets = pad_samples(ids, targets, multiple)
+        yield ids.to(device, non_blocking=True), targets.to(device, non_blocking=True)

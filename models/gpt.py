@@ -7,6 +7,8 @@ pieces, the partition knows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from models.cache import Cache, KeyValues
 from models.parallel.checkpointing import recompute
 from models.parallel.layers import Dropout, LayerNorm, Linear, Positions, Table
-from models.parallel.loss import Head, HeadLoss
+from models.parallel.loss import Head, HeadLoss, scores
 from models.parallel.partition import Partition, key
 from models.sizes import Sizes
 
@@ -152,6 +154,11 @@ class GPT(nn.Module):
         those that are -100 do not count."""
         share: Tensor = HeadLoss.apply(x, self.output.weight, targets.flatten(), scale, self.head)
         return share
+
+    def scores(self, x: Tensor, targets: Tensor, tops: Sequence[int]) -> Tensor:
+        """This rank's share of the summed cross-entropy of the same targets, and of how many are
+        among so many likeliest, for each of ``tops``: float64 [1 + len(tops)]."""
+        return scores(x, self.output.weight, targets.flatten(), self.head, tops)
 
     def logits(self, x: Tensor) -> Tensor:
         """x [T, C] -> logits [T, vocabulary], for a model that is not cut."""

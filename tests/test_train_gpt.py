@@ -62,7 +62,7 @@ def test_only_rank_0_tells_of_bad_arguments(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("train_gpt.time.sleep", waits.append)
+    monkeypatch.setattr("launch.rank.time.sleep", waits.append)
     assert main(["--port", "x"], {"RANK": "1", "WORLD_SIZE": "2"}) == 2
     assert capsys.readouterr().err == ""
     assert waits, "rank 0 is given time to speak"

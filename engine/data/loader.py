@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,37 @@ if TYPE_CHECKING:
     from engine.config.schema import Settings
 
 Batch = tuple[Tensor, Tensor]  # ids and targets, int64 [samples, seq_len]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The first ``samples`` of a split in their own order, each once, ``batch_size`` at a time on
+    each of ``data_size`` data-parallel ranks."""
+
+    split: Split
+    samples: int
+    batch_size: int
+    data_size: int
+
+    @property
+    def batches(self) -> int:
+        """How many calls of ``batch`` make one sweep; 0 if there are no samples."""
+        return -(-self.samples // (self.batch_size * self.data_size))
+
+    @property
+    def targets(self) -> int:
+        """How many targets count, over all batches and ranks."""
+        return self.split.count_targets(np.arange(self.samples))
+
+    def batch(self, i: int, data_rank: int) -> Batch:
+        """A data-parallel rank's share of batch i (from 0); places past the last sample hold ones
+        that count nothing."""
+        assert 0 <= i < self.batches
+        assert 0 <= data_rank < self.data_size
+        first = (i * self.data_size + data_rank) * self.batch_size
+        last = min(first + self.batch_size, self.samples)
+        ids, targets = _read(self.split, np.arange(first, last))
+        return pad_samples(ids, targets, self.batch_size, at_least=1)
 
 
 class Batches:
@@ -50,7 +82,16 @@ class Batches:
         assert held_out is not None, "validation ends"
         limit = math.inf if validation_batches is None else validation_batches * self.global_batch
         # In samples, not in calls: layouts that accumulate more validate on the same ones.
-        self.validation_samples = int(min(held_out, limit))
+        self.validation = self.sweep(corpus.validation, int(min(held_out, limit)))
+
+    def sweep(self, split: Split, samples: int) -> Sweep:
+        """The first ``samples`` of a split, in batches like those of training."""
+        return Sweep(
+            split=split,
+            samples=samples,
+            batch_size=self._batch_size,
+            data_size=self._data_size,
+        )
 
     @property
     def global_batch(self) -> int:
@@ -96,26 +137,6 @@ class Batches:
         """How many targets of the step's global batch are not IGNORED."""
         indices = self._sampler.order(self.consumed(step - 1), self.global_batch)
         return self.corpus.train.count_targets(indices)
-
-    @property
-    def validation_batches(self) -> int:
-        """How many calls of ``validation`` make one validation; 0 if there is none."""
-        return -(-self.validation_samples // (self._batch_size * self._data_size))
-
-    @property
-    def validation_targets(self) -> int:
-        """How many targets one validation counts, over all its batches and ranks."""
-        return self.corpus.validation.count_targets(np.arange(self.validation_samples))
-
-    def validation(self, i: int, data_rank: int) -> Batch:
-        """A data-parallel rank's share of validation batch i (from 0): its samples in their own
-        order, each once; places past the last one hold samples that count nothing."""
-        assert 0 <= i < self.validation_batches
-        assert 0 <= data_rank < self._data_size
-        first = (i * self._data_size + data_rank) * self._batch_size
-        last = min(first + self._batch_size, self.validation_samples)
-        ids, targets = _read(self.corpus.validation, np.arange(first, last))
-        return pad_samples(ids, targets, self._batch_size, at_least=1)
 
 
 def _read(split: Split, indices: NDArray[np.int64]) -> Batch:

@@ -7,7 +7,7 @@ over the inner hidden axis (vocabulary-parallel cross-entropy, Shoeybi et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,16 @@ class Head:
                 number = number.tensor_split(scatters.size)[scatters.index]
             yield chunk, number
 
+    def logits(self, xs: Tensor, ws: Tensor) -> Tensor:
+        """Of a chunk's gathered x and the gathered table: [rows, vocabulary_local]."""
+        up = self.part.mode.up
+        return scatter(self.part.matmul(xs, ws.t()), self.part.axis(up.scatter_y), "T")
+
+    def blocks(self, logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """A chunk's logits and targets, so many rows at a time."""
+        size = self.block(len(logits))
+        return zip(logits.split(size), targets.split(size), strict=True)
+
     def block(self, rows: int) -> int:
         """How many of a chunk's rows to take the softmax of at once: few enough for the caches of
         a CPU; all of them where kernel launches or exchanges cost more than that gains."""
@@ -113,9 +123,8 @@ class HeadLoss(torch.autograd.Function):
         loss = x.new_zeros((), dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
         for chunk, rows in head.chunks(len(targets), len(x)):
             xs = gathered_x(x[chunk], up, part)
-            logits = scatter(part.matmul(xs, ws.t()), part.axis(up.scatter_y), "T")
-            size = head.block(len(logits))
-            for block, ids in zip(logits.split(size), targets[rows].split(size), strict=True):
+            logits = head.logits(xs, ws)
+            for block, ids in head.blocks(logits, targets[rows]):
                 block_loss = cross_entropy(block, ids, scale, head, wanted)
                 if head.counts_loss:
                     loss += block_loss
@@ -151,13 +160,12 @@ def cross_entropy(
     logits [rows, vocabulary_local], targets [rows]. Each rank's softmax is local; log-sum-exp and
     the picked logit are then merged over the vocabulary's axis in one exchange.
     """
-    held, first = head.box.size[0], head.box.offset[0]
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.box.padded:
-        x[:, held:] = torch.finfo(x.dtype).min / 2  # never wins a softmax, even alone
+        # Never wins a softmax, even alone.
+        x[:, head.box.size[0] :] = torch.finfo(x.dtype).min / 2
     counted = targets != IGNORED
-    column = targets - first
-    here = counted & (column >= 0) & (column < held)
+    column, here = columns(targets, head)
     column = column.where(here, 0).unsqueeze(1)
     picked = x.gather(1, column).squeeze(1)
     p = torch.softmax(x, 1)
@@ -172,3 +180,45 @@ def cross_entropy(
         p.scatter_add_(1, column, here.unsqueeze(1).to(p.dtype).neg_())
         torch.mul(p, counted.unsqueeze(1).to(p.dtype).mul_(scale), out=logits)
     return ((total - picked) * counted).sum() * scale
+
+
+def columns(targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Where each target is in this rank's part of the vocabulary, and whether it is there."""
+    column = targets - head.box.offset[0]
+    return column, (targets != IGNORED) & (column >= 0) & (column < head.box.size[0])
+
+
+@torch.no_grad()
+def scores(x: Tensor, w: Tensor, targets: Tensor, head: Head, tops: Sequence[int]) -> Tensor:
+    """The sum over targets of -log softmax(x @ w^T)[target], and for each of ``tops`` how many
+    targets are among so many likeliest: float64 [1 + len(tops)].
+
+    Arguments and shares are those of HeadLoss, and so are the chunks.
+    """
+    ws = head.pieces.gather(w, head.part)
+    sums = torch.zeros(1 + len(tops), dtype=torch.float64, device=x.device)
+    for chunk, rows in head.chunks(len(targets), len(x)):
+        xs = gathered_x(x[chunk], head.part.mode.up, head.part)
+        for block, ids in head.blocks(head.logits(xs, ws), targets[rows]):
+            place = places(block, ids, head)[ids != IGNORED]
+            loss = cross_entropy(block, ids, 1.0, head, wanted=False)
+            if head.counts_loss:
+                sums += torch.stack([loss.double(), *((place < top).sum() for top in tops)])
+    return sums
+
+
+def places(logits: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """How many entries of the vocabulary are likelier than each target, int64 [rows]; of equals the
+    lower id is.
+
+    logits [rows, vocabulary_local], targets [rows]. The parts of the vocabulary are told the
+    target's logit, which one of them has, and add up what they count.
+    """
+    column, here = columns(targets, head)
+    picked = logits.gather(1, column.where(here, 0).unsqueeze(1)).where(here.unsqueeze(1), 0)
+    if axis := head.vocabulary:
+        axis.all_reduce(picked)
+    held = logits[:, : head.box.size[0]]
+    lower = torch.arange(held.shape[1], device=held.device) < column.unsqueeze(1)
+    count = ((held > picked) | ((held == picked) & lower)).sum(1)
+    return axis.all_reduce(count) if axis else count

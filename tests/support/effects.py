@@ -139,7 +139,7 @@ def compiled(config: Path, overrides: Overrides) -> bool:
 def validations(config: Path, overrides: Overrides) -> tuple[list[bool], int]:
     """After which of four steps, and of how many samples."""
     run = open_run(0, 1, config, overrides)
-    held_out = run.batches.validation_samples
+    held_out = run.batches.validation.samples
     return [run.validates(step, last=step == 4) for step in range(1, 5)], held_out
 
 

@@ -121,9 +121,9 @@ def test_validation_counts_each_sample_once(
     )
     first: list[int] = []
     targets = 0
-    for i in range(batches.validation_batches):
+    for i in range(batches.validation.batches):
         for rank in range(data):
-            ids, wanted = batches.validation(i, rank)
+            ids, wanted = batches.validation.batch(i, rank)
             assert ids.shape == wanted.shape == (batch_size, SEQ)
             assert ids.dtype == wanted.dtype == torch.int64
             real = (wanted != -100).all(dim=1)
@@ -133,7 +133,7 @@ def test_validation_counts_each_sample_once(
             targets += int((wanted != -100).sum())
     start = 23 * SEQ + 1
     assert first == [start + SEQ * i for i in range(count)]
-    assert targets == batches.validation_targets == count * SEQ
+    assert targets == batches.validation.targets == count * SEQ
 
 
 def _numpy_state() -> bytes:
@@ -162,7 +162,7 @@ def test_targets_are_counted_over_the_global_batch() -> None:
     for step in (1, 2, 5):
         parts = [batches.batch(step, a, r)[1] for a in range(3) for r in range(2)]
         assert batches.targets(step) == int((torch.cat(parts) != -100).sum())
-    assert batches.validation_targets == 10 * SEQ - 9
+    assert batches.validation.targets == 10 * SEQ - 9
 
 
 def test_samples_without_end() -> None:
@@ -190,7 +190,7 @@ def test_the_loader_leaves_global_generators_alone() -> None:
     before = random.getstate(), _numpy_state(), torch.get_rng_state()
     batches = Batches(_corpus(), seed=5, batch_size=3)
     first = batches.batch(2, 0, 0)[0]
-    batches.targets(2), batches.validation(1, 0)
+    batches.targets(2), batches.validation.batch(1, 0)
     assert random.getstate() == before[0]
     assert _numpy_state() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -246,7 +246,7 @@ def test_batches_are_those_that_settings_ask_for(tmp_path: Path) -> None:
     assert list((tmp_path / "default").glob("*.tokens"))
     assert batches.global_batch == 12
     assert batches.corpus.train.samples == (300 - 1) // SEQ
-    assert batches.validation_samples == 12
+    assert batches.validation.samples == 12
     order = Sampler((300 - 1) // SEQ, 9).order(12, 12)
     got = _step(batches, 2, 2, 2)[:, 0]
     assert got.tolist() == [(int(i) * SEQ) % 100 for i in order]

@@ -1,0 +1,58 @@
+"""One rank of whatever torchrun started: from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from engine.context import open_world
+from engine.errors import Failed, Refused
+from engine.plan import Plan
+from engine.rendezvous import Place, locate, spokesman
+
+if TYPE_CHECKING:
+    from engine.context import World
+
+
+def run_rank(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    plan: Callable[[argparse.Namespace, Place, Mapping[str, str]], Plan],
+    work: Callable[[argparse.Namespace, World], None],
+) -> int:
+    """Do the ``work`` in the world that the arguments, with those of ``add_place``, and the
+    launcher's environment say. The exit code: 0 done, 1 it failed, 2 the user's input was refused.
+    """
+    try:
+        args = parse(argv)
+        place = locate(
+            environ,
+            host=args.host,
+            port=args.port,
+            rank=args.rank,
+            world_size=args.world_size,
+            from_torch=args.from_torch,
+        )
+    except Refused as refusal:
+        return refuse(refusal, environ)
+    try:
+        with open_world(lambda: plan(args, place, environ), place, backend=args.backend) as world:
+            work(args, world)
+    except (Refused, Failed) as error:  # the world has told why, once over all ranks
+        return 2 if isinstance(error, Refused) else 1
+    return 0
+
+
+def refuse(refusal: Refused, environ: Mapping[str, str]) -> int:
+    """Before ranks can meet, every rank refuses by itself, and torchrun ends all when one leaves:
+    the others give rank 0 the time to speak."""
+    if spokesman(environ):
+        print(refusal, file=sys.stderr, flush=True)
+    else:
+        time.sleep(5)
+    return 2
