@@ -36,7 +36,7 @@ setup(
     packages=find_packages(
         include=["engine", "engine.*", "launch", "launch.*", "models", "models.*"]
     ),
-    py_modules=["train_gpt"],
+    py_modules=["evaluate_gpt", "train_gpt"],
     package_data={"": ["py.typed"]},
     data_files=[("share/cuboid/gpt_configs", sorted(map(str, Path("gpt_configs").glob("*.py"))))],
     install_requires=[

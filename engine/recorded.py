@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from pydantic import ValidationError
 
+from engine.checkpoint.changes import FIXED
 from engine.config import overrides as command_line
 from engine.config.declared.bounds import Budget, Illegal
 from engine.config.errors import ConfigError, Problem
@@ -34,12 +35,17 @@ def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str]
     ``overrides`` (``KEY=VALUE``) of what it recorded.
 
     Raises:
-        Refused: no settings were recorded.
+        Refused: no settings were recorded, or the overrides are of another model.
         ConfigError: with every problem of the overrides.
     """
-    file = str(folder.resolved)
-    document = _document(recorded_settings(folder), file, overrides)
-    return plan_of(document, file, gpus=gpus, environ={})
+    file, recorded = str(folder.resolved), recorded_settings(folder)
+    document = _document(recorded, file, overrides)
+    plan = plan_of(document, file, gpus=gpus, environ={})
+    for name in sorted(name for name in FIXED if name.startswith("model.")):
+        value = attrgetter(name)
+        if value(plan.settings) != value(recorded):
+            raise Refused(f"{plan.cite(name)}, and the run's weights are of {value(recorded)!r}")
+    return plan
 
 
 def _document(settings: Settings, file: str, overrides: Sequence[str]) -> Document:

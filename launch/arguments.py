@@ -37,9 +37,19 @@ def add_config(
 
 def files_and_overrides(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The files that were named and the overrides, both in their order."""
-    overrides = [word for word in args.words if _OVERRIDE.match(word)]
-    files = [Path(word) for word in args.words if not _OVERRIDE.match(word)]
+    files, overrides = _sorted(args.words)
     return ([] if args.config is None else [args.config]) + files, overrides
+
+
+def run_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """The run's folder, None if none was named, and the overrides in their order.
+
+    Raises Refused when there are two folders.
+    """
+    folders, overrides = _sorted(args.words)
+    if len(folders) > 1:
+        raise Refused(f"one run, not {len(folders)}: {' '.join(map(str, folders))}")
+    return (folders[0] if folders else None), overrides
 
 
 def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
@@ -55,19 +65,9 @@ def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[st
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What a training run takes besides its config, however it is started."""
-    parser.add_argument(
-        "--gpus",
-        type=positive,
-        metavar="N",
-        help="how many ranks; default: as many as there are GPUs, one copy of the model on a CPU",
-    )
+    add_ranks(parser)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
-    )
-    parser.add_argument(
-        "--backend",
-        choices=["nccl", "gloo"],
-        help="what carries messages; default: nccl where each rank has a GPU",
     )
     parser.add_argument(
         "--resume",
@@ -80,6 +80,21 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--allow-new-data",
         action="store_true",
         help="go on from a checkpoint though its data, or the order of it, was another",
+    )
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """How many processes, and how they talk."""
+    parser.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="how many ranks; default: as many as there are GPUs, one copy of the model on a CPU",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["nccl", "gloo"],
+        help="what carries messages; default: nccl where each rank has a GPU",
     )
 
 
@@ -117,6 +132,12 @@ def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[st
         if value is not None:
             handed.append(f"--{name}={value}")
     return handed
+
+
+def _sorted(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Paths and overrides."""
+    overrides = [word for word in words if _OVERRIDE.match(word)]
+    return [Path(word) for word in words if not _OVERRIDE.match(word)], overrides
 
 
 def positive(text: str) -> int:

@@ -35,9 +35,9 @@ def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
     return gpus - gpus % model_ranks
 
 
-def command(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """torchrun's own arguments for ``ranks`` processes of train_gpt.py with ``arguments``."""
-    spec = find_spec("train_gpt")
+def command(ranks: int, arguments: Sequence[str], program: str = "train_gpt") -> list[str]:
+    """torchrun's own arguments for ``ranks`` processes of ``program`` with ``arguments``."""
+    spec = find_spec(program)
     assert spec is not None
     assert spec.origin is not None
     # By its path: of `-m train_gpt` there may be another in the folder the user is in.
@@ -51,8 +51,8 @@ def command(ranks: int, arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def run(ranks: int, arguments: Sequence[str]) -> int:
-    """Run train_gpt.py with ``arguments`` on ``ranks`` processes of this machine, inside this
+def run(ranks: int, arguments: Sequence[str], program: str = "train_gpt") -> int:
+    """Run ``program`` with ``arguments`` on ``ranks`` processes of this machine, inside this
     process, which hears of signals and of how each rank ended; the exit code of ``cuboid``."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     # A rank that loses its store would print a C++ trace for what it then says in words.
@@ -67,7 +67,7 @@ def run(ranks: int, arguments: Sequence[str]) -> int:
     quiet.addHandler(logging.NullHandler())
     quiet.propagate = False
     try:
-        torchrun.main(command(ranks, arguments))
+        torchrun.main(command(ranks, arguments, program))
     except ChildFailedError as error:
         return exit_code(error.failures)
     except SignalException:

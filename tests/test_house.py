@@ -66,7 +66,7 @@ def test_every_folder_of_modules_is_packaged(packaging):
 
 def source_files() -> list[Path]:
     return [
-        ROOT / "train_gpt.py",
+        *ROOT.glob("*_gpt.py"),
         *(file for top in PACKAGES for file in ROOT.glob(f"{top}/**/*.py")),
     ]
 

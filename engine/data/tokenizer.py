@@ -46,6 +46,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of ids [n]; U+FFFD for an id outside the vocabulary."""
 
+    def byte_counts(self) -> NDArray[np.int64]:
+        """How many bytes of UTF-8 each id stands for [size]; ``end_of_text`` for none."""
+
     def boundary(self, text: str) -> int:
         """The last place b where encode(text) is surely encode(text[:b]) + encode(text[b:]),
         whatever text follows; 0 if there is none."""

@@ -61,6 +61,10 @@ class Char:
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         return "".join(self.characters[i] if 0 <= i < self.size else UNKNOWN for i in ids)
 
+    def byte_counts(self) -> NDArray[np.int64]:
+        texts = ("" if text == END_OF_TEXT else text for text in self.characters)
+        return np.array([len(text.encode()) for text in texts], np.int64)
+
     def boundary(self, text: str) -> int:
         return len(text)
 

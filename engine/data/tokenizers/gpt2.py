@@ -64,6 +64,12 @@ class GPT2:
         ]
         return b"".join(pieces).decode("utf-8", "replace")  # a character may lack some of its bytes
 
+    def byte_counts(self) -> NDArray[np.int64]:
+        pieces = map(self._encoding.decode_single_token_bytes, range(self.size))
+        counts = np.array([len(piece) for piece in pieces], np.int64)
+        counts[self._encoding.eot_token] = 0
+        return counts
+
     def boundary(self, text: str) -> int:
         # No piece holds a space after something else, so none crosses from one to the other.
         for match in re.finditer(r"[ \n\r\t]\S", text[::-1]):

@@ -1,0 +1,184 @@
+"""A run's weights, measured on a split of its data, in any layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from engine.build import DTYPES, build_model, partition
+from engine.checkpoint.pick import pick_weights
+from engine.checkpoint.save import layout_of
+from engine.checkpoint.stored import Stored
+from engine.data import tokenizer
+from engine.data.loader import Batch, Batches, Sweep, load
+from engine.data.source import IGNORED
+from engine.errors import Failed, Refused
+from engine.evaluation import TOPS, Evaluation, Subject
+from engine.matmuls import probe_matmul
+from engine.nvme.offload import open_offload
+from engine.pipeline import Pipeline
+from engine.run import micro_batches
+from engine.run_folder import RunFolder
+from engine.weights import load as load_weights
+
+if TYPE_CHECKING:
+    from engine.context import World
+    from models.chunks import Chunks
+    from models.gpt import GPT
+
+
+def evaluate(
+    world: World,
+    folder: RunFolder,
+    step: str,
+    subject: Subject,
+    *,
+    cache: Path,
+    overrides: Sequence[str] = (),
+) -> Evaluation:
+    """Measure the weights at ``step`` ('latest', 'best' or a number); the same on every rank.
+
+    All ranks call it. ``cache`` is for tokenised text where the settings name no folder;
+    ``overrides`` of the run's settings, which the world's plan has, are noted.
+
+    Raises:
+        Refused: there are no such weights or samples, or the data has another vocabulary.
+        Failed: the weights are not what was written, or give no finite loss.
+    """
+    plan, started = world.plan, time.perf_counter()
+    world.agree(lambda: subject.check(plan))
+    path = Path(world.share(lambda: str(pick_weights(folder, step))))
+    batches = world.agree(
+        lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=_say(world))
+    )
+    world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
+    sweep = world.agree(lambda: _sweep(world, folder, batches, subject))
+    compute = DTYPES[plan.settings.precision][1]
+    matmul = world.share(lambda: probe_matmul(compute, world.device))
+    with open_offload(plan, world) as offload:
+        store = offload.weights if offload else None
+        mode, axes = plan.layout.mode, world.axes
+        part = partition(plan.settings, mode, axes, world.device, matmul, store)
+        model = world.agree(lambda: build_model(plan.settings, part))
+        load_weights(model, path, world.rank, world.size)
+        found = _measure(world, model, sweep, subject.last_n, bytes_of(world, batches))
+    targets, text, loss, *hits = found
+    if not math.isfinite(loss):
+        raise Failed(f"{path}: the loss is {loss}")
+    words = batches.corpus.tokenizer
+    return Evaluation(
+        run=str(folder.path),
+        weights=str(path),
+        step=_step(folder, path),
+        split=subject.split,
+        samples=sweep.samples,
+        split_samples=sweep.split.samples,
+        seq_len=plan.settings.seq_len,
+        last_n=subject.last_n,
+        targets=int(targets),
+        bytes=None if words is None else int(text),
+        loss=loss / targets,
+        top_1=hits[0] / targets,
+        top_10=hits[1] / targets,
+        layout=str(layout_of(plan.settings, plan.layout.data)),
+        precision=plan.settings.precision,
+        overrides=tuple(overrides),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _sweep(world: World, folder: RunFolder, batches: Batches, subject: Subject) -> Sweep:
+    """The samples, if ids mean there what they meant to the run. Raises Refused."""
+    corpus, data = batches.corpus, world.plan.settings.data
+    if corpus.tokenizer is not None and folder.tokenizer.is_file():
+        here = json.loads(json.dumps(tokenizer.dump(data.tokenizer, corpus.tokenizer)))
+        if here != json.loads(folder.tokenizer.read_text(encoding="utf-8")):
+            raise Refused(
+                f"{corpus.description}: another vocabulary than the run's, {folder.tokenizer}"
+            )
+    split = corpus.train if subject.split == "train" else corpus.validation
+    held, asked = split.samples, subject.samples
+    assert held is not None or asked is not None, "the subject was checked"
+    return batches.sweep(split, min(n for n in (held, asked) if n is not None))
+
+
+def _measure(
+    world: World, model: Chunks, sweep: Sweep, last_n: int | None, size_of: Tensor
+) -> list[float]:
+    """Targets, bytes that they stand for, summed loss and hits of each of TOPS, over all ranks."""
+    plan, data, device = world.plan, world.axes["data"], world.device
+    pipeline = Pipeline(model, model.part.axes["pipeline"], plan.settings.schedule)
+    model.train(False)
+
+    def measure(chunk: GPT, x: Tensor, targets: Tensor) -> Tensor:
+        return chunk.scores(x, targets, TOPS)
+
+    counts = torch.zeros(2, dtype=torch.int64)
+    sums = torch.zeros(1 + len(TOPS), dtype=torch.float64, device=device)
+    for number in _counted(sweep.batches, world):
+        ids, targets = last_positions(sweep.batch(number, data.index), last_n)
+        counted = targets[targets != IGNORED]
+        counts += torch.stack([torch.tensor(len(counted)), size_of[counted].sum()])
+        pipeline.evaluate(list(micro_batches(plan, (ids, targets), device)), measure, sums)
+    read, found = data.all_reduce(counts.to(device)), world.axes["world"].all_reduce(sums)
+    return [*read.tolist(), *found.tolist()]
+
+
+def last_positions(batch: Batch, last_n: int | None) -> Batch:
+    """The batch, of whose targets [samples, seq_len] only those at the last so many positions
+    count; None: all."""
+    ids, targets = batch
+    if last_n is None:
+        return batch
+    early = torch.arange(targets.shape[1]) < targets.shape[1] - last_n
+    return ids, targets.masked_fill(early, IGNORED)
+
+
+def bytes_of(world: World, batches: Batches) -> Tensor:
+    """How many bytes each id stands for [ids]; 0 where they stand for no text."""
+    words = batches.corpus.tokenizer
+    if words is None:
+        return torch.zeros(world.plan.settings.model.vocab_size, dtype=torch.int64)
+    return torch.from_numpy(words.byte_counts())
+
+
+def _step(folder: RunFolder, path: Path) -> int | None:
+    """After which step the weights were written."""
+    if path.is_dir():
+        return Stored(path).training.step
+    step = folder.read_status().get("step")
+    return step if isinstance(step, int) else None
+
+
+def _counted(number: int, world: World) -> Iterator[int]:
+    """0 to ``number`` - 1, with a bar where a person is watching."""
+    console = Console(stderr=True)
+    watched = world.is_main and console.is_terminal
+    yield from track(
+        range(number),
+        "evaluating",
+        console=console,
+        disable=not watched,
+        auto_refresh=False,
+        transient=True,
+    )
+
+
+def _say(world: World) -> Callable[[str], None]:
+    """To stderr: stdout is for what is found."""
+
+    def say(text: str) -> None:
+        if world.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    return say

@@ -1,0 +1,64 @@
+"""What torchrun starts: one rank of an evaluation.
+
+torchrun --nproc_per_node 4 evaluate_gpt.py runs/NAME [KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from engine.checkpoint.pick import run_with_weights
+from engine.context import World
+from engine.data.source import default_cache
+from engine.evaluate import evaluate
+from engine.plan import Plan
+from engine.rendezvous import Place
+from engine.run_folder import write_atomically
+from launch.arguments import Parser, add_place, run_and_overrides
+from launch.commands.evaluate import add_arguments, plan_on, subject_of
+from launch.rank import run_rank
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Evaluate; the exit code: 0 done, 1 it failed, 2 the user's input was refused."""
+
+    def work(args: argparse.Namespace, world: World) -> None:
+        run, overrides = run_and_overrides(args)
+        folder, subject = run_with_weights(run), subject_of(args)
+        found = evaluate(
+            world,
+            folder,
+            args.step,
+            subject,
+            cache=default_cache(environ),
+            overrides=overrides,
+        )
+        if world.is_main:
+            print(found.as_json() if args.json else found.table(), flush=True)
+            try:
+                write_atomically(found.path(folder.path), found.as_json() + "\n")
+            except OSError as error:  # another's run may be read all the same
+                print(f"{folder.path}: not kept there: {error.strerror}", file=sys.stderr)
+
+    argv = sys.argv[1:] if argv is None else argv
+    return run_rank(argv, environ, parse=parse, plan=plan, work=work)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="evaluate_gpt.py", description="Evaluate a run; one process of it.")
+    add_arguments(parser)
+    add_place(parser)
+    return parser.parse_intermixed_args(argv)
+
+
+def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> Plan:
+    """What this rank is part of; all ranks work it out for themselves."""
+    run, overrides = run_and_overrides(args)
+    return plan_on(place.size, run_with_weights(run), overrides, subject_of(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

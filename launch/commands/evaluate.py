@@ -1,0 +1,75 @@
+"""Measure a run's weights on its data: loss, perplexity, bits per byte, accuracy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from engine.checkpoint.pick import pick_weights, run_with_weights
+from engine.errors import Refused
+from engine.evaluation import Subject
+from engine.not_yet import not_yet
+from engine.plan import Plan
+from engine.recorded import plan_of_run
+from engine.run_folder import RunFolder
+from launch import torchrun
+from launch.arguments import add_ranks, add_step, positive, run_and_overrides
+from launch.machine import count_gpus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """[RUN], KEY=VALUE ..., which of its weights, and on what."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[RUN]|KEY=VALUE",
+        help="a run's folder, by default the newest, and settings of it to override, such as "
+        "TENSOR_PARALLEL=1 MODE=None",
+    )
+    add_step(parser)
+    parser.add_argument(
+        "--split", choices=["train", "validation"], default="validation", help="default: validation"
+    )
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="only the first N of the split"
+    )
+    parser.add_argument(
+        "--last-n", type=positive, metavar="N", help="only the last N positions of each sample"
+    )
+    add_ranks(parser)
+    parser.add_argument("--json", action="store_true", help="for programs, instead of a table")
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Start torchrun with evaluate_gpt.py in the layout of the run, or that of the overrides; its
+    exit code.
+
+    Raises Refused or ConfigError, before anything starts, for what can be told by then.
+    """
+    run, overrides = run_and_overrides(args)
+    folder, subject = run_with_weights(run), subject_of(args)
+    pick_weights(folder, args.step)
+    one = plan_on(None, folder, overrides, subject)
+    ranks = torchrun.processes(one.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
+    plan_on(ranks, folder, overrides, subject)
+    handed = [str(folder.path), *overrides, f"--step={args.step}", f"--split={args.split}"]
+    for name in ("samples", "last_n", "backend"):
+        value = getattr(args, name)
+        if value is not None:
+            handed.append(f"--{name.replace('_', '-')}={value}")
+    return torchrun.run(ranks, handed + ["--json"] * args.json, program="evaluate_gpt")
+
+
+def subject_of(args: argparse.Namespace) -> Subject:
+    return Subject(split=args.split, samples=args.samples, last_n=args.last_n)
+
+
+def plan_on(
+    gpus: int | None, folder: RunFolder, overrides: Sequence[str], subject: Subject
+) -> Plan:
+    """The run's plan on so many GPUs, by default on the fewest. Raises Refused or ConfigError."""
+    plan = plan_of_run(folder, gpus=gpus, overrides=overrides)
+    if refused := not_yet(plan):
+        raise Refused("\n".join(refused))
+    subject.check(plan)
+    return plan
