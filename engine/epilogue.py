@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from engine.data.tokenizer import Tokenizer
 from engine.errors import Refused
 from engine.generate import Sampling, continue_text, open_run
 from engine.run_folder import RunFolder
@@ -24,12 +25,13 @@ def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]
         pass
     else:
         say("\nA sample of what it writes:\n")
-        until, pieces = time.monotonic() + SAMPLE_SECONDS, []
-        for piece in continue_text(model, words, "The ", SAMPLE):
+        prompt = _prompt(words)
+        until, pieces = time.monotonic() + SAMPLE_SECONDS, [prompt]
+        for piece in continue_text(model, words, prompt, SAMPLE):
             pieces.append(piece)
             if time.monotonic() > until:
                 break
-        say("The " + "".join(pieces))
+        say("".join(pieces))
     say(f"\nweights     {folder.weights}")
     say(f"log         {folder.log}")
     if folder.tensorboard.is_dir():
@@ -37,3 +39,12 @@ def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]
     if folder.tokenizer.is_file():
         say(f"more text   cuboid generate {folder.path} --prompt 'The'")
         say("            (./run.sh before it, where .venv is not active)")
+
+
+def _prompt(words: Tokenizer) -> str:
+    """Something to go on from, in the letters that the text has."""
+    try:
+        words.encode("The ")
+    except Refused:
+        return ""
+    return "The "

@@ -1,0 +1,281 @@
+"""An evaluation finds the same in every layout: what plain torch finds from whole logits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.checkpoint.pick import pick_weights
+from engine.context import open_world
+from engine.data.tokenizers.char import Char
+from engine.data.tokenizers.gpt2 import GPT2
+from engine.errors import Failed, Refused
+from engine.evaluate import evaluate, last_positions
+from engine.evaluation import Evaluation, Subject
+from engine.generate import open_run
+from engine.recorded import plan_of_run
+from engine.rendezvous import LOOPBACK, Place
+from engine.run_folder import RunFolder
+from tests.support.jobs import TINY, Job, free_port, run
+from tests.support.worlds import run_world
+
+pytestmark = pytest.mark.timeout(300)  # the first test of a world waits for all of its evaluations
+
+SEQ = 8
+TEXT = "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich; " * 30
+OVERRIDES = (
+    "data.type=text",
+    "data.tokenizer=char",
+    "data.path=corpus.txt",
+    "model.n_layer=4",
+    "model.vocab_size=45",  # odd, and more than the text has characters
+    "precision=float64",
+    "MAX_STEPS=40",
+    "eval.every=20",
+    "checkpoint.every=20",
+    "log.dir=run",
+)
+# By ranks. The 20 samples of the validation split do not fill the last batch of some.
+LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
+    1: {"serial": (), "other batches": ("BATCH_SIZE=6", "NUM_MICRO_BATCHES=3", "loss_chunk=5")},
+    4: {
+        "2d": ("TENSOR_PARALLEL=4", "MODE=2d", "BATCH_SIZE=3"),
+        "2.5d": ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "BATCH_SIZE=3"),
+        "zero 3": ("zero.stage=3", "zero.offload=cpu", "BATCH_SIZE=5"),
+        "interleaved": (
+            *("PIPELINE=2", "model.num_chunks=2", "NUM_MICRO_BATCHES=2"),
+            "schedule=interleaved",
+        ),
+        "1d in a pipeline": ("PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d", "loss_chunk=3"),
+    },
+    8: {"3d": ("TENSOR_PARALLEL=8", "MODE=3d", "BATCH_SIZE=3")},
+}
+SUBJECTS = (
+    Subject(),
+    Subject(samples=5, last_n=SEQ - 1),
+    Subject(split="train", samples=30, last_n=1),
+)
+Found = dict[tuple[str, Subject], Evaluation]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run is, with checkpoints after steps 20 and 40."""
+    path = tmp_path_factory.mktemp("evaluated")
+    (path / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    (path / "tiny.py").write_text(TINY)
+    (ended,) = run(Job(folder=path, overrides=OVERRIDES))
+    assert ended.error == "", ended.err
+    return path
+
+
+def evaluate_all(
+    rank: int, size: int, path: Path, cases: list[tuple[int, str, tuple[str, ...]]]
+) -> Found:
+    """Every subject in every layout."""
+    found: Found = {}
+    for port, name, overrides in cases:
+        with opened(rank, size, path, port, overrides) as world:
+            for subject in SUBJECTS:
+                one = evaluate(world, RunFolder(Path("run")), "20", subject, cache=path / "cache")
+                found[name, subject] = one
+    return found
+
+
+@contextlib.contextmanager
+def opened(rank: int, size: int, path: Path, port: int, overrides: tuple[str, ...]) -> Any:
+    """The world of a rank, in the folder."""
+    os.chdir(path)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    place = Place(rank=rank, size=size, host=LOOPBACK, port=port, launcher="by hand")
+
+    def plan() -> Any:
+        return plan_of_run(RunFolder(Path("run")), gpus=size, overrides=overrides)
+
+    with open_world(plan, place) as world:
+        yield world
+
+
+@cache
+def evaluations(path: Path, size: int) -> list[Found]:
+    with contextlib.ExitStack() as held:
+        cases = [
+            (held.enter_context(free_port()), name, overrides)
+            for name, overrides in LAYOUTS[size].items()
+        ]
+        return run_world(size, evaluate_all, path, cases, open_group=False, timeout=200)
+
+
+@torch.no_grad()
+def plainly(path: Path, subject: Subject) -> dict[str, float]:
+    """By whole logits of one sample after the other, and from the text itself."""
+    folder = RunFolder(path / "run")
+    model, words = open_run(folder, pick_weights(folder, "20"), torch.device("cpu"))
+    cut = len(TEXT) - len(TEXT) // 10
+    text = TEXT[:cut] if subject.split == "train" else TEXT[cut:]
+    samples = min((len(text) - 1) // SEQ, subject.samples or 10**9)
+    loss, tops, count, size = 0.0, [0, 0], 0, 0
+    for start in range(0, samples * SEQ, SEQ):
+        ids = torch.from_numpy(words.encode(text[start : start + SEQ + 1]).astype("int64"))
+        logits = model.logits(model(model.embed(ids[None, :-1]), SEQ))
+        for place in range(SEQ - (subject.last_n or SEQ), SEQ):
+            target = int(ids[1 + place])
+            loss += float(F.cross_entropy(logits[place], ids[1 + place]))
+            order = logits[place].topk(10).indices.tolist()
+            tops[0] += target == order[0]
+            tops[1] += target in order
+            count += 1
+            size += len(text[start + 1 + place].encode())
+    return {
+        "samples": samples,
+        "targets": count,
+        "bytes": size,
+        "loss": loss / count,
+        "top_1": tops[0] / count,
+        "top_10": tops[1] / count,
+        "perplexity": math.exp(loss / count),
+        "bits_per_byte": loss / math.log(2) / size,
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "name"), [(size, name) for size, names in LAYOUTS.items() for name in names]
+)
+def test_every_layout_finds_what_whole_logits_say(folder: Path, size: int, name: str) -> None:
+    for subject in SUBJECTS:
+        wanted = plainly(folder, subject)
+        assert 0 < wanted["top_1"] < wanted["top_10"] < 1
+        for found in evaluations(folder, size):
+            one = found[name, subject]
+            assert (one.step, one.split, one.last_n) == (20, subject.split, subject.last_n)
+            for key, value in wanted.items():
+                exact = key in ("samples", "targets", "bytes", "top_1", "top_10")
+                tolerance = 0 if exact else 1e-12
+                assert getattr(one, key) == pytest.approx(value, rel=tolerance, abs=0), key
+
+
+def test_a_whole_split_is_what_the_run_validated_on(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    one = evaluations(folder, 1)[0]["serial", Subject()]
+    assert one.samples == one.split_samples == 20
+    assert one.loss == pytest.approx(rows[19]["val_loss"], rel=1e-12)
+
+
+def alone(
+    folder: Path, *overrides: str, subject: Subject = SUBJECTS[0], step: str = "latest"
+) -> str:
+    """What is said where nothing is found."""
+    with free_port() as port, contextlib.redirect_stderr(io.StringIO()) as err:
+        with (
+            pytest.raises((Refused, Failed)),
+            opened(0, 1, folder, port, overrides) as world,
+        ):
+            evaluate(world, RunFolder(Path("run")), step, subject, cache=folder / "cache")
+        return err.getvalue()
+
+
+def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "other.txt").write_text("abc" * 200)
+    assert "another vocabulary than the run's" in alone(folder, "data.path=other.txt")
+    assert "--last-n 9 is more than run/resolved.json: SEQ_LEN=8" in alone(
+        folder, subject=Subject(last_n=9)
+    )
+    assert "data.validation=0.0 leaves nothing" in alone(folder, "data.validation=0.0")
+    endless = Subject(split="train")
+    told = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
+    assert "data.type='synthetic' never ends: --samples N" in told
+    assert "no checkpoint 3; there are: 20, 40" in alone(folder, step="3")
+    damaged = pick_weights(RunFolder(folder / "run"), "latest")
+    data = next(damaged.glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-1])
+    assert "step-00000040: " in alone(folder)
+
+
+def test_the_last_positions() -> None:
+    ids, targets = torch.arange(12).view(2, 6), torch.arange(1, 13).view(2, 6)
+    assert last_positions((ids, targets), 2)[1].tolist() == [
+        [-100] * 4 + [5, 6],
+        [-100] * 4 + [11, 12],
+    ]
+    assert torch.equal(last_positions((ids, targets), 6)[1], targets)
+    assert torch.equal(last_positions((ids, targets), None)[1], targets)
+    assert targets[0, 0] == 1, "what was read stays as it is"
+
+
+def test_bytes_of_tokens_are_those_of_their_text() -> None:
+    words, text = GPT2(), "naïve café — 東京 🙂👩‍👧 and  so on\n\n" * 3
+    for tokenizer in (words, Char.fit([text, None])):
+        counts = tokenizer.byte_counts()
+        assert counts.shape == (tokenizer.size,)
+        assert counts[tokenizer.encode(text)].sum() == len(text.encode())
+        assert counts[tokenizer.end_of_text] == 0
+
+
+FOUND = Evaluation(
+    run="runs/x",
+    weights="w",
+    step=1200,
+    split="validation",
+    samples=64,
+    split_samples=64,
+    seq_len=8,
+    last_n=None,
+    targets=512,
+    bytes=1024,
+    loss=math.log(4),
+    top_1=0.25,
+    top_10=0.5,
+    layout="serial",
+    precision="bf16",
+    overrides=(),
+    seconds=1.0,
+)
+
+
+def test_what_is_told() -> None:
+    assert FOUND.table().splitlines() == [
+        "runs/x, step 1,200: validation, 64 samples, 512 targets",
+        "  loss        1.3863",
+        "  perplexity  4.00",
+        "  bits/byte   1.0000",
+        "  top-1       25.00%",
+        "  top-10      50.00%",
+        "  serial, bf16, 1.0 s",
+    ]
+    part = replace(FOUND, samples=3, last_n=2, bytes=None, step=None, loss=1000.0)
+    assert "the first 3 samples, 512 targets, the last 2 of 8 positions" in part.table()
+    assert "its tokens stand for no text" in part.table()
+    assert "perplexity  inf" in part.table()
+    told = json.loads(part.as_json())
+    assert (told["perplexity"], told["bits_per_byte"], told["loss"]) == (None, None, 1000.0)
+    assert json.loads(FOUND.as_json())["bits_per_byte"] == 1.0
+
+
+def test_where_it_is_kept() -> None:
+    names = [
+        one.path(Path("run")).name
+        for one in (
+            FOUND,
+            replace(FOUND, last_n=2),
+            replace(FOUND, samples=3),
+            replace(FOUND, step=None),
+        )
+    ]
+    assert names == [
+        "evaluate-1200-validation.json",
+        "evaluate-1200-validation-last-2.json",
+        "evaluate-1200-validation-first-3.json",
+        "evaluate-weights-validation.json",
+    ]
