@@ -1,0 +1,140 @@
+"""cuboid evaluate up to torchrun: how many ranks, which arguments, and what never starts."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate_gpt
+from engine.plan import make_plan
+from engine.rendezvous import Place
+from engine.run_folder import RunFolder
+from launch import cli, torchrun
+from launch.arguments import run_and_overrides
+from launch.commands import evaluate
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 32
+TENSOR_PARALLEL = 2
+MODE = '1d'
+MAX_STEPS = 10
+model = dict(n_layer=2, n_head=4, n_embd=64, vocab_size=1000)
+data = dict(type='synthetic')
+"""
+RUN = "runs/gpt-20260201-000000"
+
+
+@pytest.fixture(autouse=True)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """The newest of two runs that have ended, where the command is given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "count_gpus", lambda: 0)
+    Path("gpt.py").write_text(CONFIG)
+    plan = make_plan("gpt.py", gpus=None, environ={})
+    for name in ("runs/gpt-20260101-000000", RUN):
+        folder = RunFolder(Path(name))
+        folder.path.mkdir(parents=True)
+        folder.record(Path("gpt.py"), plan.settings.model_dump(mode="json"))
+        folder.weights.touch()
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str], str]]:
+    """What torchrun was asked to start."""
+    calls: list[tuple[int, list[str], str]] = []
+
+    def record(ranks: int, arguments: list[str], program: str) -> int:
+        calls.append((ranks, arguments, program))
+        return 0
+
+    monkeypatch.setattr(torchrun, "run", record)
+    return calls
+
+
+def told(arguments: list[str]) -> argparse.Namespace:
+    """The arguments as a rank understands them."""
+    args = evaluate_gpt.parse(arguments)
+    args.run, args.overrides = run_and_overrides(args)
+    return args
+
+
+@pytest.mark.parametrize(
+    ("argv", "gpus", "ranks"),
+    [
+        ([], 0, 2),
+        ([], 8, 8),
+        (["--gpus", "4"], 8, 4),
+        (["TENSOR_PARALLEL=1", "MODE=None"], 0, 1),
+        (["TENSOR_PARALLEL=4", "MODE=2d", "PIPELINE=2"], 0, 8),
+    ],
+)
+def test_ranks_are_those_of_the_runs_layout_or_of_another(monkeypatch, started, argv, gpus, ranks):
+    monkeypatch.setattr(evaluate, "count_gpus", lambda: gpus)
+    assert cli.main(["evaluate", *argv], {}) == 0
+    ((found, arguments, program),) = started
+    assert (found, program) == (ranks, "evaluate_gpt")
+    args = told(arguments)
+    assert args.run == Path(RUN)
+    assert args.overrides == [word for word in argv if "=" in word]
+    environ: dict[str, str] = {}
+    place = Place(rank=0, size=ranks, launcher="torchrun")
+    assert evaluate_gpt.plan(args, place, environ).layout.gpus == ranks
+
+
+def test_what_is_asked_reaches_the_ranks(started):
+    options = ["--split", "train", "--samples", "7", "--last-n", "3", "--backend", "gloo", "--json"]
+    other = "runs/gpt-20260101-000000"
+    assert cli.main(["evaluate", other, "seed=7", "--step", "latest", *options], {}) == 0
+    args = told(started[0][1])
+    assert (args.run, args.overrides, args.step) == (Path(other), ["seed=7"], "latest")
+    subject = evaluate.subject_of(args)
+    assert (subject.split, subject.samples, subject.last_n) == ("train", 7, 3)
+    assert (args.backend, args.json) == ("gloo", True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["nowhere"], "nowhere has no weights"),
+        ([RUN, "elsewhere"], f"one run, not 2: {RUN} elsewhere"),
+        (["--step", "7"], f"{RUN}: no checkpoint 7; there are: none"),
+        (["--last-n", "33"], f"--last-n 33 is more than {RUN}/resolved.json: SEQ_LEN=32"),
+        (["SEQ_LEN=16", "--last-n", "17"], "--last-n 17 is more than command line: SEQ_LEN=16"),
+        (["--split", "train"], f"{RUN}/resolved.json: data.type='synthetic' never ends"),
+        (["data.validation=0.0"], "command line: data.validation=0.0 leaves nothing to evaluate"),
+        (["model.n_layer=3"], "command line: model.n_layer=3, and the run's weights are of 2"),
+        (["--gpus", "3"], f"{RUN}/resolved.json: 3 GPUs are not a multiple of 2"),
+        (["compile=True"], "command line: compile=True passes"),
+        (["SEQ_LENGTH=3"], "command line: SEQ_LENGTH is not a setting"),
+        (["--samples", "0"], "--samples"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(started, capsys, argv, line):
+    assert cli.main(["evaluate", *argv], {}) == 2
+    captured = capsys.readouterr()
+    assert line in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert started == []
+
+
+def test_it_is_refused_without_torch(run):
+    """Seconds sooner than torch could be imported."""
+    code = (
+        "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "evaluate", str(run.path.absolute()), "SEQ_LEN=-1"]
+    root = Path(__file__).parents[3]
+    assert subprocess.run(command, capture_output=True, check=False, cwd=root).returncode == 2
+
+
+def test_its_ranks_have_a_program_of_their_own():
+    arguments = torchrun.command(3, ["x"], "evaluate_gpt")
+    assert arguments[-2:] == [str(Path(evaluate_gpt.__file__)), "x"]

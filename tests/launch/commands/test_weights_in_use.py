@@ -1,0 +1,111 @@
+"""What a run has learned, in use again as a user starts it: measured in another layout, and made
+to write, at any of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.data.tokenizer import load
+from engine.generate import Sampling, continue_text
+from engine.recorded import recorded_settings
+from engine.run_folder import RunFolder
+from launch import cli
+from models import state
+from models.chunks import Chunks
+from models.gpt import GPT
+from models.parallel.partition import Partition
+from models.sizes import Sizes
+from tests.support.jobs import TINY, Job, run
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).parents[3]
+OVERRIDES = (
+    *("data.type=text", "data.tokenizer=char", "data.path=corpus.txt", "data.cache=cache"),
+    *("model.vocab_size=40", "precision=float64", "MAX_STEPS=30"),
+    *("checkpoint.every=10", "eval.every=10", "log.dir=runs/x-20260101-000000"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs/ has a run with checkpoints after steps 10, 20 and 30."""
+    path = tmp_path_factory.mktemp("in_use")
+    (path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    (path / "tiny.py").write_text(TINY)
+    (ended,) = run(Job(folder=path, overrides=OVERRIDES))
+    assert ended.error == "", ended.err
+    return path
+
+
+def test_a_run_is_measured_in_another_layout(place: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environ |= {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "launch.cli", "evaluate", "--step", "20", "PIPELINE=2"]
+    done = subprocess.run(
+        [*command, "--json"], cwd=place, env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    folder = RunFolder(place / "runs" / "x-20260101-000000")
+    kept = json.loads((folder.path / "evaluate-20-validation.json").read_text())
+    assert found == kept
+    assert found["layout"] == "tensor 1 (serial) x pipeline 2 x data 1"
+    assert found["overrides"] == ["PIPELINE=2"]
+    told = Stored(Shelf(folder.checkpoints).folder(20)).training.val_loss
+    assert found["loss"] == pytest.approx(told, rel=1e-12)
+    assert found["bytes"] == found["targets"], "a byte a character, each of them a token"
+
+
+def expected(folder: RunFolder, step: int) -> str:
+    """By weights that are taken from the checkpoint one by one."""
+    settings = recorded_settings(folder)
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float64, compute=torch.float64)
+    model = GPT(Sizes.of(settings.model), part).eval()
+    state.load(Chunks([model]), Stored(Shelf(folder.checkpoints).folder(step)).parameters())
+    words = load(json.loads(folder.tokenizer.read_text()))
+    sampling = Sampling(tokens=30, temperature=1.0, top_p=0.9, seed=5)
+    return "the " + "".join(continue_text(model, words, "the ", sampling)) + "\n"
+
+
+def test_it_writes_at_any_of_its_checkpoints(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    folder = RunFolder(Path("runs/x-20260101-000000"))
+    losses = {
+        step: loss for step, loss in Shelf(folder.checkpoints).losses().items() if loss is not None
+    }
+    best = min(losses, key=lambda step: losses[step])
+    texts = {}
+    for which, step in (("10", 10), ("best", best), ("latest", 30)):
+        command = ["generate", "--step", which, "--prompt", "the ", "--tokens", "30"]
+        assert cli.main([*command, "--temperature", "1", "--top-p", "0.9", "--seed", "5"], {}) == 0
+        texts[step] = capsys.readouterr().out
+        assert texts[step] == expected(folder, step)
+    assert len(set(texts.values())) == len(texts) >= 2
+
+
+def test_what_a_disk_has_changed_is_not_used(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    damaged = Shelf(RunFolder(Path("runs/x-20260101-000000")).checkpoints).folder(10)
+    file = next(damaged.glob("*.distcp"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert cli.main(["generate", "--step", "10", "--prompt", "the "], {}) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "step-00000010: " in captured.err
+    assert file.name in captured.err
