@@ -24,7 +24,7 @@ from tests.support.worlds import run_world
 
 LAYOUTS = [
     Run(mode="2d", tensor=4),
-    Run(mode="2.5d", tensor=2, depth=2, data=2, zero=1),
+    Run(mode="2.5d", tensor=2, depth=2, data=2, zero=1, zero_depth=True),
     Run(mode="1d", tensor=2, pipeline=2, tied=False),
     Run(data=3, zero=3),
 ]

@@ -292,9 +292,9 @@ def a_norm_adds_nothing_up_in_backward() -> Iterator[None]:
 
 @shown_by(COLUMNS)
 def positions_start_anew_on_every_rank() -> Iterator[None]:
-    def anew(self: Positions, batch: int, length: int) -> Tensor:
+    def anew(self: Positions, batch: int, length: int, start: int = 0) -> Tensor:
         rows = self.part.rows(batch * length, self.part.mode.outer.tokens)
-        return self.weight[torch.arange(rows.stop - rows.start) % length]
+        return self.weight[start + torch.arange(rows.stop - rows.start) % length]
 
     with patch.object(Positions, "forward", anew):
         yield

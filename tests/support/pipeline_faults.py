@@ -35,8 +35,9 @@ ONCE = Few(data=2, zero=1, accumulation=2)
 UNEVEN = Few(data=3, zero=2, accumulation=2)  # no width divides by three
 ALWAYS = Few(data=2, zero=3, accumulation=2)
 DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, zero=1, accumulation=2)
+OVER_DEPTH = Few(mode="2.5d", tensor=2, depth=2, zero=3, zero_depth=True, accumulation=2)
 FP16 = Run(pipeline=2, samples=16, steps=2, compute=torch.float16)
-RUNS = [STAGES, DRAIN, BUBBLE, ONCE, UNEVEN, ALWAYS, DEEP, FP16]
+RUNS = [STAGES, DRAIN, BUBBLE, ONCE, UNEVEN, ALWAYS, DEEP, OVER_DEPTH, FP16]
 
 
 @shown_by(STAGES)
@@ -171,14 +172,24 @@ def pieces_are_gathered_in_the_wrong_order() -> Iterator[None]:
         yield
 
 
+@shown_by(OVER_DEPTH)
+def pieces_over_depth_are_not_summed() -> Iterator[None]:
+    def own(y: Tensor, axis: Axis | None, dim: Any) -> Tensor:
+        return y.chunk(axis.size, "TH".index(dim))[axis.index].clone() if axis else y
+
+    with patch.object(zero, "scatter", own):
+        yield
+
+
+@shown_by(OVER_DEPTH)
+def pieces_are_summed_over_depth_again() -> Iterator[None]:
+    with summed_over("d"):
+        yield
+
+
 @shown_by(ALWAYS)
 def pieces_are_summed_over_data_again() -> Iterator[None]:
-    healthy = gradients.uncut
-
-    def uncut(box: Box, axes: dict[str, Axis]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*healthy(box, axes), "data")))
-
-    with patch.object(gradients, "uncut", uncut):
+    with summed_over("data"):
         yield
 
 
@@ -204,6 +215,16 @@ def the_norm_is_scaled() -> Iterator[None]:
 
     with patch.object(engine.step, "rescale", scaled):
         yield
+
+
+def summed_over(axis: str) -> AbstractContextManager[Any]:
+    """All gradients are summed over an axis, those that it cuts too."""
+    healthy = gradients.uncut
+
+    def uncut(box: Box, axes: dict[str, Axis]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*healthy(box, axes), axis)))
+
+    return patch.object(gradients, "uncut", uncut)
 
 
 def norm_of(counts: Callable[[Any], bool]) -> AbstractContextManager[Any]:
