@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from engine.checkpoint.ways import Asked
 from engine.context import World
 from engine.data.source import default_cache
 from engine.errors import Refused
@@ -18,7 +17,7 @@ from engine.loop import train
 from engine.not_yet import not_yet
 from engine.plan import Plan, make_plan
 from engine.rendezvous import Place
-from launch.arguments import Parser, add_config, add_place, add_run, config_and_overrides
+from launch.arguments import Parser, add_config, add_place, add_run, beginning, config_and_overrides
 from launch.rank import run_rank
 
 
@@ -26,8 +25,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     """Train; the exit code: 0 done, 1 the run failed, 2 the user's input was refused."""
 
     def work(args: argparse.Namespace, world: World) -> None:
-        asked = Asked(resume=args.resume, output=args.output, new_data=args.allow_new_data)
-        train(world, world.plan, asked, cache=default_cache(environ))
+        train(world, world.plan, beginning(args), cache=default_cache(environ))
 
     argv = sys.argv[1:] if argv is None else argv
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)
@@ -46,6 +44,7 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
     config, overrides = config_and_overrides(args)
     if config is None:
         raise Refused("which config? --config FILE")
+    beginning(args)  # refuses what contradicts itself
     if args.gpus not in (None, place.size):
         raise Refused(f"--gpus {args.gpus}, but {place.size} ranks were started")
     made = make_plan(config, gpus=place.size, overrides=overrides, environ=environ)

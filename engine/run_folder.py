@@ -1,7 +1,7 @@
 """The folder of a run: who may write into it, what lies where, and how the run ended.
 
-RUN/config.py, resolved.json, environment.json, tokenizer.json, log.jsonl, tb/, checkpoints/,
-model.safetensors, status.json.
+RUN/config.py, resolved.json, environment.json, tokenizer.json, initial.json, log.jsonl, tb/,
+checkpoints/, model.safetensors, status.json.
 Rank 0 claims a folder and the other ranks are told its path.
 """
 
@@ -58,6 +58,11 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.json"
+
+    @property
+    def initial(self) -> Path:
+        """Which weights it began with, if not with random ones."""
+        return self.path / "initial.json"
 
     @property
     def environment(self) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from engine.checkpoint.ways import Asked
 from engine.errors import Refused
 
 
@@ -77,6 +78,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "folder or one of its checkpoints",
     )
     parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="PATH",
+        help="weights to begin with, where there is nothing to go on from: a run, one of its "
+        "checkpoints, what cuboid import or export left, or a Hugging Face folder",
+    )
+    parser.add_argument(
         "--allow-new-data",
         action="store_true",
         help="go on from a checkpoint though its data, or the order of it, was another",
@@ -127,8 +135,8 @@ def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[st
     handed = [f"--config={config}", *overrides, f"--resume={args.resume}"]
     if args.allow_new_data:
         handed.append("--allow-new-data")
-    for name in ("output", "backend"):
-        value = getattr(args, name)
+    for name in ("output", "backend", "init-from"):
+        value = getattr(args, name.replace("-", "_"))
         if value is not None:
             handed.append(f"--{name}={value}")
     return handed
@@ -138,6 +146,23 @@ def _sorted(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Paths and overrides."""
     overrides = [word for word in words if _OVERRIDE.match(word)]
     return [Path(word) for word in words if not _OVERRIDE.match(word)], overrides
+
+
+def beginning(args: argparse.Namespace) -> Asked:
+    """Where the run is to begin. Raises Refused where its options contradict each other."""
+    if args.init_from is not None and args.resume not in ("none", "auto"):
+        raise Refused(
+            f"--resume={args.resume} goes on with a run, and --init-from={args.init_from} begins "
+            "one: give one of them"
+        )
+    if args.init_from is not None and not args.init_from.exists():
+        raise Refused(f"--init-from={args.init_from}: there is no such file or folder")
+    return Asked(
+        resume=args.resume,
+        output=args.output,
+        new_data=args.allow_new_data,
+        init_from=args.init_from,
+    )
 
 
 def positive(text: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -13,9 +13,14 @@ from models.parameters import parameters
 
 
 @torch.no_grad()
-def load(model: Chunks, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def load(
+    model: Chunks, tensors: Iterable[tuple[str, Tensor]], *, resize: Collection[str] = ()
+) -> None:
     """Copy this rank's box of each (name, whole tensor). Those that other pipeline stages hold are
     passed over. Needs no more memory than the tensor in hand.
+
+    Those of ``resize`` may have more rows, which are left out, or fewer: then the model's further
+    rows stay as they are.
 
     Raises:
         ValueError: a name or shape is not the model's, or a parameter is missing.
@@ -29,11 +34,16 @@ def load(model: Chunks, tensors: Iterable[tuple[str, Tensor]]) -> None:
         if name not in boxes:
             continue
         box = boxes[name]
-        if tuple(tensor.shape) != box.shape:
+        resized = name in resize and tuple(tensor.shape[1:]) == box.shape[1:]
+        if tuple(tensor.shape) != box.shape and not resized:
             raise ValueError(f"{name} is {list(tensor.shape)}, the model's is {list(box.shape)}")
+        before = model.part.read(held[name]).clone() if len(tensor) < box.shape[0] else None
         with model.part.rewrite(held[name]) as local:
             local.zero_()
-            local[box.valid] = tensor[box.slices].to(local)
+            if before is not None:
+                local.copy_(before)
+            found = tensor[box.slices].to(local)  # ends where the tensor does
+            local[box.valid][: len(found)] = found
         missing.pop(name, None)
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}")

@@ -15,11 +15,12 @@ from engine.errors import Refused
 from engine.plan import Plan
 
 # What the tensors of a checkpoint stand for
-FIXED = {
+ARCHITECTURE = (
     *(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "head_dim", "n_inner")),
     *(f"model.{name}" for name in ("vocab_size", "block_size", "tie_embeddings")),
-    *("model.activation", "model.layer_norm_epsilon", "optimizer.type"),
-}
+    *("model.activation", "model.layer_norm_epsilon"),
+)
+FIXED = {*ARCHITECTURE, "optimizer.type"}
 # What is told as a layout, or changes nothing that is learned
 SILENT = {
     *("name", "source", "backend", "timeout", "start_timeout", "data.cache"),

@@ -15,6 +15,8 @@ from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked, Way, output_of, ways
 from engine.errors import Refused
+from engine.inout import initial
+from engine.inout.trained import Trained
 from engine.matmuls import MATMULS
 from engine.run_folder import RunFolder, claim
 
@@ -30,13 +32,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Where a run begins: the way, whose folder is kept from other jobs while ``door`` is open, and
-    a checkpoint that verifies, where there is one."""
+    a checkpoint that verifies, where there is one, or the model whose weights are the first."""
 
     world: World
     plan: Plan
     asked: Asked
     way: Way
     stored: Stored | None
+    model: Trained | None = None
     door: ExitStack
 
     @property
@@ -61,21 +64,34 @@ class Start:
         return then.matmul if same and then.matmul in MATMULS else None
 
     def restore(self, run: Run) -> None:
-        """Bring a new run to where the checkpoint was written. Raises Failed."""
+        """Bring a new run to where the checkpoint was written, or to the weights it begins with.
+        Raises Failed, Refused."""
         if self.stored is not None:
             restore(run, self.stored)
+        elif self.model is not None:
+            model = self.model
+            self.world.agree(lambda: initial.load(run, model))
+            if line := initial.other_words(run, model):
+                self.world.say(line)
 
     def move_in(self) -> RunFolder:
         """The run's folder, its own from here on. Raises Refused."""
         return RunFolder(Path(self.world.share(self._move_in)))
 
     def _move_in(self) -> str:
+        folder = self._enter()
+        if self.model is not None:
+            asked = self.asked.init_from or self.model.path
+            initial.Origin.of(asked, self.model).record(folder)
+        return str(folder.path)
+
+    def _enter(self) -> RunFolder:
         """What a folder holds beyond the checkpoint goes out of the way."""
         way, name, run_id = self.way, self.plan.settings.name, self.world.run_id
         if way.home is None:
             folder = claim(name, run_id, output=output_of(self.plan, self.asked))
             self.door.enter_context(folder.hold())
-            return str(folder.path)
+            return folder
         folder = RunFolder(Path(way.home))
         if self.stored is None and folder.read_status().get("state") == "finished":
             raise Refused(f"{folder.path}: a finished run without a checkpoint: another --output")
@@ -85,7 +101,7 @@ class Start:
         here = self.stored is not None and self.stored.path.parent == shelf.path
         for path in shelf.set_aside(after=self.step if here else -1):
             self.world.say(f"{path}: kept under this name, since the run goes on from before it")
-        return str(folder.path)
+        return folder
 
 
 def begin(world: World, plan: Plan, corpus: str, asked: Asked) -> Start:
@@ -113,6 +129,7 @@ def begin(world: World, plan: Plan, corpus: str, asked: Asked) -> Start:
                     asked=asked,
                     way=way,
                     stored=stored,
+                    model=_first_weights(world, plan, way, asked) if stored is None else None,
                     door=door.pop_all(),
                 )
     return world.agree(lambda: _refuse(asked))
@@ -142,6 +159,26 @@ def _newest_good(world: World, way: Way) -> Stored | None:
     return None
 
 
+def _first_weights(world: World, plan: Plan, way: Way, asked: Asked) -> Trained | None:
+    """The model whose weights a run that starts over begins with, if not with random ones."""
+    home = Path(way.home) if way.home else None
+    path = world.share(lambda: str(initial.find(asked.init_from, home) or ""))
+    if not path:
+        return None
+    model = world.agree(lambda: initial.open_initial(plan, Path(path)))
+    told = world.ranks.exchange(json.dumps(model.problems(world.rank, world.size)))
+    problems = [problem for of_rank in told for problem in json.loads(of_rank)]
+    world.agree(lambda: _refuse_damaged(model, problems))
+    for line in initial.told(plan, model):
+        world.say(line)
+    return model
+
+
+def _refuse_damaged(model: Trained, problems: list[str]) -> None:
+    if problems:
+        raise Refused(f"{model.path} is not what was written: {'; '.join(dict.fromkeys(problems))}")
+
+
 def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: str, asked: Asked) -> None:
     """What has changed since the checkpoint, and what that means. Raises Refused."""
     lines = world.agree(
@@ -150,5 +187,6 @@ def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: str, asked: 
         )
     )
     move = changes.moved(stored.manifest.layout, layout_of(plan.settings, plan.layout.data))
-    for line in [f"going on from {stored.path}", *([move] if move else []), *lines]:
+    unused = [f"--init-from={asked.init_from} is not used then"] if asked.init_from else []
+    for line in [f"going on from {stored.path}", *unused, *([move] if move else []), *lines]:
         world.say(line)

@@ -16,11 +16,13 @@ from engine.run_folder import RunFolder, runs
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What the user asks for: to go on from 'auto', 'none' or a path (a run's folder or one of its
-    checkpoints), into ``output``, and with other data than the checkpoint's if need be."""
+    checkpoints), into ``output``, and with other data than the checkpoint's if need be; and where
+    there is nothing to go on from, to begin with the weights at ``init_from``."""
 
     resume: str = "none"
     output: Path | None = None
     new_data: bool = False
+    init_from: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Bring in a model from elsewhere, such as a Hugging Face GPT-2, to train it further."""
+"""Bring in a Hugging Face GPT-2, to train it further."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from engine.errors import Refused
 from engine.not_yet import not_yet
 from engine.plan import make_plan
 from launch import torchrun
-from launch.arguments import add_config, add_run, config_and_overrides, run_arguments
+from launch.arguments import add_config, add_run, beginning, config_and_overrides, run_arguments
 from launch.here import refuse_unfit
 from launch.machine import choose, count_gpus, this_machine
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """
     config, overrides = config_and_overrides(args)
     config = config or _demo()
+    beginning(args)  # refuses what contradicts itself
     asked = args.gpus or _asked(environ)
     if _is_demo(config) and not _sets_layout(overrides):
         choice = choose(0 if asked else count_gpus(), asked)

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from engine.checkpoint.ways import Asked
 from engine.errors import Refused
-from launch.arguments import add_config, config_and_overrides, files_and_overrides, positive
+from launch.arguments import (
+    Parser,
+    add_config,
+    add_run,
+    beginning,
+    config_and_overrides,
+    files_and_overrides,
+    positive,
+    run_arguments,
+)
 
 
 def parse(line: str) -> tuple[Path | None, list[str]]:
@@ -56,3 +66,26 @@ def test_positive(text, capsys):
         parse(f"a.py --gpus {text}")
     assert caught.value.code == 2
     assert "--gpus" in capsys.readouterr().err
+
+
+def test_beginning_with_weights_contradicts_going_on(tmp_path):
+    parser = Parser(prog="train")
+    add_run(parser)
+
+    def told(*argv: str) -> Asked:
+        return beginning(parser.parse_args([*argv, f"--init-from={tmp_path}"]))
+
+    assert told().init_from == tmp_path
+    assert told("--resume=auto").resume == "auto"
+    with pytest.raises(Refused) as caught:
+        told("--resume=runs/x")
+    assert str(caught.value) == (
+        f"--resume=runs/x goes on with a run, and --init-from={tmp_path} begins one: give one of "
+        "them"
+    )
+    args = parser.parse_args(["--init-from=nowhere"])
+    with pytest.raises(Refused, match=r"^--init-from=nowhere: there is no such file or folder$"):
+        beginning(args)
+    assert f"--init-from={tmp_path}" in run_arguments(
+        parser.parse_args([f"--init-from={tmp_path}"]), tmp_path, []
+    )
