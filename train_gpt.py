@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from engine.context import World
 from engine.data.source import default_cache
 from engine.errors import Refused
+from engine.faults import planted
 from engine.loop import train
 from engine.not_yet import not_yet
 from engine.plan import Plan, make_plan
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     """Train; the exit code: 0 done, 1 the run failed, 2 the user's input was refused."""
 
     def work(args: argparse.Namespace, world: World) -> None:
-        train(world, world.plan, beginning(args), cache=default_cache(environ))
+        fault = world.agree(lambda: planted(environ.get("FAULT", ""), world.rank, world.attempt))
+        train(world, world.plan, beginning(args), cache=default_cache(environ), fault=fault)
 
     argv = sys.argv[1:] if argv is None else argv
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)

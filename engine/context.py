@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
 import sys
@@ -21,13 +22,16 @@ from engine.colossal import Colossal
 from engine.config.errors import ConfigError
 from engine.devices import Assignment, Card, assign, name_ranks
 from engine.errors import Failed, Refused
+from engine.last_words import Absent
 from engine.leave import die_with_parent, stop_signal
 from engine.ranks import Ranks
 from engine.rendezvous import Place
+from engine.roll_call import Process
 from models.parallel.collectives import Axis, Traffic
 
 if TYPE_CHECKING:
     from engine.plan import Plan
+    from engine.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -96,9 +100,31 @@ class World:
         others = [rank for rank, theirs in enumerate(told) if theirs != told[0]]
         self.ranks.agree(lambda: _refuse_if(others, otherwise))
 
+    def begin_step(self, step: int) -> None:
+        """What follows, until the next, is told as this step's if it fails."""
+        self.ranks.last_words.step = step
+
+    @contextmanager
+    def explained(self, folder: RunFolder) -> Iterator[None]:
+        """Where a message does not come or go, all ranks fail of what became of whom it was from or
+        for; it goes into the folder too where rank 0 cannot write that itself.
+
+        Raises:
+            Failed: another rank is gone, stopped or late.
+        """
+        try:
+            yield
+        except Exception as error:
+            found = self.ranks.explain(error)
+            if isinstance(found, Absent) and found.stands_in:
+                step = self.ranks.last_words.step - 1
+                folder.write_status("failed", step=step, message=str(found))
+            raise found from (None if found is error else error)
+
     def first_step_done(self) -> None:
         """From here on ranks are expected to keep pace, and to stop between two steps."""
         self.ranks.stop.deferred = True
+        self.ranks.keep_pace(self.plan.settings.timeout)
         _set_timeouts(self.colossal, self.plan.settings.timeout)
 
 
@@ -128,10 +154,11 @@ def open_world(
             yield _open(plan, ranks, colossal, backend)
             ranks.exchange("")  # a rank that closes its end may break what another still does
             failed = False
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as caught:
+            error = ranks.explain(caught)
             ranks.tell(error)
             if isinstance(error, Refused | Failed):
-                raise
+                raise error from error.__cause__
             if isinstance(error, ConfigError):
                 raise Refused(str(error)) from error
             raise Failed(f"{type(error).__name__}: {error}") from error
@@ -164,9 +191,10 @@ def _check(plan: Plan | None, problem: Exception | None, place: Place) -> tuple[
 
 def _open(plan: Plan, ranks: Ranks, colossal: Colossal, asked: str | None) -> World:
     place, settings = ranks.place, plan.settings
-    mine = [socket.gethostname(), _gpu_ids(), plan.fingerprint, ranks.run_id]
+    mine = [socket.gethostname(), os.getpid(), _gpu_ids(), plan.fingerprint, ranks.run_id]
     told = [json.loads(text) for text in ranks.exchange(json.dumps(mine))]
-    hosts, gpus, fingerprints, run_ids = zip(*told, strict=True)
+    hosts, pids, gpus, fingerprints, run_ids = zip(*told, strict=True)
+    ranks.answer([Process(host=host, pid=pid) for host, pid in zip(hosts, pids, strict=True)])
     cards = [Card(host=host, gpus=tuple(ids)) for host, ids in zip(hosts, gpus, strict=True)]
 
     def decide() -> Assignment:

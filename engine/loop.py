@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from engine.build import DTYPES
 from engine.checkpoint.resume import begin
 from engine.checkpoint.saver import Saver
+from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
 from engine.data.loader import Batches, load
 from engine.epilogue import epilogue
@@ -22,12 +23,15 @@ from engine.step import NotFinite
 
 if TYPE_CHECKING:
     from engine.context import World
+    from engine.faults import Fault
     from engine.plan import Plan
 
 
-def train(world: World, plan: Plan, asked: Asked, *, cache: Path) -> None:
+def train(
+    world: World, plan: Plan, asked: Asked, *, cache: Path, fault: Fault | None = None
+) -> None:
     """Train as ``plan`` says, from the start or from a checkpoint; the run's folder holds all that
-    is left of it.
+    is left of it. ``fault``: what goes wrong on this rank, in tests.
 
     Raises:
         Refused: the data, the folder or the disk to offload to cannot be used.
@@ -46,12 +50,15 @@ def train(world: World, plan: Plan, asked: Asked, *, cache: Path) -> None:
     compute = DTYPES[plan.settings.precision][1]
     matmul = start.matmul(world.device) or world.share(lambda: probe_matmul(compute, world.device))
     with open_offload(plan, world) as offload:
-        run = Run(plan, world, batches, steps=steps, matmul=matmul, offload=offload)
+        run = Run(plan, world, batches, steps=steps, matmul=matmul, offload=offload, fault=fault)
         start.restore(run)
         folder = start.move_in()
+        if fault is not None:
+            fault.watch(Shelf(folder.checkpoints))
         with (
             open_report(run, folder, start.step) as report,
             Saver(run, folder, first_step=start.step, say=report.say) as saver,
+            world.explained(folder),
         ):
             try:
                 step = train_steps(run, report, saver, start.step)
@@ -71,6 +78,7 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
     step = first_step
     while step < run.steps:
         step, started = step + 1, time.perf_counter()
+        run.world.begin_step(step)
         outcome = run.step(step, save=saver.overdue)
         seconds = time.perf_counter() - started
         if step == first_step + 1:

@@ -1,37 +1,33 @@
 """The ranks of a launch before, beside and after their process groups: a store they all reach.
 
-Through it they agree that a run can start, refuse it in one voice, and say once why it failed.
+Through it they agree that a run can start, or refuse it in one voice.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from torch.distributed import DistNetworkError, HashStore, Store
+from torch.distributed import HashStore, Store, TCPStore
 
 from engine.config.errors import ConfigError
 from engine.devices import name_ranks
 from engine.errors import Failed, Refused
+from engine.last_words import FAILED, LastWords, Late
 from engine.leave import StopSignal
 from engine.rendezvous import Place
+from engine.roll_call import Process, RollCall, bounded
 from engine.store import LEFT, meet, ours
 
 T = TypeVar("T")
 
-FAILED = "failed"  # a counter in the store, as LEFT is
 LINGER_SECONDS = 5.0
 """How long rank 0 keeps the store up for ranks that have not left yet, where all leave at once."""
-FAILED_LINGER_SECONDS = 1.0
+FAILED_LINGER_SECONDS = 2.0
 """The same where rank 0 failed: others may not know until its sockets close with its process."""
-SILENCE_SECONDS = 3.0
-"""How long rank 0 must be gone for rank 1 to speak. torchrun, which tells itself who was killed,
-stops rank 1 sooner."""
 NOTICE_SECONDS = 30.0
 """When rank 0 says whom it is waiting for."""
 
@@ -39,7 +35,7 @@ NOTICE_SECONDS = 30.0
 class Ranks:
     """This rank among all of a launch, and the store that they share once they have met.
 
-    All but ``tell`` is called by all ranks in the same order.
+    All but ``explain`` and ``tell`` is called by all ranks in the same order.
     """
 
     def __init__(self, place: Place, stop: StopSignal) -> None:
@@ -47,11 +43,10 @@ class Ranks:
         self.stop = stop
         self.store: Store = HashStore()
         self.run_id = ""
+        self.last_words = LastWords(place, stop, self.store, None)
         self._words: Store = self.store
-        self._address: tuple[str, int] | None = None
         self._timeout = 0.0
         self._round = 0
-        self._told = False
         self._linger = LINGER_SECONDS
 
     def meet(self, timeout: float) -> None:
@@ -62,8 +57,9 @@ class Ranks:
             Failed: rank 0 cannot be reached.
         """
         meeting = meet(self.place, timeout)
-        self.store, self._address = meeting.store, meeting.address
+        self.store = meeting.store
         self._words = ours(self.store)
+        self.last_words = LastWords(self.place, self.stop, self._words, meeting.address)
         self.run_id, self._timeout = meeting.run_id, timeout
 
     def consult(self, value: str, decide: Callable[[list[str]], str]) -> str:
@@ -104,7 +100,7 @@ class Ranks:
             problem = str(refusal)
         said = self.consult(problem, _say)
         if said:
-            self._told = True
+            self.last_words.hush()
             raise Refused(said)
         return result
 
@@ -113,23 +109,33 @@ class Ranks:
         words = self.agree(task if self.place.rank == 0 else lambda: "")
         return self.exchange(words)[0]
 
+    def answer(self, processes: Sequence[Process]) -> None:
+        """From here on this rank answers when it is asked who is there. ``processes``: by rank."""
+        if isinstance(self.store, TCPStore):
+            store = ours(self.store.clone())  # type: ignore[attr-defined]
+            self.last_words.roll = RollCall(store, self.place.rank, processes, FAILED)
+            self.last_words.roll.start()
+
+    def keep_pace(self, timeout: float) -> None:
+        """From here on ranks wait for each other up to ``timeout`` seconds."""
+        self._timeout = timeout
+
+    def explain(self, error: BaseException) -> BaseException:
+        """The error, or what it means where it comes of another rank's absence."""
+        return self.last_words.explain(error, self._timeout) or error
+
     def tell(self, error: BaseException) -> None:
-        """Say why this rank fails, unless another rank has been first: the connections that it
-        broke fail here too."""
-        if self._told:
-            return
-        self._told, self._linger = True, FAILED_LINGER_SECONDS
-        try:
-            if self._first_to_fail():
-                print(self._describe(error), file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            pass  # torchrun ends the others once one has failed
+        """Say why this rank fails, unless another rank has been first."""
+        self._linger = FAILED_LINGER_SECONDS
+        self.last_words.tell(error)
 
     def leave(self) -> None:
         """The last call. Rank 0, whose store it may be, leaves after the others."""
+        if self.last_words.roll is not None:
+            self.last_words.roll.stop()
         if self.place.size == 1:
             return
-        left = self._count(LEFT)
+        left = self.last_words.count(LEFT)
         deadline = time.monotonic() + self._linger
         while self.place.rank == 0 and left < self.place.size and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -139,60 +145,31 @@ class Ranks:
         """Store.wait would print a C++ trace at its timeout and hold signals up meanwhile."""
         start = time.monotonic()
         pause, noticed = 0.001, False
-        while not self._words.check(keys):
-            if self._words.check([FAILED]):
+        while not self._check(keys):
+            if self._check([FAILED]):
                 raise Failed("another rank failed")
             waited = time.monotonic() - start
             if waited > self._timeout:
-                raise Failed(f"{self._missing(keys)} did not come within {self._timeout:.0f} s")
+                raise Late(f"{self._missing(keys)} did not come within {self._timeout:.0f} s")
             if waited > NOTICE_SECONDS and not noticed and self.place.rank == 0:
                 noticed = True
                 print(f"waiting for {self._missing(keys)}", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
 
+    def _check(self, keys: list[str]) -> bool:
+        """Whether all of the keys are there. Raises Late where rank 0's process is stopped."""
+        if self.place.rank == 0:
+            return self._words.check(keys)
+        found = bounded(lambda: self._words.check(keys), self._timeout)
+        if found is None:
+            raise Late(f"rank 0 does not answer within {self._timeout:g} s")
+        return found
+
     def _missing(self, keys: list[str]) -> str:
         if self.place.rank:
             return "rank 0"
         return name_ranks([rank for rank, key in enumerate(keys) if not self._words.check([key])])
-
-    def _first_to_fail(self) -> bool:
-        if first := self._count(FAILED):
-            return first == 1
-        if self.place.rank != 1:
-            return False
-        deadline = time.monotonic() + SILENCE_SECONDS
-        while self.stop.requested is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return self.stop.requested is None
-
-    def _count(self, what: str) -> int:
-        """How many ranks have come here, this one included; 0 where the store is gone."""
-        try:
-            return int(self._words.add(what, 1)) if self._reachable() else 0
-        except DistNetworkError:  # it went in between
-            return 0
-
-    def _reachable(self) -> bool:
-        """Whether the store is still there; asking it would print a C++ trace if not."""
-        if self._address is None or self.place.rank == 0:
-            return True
-        try:
-            socket.create_connection(self._address, timeout=2).close()
-        except OSError:
-            return False
-        return True
-
-    def _describe(self, error: BaseException) -> str:
-        who = f"rank {self.place.rank}: " if self.place.size > 1 else ""
-        if not self._reachable():
-            who += "rank 0 is gone: "
-        if isinstance(error, KeyboardInterrupt):
-            return f"{who}stopped by {error or 'SIGINT'}"
-        if isinstance(error, Refused | Failed | ConfigError):
-            return f"{who}{error}"
-        trace = "".join(traceback.format_exception(error))
-        return f"{trace}{who}failed: {type(error).__name__}: {error}"
 
 
 def _say(problems: list[str]) -> str:

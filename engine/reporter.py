@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 
 from engine.advice import smaller_run
+from engine.errors import Failed, Refused
 from engine.flops import flops_per_token, peak_flops
 from engine.metrics import JsonLines, Row, Sink, TensorBoard
 from engine.overview import count, overview, remarks, table
@@ -98,8 +99,9 @@ class Reporter:
         elif isinstance(error, KeyboardInterrupt):
             self.finish("interrupted", "KeyboardInterrupt")
         else:
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.finish("failed", first_line)
+            told = isinstance(error, Refused | Failed)
+            text = str(error) if told else f"{type(error).__name__}: {error}"
+            self.finish("failed", text.partition("\n")[0])
 
 
 def open_reporter(

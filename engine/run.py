@@ -17,10 +17,11 @@ from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.optim.schedule import lr_factor
 from engine.pipeline import Pipeline, loss_of
-from engine.step import Optimizer, Outcome, Stepper
+from engine.step import Optimizer, Outcome, Stepper, undisturbed
 
 if TYPE_CHECKING:
     from engine.context import World
+    from engine.faults import Fault
     from engine.nvme.offload import Offload
     from engine.plan import Plan
 
@@ -37,6 +38,7 @@ class Run:
         steps: int,
         matmul: str,
         offload: Offload | None = None,
+        fault: Fault | None = None,
     ) -> None:
         """``offload``: where optimizer states go, and weights, if they go to a disk."""
         settings = plan.settings
@@ -59,6 +61,7 @@ class Run:
             seed=settings.seed,
             clip_grad_norm=settings.clip_grad_norm,
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,
+            disturbed=fault.in_step if fault else undisturbed,
         )
 
     def _build_optimizer(self, offload: Offload | None) -> Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -49,9 +49,14 @@ class Optimizer(Protocol):
         """Update all parameters that have a gradient."""
 
 
+def undisturbed(step: int, loss: Tensor) -> Tensor:
+    return loss
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stepper:
-    """Runs steps of one model. ``world``: all ranks of the run."""
+    """Runs steps of one model. ``world``: all ranks of the run. ``disturbed``: for tests, what
+    becomes of this rank's loss of a step before it is told."""
 
     model: Chunks
     pipeline: Pipeline
@@ -61,6 +66,7 @@ class Stepper:
     seed: int
     clip_grad_norm: float | None = None
     loss_scale: LossScale | None = None
+    disturbed: Callable[[int, Tensor], Tensor] = undisturbed
 
     def run(
         self,
@@ -82,6 +88,7 @@ class Stepper:
         self.gradients.zero()
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
+        loss = self.disturbed(step, loss)
         outcome = self.agree(step, loss, scale, memory_bytes, stop, save)
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=not outcome.finite)

@@ -20,6 +20,7 @@ from engine.checkpoint.ways import Asked
 from engine.context import World, open_world
 from engine.data.loader import Batch, Batches
 from engine.errors import Failed, Refused
+from engine.faults import planted
 from engine.loop import train
 from engine.plan import make_plan
 from engine.rendezvous import LOOPBACK, Place
@@ -50,7 +51,8 @@ RUN = Path("run")
 class Job:
     """A run in ``folder``, where its config is tiny.py. ``launch`` is what a launcher calls it, the
     same over restarts. All ranks are killed in the middle of step ``dies``, once there is a
-    checkpoint where it ``dies_saved``. ``planted`` is entered on every rank before it trains."""
+    checkpoint where it ``dies_saved``. ``planted`` is entered on every rank before it trains.
+    ``fault``: as FAULT in the environment."""
 
     folder: Path
     overrides: tuple[str, ...] = ()
@@ -59,6 +61,11 @@ class Job:
     dies: int | None = None
     dies_saved: bool = False
     planted: Planted = contextlib.nullcontext
+    fault: str = ""
+
+    def said(self, ranks: int) -> str:
+        """What the ranks said on stderr, those that were killed too."""
+        return "".join((self.folder / f"stderr-{rank}").read_text() for rank in range(ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +136,23 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     def plan() -> Any:
         return make_plan("tiny.py", gpus=size, overrides=job.overrides, environ={})
 
-    out, err = io.StringIO(), io.StringIO()
+    out, fault = io.StringIO(), planted(job.fault, place)
     batches: dict[int, list[str]] = {}
     ended = ""
     with (
         contextlib.redirect_stdout(out),
+        Path(f"stderr-{rank}").open("w+", buffering=1) as err,
         contextlib.redirect_stderr(err),
         patch.object(Batches, "batch", _recorded(Batches.batch, batches)),
         patch.object(Run, "step", _mortal(Run.step, job)),
     ):
         try:
             with open_world(plan, place) as world, job.planted(world):
-                train(world, world.plan, job.asked, cache=job.folder / "cache")
+                train(world, world.plan, job.asked, cache=job.folder / "cache", fault=fault)
         except (Refused, Failed) as error:
-            ended = type(error).__name__
-    return Ended(error=ended, out=out.getvalue(), err=err.getvalue(), batches=batches)
+            ended = "Refused" if isinstance(error, Refused) else "Failed"
+        err.seek(0)
+        return Ended(error=ended, out=out.getvalue(), err=err.read(), batches=batches)
 
 
 def digest(batch: Batch) -> str:

@@ -1,0 +1,129 @@
+"""Faults on purpose, for tests of what a run does about them.
+
+``FAULT=kind:rank:step`` in the environment of the ranks. A kind is what happens to that rank:
+kill, stop, term, int (a signal), raise, nan or spike (of its loss). It happens in the step, between
+its backward pass and its update, or, with a moment behind it as in ``kill-rename``, while the
+checkpoint of that step is written:
+
+    save     this rank opens its file            rename   the checkpoint is about to get its name
+    verify   it is about to read it back         named    it has got it
+    prune    an older one is half removed
+
+Of several, with commas, the n-th is for the n-th attempt of a launch that restarts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.checkpoint.shelf import Shelf
+from engine.errors import Refused
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "stop": signal.SIGSTOP,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+}
+LOSSES = {"nan": math.nan, "spike": 1000.0}  # times this
+KINDS = [*SIGNALS, "raise", *LOSSES]
+MOMENTS = ["save", "verify", "rename", "named", "prune"]  # of a checkpoint
+
+
+@dataclass
+class Fault:
+    """What happens to this rank, once."""
+
+    kind: str
+    moment: str
+    step: int
+    _done: bool = field(default=False, init=False)
+
+    def in_step(self, step: int, loss: Tensor) -> Tensor:
+        """The loss of this rank after the backward pass of a step, if there is one after this."""
+        if self.moment or step != self.step or self._done:
+            return loss
+        if self.kind in LOSSES:
+            self._done = True
+            return loss * LOSSES[self.kind]
+        self._strike()
+        return loss
+
+    def watch(self, shelf: Shelf) -> None:
+        """Wait for the moment in which the shelf's checkpoint is written."""
+        if self.moment:
+            sys.addaudithook(_Watch(self, shelf))
+
+    def _strike(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        if self.kind == "raise":
+            raise RuntimeError("a fault on purpose")
+        os.kill(os.getpid(), SIGNALS[self.kind])
+
+
+class _Watch:
+    """Sees by Python's audit events what is done to files, which needs no hooks in what does it."""
+
+    def __init__(self, fault: Fault, shelf: Shelf) -> None:
+        self.fault, self.draft = fault, os.fspath(shelf.draft(fault.step))
+        self.shelf, self.named, self.removed = os.fspath(shelf.path), False, 0
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if self._moment(event, args) == self.fault.moment:
+            self.fault._strike()
+
+    def _moment(self, event: str, args: tuple[Any, ...]) -> str | None:
+        if event == "open" and isinstance(args[0], str | os.PathLike):
+            path, mode = os.fspath(args[0]), args[1]
+            if self.named and path == self.shelf:  # to sync it
+                return "named"
+            if Path(path).parent == Path(self.draft):
+                return "verify" if mode == "rb" else "save"
+        elif event == "os.rename" and os.fspath(args[0]) == self.draft:
+            self.named = True
+            return "rename"
+        elif event == "os.remove" and self.named:
+            self.removed += 1
+            return "prune" if self.removed == 2 else None
+        return None
+
+
+def planted(text: str, rank: int, attempt: int) -> Fault | None:
+    """What ``FAULT`` has for this rank in this attempt.
+
+    Raises:
+        Refused: it is none.
+    """
+    if not text:
+        return None
+    faults = [_read(one) for one in text.split(",")]
+    if attempt >= len(faults):
+        return None
+    whose, fault = faults[attempt]
+    return fault if whose == rank else None
+
+
+def _read(text: str) -> tuple[int | None, Fault | None]:
+    if not text:
+        return None, None
+    match = re.fullmatch(r"([a-z]+)(?:-([a-z]+))?:(\d+):(\d+)", text)
+    if match is None or match[1] not in KINDS or match[2] not in (None, *MOMENTS):
+        raise Refused(
+            f"FAULT={text} in the environment is not KIND:RANK:STEP, where KIND is one of "
+            f"{', '.join(KINDS)}, and may have -{', -'.join(MOMENTS)} behind it"
+        )
+    if match[2] and match[1] in LOSSES:
+        raise Refused(f"FAULT={text} in the environment: {match[1]} is of a step, not of its save")
+    return int(match[3]), Fault(kind=match[1], moment=match[2] or "", step=int(match[4]))

@@ -1,0 +1,160 @@
+"""Who of a run is still there. When ranks fail because another did not come, it is told which one.
+
+A thread on every rank looks for a failure in the store, and then says where its rank is, whatever
+that waits for. Who does not say is stopped, gone or cut off.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+from torch.distributed import PrefixStore, Store
+
+from engine.devices import name_ranks
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.25
+ANSWER_SECONDS = 5.0
+"""How long ranks have to answer, and the store for anything at all."""
+LEAVE_SECONDS = 20.0
+"""How long after another's failure a rank may still be held up by what it waits for."""
+WAITS = (
+    "models/parallel/collectives.py",
+    "torch/distributed/",
+    "engine/ranks.py",
+    "engine/last_words.py",
+)
+"""Code in which a rank waits for others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Where a rank runs."""
+
+    host: str
+    pid: int
+
+    def state(self, here: str) -> str:
+        """'gone', 'stopped' or 'running', as this machine, ``here``, tells; '' of another's."""
+        if self.host != here:
+            return ""
+        try:
+            status = psutil.Process(self.pid).status()
+        except psutil.Error:
+            return "gone"
+        states = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_ZOMBIE: "gone"}
+        return states.get(status, "running")
+
+
+class RollCall:
+    """Answers for this rank from ``start`` to ``stop``, and knows the others."""
+
+    def __init__(self, store: Store, rank: int, processes: Sequence[Process], failed: str) -> None:
+        """``store``: of this alone, as its ranks may block each other. ``failed``: the key in it
+        that says that a rank has failed."""
+        self._store, self._rank, self._processes = store, rank, processes
+        self._answers = PrefixStore("here", store)
+        self._failed, self._main = failed, threading.main_thread().ident
+        self._left = threading.Event()
+        self.seen = False  # a failure
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """This rank leaves, in whatever way."""
+        self._left.set()
+
+    def missing(self, waited: str) -> tuple[str, list[int]]:
+        """Why another's message did not come, and the ranks to blame: after the failure is known in
+        the store. ``waited`` goes behind those that are late."""
+        answers: dict[int, str] = {}
+        silent = list(range(len(self._processes)))
+        until = time.monotonic() + ANSWER_SECONDS
+        while any(self._may_answer(rank) for rank in silent) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            for rank in silent[:]:
+                if self._answers.check([str(rank)]):
+                    answers[rank] = self._answers.get(str(rank)).decode()
+                    silent.remove(rank)
+        if silent:
+            return self.describe(silent, waited), silent
+        busy = {rank: at for rank, at in answers.items() if at and rank != self._rank}
+        if busy:
+            where = "; ".join(f"rank {rank} is at {at}" for rank, at in busy.items())
+            return f"{name_ranks(list(busy))} did not come{waited}: {where}", list(busy)
+        return "", []
+
+    def _may_answer(self, rank: int) -> bool:
+        return self._state(rank) not in ("gone", "stopped")
+
+    def _state(self, rank: int) -> str:
+        return self._processes[rank].state(self._processes[self._rank].host)
+
+    def describe(self, ranks: Sequence[int], waited: str) -> str:
+        """What has become of ranks that do not answer."""
+        words = []
+        for rank in ranks:
+            process, state = self._processes[rank], self._state(rank)
+            who = f"rank {rank} (process {process.pid} on {process.host})"
+            if state == "gone":
+                words.append(f"{who} is gone: killed, or out of memory")
+            elif state == "stopped":
+                words.append(f"{who} is stopped, and did not come{waited}")
+            else:
+                words.append(f"{who} does not answer, and did not come{waited}")
+        return "; ".join(words)
+
+    def end(self, ranks: Sequence[int]) -> None:
+        """Kill those of the ranks that are stopped on this machine: SIGTERM does not reach them."""
+        for rank in ranks:
+            if self._state(rank) == "stopped":
+                os.kill(self._processes[rank].pid, signal.SIGKILL)
+
+    def _answer(self) -> None:
+        while not self._left.wait(POLL_SECONDS):
+            try:
+                if not self._store.check([self._failed]):
+                    continue
+                self.seen = True
+                self._answers.set(str(self._rank), self._where())
+            except RuntimeError:  # the store has gone, with rank 0
+                return
+            if not self._left.wait(LEAVE_SECONDS):
+                os._exit(1)
+            return
+
+    def _where(self) -> str:
+        """The line this rank is at; nothing where it waits for others."""
+        frame = sys._current_frames().get(self._main or 0)
+        stack = traceback.extract_stack(frame)
+        if not stack or any(part in line.filename for line in stack for part in WAITS):
+            return ""
+        return f"{stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name}"
+
+
+def bounded(task: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T | None:
+    """The result of a task that may hang or fail, such as asking a store whose process is stopped;
+    None in both cases."""
+    found: list[T] = []
+
+    def run() -> None:
+        with suppress(RuntimeError):
+            found.append(task())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None

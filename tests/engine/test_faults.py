@@ -1,0 +1,139 @@
+"""What a run does about faults on purpose: told once, by which rank, where and why; the folder says
+so too, the last checkpoint is good, and no process is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
+from engine.checkpoint.ways import Asked
+from engine.errors import Refused
+from engine.faults import planted
+from engine.rendezvous import Place
+from engine.run_folder import RunFolder
+from tests.support.jobs import TINY, Ended, Job, run
+from tests.support.worlds import WorldError
+
+RUN = Path("run")
+
+
+def place(rank: int, attempt: int = 0) -> Place:
+    return Place(rank=rank, size=4, launcher="torchrun", attempt=attempt)
+
+
+# The switch
+
+
+def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
+    text = "kill:1:3,,raise-save:0:6"
+    assert planted("", place(0)) is None
+    assert [planted(text, place(rank)) is None for rank in range(3)] == [True, False, True]
+    assert [planted(text, place(0, attempt)) is None for attempt in range(4)] == [
+        *(True, True, False, True)
+    ]
+    fault = planted(text, place(0, 2))
+    assert fault is not None
+    assert (fault.kind, fault.moment, fault.step) == ("raise", "save", 6)
+
+
+@pytest.mark.parametrize("text", ["kill", "kill:1", "die:1:3", "kill-lunch:1:3", "kill:x:3", "a b"])
+def test_what_is_no_fault_is_refused(text: str) -> None:
+    with pytest.raises(Refused, match=r"^FAULT=.* is not KIND:RANK:STEP.*kill, stop.*-save"):
+        planted(text, place(0))
+
+
+def test_a_loss_has_no_part_in_a_save() -> None:
+    with pytest.raises(Refused, match="nan is of a step"):
+        planted("nan-save:0:3", place(0))
+
+
+# A rank that is lost
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "tiny.py").write_text(TINY)
+    overrides = ("MAX_STEPS=9", "TENSOR_PARALLEL=2", "MODE=1d", "timeout=3.0")
+    return Job(folder=tmp_path, overrides=overrides, asked=Asked(output=RUN))
+
+
+def with_fault(job: Job, fault: str) -> Job:
+    return Job(folder=job.folder, overrides=job.overrides, asked=job.asked, fault=fault)
+
+
+def good_checkpoints(job: Job) -> list[int]:
+    """Their steps, all of which verify."""
+    shelf = Shelf(RunFolder(job.folder / RUN).checkpoints)
+    for step in shelf.steps():
+        assert Stored(shelf.folder(step)).problems() == []
+    return shelf.steps()
+
+
+GONE = r"is gone: killed, or out of memory"
+STOPPED = r"is stopped, and did not come within 3 s"
+
+
+@pytest.mark.parametrize(
+    ("fault", "told", "saved"),
+    [
+        ("kill:1:5", rf"step 5: rank 1 \(process \d+ on .*\) {GONE}", [2, 4]),
+        ("kill:0:5", rf"step 5: rank 0 \(process \d+ on .*\) {GONE}", [2, 4]),
+        ("stop:1:5", rf"step 5: rank 1 \(process \d+ on .*\) {STOPPED}", [2, 4]),
+        ("stop:0:5", rf"step 5: rank 0 \(process \d+ on .*\) {STOPPED}", [2, 4]),
+        ("stop-save:1:6", rf"step 6: rank 1 \(process \d+ on .*\) {STOPPED}", [2, 4]),
+        ("kill-rename:0:6", rf"step 6: rank 0 \(process \d+ on .*\) {GONE}", [2, 4]),
+    ],
+)
+def test_a_rank_that_is_gone_or_stopped_is_told_once(
+    job: Job, fault: str, told: str, saved: list[int]
+) -> None:
+    with pytest.raises(WorldError) as caught:
+        run(with_fault(job, fault), 4)
+    victim = int(fault.split(":")[1])
+    assert caught.value.failures == {victim: "died without a word"}, "all others left by themselves"
+    said = job.said(4)
+    assert re.fullmatch(told + "\n", said), said
+    status = RunFolder(job.folder / RUN).read_status()
+    assert (status["state"], status["message"]) == ("failed", said.rstrip())
+    assert status["ended"]
+    assert good_checkpoints(job) == saved
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raise:2:5", "rank 2: step 5: failed: RuntimeError: a fault on purpose"),
+        ("raise:0:5", "rank 0: step 5: failed: RuntimeError: a fault on purpose"),
+        ("nan:3:5", "step 5: loss nan, gradient norm "),
+    ],
+)
+def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> None:
+    ended: list[Ended] = run(with_fault(job, fault), 4)
+    assert [one.error for one in ended] == ["Failed"] * 4
+    said = job.said(4)
+    assert said.count("on purpose") + said.count("not finite on rank 3") == 1 + ("raise" in fault)
+    assert told in said.splitlines()[-1]
+    status = RunFolder(job.folder / RUN).read_status()
+    assert status["state"] == "failed"
+    assert told.removeprefix("rank 0: step 5: failed: ") in status["message"]
+    assert good_checkpoints(job) == [2, 4]
+
+
+def test_the_faults_are_real_signals() -> None:
+    fault = planted("term:0:1", place(0))
+    assert fault is not None
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        for _ in range(2):
+            fault.in_step(1, None)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got == [signal.SIGTERM], "once"
+    assert os.getpid()
