@@ -8,7 +8,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -79,6 +79,10 @@ class World:
     def cpu_group(self) -> dist.ProcessGroup:
         """All ranks, over gloo whatever the backend is."""
         return self.colossal.cpu_group
+
+    def unbroken(self) -> AbstractContextManager[None]:
+        """Inside, not even a user who insists on stopping interrupts."""
+        return self.ranks.stop.unbroken()
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0 only."""

@@ -17,21 +17,12 @@ SAMPLE_SECONDS = 5.0
 """A large model on a CPU writes slowly, and the others wait."""
 
 
-def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:
+def epilogue(
+    folder: RunFolder, device: torch.device, say: Callable[[str], None], *, sample: bool
+) -> None:
     """Tell it, a line at a time."""
-    try:
-        model, words = open_run(folder, folder.weights, device)
-    except Refused:  # tokens that stand for no text
-        pass
-    else:
-        say("\nA sample of what it writes:\n")
-        prompt = _prompt(words)
-        until, pieces = time.monotonic() + SAMPLE_SECONDS, [prompt]
-        for piece in continue_text(model, words, prompt, SAMPLE):
-            pieces.append(piece)
-            if time.monotonic() > until:
-                break
-        say("".join(pieces))
+    if sample:
+        _sample(folder, device, say)
     say(f"\nweights     {folder.weights}")
     say(f"log         {folder.log}")
     if folder.tensorboard.is_dir():
@@ -39,6 +30,21 @@ def epilogue(folder: RunFolder, device: torch.device, say: Callable[[str], None]
     if folder.tokenizer.is_file():
         say(f"more text   cuboid generate {folder.path} --prompt 'The'")
         say("            (./run.sh before it, where .venv is not active)")
+
+
+def _sample(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:
+    try:
+        model, words = open_run(folder, folder.weights, device)
+    except Refused:  # tokens that stand for no text
+        return
+    say("\nA sample of what it writes:\n")
+    prompt = _prompt(words)
+    until, pieces = time.monotonic() + SAMPLE_SECONDS, [prompt]
+    for piece in continue_text(model, words, prompt, SAMPLE):
+        pieces.append(piece)
+        if time.monotonic() > until:
+            break
+    say("".join(pieces))
 
 
 def _prompt(words: Tokenizer) -> str:

@@ -53,7 +53,7 @@ class LastWords:
     ) -> None:
         self._place, self._stop, self._store, self._address = place, stop, store, address
         self._first: bool | None = None
-        self._told = False
+        self._told = self._lost = False
         self.roll: RollCall | None = None
         self.step = 0
 
@@ -119,14 +119,15 @@ class LastWords:
 
     def _leave_word(self, text: str, ranks: list[int]) -> None:
         if self._place.size > 1:
-            self._ask(lambda: self._store.set(WHY, json.dumps([text, ranks])))
+            self._ask(lambda: self._set(WHY, json.dumps([text, ranks])))
 
     def _others_word(self) -> tuple[str, list[int]]:
         """What the first to fail has said, or will have soon."""
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while time.monotonic() < deadline:
             found = self._ask(lambda: self._store.check([WHY]))
-            if found is None:  # the store is gone
+            if found is None:  # rank 1 looks first what has become of rank 0, and says so
+                time.sleep(SILENCE_SECONDS)
                 return "rank 0 is gone", [0]
             if found:
                 text, ranks = json.loads(self._store.get(WHY))
@@ -134,13 +135,19 @@ class LastWords:
             time.sleep(0.05)
         return "another rank failed", []
 
+    def _set(self, key: str, value: str) -> bool:
+        self._store.set(key, value)
+        return True
+
     def _ask(self, task: Callable[[], T]) -> T | None:
         """The store's answer; None where it is gone or its process stopped."""
         if self._address is None or self._place.rank == 0:
             return task()
-        return bounded(task) if self._reachable() else None
+        found = None if self._lost or not self.reachable() else bounded(task)
+        self._lost = found is None
+        return found
 
-    def _reachable(self) -> bool:
+    def reachable(self) -> bool:
         """Whether the store is still there; asking it would print a C++ trace if not."""
         if self._address is None or self._place.rank == 0:
             return True
@@ -156,7 +163,7 @@ class LastWords:
             return str(error)
         if isinstance(error, Refused | Failed | ConfigError):
             return ": ".join([*place, str(error)])
-        if not self._reachable():
+        if not self.reachable():
             place.append("rank 0 is gone")
         if isinstance(error, KeyboardInterrupt):
             return ": ".join([*place, f"stopped by {error or 'SIGINT'}"])

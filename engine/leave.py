@@ -23,22 +23,41 @@ class StopSignal:
 
     At first they end the process by KeyboardInterrupt, since there is nothing to save. Once
     ``deferred`` is set they only leave their name in ``requested``, for the training loop to find
-    between two steps; a second one still interrupts.
+    between two steps. A user who insists by SIGINT still interrupts, but for what is ``unbroken``;
+    launchers repeat SIGTERM, which asks for no more than it did.
     """
 
     deferred: bool = False
     requested: str | None = None
     _since: float = 0.0
+    _unbroken: bool = False
+    _insisted: bool = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.requested is None:
             self.requested, self._since = signal.Signals(number).name, now
             if self.deferred:
+                outlive_parent()
                 return
-        elif now - self._since < ECHO_SECONDS:
+        elif now - self._since < ECHO_SECONDS or (self.deferred and number != signal.SIGINT):
+            return
+        if self._unbroken:
+            self._insisted = True
             return
         raise KeyboardInterrupt(self.requested)
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """What is done inside is done to its end, whatever comes; then the user who insists gets
+        KeyboardInterrupt."""
+        self._unbroken = True
+        try:
+            yield
+        finally:
+            self._unbroken = False
+        if self._insisted:
+            raise KeyboardInterrupt(self.requested)
 
 
 @contextmanager
@@ -60,6 +79,16 @@ def stop_signal() -> Iterator[StopSignal]:
 def die_with_parent() -> None:
     """Ask the kernel (Linux) to kill this process when the one that started it ends: a torchrun
     that is killed outright leaves its workers running."""
+    _at_parents_death(signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """No longer: this process is saving, to leave by itself, and a launcher that is told twice to
+    stop may be gone before it."""
+    _at_parents_death(0)
+
+
+def _at_parents_death(number: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)

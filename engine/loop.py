@@ -65,9 +65,10 @@ def train(
             except NotFinite:  # raised on all ranks alike, before the optimizer
                 run.save(folder.weights)
                 raise
-            run.save(folder.weights)
+            with world.unbroken():
+                run.save(folder.weights)
             if world.is_main:
-                epilogue(folder, world.device, report.say)
+                epilogue(folder, world.device, report.say, sample=step == steps)
             if step < steps:
                 report.finish("interrupted", f"asked to stop after step {step} of {steps}")
 
@@ -84,9 +85,12 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
         if step == first_step + 1:
             run.world.first_step_done()
         last = outcome.stop or step == run.steps
-        val_loss = run.validate() if run.validates(step, last=last) else None
+        # Launchers give those that they stop half a minute, which is for saving
+        validates = run.validates(step, last=last) and not (outcome.stop and step < run.steps)
+        val_loss = run.validate() if validates else None
         report.step(row(run, step, outcome, seconds=seconds, val_loss=val_loss))
-        saver.after(step, val_loss, asked=outcome.save, last=last)
+        with run.world.unbroken():
+            saver.after(step, val_loss, asked=outcome.save, last=last)
         if outcome.stop:
             break
     return step

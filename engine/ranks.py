@@ -111,10 +111,17 @@ class Ranks:
 
     def answer(self, processes: Sequence[Process]) -> None:
         """From here on this rank answers when it is asked who is there. ``processes``: by rank."""
-        if isinstance(self.store, TCPStore):
+        if isinstance(self.store, TCPStore) and self.place.size > 1:
             store = ours(self.store.clone())  # type: ignore[attr-defined]
-            self.last_words.roll = RollCall(store, self.place.rank, processes, FAILED)
-            self.last_words.roll.start()
+            roll = RollCall(
+                store,
+                self.place.rank,
+                processes,
+                failed=FAILED,
+                reachable=self.last_words.reachable,
+            )
+            self.last_words.roll = roll
+            roll.start()
 
     def keep_pace(self, timeout: float) -> None:
         """From here on ranks wait for each other up to ``timeout`` seconds."""

@@ -60,10 +60,20 @@ class Process:
 class RollCall:
     """Answers for this rank from ``start`` to ``stop``, and knows the others."""
 
-    def __init__(self, store: Store, rank: int, processes: Sequence[Process], failed: str) -> None:
-        """``store``: of this alone, as its ranks may block each other. ``failed``: the key in it
-        that says that a rank has failed."""
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        processes: Sequence[Process],
+        *,
+        failed: str,
+        reachable: Callable[[], bool],
+    ) -> None:
+        """``store``: a connection of this alone, since who waits for a store keeps others from it.
+        ``failed``: the key in it that says that a rank has failed. ``reachable``: whether it is
+        there, for it would print a C++ trace if not."""
         self._store, self._rank, self._processes = store, rank, processes
+        self._reachable = reachable
         self._answers = PrefixStore("here", store)
         self._failed, self._main = failed, threading.main_thread().ident
         self._left = threading.Event()
@@ -124,17 +134,14 @@ class RollCall:
                 os.kill(self._processes[rank].pid, signal.SIGKILL)
 
     def _answer(self) -> None:
-        while not self._left.wait(POLL_SECONDS):
-            try:
-                if not self._store.check([self._failed]):
-                    continue
-                self.seen = True
-                self._answers.set(str(self._rank), self._where())
-            except RuntimeError:  # the store has gone, with rank 0
-                return
-            if not self._left.wait(LEAVE_SECONDS):
-                os._exit(1)
-            return
+        with suppress(RuntimeError):  # the store has gone in between
+            while not self._left.wait(POLL_SECONDS) and self._reachable():
+                if self._store.check([self._failed]):
+                    self.seen = True
+                    self._answers.set(str(self._rank), self._where())
+                    break
+        if not self._left.wait(LEAVE_SECONDS) and self.seen:
+            os._exit(1)
 
     def _where(self) -> str:
         """The line this rank is at; nothing where it waits for others."""

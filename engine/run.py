@@ -77,7 +77,7 @@ class Run:
             targets=self.batches.targets(step),
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
-            stop=self.world.stop_requested,
+            stop=lambda: self.world.stop_requested,
             save=save,
         )
 

@@ -76,12 +76,13 @@ class Stepper:
         targets: int,
         lr: float,
         memory_bytes: int = 0,
-        stop: bool = False,
+        stop: Callable[[], bool] = lambda: False,
         save: bool = False,
     ) -> Outcome:
         """One step over this rank's ``micro_batches`` (all accumulation rounds).
 
-        ``targets``: how many count in the whole global batch. Raises NotFinite on all ranks alike,
+        ``targets``: how many count in the whole global batch. ``stop``: whether this rank was asked
+        to, by when the ranks agree. Raises NotFinite on all ranks alike,
         before the optimizer, where loss or gradient is not finite on any; under a loss scale the
         step is skipped instead, while the scale can shrink.
         """
@@ -89,7 +90,7 @@ class Stepper:
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
         loss = self.disturbed(step, loss)
-        outcome = self.agree(step, loss, scale, memory_bytes, stop, save)
+        outcome = self.agree(step, loss, scale, memory_bytes, stop(), save)
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=not outcome.finite)
             if not outcome.finite:

@@ -3,16 +3,23 @@ so too, the last checkpoint is good, and no process is left."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from engine import leave
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
+from engine.context import World
 from engine.errors import Refused
 from engine.faults import planted
 from engine.rendezvous import Place
@@ -63,10 +70,6 @@ def job(tmp_path: Path) -> Job:
     return Job(folder=tmp_path, overrides=overrides, asked=Asked(output=RUN))
 
 
-def with_fault(job: Job, fault: str) -> Job:
-    return Job(folder=job.folder, overrides=job.overrides, asked=job.asked, fault=fault)
-
-
 def good_checkpoints(job: Job) -> list[int]:
     """Their steps, all of which verify."""
     shelf = Shelf(RunFolder(job.folder / RUN).checkpoints)
@@ -94,7 +97,7 @@ def test_a_rank_that_is_gone_or_stopped_is_told_once(
     job: Job, fault: str, told: str, saved: list[int]
 ) -> None:
     with pytest.raises(WorldError) as caught:
-        run(with_fault(job, fault), 4)
+        run(replace(job, fault=fault), 4)
     victim = int(fault.split(":")[1])
     assert caught.value.failures == {victim: "died without a word"}, "all others left by themselves"
     said = job.said(4)
@@ -110,14 +113,15 @@ def test_a_rank_that_is_gone_or_stopped_is_told_once(
     [
         ("raise:2:5", "rank 2: step 5: failed: RuntimeError: a fault on purpose"),
         ("raise:0:5", "rank 0: step 5: failed: RuntimeError: a fault on purpose"),
-        ("nan:3:5", "step 5: loss nan, gradient norm "),
+        ("nan:3:5", "(not finite on rank 3); the optimizer was not run"),
     ],
 )
 def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> None:
-    ended: list[Ended] = run(with_fault(job, fault), 4)
+    ended: list[Ended] = run(replace(job, fault=fault), 4)
     assert [one.error for one in ended] == ["Failed"] * 4
     said = job.said(4)
-    assert said.count("on purpose") + said.count("not finite on rank 3") == 1 + ("raise" in fault)
+    assert said.count("Traceback") == ("raise" in fault)
+    assert said.count(told) == 1
     assert told in said.splitlines()[-1]
     status = RunFolder(job.folder / RUN).read_status()
     assert status["state"] == "failed"
@@ -137,3 +141,50 @@ def test_the_faults_are_real_signals() -> None:
         signal.signal(signal.SIGTERM, before)
     assert got == [signal.SIGTERM], "once"
     assert os.getpid()
+
+
+# A run that is told to stop
+
+
+@contextlib.contextmanager
+def insisting(world: World) -> Iterator[None]:
+    """Whoever stops is told to once more, a while later, when the last checkpoint is half done."""
+    healthy = Shelf.publish
+
+    def publish(self: Shelf, step: int) -> None:
+        if world.stop_requested:
+            os.kill(os.getpid(), signal.Signals[str(world.ranks.stop.requested)])
+        healthy(self, step)
+
+    with patch.object(leave, "ECHO_SECONDS", 0.0), patch.object(Shelf, "publish", publish):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("fault", "planted", "saved"),
+    [
+        ("term:1:3", contextlib.nullcontext, [2, 3]),
+        ("term:0:3", insisting, [2, 3]),
+        ("term-save:1:4", contextlib.nullcontext, [2, 4, 5]),  # after the step that follows
+        ("int-rename:0:4", contextlib.nullcontext, [2, 4, 5]),
+    ],
+)
+def test_who_is_told_to_stop_saves_and_leaves(
+    job: Job, fault: str, planted: Any, saved: list[int]
+) -> None:
+    ended: list[Ended] = run(replace(job, fault=fault, planted=planted), 2)
+    assert [one.error for one in ended] == ["", ""]
+    assert good_checkpoints(job) == saved
+    assert ended[0].out.count(f"saved run/checkpoints/step-{saved[-1]:08}") == 1
+    status = RunFolder(job.folder / RUN).read_status()
+    assert (status["state"], status["step"]) == ("interrupted", saved[-1])
+    assert (job.folder / RUN / "model.safetensors").is_file()
+
+
+def test_a_user_who_insists_leaves_once_it_is_saved(job: Job) -> None:
+    ended: list[Ended] = run(replace(job, fault="int:0:3", planted=insisting), 2)
+    assert "Failed" in [one.error for one in ended]
+    assert good_checkpoints(job) == [2, 3]
+    assert ended[0].out.count("saved run/checkpoints/step-00000003") == 1
+    assert ended[0].err == "rank 0: stopped by SIGINT\n"
+    assert not (job.folder / RUN / "model.safetensors").exists()

@@ -42,8 +42,29 @@ def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyP
         send(signal.SIGTERM)
         assert stop.requested == "SIGINT"
         monkeypatch.setattr(leave, "ECHO_SECONDS", 0.0)
+        send(signal.SIGTERM)  # launchers repeat it
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leave, "ECHO_SECONDS", 0.0)
+    with stop_signal() as stop:
+        stop.deferred = True
+        send(signal.SIGTERM)
+        with stop.unbroken():
+            pass
+        done = False
+
+        def save() -> None:
+            nonlocal done
+            with stop.unbroken():
+                send(signal.SIGINT)
+                done = True
+
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            save()
+        assert done
 
 
 def test_handlers_are_put_back() -> None:
