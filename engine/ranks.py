@@ -138,8 +138,9 @@ class Ranks:
 
     def leave(self) -> None:
         """The last call. Rank 0, whose store it may be, leaves after the others."""
-        if self.last_words.roll is not None:
-            self.last_words.roll.stop()
+        roll, self.last_words.roll = self.last_words.roll, None
+        if roll is not None:
+            roll.stop()  # and let go of its connection, which keeps the store's port
         if self.place.size == 1:
             return
         left = self.last_words.count(LEFT)

@@ -20,8 +20,6 @@ from typing import TypeVar
 import psutil
 from torch.distributed import PrefixStore, Store
 
-from engine.devices import name_ranks
-
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
@@ -103,8 +101,10 @@ class RollCall:
             return self.describe(silent, waited), silent
         busy = {rank: at for rank, at in answers.items() if at and rank != self._rank}
         if busy:
-            where = "; ".join(f"rank {rank} is at {at}" for rank, at in busy.items())
-            return f"{name_ranks(list(busy))} did not come{waited}: {where}", list(busy)
+            words = [
+                f"rank {rank} did not come{waited}: it is at {at}" for rank, at in busy.items()
+            ]
+            return "; ".join(words), list(busy)
         return "", []
 
     def _may_answer(self, rank: int) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -95,7 +96,8 @@ def enter(rank: int, size: int, case: Case) -> Outcome:
             with open_world(plan, place) as world:
                 result = case.body(world)
         except (Refused, Failed) as reason:
-            error, message = type(reason).__name__, str(reason)
+            error = "Refused" if isinstance(reason, Refused) else "Failed"
+            message = str(reason)
     assert not dist.is_initialized(), "the process group was left open"
     return Outcome(result=result, error=error, message=message, said=said.getvalue())
 
@@ -172,7 +174,11 @@ def hang(world: World) -> None:
 
 def test_a_rank_that_does_not_keep_pace_ends_the_run(config: str, port: int) -> None:
     case = Case(body=hang, config=config, port=port, overrides=(*ONE_D, "timeout=1.0"))
-    assert "Failed" in {outcome.error for outcome in enter_all(2, case)}
+    outcomes = enter_all(2, case)
+    assert [outcome.error for outcome in outcomes] == ["Failed", "Failed"]
+    said = "".join(outcome.said for outcome in outcomes)
+    told = r"rank 0 did not come within 1 s: it is at .*test_context.py:\d+, in hang\n"
+    assert re.fullmatch(told, said), said
 
 
 def draw(world: World) -> list[float]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest.mock import patch
 
 from engine.checkpoint.shelf import Shelf
@@ -141,7 +141,7 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     ended = ""
     with (
         contextlib.redirect_stdout(out),
-        Path(f"stderr-{rank}").open("w+", buffering=1) as err,
+        _stderr(rank, job) as err,
         contextlib.redirect_stderr(err),
         patch.object(Batches, "batch", _recorded(Batches.batch, batches)),
         patch.object(Run, "step", _mortal(Run.step, job)),
@@ -153,6 +153,11 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
             ended = "Refused" if isinstance(error, Refused) else "Failed"
         err.seek(0)
         return Ended(error=ended, out=out.getvalue(), err=err.read(), batches=batches)
+
+
+def _stderr(rank: int, job: Job) -> TextIO:
+    """In a file, of which something is left, where the rank may be."""
+    return Path(f"stderr-{rank}").open("w+", buffering=1) if job.fault else io.StringIO()
 
 
 def digest(batch: Batch) -> str:
