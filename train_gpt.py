@@ -56,4 +56,8 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    if code == 1:  # a thread may wait for a rank that is gone, and would abort the process here
+        os._exit(code)
+    sys.exit(code)

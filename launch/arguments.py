@@ -165,6 +165,14 @@ def beginning(args: argparse.Namespace) -> Asked:
     )
 
 
+def not_negative(text: str) -> int:
+    """An integer of 0 or more, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
 def positive(text: str) -> int:
     """An integer of 1 or more, for argparse."""
     number = int(text)

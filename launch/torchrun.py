@@ -35,8 +35,11 @@ def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
     return gpus - gpus % model_ranks
 
 
-def command(ranks: int, arguments: Sequence[str], program: str = "train_gpt") -> list[str]:
-    """torchrun's own arguments for ``ranks`` processes of ``program`` with ``arguments``."""
+def command(
+    ranks: int, arguments: Sequence[str], *, program: str = "train_gpt", restarts: int = 0
+) -> list[str]:
+    """torchrun's own arguments for ``ranks`` processes of ``program`` with ``arguments``, started
+    again up to ``restarts`` times when one fails."""
     spec = find_spec(program)
     assert spec is not None
     assert spec.origin is not None
@@ -45,15 +48,19 @@ def command(ranks: int, arguments: Sequence[str], program: str = "train_gpt") ->
     return [
         "--standalone",
         f"--nproc_per_node={ranks}",
+        f"--max_restarts={restarts}",
         f"--log_dir={os.devnull}",
         spec.origin,
         *arguments,
     ]
 
 
-def run(ranks: int, arguments: Sequence[str], program: str = "train_gpt") -> int:
+def run(
+    ranks: int, arguments: Sequence[str], *, program: str = "train_gpt", restarts: int = 0
+) -> int:
     """Run ``program`` with ``arguments`` on ``ranks`` processes of this machine, inside this
-    process, which hears of signals and of how each rank ended; the exit code of ``cuboid``."""
+    process, which hears of signals and of how each rank ended; the exit code of ``cuboid``. A run
+    that fails is started again up to ``restarts`` times."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     # A rank that loses its store would print a C++ trace for what it then says in words.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -67,7 +74,7 @@ def run(ranks: int, arguments: Sequence[str], program: str = "train_gpt") -> int
     quiet.addHandler(logging.NullHandler())
     quiet.propagate = False
     try:
-        torchrun.main(command(ranks, arguments, program))
+        torchrun.main(command(ranks, arguments, program=program, restarts=restarts))
     except ChildFailedError as error:
         return exit_code(error.failures)
     except SignalException:

@@ -11,7 +11,14 @@ from engine.errors import Refused
 from engine.not_yet import not_yet
 from engine.plan import make_plan
 from launch import torchrun
-from launch.arguments import add_config, add_run, beginning, config_and_overrides, run_arguments
+from launch.arguments import (
+    add_config,
+    add_run,
+    beginning,
+    config_and_overrides,
+    not_negative,
+    run_arguments,
+)
 from launch.here import refuse_unfit
 from launch.machine import choose, count_gpus, this_machine
 
@@ -27,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """[FILE], KEY=VALUE ..., and what a run takes besides."""
     add_config(parser, required=False)
     add_run(parser)
+    parser.add_argument(
+        "--max-restarts",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="start a run that fails again, up to N times, from its last good checkpoint",
+    )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -52,7 +66,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if refused := not_yet(plan):
         raise Refused("\n".join(refused))
     refuse_unfit(plan, this_machine(), environ, args.output)
-    return torchrun.run(ranks, run_arguments(args, config, overrides))
+    handed = run_arguments(args, config, overrides)
+    return torchrun.run(ranks, handed, restarts=args.max_restarts)
 
 
 def _demo() -> Path:

@@ -289,8 +289,10 @@ def test_too_few_gpus() -> None:
 
 
 def test_the_command_is_torchruns() -> None:
-    options, script = command(4, ["--config", "a.py"])[:3], command(4, [])[-1]
-    assert options == ["--standalone", "--nproc_per_node=4", "--log_dir=/dev/null"]
+    options, script = command(4, ["--config", "a.py"], restarts=2)[:4], command(4, [])[-1]
+    assert options == [
+        *("--standalone", "--nproc_per_node=4", "--max_restarts=2", "--log_dir=/dev/null")
+    ]
     assert script == str(ROOT / "train_gpt.py")
     assert command(4, ["--config", "a.py"])[-2:] == ["--config", "a.py"]
 
