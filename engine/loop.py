@@ -19,7 +19,7 @@ from engine.nvme.offload import open_offload
 from engine.reporter import Reporter
 from engine.run import Run
 from engine.run_report import open_report, row
-from engine.step import NotFinite
+from engine.step import Diverged
 
 if TYPE_CHECKING:
     from engine.context import World
@@ -36,8 +36,8 @@ def train(
     Raises:
         Refused: the data, the folder or the disk to offload to cannot be used.
         Failed: that disk failed.
-        NotFinite: the loss or the gradient became NaN or infinite; weights are saved as they were
-            before that step.
+        Diverged: the loss or the gradient became NaN or infinite, or jumped too often; weights are
+            saved as they were before that step.
     """
     batches = world.agree(
         lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
@@ -62,7 +62,7 @@ def train(
         ):
             try:
                 step = train_steps(run, report, saver, start.step)
-            except NotFinite:  # raised on all ranks alike, before the optimizer
+            except Diverged:  # raised on all ranks alike, before the optimizer
                 run.save(folder.weights)
                 raise
             with world.unbroken():
@@ -89,6 +89,8 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
         validates = run.validates(step, last=last) and not (outcome.stop and step < run.steps)
         val_loss = run.validate() if validates else None
         report.step(row(run, step, outcome, seconds=seconds, val_loss=val_loss))
+        if outcome.remark:
+            report.say(f"step {step}: {outcome.remark}")
         with run.world.unbroken():
             saver.after(step, val_loss, asked=outcome.save, last=last)
         if outcome.stop:

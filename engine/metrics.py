@@ -22,7 +22,8 @@ class Row:
     ``val_loss`` is there where the step was followed by a validation. ``flops_per_second`` (by the
     model's maths, over all ranks) and ``mfu``, their share of the devices' peak where that is
     known, are filled in by the reporter. fp16 has the ``loss_scale`` that the next step begins
-    with, and how many steps were ``skipped`` so far because of an overflow.
+    with. ``skipped`` counts steps so far, for an overflow or a spike of the loss; ``remark`` says
+    why this one was.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Row:
     val_loss: float | None = None
     loss_scale: float | None = None
     skipped: int | None = None
+    remark: str | None = None
     flops_per_second: float | None = None
     mfu: float | None = None
 
@@ -43,13 +45,14 @@ class Row:
         """The largest of the ranks' peaks."""
         return max(self.memory_by_rank)
 
-    def record(self) -> dict[str, int | float | None]:
+    def record(self) -> dict[str, int | float | str | None]:
         """The object of log.jsonl. JSON has no NaN and no infinity: null stands for them."""
         names = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_bytes"]
         values = {name: getattr(self, name) for name in names}
         optional = {name: getattr(self, name) for name in ("val_loss", "loss_scale", "skipped")}
         values |= {name: value for name, value in optional.items() if value is not None}
-        return {name: x if math.isfinite(x) else None for name, x in values.items()}
+        told = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        return told | ({"remark": self.remark} if self.remark else {})
 
 
 class Sink(Protocol):

@@ -13,6 +13,7 @@ from engine.build import build_model, named_parameters, partition
 from engine.data.loader import Batch, Batches, pad_samples
 from engine.gradients import GradientSum
 from engine.loss_scale import LossScale
+from engine.loss_spikes import LossSpikes
 from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.optim.schedule import lr_factor
@@ -61,6 +62,7 @@ class Run:
             seed=settings.seed,
             clip_grad_norm=settings.clip_grad_norm,
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,
+            spikes=LossSpikes(settings.loss_spike) if settings.loss_spike.factor else None,
             disturbed=fault.in_step if fault else undisturbed,
         )
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: float | None) -> Row:
     """A step that took so long."""
-    scale, plan = run.stepper.loss_scale, run.plan
+    scale, spikes, plan = run.stepper.loss_scale, run.stepper.spikes, run.plan
+    skipped = [part.skipped for part in (scale, spikes) if part is not None]
     return Row(
         step=step,
         loss=outcome.loss,
@@ -32,7 +33,8 @@ def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: floa
         memory_by_rank=outcome.memory_bytes,
         val_loss=val_loss,
         loss_scale=scale.scale if scale else None,
-        skipped=scale.skipped if scale else None,
+        skipped=sum(skipped) if skipped else None,
+        remark=outcome.remark or None,
     )
 
 

@@ -13,20 +13,26 @@ from torch import Tensor
 from engine.errors import Failed
 from engine.gradients import GradientSum, rescale, square_sum
 from engine.loss_scale import LossScale
+from engine.loss_spikes import LossSpikes
 from engine.pipeline import Batch, Pipeline
 from models.chunks import Chunks
 from models.parallel.collectives import Axis
 from models.parallel.partition import key
 
 
-class NotFinite(Failed):
-    """The loss or the gradient is not a number: raised on all ranks, before the optimizer."""
+class Diverged(Failed):
+    """Training can not go on from here: raised on all ranks alike, before the optimizer."""
+
+
+class NotFinite(Diverged):
+    """The loss or the gradient is not a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What all ranks know after a step. ``memory_bytes`` by rank; ``stop`` and ``save`` where any
-    rank asked for it; ``skipped`` where fp16 overflowed and the optimizer was not run."""
+    rank asked for it; ``skipped`` where the optimizer was not run, since fp16 overflowed or for
+    what ``remark`` says."""
 
     loss: float
     grad_norm: float
@@ -34,6 +40,7 @@ class Outcome:
     stop: bool
     save: bool = False
     skipped: bool = False
+    remark: str = ""
 
     @property
     def finite(self) -> bool:
@@ -66,6 +73,7 @@ class Stepper:
     seed: int
     clip_grad_norm: float | None = None
     loss_scale: LossScale | None = None
+    spikes: LossSpikes | None = None
     disturbed: Callable[[int, Tensor], Tensor] = undisturbed
 
     def run(
@@ -82,9 +90,12 @@ class Stepper:
         """One step over this rank's ``micro_batches`` (all accumulation rounds).
 
         ``targets``: how many count in the whole global batch. ``stop``: whether this rank was asked
-        to, by when the ranks agree. Raises NotFinite on all ranks alike,
-        before the optimizer, where loss or gradient is not finite on any; under a loss scale the
-        step is skipped instead, while the scale can shrink.
+        to, by when the ranks agree.
+
+        Raises:
+            NotFinite: loss or gradient is not finite on any rank; under a loss scale the step is
+                skipped instead, while the scale can shrink.
+            Diverged: as many steps in a row as may be were skipped for a spike of the loss.
         """
         self.gradients.zero()
         scale = self.loss_scale.scale if self.loss_scale else 1.0
@@ -95,6 +106,13 @@ class Stepper:
             self.loss_scale.update(overflow=not outcome.finite)
             if not outcome.finite:
                 return replace(outcome, skipped=True)
+        if self.spikes is not None and (spike := self.spikes.finds(outcome.loss)):
+            if self.spikes.exhausted:
+                raise Diverged(
+                    f"step {step}: {spike}, as in the {self.spikes.in_a_row - 1} steps before it, "
+                    "which were skipped; weights are those of before"
+                )
+            return replace(outcome, skipped=True, remark=f"skipped: {spike}")
         rescale(self.model, outcome.grad_norm, self.clip_grad_norm, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -72,6 +72,14 @@ class LossScaleState(_Object):
     skipped: Count
 
 
+class LossSpikesState(_Object):
+    """What the next losses are compared with, the latest last, and what was skipped so far."""
+
+    recent: list[float]
+    in_a_row: Count
+    skipped: Count
+
+
 class Training(_Object):
     """Where training stood after ``step``, beside its tensors.
 
@@ -87,6 +95,7 @@ class Training(_Object):
     device: str
     corpus: str
     settings: dict[str, Any]
+    loss_spikes: LossSpikesState | None = None
 
 
 class Manifest(_Object):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from engine.checkpoint import tensors
 from engine.checkpoint.background import Background, Copies
-from engine.checkpoint.manifest import LossScaleState, Training
+from engine.checkpoint.manifest import LossScaleState, LossSpikesState, Training
 from engine.checkpoint.save import layout_of, save
 from engine.checkpoint.shelf import Shelf, surplus
 from engine.checkpoint.stored import Stored
@@ -96,7 +96,7 @@ class Saver:
         }
 
     def _training(self, step: int, val_loss: float | None) -> Training:
-        run, scale = self._run, self._run.stepper.loss_scale
+        run, scale, spikes = self._run, self._run.stepper.loss_scale, self._run.stepper.spikes
         return Training(
             step=step,
             samples=run.batches.consumed(step),
@@ -106,6 +106,11 @@ class Saver:
             device=run.device.type,
             corpus=run.batches.corpus.fingerprint,
             settings=run.plan.settings.model_dump(mode="json"),
+            loss_spikes=None
+            if spikes is None
+            else LossSpikesState(
+                recent=spikes.recent, in_a_row=spikes.in_a_row, skipped=spikes.skipped
+            ),
         )
 
     def _write(self, state: Tensors, training: Training) -> None:
@@ -154,6 +159,10 @@ def restore(run: Run, stored: Stored) -> None:
     if scale is not None and saved is not None:
         scale.scale, scale.quiet = saved.scale, saved.quiet
         scale.borne, scale.skipped = saved.borne, saved.skipped
+    spikes, seen = run.stepper.spikes, stored.training.loss_spikes
+    if spikes is not None and seen is not None:
+        spikes.recent = seen.recent[-spikes.settings.window :]
+        spikes.in_a_row, spikes.skipped = seen.in_a_row, seen.skipped
     if stored.manifest.layout.ranks == run.world.size:
         stored.load_rng(run.world.rank, run.device)
 

@@ -188,6 +188,17 @@ class LossScale(Section):
     max: Positive = setting("never above", 2.0**32)
 
 
+class LossSpike(Section):
+    """Steps whose loss jumps: optionally not learned from."""
+
+    factor: Annotated[float, Gt(1)] | None = setting(
+        "a step is skipped if its loss is over this times the median of those before; None: never",
+        None,
+    )
+    window: Count = setting("how many steps before that is the median of", 100)
+    max_skips: Count = setting("steps skipped in a row; at one more the run fails", 10)
+
+
 class Settings(Section):
     """A run."""
 
@@ -239,6 +250,7 @@ class Settings(Section):
         "float32",
     )
     loss_scale: LossScale = LossScale()
+    loss_spike: LossSpike = LossSpike()
     zero: Zero = Zero()
     data: Data = Data()
     eval: Eval = Eval()

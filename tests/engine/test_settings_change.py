@@ -28,6 +28,7 @@ from tests.support.effects import (
     overflowing,
     pieces,
     scales,
+    skips,
     steps,
     tokenised_in,
     training,
@@ -39,6 +40,7 @@ TESTS = Path(__file__).parents[1]
 FROM_TEXT = ("data.type=text", "data.tokenizer=char", "data.path={folder}/text", "SEQ_LEN=4")
 ONE_D = ("TENSOR_PARALLEL=2", "MODE=1d")
 STAGES = ("PIPELINE=2", "NUM_MICRO_BATCHES=4")
+JUMPS = ("loss_spike.factor=1.001", "loss_spike.window=1", "optimizer.lr=1.0")
 DECAYS = ("lr_scheduler.type=linear",)
 
 EFFECTS = {
@@ -116,6 +118,9 @@ EFFECTS = {
     "loss_scale.backoff_factor": Effect(change="loss_scale.backoff_factor=0.25", probe=overflowing),
     "loss_scale.hysteresis": Effect(change="loss_scale.hysteresis=2", probe=overflowing),
     "loss_scale.min": Effect(change="loss_scale.min=2.6e8", probe=overflowing),
+    "loss_spike.factor": Effect(change="loss_spike.factor=1.001", probe=skips, given=JUMPS[1:]),
+    "loss_spike.window": Effect(change="loss_spike.window=3", probe=skips, given=JUMPS),
+    "loss_spike.max_skips": Effect(change="loss_spike.max_skips=1", probe=skips, given=JUMPS),
     "zero.stage": Effect(change="zero.stage=3", probe=pieces),
     "zero.depth": Effect(
         change="zero.depth=True",

@@ -15,7 +15,7 @@ import torch
 from engine.loop import total_steps
 from engine.pipeline import Pipeline
 from engine.plan import Plan, make_plan
-from engine.step import NotFinite
+from engine.step import Diverged, NotFinite
 from models.gpt import Block
 from tests.support.jobs import Job
 from tests.support.jobs import run as run_job
@@ -75,6 +75,15 @@ def scales(config: Path, overrides: Overrides) -> list[float]:
         for step in range(1, 5):
             run.step(step)
             found.append(run.stepper.loss_scale.scale)
+    return found
+
+
+def skips(config: Path, overrides: Overrides) -> list[bool]:
+    """Which of eight steps are skipped; fewer where too many in a row were."""
+    run, found = open_run(0, 1, config, overrides, steps=8), list[bool]()
+    with contextlib.suppress(Diverged):
+        for step in range(1, 9):
+            found.append(run.step(step).skipped)
     return found
 
 

@@ -40,6 +40,10 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
         f"loss_scale.{name}": (lambda s: s.precision == "fp16", "precision='fp16'")
         for name in LossScale.model_fields
     },
+    **{
+        f"loss_spike.{name}": (lambda s: s.loss_spike.factor is not None, "a loss_spike.factor")
+        for name in ("window", "max_skips")
+    },
 }
 
 

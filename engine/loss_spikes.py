@@ -1,0 +1,49 @@
+"""Steps whose loss is out of line with those before: skipped, a few in a row at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.config.schema import LossSpike as Settings
+
+
+@dataclass
+class LossSpikes:
+    """Compares each loss with the median of the ``window`` before it that were learned from.
+
+    ``recent``: those; ``in_a_row`` and ``skipped``: steps that were not, just now and in all.
+    """
+
+    settings: Settings
+    recent: list[float] = field(default_factory=list)
+    in_a_row: int = 0
+    skipped: int = 0
+
+    @property
+    def limit(self) -> float | None:
+        """What a loss may not be over; None until there are enough to compare it with."""
+        factor, window = self.settings.factor, self.settings.window
+        if factor is None or len(self.recent) < window:
+            return None
+        return factor * median(self.recent)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether more steps in a row were skipped than may be."""
+        return self.in_a_row > self.settings.max_skips
+
+    def finds(self, loss: float) -> str:
+        """Why the step of this loss is skipped; nothing where it is not."""
+        limit, settings = self.limit, self.settings
+        if limit is not None and loss > limit:
+            self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
+            return (
+                f"loss {loss:.4f} is over {settings.factor:g} x {median(self.recent):.4f}, the "
+                f"median of {settings.window} steps before"
+            )
+        self.in_a_row = 0
+        self.recent = [*self.recent, loss][-settings.window :]
+        return ""
