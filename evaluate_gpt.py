@@ -19,7 +19,7 @@ from engine.rendezvous import Place
 from engine.run_folder import write_atomically
 from launch.arguments import Parser, add_place, run_and_overrides
 from launch.commands.evaluate import add_arguments, plan_on, subject_of
-from launch.rank import run_rank
+from launch.rank import leave, run_rank
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -61,4 +61,4 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -19,7 +19,7 @@ from engine.not_yet import not_yet
 from engine.plan import Plan, make_plan
 from engine.rendezvous import Place
 from launch.arguments import Parser, add_config, add_place, add_run, beginning, config_and_overrides
-from launch.rank import run_rank
+from launch.rank import leave, run_rank
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -56,8 +56,4 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    if code == 1:  # a thread may wait for a rank that is gone, and would abort the process here
-        os._exit(code)
-    sys.exit(code)
+    leave(main())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from engine.context import open_world
 from engine.errors import Failed, Refused
@@ -46,6 +47,15 @@ def run_rank(
     except (Refused, Failed) as error:  # the world has told why, once over all ranks
         return 2 if isinstance(error, Refused) else 1
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; at once where the run failed, since a thread that still waits for a rank
+    that is gone would abort it on its way out."""
+    sys.stdout.flush()
+    if code == 1:
+        os._exit(code)
+    sys.exit(code)
 
 
 def refuse(refusal: Refused, environ: Mapping[str, str]) -> int:

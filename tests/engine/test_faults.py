@@ -22,7 +22,6 @@ from engine.checkpoint.ways import Asked
 from engine.context import World
 from engine.errors import Refused
 from engine.faults import planted
-from engine.rendezvous import Place
 from engine.run_folder import RunFolder
 from tests.support.jobs import TINY, Ended, Job, run
 from tests.support.worlds import WorldError
@@ -30,21 +29,17 @@ from tests.support.worlds import WorldError
 RUN = Path("run")
 
 
-def place(rank: int, attempt: int = 0) -> Place:
-    return Place(rank=rank, size=4, launcher="torchrun", attempt=attempt)
-
-
 # The switch
 
 
 def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
     text = "kill:1:3,,raise-save:0:6"
-    assert planted("", place(0)) is None
-    assert [planted(text, place(rank)) is None for rank in range(3)] == [True, False, True]
-    assert [planted(text, place(0, attempt)) is None for attempt in range(4)] == [
+    assert planted("", 0, 0) is None
+    assert [planted(text, rank, 0) is None for rank in range(3)] == [True, False, True]
+    assert [planted(text, 0, attempt) is None for attempt in range(4)] == [
         *(True, True, False, True)
     ]
-    fault = planted(text, place(0, 2))
+    fault = planted(text, 0, 2)
     assert fault is not None
     assert (fault.kind, fault.moment, fault.step) == ("raise", "save", 6)
 
@@ -52,12 +47,12 @@ def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
 @pytest.mark.parametrize("text", ["kill", "kill:1", "die:1:3", "kill-lunch:1:3", "kill:x:3", "a b"])
 def test_what_is_no_fault_is_refused(text: str) -> None:
     with pytest.raises(Refused, match=r"^FAULT=.* is not KIND:RANK:STEP.*kill, stop.*-save"):
-        planted(text, place(0))
+        planted(text, 0, 0)
 
 
 def test_a_loss_has_no_part_in_a_save() -> None:
     with pytest.raises(Refused, match="nan is of a step"):
-        planted("nan-save:0:3", place(0))
+        planted("nan-save:0:3", 0, 0)
 
 
 # A rank that is lost
@@ -130,7 +125,7 @@ def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> No
 
 
 def test_the_faults_are_real_signals() -> None:
-    fault = planted("term:0:1", place(0))
+    fault = planted("term:0:1", 0, 0)
     assert fault is not None
     got: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))

@@ -136,7 +136,7 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     def plan() -> Any:
         return make_plan("tiny.py", gpus=size, overrides=job.overrides, environ={})
 
-    out, fault = io.StringIO(), planted(job.fault, place)
+    out, fault = io.StringIO(), planted(job.fault, rank, place.attempt)
     batches: dict[int, list[str]] = {}
     ended = ""
     with (
