@@ -41,18 +41,20 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     are left, and of those the fewest likeliest that together have ``top_p`` (the nucleus, Holtzman
     et al. 2020). Of equals the lower id is likelier; temperature 0 leaves the likeliest."""
     logits = logits.double()
-    p, ids = logits.sort(descending=True, stable=True)
     if sampling.temperature == 0:
-        p = torch.zeros_like(p).index_fill_(0, torch.tensor(0), 1.0)
-    else:
-        p = ((p - p[0]) / sampling.temperature).softmax(0)
-    if sampling.top_k is not None:
-        p[sampling.top_k :] = 0
-        p /= p.sum()
-    if sampling.top_p is not None:
-        p[p.cumsum(0) - p >= sampling.top_p] = 0
-        p /= p.sum()
-    return torch.empty_like(p).scatter_(0, ids, p)
+        return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
+    p = ((logits - logits.max()) / sampling.temperature).softmax(0)
+    top_k, top_p = sampling.top_k, sampling.top_p
+    if top_k is None and top_p is None:
+        return p
+    # Few have to be sorted, which costs more than all the rest, where k is told.
+    least = 0.0 if top_k is None else p.topk(min(top_k, len(p))).values[-1]
+    ids = (p >= least).nonzero().squeeze(1)
+    kept, order = p[ids].sort(descending=True, stable=True)
+    kept, ids = kept[:top_k], ids[order[:top_k]]
+    if top_p is not None:
+        kept[kept.cumsum(0) - kept >= top_p * kept.sum()] = 0
+    return torch.zeros_like(p).scatter_(0, ids, kept / kept.sum())
 
 
 def open_run(folder: RunFolder, weights: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
