@@ -9,7 +9,8 @@ import torch
 
 from engine.data.tokenizer import Tokenizer
 from engine.errors import Refused
-from engine.generate import Sampling, continue_text, open_run
+from engine.generate import Sampling, continue_text, open_model
+from engine.inout.opening import open_trained
 from engine.run_folder import RunFolder
 
 SAMPLE = Sampling(tokens=300, temperature=0.8, top_k=50)
@@ -34,7 +35,7 @@ def epilogue(
 
 def _sample(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:
     try:
-        model, words = open_run(folder, folder.weights, device)
+        model, words = open_model(open_trained(folder.weights), device)
     except Refused:  # tokens that stand for no text
         return
     say("\nA sample of what it writes:\n")

@@ -1,27 +1,22 @@
-"""Text from the weights that a run left behind."""
+"""Text from a model that was trained."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.build import DTYPES
 from engine.data import tokenizer
 from engine.data.tokenizer import Tokenizer
-from engine.errors import Refused
-from engine.recorded import recorded_settings
-from engine.run_folder import RunFolder
-from engine.weights import load
+from engine.errors import Failed, Refused
+from engine.inout.trained import Trained
+from models import state
 from models.cache import Cache
 from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.partition import Partition, key
-from models.sizes import Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +52,25 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(p).scatter_(0, ids, kept / kept.sum())
 
 
-def open_run(folder: RunFolder, weights: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """A run's model, whole on one device, with ``weights`` of a checkpoint or a file, and its
-    tokenizer.
+def open_model(trained: Trained, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """A model that was trained, whole on one device, and its tokenizer.
+
+    It computes in the type of its parameters, float32 at least: casting them for every token would
+    take longer than that gains.
 
     Raises:
-        Refused: the run's tokens stand for no text.
-        Failed: the weights are not what was written.
+        Refused: its tokens stand for no text.
+        Failed: its tensors are not what was written.
     """
-    if not folder.tokenizer.is_file():
-        raise Refused(f"{folder.path}: its data has no tokenizer, so its tokens stand for no text")
-    settings = recorded_settings(folder)
-    dtype, compute = DTYPES[settings.precision]
-    part = Partition.alone(device, dtype=dtype, compute=compute)
-    model = GPT(Sizes.of(settings.model), part).eval()
-    load(Chunks([model]), weights)
-    saved = json.loads(folder.tokenizer.read_text(encoding="utf-8"))
-    return model, tokenizer.load(saved)
+    if trained.tokenizer is None:
+        raise Refused(f"{trained.path}: no tokenizer is with it, so its tokens stand for no text")
+    words = tokenizer.load(trained.tokenizer)
+    if problems := trained.problems(0, 1):
+        raise Failed(f"{trained.path}: {'; '.join(problems)}")
+    dtype = torch.promote_types(trained.dtype, torch.float32)
+    model = GPT(trained.sizes, Partition.alone(device, dtype=dtype, compute=dtype)).eval()
+    state.load(Chunks([model]), trained.read())
+    return model, words
 
 
 @torch.no_grad()

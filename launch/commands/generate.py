@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 
-from engine.checkpoint.pick import pick_weights, run_with_weights
+from engine.checkpoint.pick import run_with_weights
+from engine.errors import Refused
 from launch.arguments import add_step, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """[RUN] and how to draw from it."""
-    parser.add_argument("run", nargs="?", type=Path, help="a run's folder; default: the newest")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        type=Path,
+        help="a run's folder, one of its checkpoints, what cuboid import left, or a Hugging Face "
+        "folder; default: the newest run",
+    )
     add_step(parser)
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--tokens", type=positive, default=200, help="how many; default: 200")
@@ -39,14 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the prompt and what follows as it is drawn, of several texts one after another; 0.
 
-    Raises Refused when there is no such run, or it has no weights or no text.
+    Raises Refused when there is no such model, or its tokens stand for no text.
     """
-    folder = run_with_weights(args.run)
-    weights = pick_weights(folder, args.step)
+    path = args.run or run_with_weights(None).path
+    if not path.exists():
+        raise Refused(f"{path} is not there")
     import torch  # only now: a wrong folder should not take seconds to refuse
 
-    from engine.generate import Sampling, continue_text, open_run
+    from engine.generate import Sampling, continue_text, open_model
+    from engine.inout.opening import open_trained
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may have fewer characters
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(
         tokens=args.tokens,
@@ -55,7 +68,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    model, tokenizer = open_run(folder, weights, device)
+    model, tokenizer = open_model(open_trained(path, args.step), device)
     for number in range(args.num):
         pieces = continue_text(model, tokenizer, args.prompt, sampling, number)
         first = next(pieces, "")  # refuses a prompt that cannot be read, which is not printed then

@@ -23,7 +23,8 @@ from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import Failed, Refused
 from engine.evaluate import evaluate, last_positions
 from engine.evaluation import Evaluation, Subject
-from engine.generate import open_run
+from engine.generate import open_model
+from engine.inout.opening import open_trained
 from engine.recorded import plan_of_run
 from engine.rendezvous import LOOPBACK, Place
 from engine.run_folder import RunFolder
@@ -121,7 +122,7 @@ def evaluations(path: Path, size: int) -> list[Found]:
 def plainly(path: Path, subject: Subject) -> dict[str, float]:
     """By whole logits of one sample after the other, and from the text itself."""
     folder = RunFolder(path / "run")
-    model, words = open_run(folder, pick_weights(folder, "20"), torch.device("cpu"))
+    model, words = open_model(open_trained(folder.path, "20"), torch.device("cpu"))
     cut = len(TEXT) - len(TEXT) // 10
     text = TEXT[:cut] if subject.split == "train" else TEXT[cut:]
     samples = min((len(text) - 1) // SEQ, subject.samples or 10**9)

@@ -190,6 +190,13 @@ def test_a_text_ends_where_the_model_ends_it(monkeypatch: pytest.MonkeyPatch) ->
     assert asked["prompt"] == [0]
 
 
-def test_unknown_characters_are_refused() -> None:
-    with pytest.raises(Refused, match="the character 'é'"):
-        next(continue_text(make(), Char("abc"), "cabé", Sampling()))
+@pytest.mark.parametrize(
+    ("words", "prompt", "told"),
+    [
+        (Char("abc"), "cabé", "the character 'é'"),
+        (GPT2(), "cab\udce9", r"U\+DCE9 is half of a surrogate pair, or a byte"),
+    ],
+)
+def test_unknown_characters_are_refused(words, prompt, told):
+    with pytest.raises(Refused, match=told):
+        next(continue_text(make(), words, prompt, Sampling()))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.generate import Sampling, continue_text, open_run
+from engine.generate import Sampling, continue_text, open_model
+from engine.inout.opening import open_trained
 from engine.run_folder import RunFolder
 from tests.support.jobs import TINY, Job, run
 
@@ -43,7 +44,7 @@ def trained(folder: Path, ranks: int, overrides: tuple[str, ...]) -> RunFolder:
 
 
 def continued(folder: RunFolder) -> str:
-    model, words = open_run(folder, folder.weights, torch.device("cpu"))
+    model, words = open_model(open_trained(folder.path), torch.device("cpu"))
     pieces = continue_text(model, words, "The qu", Sampling(tokens=60, seed=1))
     return "".join(pieces)
 

@@ -54,7 +54,13 @@ class GPT2:
         return self._encoding.eot_token
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError as error:
+            what = f"U+{ord(text[error.start]):04X}"
+            raise Refused(
+                f"{what} is half of a surrogate pair, or a byte that is no UTF-8"
+            ) from None
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from engine import generate
 from engine.errors import Refused
+from engine.inout import opening
 from engine.run_folder import RunFolder
 from launch import cli
 
@@ -19,8 +22,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A model that answers any prompt with a b c, and what it was asked."""
     asked: dict[str, Any] = {}
 
-    def open_run(folder: RunFolder, weights: Path, device: object) -> tuple[str, str]:
-        asked.update(folder=folder.path, weights=weights)
+    def open_trained(path: Path, which: str) -> str:
+        asked.update(path=path, which=which)
+        return "trained"
+
+    def open_model(trained: str, device: object) -> tuple[str, str]:
+        assert trained == "trained"
         return "model", "tokenizer"
 
     def continue_text(
@@ -33,7 +40,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             yield piece
             asked["printed"].append(asked["capsys"].readouterr().out)
 
-    monkeypatch.setattr(generate, "open_run", open_run)
+    monkeypatch.setattr(opening, "open_trained", open_trained)
+    monkeypatch.setattr(generate, "open_model", open_model)
     monkeypatch.setattr(generate, "continue_text", continue_text)
     return asked
 
@@ -54,8 +62,7 @@ def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys, tmp_path, mo
     assert cli.main(["generate", "somewhere", "--prompt", "The ", *options], {}) == 0
     assert opened["printed"] == ["The a", "b", "c"]
     assert capsys.readouterr().out == "\n"
-    assert opened["folder"] == folder
-    assert opened["weights"] == RunFolder(folder).weights
+    assert (opened["path"], opened["which"]) == (folder, "latest")
     assert opened["sampling"] == generate.Sampling(
         tokens=3, temperature=0.5, top_k=7, top_p=0.9, seed=9
     )
@@ -77,7 +84,7 @@ def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):
     for name in ("b-20260101-000000", "a-20260201-000000"):
         weights_of(Path("runs") / name)
     assert cli.main(["generate"], {}) == 0
-    assert opened["folder"] == Path("runs/a-20260201-000000")
+    assert opened["path"] == Path("runs/a-20260201-000000")
 
 
 def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
@@ -85,8 +92,7 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
     weights_of(Path("somewhere"))
     for argv, told in (
         ([], "no run under runs/ has weights: name one"),
-        (["nowhere"], "nowhere has no weights"),
-        (["somewhere", "--step", "3"], "somewhere: no checkpoint 3; there are: none"),
+        (["nowhere"], "nowhere is not there"),
         (["somewhere", "--prompt", "?"], "cannot read ?"),
         (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),
         (["somewhere", "--temperature", "nan"], "--temperature: nan is not 0 or more"),
@@ -100,3 +106,13 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
         assert captured.out == ""
         assert told in captured.err
         assert len(captured.err.splitlines()) == 1
+
+
+def test_a_terminal_may_have_fewer_characters(opened, tmp_path, monkeypatch, capsys):
+    opened["capsys"] = capsys
+    monkeypatch.chdir(tmp_path)
+    weights_of(Path("somewhere"))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["generate", "somewhere", "--prompt", "café "], {}) == 0
+    assert terminal.buffer.getvalue() == b"caf? abc\n"
