@@ -33,6 +33,7 @@ from engine.weights import load as load_weights
 
 if TYPE_CHECKING:
     from engine.context import World
+    from engine.plan import Plan
     from models.chunks import Chunks
     from models.gpt import GPT
 
@@ -63,6 +64,8 @@ def evaluate(
     )
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
     sweep = world.agree(lambda: _sweep(world, folder, batches, subject))
+    if _has_changed(world.plan, path, batches.corpus.fingerprint):
+        _say(world)(f"warning: the data is not what {path} was trained and validated on")
     compute = DTYPES[plan.settings.precision][1]
     matmul = world.share(lambda: probe_matmul(compute, world.device))
     with open_offload(plan, world) as offload:
@@ -110,6 +113,15 @@ def _sweep(world: World, folder: RunFolder, batches: Batches, subject: Subject) 
     held, asked = split.samples, subject.samples
     assert held is not None or asked is not None, "the subject was checked"
     return batches.sweep(split, min(n for n in (held, asked) if n is not None))
+
+
+def _has_changed(plan: Plan, path: Path, corpus: str) -> bool:
+    """Whether the settings of a checkpoint's data give other samples now."""
+    if not path.is_dir():
+        return False
+    then, now = Stored(path).training, plan.settings.model_dump(mode="json")
+    same = all(then.settings.get(name) == now[name] for name in ("data", "seq_len", "seed"))
+    return same and then.corpus != corpus
 
 
 def _measure(

@@ -85,9 +85,11 @@ def evaluate_all(
     rank: int, size: int, path: Path, cases: list[tuple[int, str, tuple[str, ...]]]
 ) -> Found:
     """Every subject in every layout."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.chdir(path)
     found: Found = {}
     for port, name, overrides in cases:
-        with opened(rank, size, path, port, overrides) as world:
+        with opened(rank, size, port, overrides) as world:
             for subject in SUBJECTS:
                 one = evaluate(world, RunFolder(Path("run")), "20", subject, cache=path / "cache")
                 found[name, subject] = one
@@ -95,10 +97,8 @@ def evaluate_all(
 
 
 @contextlib.contextmanager
-def opened(rank: int, size: int, path: Path, port: int, overrides: tuple[str, ...]) -> Any:
-    """The world of a rank, in the folder."""
-    os.chdir(path)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def opened(rank: int, size: int, port: int, overrides: tuple[str, ...]) -> Any:
+    """The world of a rank of the run in this folder."""
     place = Place(rank=rank, size=size, host=LOOPBACK, port=port, launcher="by hand")
 
     def plan() -> Any:
@@ -180,7 +180,7 @@ def alone(
     with free_port() as port, contextlib.redirect_stderr(io.StringIO()) as err:
         with (
             pytest.raises((Refused, Failed)),
-            opened(0, 1, folder, port, overrides) as world,
+            opened(0, 1, port, overrides) as world,
         ):
             evaluate(world, RunFolder(Path("run")), step, subject, cache=folder / "cache")
         return err.getvalue()
@@ -188,6 +188,7 @@ def alone(
 
 def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (folder / "other.txt").write_text("abc" * 200)
     assert "another vocabulary than the run's" in alone(folder, "data.path=other.txt")
     assert "--last-n 9 is more than run/resolved.json: SEQ_LEN=8" in alone(
@@ -202,6 +203,22 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])
     assert "step-00000040: " in alone(folder)
+
+
+def test_data_that_has_changed_is_told(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    corpus, told = folder / "corpus.txt", "warning: the data is not what run/checkpoints/step-0"
+    try:
+        corpus.write_text(TEXT[1:] + TEXT[0], encoding="utf-8")
+        for overrides, count in (((), 1), (("SEQ_LEN=4",), 0)):
+            with free_port() as port, opened(0, 1, port, overrides) as world:
+                evaluate(world, RunFolder(Path("run")), "20", Subject(), cache=folder / "cache")
+            assert capfd.readouterr().err.count(told) == count
+    finally:
+        corpus.write_text(TEXT, encoding="utf-8")
 
 
 def test_the_last_positions() -> None:
