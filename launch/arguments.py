@@ -155,8 +155,6 @@ def beginning(args: argparse.Namespace) -> Asked:
             f"--resume={args.resume} goes on with a run, and --init-from={args.init_from} begins "
             "one: give one of them"
         )
-    if args.init_from is not None and not args.init_from.exists():
-        raise Refused(f"--init-from={args.init_from}: there is no such file or folder")
     return Asked(
         resume=args.resume,
         output=args.output,

@@ -68,14 +68,17 @@ def find(asked: Path | None, home: Path | None) -> Path | None:
     path = Path(before.path)
     if stamp(path) != before.stamp:
         raise Refused(
-            f"{path} has changed since {home} began with it, and there is no checkpoint to go on "
+            f"{path} has changed or gone since {home} began with it, and there is no checkpoint to go on "
             "from: another --output"
         )
     return path
 
 
 def stamp(path: Path) -> str:
-    """Of a file, or the files of a folder: SHA-256 of names, sizes and times."""
+    """Of a file, or the files of a folder: SHA-256 of names, sizes and times. Empty where there is
+    none."""
+    if not path.exists():
+        return ""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     told = [
         (file.name, file.stat().st_size, file.stat().st_mtime_ns)

@@ -169,6 +169,13 @@ def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
+def test_a_path_without_weights_is_refused(folder: Path) -> None:
+    (ended,) = run(job(folder, "nowhere"))
+    assert (ended.error, ended.out) == ("Refused", "")
+    assert ended.err.startswith("nowhere holds no model: it may be a run, one of its checkpoints, ")
+    assert not (folder / "run").exists()
+
+
 def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
     worked(*run(job(folder, None, output="first")))
     checkpoint = Shelf(RunFolder(folder / "first").checkpoints).folder(4)
@@ -214,8 +221,8 @@ def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
     (ended,) = run(again("changed", "first", launch="1"))
     assert (ended.error, ended.err) == (
         "Refused",
-        f"{shelf.folder(2)} has changed since changed began with it, and there is no checkpoint to "
-        "go on from: another --output\n",
+        f"{shelf.folder(2)} has changed or gone since changed began with it, and there is no "
+        "checkpoint to go on from: another --output\n",
     )
 
 
@@ -223,7 +230,9 @@ def test_checkpoints_come_first(folder: Path) -> None:
     weights(folder / "x.safetensors")
     begins = job(folder, "x.safetensors", launch="1")
     assert run(replace(begins, dies=3)) == []
+    (folder / "x.safetensors").rename(folder / "away")  # which need not be there any more
     told = worked(*run(begins)).splitlines()
+    (folder / "away").rename(folder / "x.safetensors")
     assert told[:2] == [
         "going on from run/checkpoints/step-00000002",
         "--init-from=x.safetensors is not used then",
