@@ -71,18 +71,7 @@ def to_hf(tensors: Iterable[tuple[str, Tensor]], sizes: Sizes) -> Iterator[tuple
     which is the embedding under a second name, is left out, as it is from their files.
 
     Raises:
-        ValueError: as ``check`` does.
-    """
-    check(sizes)
-    return (
-        (hf_name(name), _parts_first(tensor, sizes) if QKV.fullmatch(name) else tensor)
-        for name, tensor in tensors
-    )
-
-
-def check(sizes: Sizes) -> None:
-    """Raises:
-    ValueError: n_head x head_dim is not n_embd, which GPT-2 has no words for.
+        ValueError: n_head x head_dim is not n_embd, which GPT-2 has no words for.
     """
     width = sizes.n_head * sizes.head_dim
     if width != sizes.n_embd:
@@ -90,6 +79,10 @@ def check(sizes: Sizes) -> None:
             f"n_head={sizes.n_head} x head_dim={sizes.head_dim} is {width}, not "
             f"n_embd={sizes.n_embd}: Hugging Face's GPT-2 cannot hold this model"
         )
+    return (
+        (hf_name(name), _parts_first(tensor, sizes) if QKV.fullmatch(name) else tensor)
+        for name, tensor in tensors
+    )
 
 
 def is_mask(name: str) -> bool:

@@ -62,7 +62,6 @@ def write(folder: Path, model: Trained, *, dtype: torch.dtype, shard_bytes: int)
 
     Raises ValueError for a model that GPT-2 has no words for, Refused, OSError.
     """
-    hf.check(model.sizes)
     folder.mkdir()
     shapes = {hf.hf_name(name): shape for name, shape in model.shapes.items()}
     shards = name_shards(split(shapes, dtype.itemsize, shard_bytes))

@@ -68,8 +68,8 @@ def find(asked: Path | None, home: Path | None) -> Path | None:
     path = Path(before.path)
     if stamp(path) != before.stamp:
         raise Refused(
-            f"{path} has changed or gone since {home} began with it, and there is no checkpoint to go on "
-            "from: another --output"
+            f"{path} has changed or gone since {home} began with it, and there is no checkpoint to "
+            "go on from: another --output"
         )
     return path
 

@@ -32,8 +32,13 @@ LAYOUTS = {
     "2d": ("TENSOR_PARALLEL=4", "MODE=2d"),
     "pp1d": ("TENSOR_PARALLEL=2", "MODE=1d", "PIPELINE=2", "NUM_MICRO_BATCHES=2"),
     "zero3": ("BATCH_SIZE=1", "zero.stage=3"),
+    "disk": (
+        *("BATCH_SIZE=1", "zero.stage=3", "zero.offload=nvme", "zero.offload_params=nvme"),
+        "zero.nvme_path=.",
+    ),
 }
 DOUBLE = "precision=float64"
+CUT_ROWS = ("2d", "disk")
 STILL = ("optimizer.lr=1e-30", "optimizer.weight_decay=0.0", "MAX_STEPS=1", DOUBLE)
 """A run that ends with the weights it began with."""
 
@@ -128,7 +133,7 @@ def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
     fewer = ("model.vocab_size=32", *STILL)
     jobs = [
         job(folder, source, *overrides, *layout, output=f"{name} {size} {source}")
-        for name, layout in (("alone", ()), ("2d", LAYOUTS["2d"]))
+        for name, layout in (("alone", ()), *((name, LAYOUTS[name]) for name in CUT_ROWS))
         for size, overrides in (("more", more), ("fewer", fewer))
         for source in ("x.safetensors", None)
     ]
@@ -146,7 +151,7 @@ def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
         "command line: model.vocab_size=32, and there are 33 token ids in it: the last 1 are left "
         "out"
     ) in told[2].splitlines()
-    for name in ("alone", "2d"):
+    for name in ("alone", *CUT_ROWS):
         for size in ("more", "fewer"):
             found = ended_with(folder, f"{name} {size} x.safetensors")
             random = ended_with(folder, f"alone {size} None")
