@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -14,7 +16,14 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from engine.checkpoint.manifest import MANIFEST, TRAINING
+from engine.checkpoint.manifest import (
+    BLOCK_BYTES,
+    MANIFEST,
+    TRAINING,
+    File,
+    compare,
+    read_manifest,
+)
 from engine.checkpoint.metadata import METADATA, parse
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
@@ -82,6 +91,19 @@ def edit(path: Path) -> None:
     path.write_text(text.replace('"step": 2', '"step": 3'))
 
 
+def forget_its_digest(path: Path) -> None:
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+
+
+def name_a_file_elsewhere(path: Path) -> None:
+    """With a digest that is true of that."""
+    found = read_manifest(path.parent)
+    files = {**found.files, "../secret": found.files[SHARD]}
+    path.write_bytes(found.model_copy(update={"files": files}).dump())
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "told"),
     [
@@ -92,6 +114,8 @@ def edit(path: Path) -> None:
         (METADATA, flip_a_bit, ".metadata was changed: its SHA-256 differs"),
         (TRAINING, edit, "training.json was changed: its SHA-256 differs"),
         (MANIFEST, edit, "manifest.json was changed: its own SHA-256 differs"),
+        (MANIFEST, forget_its_digest, "manifest.json was changed: its own SHA-256 differs"),
+        (MANIFEST, name_a_file_elsewhere, r"manifest.json: files\.\.\./secret.*: .*pattern.*"),
         (MANIFEST, truncate, "manifest.json is not JSON"),
         (MANIFEST, Path.unlink, "manifest.json cannot be read: No such file or directory"),
     ],
@@ -100,6 +124,18 @@ def test_damage_is_found_and_named(folder, name, damage, told):
     damage(folder / name)
     (problem,) = Stored(folder).problems()
     assert re.fullmatch(told, problem), problem
+
+
+@pytest.mark.parametrize("at", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 4])
+def test_a_digest_is_of_all_of_a_file(tmp_path, at):
+    """Of every block that it is read in."""
+    file, data = tmp_path / "file", bytearray(2 * BLOCK_BYTES + 5)
+    told = {"file": File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
+    file.write_bytes(data)
+    assert list(compare(tmp_path, told, told)) == []
+    data[at] ^= 128
+    file.write_bytes(data)
+    assert list(compare(tmp_path, told, told)) == ["file was changed: its SHA-256 differs"]
 
 
 def test_a_folder_under_another_step_is_no_checkpoint_of_it(folder):

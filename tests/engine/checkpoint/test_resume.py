@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.checkpoint.manifest import LossScaleState
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
@@ -41,11 +42,14 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         found[f"pp1d zero{stage}"] = 8, (*PP1D, f"zero.stage={stage}", *more)
     overflows = ("loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
     fp16 = ("precision='fp16'", *overflows, "loss_scale.growth_interval=2")
+    grows = ("loss_scale.growth_interval=1", "loss_scale.growth_factor=1e6")
+    borne = ("precision='fp16'", *grows, "loss_scale.hysteresis=2", "loss_scale.initial=1024.0")
     sgd = ("optimizer.type='sgd'", "optimizer.momentum=0.9", "gradient_accumulation=2")
     nvme = ("zero.stage=3", "zero.offload='nvme'", "zero.offload_params='nvme'")
     return {
         **found,
         "fp16": (1, fp16),
+        "fp16, overflowing": (1, borne),
         "sgd, accumulated": (1, sgd),
         "offloaded, asynchronous": (2, ("zero.stage=3", OFFLOADED, BESIDE, *DROPOUT)),
         "nvme": (2, (*nvme, "zero.nvme_path='nvme'", "zero.nvme_store='threads'")),
@@ -138,12 +142,19 @@ def test_it_ends_with_the_same_bits(worlds: Worlds, case: str) -> None:
         assert after.batches == {s: b for s, b in never.batches.items() if s > SAVED}
 
 
-def test_the_fp16_run_has_a_loss_scale_that_moved(worlds: Worlds) -> None:
+def scales(worlds: Worlds, case: str) -> list[LossScaleState]:
+    """Where the loss scale stood at the checkpoints."""
     worlds.finished(1)
-    folder = only_run(worlds.path / "fp16" / "straight") / "checkpoints"
-    saved, last = (
-        Stored(Shelf(folder).folder(step)).training.loss_scale for step in (SAVED, STEPS)
-    )
-    assert saved is not None
+    folder = only_run(worlds.path / case / "straight") / "checkpoints"
+    found = [Stored(Shelf(folder).folder(step)).training.loss_scale for step in (SAVED, STEPS)]
+    assert None not in found
+    return [state for state in found if state]
+
+
+def test_the_fp16_runs_have_loss_scales_that_move(worlds: Worlds) -> None:
+    saved, last = scales(worlds, "fp16")
     assert saved != last
-    assert saved.skipped == 1
+    assert (saved.skipped, saved.quiet, saved.borne) == (1, 1, 0)
+    saved, last = scales(worlds, "fp16, overflowing")
+    assert (saved.skipped, saved.borne) == (1, 1)
+    assert (last.skipped, last.scale) == (3, saved.scale / 2), "one more was borne"
