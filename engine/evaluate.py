@@ -64,8 +64,6 @@ def evaluate(
     )
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
     sweep = world.agree(lambda: _sweep(world, folder, batches, subject))
-    if _has_changed(world.plan, path, batches.corpus.fingerprint):
-        _say(world)(f"warning: the data is not what {path} was trained and validated on")
     compute = DTYPES[plan.settings.precision][1]
     matmul = world.share(lambda: probe_matmul(compute, world.device))
     with open_offload(plan, world) as offload:
@@ -74,6 +72,8 @@ def evaluate(
         part = partition(plan.settings, mode, axes, world.device, matmul, store)
         model = world.agree(lambda: build_model(plan.settings, part))
         load_weights(model, path, world.rank, world.size)
+        if _has_changed(plan, path, batches.corpus.fingerprint):
+            _say(world)(f"warning: the data is not what {path} was trained and validated on")
         found = _measure(world, model, sweep, subject.last_n, bytes_of(world, batches))
     targets, text, loss, *hits = found
     if not math.isfinite(loss):
@@ -181,7 +181,7 @@ def _counted(number: int, world: World) -> Iterator[int]:
         "evaluating",
         console=console,
         disable=not watched,
-        auto_refresh=False,
+        refresh_per_second=2,
         transient=True,
     )
 

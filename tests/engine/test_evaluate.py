@@ -183,6 +183,7 @@ def alone(
             opened(0, 1, port, overrides) as world,
         ):
             evaluate(world, RunFolder(Path("run")), step, subject, cache=folder / "cache")
+        assert "Traceback" not in err.getvalue()
         return err.getvalue()
 
 
@@ -202,7 +203,9 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
     damaged = pick_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])
-    assert "step-00000040: " in alone(folder)
+    assert f"step-00000040: {data.name}" in alone(folder)
+    (damaged / "training.json").write_text("{}")
+    assert "step-00000040: training.json" in alone(folder)
 
 
 def test_data_that_has_changed_is_told(
