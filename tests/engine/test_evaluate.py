@@ -151,7 +151,12 @@ def plainly(path: Path, subject: Subject) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("size", "name"), [(size, name) for size, names in LAYOUTS.items() for name in names]
+    ("size", "name"),
+    [
+        pytest.param(size, name, marks=[pytest.mark.slow] if size > 4 else [])
+        for size, names in LAYOUTS.items()
+        for name in names
+    ],
 )
 def test_every_layout_finds_what_whole_logits_say(folder: Path, size: int, name: str) -> None:
     for subject in SUBJECTS:

@@ -13,13 +13,14 @@ from torch import Tensor
 from models.parallel.layers import Table
 from models.parallel.loss import IGNORED, Head, places, scores
 from models.parallel.partition import Partition
-from tests.models.test_loss import CHUNKS, CUTS, HIDDEN, TOKENS, WORDS, Largest, head_of, problem
-from tests.support.cuts import Cut
+from tests.models.test_loss import CHUNKS, HIDDEN, TOKENS, WORDS, Largest, head_of, problem
+from tests.support.cuts import Cut, full_cuts
 from tests.support.pieces import piece
 from tests.support.training import Run, open_partition
 from tests.support.worlds import run_world
 
 TOPS = (1, 3, 10)
+CUTS = [*full_cuts(), Cut("1d", 4, 1)]
 
 
 def tied(words: int) -> tuple[Tensor, Tensor, Tensor]:
