@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ import torch
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.data.tokenizer import load
+from engine.data.tokenizers.gpt2 import GPT2
 from engine.generate import Sampling, continue_text
+from engine.inout.export import Options, export, form
 from engine.recorded import recorded_settings
 from engine.run_folder import RunFolder
 from launch import cli
@@ -24,6 +27,7 @@ from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.partition import Partition
 from models.sizes import Sizes
+from tests.engine.inout.support import SIZES, trained
 from tests.support.jobs import TINY, Job, run
 
 pytestmark = pytest.mark.timeout(300)
@@ -109,3 +113,21 @@ def test_what_a_disk_has_changed_is_not_used(
     assert captured.out == ""
     assert "step-00000010: " in captured.err
     assert file.name in captured.err
+
+
+def test_a_hugging_face_folder_writes_what_transformers_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokenizer is read, too."""
+    transformers = pytest.importorskip("transformers")
+    sizes = replace(SIZES, vocab_size=50257)
+    words = {"type": "gpt2", **GPT2().state()}
+    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    export(trained(sizes, tokenizer=words), form("hf"), options, out=tmp_path / "hf", force=False)
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "hf")
+    asked = tokenizer("Once upon a time", return_tensors="pt")
+    wanted = model.generate(**asked, do_sample=False, max_new_tokens=15, pad_token_id=0)
+    command = ["generate", str(tmp_path / "hf"), "--prompt", "Once upon a time", "--tokens", "15"]
+    assert cli.main([*command, "--temperature", "0"], {}) == 0
+    assert capsys.readouterr().out == tokenizer.decode(wanted[0]) + "\n"
