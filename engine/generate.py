@@ -82,6 +82,9 @@ def continue_ids(
 
     Each depends on all before it that the positions hold. When they are full, the later half of
     what they hold is read again, from position 0, which leaves room for as many more.
+
+    Raises:
+        Failed: the model gives no finite logits.
     """
     assert prompt, "nothing to continue"
     positions = model.sizes.block_size
@@ -93,8 +96,12 @@ def continue_ids(
             cache, new = _cache(model, ids, sampling), ids[-max(1, positions // 2) :]
         x = model.embed(torch.tensor([new], device=device), start=cache.length)
         x = model(x, len(new), cache=cache)
-        logits = model.logits(x[-1:])[0, :vocabulary]
-        p = probabilities(logits.cpu(), sampling)
+        logits = model.logits(x[-1:])[0, :vocabulary].cpu()
+        if not logits.isfinite().all():
+            raise Failed(
+                "the model gives no finite logits: its weights overflow, or are not numbers"
+            )
+        p = probabilities(logits, sampling)
         new = [int(torch.multinomial(p, 1, generator=draw))]
         ids += new
         yield new[0]

@@ -12,7 +12,7 @@ import torch
 
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.errors import Refused
+from engine.errors import Failed, Refused
 from engine.generate import Sampling, continue_ids, continue_text, probabilities
 from models.chunks import Chunks
 from models.gpt import GPT
@@ -82,6 +82,14 @@ def test_greedy_text_is_that_of_transformers() -> None:
         pad_token_id=0,
     )[0, len(PROMPT) :]
     assert ids_of(model, PROMPT, replace(GREEDY, tokens=tokens)) == wanted.tolist()
+
+
+def test_weights_that_are_no_numbers_fail_in_a_line() -> None:
+    model = make()
+    with torch.no_grad():
+        model.get_parameter("h.1.mlp.c_fc.weight")[0, 0] = torch.nan
+    with pytest.raises(Failed, match="no finite logits"):
+        ids_of(model, PROMPT, GREEDY)
 
 
 def test_seeds_and_numbers() -> None:
