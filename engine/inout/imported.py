@@ -14,9 +14,9 @@ from engine.run_folder import RunFolder
 from models.presets import GPT2_VOCABULARY
 
 
-def bring_in(model: Trained, out: Path) -> None:
-    """Write model.safetensors, config.py and, where it is known, tokenizer.json to a new folder.
-    Numbers keep their type.
+def bring_in(model: Trained, out: Path) -> str:
+    """Write model.safetensors, a config and, where it is known, tokenizer.json to a new folder;
+    the command that trains it. Numbers keep their type.
 
     Raises:
         Refused: there is something at ``out``, or the model is not what it says.
@@ -35,23 +35,23 @@ def bring_in(model: Trained, out: Path) -> None:
             )
         except ValueError as error:
             raise Refused(f"{model.path}: {error}") from None
-        folder.config.write_text(config_for(model, out), encoding="utf-8")
+        (new / f"{out.name}.py").write_text(config_for(model, out), encoding="utf-8")
         if model.tokenizer is not None:
             folder.tokenizer.write_text(json.dumps(model.tokenizer), encoding="utf-8")
+    return training(model, out)
 
 
 def config_for(model: Trained, home: Path) -> str:
     """A config that trains the model as it is, for the user to go on from."""
     sizes = {name: value for name, value in asdict(model.sizes).items() if name not in OF_TRAINING}
     fields = [f"    {name}={value!r}," for name, value in sizes.items()]
-    known = model.tokenizer is not None or model.sizes.vocab_size >= GPT2_VOCABULARY
-    if known:
+    if _has_words(model):
         data = ["NUM_EPOCHS = 1", "", 'data = dict(type="text", tokenizer="gpt2")']
     else:
         data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its words are not known']
     lines = [
-        f"# The model of {model.path.name}. To train it on a text of yours:",
-        f"# cuboid train {home}/config.py --init-from {home} data.path=my.txt",
+        f"# The model of {model.path.name}. To train it further:",
+        f"# {training(model, home)}",
         "BATCH_SIZE = 8",
         f"SEQ_LEN = {model.sizes.block_size}",
         *data,
@@ -61,3 +61,14 @@ def config_for(model: Trained, home: Path) -> str:
         ")",
     ]
     return "\n".join(lines) + "\n"
+
+
+def training(model: Trained, home: Path) -> str:
+    """The command that trains it, on a text where its words are known."""
+    command = f"cuboid train {home}/{home.name}.py --init-from {home}"
+    return f"{command} data.path=my.txt" if _has_words(model) else command
+
+
+def _has_words(model: Trained) -> bool:
+    """Whether its ids are those of GPT-2's pieces, as far as can be told."""
+    return model.tokenizer is not None or model.sizes.vocab_size >= GPT2_VOCABULARY

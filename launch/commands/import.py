@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from models.parameters import parameter_count
 
     model = huggingface.read(args.path)
-    bring_in(model, out)
+    command = bring_in(model, out)
     print(f"{out}: {parameter_count(model.sizes):,} parameters, from {args.path}")
-    print(f"cuboid train {out}/config.py --init-from {out} data.path=my.txt")
+    print(command)
     return 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.data.tokenizers.gpt2 import GPT2
 from engine.inout.export import Options, export, form
 from engine.inout.opening import open_trained
 from engine.plan import make_plan
@@ -62,12 +64,14 @@ def test_in_and_out_again(here, capsys):
     first = Path("exports/x-hf")
     assert len([*first.glob("model-*.safetensors")]) > 3
     assert cli.main(["import", "exports/x-hf", "--from", "hf"]) == 0
-    count = capsys.readouterr().out.splitlines()[-2].split()[1]
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == "cuboid train imported/x-hf/x-hf.py --init-from imported/x-hf"
+    count = told[-2].split()[1]
     assert int(count.replace(",", "")) == sum(t.numel() for _, t in trained(UNTIED).read())
     home = Path("imported/x-hf")
-    assert {path.name for path in home.iterdir()} == {"model.safetensors", "config.py"}
+    assert {path.name for path in home.iterdir()} == {"model.safetensors", "x-hf.py"}
 
-    plan = make_plan(home / "config.py", gpus=1, environ={})
+    plan = make_plan(home / "x-hf.py", gpus=1, environ={})
     assert Sizes.of(plan.settings.model) == UNTIED
     again = ["export", str(home), "--to", "hf", "--shard-size", "10KB", "--out", "again"]
     assert cli.main(again) == 0
@@ -125,3 +129,17 @@ def test_a_wrong_path_is_refused_without_torch(here):
             check=True,
         )
         assert done.stdout == "False\n"
+
+
+def test_a_model_of_gpt2s_words_is_told_to_be_trained_on_a_text(here, capsys):
+    sizes = replace(SIZES, n_layer=1, vocab_size=50_257)
+    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    model = trained(sizes, tokenizer={"type": "gpt2", **GPT2().state()})
+    export(model, form("hf"), options, out=Path("gpt"), force=False)
+    assert cli.main(["import", "gpt", "--from", "hf", "--out", "in"]) == 0
+    command = "cuboid train in/in.py --init-from in data.path=my.txt"
+    assert capsys.readouterr().out.splitlines()[-1] == command
+    plan = make_plan(Path("in/in.py"), gpus=1, environ={})
+    assert f"# {command}\n" in Path("in/in.py").read_text()
+    assert (plan.settings.data.type, plan.settings.data.tokenizer) == ("text", "gpt2")
+    assert open_trained(Path("in")).tokenizer == model.tokenizer
