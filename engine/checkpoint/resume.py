@@ -16,6 +16,7 @@ from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked, Way, output_of, ways
 from engine.errors import Refused
 from engine.inout import initial
+from engine.inout.draft import clear_drafts
 from engine.inout.trained import Trained
 from engine.matmuls import MATMULS
 from engine.run_folder import RunFolder, claim
@@ -98,6 +99,7 @@ class Start:
         folder.take_over(run_id)
         shelf = Shelf(folder.checkpoints)
         shelf.clear_drafts()
+        clear_drafts(folder.weights)
         here = self.stored is not None and self.stored.path.parent == shelf.path
         for path in shelf.set_aside(after=self.step if here else -1):
             self.world.say(f"{path}: kept under this name, since the run goes on from before it")

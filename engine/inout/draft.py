@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from engine.checkpoint.shelf import sync_folder
@@ -21,8 +22,7 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
         Refused: there is something at ``path`` and it is not to be replaced.
         Failed: the disk has no ``needs`` bytes, or it failed.
     """
-    if path.exists() and not replace:
-        raise Refused(f"{path} is there already: another --out, or --force to replace it")
+    refuse_existing(path, replace=replace)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
@@ -33,6 +33,7 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
         _remove(new)
         yield new
         _sync(new)
+        refuse_existing(path, replace=replace)  # someone else may have made it meanwhile
         if path.is_dir():  # a folder that holds something is not renamed over
             path.rename(old)
         new.replace(path)
@@ -44,6 +45,19 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
         _remove(new)
         if old.exists() and not path.exists():
             old.rename(path)
+
+
+def refuse_existing(path: Path, *, replace: bool) -> None:
+    """Raises Refused where there is something that is not to be replaced."""
+    if path.exists() and not replace:
+        raise Refused(f"{path} is there already: another --out, or --force to replace it")
+
+
+def clear_drafts(path: Path) -> None:
+    """Remove what processes that were killed had begun to write of ``path``: the caller knows that
+    no other writes it now."""
+    for new in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        _remove(new)
 
 
 def _sync(path: Path) -> None:

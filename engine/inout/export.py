@@ -16,7 +16,7 @@ import torch
 from engine import discover
 from engine.checkpoint.shelf import Shelf
 from engine.errors import Refused
-from engine.inout.draft import draft
+from engine.inout.draft import draft, refuse_existing
 from engine.inout.trained import Trained
 from engine.inout.writing import size_of
 from engine.run_folder import RunFolder
@@ -83,10 +83,9 @@ def _default(model: Trained, to: Export) -> Path:
 
 def _look(path: Path, to: Export, force: bool) -> None:
     """Whether that path may be written. Raises Refused."""
+    refuse_existing(path, replace=force)
     if not path.exists():
         return
-    if not force:
-        raise Refused(f"{path} is there already: another --out, or --force to replace it")
     if path.is_dir() != (to.names is not None):
         raise Refused(f"{path} is {'a folder' if path.is_dir() else 'no folder'}: another --out")
     for other in path.iterdir() if to.names is not None else ():

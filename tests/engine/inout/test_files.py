@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import Failed, Refused
-from engine.inout.draft import draft
+from engine.inout.draft import clear_drafts, draft
 from engine.inout.reading import SafetensorsFile, ShardedFiles, TorchFile, common_type
 from engine.inout.writing import write_pt, write_safetensors
 from tests.engine.inout.support import SIZES, drawn
@@ -196,6 +196,27 @@ def test_a_draft_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
         new.write_text("3")
     assert path.read_text() == "3"
     assert [file.name for file in path.parent.iterdir()] == ["x"]
+
+
+def write_both(one: Path, other: Path) -> None:
+    one.write_text("1")
+    other.write_text("2")
+
+
+def test_what_was_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(Refused, match="x is there already"), draft(path) as new:
+        write_both(new, path)
+    assert path.read_text() == "2"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_drafts_of_the_killed_are_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "[x].y"
+    for name in (".[x].y.17.tmp", ".x.y.17.tmp", "[x].y"):
+        (tmp_path / name).touch()
+    clear_drafts(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".x.y.17.tmp", "[x].y"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:

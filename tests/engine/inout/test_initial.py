@@ -236,7 +236,10 @@ def test_checkpoints_come_first(folder: Path) -> None:
     begins = job(folder, "x.safetensors", launch="1")
     assert run(replace(begins, dies=3)) == []
     (folder / "x.safetensors").rename(folder / "away")  # which need not be there any more
+    left = folder / "run" / ".model.safetensors.17.tmp"  # of a process that was killed
+    left.touch()
     told = worked(*run(begins)).splitlines()
+    assert not left.exists()
     (folder / "away").rename(folder / "x.safetensors")
     assert told[:2] == [
         "going on from run/checkpoints/step-00000002",

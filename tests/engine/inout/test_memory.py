@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from engine.checkpoint.save import save
 from engine.checkpoint.shelf import Shelf
@@ -61,7 +62,7 @@ def peak(work):
     work()
     return resident("VmHWM") - before
 
-small, large, run = map(Path, sys.argv[1:])
+small, large, run, old = map(Path, sys.argv[1:])
 options = Options(dtype=torch.float32, shard_bytes=10**9)
 for path in (small, large):
     ours = path.with_name(path.name + "-ours")
@@ -70,6 +71,7 @@ for path in (small, large):
         peaks[name] = peak(
             lambda: export(open_trained(ours), form(name), options, out=None, force=False)
         )
+peaks["bin"] = peak(lambda: bring_in(open_trained(old), old.with_name("from-bin")))
 model = open_trained(run)
 next(model.read())
 peaks["checkpoint"] = peak(lambda: export(model, form("pt"), options, out=None, force=False))
@@ -90,17 +92,30 @@ def save_large(rank: int, size: int, path: Path) -> None:
     save(Shelf(path), of_model(model), training, layout=layout_of(Run()), group=dist.group.WORLD)
 
 
+def old_form(there: Path, folder: Path) -> None:
+    """The same model as a pickle."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((there / "config.json").read_bytes())
+    torch.save(load_file(there / "model.safetensors"), folder / "pytorch_model.bin")
+
+
 def test_no_more_than_a_few_of_the_largest_tensors_are_held(tmp_path: Path) -> None:
     run_world(1, save_large, tmp_path / "run" / "checkpoints")
     options = Options(dtype=torch.float32, shard_bytes=10**9)
     for name, model in (("small", trained()), ("large", trained(SIZES))):
         export(model, form("hf"), options, out=tmp_path / name, force=False)
+    old_form(tmp_path / "large", tmp_path / "bin")
     shapes = shapes_of(SIZES)
     whole = size_of(shapes, options.dtype)
     largest = max(size_of({name: shape}, options.dtype) for name, shape in shapes.items())
     assert whole > 45 * largest
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *(str(tmp_path / n) for n in ("small", "large", "run"))],
+        [
+            sys.executable,
+            "-c",
+            CODE,
+            *(str(tmp_path / n) for n in ("small", "large", "run", "bin")),
+        ],
         # Large pieces go back to the system at once, as those of large models do
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
         capture_output=True,
@@ -108,5 +123,5 @@ def test_no_more_than_a_few_of_the_largest_tensors_are_held(tmp_path: Path) -> N
         check=True,
     )
     peaks = json.loads(done.stdout)
-    assert {*peaks} == {"import", "hf", "pt", "safetensors", "checkpoint", "init-from"}
+    assert {*peaks} == {"import", "hf", "pt", "safetensors", "checkpoint", "init-from", "bin"}
     assert max(peaks.values()) < 3 * largest + 5e6, peaks
