@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.checkpoint.shelf import Shelf
@@ -137,6 +138,23 @@ def test_pytorch_bins_are_read(shard: int | None, tmp_path: Path) -> None:
     wanted = dict(open_trained(tmp_path / "safe").read())
     assert {*found} == {*wanted}
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_old_folders_name_no_transformer_and_hold_masks(tmp_path: Path) -> None:
+    """As OpenAI's own did; their configs say less, too."""
+    model = theirs().half()
+    state = model.transformer.state_dict()
+    masks = {f"h.{n}.attn.bias": torch.ones(1, 1, 24, 24, dtype=torch.bool) for n in range(3)}
+    masks["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(state | masks, tmp_path / "model.safetensors")
+    config = model.config.to_dict()
+    sizes = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner", "model_type")
+    (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in sizes}))
+    found = open_trained(tmp_path)
+    assert found.dtype == torch.float16
+    assert found.sizes == replace(SIZES, embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1)
+    model.save_pretrained(tmp_path / "new")
+    assert same(found, open_trained(tmp_path / "new"))
 
 
 def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
