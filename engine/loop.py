@@ -57,7 +57,7 @@ def train(
             fault.watch(Shelf(folder.checkpoints))
         with (
             open_report(run, folder, start.step) as report,
-            Saver(run, folder, first_step=start.step, say=report.say) as saver,
+            Saver(run, folder, say=report.say) as saver,
             world.explained(folder),
         ):
             try:

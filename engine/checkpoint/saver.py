@@ -41,14 +41,12 @@ class Saver:
         run: Run,
         folder: RunFolder,
         *,
-        first_step: int = 0,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``first_step``: steps that were done, and saved, before."""
         self._run, self._shelf, self._say, self._clock = run, Shelf(folder.checkpoints), say, clock
         self._settings = run.plan.settings.checkpoint
-        self._saved, self._since = first_step, clock()
+        self._since = clock()
         self._background, self._copies = Background(), Copies()
         self._group = run.world.cpu_group
         if self._settings.wanted and self._settings.asynchronous:
@@ -67,14 +65,14 @@ class Saver:
         return minutes is not None and world.is_main and self._clock() - self._since >= 60 * minutes
 
     def after(self, step: int, val_loss: float | None, *, asked: bool, last: bool) -> None:
-        """All ranks call this after each step, with the same arguments.
+        """All ranks call this once after each step, with the same arguments.
 
         Raises:
             Failed: this checkpoint, or the one before that was still on its way, was not written.
         """
         every = self._settings.every
         due = asked or last or (every is not None and step % every == 0)
-        if not self._settings.wanted or not due or step == self._saved:
+        if not self._settings.wanted or not due:
             return
         state, training = self._state(), self._training(step, val_loss)
         if self._settings.asynchronous:
@@ -85,7 +83,7 @@ class Saver:
                 self._background.wait()
         else:
             self._write(state, training)
-        self._saved, self._since = step, self._clock()
+        self._since = self._clock()
 
     def _state(self) -> Tensors:
         run = self._run

@@ -20,8 +20,10 @@ from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
 from engine.context import World
 from engine.data.loader import load
+from engine.errors import Refused
 from engine.matmuls import MATMULS
 from engine.plan import make_plan
+from engine.run import Run
 from engine.run_folder import RunFolder
 from tests.support.checkpoints import reseal
 from tests.support.jobs import RUN, TINY, Ended, Job, digest, run, run_all, shelf_of
@@ -204,6 +206,28 @@ def test_a_folder_in_use_is_refused_and_untouched(folder):
     assert all("run is in use by process" in one.err for one in refused)
     assert snapshot(folder) == before
     assert run(job(folder, "MAX_STEPS=7", resume="run"))[0].error == ""
+
+
+@contextlib.contextmanager
+def entered_meanwhile(world: World) -> Iterator[None]:
+    """While it trains, someone tries to come in."""
+    healthy = Run.step
+
+    def step(self: Run, step: int, **more: Any) -> Any:
+        with pytest.raises(Refused, match="run is in use by process"):
+            RunFolder(RUN).hold()
+        return healthy(self, step, **more)
+
+    with patch.object(Run, "step", step):
+        yield
+
+
+def test_a_run_holds_its_folder_while_it_trains_from_its_start_or_a_checkpoint(folder):
+    (again,) = run(job(folder, "MAX_STEPS=7", resume="run", planted=entered_meanwhile))
+    assert (again.error, list(again.batches)) == ("", [7])
+    shutil.rmtree(folder / RUN)
+    (anew,) = run(job(folder, "MAX_STEPS=1", planted=entered_meanwhile))
+    assert (anew.error, list(anew.batches)) == ("", [1])
 
 
 def test_the_lock_ends_with_the_process(folder):
