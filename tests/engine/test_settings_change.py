@@ -169,7 +169,7 @@ ELSEWHERE = {
     "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.keep": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
-    "checkpoint.asynchronous": "engine/checkpoint/test_saver.py::"
+    "checkpoint.asynchronous": "engine/checkpoint/test_beside.py::"
     "test_a_save_that_fails_ends_the_run_and_leaves_the_one_before",
     "backend": "engine/test_context.py::test_nccl_without_gpus",
     "timeout": "engine/test_context.py::"
