@@ -90,7 +90,7 @@ class _Watch:
             if self.named and path == self.shelf:  # to sync it
                 return "named"
             if Path(path).parent == Path(self.draft):
-                return "verify" if mode == "rb" else "save"
+                return "verify" if mode == "r" else "save"
         elif event == "os.rename" and os.fspath(args[0]) == self.draft:
             self.named = True
             return "rename"

@@ -107,6 +107,12 @@ def write(rank: int, size: int, run: Run, path: Path, steps: int = 2) -> None:
     trainee.save(Shelf(path), steps, settings={"model": asdict(run.sizes)})
 
 
+def everything(stored: Stored) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, the states of random generators included."""
+    assert stored.problems() == []
+    return {name: stored._whole(name) for name in stored.metadata.state_dict_metadata}
+
+
 def reseal(folder: Path) -> None:
     """Make the manifest true again of files that were tampered with, as an attacker would."""
     manifest = read_manifest(folder)

@@ -14,7 +14,6 @@ from unittest.mock import patch
 import numpy
 import pytest
 import torch
-from torch import Tensor
 
 from engine.checkpoint.manifest import LossScaleState
 from engine.checkpoint.shelf import Shelf
@@ -22,6 +21,7 @@ from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
 from engine.context import World
 from engine.run import Run
+from tests.support.checkpoints import everything
 from tests.support.cuts import full_cuts
 from tests.support.jobs import TINY, Ended, Job, run, run_all
 
@@ -109,12 +109,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
 def only_run(folder: Path) -> Path:
     (found,) = (folder / "runs").iterdir()
     return found
-
-
-def everything(stored: Stored) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, the states of random generators included."""
-    assert stored.problems() == []
-    return {name: stored._whole(name) for name in stored.metadata.state_dict_metadata}
 
 
 def losses(run: Path) -> list[Any]:
