@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from glob import escape
@@ -107,6 +107,23 @@ class RunFolder:
             return nullcontext()
         return file
 
+    def settle(self) -> None:
+        """Write down how a run ended that was killed before it could: it says that it is running,
+        and nobody holds its folder. Left alone where that cannot be told, or not be written."""
+        status = self.read_status()
+        if status.get("state") != "running":
+            return
+        with suppress(Refused, OSError), self.hold() as held:
+            if held is not None:
+                step = self._last_step() or status.get("step", 0)
+                self.write_status("failed", step=step, message="killed before it could say why")
+
+    def _last_step(self) -> int:
+        try:
+            return int(json.loads(self.log.read_text().splitlines()[-1])["step"])
+        except (OSError, ValueError, IndexError, KeyError, TypeError):  # torn, perhaps
+            return 0
+
     def take_over(self, run_id: str) -> None:
         """Make a folder that is held this run's own, so that its restarts find it."""
         status = self.read_status() | _owner(run_id) | {"state": "running"}
@@ -193,6 +210,7 @@ def _holding(folder: RunFolder) -> str:
     """What keeps a folder from being claimed."""
     if not folder.path.is_dir():
         return "is not a folder"
+    folder.settle()
     status = folder.read_status()
     if "state" in status:
         return f"holds a run ({status['state']} at step {status.get('step')})"

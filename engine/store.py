@@ -19,6 +19,11 @@ LEFT = "left"
 """In our part of a store: how many ranks are done with it."""
 
 
+AGENT_SECONDS = 10.0
+"""How long torchrun's own store is tried for. It was there before its ranks: one that does not
+answer has been killed since."""
+
+
 def ours(store: Store) -> Store:
     """The part of a store that torch does not write to."""
     return PrefixStore("cuboid", store)
@@ -64,7 +69,7 @@ def meet(place: Place, timeout: float) -> Meeting:
 def _beside_agent(place: Place, timeout: float) -> Meeting:
     """torchrun's store outlives a restart, with keys on which the next attempt hangs: so each
     attempt has a store of its own, and torchrun's only tells where it is."""
-    agent = _join((place.host, place.port), timeout)
+    agent = _join((place.host, place.port), min(timeout, AGENT_SECONDS))
     key = f"cuboid/store/{place.attempt}"
     if place.rank == 0:
         run_id = agent.compare_set("cuboid/run", "", uuid.uuid4().hex).decode()

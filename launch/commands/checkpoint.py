@@ -36,6 +36,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     Raises Refused where there is no such run, or nothing that may be removed.
     """
     folder = run_with_checkpoints(args.run)
+    folder.settle()
     shelf = Shelf(folder.checkpoints)
     if args.keep is not None and args.action != "prune":
         raise Refused(f"--keep is for prune, not for {args.action}")

@@ -134,6 +134,29 @@ def test_a_run_is_recorded_and_ends(tmp_path):
     assert status["ended"] >= started
 
 
+def test_who_looks_writes_down_that_a_run_was_killed(tmp_path):
+    folder = claim("demo", "a", output=tmp_path / "out")
+    folder.log.write_text('{"step": 1}\n{"step": 2}\n')
+    with folder.hold():
+        folder.settle()
+        assert folder.read_status()["state"] == "running", "it is"
+    with pytest.raises(Refused, match=r"holds a run \(failed at step 2\)"):
+        claim("demo", "b", output=tmp_path / "out")
+    status = folder.read_status()
+    assert (status["state"], status["step"]) == ("failed", 2)
+    assert status["message"] == "killed before it could say why"
+    assert status["ended"] >= status["started"]
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted", "failed"])
+def test_how_a_run_ended_is_not_written_over(tmp_path, state):
+    folder = claim("demo", "a", output=tmp_path / "out")
+    folder.write_status(state, step=7, message="so it was")
+    before = folder.status.read_bytes()
+    folder.settle()
+    assert folder.status.read_bytes() == before
+
+
 def test_a_write_that_fails_leaves_the_old(tmp_path, monkeypatch):
     path = tmp_path / "status.json"
     write_atomically(path, "old")

@@ -106,8 +106,8 @@ class Campaign:
         process = self._torchrun(",".join(faults))
         target = expected + self.draw.randint(1, 4 * EVERY)
         deadline = time.monotonic() + 240
-        while self.step < target or "2" not in self._attempts(process):
-            assert process.poll() is None, process.communicate()[1]
+        while self.step < target or not self._is_in_its_third(process):
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -120,15 +120,14 @@ class Campaign:
         self.lost.append(max(0, self.step - self.latest))
         self.check()
 
-    def _attempts(self, process: subprocess.Popen[str]) -> set[str]:
-        """The numbers of the attempt that its ranks are of."""
-        found = set()
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                found.add(child.environ().get("TORCHELASTIC_RESTART_COUNT", ""))
-            except psutil.Error:
-                continue
-        return found
+    def _is_in_its_third(self, process: subprocess.Popen[str]) -> bool:
+        """Whether the run goes on in ranks of torchrun's third attempt."""
+        pid = self.run.read_status().get("pid")
+        with suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children():
+                if child.pid == pid:
+                    return child.environ().get("TORCHELASTIC_RESTART_COUNT") == "2"
+        return False
 
     def _torchrun(self, fault: str) -> subprocess.Popen[str]:
         job = self.job()
