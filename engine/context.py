@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy
@@ -134,9 +135,14 @@ class World:
 
 @contextmanager
 def open_world(
-    make_plan: Callable[[], Plan], place: Place, *, backend: str | None = None
+    make_plan: Callable[[], Plan],
+    place: Place,
+    *,
+    backend: str | None = None,
+    told: Path | None = None,
 ) -> Iterator[World]:
     """The world that ``place`` is in, running as the plan says; ``backend`` goes before the plan's.
+    Processes of ranks that are told to be gone are noted in the file ``told``, one a line.
 
     On the way out, whatever ends it, all groups are closed. An error inside is told to the user
     once over all ranks.
@@ -160,7 +166,7 @@ def open_world(
             failed = False
         except (Exception, KeyboardInterrupt) as caught:
             error = ranks.explain(caught)
-            ranks.tell(error)
+            ranks.tell(error, told)
             if isinstance(error, Refused | Failed):
                 raise error from error.__cause__
             if isinstance(error, ConfigError):

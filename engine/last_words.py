@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from torch.distributed import DistError, Store
@@ -35,11 +35,12 @@ class Late(Failed):
 
 class Absent(Failed):
     """Another rank is gone, stopped or late, in words. ``stands_in``: this rank is the one that
-    tells, and rank 0, which would write it down, is among those it is about."""
+    tells, and rank 0, which would write it down, is among those it is about. ``processes``: their
+    ids."""
 
-    def __init__(self, text: str, *, stands_in: bool) -> None:
+    def __init__(self, text: str, *, stands_in: bool, processes: Sequence[int]) -> None:
         super().__init__(text)
-        self.stands_in = stands_in
+        self.stands_in, self.processes = stands_in, processes
 
 
 class LastWords:
@@ -68,21 +69,27 @@ class LastWords:
         else:
             text, ranks = self._others_word()
         self.roll.end(ranks)
-        return Absent(text, stands_in=self._is_first() and 0 in ranks)
+        return Absent(
+            text,
+            stands_in=self._is_first() and 0 in ranks,
+            processes=[self.roll.processes[rank].pid for rank in ranks],
+        )
 
-    def tell(self, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> bool:
         """Say why this rank fails, unless another rank has been first: the connections that it
-        broke fail here too."""
+        broke fail here too. Whether it did."""
         if self._told:
-            return
+            return False
         self._told = True
         try:
             if self._is_first():
                 text = self._describe(error)
                 self._leave_word(text.splitlines()[-1], [])
                 print(text, file=sys.stderr, flush=True)
+                return True
         except KeyboardInterrupt:
             pass  # torchrun ends the others once one has failed
+        return False
 
     def hush(self) -> None:
         """All has been said."""

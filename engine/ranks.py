@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from torch.distributed import HashStore, Store, TCPStore
@@ -16,7 +17,7 @@ from torch.distributed import HashStore, Store, TCPStore
 from engine.config.errors import ConfigError
 from engine.devices import name_ranks
 from engine.errors import Failed, Refused
-from engine.last_words import FAILED, LastWords, Late
+from engine.last_words import FAILED, Absent, LastWords, Late
 from engine.leave import StopSignal
 from engine.rendezvous import Place
 from engine.roll_call import Process, RollCall, bounded
@@ -131,10 +132,13 @@ class Ranks:
         """The error, or what it means where it comes of another rank's absence."""
         return self.last_words.explain(error, self._timeout) or error
 
-    def tell(self, error: BaseException) -> None:
-        """Say why this rank fails, unless another rank has been first."""
+    def tell(self, error: BaseException, told: Path | None = None) -> None:
+        """Say why this rank fails, unless another rank has been first; where that is that others
+        are gone, note their processes in the file ``told``."""
         self._linger = FAILED_LINGER_SECONDS
-        self.last_words.tell(error)
+        if self.last_words.tell(error) and isinstance(error, Absent) and told is not None:
+            with told.open("a") as file:
+                file.writelines(f"{pid}\n" for pid in error.processes)
 
     def leave(self) -> None:
         """The last call. Rank 0, whose store it may be, leaves after the others."""

@@ -70,7 +70,7 @@ class RollCall:
         """``store``: a connection of this alone, since who waits for a store keeps others from it.
         ``failed``: the key in it that says that a rank has failed. ``reachable``: whether it is
         there, for it would print a C++ trace if not."""
-        self._store, self._rank, self._processes = store, rank, processes
+        self._store, self._rank, self.processes = store, rank, processes
         self._reachable = reachable
         self._answers = PrefixStore("here", store)
         self._failed, self._main = failed, threading.main_thread().ident
@@ -89,7 +89,7 @@ class RollCall:
         """Why another's message did not come, and the ranks to blame: after the failure is known in
         the store. ``waited`` goes behind those that are late."""
         answers: dict[int, str] = {}
-        silent = list(range(len(self._processes)))
+        silent = list(range(len(self.processes)))
         until = time.monotonic() + ANSWER_SECONDS
         while any(self._may_answer(rank) for rank in silent) and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
@@ -111,13 +111,13 @@ class RollCall:
         return self._state(rank) not in ("gone", "stopped")
 
     def _state(self, rank: int) -> str:
-        return self._processes[rank].state(self._processes[self._rank].host)
+        return self.processes[rank].state(self.processes[self._rank].host)
 
     def describe(self, ranks: Sequence[int], waited: str) -> str:
         """What has become of ranks that do not answer."""
         words = []
         for rank in ranks:
-            process, state = self._processes[rank], self._state(rank)
+            process, state = self.processes[rank], self._state(rank)
             who = f"rank {rank} (process {process.pid} on {process.host})"
             if state == "gone":
                 words.append(f"{who} is gone: killed, or out of memory")
@@ -131,7 +131,7 @@ class RollCall:
         """Kill those of the ranks that are stopped on this machine: SIGTERM does not reach them."""
         for rank in ranks:
             if self._state(rank) == "stopped":
-                os.kill(self._processes[rank].pid, signal.SIGKILL)
+                os.kill(self.processes[rank].pid, signal.SIGKILL)
 
     def _answer(self) -> None:
         with suppress(RuntimeError):  # the store has gone in between

@@ -107,7 +107,8 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Where a rank stands that no launcher tells."""
+    """Where a rank stands that no launcher tells; and, for a launcher of ours, where to note the
+    processes that were told to be gone."""
     parser.add_argument(
         "--from_torch",
         action="store_true",
@@ -117,6 +118,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="a free port there")
     parser.add_argument("--rank", type=int, help="this process's number, from 0")
     parser.add_argument("--world_size", type=int, help="how many processes there are")
+    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:

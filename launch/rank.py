@@ -42,7 +42,9 @@ def run_rank(
     except Refused as refusal:
         return refuse(refusal, environ)
     try:
-        with open_world(lambda: plan(args, place, environ), place, backend=args.backend) as world:
+        with open_world(
+            lambda: plan(args, place, environ), place, backend=args.backend, told=args.told
+        ) as world:
             work(args, world)
     except (Refused, Failed) as error:  # the world has told why, once over all ranks
         return 2 if isinstance(error, Refused) else 1

@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from engine.errors import Refused
@@ -73,20 +74,24 @@ def run(
     quiet = logging.getLogger("torch.distributed.elastic")
     quiet.addHandler(logging.NullHandler())
     quiet.propagate = False
-    try:
-        torchrun.main(command(ranks, arguments, program=program, restarts=restarts))
-    except ChildFailedError as error:
-        return exit_code(error.failures)
-    except SignalException:
-        return 1
+    with NamedTemporaryFile("r", prefix="cuboid-") as told:
+        handed = [*arguments, f"--told={told.name}"]
+        try:
+            torchrun.main(command(ranks, handed, program=program, restarts=restarts))
+        except ChildFailedError as error:
+            return exit_code(error.failures, told={int(line) for line in told})
+        except SignalException:
+            return 1
     return 0
 
 
-def exit_code(failures: dict[int, ProcessFailure]) -> int:
-    """2 where a rank refused, else 1. Names ranks that were killed, which cannot tell."""
+def exit_code(failures: dict[int, ProcessFailure], told: Collection[int] = ()) -> int:
+    """2 where a rank refused, else 1. Names ranks that were killed, which cannot tell, but for
+    processes of which another rank has ``told`` that they are gone."""
     for rank, failure in sorted(failures.items()):
         # Others get SIGTERM from torchrun.
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+        silent = failure.exitcode == -signal.SIGKILL and failure.pid in told
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not silent:
             hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
             print(f"rank {rank} was killed by {failure.signal_name()}{hint}", file=sys.stderr)
     return 2 if any(failure.exitcode == 2 for failure in failures.values()) else 1

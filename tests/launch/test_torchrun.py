@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -179,7 +180,10 @@ def test_a_rank_that_is_killed_is_named(
     victim.kill()
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "rank 0 was killed by SIGKILL" in err
+    told = rf"step \d+: rank 0 \(process {victim.pid} on .*\) is gone: killed, or out of memory\n"
+    assert re.fullmatch(told, err), err
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["message"]) == ("failed", err.rstrip())
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(
@@ -331,3 +335,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
     assert exit_code({0: failure(-signal.SIGABRT), 1: terminated}) == 1
     assert capsys.readouterr().err == "rank 0 was killed by SIGABRT\n"
+    killed = failure(-signal.SIGKILL)
+    assert exit_code({1: killed}, told=[killed.pid + 1]) == 1
+    assert capsys.readouterr().err == "rank 1 was killed by SIGKILL (out of memory?)\n"
+    assert exit_code({1: killed}, told=[killed.pid]) == 1
+    assert capsys.readouterr().err == "", "another rank has"
