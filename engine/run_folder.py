@@ -126,7 +126,8 @@ class RunFolder:
 
     def take_over(self, run_id: str) -> None:
         """Make a folder that is held this run's own, so that its restarts find it."""
-        status = self.read_status() | _owner(run_id) | {"state": "running"}
+        now = {"state": "running", "message": "", "ended": None}
+        status = self.read_status() | _owner(run_id) | now
         write_atomically(self.status, json.dumps(status, indent=2) + "\n")
 
     def record(self, source: Path, resolved: Mapping[str, Any]) -> None:
