@@ -1,6 +1,6 @@
 """Saving and loading against a plain copy of the same bytes, and the pause that a save makes.
 
-    python benchmarks/checkpoint.py [--ranks 2] [--width 512] [--turns 5] [--folder DIR] [--json F]
+    python benchmarks/checkpoint.py [--ranks 2] [--width 512] [--turns 3] [--folder DIR] [--json F]
 
 A copy reads and writes the files of a checkpoint and syncs them, each rank its own. A save computes
 digests, syncs, and reads all of it back from the disk; a load verifies digests before it reads.
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: TMPDIR")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

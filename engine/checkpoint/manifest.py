@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST, TRAINING = "manifest.json", "training.json"
 BLOCK_BYTES = 1 << 22
+READERS = 8
 
 FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # nothing outside of the folder
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -142,27 +145,33 @@ def read_training(folder: Path) -> Training:
         raise Damaged(f"{TRAINING}: {_first(error)}") from None
 
 
-def compare(folder: Path, files: Mapping[str, File], names: Iterable[str]) -> Iterator[str]:
+def compare(folder: Path, files: Mapping[str, File], names: Iterable[str]) -> list[str]:
     """How these of the files differ from what ``files`` says of them, a line each.
 
-    They are read from the disk, where the system can be told to forget what it has in memory.
+    They are read from the disk, where the system can be told to forget what it has in memory, and
+    several at a time: a digest takes longer than many a disk.
     """
-    for name in names:
-        told = files.get(name)
-        if told is None:
-            yield f"{MANIFEST} does not name {name}"
-            continue
-        try:
-            with (folder / name).open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != told.bytes:
-                    yield f"{name} has {size:,} of {told.bytes:,} bytes"
-                elif digest_of(file) != told.sha256:
-                    yield f"{name} was changed: its SHA-256 differs"
-        except FileNotFoundError:
-            yield f"{name} is missing"
-        except OSError as error:
-            yield f"{name} cannot be read: {error.strerror}"
+    with ThreadPoolExecutor(READERS) as readers:
+        found = readers.map(partial(_difference, folder, files), names)
+        return [difference for difference in found if difference]
+
+
+def _difference(folder: Path, files: Mapping[str, File], name: str) -> str:
+    told = files.get(name)
+    if told is None:
+        return f"{MANIFEST} does not name {name}"
+    try:
+        with (folder / name).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != told.bytes:
+                return f"{name} has {size:,} of {told.bytes:,} bytes"
+            return (
+                "" if digest_of(file) == told.sha256 else f"{name} was changed: its SHA-256 differs"
+            )
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
 
 
 def digest_of(file: FileIO) -> str:

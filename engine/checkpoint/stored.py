@@ -73,7 +73,7 @@ class Stored:
             files = self.manifest.files
             small = [METADATA, TRAINING]
             large = sorted(files.keys() - small)
-            found = list(compare(self.path, files, [*small, *large[share::of]]))
+            found = compare(self.path, files, [*small, *large[share::of]])
             if not found and self.path.name != step_name(self.training.step):
                 found = [f"holds what was saved as {step_name(self.training.step)}"]
             if not found:
