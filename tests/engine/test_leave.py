@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 
 import pytest
 
 from engine import leave
-from engine.leave import stop_signal
+from engine.leave import die_with_parent, stop_signal
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -65,6 +67,26 @@ def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
             save()
         assert done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
+def test_who_is_saving_to_leave_outlives_its_launcher() -> None:
+    """A launcher that is told to stop over and over ends at once."""
+
+    def at_parents_death() -> int:
+        pr_get_pdeathsig, number = 2, ctypes.c_int()
+        ctypes.CDLL(None).prctl(pr_get_pdeathsig, ctypes.byref(number))
+        return number.value
+
+    with stop_signal() as stop:
+        die_with_parent()
+        assert at_parents_death() == signal.SIGKILL
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)  # nothing to save
+        assert at_parents_death() == signal.SIGKILL
+        stop.requested, stop.deferred = None, True
+        send(signal.SIGTERM)
+        assert at_parents_death() == 0
 
 
 def test_handlers_are_put_back() -> None:

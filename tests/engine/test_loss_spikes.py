@@ -15,7 +15,9 @@ from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
 from engine.config import schema
 from engine.loss_spikes import LossSpikes
+from tests.support.effects import CONFIG
 from tests.support.jobs import TINY, Job, run, run_all
+from tests.support.runs import open_run
 
 
 def spikes(window: int = 3, max_skips: int = 2, factor: float | None = 2.0) -> LossSpikes:
@@ -49,6 +51,18 @@ def test_too_many_in_a_row_are_the_new_level() -> None:
     assert (judge.in_a_row, judge.skipped) == (2, 4)
     judge.finds(5.0)
     assert judge.exhausted
+
+
+def test_what_overflows_is_no_spike(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(CONFIG)
+    precision = ("precision=fp16", "loss_scale.initial=1e9")
+    overrides = (*precision, "loss_spike=dict(factor=1.5, window=9)")
+    run = open_run(0, 1, tmp_path / "small.py", overrides, steps=9)
+    kept = [outcome.loss for outcome in map(run.step, range(1, 10)) if not outcome.skipped]
+    assert run.stepper.loss_scale is not None
+    assert run.stepper.spikes is not None
+    assert 0 < run.stepper.loss_scale.skipped == 9 - len(kept)
+    assert (run.stepper.spikes.recent, run.stepper.spikes.skipped) == (kept, 0)
 
 
 JUMPS = ("MAX_STEPS=8", "checkpoint.every=1", "checkpoint.keep=9")
