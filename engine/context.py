@@ -98,6 +98,10 @@ class World:
         """The result of ``task``, which rank 0 alone does; where it refuses, all do, told once."""
         return self.ranks.share(task)
 
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        self.ranks.exchange("")
+
     def require_same(self, value: str, otherwise: str) -> None:
         """Refuse, on all ranks, where one has another ``value`` than rank 0; ``otherwise`` goes
         after the ranks that do."""
@@ -117,13 +121,18 @@ class World:
         Raises:
             Failed: another rank is gone, stopped or late.
         """
+
+        def write(why: str) -> None:
+            folder.write_status("failed", step=self.ranks.last_words.step - 1, message=why)
+
+        if self.is_main:
+            self.ranks.on_abandon(write)
         try:
             yield
         except Exception as error:
             found = self.ranks.explain(error)
             if isinstance(found, Absent) and found.stands_in:
-                step = self.ranks.last_words.step - 1
-                folder.write_status("failed", step=step, message=str(found))
+                write(str(found))
             raise found from (None if found is error else error)
 
     def first_step_done(self) -> None:

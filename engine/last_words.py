@@ -67,7 +67,7 @@ class LastWords:
             text, ranks = self._blame(self.roll, error, timeout)
             self._leave_word(text, ranks)
         else:
-            text, ranks = self._others_word()
+            text, ranks = self.others_word()
         self.roll.end(ranks)
         return Absent(
             text,
@@ -128,7 +128,7 @@ class LastWords:
         if self._place.size > 1:
             self._ask(lambda: self._set(WHY, json.dumps([text, ranks])))
 
-    def _others_word(self) -> tuple[str, list[int]]:
+    def others_word(self) -> tuple[str, list[int]]:
         """What the first to fail has said, or will have soon."""
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while time.monotonic() < deadline:

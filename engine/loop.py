@@ -64,6 +64,7 @@ def train(
                 step = train_steps(run, report, saver, start.step)
             except Diverged:  # raised on all ranks alike, before the optimizer
                 run.save(folder.weights)
+                world.meet()  # who fails first ends the others
                 raise
             with world.unbroken():
                 run.save(folder.weights)

@@ -46,7 +46,7 @@ class Ranks:
         self.run_id = ""
         self.last_words = LastWords(place, stop, self.store, None)
         self._words: Store = self.store
-        self._timeout = 0.0
+        self._timeout = self._pace = 0.0
         self._round = 0
         self._linger = LINGER_SECONDS
 
@@ -61,7 +61,8 @@ class Ranks:
         self.store = meeting.store
         self._words = ours(self.store)
         self.last_words = LastWords(self.place, self.stop, self._words, meeting.address)
-        self.run_id, self._timeout = meeting.run_id, timeout
+        self.run_id = meeting.run_id
+        self._timeout = self._pace = timeout
 
     def consult(self, value: str, decide: Callable[[list[str]], str]) -> str:
         """Every rank gives a value, rank 0 decides by all of them, and every rank gets its word.
@@ -125,12 +126,19 @@ class Ranks:
             roll.start()
 
     def keep_pace(self, timeout: float) -> None:
-        """From here on ranks wait for each other up to ``timeout`` seconds."""
-        self._timeout = timeout
+        """From here on rank 0 waits for the others up to ``timeout`` seconds, and they for its
+        process; what it does alone, such as writing weights, may take longer."""
+        self._pace = timeout
 
     def explain(self, error: BaseException) -> BaseException:
         """The error, or what it means where it comes of another rank's absence."""
-        return self.last_words.explain(error, self._timeout) or error
+        return self.last_words.explain(error, self._pace) or error
+
+    def on_abandon(self, task: Callable[[str], None]) -> None:
+        """What to do, with the reason, where this rank is held up and must be ended from outside of
+        its main thread since another has failed."""
+        if self.last_words.roll is not None:
+            self.last_words.roll.abandon = lambda: task(self.last_words.others_word()[0])
 
     def tell(self, error: BaseException, told: Path | None = None) -> None:
         """Say why this rank fails, unless another rank has been first; where that is that others
@@ -155,14 +163,14 @@ class Ranks:
 
     def _wait(self, keys: list[str]) -> None:
         """Store.wait would print a C++ trace at its timeout and hold signals up meanwhile."""
-        start = time.monotonic()
+        start, limit = time.monotonic(), self._timeout if self.place.rank else self._pace
         pause, noticed = 0.001, False
         while not self._check(keys):
             if self._check([FAILED]):
                 raise Failed("another rank failed")
             waited = time.monotonic() - start
-            if waited > self._timeout:
-                raise Late(f"{self._missing(keys)} did not come within {self._timeout:.0f} s")
+            if waited > limit:
+                raise Late(f"{self._missing(keys)} did not come within {limit:.0f} s")
             if waited > NOTICE_SECONDS and not noticed and self.place.rank == 0:
                 noticed = True
                 print(f"waiting for {self._missing(keys)}", file=sys.stderr, flush=True)
@@ -173,9 +181,9 @@ class Ranks:
         """Whether all of the keys are there. Raises Late where rank 0's process is stopped."""
         if self.place.rank == 0:
             return self._words.check(keys)
-        found = bounded(lambda: self._words.check(keys), self._timeout)
+        found = bounded(lambda: self._words.check(keys), self._pace)
         if found is None:
-            raise Late(f"rank 0 does not answer within {self._timeout:g} s")
+            raise Late(f"rank 0 does not answer within {self._pace:g} s")
         return found
 
     def _missing(self, keys: list[str]) -> str:

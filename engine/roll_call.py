@@ -76,6 +76,7 @@ class RollCall:
         self._failed, self._main = failed, threading.main_thread().ident
         self._left = threading.Event()
         self.seen = False  # a failure
+        self.abandon: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._answer, daemon=True)
 
     def start(self) -> None:
@@ -141,7 +142,10 @@ class RollCall:
                     self._answers.set(str(self._rank), self._where())
                     break
         if not self._left.wait(LEAVE_SECONDS) and self.seen:
-            os._exit(1)
+            try:
+                self.abandon()
+            finally:
+                os._exit(1)
 
     def _where(self) -> str:
         """The line this rank is at; nothing where it waits for others."""

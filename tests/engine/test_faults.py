@@ -4,9 +4,11 @@ so too, the last checkpoint is good, and no process is left."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,14 @@ from unittest.mock import patch
 
 import pytest
 
-from engine import leave
+from engine import leave, roll_call
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
 from engine.context import World
 from engine.errors import Refused
 from engine.faults import planted
+from engine.run import Run
 from engine.run_folder import RunFolder
 from tests.support.jobs import TINY, Ended, Job, run
 from tests.support.worlds import WorldError
@@ -136,6 +139,43 @@ def test_the_faults_are_real_signals() -> None:
         signal.signal(signal.SIGTERM, before)
     assert got == [signal.SIGTERM], "once"
     assert os.getpid()
+
+
+@contextlib.contextmanager
+def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
+    """Rank 0 is at something else in its third step, for longer than the others wait."""
+    healthy = Run.step
+
+    def step(self: Run, step: int, **more: Any) -> Any:
+        if step == 3 and world.is_main:
+            time.sleep(100)
+        if step == 3 and fails:
+            raise ValueError("out of luck")
+        return healthy(self, step, **more)
+
+    with patch.object(Run, "step", step), patch.object(roll_call, "LEAVE_SECONDS", 0.5):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        (True, r"rank 1: step 3: failed: ValueError: out of luck"),
+        (False, r"step 3: rank 0 did not come within 3 s: it is at .*test_faults.py:\d+, in step"),
+    ],
+)
+def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(
+    job: Job, fails: bool, told: str
+) -> None:
+    planted = functools.partial(held_up, fails=fails)
+    with pytest.raises(WorldError) as caught:
+        run(replace(job, fault="kill:0:99", planted=planted), 2)
+    assert caught.value.failures == {0: "died without a word"}
+    assert re.fullmatch(told, job.said(2).splitlines()[-1])
+    status = RunFolder(job.folder / RUN).read_status()
+    assert status["state"] == "failed"
+    assert re.fullmatch(told, status["message"])
+    assert status["step"] == 2
 
 
 # A run that is told to stop
