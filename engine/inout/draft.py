@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -42,9 +42,10 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
     except OSError as error:
         raise Failed(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        _remove(new)
         if old.exists() and not path.exists():
             old.rename(path)
+        with suppress(OSError):  # where it cannot be made, it cannot be removed
+            _remove(new)
 
 
 def refuse_existing(path: Path, *, replace: bool) -> None:

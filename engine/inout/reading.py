@@ -124,8 +124,10 @@ def common_type(dtypes: Mapping[str, torch.dtype | None]) -> torch.dtype:
     """The smallest type that holds the numbers of all.
 
     Raises:
-        ValueError: one does not hold floating point numbers.
+        ValueError: one does not hold floating point numbers, or there is none.
     """
+    if not dtypes:
+        raise ValueError("there are no tensors in it")
     for name, dtype in dtypes.items():
         if dtype is None:
             raise ValueError(f"{name} does not hold floating point numbers of 16 to 64 bits")

@@ -69,6 +69,8 @@ def test_the_common_type_loses_nothing() -> None:
     assert common_type({**both, "c": torch.float64}) == torch.float64
     with pytest.raises(ValueError, match="d does not hold floating point numbers of 16 to 64 bits"):
         common_type({**both, "d": None})
+    with pytest.raises(ValueError, match="no tensors"):
+        common_type({})
 
 
 def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -237,6 +239,15 @@ def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path: Path) -> None:
     with (
         pytest.raises(Failed, match=rf"x needs {needs:,} bytes, and its disk has [\d,]+ free$"),
         draft(tmp_path / "x", needs=needs),
+    ):
+        raise AssertionError
+
+
+def test_a_place_where_nothing_can_be_made_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(Failed, match=r"file/x cannot be written: (File exists|Not a directory)$"),
+        draft(tmp_path / "file" / "x"),
     ):
         raise AssertionError
 
