@@ -20,7 +20,7 @@ from engine.errors import Failed, Refused
 from engine.last_words import FAILED, Absent, LastWords, Late
 from engine.leave import StopSignal
 from engine.rendezvous import Place
-from engine.roll_call import Process, RollCall, bounded
+from engine.roll_call import Process, RollCall, bounded, spaced
 from engine.store import LEFT, meet, ours
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ LINGER_SECONDS = 5.0
 """How long rank 0 keeps the store up for ranks that have not left yet, where all leave at once."""
 FAILED_LINGER_SECONDS = 2.0
 """The same where rank 0 failed: others may not know until its sockets close with its process."""
+POLL_SECONDS = 0.1
 NOTICE_SECONDS = 30.0
 """When rank 0 says whom it is waiting for."""
 
@@ -164,6 +165,8 @@ class Ranks:
     def _wait(self, keys: list[str]) -> None:
         """Store.wait would print a C++ trace at its timeout and hold signals up meanwhile."""
         start, limit = time.monotonic(), self._timeout if self.place.rank else self._pace
+        # Rank 0 asks for all at once, as one
+        longest = spaced(POLL_SECONDS, self.place.size if self.place.rank else 1)
         pause, noticed = 0.001, False
         while not self._check(keys):
             if self._check([FAILED]):
@@ -175,7 +178,7 @@ class Ranks:
                 noticed = True
                 print(f"waiting for {self._missing(keys)}", file=sys.stderr, flush=True)
             time.sleep(pause)
-            pause = min(2 * pause, 0.1)
+            pause = min(2 * pause, longest)
 
     def _check(self, keys: list[str]) -> bool:
         """Whether all of the keys are there. Raises Late where rank 0's process is stopped."""

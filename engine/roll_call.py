@@ -23,6 +23,8 @@ from torch.distributed import PrefixStore, Store
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
+LOOKS_PER_SECOND = 500.0
+"""How often all ranks together may look into the store, which one thread of rank 0 serves."""
 ANSWER_SECONDS = 5.0
 """How long ranks have to answer, and the store for anything at all."""
 LEAVE_SECONDS = 20.0
@@ -74,6 +76,7 @@ class RollCall:
         self._reachable = reachable
         self._answers = PrefixStore("here", store)
         self._failed, self._main = failed, threading.main_thread().ident
+        self._period = spaced(POLL_SECONDS, len(processes))
         self._left = threading.Event()
         self.seen = False  # a failure
         self.abandon: Callable[[], None] = lambda: None
@@ -136,7 +139,8 @@ class RollCall:
 
     def _answer(self) -> None:
         with suppress(RuntimeError):  # the store has gone in between
-            while not self._left.wait(POLL_SECONDS) and self._reachable():
+            self._left.wait(self._period * self._rank / len(self.processes))  # not all at once
+            while not self._left.wait(self._period) and self._reachable():
                 if self._store.check([self._failed]):
                     self.seen = True
                     self._answers.set(str(self._rank), self._where())
@@ -154,6 +158,11 @@ class RollCall:
         if not stack or any(part in line.filename for line in stack for part in WAITS):
             return ""
         return f"{stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name}"
+
+
+def spaced(least: float, ranks: int) -> float:
+    """Seconds between two looks of one of so many ``ranks`` into the store, ``least`` for a few."""
+    return min(max(least, ranks / LOOKS_PER_SECOND), ANSWER_SECONDS / 2)
 
 
 def bounded(task: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T | None:
