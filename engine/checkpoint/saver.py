@@ -17,6 +17,7 @@ from engine.checkpoint.save import layout_of, save
 from engine.checkpoint.shelf import Shelf, surplus
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.tensors import Tensors
+from engine.step import Diverged
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -142,8 +143,9 @@ class Saver:
         if error is None:
             self._background.wait()
             return
+        alike = isinstance(error, Diverged)  # no rank is gone
         try:
-            self._background.wait(LEAVE_SECONDS)
+            self._background.wait(None if alike else LEAVE_SECONDS)
         except BaseException as another:
             error.add_note(f"{another}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from engine.checkpoint import saver
 from engine.checkpoint.background import BESIDE, Background, Copies
 from engine.checkpoint.boxed import Boxed
 from engine.checkpoint.shelf import Shelf
@@ -68,6 +70,27 @@ def test_a_save_beside_the_training_that_fails_ends_the_run_before_the_next(tmp_
     said = "".join(one.err for one in ended)
     assert said.count("checkpoint of step 3: ") == said.count("\n") == 1
     assert [max(one.batches) for one in ended] == [5, 5], "the next would be after step 6"
+    assert shelf_of(tmp_path).leftovers() == []
+
+
+@contextlib.contextmanager
+def slow_to_publish(world: World) -> Iterator[None]:
+    """A checkpoint is on its way for longer than a failed run waits for it."""
+    healthy = Shelf.publish
+
+    def publish(self: Shelf, step: int) -> None:
+        time.sleep(3.0)
+        healthy(self, step)
+
+    with patch.object(Shelf, "publish", publish), patch.object(saver, "LEAVE_SECONDS", 0.1):
+        yield
+
+
+def test_a_run_that_diverges_leaves_the_checkpoint_on_its_way(tmp_path):
+    more = ("checkpoint.every=2", "checkpoint.asynchronous=True", "MAX_STEPS=9")
+    ended = run(into_run(tmp_path, *more, fault="nan:1:3", planted=slow_to_publish), 2)
+    assert [one.error for one in ended] == ["Failed", "Failed"]
+    assert shelf_of(tmp_path).steps() == [2]
     assert shelf_of(tmp_path).leftovers() == []
 
 
