@@ -32,7 +32,7 @@ from engine.config import schema
 from engine.gradients import GradientSum
 from engine.layout import Layout
 from engine.matmuls import MATMULS, probe_matmul
-from engine.memory import peak_bytes
+from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.pipeline import Pipeline
 from engine.step import Stepper
@@ -106,7 +106,8 @@ ON_CUDA = {
 
 
 def stepper(case: Case, part: Partition, *, compiled: bool) -> Stepper:
-    """Our step, over ``part``."""
+    """Our step, over ``part``, in a process that is a run's."""
+    keep_freed_memory()
     model = Chunks([GPT(case.sizes, part)])
     model.initialise(1)
     if compiled:
