@@ -86,14 +86,15 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
         if step == first_step + 1:
             run.world.first_step_done()
         last = outcome.stop or step == run.steps
+        stopped = outcome.stop and step < run.steps
         # Launchers give those that they stop half a minute, which is for saving
-        validates = run.validates(step, last=last) and not (outcome.stop and step < run.steps)
+        validates = run.validates(step, last=last) and not stopped
         val_loss = run.validate() if validates else None
         report.step(row(run, step, outcome, seconds=seconds, val_loss=val_loss))
         if outcome.remark:
             report.say(f"step {step}: {outcome.remark}")
         with run.world.unbroken():
-            saver.after(step, val_loss, asked=outcome.save, last=last)
+            saver.after(step, val_loss, asked=outcome.save, last=last, stopped=stopped)
         if outcome.stop:
             break
     return step

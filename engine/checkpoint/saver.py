@@ -33,8 +33,8 @@ LEAVE_SECONDS = 5.0
 class Saver:
     """Saves a run every so many steps or minutes, where it is asked to, and at its end.
 
-    Without ``checkpoint.every`` and ``checkpoint.minutes`` it does nothing at all. Within ``with``,
-    so that no checkpoint is still on its way when the run leaves.
+    Without ``checkpoint.every`` and ``checkpoint.minutes`` it saves only a run that is stopped
+    before its end. Within ``with``, so that no checkpoint is still on its way when the run leaves.
     """
 
     def __init__(
@@ -65,15 +65,24 @@ class Saver:
         minutes, world = self._settings.minutes, self._run.world
         return minutes is not None and world.is_main and self._clock() - self._since >= 60 * minutes
 
-    def after(self, step: int, val_loss: float | None, *, asked: bool, last: bool) -> None:
-        """All ranks call this once after each step, with the same arguments.
+    def after(
+        self,
+        step: int,
+        val_loss: float | None,
+        *,
+        asked: bool,
+        last: bool,
+        stopped: bool = False,
+    ) -> None:
+        """All ranks call this once after each step, with the same arguments. ``stopped``: it is the
+        last, and others were to follow.
 
         Raises:
             Failed: this checkpoint, or the one before that was still on its way, was not written.
         """
         every = self._settings.every
         due = asked or last or (every is not None and step % every == 0)
-        if not self._settings.wanted or not due:
+        if not stopped and not (self._settings.wanted and due):
             return
         state, training = self._state(), self._training(step, val_loss)
         if self._settings.asynchronous:

@@ -150,7 +150,7 @@ class Checkpoint(Section):
 
     @property
     def wanted(self) -> bool:
-        """Whether a run saves at all; if so, also where it ends or is stopped."""
+        """Whether a run saves as it goes, and then at its end; if not, only where it is stopped."""
         return self.every is not None or self.minutes is not None
 
 

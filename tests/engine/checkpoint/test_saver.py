@@ -96,8 +96,9 @@ def told_to_stop(world: World) -> Iterator[None]:
         yield
 
 
-def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path):
-    ended = run(into_run(tmp_path, "MAX_STEPS=50", "checkpoint.every=40", planted=told_to_stop), 2)
+@pytest.mark.parametrize("saving", [["checkpoint.every=40"], []], ids=["as it goes", "never"])
+def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, saving):
+    ended = run(into_run(tmp_path, "MAX_STEPS=50", *saving, planted=told_to_stop), 2)
     assert [one.error for one in ended] == ["", ""]
     assert shelf_of(tmp_path).steps() == [2]
     assert Stored(shelf_of(tmp_path).folder(2)).problems() == []
