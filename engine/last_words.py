@@ -133,6 +133,8 @@ class LastWords:
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while time.monotonic() < deadline:
             found = self._ask(lambda: self._store.check([WHY]))
+            if found is None and self.roll and self.roll.seen:
+                break  # rank 0 has left since
             if found is None:  # rank 1 looks first what has become of rank 0, and says so
                 time.sleep(SILENCE_SECONDS)
                 return "rank 0 is gone", [0]
