@@ -12,7 +12,6 @@ from engine.data import tokenizer
 from engine.data.tokenizer import Tokenizer
 from engine.errors import Failed, Refused
 from engine.inout.trained import Trained
-from models import state
 from models.cache import Cache
 from models.chunks import Chunks
 from models.gpt import GPT
@@ -69,7 +68,7 @@ def open_model(trained: Trained, device: torch.device) -> tuple[GPT, Tokenizer]:
         raise Failed(f"{trained.path}: {'; '.join(problems)}")
     dtype = torch.promote_types(trained.dtype, torch.float32)
     model = GPT(trained.sizes, Partition.alone(device, dtype=dtype, compute=dtype)).eval()
-    state.load(Chunks([model]), trained.read())
+    trained.load(Chunks([model]))
     return model, words
 
 

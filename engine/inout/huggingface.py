@@ -34,7 +34,6 @@ NAMES = (
     r"tokenizer\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 """What is in a folder that transformers wrote of a model in this form."""
-SHARD_BYTES = 5 * 10**9  # as transformers
 
 
 def read(folder: Path) -> Trained:

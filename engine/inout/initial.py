@@ -15,7 +15,6 @@ from engine.errors import Refused
 from engine.inout.opening import open_trained
 from engine.inout.trained import Trained
 from engine.run_folder import RunFolder, write_atomically
-from models import state
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -123,7 +122,7 @@ def told(plan: Plan, model: Trained) -> Iterator[str]:
 def load(run: Run, model: Trained) -> None:
     """Each rank's boxes, a tensor at a time. Raises Refused, Failed."""
     try:
-        state.load(run.model, model.read(), resize=TABLES)
+        model.load(run.model, resize=TABLES)
     except ValueError as error:
         raise Refused(f"{model.path}: {error}") from None
 

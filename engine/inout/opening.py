@@ -64,6 +64,7 @@ def _checkpoint(path: Path) -> Trained:
         tokenizer=read_tokenizer(run.tokenizer),
         step=training.step,
         problems=stored.problems,
+        fill=stored.load_model,
     )
 
 

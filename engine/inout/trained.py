@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor
 from engine.config.schema import Model
 from engine.errors import Refused
 from engine.inout.writing import Shapes
+from models import state
+from models.chunks import Chunks
 from models.parallel.registry import modes
 from models.parameters import parameters
 from models.sizes import Sizes
@@ -33,7 +35,8 @@ class Trained:
     """``path`` is what it is read from: a file, a checkpoint or a folder of Hugging Face's.
     ``dtype`` holds the numbers of all its tensors. ``read`` yields every parameter by our name,
     whole, on the CPU, in the order of ``models.parameters``; it raises Refused or Failed where that
-    cannot be. ``problems``: as ``Stored``'s, how the files differ from what was written."""
+    cannot be. ``problems``: as ``Stored``'s, how the files differ from what was written. ``fill``,
+    where there is one, loads a model of these shapes and reads only what the rank holds."""
 
     path: Path
     sizes: Sizes
@@ -42,6 +45,7 @@ class Trained:
     tokenizer: dict[str, Any] | None = None
     step: int | None = None
     problems: Callable[[int, int], list[str]] = no_problems
+    fill: Callable[[Chunks], None] | None = None
 
     @property
     def shapes(self) -> Shapes:
@@ -56,6 +60,16 @@ class Trained:
         if self.step is not None:
             found["step"] = str(self.step)
         return found
+
+    def load(self, model: Chunks, *, resize: Collection[str] = ()) -> None:
+        """Each rank's boxes; tables of ``resize`` may have other numbers of rows.
+
+        Raises ValueError for another model, Refused and Failed as ``read``.
+        """
+        if self.fill is not None and self.shapes == shapes_of(model.sizes):
+            self.fill(model)
+        else:
+            state.load(model, self.read(), resize=resize)
 
 
 def shapes_of(sizes: Sizes) -> Shapes:

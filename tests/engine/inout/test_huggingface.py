@@ -18,7 +18,6 @@ from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import Refused
-from engine.inout import huggingface
 from engine.inout.export import Options, export, form
 from engine.inout.imported import bring_in
 from engine.inout.opening import open_trained
@@ -34,7 +33,7 @@ from tests.support.worlds import run_world
 
 transformers = pytest.importorskip("transformers")
 
-PLAIN = Options(dtype=torch.float32, shard_bytes=huggingface.SHARD_BYTES)
+PLAIN = Options(dtype=torch.float32, shard_bytes=10**9)
 TOKENIZER = {"type": "gpt2", **GPT2().state()}
 # n_head x head_dim is n_embd; the vocabulary is odd, which two ranks pad
 RUNS = {
@@ -113,7 +112,7 @@ def test_in_and_out_again_changes_no_byte(
     model, there, back = theirs(sizes).to(dtype), tmp_path / "there", tmp_path / "back"
     model.save_pretrained(there, max_shard_size=shard or "5GB")
     bring_in(open_trained(there), tmp_path / "ours")
-    options = Options(dtype=dtype, shard_bytes=shard or huggingface.SHARD_BYTES)
+    options = Options(dtype=dtype, shard_bytes=shard or 10**9)
     to_hf(open_trained(tmp_path / "ours"), back, options)
 
     def weights(folder: Path) -> dict[str, bytes]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
+from engine.context import World
 from engine.data.loader import load
 from engine.inout.export import Options, export, form
 from engine.inout.imported import bring_in
@@ -124,6 +129,29 @@ def test_from_wherever_weights_are(folder: Path) -> None:
     recorded = json.loads((folder / "3" / "initial.json").read_text())
     assert recorded["asked"] == "0"
     assert recorded["path"] == str(folder / "0/checkpoints/step-00000001")
+
+
+@contextlib.contextmanager
+def nothing_whole(world: World) -> Iterator[None]:
+    """No tensor of a checkpoint may be read whole."""
+    with patch.object(Stored, "parameter", side_effect=AssertionError):
+        yield
+
+
+def test_of_a_checkpoint_each_rank_reads_what_it_holds(folder: Path) -> None:
+    weights(folder / "x.safetensors")
+    worked(*run(job(folder, "x.safetensors", *STILL, output="first")))
+    cut = [
+        job(folder, "first", *STILL, *LAYOUTS[name], output=name, planted=nothing_whole)
+        for name in CUT_ROWS
+    ]
+    single = job(folder, "first", *STILL[:-1], output="single", planted=nothing_whole)
+    for ended in (*run_all(cut, 4), run(single)):
+        worked(*ended)
+    wanted = drawn(SIZES, dtype=torch.float64)
+    for name in CUT_ROWS:
+        assert same(ended_with(folder, name), wanted)
+    assert same(ended_with(folder, "single"), {n: tensor.float() for n, tensor in wanted.items()})
 
 
 def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
