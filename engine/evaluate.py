@@ -24,12 +24,13 @@ from engine.data.loader import Batch, Batches, Sweep, load
 from engine.data.source import IGNORED
 from engine.errors import Failed, Refused
 from engine.evaluation import TOPS, Evaluation, Subject
+from engine.inout.opening import open_trained
+from engine.inout.trained import Trained
 from engine.matmuls import probe_matmul
 from engine.nvme.offload import open_offload
 from engine.pipeline import Pipeline
 from engine.run import micro_batches
 from engine.run_folder import RunFolder
-from engine.weights import load as load_weights
 
 if TYPE_CHECKING:
     from engine.context import World
@@ -59,6 +60,7 @@ def evaluate(
     plan, started = world.plan, time.perf_counter()
     world.agree(lambda: subject.check(plan))
     path = Path(world.share(lambda: str(pick_weights(folder, step))))
+    trained = world.agree(lambda: open_trained(path))
     batches = world.agree(
         lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=_say(world))
     )
@@ -71,7 +73,7 @@ def evaluate(
         mode, axes = plan.layout.mode, world.axes
         part = partition(plan.settings, mode, axes, world.device, matmul, store)
         model = world.agree(lambda: build_model(plan.settings, part))
-        load_weights(model, path, world.rank, world.size)
+        _load(world, model, trained)
         if _has_changed(plan, path, batches.corpus.fingerprint):
             _say(world)(f"warning: the data is not what {path} was trained and validated on")
         found = _measure(world, model, sweep, subject.last_n, bytes_of(world, batches))
@@ -82,7 +84,7 @@ def evaluate(
     return Evaluation(
         run=str(folder.path),
         weights=str(path),
-        step=_step(folder, path),
+        step=_step(folder, trained),
         split=subject.split,
         samples=sweep.samples,
         split_samples=sweep.split.samples,
@@ -98,6 +100,16 @@ def evaluate(
         overrides=tuple(overrides),
         seconds=time.perf_counter() - started,
     )
+
+
+def _load(world: World, model: Chunks, trained: Trained) -> None:
+    """The weights, once they are verified, in which the ranks share. Raises Failed."""
+    if problems := trained.problems(world.rank, world.size):
+        raise Failed(f"{trained.path}: {'; '.join(problems)}")
+    try:
+        trained.load(model)
+    except ValueError as error:
+        raise Failed(f"{trained.path}: {error}") from None
 
 
 def _sweep(world: World, folder: RunFolder, batches: Batches, subject: Subject) -> Sweep:
@@ -164,11 +176,9 @@ def bytes_of(world: World, batches: Batches) -> Tensor:
     return torch.from_numpy(words.byte_counts())
 
 
-def _step(folder: RunFolder, path: Path) -> int | None:
+def _step(folder: RunFolder, trained: Trained) -> int | None:
     """After which step the weights were written."""
-    if path.is_dir():
-        return Stored(path).training.step
-    step = folder.read_status().get("step")
+    step = folder.read_status().get("step") if trained.step is None else trained.step
     return step if isinstance(step, int) else None
 
 

@@ -1,4 +1,4 @@
-"""Whole tensors from the pieces of all ranks; a run's weights on the disk."""
+"""Whole tensors from the pieces of all ranks; a run's weights to the disk."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.checkpoint.stored import Stored
-from engine.errors import Failed, Refused
 from engine.inout.draft import draft
-from engine.inout.reading import SafetensorsFile
 from engine.inout.trained import metadata_of, shapes_of
 from engine.inout.writing import size_of, write_safetensors
-from models import state
 from models.chunks import Chunks
 from models.parallel.box import Box
 from models.parallel.partition import Partition
@@ -73,25 +69,3 @@ def save(model: Chunks, path: Path, *, writes: bool) -> None:
     with draft(path, needs=size_of(shapes, dtype), replace=True) as new:
         metadata = metadata_of(model.sizes)
         write_safetensors(new, gathered(model), shapes, dtype=dtype, metadata=metadata)
-
-
-def load(model: Chunks, path: Path, share: int = 0, of: int = 1) -> None:
-    """Each rank's boxes, in any layout, from a checkpoint or from a file that ``save`` wrote. Takes
-    no more memory than the model and its largest tensor.
-
-    Of a checkpoint the files are read to verify them first; ``of`` ranks share them out, of which
-    this is number ``share``. Raises Failed where one is not what was written, or the tensors are
-    another model's.
-    """
-    if path.is_dir():
-        stored = Stored(path)
-        if problems := stored.problems(share, of):
-            raise Failed(f"{path}: {'; '.join(problems)}")
-        stored.load_model(model)
-        return
-    try:
-        state.load(model, SafetensorsFile(path).items())
-    except Refused as refusal:
-        raise Failed(str(refusal)) from None
-    except ValueError as error:
-        raise Failed(f"{path}: {error}") from None
