@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,7 +147,7 @@ class Ranks:
         are gone, note their processes in the file ``told``."""
         self._linger = FAILED_LINGER_SECONDS
         if self.last_words.tell(error) and isinstance(error, Absent) and told is not None:
-            with told.open("a") as file:
+            with suppress(FileNotFoundError), told.open("a") as file:  # the launcher is gone
                 file.writelines(f"{pid}\n" for pid in error.processes)
 
     def leave(self) -> None:

@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
-from tempfile import NamedTemporaryFile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.errors import Refused
@@ -37,20 +39,24 @@ def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
 
 
 def command(
-    ranks: int, arguments: Sequence[str], *, program: str = "train_gpt", restarts: int = 0
+    ranks: int,
+    arguments: Sequence[str],
+    *,
+    logs: Path,
+    program: str = "train_gpt",
+    restarts: int = 0,
 ) -> list[str]:
     """torchrun's own arguments for ``ranks`` processes of ``program`` with ``arguments``, started
-    again up to ``restarts`` times when one fails."""
+    again up to ``restarts`` times when one fails; ``logs`` is a folder for torchrun to write in."""
     spec = find_spec(program)
     assert spec is not None
     assert spec.origin is not None
     # By its path: of `-m train_gpt` there may be another in the folder the user is in.
-    # Without a folder for logs, since torchrun leaves it behind.
     return [
         "--standalone",
         f"--nproc_per_node={ranks}",
         f"--max_restarts={restarts}",
-        f"--log_dir={os.devnull}",
+        f"--log_dir={logs}",
         spec.origin,
         *arguments,
     ]
@@ -74,13 +80,26 @@ def run(
     quiet = logging.getLogger("torch.distributed.elastic")
     quiet.addHandler(logging.NullHandler())
     quiet.propagate = False
-    with NamedTemporaryFile("r", prefix="cuboid-") as told:
-        handed = [*arguments, f"--told={told.name}"]
+    # torchrun leaves a folder of its own behind; without any (/dev/null) its threads never end
+    # after a second signal.
+    with TemporaryDirectory(prefix="cuboid-", ignore_cleanup_errors=True) as logs:
+        told = Path(logs) / "told"
+        told.touch()
+        handed = [*arguments, f"--told={told}"]
         try:
-            torchrun.main(command(ranks, handed, program=program, restarts=restarts))
+            torchrun.main(
+                command(ranks, handed, logs=Path(logs), program=program, restarts=restarts)
+            )
         except ChildFailedError as error:
-            return exit_code(error.failures, told={int(line) for line in told})
+            lines = told.read_text().splitlines()
+            return exit_code(error.failures, told={int(line) for line in lines})
         except SignalException:
+            # At a second signal torchrun would go before its ranks, which still save. A repeated
+            # SIGTERM asks for no more than the first.
+            with suppress(ChildProcessError, SignalException):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                while True:
+                    os.wait()
             return 1
     return 0
 

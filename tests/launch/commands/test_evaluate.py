@@ -136,5 +136,5 @@ def test_it_is_refused_without_torch(run):
 
 
 def test_its_ranks_have_a_program_of_their_own():
-    arguments = torchrun.command(3, ["x"], program="evaluate_gpt")
+    arguments = torchrun.command(3, ["x"], logs=Path("logs"), program="evaluate_gpt")
     assert arguments[-2:] == [str(Path(evaluate_gpt.__file__)), "x"]
