@@ -46,7 +46,7 @@ def train(
     world.require_same(corpus, "reads other data than rank 0")
     start = begin(world, plan, corpus, asked)
     batches = start.batches(batches)
-    steps = world.agree(lambda: total_steps(plan, batches))
+    steps = world.agree(lambda: total_steps(plan, batches, start.step))
     compute = DTYPES[plan.settings.precision][1]
     matmul = start.matmul(world.device) or world.share(lambda: probe_matmul(compute, world.device))
     with open_offload(plan, world) as offload:
@@ -68,10 +68,13 @@ def train(
                 raise
             with world.unbroken():
                 run.save(folder.weights)
+            ending = f"asked to stop after step {step} of {steps}" if step < steps else ""
             if world.is_main:
+                if ending:
+                    report.say(ending)
                 epilogue(folder, world.device, report.say, sample=step == steps)
-            if step < steps:
-                report.finish("interrupted", f"asked to stop after step {step} of {steps}")
+            if ending:
+                report.finish("interrupted", ending)
 
 
 def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -> int:
@@ -100,10 +103,12 @@ def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -
     return step
 
 
-def total_steps(plan: Plan, batches: Batches) -> int:
-    """MAX_STEPS, or what NUM_EPOCHS makes of this data."""
+def total_steps(plan: Plan, batches: Batches, done: int = 0) -> int:
+    """MAX_STEPS, or what NUM_EPOCHS makes of this data. Raises Refused for fewer than ``done``."""
     settings = plan.settings
     if settings.max_steps is not None:
+        if settings.max_steps < done:
+            raise Refused(f"{plan.cite('max_steps')}, and the checkpoint is of step {done} already")
         return settings.max_steps
     steps = batches.steps(settings.num_epochs or 1)
     if steps is None:

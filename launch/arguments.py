@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -167,15 +168,17 @@ def beginning(args: argparse.Namespace) -> Asked:
 
 def not_negative(text: str) -> int:
     """An integer of 0 or more, for argparse."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
+    return _at_least(0, text)
 
 
 def positive(text: str) -> int:
     """An integer of 1 or more, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    with suppress(ValueError):
+        number = int(text)
+        if number >= least:
+            return number
+    raise argparse.ArgumentTypeError(f"{text} is not {least} or more")

@@ -38,6 +38,8 @@ NAMES = (
 
 def read(folder: Path) -> Trained:
     """The model in a folder. Raises Refused."""
+    if not (folder / CONFIG).is_file():
+        raise Refused(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         sizes = hf_config.sizes_of(config)

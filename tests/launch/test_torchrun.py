@@ -168,6 +168,7 @@ def test_a_signal_ends_the_run_in_order(
     saved = folder / "checkpoints" / f"step-{status['step']:08}"
     assert out.count(f"saved {saved} in") == 1
     assert list(saved.parent.iterdir()) == [saved]
+    assert f"\n{status['message']}\n" in out
     assert not any(member.is_running() for member in family)
 
 

@@ -127,6 +127,13 @@ def test_a_run_that_is_done_has_nothing_left_to_do(folder):
     assert RunFolder(folder / RUN).read_status()["step"] == 6
 
 
+def test_fewer_steps_than_were_done_are_refused_and_nothing_is_touched(folder):
+    before = snapshot(folder)
+    (ended,) = run(job(folder, "MAX_STEPS=4", resume="run"))
+    assert ended.err == "command line: MAX_STEPS=4, and the checkpoint is of step 6 already\n"
+    assert snapshot(folder) == before
+
+
 def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
     older = "run/checkpoints/step-00000004"
     fork, back = run_all(
