@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from shlex import quote
 
 import torch
 
@@ -33,7 +34,7 @@ def epilogue(
     if folder.tensorboard.is_dir():
         say(f"TensorBoard tensorboard --logdir {folder.tensorboard}")
     if folder.tokenizer.is_file():
-        say(f"more text   cuboid generate {folder.path} --prompt 'The'")
+        say(f"more text   cuboid generate {quote(str(folder.path))} --prompt 'The'")
         say("            (./run.sh before it, where .venv is not active)")
 
 
