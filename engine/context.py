@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -210,11 +208,12 @@ def _check(plan: Plan | None, problem: Exception | None, place: Place) -> tuple[
 
 def _open(plan: Plan, ranks: Ranks, colossal: Colossal, asked: str | None) -> World:
     place, settings = ranks.place, plan.settings
-    mine = [socket.gethostname(), os.getpid(), _gpu_ids(), plan.fingerprint, ranks.run_id]
+    mine = [asdict(Process.this()), _gpu_ids(), plan.fingerprint, ranks.run_id]
     told = [json.loads(text) for text in ranks.exchange(json.dumps(mine))]
-    hosts, pids, gpus, fingerprints, run_ids = zip(*told, strict=True)
-    ranks.answer([Process(host=host, pid=pid) for host, pid in zip(hosts, pids, strict=True)])
-    cards = [Card(host=host, gpus=tuple(ids)) for host, ids in zip(hosts, gpus, strict=True)]
+    places, gpus, fingerprints, run_ids = zip(*told, strict=True)
+    processes = [Process(**where) for where in places]
+    ranks.answer(processes)
+    cards = [Card(host=p.host, gpus=tuple(ids)) for p, ids in zip(processes, gpus, strict=True)]
 
     def decide() -> Assignment:
         _compare(fingerprints)

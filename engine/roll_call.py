@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ ANSWER_SECONDS = 5.0
 """How long ranks have to answer, and the store for anything at all."""
 LEAVE_SECONDS = 20.0
 """How long after another's failure a rank may still be held up by what it waits for."""
+CLOCK_SECONDS = 5.0
+"""How far a clock that is set may shift what a machine says of its start."""
 WAITS = (
     "models/parallel/collectives.py",
     "torch/distributed/",
@@ -40,17 +43,34 @@ WAITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """Where a rank runs."""
+    """Where a rank runs. Machines may have one name, and numbers of processes come again: so when
+    both ``booted`` and ``started``, in seconds since 1970."""
 
     host: str
     pid: int
+    booted: float
+    started: float
 
-    def state(self, here: str) -> str:
-        """'gone', 'stopped' or 'running', as this machine, ``here``, tells; '' of another's."""
-        if self.host != here:
+    @classmethod
+    def this(cls) -> Process:
+        """The process that asks."""
+        own = psutil.Process()
+        return cls(
+            host=socket.gethostname(),
+            pid=own.pid,
+            booted=psutil.boot_time(),
+            started=own.create_time(),
+        )
+
+    def state(self, here: Process) -> str:
+        """'gone', 'stopped' or 'running', as the machine of ``here`` tells; '' of another's."""
+        if self.host != here.host or abs(self.booted - here.booted) > CLOCK_SECONDS:
             return ""
         try:
-            status = psutil.Process(self.pid).status()
+            found = psutil.Process(self.pid)
+            if abs(found.create_time() - self.started) > CLOCK_SECONDS:
+                return "gone"
+            status = found.status()
         except psutil.Error:
             return "gone"
         states = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_ZOMBIE: "gone"}
@@ -115,7 +135,7 @@ class RollCall:
         return self._state(rank) not in ("gone", "stopped")
 
     def _state(self, rank: int) -> str:
-        return self.processes[rank].state(self.processes[self._rank].host)
+        return self.processes[rank].state(self.processes[self._rank])
 
     def describe(self, ranks: Sequence[int], waited: str) -> str:
         """What has become of ranks that do not answer."""

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import subprocess
+import sys
 import time
+from dataclasses import replace
 
+import psutil
 from torch.distributed import HashStore
 
 from engine.roll_call import ANSWER_SECONDS, LOOKS_PER_SECOND, Process, RollCall, spaced
 
-HERE = Process(host=socket.gethostname(), pid=os.getpid())
+HERE = Process.this()
+
+
+def test_a_process_is_told_from_others_of_its_number() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        try:
+            process = psutil.Process(child.pid)
+            other = replace(HERE, pid=child.pid, started=process.create_time())
+            assert other.state(HERE) == "running"
+            process.suspend()
+            deadline = time.monotonic() + 10
+            while other.state(HERE) != "stopped" and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert other.state(HERE) == "stopped"
+            assert replace(other, started=other.started - 60).state(HERE) == "gone"
+            assert replace(other, booted=other.booted - 60).state(HERE) == ""
+            assert replace(other, host="elsewhere").state(HERE) == ""
+        finally:
+            child.kill()
+    assert other.state(HERE) == "gone"
 
 
 def test_many_ranks_look_less_often_and_still_answer_in_time() -> None:
