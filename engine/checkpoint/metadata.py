@@ -28,9 +28,19 @@ _TYPES: list[Any] = [
     torch.Size,
     torch.serialization._get_layout,
 ]
+
+
+def _member(kind: Any, name: str) -> Any:
+    """What stands for getattr, by which some releases of Python 3.11 pickle a member of an enum."""
+    if kind is not metadata._MEM_FORMAT_ENCODING:
+        raise Damaged(f"{METADATA} asks for {name} of {kind}, which is not a part of any metadata")
+    return kind[name]
+
+
 _DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
 ALLOWED: dict[tuple[str, str], Any] = {
     **{(kind.__module__, kind.__name__): kind for kind in _TYPES},
+    ("builtins", "getattr"): _member,
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},
 }
 

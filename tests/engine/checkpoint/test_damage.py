@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import io
 import json
@@ -14,7 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    Metadata,
+)
 
 from engine.checkpoint.manifest import (
     BLOCK_BYTES,
@@ -167,6 +172,26 @@ def test_nor_where_it_hides_in_metadata(folder, canary):
     reseal(folder)
     assert "posix.system" in Stored(folder).problems()[0]
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("kind", [_MEM_FORMAT_ENCODING, torch.Size])
+def test_getattr_is_for_members_of_the_one_enum(folder, kind):
+    """As Python 3.11.0 to 3.11.3 pickle them."""
+    told = io.BytesIO()
+    pickler = pickle.Pickler(told)
+    name = "TORCH_CONTIGUOUS_FORMAT" if kind is _MEM_FORMAT_ENCODING else "__class__"
+    asked: dict[type, Any] = {_MEM_FORMAT_ENCODING: lambda member: (getattr, (kind, name))}
+    pickler.dispatch_table = {**copyreg.dispatch_table, **asked}
+    pickler.dump(Stored(folder).metadata)
+    assert b"getattr" in told.getvalue()
+    (folder / METADATA).write_bytes(told.getvalue())
+    reseal(folder)
+    problems = Stored(folder).problems()
+    if kind is _MEM_FORMAT_ENCODING:
+        assert problems == []
+    else:
+        what = "asks for __class__ of <class 'torch.Size'>, which is not a part of any metadata"
+        assert problems == [f".metadata {what}"]
 
 
 def test_bytes_that_torch_would_unpickle_are_no_tensor(folder, canary):
