@@ -34,7 +34,7 @@ def epilogue(
     if folder.tensorboard.is_dir():
         say(f"TensorBoard tensorboard --logdir {folder.tensorboard}")
     if folder.tokenizer.is_file():
-        say(f"more text   cuboid generate {quote(str(folder.path))} --prompt 'The'")
+        say(f"more text   cuboid generate {quote(str(folder.path))}")
         say("            (./run.sh before it, where .venv is not active)")
 
 

@@ -147,7 +147,7 @@ class Ranks:
         are gone, note their processes in the file ``told``."""
         self._linger = FAILED_LINGER_SECONDS
         if self.last_words.tell(error) and isinstance(error, Absent) and told is not None:
-            with suppress(FileNotFoundError), told.open("a") as file:  # the launcher is gone
+            with suppress(OSError), told.open("a") as file:  # the launcher may be gone
                 file.writelines(f"{pid}\n" for pid in error.processes)
 
     def leave(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def config_for(model: Trained, home: Path) -> str:
 
 def training(model: Trained, home: Path) -> str:
     """The command that trains it, on a text where its words are known."""
-    command = f"cuboid train {home}/{home.name}.py --init-from {home}"
-    return f"{command} data.path=my.txt" if _has_words(model) else command
+    command = ["cuboid", "train", f"{home / home.name}.py", "--init-from", f"{home}"]
+    return shlex.join([*command, "data.path=my.txt"] if _has_words(model) else command)
 
 
 def _has_words(model: Trained) -> bool:
