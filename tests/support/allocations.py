@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+import engine.run
+from engine.data.loader import Batch
 from engine.matmuls import MATMULS
-from engine.run import Run
+from engine.plan import Plan
+from engine.run import Run, micro_batches
 from engine.step import Outcome, Stepper
 from models.parallel.partition import torch_matmul
 from tests.support.runs import open_run
@@ -57,7 +60,7 @@ def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Mea
     with (
         patch.object(Stepper, "agree", _agree),
         # Ids are copied, as they are to a GPU: what numpy has read is not torch's.
-        patch.object(Run, "_move", lambda self, ids: ids.clone()),
+        patch.object(engine.run, "micro_batches", _copied),
         patch.dict(MATMULS, torch=product),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
@@ -75,6 +78,11 @@ def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Mea
         left=left,
         sent=sent,
     )
+
+
+def _copied(plan: Plan, batch: Batch, device: torch.device) -> Iterator[Batch]:
+    for ids, targets in micro_batches(plan, batch, device):
+        yield ids.clone(), targets.clone()
 
 
 def measure_all(

@@ -124,4 +124,4 @@ def test_no_more_than_a_few_of_the_largest_tensors_are_held(tmp_path: Path) -> N
     )
     peaks = json.loads(done.stdout)
     assert {*peaks} == {"import", "hf", "pt", "safetensors", "checkpoint", "init-from", "bin"}
-    assert max(peaks.values()) < 3 * largest + 5e6, peaks
+    assert max(peaks.values()) < 3 * largest + 10e6, peaks

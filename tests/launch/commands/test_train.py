@@ -36,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
     """What torchrun was asked to start."""
     calls: list[tuple[int, list[str]]] = []
 
-    def record(ranks: int, arguments: list[str]) -> int:
+    def record(ranks: int, arguments: list[str], *, restarts: int) -> int:
         calls.append((ranks, arguments))
         return 0
 
