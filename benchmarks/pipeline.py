@@ -145,7 +145,7 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
 
 
 def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, list[list[float]]]:
-    """Per contender, (seconds, seconds waited) of each step on this rank."""
+    """Per contender, (seconds, seconds in which this rank was busy) of each step."""
     found: dict[str, list[list[float]]] = {}
     steppers = contenders(rank, micro_batches)
     for turn in range(steps + 1):
@@ -153,9 +153,10 @@ def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, l
             dist.barrier()
             started = time.perf_counter()
             waited = step()
+            busy = time.perf_counter() - started - waited  # done, it waits for the other
             dist.barrier()
             if turn:  # the first warms up
-                found.setdefault(name, []).append([time.perf_counter() - started, waited])
+                found.setdefault(name, []).append([time.perf_counter() - started, busy])
     return found
 
 
@@ -177,7 +178,7 @@ def report(micro_batches: int, steps: int) -> dict[str, Any]:
             orders = [actions(name, shape, rank) for rank in range(RANKS)]
             row["formula"] = idle_fraction(orders, [Costs()] * RANKS, shape)
             row["idle"] = statistics.median(
-                sum(ranks[name][step][1] for ranks in by_rank) / (RANKS * seconds[step])
+                1 - sum(ranks[name][step][1] for ranks in by_rank) / (RANKS * seconds[step])
                 for step in range(steps)
             )
             row["ms_a_micro_batch"] = 1e3 * row["seconds"] * (1 - row["idle"]) / micro_batches
