@@ -254,9 +254,12 @@ def pair(case: Case, pairs: int, threads: int) -> dict[str, Any]:
     }
 
 
-def cut(rank: int, size: int, case: Case, layout: Layout, steps: int, threads: int) -> list[float]:
-    """Seconds of each step of one rank of ``layout``."""
+def cut(
+    rank: int, size: int, case: Case, mode: str, depth: int, steps: int, threads: int
+) -> list[float]:
+    """Seconds of each step of one rank of ``size`` that cut every tensor as the mode does."""
     torch.set_num_threads(threads)
+    layout = Layout(mode=modes()[mode], tensor=size, depth=depth)
     dtype, compute = DTYPES[case.precision]
     part = Partition(
         mode=layout.mode,
@@ -286,13 +289,13 @@ def layouts() -> Iterator[Layout]:
 
 def across(case: Case, pairs: int, threads: int) -> dict[str, float]:
     """Every mode's tokens/s against one process with ``threads``, at the same global batch."""
-    serial = Layout(mode=modes()["serial"])
     found = {}
     for layout in layouts():
         ratios = []
         for _ in range(max(1, pairs // 3)):
-            alone = run_world(1, cut, case, serial, 3, threads, timeout=600)[0]
-            ranks = run_world(layout.gpus, cut, case, layout, 3, 1, timeout=600)[0]
+            alone = run_world(1, cut, case, "serial", 1, 3, threads, timeout=600)[0]
+            how = layout.mode.name, layout.depth
+            ranks = run_world(layout.gpus, cut, case, *how, 3, 1, timeout=600)[0]
             ratios.append(statistics.median(alone) / statistics.median(ranks))
         name = f"{layout.mode.name} x {layout.tensor}"
         found[name + (f" depth {layout.depth}" if layout.mode.uses_depth else "")] = (
