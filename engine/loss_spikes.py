@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class LossSpikes:
     """Compares each loss with the median of the ``window`` before it that were learned from.
 
-    ``recent``: those; ``in_a_row`` and ``skipped``: steps that were not, just now and in all.
+    ``recent``: those, and more where a larger window was kept; ``in_a_row`` and ``skipped``: steps
+    that were not, just now and in all.
     """
 
     settings: Settings
@@ -28,7 +29,11 @@ class LossSpikes:
         factor, window = self.settings.factor, self.settings.window
         if factor is None or len(self.recent) < window:
             return None
-        return factor * median(self.recent)
+        return factor * self._median
+
+    @property
+    def _median(self) -> float:
+        return median(self.recent[-self.settings.window :])
 
     @property
     def exhausted(self) -> bool:
@@ -41,7 +46,7 @@ class LossSpikes:
         if limit is not None and loss > limit:
             self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
             return (
-                f"loss {loss:.4f} is over {settings.factor:g} x {median(self.recent):.4f}, the "
+                f"loss {loss:.4f} is over {settings.factor:g} x {self._median:.4f}, the "
                 f"median of {settings.window} steps before"
             )
         self.in_a_row = 0

@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch.distributed as dist
+from pydantic import BaseModel
 
 from engine.checkpoint import tensors
 from engine.checkpoint.background import Background, Copies
@@ -22,9 +23,10 @@ from engine.step import Diverged
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from engine.loss_scale import LossScale
     from engine.run import Run
     from engine.run_folder import RunFolder
+
+State = TypeVar("State", bound=BaseModel)
 
 LEAVE_SECONDS = 5.0
 """How long a run that has failed waits for a checkpoint on its way: others may be gone."""
@@ -104,21 +106,17 @@ class Saver:
         }
 
     def _training(self, step: int, val_loss: float | None) -> Training:
-        run, scale, spikes = self._run, self._run.stepper.loss_scale, self._run.stepper.spikes
+        run = self._run
         return Training(
             step=step,
             samples=run.batches.consumed(step),
             val_loss=val_loss if val_loss is not None and math.isfinite(val_loss) else None,
-            loss_scale=None if scale is None else _state_of(scale),
+            loss_scale=_state_of(run.stepper.loss_scale, LossScaleState),
             matmul=run.matmul,
             device=run.device.type,
             corpus=run.batches.corpus.fingerprint,
             settings=run.plan.settings.model_dump(mode="json"),
-            loss_spikes=None
-            if spikes is None
-            else LossSpikesState(
-                recent=spikes.recent, in_a_row=spikes.in_a_row, skipped=spikes.skipped
-            ),
+            loss_spikes=_state_of(run.stepper.spikes, LossSpikesState),
         )
 
     def _write(self, state: Tensors, training: Training) -> None:
@@ -164,19 +162,22 @@ def restore(run: Run, stored: Stored) -> None:
     Raises Failed where its files cannot be read."""
     stored.load_model(run.model)
     stored.load_optimizer(run.model, run.stepper.optimizer)
-    scale, saved = run.stepper.loss_scale, stored.training.loss_scale
-    if scale is not None and saved is not None:
-        scale.scale, scale.quiet = saved.scale, saved.quiet
-        scale.borne, scale.skipped = saved.borne, saved.skipped
-    spikes, seen = run.stepper.spikes, stored.training.loss_spikes
-    if spikes is not None and seen is not None:
-        spikes.recent = seen.recent[-spikes.settings.window :]
-        spikes.in_a_row, spikes.skipped = seen.in_a_row, seen.skipped
+    training = stored.training
+    _restore(run.stepper.loss_scale, training.loss_scale)
+    _restore(run.stepper.spikes, training.loss_spikes)
     if stored.manifest.layout.ranks == run.world.size:
         stored.load_rng(run.world.rank, run.device)
 
 
-def _state_of(scale: LossScale) -> LossScaleState:
-    return LossScaleState(
-        scale=scale.scale, quiet=scale.quiet, borne=scale.borne, skipped=scale.skipped
-    )
+def _state_of(part: object | None, kind: type[State]) -> State | None:
+    """What a checkpoint keeps of a part that has attributes of these names."""
+    if part is None:
+        return None
+    return kind.model_validate({name: getattr(part, name) for name in kind.model_fields})
+
+
+def _restore(part: object | None, state: BaseModel | None) -> None:
+    """Nothing, where the run has no such part or had none."""
+    if part is not None and state is not None:
+        for name, value in state:
+            setattr(part, name, value)
