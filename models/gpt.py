@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from models.cache import Cache, KeyValues
 from models.parallel.checkpointing import recompute
-from models.parallel.layers import Dropout, LayerNorm, Linear, Positions, Table
+from models.parallel.layers import Dropout, Linear, Positions, Table
 from models.parallel.loss import Head, HeadLoss, scores
+from models.parallel.norm import LayerNorm
 from models.parallel.partition import Partition, key
 from models.sizes import Sizes
 

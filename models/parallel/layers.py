@@ -211,64 +211,6 @@ class Positions(CutModule):
         return F.embedding(start + row % length, self.weight).to(self.part.compute)
 
 
-class LayerNorm(CutModule):
-    """Layer norm over the outer hidden axis (Ba et al. 2016)."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter
-
-    def __init__(self, part: Partition, hidden: int, *, eps: float) -> None:
-        super().__init__(part)
-        self.hidden, self.eps = hidden, eps
-        cut = (part.mode.outer.hidden,)
-        self.declare("weight", (hidden,), cut, Constant(value=1.0))
-        self.declare("bias", (hidden,), cut, Constant(value=0.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T_local, hidden_local] -> the same shape."""
-        (name,) = self.part.mode.outer.hidden or (None,)
-        axis = self.part.axis(name)
-        if axis is None:
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return F.layer_norm(x, (self.hidden,), weight, bias, self.eps)
-        y: Tensor = CutNorm.apply(x, self.weight, self.bias, axis, self.eps)
-        return y
-
-
-class CutNorm(torch.autograd.Function):
-    """Layer norm where hidden is cut over ``axis``: one exchange forward, one backward.
-
-    Each rank's mean and centred squares are merged by the parallel form of Chan, Golub & LeVeque
-    (1983), which is as stable as two passes (E[x^2] - E[x]^2 loses 6e-4 at mean 100).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, axis: Axis, eps: float) -> Tensor:
-        xs = x.to(w.dtype)
-        squares, means = torch.var_mean(xs, 1, correction=0)
-        pieces = axis.all_gather(torch.stack((means, squares)))  # [size, 2, T]
-        mean = pieces[:, 0].mean(0)
-        variance = pieces[:, 1].mean(0) + (pieces[:, 0] - mean).square().mean(0)
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(x, w, mean, scale)
-        ctx.axis = axis
-        return (xs - mean[:, None]).mul_(scale[:, None]).mul_(w).add_(b).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = gradients
-        x, w, mean, scale = ctx.saved_tensors
-        axis: Axis = ctx.axis
-        normal = (x.to(w.dtype) - mean[:, None]).mul_(scale[:, None])
-        dys = dy.to(w.dtype)
-        dw, db = (dys * normal).sum(0), dys.sum(0)
-        g = dys * w
-        sums = axis.all_reduce(torch.stack((g.sum(1), (g * normal).sum(1))))
-        along, across = sums / (x.shape[1] * axis.size)
-        dx = (g - along[:, None] - normal * across[:, None]).mul_(scale[:, None])
-        return dx.to(x.dtype), dw, db, None, None
-
-
 class Dropout(nn.Module):
     """Dropout with a keyed mask (Srivastava et al. 2014): a function of (seed, site, place of the
     piece), not of a stream. A recompute, another schedule or a resume draws the same mask."""

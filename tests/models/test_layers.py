@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.layers import CutModule, CutNorm, LayerNorm, Linear, Positions, Table
+from models.parallel.layers import CutModule, Linear, Positions, Table
 from models.parallel.mode import Activation
+from models.parallel.norm import CutNorm, LayerNorm
 from models.parallel.partition import Partition
 from tests.support.cuts import Cut, full_cuts
 from tests.support.pieces import piece, summed

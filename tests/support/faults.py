@@ -23,8 +23,9 @@ from models.parallel import layers, loss, matmul
 from models.parallel.box import Box
 from models.parallel.collectives import Axis, gather
 from models.parallel.initialise import draw_normal
-from models.parallel.layers import CutModule, LayerNorm, Linear, Positions
+from models.parallel.layers import CutModule, Linear, Positions
 from models.parallel.mode import Gather, Mode
+from models.parallel.norm import LayerNorm
 from models.parallel.partition import Partition
 from models.parallel.registry import modes
 from tests.support import training
