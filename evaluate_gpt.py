@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from engine.checkpoint.pick import run_with_weights
-from engine.context import World
 from engine.data.source import default_cache
 from engine.evaluate import evaluate
 from engine.plan import Plan
 from engine.rendezvous import Place
 from engine.run_folder import write_atomically
+from engine.world import World
 from launch.arguments import Parser, add_place, run_and_overrides
 from launch.commands.evaluate import add_arguments, plan_on, subject_of
 from launch.rank import leave, run_rank
@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
             except OSError as error:  # another's run may be read all the same
                 print(f"{folder.path}: not kept there: {error.strerror}", file=sys.stderr)
 
-    argv = sys.argv[1:] if argv is None else argv
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)
 
 

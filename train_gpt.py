@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
-from engine.context import World
 from engine.data.source import default_cache
 from engine.errors import Refused
 from engine.faults import planted
 from engine.loop import train
-from engine.not_yet import not_yet
+from engine.not_yet import refuse_not_yet
 from engine.plan import Plan, make_plan
 from engine.rendezvous import Place
+from engine.world import World
 from launch.arguments import Parser, add_config, add_place, add_run, beginning, config_and_overrides
 from launch.rank import leave, run_rank
 
@@ -29,7 +28,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         fault = world.agree(lambda: planted(environ.get("FAULT", ""), world.rank, world.attempt))
         train(world, world.plan, beginning(args), cache=default_cache(environ), fault=fault)
 
-    argv = sys.argv[1:] if argv is None else argv
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)
 
 
@@ -50,8 +48,7 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
     if args.gpus not in (None, place.size):
         raise Refused(f"--gpus {args.gpus}, but {place.size} ranks were started")
     made = make_plan(config, gpus=place.size, overrides=overrides, environ=environ)
-    if refused := not_yet(made):
-        raise Refused("\n".join(refused))
+    refuse_not_yet(made)
     return made
 
 

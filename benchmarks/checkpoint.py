@@ -34,9 +34,9 @@ from engine.checkpoint.save import layout_of, save
 from engine.checkpoint.saver import Saver
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
-from engine.context import World
 from engine.reporter import Reporter
 from engine.run import Run
+from engine.world import World
 from tests.support.jobs import Job, run
 
 CONFIG = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +18,11 @@ from models.parallel.partition import Partition, WeightStore
 from models.parallel.zero import Zero
 from models.sizes import Sizes
 from models.stages import chunks_of, virtual_stages
+
+if TYPE_CHECKING:
+    from engine.nvme.offload import Offload
+    from engine.plan import Plan
+    from engine.world import World
 
 DTYPES = {  # precision -> (parameters and reductions, compute)
     "float32": (torch.float32, torch.float32),
@@ -78,6 +84,14 @@ def build_model(settings: Settings, part: Partition) -> Chunks:
             for block in chunk.h.values():
                 block.compile()
     return model
+
+
+def build_on(world: World, plan: Plan, matmul: str, offload: Offload | None) -> Chunks:
+    """The rank's share of the plan's GPT, on the devices and axes of a running world; ``offload``:
+    where weights stay that go to a disk, if any. All ranks call it. Raises Refused."""
+    store = offload.weights if offload else None
+    part = partition(plan.settings, plan.layout.mode, world.axes, world.device, matmul, store)
+    return world.agree(lambda: build_model(plan.settings, part))
 
 
 def named_parameters(model: Chunks) -> list[Named]:

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _abort_process_group
+from torch.distributed.distributed_c10d import _abort_process_group, _set_pg_timeout
 
 from engine.errors import Refused
 from engine.layout import Layout
@@ -81,6 +82,11 @@ class Colossal:
         context = self.context
         found = [*context._groups.values(), *context._cpu_groups.values()]
         return list({id(group): group for group in found}.values())
+
+    def set_timeouts(self, seconds: float) -> None:
+        """Of every group: new_group takes torch's default, not the default group's own."""
+        for group in self.groups():
+            _set_pg_timeout(timedelta(seconds=seconds), group)
 
     @property
     def cpu_group(self) -> dist.ProcessGroup:

@@ -6,8 +6,8 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,129 +15,25 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from engine.colossal import Colossal
 from engine.config.errors import ConfigError
-from engine.devices import Assignment, Card, assign, name_ranks
+from engine.devices import Assignment, Card, assign
 from engine.errors import Failed, Refused
-from engine.last_words import Absent
 from engine.leave import die_with_parent, stop_signal
 from engine.ranks import Ranks
 from engine.rendezvous import Place
 from engine.roll_call import Process
+from engine.world import World, refuse_if
 from models.parallel.collectives import Axis, Traffic
 
 if TYPE_CHECKING:
     from engine.plan import Plan
-    from engine.run_folder import RunFolder
 
 T = TypeVar("T")
 
 REFUSAL_SECONDS = 60.0
 """How long ranks wait for each other where no plan could be made that says so."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """A rank of a running world.
-
-    ``axes`` has world, data, pipeline, tensor, model, and the mode's own. ``run_id`` is the same on
-    all ranks and over torchrun's restarts, of which this is number ``attempt``.
-    """
-
-    plan: Plan
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    device: torch.device
-    backend: str
-    axes: dict[str, Axis]
-    traffic: Traffic
-    run_id: str
-    attempt: int
-    ranks: Ranks
-    colossal: Colossal
-
-    @property
-    def coordinates(self) -> dict[str, int]:
-        """This rank's index on every axis of the layout."""
-        return self.plan.layout.coordinates(self.rank)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether this rank got SIGINT or SIGTERM after its first step."""
-        return self.ranks.stop.requested is not None
-
-    @property
-    def cpu_group(self) -> dist.ProcessGroup:
-        """All ranks, over gloo whatever the backend is."""
-        return self.colossal.cpu_group
-
-    def unbroken(self) -> AbstractContextManager[None]:
-        """Inside, not even a user who insists on stopping interrupts."""
-        return self.ranks.stop.unbroken()
-
-    def say(self, text: str) -> None:
-        """Print a line, on rank 0 only."""
-        if self.is_main:
-            print(text, flush=True)
-
-    def agree(self, task: Callable[[], T]) -> T:
-        """The result of ``task``, which every rank does; where one refuses, all do, told once."""
-        return self.ranks.agree(task)
-
-    def share(self, task: Callable[[], str]) -> str:
-        """The result of ``task``, which rank 0 alone does; where it refuses, all do, told once."""
-        return self.ranks.share(task)
-
-    def meet(self) -> None:
-        """Wait until all ranks are here."""
-        self.ranks.exchange("")
-
-    def require_same(self, value: str, otherwise: str) -> None:
-        """Refuse, on all ranks, where one has another ``value`` than rank 0; ``otherwise`` goes
-        after the ranks that do."""
-        told = self.ranks.exchange(value)
-        others = [rank for rank, theirs in enumerate(told) if theirs != told[0]]
-        self.ranks.agree(lambda: _refuse_if(others, otherwise))
-
-    def begin_step(self, step: int) -> None:
-        """What follows, until the next, is told as this step's if it fails."""
-        self.ranks.last_words.step = step
-
-    @contextmanager
-    def explained(self, folder: RunFolder) -> Iterator[None]:
-        """Where a message does not come or go, all ranks fail of what became of whom it was from or
-        for; it goes into the folder too where rank 0 cannot write that itself.
-
-        Raises:
-            Failed: another rank is gone, stopped or late.
-        """
-
-        def write(why: str) -> None:
-            folder.write_status("failed", step=self.ranks.last_words.step - 1, message=why)
-
-        if self.is_main:
-            self.ranks.on_abandon(write)
-        try:
-            yield
-        except Exception as error:
-            found = self.ranks.explain(error)
-            if isinstance(found, Absent) and found.stands_in:
-                write(str(found))
-            raise found from (None if found is error else error)
-
-    def first_step_done(self) -> None:
-        """From here on ranks are expected to keep pace, and to stop between two steps."""
-        self.ranks.stop.deferred = True
-        self.ranks.keep_pace(self.plan.settings.timeout)
-        _set_timeouts(self.colossal, self.plan.settings.timeout)
 
 
 @contextmanager
@@ -168,8 +64,9 @@ def open_world(
             plan, problem = _attempt(make_plan)
             ranks.meet(plan.settings.start_timeout if plan else REFUSAL_SECONDS)
             plan, colossal = ranks.agree(lambda: _check(plan, problem, place))
-            yield _open(plan, ranks, colossal, backend)
-            ranks.exchange("")  # a rank that closes its end may break what another still does
+            world = _open(plan, ranks, colossal, backend)
+            yield world
+            world.meet()  # a rank that closes its end may break what another still does
             failed = False
         except (Exception, KeyboardInterrupt) as caught:
             error = ranks.explain(caught)
@@ -235,7 +132,7 @@ def _open(plan: Plan, ranks: Ranks, colossal: Colossal, asked: str | None) -> Wo
         timeout=timedelta(seconds=settings.start_timeout),
     )
     colossal.open(plan.layout, place.rank)
-    _set_timeouts(colossal, settings.start_timeout)
+    colossal.set_timeouts(settings.start_timeout)
     _seed(settings.seed)
     traffic = Traffic()
     return World(
@@ -280,16 +177,11 @@ def _axes(plan: Plan, colossal: Colossal, rank: int, traffic: Traffic) -> dict[s
 
 def _compare(fingerprints: Sequence[str]) -> None:
     """Every rank has read its own file, and machines may have different ones."""
-    _refuse_if(
+    refuse_if(
         [rank for rank, mine in enumerate(fingerprints) if mine != fingerprints[0]],
         "resolved another config than rank 0: the file, its overrides and the environment must be "
         "the same on every machine",
     )
-
-
-def _refuse_if(ranks: Sequence[int], what: str) -> None:
-    if ranks:
-        raise Refused(f"{name_ranks(ranks)} {what}")
 
 
 def _gpu_ids() -> list[str]:
@@ -297,12 +189,6 @@ def _gpu_ids() -> list[str]:
         str(torch.cuda.get_device_properties(number).uuid)
         for number in range(torch.cuda.device_count())
     ]
-
-
-def _set_timeouts(colossal: Colossal, seconds: float) -> None:
-    """new_group takes torch's default, not the default group's own."""
-    for group in colossal.groups():
-        _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _seed(seed: int) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from engine.build import DTYPES, build_model, partition
+from engine.build import DTYPES, build_on
 from engine.checkpoint.pick import pick_weights
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.stored import Stored
@@ -33,8 +33,8 @@ from engine.run import micro_batches
 from engine.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from engine.context import World
     from engine.plan import Plan
+    from engine.world import World
     from models.chunks import Chunks
     from models.gpt import GPT
 
@@ -69,10 +69,7 @@ def evaluate(
     compute = DTYPES[plan.settings.precision][1]
     matmul = world.share(lambda: probe_matmul(compute, world.device))
     with open_offload(plan, world) as offload:
-        store = offload.weights if offload else None
-        mode, axes = plan.layout.mode, world.axes
-        part = partition(plan.settings, mode, axes, world.device, matmul, store)
-        model = world.agree(lambda: build_model(plan.settings, part))
+        model = build_on(world, plan, matmul, offload)
         _load(world, model, trained)
         if _has_changed(plan, path, batches.corpus.fingerprint):
             _say(world)(f"warning: the data is not what {path} was trained and validated on")
@@ -141,7 +138,7 @@ def _measure(
 ) -> list[float]:
     """Targets, bytes that they stand for, summed loss and hits of each of TOPS, over all ranks."""
     plan, data, device = world.plan, world.axes["data"], world.device
-    pipeline = Pipeline(model, model.part.axes["pipeline"], plan.settings.schedule)
+    pipeline = Pipeline(model, world.axes["pipeline"], plan.settings.schedule)
     model.train(False)
 
     def measure(chunk: GPT, x: Tensor, targets: Tensor) -> Tensor:

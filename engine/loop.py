@@ -22,9 +22,9 @@ from engine.run_report import open_report, row
 from engine.step import Diverged
 
 if TYPE_CHECKING:
-    from engine.context import World
     from engine.faults import Fault
     from engine.plan import Plan
+    from engine.world import World
 
 
 def train(

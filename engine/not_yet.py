@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from engine.config.schema import Settings
+from engine.errors import Refused
 from engine.plan import Plan
 
 # setting -> (whether it asks for what is not built, what to set instead)
@@ -23,3 +24,9 @@ def not_yet(plan: Plan) -> list[str]:
         for name, (asks, instead) in NOT_YET.items()
         if asks(plan.settings)
     ]
+
+
+def refuse_not_yet(plan: Plan) -> None:
+    """Raises Refused with those lines, if there are any."""
+    if lines := not_yet(plan):
+        raise Refused("\n".join(lines))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine import weights
-from engine.build import build_model, named_parameters, partition
+from engine.build import build_on, named_parameters
 from engine.data.loader import Batch, Batches, pad_samples
 from engine.gradients import GradientSum
 from engine.loss_scale import LossScale
@@ -21,10 +21,10 @@ from engine.pipeline import Pipeline, loss_of
 from engine.step import Optimizer, Outcome, Stepper, undisturbed
 
 if TYPE_CHECKING:
-    from engine.context import World
     from engine.faults import Fault
     from engine.nvme.offload import Offload
     from engine.plan import Plan
+    from engine.world import World
 
 
 class Run:
@@ -48,10 +48,8 @@ class Run:
         self.matmul = matmul
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
-        store = offload.weights if offload else None
-        part = partition(settings, plan.layout.mode, world.axes, world.device, matmul, store)
-        self.model = world.agree(lambda: build_model(settings, part))
-        self.pipeline = Pipeline(self.model, part.axes["pipeline"], settings.schedule)
+        self.model = build_on(world, plan, matmul, offload)
+        self.pipeline = Pipeline(self.model, world.axes["pipeline"], settings.schedule)
         fp16 = settings.precision == "fp16"
         self.stepper = Stepper(
             model=self.model,

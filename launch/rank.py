@@ -15,11 +15,11 @@ from engine.plan import Plan
 from engine.rendezvous import Place, locate, spokesman
 
 if TYPE_CHECKING:
-    from engine.context import World
+    from engine.world import World
 
 
 def run_rank(
-    argv: Sequence[str],
+    argv: Sequence[str] | None,
     environ: Mapping[str, str],
     *,
     parse: Callable[[Sequence[str]], argparse.Namespace],
@@ -27,10 +27,11 @@ def run_rank(
     work: Callable[[argparse.Namespace, World], None],
 ) -> int:
     """Do the ``work`` in the world that the arguments, with those of ``add_place``, and the
-    launcher's environment say. The exit code: 0 done, 1 it failed, 2 the user's input was refused.
+    launcher's environment say. ``argv``: None for those of this process. The exit code: 0 done, 1
+    it failed, 2 the user's input was refused.
     """
     try:
-        args = parse(argv)
+        args = parse(sys.argv[1:] if argv is None else argv)
         place = locate(
             environ,
             host=args.host,

@@ -24,10 +24,10 @@ from engine.run_folder import RunFolder, claim
 if TYPE_CHECKING:
     import torch
 
-    from engine.context import World
     from engine.data.loader import Batches
     from engine.plan import Plan
     from engine.run import Run
+    from engine.world import World
 
 
 @dataclass(frozen=True, kw_only=True)

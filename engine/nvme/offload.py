@@ -18,8 +18,8 @@ from engine.optim.registry import is_by_entry, states_of
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
-    from engine.context import World
     from engine.plan import Plan
+    from engine.world import World
 
 
 @dataclass

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from engine.checkpoint.pick import pick_weights, run_with_weights
-from engine.errors import Refused
 from engine.evaluation import Subject
-from engine.not_yet import not_yet
+from engine.not_yet import refuse_not_yet
 from engine.plan import Plan
 from engine.recorded import plan_of_run
 from engine.run_folder import RunFolder
@@ -69,7 +68,6 @@ def plan_on(
 ) -> Plan:
     """The run's plan on so many GPUs, by default on the fewest. Raises Refused or ConfigError."""
     plan = plan_of_run(folder, gpus=gpus, overrides=overrides)
-    if refused := not_yet(plan):
-        raise Refused("\n".join(refused))
+    refuse_not_yet(plan)
     subject.check(plan)
     return plan

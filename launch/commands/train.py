@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import Refused
-from engine.not_yet import not_yet
+from engine.not_yet import refuse_not_yet
 from engine.plan import make_plan
 from launch import torchrun
 from launch.arguments import (
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         gpus = 0 if asked else count_gpus()
         ranks = torchrun.processes(one.layout.gpus, gpus, asked)
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
-    if refused := not_yet(plan):
-        raise Refused("\n".join(refused))
+    refuse_not_yet(plan)
     refuse_unfit(plan, this_machine(), environ, args.output)
     handed = run_arguments(args, config, overrides)
     return torchrun.run(ranks, handed, restarts=args.max_restarts)

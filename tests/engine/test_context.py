@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 
 from engine import colossal
-from engine.context import World, open_world
+from engine.context import open_world
 from engine.errors import Failed, Refused
 from engine.plan import Plan, make_plan
 from engine.rendezvous import LOOPBACK, Place
+from engine.world import World
 from tests.support.worlds import WorldError, run_world
 
 CONFIG = """

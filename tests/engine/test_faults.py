@@ -21,11 +21,11 @@ from engine import leave, roll_call
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
-from engine.context import World
 from engine.errors import Refused
 from engine.faults import planted
 from engine.run import Run
 from engine.run_folder import RunFolder
+from engine.world import World
 from tests.support.jobs import TINY, Ended, Job, run
 from tests.support.worlds import WorldError
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
-from engine.context import World, open_world
+from engine.context import open_world
 from engine.data.loader import Batch, Batches
 from engine.errors import Failed, Refused
 from engine.faults import planted
@@ -27,6 +27,7 @@ from engine.rendezvous import LOOPBACK, Place
 from engine.run import Run
 from engine.run_folder import RunFolder
 from engine.step import Outcome
+from engine.world import World
 from tests.support.worlds import WorldError, run_world
 
 Planted = Callable[[World], contextlib.AbstractContextManager[Any]]

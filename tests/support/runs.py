@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from engine.build import build_model, partition
-from engine.context import World
 from engine.data.loader import load
 from engine.layout import Layout
 from engine.plan import Plan, make_plan
 from engine.run import Run
+from engine.world import World
 from models.chunks import Chunks
 from models.parallel.collectives import Axis, Traffic
 from tests.support.training import open_axes

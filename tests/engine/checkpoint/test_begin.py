@@ -18,13 +18,13 @@ import torch
 from engine.checkpoint.metadata import METADATA
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
-from engine.context import World
 from engine.data.loader import load
 from engine.errors import Refused
 from engine.matmuls import MATMULS
 from engine.plan import make_plan
 from engine.run import Run
 from engine.run_folder import RunFolder
+from engine.world import World
 from tests.support.checkpoints import reseal
 from tests.support.jobs import RUN, TINY, Ended, Job, digest, run, run_all, shelf_of
 

@@ -16,9 +16,9 @@ from engine.checkpoint import saver
 from engine.checkpoint.background import BESIDE, Background, Copies
 from engine.checkpoint.boxed import Boxed
 from engine.checkpoint.shelf import Shelf
-from engine.context import World
 from engine.errors import Failed
 from engine.run import Run
+from engine.world import World
 from tests.support.jobs import into_run, run, shelf_of
 
 

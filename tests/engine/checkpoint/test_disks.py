@@ -20,9 +20,9 @@ from engine.checkpoint import manifest
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
-from engine.context import World
 from engine.errors import Failed
 from engine.run_folder import RunFolder
+from engine.world import World
 from tests.support.checkpoints import Trainee
 from tests.support.jobs import Job, into_run, run, run_all, shelf_of
 from tests.support.training import Run as SmallRun

@@ -19,8 +19,8 @@ from engine.checkpoint.manifest import LossScaleState
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
-from engine.context import World
 from engine.run import Run
+from engine.world import World
 from tests.support.checkpoints import everything
 from tests.support.cuts import full_cuts
 from tests.support.jobs import TINY, Ended, Job, run, run_all

@@ -13,9 +13,9 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint.stored import Stored
-from engine.context import World
 from engine.run import Run
 from engine.run_folder import RunFolder
+from engine.world import World
 from tests.support.jobs import Ended, into_run, run, run_all, shelf_of
 
 LOSSES = [5.0, 1.0, 4.0, float("nan"), 2.0, 3.0]

@@ -20,13 +20,13 @@ from torch import Tensor
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
-from engine.context import World
 from engine.data.loader import load
 from engine.inout.export import Options, export, form
 from engine.inout.imported import bring_in
 from engine.inout.opening import open_trained
 from engine.plan import make_plan
 from engine.run_folder import RunFolder
+from engine.world import World
 from models.sizes import Sizes
 from tests.engine.inout.support import drawn, theirs, trained
 from tests.support.jobs import TINY, Ended, Job, run, run_all

@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
-from engine.context import World
 from engine.nvme.direct import DirectFile
 from engine.run import Run
+from engine.world import World
 from tests.engine.nvme.support import mounted
 from tests.support.jobs import TINY, Ended, Job, run
 
