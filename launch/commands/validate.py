@@ -40,8 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="for programs, as docs/validate.schema.json says"
     )
     parser.add_argument(
-        "--map-svg", type=Path, metavar="FILE", help="write that drawing as a picture"
+        "--map-svg", type=svg_file, metavar="FILE.svg", help="write that drawing as a picture"
     )
+
+
+def svg_file(text: str) -> Path:
+    """A file whose name does not promise another format, for argparse."""
+    path = Path(text)
+    if path.suffix.lower() not in ("", ".svg"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a name for an SVG picture, the only format: {path.with_suffix('.svg')}"
+        )
+    return path
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

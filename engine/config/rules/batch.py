@@ -33,9 +33,22 @@ def micro_batch_falls_into_pieces(facts: Facts) -> Iterator[Finding]:
         "batch_size",
         f"{facts.cite('batch_size', 'num_micro_batches')}: micro-batches of {samples} x "
         f"{facts.cite('seq_len')} are padded to {padded} samples, which "
-        f"{facts.cite('mode', 'tensor_parallel')} split evenly; "
-        f"{(padded - samples) / padded:.0%} of the work is wasted, "
-        f"and none at BATCH_SIZE={padded * settings.num_micro_batches}",
+        f"{facts.cite('mode', 'tensor_parallel')} split evenly: {(padded - samples) / padded:.0%} "
+        f"of the work is padding; none with {' or with '.join(_unpadded(facts, multiple))}",
+    )
+
+
+def _unpadded(facts: Facts, multiple: int) -> Iterator[str]:
+    """List overrides that leave no padding: fewer micro-batches of the same batch, where it can be
+    split into multiples of ``multiple``, then the next larger batch."""
+    settings = facts.settings
+    batch, parts = settings.batch_size, settings.num_micro_batches
+    round_of = settings.pipeline if settings.schedule == "interleaved" else 1
+    fewer = [n for n in range(parts, 0, -1) if batch % (n * multiple) == n % round_of == 0]
+    if fewer:
+        yield f"NUM_MICRO_BATCHES={fewer[0]}"
+    yield f"BATCH_SIZE={-(-batch // (parts * multiple)) * parts * multiple}" + (
+        f" NUM_MICRO_BATCHES={parts}" if fewer or parts > 1 else ""
     )
 
 

@@ -34,21 +34,21 @@ def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
         (
             "BATCH_SIZE = 3\nMODE = '2d'\nTENSOR_PARALLEL = 4\n",
             "BATCH_SIZE=3, NUM_MICRO_BATCHES=1: micro-batches of 3 x SEQ_LEN=64 are padded to 4 "
-            "samples, which MODE='2d', TENSOR_PARALLEL=4 split evenly; 25% of the work is wasted, "
-            "and none at BATCH_SIZE=4",
+            "samples, which MODE='2d', TENSOR_PARALLEL=4 split evenly: 25% of the work is padding; "
+            "none with BATCH_SIZE=4",
         ),
         (
             "BATCH_SIZE = 12\nNUM_MICRO_BATCHES = 4\nMODE = '2.5d'\nTENSOR_PARALLEL = 8\n"
             "DEPTH = 2\n",
             "BATCH_SIZE=12, NUM_MICRO_BATCHES=4: micro-batches of 3 x SEQ_LEN=64 are padded to 4 "
-            "samples, which MODE='2.5d', TENSOR_PARALLEL=8 split evenly; 25% of the work is "
-            "wasted, and none at BATCH_SIZE=16",
+            "samples, which MODE='2.5d', TENSOR_PARALLEL=8 split evenly: 25% of the work is "
+            "padding; none with NUM_MICRO_BATCHES=3 or with BATCH_SIZE=16 NUM_MICRO_BATCHES=4",
         ),
         (  # 1d cuts tokens: 5 x 64 of them do not fall into 3
             "BATCH_SIZE = 5\nMODE = '1d'\nTENSOR_PARALLEL = 3\nHIDDEN_SIZE = 66\n",
             "BATCH_SIZE=5, NUM_MICRO_BATCHES=1: micro-batches of 5 x SEQ_LEN=64 are padded to 6 "
-            "samples, which MODE='1d', TENSOR_PARALLEL=3 split evenly; 17% of the work is wasted, "
-            "and none at BATCH_SIZE=6",
+            "samples, which MODE='1d', TENSOR_PARALLEL=3 split evenly: 17% of the work is padding; "
+            "none with BATCH_SIZE=6",
         ),
         (
             "BATCH_SIZE = 4\nPIPELINE = 4\nNUM_MICRO_BATCHES = 4\n",
@@ -95,6 +95,34 @@ def test_is_warned(tmp_path: Path, text: str, warning: str) -> None:
     else:
         found = plan(tmp_path, text)
     assert said(found.warnings, tmp_path) == [warning]
+
+
+@pytest.mark.parametrize("mode", sorted(set(modes()) - {"serial"}))
+@pytest.mark.parametrize(("batch", "parts"), [(1, 1), (6, 3), (8, 8), (15, 5), (48, 6)])
+@pytest.mark.parametrize("more", ["", "PIPELINE = 2\nschedule = 'interleaved'\n"])
+def test_the_remedies_for_padding_leave_none(
+    tmp_path: Path, mode: str, batch: int, parts: int, more: str
+) -> None:
+    size = {"3d": 8, "1d": 2}.get(mode, 4)
+    text = f"MODE = {mode!r}\nTENSOR_PARALLEL = {size}\nSEQ_LEN = 63\n" + more
+    model = "model = dict(n_layer=4, n_head=8, n_embd=64, num_chunks=2)\nMAX_STEPS = 9\n"
+    path = tmp_path / "config.py"
+    path.write_text(text + (model if more else model.replace(", num_chunks=2", "")))
+
+    def padding(*overrides: str) -> list[str]:
+        found = make_plan(path, gpus=None, overrides=overrides, environ={})
+        return [line for line in found.warnings if "padding" in line]
+
+    asked = [f"BATCH_SIZE={batch}", f"NUM_MICRO_BATCHES={parts}"]
+    try:
+        told = padding(*asked)
+    except ConfigError:
+        assert more
+        assert parts % 2
+        return
+    for line in told:
+        for remedy in line.partition("none with ")[2].split(" or with "):
+            assert padding(*asked, *remedy.split()) == []
 
 
 @pytest.mark.parametrize(
