@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 from engine.config.schema import Optimizer
+from engine.flops import smallest_product
 from engine.gradients import GradientSum
-from engine.matmuls import MATMULS, probe_matmul
+from engine.matmuls import MATMULS, choose_matmul
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.memory import Buffer
 from engine.nvme.store import KINDS, Store, open_store
@@ -145,13 +146,14 @@ def add_training(bench: Bench) -> None:
     batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     device = torch.device("cpu")
     alone = Partition.alone(device, dtype=torch.float32, compute=torch.float32)
+    flops = smallest_product(SIZES, SAMPLES * LENGTH, 1)
     for where in ("host", "disk", "disk with weights"):
         disk = bench.disk(where)
         weights = WeightsOnDisk(disk=disk, ahead=bench.memory) if "weights" in where else None
         part = replace(
             alone,
             zero=Zero(stage=3, axes=(alone.axes["data"],), keeps_pieces=weights is None),
-            matmul=MATMULS[probe_matmul(torch.float32, device)],
+            matmul=MATMULS[choose_matmul(torch.float32, device, flops)],
             home=device,
             store=weights,
         )

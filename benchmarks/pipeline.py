@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
+from engine.flops import smallest_product
 from engine.gradients import GradientSum
-from engine.matmuls import MATMULS, probe_matmul
+from engine.matmuls import MATMULS, choose_matmul
 from engine.pipeline import Batch, Pipeline, _Pass, loss_of
 from engine.schedule import Costs, Shape, actions, idle_fraction
 from models.chunks import Chunks
@@ -95,7 +96,8 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
     pipeline = Axis(
         name="pipeline", size=RANKS, index=rank, group=dist.group.WORLD, traffic=traffic
     )
-    backend = probe_matmul(torch.float32, torch.device("cpu"))
+    flops = smallest_product(SIZES, SAMPLES * LENGTH, 1)
+    backend = choose_matmul(torch.float32, torch.device("cpu"), flops)
     part = Partition(
         mode=modes()["serial"],
         axes={**alone, "pipeline": pipeline, "world": pipeline},

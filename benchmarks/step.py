@@ -29,9 +29,10 @@ from torch import Tensor
 
 from engine.build import DTYPES, named_parameters
 from engine.config import schema
+from engine.flops import smallest_product
 from engine.gradients import GradientSum
 from engine.layout import Layout
-from engine.matmuls import MATMULS, probe_matmul
+from engine.matmuls import MATMULS, choose_matmul
 from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
 from engine.pipeline import Pipeline
@@ -127,7 +128,8 @@ def whole(case: Case) -> Partition:
     """One process, with the matmul that it would choose."""
     dtype, compute = DTYPES[case.precision]
     part = Partition.alone(case.device, dtype=dtype, compute=compute)
-    return replace(part, matmul=MATMULS[probe_matmul(compute, case.device)])
+    flops = smallest_product(case.sizes, case.samples * case.length, 1)
+    return replace(part, matmul=MATMULS[choose_matmul(compute, case.device, flops)])
 
 
 def ours(case: Case) -> Step:
@@ -261,12 +263,13 @@ def cut(
     torch.set_num_threads(threads)
     layout = Layout(mode=modes()[mode], tensor=size, depth=depth)
     dtype, compute = DTYPES[case.precision]
+    flops = smallest_product(case.sizes, case.samples * case.length, size)
     part = Partition(
         mode=layout.mode,
         axes=open_axes(layout, rank, Traffic()),
         dtype=dtype,
         compute=compute,
-        matmul=MATMULS[probe_matmul(compute, torch.device("cpu"))],
+        matmul=MATMULS[choose_matmul(compute, torch.device("cpu"), flops)],
     )
     runs, batches, taken = stepper(case, part, compiled=False), case.batches(), []
     for number in range(1, steps + 2):

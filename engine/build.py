@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.config.schema import Settings
-from engine.matmuls import MATMULS
+from engine.flops import smallest_product
+from engine.matmuls import MATMULS, choose_matmul
 from engine.optim.registry import Named
 from models.chunks import Chunks
 from models.gpt import GPT
@@ -84,6 +85,21 @@ def build_model(settings: Settings, part: Partition) -> Chunks:
             for block in chunk.h.values():
                 block.compile()
     return model
+
+
+def matmul_of(world: World) -> str:
+    """The matmul library of a run, chosen on rank 0 for all ranks: processors may differ. Raises
+    Refused where the setting asks for a library that is not there."""
+    plan = world.plan
+    settings, tokens = plan.settings, plan.padded_micro_batch * plan.settings.seq_len
+    return world.share(
+        lambda: choose_matmul(
+            DTYPES[settings.precision][1],
+            world.device,
+            smallest_product(settings.model, tokens, plan.layout.tensor),
+            asked=settings.matmul,
+        )
+    )
 
 
 def build_on(world: World, plan: Plan, matmul: str, offload: Offload | None) -> Chunks:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from engine.build import DTYPES, build_on
+from engine.build import build_on, matmul_of
 from engine.checkpoint.pick import pick_weights
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.stored import Stored
@@ -26,7 +26,6 @@ from engine.errors import Failed, Refused
 from engine.evaluation import TOPS, Evaluation, Subject
 from engine.inout.opening import open_trained
 from engine.inout.trained import Trained
-from engine.matmuls import probe_matmul
 from engine.nvme.offload import open_offload
 from engine.pipeline import Pipeline
 from engine.run import micro_batches
@@ -66,10 +65,8 @@ def evaluate(
     )
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
     sweep = world.agree(lambda: _sweep(world, folder, batches, subject))
-    compute = DTYPES[plan.settings.precision][1]
-    matmul = world.share(lambda: probe_matmul(compute, world.device))
     with open_offload(plan, world) as offload:
-        model = build_on(world, plan, matmul, offload)
+        model = build_on(world, plan, matmul_of(world), offload)
         _load(world, model, trained)
         if _has_changed(plan, path, batches.corpus.fingerprint):
             _say(world)(f"warning: the data is not what {path} was trained and validated on")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.config.schema import Model
+    from models.sizes import Sizes
 
 # Dense peaks from the vendors' datasheets, FLOP/s: (16-bit tensor cores, accumulating in float32;
 # float32 outside tensor cores). Where several forms share a name, the SXM one stands under it.
@@ -60,6 +61,13 @@ def flops_per_token(model: Model, seq_len: int) -> int:
     """
     attention = 12 * model.n_layer * model.n_head * model.head_dim * seq_len
     return 6 * matmul_parameters(model) + attention
+
+
+def smallest_product(model: Model | Sizes, tokens: int, tensor: int) -> int:
+    """FLOPs of the smallest matmul in the blocks of one of ``tensor`` tensor-parallel ranks, for
+    micro-batches of ``tokens`` tokens: each mode shares a product's FLOPs out evenly."""
+    narrow = min(model.n_head * model.head_dim, model.n_inner)
+    return 2 * tokens * model.n_embd * narrow // tensor
 
 
 def peak_flops(device: str, precision: str) -> float | None:

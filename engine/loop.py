@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.build import DTYPES
+from engine.build import matmul_of
 from engine.checkpoint.resume import begin
 from engine.checkpoint.saver import Saver
 from engine.checkpoint.shelf import Shelf
@@ -14,7 +14,6 @@ from engine.checkpoint.ways import Asked
 from engine.data.loader import Batches, load
 from engine.epilogue import epilogue
 from engine.errors import Refused
-from engine.matmuls import probe_matmul
 from engine.nvme.offload import open_offload
 from engine.reporter import Reporter
 from engine.run import Run
@@ -47,8 +46,7 @@ def train(
     start = begin(world, plan, corpus, asked)
     batches = start.batches(batches)
     steps = world.agree(lambda: total_steps(plan, batches, start.step))
-    compute = DTYPES[plan.settings.precision][1]
-    matmul = start.matmul(world.device) or world.share(lambda: probe_matmul(compute, world.device))
+    matmul = start.matmul(world.device) or matmul_of(world)
     with open_offload(plan, world) as offload:
         run = Run(plan, world, batches, steps=steps, matmul=matmul, offload=offload, fault=fault)
         start.restore(run)

@@ -1,12 +1,12 @@
-"""Which library multiplies matrices, and how fast it is here."""
+"""The libraries that multiply matrices, and the choice between them."""
 
 from __future__ import annotations
-
-import time
 
 import torch
 from torch import Tensor
 
+from engine.errors import Refused
+from engine.processor import Processor, this_processor
 from models.parallel.partition import MatMul, torch_matmul
 
 
@@ -37,19 +37,44 @@ def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 MATMULS: dict[str, MatMul] = {"torch": torch_matmul, "onednn": onednn}
 
 
-def probe_matmul(compute: torch.dtype, device: torch.device, size: int = 512) -> str:
-    """The name of the faster matmul for float32 on this CPU: on AMD's, torch.mm takes the slow
-    library (119 against 261 GFLOP/s). Some ten milliseconds; elsewhere torch's own."""
-    if device.type != "cpu" or compute != torch.float32 or not torch.backends.mkldnn.is_available():
+MARGIN_FLOPS = 2**24
+"""Below this, oneDNN's cost of a call (some 20 us) takes away what its arithmetic gains."""
+
+
+def choose_matmul(
+    compute: torch.dtype,
+    device: torch.device,
+    flops: int,
+    *,
+    asked: str | None = None,
+    processor: Processor | None = None,
+) -> str:
+    """Choose the library of float32 matmuls on a CPU, of which the smallest has so many ``flops``;
+    everywhere else torch's own is used.
+
+    The choice is a function of the processor, the shapes and the setting ``asked`` (``matmul``),
+    never of a timing: two libraries round differently, so a timing would decide the bits of the
+    result. oneDNN is taken only where it was measured to be far ahead: torch.mm calls MKL, which
+    leaves AVX-512 aside on AMD's processors (2048^3 on Zen 5, one thread: 119 against 261
+    GFLOP/s). With AVX2 both are equally fast on AMD's, and MKL is twice as fast on Intel's.
+
+    Raises:
+        Refused: the library that was asked for cannot multiply here.
+    """
+    if compute != torch.float32:
         return "torch"
-    a, b = torch.ones(size, size), torch.ones(size, size)
+    on_cpu, built = device.type == "cpu", torch.backends.mkldnn.is_available()
+    if asked == "onednn" and not (on_cpu and built):
+        why = "this torch was built without oneDNN" if on_cpu else "oneDNN multiplies on CPUs only"
+        raise Refused(f"matmul='onednn': {why}; accepted here: 'torch', None")
+    if asked is not None or not (on_cpu and built):
+        return asked or "torch"
+    vendor = (processor or this_processor()).vendor
+    mkl = torch.backends.mkl.is_available()
+    ahead = vendor == "AuthenticAMD" and cpu_capability() == "AVX512" and mkl
+    return "onednn" if ahead and flops >= MARGIN_FLOPS else "torch"
 
-    def seconds(name: str) -> float:
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            MATMULS[name](a, b)
-            times.append(time.perf_counter() - start)
-        return min(times)
 
-    return min(MATMULS, key=seconds)
+def cpu_capability() -> str:
+    """Return the vector instructions that torch uses on this CPU: AVX512, AVX2, DEFAULT ..."""
+    return torch.backends.cpu.get_cpu_capability()

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.data import tokenizer
+from engine.matmuls import cpu_capability
 from engine.metrics import Row
+from engine.overview import several
+from engine.processor import this_processor
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run_folder import write_atomically
 from models.parameters import parameter_count
@@ -49,12 +52,26 @@ def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
         parameters=parameter_count(plan.settings.model),
         total_steps=run.steps,
         first_step=first_step,
-        more={"data": run.batches.corpus.description, "matmul": run.matmul},
+        more={"data": run.batches.corpus.description, "matmul": _matmul(run, cuda=cuda)},
     )
     report = open_reporter(plan, facts, folder)
-    machine = {"torch": torch.__version__, "device": facts.device, "matmul": run.matmul}
+    machine = {
+        "torch": torch.__version__,
+        "device": facts.device,
+        "processor": this_processor().name,
+        "threads": torch.get_num_threads(),
+        "matmul": run.matmul,
+    }
     write_atomically(folder.environment, json.dumps(machine, indent=2) + "\n")
     if words is not None:
         saved = tokenizer.dump(plan.settings.data.tokenizer, words)
         write_atomically(folder.tokenizer, json.dumps(saved))
     return report
+
+
+def _matmul(run: Run, *, cuda: bool) -> str:
+    """The library that multiplies, and the processor that it was chosen for."""
+    if cuda:
+        return run.matmul
+    threads = several(torch.get_num_threads(), "thread")
+    return f"{run.matmul}, on {this_processor().name} ({cpu_capability()}), {threads} a rank"

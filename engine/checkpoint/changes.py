@@ -71,6 +71,18 @@ def moved(before: Layout, now: Layout) -> str | None:
     )
 
 
+def threads(training: Training, device: str, now: int) -> list[str]:
+    """Return a line where a rank has another number of threads than at the checkpoint, which splits
+    sums differently; none on a GPU or where the number was not recorded."""
+    then = training.threads
+    if device != "cpu" or training.device != "cpu" or then in (0, now):
+        return []
+    return [
+        f"{now} threads a rank, {then} at the checkpoint: sums round differently; "
+        f"OMP_NUM_THREADS={then} keeps the bits"
+    ]
+
+
 def _is_data(name: str) -> bool:
     return name in ("seed", "seq_len") or (name.startswith("data.") and name not in SILENT)
 

@@ -88,6 +88,7 @@ class Training(_Object):
 
     ``samples``: consumed since the run began, over all ranks. ``corpus``: the data's fingerprint.
     ``settings``: all of them, resolved. ``val_loss``: of a validation after this very step.
+    ``threads``: that each rank computed with on a CPU; 0 where that was not recorded.
     """
 
     step: Count
@@ -99,6 +100,7 @@ class Training(_Object):
     corpus: str
     settings: dict[str, Any]
     loss_spikes: LossSpikesState | None = None
+    threads: Count = 0
 
 
 class Manifest(_Object):

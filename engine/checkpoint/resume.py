@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
+
 from engine.checkpoint import changes
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.saver import restore
@@ -22,8 +24,6 @@ from engine.matmuls import MATMULS
 from engine.run_folder import RunFolder, claim
 
 if TYPE_CHECKING:
-    import torch
-
     from engine.data.loader import Batches
     from engine.plan import Plan
     from engine.run import Run
@@ -55,9 +55,9 @@ class Start:
         return batches.continued(self.step, self.stored.training.samples)
 
     def matmul(self, device: torch.device) -> str | None:
-        """The backend that multiplied before, where it can go on doing so: another rounds in
-        another way. None where that is free to choose."""
-        if self.stored is None:
+        """Return the matmul library of the checkpoint, which a resume keeps because another rounds
+        differently. None where the setting names one, or device or precision are others."""
+        if self.stored is None or self.plan.settings.matmul is not None:
             return None
         then = self.stored.training
         same = then.device == device.type
@@ -189,6 +189,13 @@ def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: str, asked: 
         )
     )
     move = changes.moved(stored.manifest.layout, layout_of(plan.settings, plan.layout.data))
+    threads = changes.threads(stored.training, world.device.type, torch.get_num_threads())
     unused = [f"--init-from={asked.init_from} is not used then"] if asked.init_from else []
-    for line in [f"going on from {stored.path}", *unused, *([move] if move else []), *lines]:
+    for line in [
+        f"going on from {stored.path}",
+        *unused,
+        *([move] if move else []),
+        *threads,
+        *lines,
+    ]:
         world.say(line)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
+import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
@@ -114,6 +115,7 @@ class Saver:
             loss_scale=_state_of(run.stepper.loss_scale, LossScaleState),
             matmul=run.matmul,
             device=run.device.type,
+            threads=torch.get_num_threads(),
             corpus=run.batches.corpus.fingerprint,
             settings=run.plan.settings.model_dump(mode="json"),
             loss_spikes=_state_of(run.stepper.spikes, LossSpikesState),

@@ -259,6 +259,9 @@ class Settings(Section):
 
     seed: Annotated[int, Ge(0), Lt(2**63)] = setting("of weights, sample order and dropout", 42)
     deterministic: bool = setting("the same bits every time, on CUDA too; slower", False)
+    matmul: Literal["torch", "onednn"] | None = setting(
+        "library of float32 matmuls on a CPU; None: chosen by the processor and the shapes", None
+    )
     compile: bool = setting("torch.compile the model", False)
     keep_gathers: bool = setting(
         "keep what was gathered for the backward pass instead of gathering it again", False

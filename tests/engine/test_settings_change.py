@@ -21,6 +21,7 @@ from tests.support.effects import (
     files,
     first_ids,
     homes,
+    library,
     loss_chunks,
     matmuls,
     micro_batches,
@@ -154,6 +155,7 @@ EFFECTS = {
     "deterministic": Effect(change="deterministic=True", probe=determinism),
     "compile": Effect(change="compile=True", probe=compiled),
     "keep_gathers": Effect(change="keep_gathers=True", probe=calls, given=ONE_D),
+    "matmul": Effect(change="matmul=onednn", probe=library),
     "loss_chunk": Effect(change="loss_chunk=5", probe=loss_chunks),
 }
 ALSO = [  # values that a type of their own would be needed for

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 
+from engine.build import matmul_of
 from engine.loop import total_steps
 from engine.pipeline import Pipeline
 from engine.plan import Plan, make_plan
 from engine.step import Diverged, NotFinite
+from engine.world import World
 from models.gpt import Block
 from tests.support.jobs import Job
 from tests.support.jobs import run as run_job
@@ -44,6 +46,17 @@ class Effect:
     change: str
     probe: Callable[[Path, Overrides], Any]
     given: Overrides = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chooser:
+    """Stands in for a world of one rank where a library is chosen."""
+
+    plan: Plan
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def share(self, task: Callable[[], str]) -> str:
+        return task()
 
 
 # Probes of a run in this process
@@ -126,6 +139,12 @@ def matmuls(config: Path, overrides: Overrides) -> int:
     with Count():
         run.step(1)
     return len(calls)
+
+
+def library(config: Path, overrides: Overrides) -> str:
+    """The library that a run's matmuls are made by."""
+    plan = make_plan(config, gpus=1, overrides=overrides, environ={})
+    return matmul_of(cast(World, Chooser(plan=plan)))
 
 
 def loss_chunks(config: Path, overrides: Overrides) -> int:

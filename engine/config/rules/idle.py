@@ -30,6 +30,7 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
         lambda s: s.checkpoint.wanted and bool(s.eval.every) and s.data.validation > 0,
         f"{SAVES}, and validations by eval.every",
     ),
+    "matmul": (lambda s: s.precision == "float32", "precision='float32'"),
     "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     "stages": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
     **{

@@ -1,0 +1,32 @@
+"""The processor that computes when there is no GPU. Imports no torch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """A processor's make, as Linux spells it (``AuthenticAMD``, ``GenuineIntel``; empty where the
+    system does not say), and its name."""
+
+    vendor: str
+    name: str
+
+
+@cache
+def this_processor(cpuinfo: Path = CPUINFO) -> Processor:
+    """Read make and name of this machine's processor."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    return Processor(
+        vendor=fields.get("vendor_id", ""), name=fields.get("model name", "unknown processor")
+    )
