@@ -10,13 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.config.errors import Problem
-from engine.config.fields import LARGEST, accepts, choices
-from engine.config.foreign import last_name
+from engine.config.fields import LARGEST, accepts
 from engine.config.schema import Settings, all_settings, user_name
 from engine.config.stated import Stated, Statements
-from engine.config.suggest import nearest
-
-FEW = 8  # choices that fit on a line
 
 
 class Unknown(Exception):
@@ -59,7 +55,7 @@ def check(statements: Statements, name: str, source: str) -> Checked:
     bad = set(statements.disputed)
     # Said here: before 2.14 pydantic makes defaults of what is missing.
     missing = [key for key in fields if key in required - bad - statements.settings.keys()]
-    problems = [_problem(key, fields[key], None, source) for key in missing]
+    problems = [_missing(key, fields[key], statements) for key in missing]
     bad.update(missing)
     while True:
         values = {
@@ -76,23 +72,26 @@ def check(statements: Statements, name: str, source: str) -> Checked:
         assert not bad >= errors.keys(), f"stand-ins are refused: {errors}"
         for key, kind in errors.items():
             if key not in bad and kind != "default_factory_not_called":
-                problems.append(_problem(key, fields[key], statements.settings.get(key), source))
+                problems.append(_refused(fields[key], statements.settings[key]))
         bad |= errors.keys()
 
 
-def _problem(setting: str, field: FieldInfo, stated: Stated | None, source: str) -> Problem:
-    if stated is None:
-        message = f"{user_name(setting)} is missing: {field.description} ({accepts(field)})"
-        return Problem(source, 0, None, message)
+def _missing(setting: str, field: FieldInfo, statements: Statements) -> Problem:
+    """The line for a required setting, at the name in the file that may be meant for it."""
+    name = user_name(setting)
+    message = f"{name} is missing: {field.description} ({accepts(field)})"
+    own = statements.own_name_for(setting)
+    if own is not None:
+        origin = statements.own[own]
+        return Problem(origin.file, origin.line, None, f"{message}; did you mean {name} by {own}?")
+    return Problem(statements.file, 0, None, message)
+
+
+def _refused(field: FieldInfo, stated: Stated) -> Problem:
+    """The line for a value that the schema refuses."""
     if isinstance(stated.value, int) and stated.value > LARGEST:
         return stated.problem(f"is more than {LARGEST}")
-    names = [word[1:-1] for word in choices(field) if word[0] == "'"]
-    if len(names) <= FEW:
-        return stated.problem(f"must be {accepts(field)}")
-    said = last_name(stated.value)
-    close = nearest(said, names) if isinstance(said, str) else None
-    meant = f"did you mean {close!r}?" if close else "cuboid settings lists them"
-    return stated.problem(f"is not among the {len(names)} there are; {meant}")
+    return stated.problem(f"must be {accepts(field)}")
 
 
 def _setting(place: tuple[int | str, ...], fields: Mapping[str, FieldInfo]) -> str:

@@ -96,7 +96,7 @@ def _require_sizes(statements: Statements) -> None:
     """One line for a model without any size; none for what is missing because of another error."""
     stated = statements.settings
     missing = {f"model.{size}" for size in SIZES} - stated.keys() - statements.disputed
-    if "model.preset" in stated:
+    if "model.preset" in stated.keys() | statements.disputed:
         statements.disputed |= missing
     elif len(missing) == len(SIZES):
         message = f"model is missing: its type, such as 'gpt2_small', or {', '.join(SIZES)}"

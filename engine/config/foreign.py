@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from engine.config.suggest import misspelt
 from engine.config.values import Symbol
 from models.presets import PRESETS
 
@@ -111,7 +112,13 @@ def preset(value: object) -> dict[str, object]:
         return {}
     if isinstance(value, Symbol) and f"titans_{name}" in PRESETS:
         return {"model.preset": f"titans_{name}"}
-    return {"model.preset": name if name in PRESETS else word(MODELS, value)}
+    if name in PRESETS or name in MODELS:
+        return {"model.preset": MODELS.get(name, name)}
+    meant = misspelt(name, PRESETS)
+    remedy = f"did you mean {meant!r}?" if meant else "state n_layer, n_head and n_embd instead"
+    raise Unaccepted(
+        f"is not among the {len(PRESETS)} presets (cuboid settings model.type); {remedy}"
+    )
 
 
 def amp_type(value: object) -> dict[str, object]:

@@ -6,6 +6,9 @@ what must hold between settings in ``rules``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -274,7 +277,8 @@ class Settings(Section):
     start_timeout: Positive = setting("seconds it may take until then", 1800.0)
 
 
-def all_settings(section: type[Section] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
+@cache
+def all_settings(section: type[Section] = Settings, prefix: str = "") -> Mapping[str, FieldInfo]:
     """Dotted field name -> pydantic's description of the field, in the order above."""
     found: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
@@ -283,7 +287,7 @@ def all_settings(section: type[Section] = Settings, prefix: str = "") -> dict[st
             found |= all_settings(inner, f"{prefix}{name}.")
         elif field.description:
             found[prefix + name] = field
-    return found
+    return MappingProxyType(found)
 
 
 def user_name(name: str) -> str:

@@ -8,12 +8,13 @@ from enum import IntEnum
 from operator import attrgetter
 
 from engine.config import foreign
+from engine.config.declared.bounds import PROBLEMS
 from engine.config.errors import Problem
+from engine.config.hints import closest, known, unknown_setting
 from engine.config.no_effect import NO_EFFECT
 from engine.config.schema import all_settings, user_name
 from engine.config.spellings import IMPLIED, SPELLINGS
-from engine.config.suggest import unknown_setting
-from engine.config.values import Document, Origin, Path
+from engine.config.values import COMMAND_LINE, Document, Origin, Path
 
 _KEYS = [*SPELLINGS, *NO_EFFECT]
 SECTIONS = {key.rsplit(".", n)[0] for key in _KEYS for n in range(1, key.count(".") + 1)}
@@ -53,13 +54,21 @@ class Statements:
     """All that a config states, and what is wrong with how it does.
 
     ``settings`` is by our names; a setting in ``disputed`` has no value that can be relied on.
+    ``own`` are the names that the file defines for itself, and where; ``meant`` are the settings
+    that unknown names stand for.
     """
 
     file: str
     settings: dict[str, Stated] = field(default_factory=dict)
+    own: dict[str, Origin] = field(default_factory=dict)
+    meant: set[str] = field(default_factory=set)
     disputed: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
+
+    def own_name_for(self, setting: str) -> str | None:
+        """The first of the file's own names that may be meant as ``setting``."""
+        return next((name for name in self.own if closest(name).meant == setting), None)
 
 
 def read_statements(file: str, document: Document, environ: Mapping[str, str]) -> Statements:
@@ -81,6 +90,7 @@ def read_statements(file: str, document: Document, environ: Mapping[str, str]) -
         by_setting.setdefault(setting, []).append(stated)
     for setting, statements in by_setting.items():
         _settle(setting, statements, found)
+    found.disputed |= found.meant - found.settings.keys()
     return found
 
 
@@ -106,13 +116,14 @@ def _written(document: Document, found: Statements) -> Iterator[Stated]:
             continue
         if name in own:
             yield from _within(document, (name,), value, found)
-        elif name not in document.read_names:
-            top = [key for key in (*SPELLINGS, *SECTIONS) if "." not in key]
-            _report(found, document.origin((name,)), unknown_setting(name, top))
+        elif name in document.read_names:
+            found.own[name] = document.origin((name,))
+        else:
+            _unknown(document, (name,), value, found)
 
 
 def _within(document: Document, path: Path, value: object, found: Statements) -> Iterator[Stated]:
-    name = ".".join(part if part.isidentifier() else show(part) for part in path)
+    name = _dotted(path)
     stated = Stated(
         name=name,
         written=value,
@@ -131,13 +142,31 @@ def _within(document: Document, path: Path, value: object, found: Statements) ->
     elif name in NO_EFFECT:
         _without_effect(stated, found)
     elif name not in SECTIONS:
-        section = name.rpartition(".")[0]
-        siblings = [key for key in SPELLINGS if key.rpartition(".")[0] == section]
-        _report(found, stated.origin, unknown_setting(name, siblings))
+        _unknown(document, path, value, found)
     elif value is not None:
         first = next(key for key in _KEYS if key.startswith(f"{name}.")).split(".")[len(path)]
         found.problems.append(stated.problem(f"must be a dict, such as dict({first}=...)"))
         found.disputed.update(key for key in all_settings() if key.startswith(f"{name}."))
+
+
+def _unknown(document: Document, path: Path, value: object, found: Statements) -> None:
+    """Reports a name that is not a setting; of a section, the keys of which some are known."""
+    name, origin = _dotted(path), document.origin(path)
+    hint = known(name)
+    inner = value if isinstance(value, dict) and not hint else {}
+    if any(known(_dotted((*path, str(key)))) for key in inner):
+        for key, item in inner.items():
+            _unknown(document, (*path, str(key)), item, found)
+        return
+    if len(found.problems) < PROBLEMS:  # comparing strings is slow
+        hint = closest(name)
+    _report(found, origin, unknown_setting(name, hint, in_file=origin.file != COMMAND_LINE))
+    if hint.meant:
+        found.meant.add(hint.meant)
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(part if part.isidentifier() else show(part) for part in path)
 
 
 def _meanings(stated: Stated, found: Statements) -> list[tuple[str, Stated]]:
@@ -155,6 +184,7 @@ def _meanings(stated: Stated, found: Statements) -> list[tuple[str, Stated]]:
             converted = meaning(stated.value)
         except foreign.Unaccepted as error:
             found.problems.append(stated.problem(str(error)))
+            found.disputed.update(one for one in all_settings() if user_name(one) == stated.name)
         else:
             meanings += [(name, replace(stated, value=value)) for name, value in converted.items()]
     return meanings

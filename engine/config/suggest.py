@@ -1,57 +1,13 @@
-"""What the user may have meant."""
+"""Values that the user may have meant."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
-# Names that people use elsewhere and that no likeness of letters leads to ours.
-MEANT = {
-    "ACCUMULATION_STEPS": "gradient_accumulation",
-    "EPOCHS": "NUM_EPOCHS",
-    "GLOBAL_BATCH_SIZE": "BATCH_SIZE",
-    "GRAD_ACCUM": "gradient_accumulation",
-    "LEARNING_RATE": "optimizer.lr",
-    "LR": "optimizer.lr",
-    "MICRO_BATCHES": "NUM_MICRO_BATCHES",
-    "MICRO_BATCH_SIZE": "NUM_MICRO_BATCHES",
-    "NUM_CHUNKS": "model.num_chunks",
-    "PIPELINE_PARALLEL": "PIPELINE",
-    "PIPELINE_PARALLEL_SIZE": "PIPELINE",
-    "PIPELINE_SIZE": "PIPELINE",
-    "PP": "PIPELINE",
-    "SEQUENCE_LENGTH": "SEQ_LEN",
-    "STEPS": "MAX_STEPS",
-    "optimizer.learning_rate": "optimizer.lr",
-    "TENSOR_PARALLEL_MODE": "MODE",
-    "TENSOR_PARALLEL_SIZE": "TENSOR_PARALLEL",
-    "TOTAL_BATCH_SIZE": "BATCH_SIZE",
-    "TP": "TENSOR_PARALLEL",
-    "VOCAB_SIZE": "model.vocab_size",
-    "WARMUP_EPOCHS": "lr_scheduler.warmup",
-    "WARMUP_STEPS": "lr_scheduler.warmup",
-    "WEIGHT_DECAY": "optimizer.weight_decay",
-}
-# Names of what follows from the settings and the number of processes.
-DERIVED = {
-    "DATA_PARALLEL": "GPUS / (TENSOR_PARALLEL x PIPELINE)",
-    "DATA_PARALLEL_SIZE": "GPUS / (TENSOR_PARALLEL x PIPELINE)",
-    "DP": "GPUS / (TENSOR_PARALLEL x PIPELINE)",
-    "GPUS": "the number of processes that are started",
-    "NUM_GPUS": "the number of processes that are started",
-    "WORLD_SIZE": "the number of processes that are started",
-    "parallel.data": "GPUS / (TENSOR_PARALLEL x PIPELINE)",
-}
-
-
-def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not a setting."""
-    if name in DERIVED:
-        return f"{name} is not a setting: it is derived, {DERIVED[name]}"
-    meant = MEANT.get(name) or nearest(name, known)
-    return f"{name} is not a setting; " + (
-        f"did you mean {meant}?" if meant else "cuboid settings lists them"
-    )
+COMPARED = 40  # characters; comparing strings is slow
+SAME_WORD = 0.82  # least likeness, from 0 to 1
 
 
 def nearest_multiples(value: int, of: int) -> str:
@@ -60,8 +16,25 @@ def nearest_multiples(value: int, of: int) -> str:
     return ", ".join(str(n) for n in (below, below + of) if n)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like ``word``, whatever its case; None where none is like it."""
-    by_folded = {other.casefold(): other for other in known}
-    found = get_close_matches(word.casefold()[:80], by_folded, n=1, cutoff=0.6)
-    return by_folded[found[0]] if found else None
+def misspelt(word: str, names: Iterable[str]) -> str | None:
+    """The one name that ``word`` misspells. None where a number or a whole word differs, which
+    makes another size of it: gpt2_xxl is not gpt2_xl, and gpt3_350M is not gpt3."""
+    parts = _parts(word)
+    found = [name for name in names if _misspells(parts, _parts(name))]
+    return found[0] if len({tuple(_parts(name)) for name in found}) == 1 else None
+
+
+def _parts(word: str) -> list[str]:
+    return re.findall(r"\d+|[^\W\d_]+", word[:COMPARED].casefold())
+
+
+def _misspells(parts: list[str], others: list[str]) -> bool:
+    return len(parts) == len(others) and all(
+        one == other
+        or (
+            not one.isdigit()
+            and not other.isdigit()
+            and SequenceMatcher(None, one, other).ratio() >= SAME_WORD
+        )
+        for one, other in zip(parts, others, strict=True)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.facts import Facts, Finding
+from engine.config.schema import user_name
 from engine.config.suggest import nearest_multiples
 
 
@@ -68,7 +69,11 @@ def run_ends(facts: Facts) -> Iterator[Finding]:
     if settings.max_steps is not None:
         return
     if settings.num_epochs is None:
-        yield facts.error("num_epochs", "the run has no end: set NUM_EPOCHS or MAX_STEPS")
+        owns = ((name, facts.statements.own_name_for(name)) for name in ("num_epochs", "max_steps"))
+        meant = next(
+            (f"; did you mean {user_name(name)} by {own}?" for name, own in owns if own), ""
+        )
+        yield facts.error("num_epochs", f"the run has no end: set NUM_EPOCHS or MAX_STEPS{meant}")
     elif settings.data.type == "synthetic":
         yield facts.error(
             "num_epochs",

@@ -1,0 +1,5 @@
+model = dict(name='gpt', n_layers=4)
+training = dict(local_batch_size=8, seq_len=128, steps=10, max_norm=1.0)
+parallelism = dict(tensor_parallel_degree=2, context_parallel_degree=1)
+metrics = dict(log_freq=10, colour='red')
+gizmo = dict(colour='red')
