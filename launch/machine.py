@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
-
-CPU_PROCESSES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +22,23 @@ class Choice:
     reason: str
 
 
-def choose(gpus: int, processes: int | None = None) -> Choice:
-    """The main job's layout on a machine with ``gpus`` GPUs.
+def choose(gpus: int, processes: int | None = None, *, cores: int = 1) -> Choice:
+    """Choose the demo's layout on a machine with ``gpus`` GPUs, or on ``cores`` cores without one.
 
-    None: 2d over 4 processes; 1: serial; 2 or 3: 1d over 2; from 4 on: 2d over 4, data parallel
-    as often as that fits. ``processes`` forces their number: then all of them are used.
+    1 device: serial; 2 or 3: 1d over 2; from 4 on: 2d over 4, on GPUs data parallel as often as
+    that fits. More processes than cores would wait for each other. ``processes`` forces their
+    number: then all of them are used.
     """
     if processes is not None:
         return _layout(processes, f"{_plural(processes, 'process', 'es')}, as asked")
     if gpus == 0:
-        return _layout(CPU_PROCESSES, "no GPU here")
-    used = gpus if gpus < 3 else 2 if gpus == 3 else gpus - gpus % 4
-    return _layout(used, f"{_plural(gpus, 'GPU', 's')} here")
+        return _layout(_used(min(cores, 4)), f"no GPU here, {_plural(cores, 'core', 's')}")
+    return _layout(_used(gpus), f"{_plural(gpus, 'GPU', 's')} here")
+
+
+def _used(devices: int) -> int:
+    """How many of so many devices a layout of tensor parallelism 1, 2 or 4 uses."""
+    return devices if devices < 3 else 2 if devices == 3 else devices - devices % 4
 
 
 def _layout(processes: int, why: str) -> Choice:
@@ -89,6 +93,13 @@ def count_gpus() -> int:
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(found)) != 0:
         return 0
     return found.value
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _gpu_memory(gpus: int) -> int | None:

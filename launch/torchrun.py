@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.errors import Refused
+from launch.machine import cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -114,10 +115,3 @@ def exit_code(failures: dict[int, ProcessFailure], told: Collection[int] = ()) -
             hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
             print(f"rank {rank} was killed by {failure.signal_name()}{hint}", file=sys.stderr)
     return 2 if any(failure.exitcode == 2 for failure in failures.values()) else 1
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

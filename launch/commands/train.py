@@ -20,7 +20,7 @@ from launch.arguments import (
     run_arguments,
 )
 from launch.here import refuse_unfit
-from launch.machine import choose, count_gpus, this_machine
+from launch.machine import choose, cores, count_gpus, this_machine
 
 # The demo, beside the code or where an installation puts it.
 DEMOS = tuple(
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     beginning(args)  # refuses what contradicts itself
     asked = args.gpus or _asked(environ)
     if _is_demo(config) and not _sets_layout(overrides):
-        choice = choose(0 if asked else count_gpus(), asked)
+        choice = choose(0 if asked else count_gpus(), asked, cores=cores())
         print(choice.reason, flush=True)
         ranks, overrides = choice.processes, [*choice.overrides, *overrides]
     else:

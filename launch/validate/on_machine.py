@@ -9,7 +9,7 @@ from engine.config.errors import ConfigError
 from engine.errors import Refused
 from launch import torchrun
 from launch.here import problems_here
-from launch.machine import Machine
+from launch.machine import Machine, cores
 from launch.validate.alternatives import Request
 from launch.validate.inspection import Inspection, inspect
 from launch.validate.units import plural
@@ -47,6 +47,6 @@ def inspect_on(
 
 def _notes(machine: Machine, ranks: int) -> Iterator[str]:
     if not machine.gpus:
-        yield f"no GPU here: {plural(ranks, 'rank')} on {plural(torchrun.cores(), 'core')}"
+        yield f"no GPU here: {plural(ranks, 'rank')} on {plural(cores(), 'core')}"
     elif ranks > machine.gpus:
         yield f"{ranks} ranks share {plural(machine.gpus, 'GPU')}, which is slow"

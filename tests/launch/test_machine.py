@@ -15,7 +15,6 @@ from models.parallel.registry import modes
 @pytest.mark.parametrize(
     ("gpus", "mode", "tensor", "processes"),
     [
-        (0, "2d", 4, 4),
         (1, "serial", 1, 1),
         (2, "1d", 2, 2),
         (3, "1d", 2, 2),
@@ -33,6 +32,16 @@ def test_the_layout_for_so_many_gpus(gpus, mode, tensor, processes):
     assert choice.overrides[:2] == (f"TENSOR_PARALLEL={tensor}", f"MODE={mode}")
 
 
+@pytest.mark.parametrize(
+    ("cores", "mode", "processes"),
+    [(1, "serial", 1), (2, "1d", 2), (3, "1d", 2), (4, "2d", 4), (7, "2d", 4), (64, "2d", 4)],
+)
+def test_on_a_cpu_no_process_waits_for_a_core(cores, mode, processes):
+    choice = choose(0, cores=cores)
+    assert choice.processes == processes
+    assert choice.overrides[:2] == (f"TENSOR_PARALLEL={processes}", f"MODE={mode}")
+
+
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 @pytest.mark.parametrize("processes", range(1, 13))
 def test_a_forced_number_is_used_whole_and_legal(gpus, processes):
@@ -45,7 +54,8 @@ def test_a_forced_number_is_used_whole_and_legal(gpus, processes):
 
 
 def test_it_says_which_and_why():
-    assert choose(0).reason == "no GPU here: mode 2d over 4 processes"
+    assert choose(0, cores=2).reason == "no GPU here, 2 cores: mode 1d over 2 processes"
+    assert choose(0, cores=1).reason == "no GPU here, 1 core: serial"
     assert choose(1).reason == "1 GPU here: serial"
     assert choose(8).reason == "8 GPUs here: mode 2d over 4 processes x data parallel 2"
     assert choose(0, 2).reason == "2 processes, as asked: mode 1d over 2 processes"
