@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from engine import paths
 from engine.checkpoint.ways import Asked
 from engine.errors import Refused
 
@@ -18,6 +20,50 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{self.prog}: {message}")
+
+
+def path(text: str) -> Path:
+    """Expand a path, for argparse; something may be there or not."""
+    try:
+        return Path(paths.expand(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+
+def file_or_folder(text: str) -> Path:
+    """Expand the path of a file or folder to read, for argparse."""
+    return _existing(text, paths.FILE, paths.FOLDER)
+
+
+def folder(text: str) -> Path:
+    """Expand the path of a folder to read, for argparse."""
+    return _existing(text, paths.FOLDER)
+
+
+def initial_weights(text: str) -> Path:
+    """Expand the path of a model, for argparse; a run that is resumed does not need it there."""
+    found = path(text)
+    return _existing(text, paths.FILE, paths.FOLDER) if os.path.lexists(found) else found
+
+
+def output_file(text: str) -> Path:
+    """Expand the path of a file to write, for argparse."""
+    found = path(text)
+    if problem := paths.problem_of_output(found):
+        raise argparse.ArgumentTypeError(f"{text} {problem}")
+    return found
+
+
+def resume(text: str) -> str:
+    """Expand the value of --resume where it is a path, for argparse."""
+    return text if text in ("auto", "none") else str(path(text))
+
+
+def _existing(text: str, *kinds: str) -> Path:
+    found = path(text)
+    if problem := paths.problem_at(found, *kinds):
+        raise argparse.ArgumentTypeError(f"{text} {problem}")
+    return found
 
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -34,7 +80,7 @@ def add_config(
         metavar=metavar,
         help=f"{what}, and settings to override, such as optimizer.lr=3e-4",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the config file, by option")
+    parser.add_argument("--config", type=path, metavar="FILE", help="the config file, by option")
 
 
 def files_and_overrides(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
@@ -51,6 +97,9 @@ def run_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]
     folders, overrides = _sorted(args.words)
     if len(folders) > 1:
         raise Refused(f"one run, not {len(folders)}: {' '.join(map(str, folders))}")
+    for found in folders:
+        if problem := paths.problem_at(found, paths.FOLDER):
+            raise Refused(f"{found} {problem}")
     return (folders[0] if folders else None), overrides
 
 
@@ -69,10 +118,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """What a training run takes besides its config, however it is started."""
     add_ranks(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
+        "--output", type=path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
     )
     parser.add_argument(
         "--resume",
+        type=resume,
         default="none",
         metavar="auto|none|PATH",
         help="what to go on from: the newest run of this name, nothing (the default), or a run's "
@@ -80,7 +130,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--init-from",
-        type=Path,
+        type=initial_weights,
         metavar="PATH",
         help="weights to begin with, where there is nothing to go on from: a run, one of its "
         "checkpoints, what cuboid import or export left, or a Hugging Face folder",
@@ -119,7 +169,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="a free port there")
     parser.add_argument("--rank", type=int, help="this process's number, from 0")
     parser.add_argument("--world_size", type=int, help="how many processes there are")
-    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--told", type=path, help=argparse.SUPPRESS)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -146,9 +196,12 @@ def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[st
 
 
 def _sorted(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths and overrides."""
+    """Paths and overrides. Raises Refused for a word that is neither."""
     overrides = [word for word in words if _OVERRIDE.match(word)]
-    return [Path(word) for word in words if not _OVERRIDE.match(word)], overrides
+    try:
+        return [path(word) for word in words if not _OVERRIDE.match(word)], overrides
+    except argparse.ArgumentTypeError as error:
+        raise Refused(str(error)) from None
 
 
 def beginning(args: argparse.Namespace) -> Asked:

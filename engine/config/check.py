@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.config.errors import Problem
-from engine.config.fields import LARGEST, accepts
+from engine.config.fields import BAD_PATH, LARGEST, accepts
 from engine.config.schema import Settings, all_settings, user_name
 from engine.config.stated import Stated, Statements
 
@@ -68,10 +68,16 @@ def check(statements: Statements, name: str, source: str) -> Checked:
         try:
             return Checked(Settings.model_validate(tree), frozenset(bad), tuple(problems))
         except ValidationError as error:
-            errors = {_setting(one["loc"], fields): one["type"] for one in error.errors()}
+            found = error.errors()
+            errors = {_setting(one["loc"], fields): one["type"] for one in found}
+            reasons = {
+                _setting(one["loc"], fields): one["msg"] for one in found if one["type"] == BAD_PATH
+            }
         assert not bad >= errors.keys(), f"stand-ins are refused: {errors}"
         for key, kind in errors.items():
-            if key not in bad and kind != "default_factory_not_called":
+            if key in reasons and key not in bad:
+                problems.append(statements.settings[key].problem(reasons[key]))
+            elif key not in bad and kind != "default_factory_not_called":
                 problems.append(_refused(fields[key], statements.settings[key]))
         bad |= errors.keys()
 

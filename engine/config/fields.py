@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticUndefined, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined, core_schema
 
+from engine import paths
+
+BAD_PATH = "bad_path"  # pydantic's name for an error of ``IsPath``
 LARGEST = 2**31 - 1  # of any count: keeps what is computed from a few of them within a float
 
 
@@ -36,6 +39,43 @@ class OneOf:
         if value not in self.names():
             raise ValueError
         return value
+
+
+@dataclass(frozen=True)
+class IsPath:
+    """Text that is a path: a leading ``~`` is expanded, a name that no file can have is refused.
+
+    ``exists``: the kinds of files of ``engine.paths``, one of which a run needs there; empty for a
+    path that the run makes.
+    """
+
+    exists: tuple[str, ...] = ()
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._expand, handler(source))
+
+    def _expand(self, value: str) -> str:
+        try:
+            return paths.expand(value)
+        except ValueError as error:
+            raise PydanticCustomError(BAD_PATH, "{reason}", {"reason": str(error)}) from None
+
+
+def marks(field: FieldInfo) -> Iterator[Any]:
+    """Yield what a field's annotation says beyond its types, such as ``Ge`` or ``IsPath``."""
+    yield from field.metadata
+    yield from _marks(field.annotation)
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from inner[1:]
+        inner = inner[:1]
+    for part in inner:
+        yield from _marks(part)
 
 
 def setting(
@@ -81,6 +121,8 @@ def _choices(annotation: Any, marks: Sequence[Any] = ()) -> list[str]:
     for mark in marks:
         if isinstance(mark, OneOf):
             return [repr(name) for name in mark.names()]
+        if isinstance(mark, IsPath):
+            return ["path"]
     if origin is Annotated:
         return _choices(inner[0], inner[1:])
     if origin is Literal:

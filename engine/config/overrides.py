@@ -5,6 +5,7 @@ import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from engine import paths
 from engine.config.declared.bounds import STRING_LENGTH, Budget, Illegal
 from engine.config.declared.expressions import Evaluator, Unknown
 from engine.config.declared.operations import shown
@@ -31,6 +32,9 @@ def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path
         def report_named(problem: Problem, name: str = name) -> None:
             report(replace(problem, column=None, message=f"{name}: {problem.message}"))
 
+        if reason := paths.not_utf8(override):
+            report_named(Problem(COMMAND_LINE, 0, None, reason))
+            continue
         key, equals, text = override.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(map(_is_name, path)):

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from engine import discover
-from engine.config.fields import LARGEST, OneOf, Section, setting
+from engine import discover, paths
+from engine.config.fields import LARGEST, IsPath, OneOf, Section, marks, setting
 from engine.schedule import SCHEDULES
 from models.parallel.registry import modes
 from models.presets import GPT2_VOCABULARY, PRESETS
@@ -36,6 +36,10 @@ OptimizerName = Annotated[str, OneOf(lambda: discover.names("engine.optim.optimi
 ScheduleName = Annotated[str, OneOf(lambda: discover.names("engine.optim.schedules"))]
 SourceName = Annotated[str, OneOf(lambda: discover.names("engine.data.sources"))]
 TokenizerName = Annotated[str, OneOf(lambda: discover.names("engine.data.tokenizers"))]
+
+NewPath = Annotated[str, IsPath()]
+DataPath = Annotated[str, IsPath((paths.FILE, paths.FOLDER))]
+Folder = Annotated[str, IsPath((paths.FOLDER,))]
 
 Precision = Literal["float32", "bf16", "fp16", "float64"]
 Offload = Literal["cpu", "nvme"]
@@ -115,12 +119,12 @@ class Data(Section):
     """What is learned."""
 
     type: SourceName = setting("the source", "text")
-    path: str | None = setting(
+    path: DataPath | None = setting(
         "file or folder; None: the text that comes with Python, for type='text'", None
     )
     tokenizer: TokenizerName = setting("text to token ids", "gpt2")
     validation: Share = setting("share of the tokens kept for validation", 0.1)
-    cache: str | None = setting("folder of tokenised text; None: the user's cache folder", None)
+    cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)
 
 
 class Eval(Section):
@@ -136,7 +140,7 @@ class Log(Section):
     """What a run leaves behind to look at."""
 
     every: Count = setting("steps between lines on the terminal; log.jsonl has every step", 1)
-    dir: str | None = setting("folder of the run; None: runs/NAME-TIME", None)
+    dir: NewPath | None = setting("folder of the run; None: runs/NAME-TIME", None)
     tensorboard: bool = setting("write TensorBoard's files", True)
 
 
@@ -170,7 +174,7 @@ class Zero(Section):
     offload_params: Offload | None = setting(
         "where parameters stay between uses (stage 3); None: on the device", None
     )
-    nvme_path: str | None = setting("folder on the NVMe disk, for offloading to 'nvme'", None)
+    nvme_path: Folder | None = setting("folder on the NVMe disk, for offloading to 'nvme'", None)
     nvme_buffer: Bytes = setting(
         "bytes of a rank's memory for what is read ahead of its use and written behind it", 2**28
     )
@@ -288,6 +292,16 @@ def all_settings(section: type[Section] = Settings, prefix: str = "") -> Mapping
         elif field.description:
             found[prefix + name] = field
     return MappingProxyType(found)
+
+
+def path_settings() -> dict[str, IsPath]:
+    """The settings that are paths, and which kind of files each is of."""
+    return {
+        name: mark
+        for name, field in all_settings().items()
+        for mark in marks(field)
+        if isinstance(mark, IsPath)
+    }
 
 
 def user_name(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 
+from engine import paths
 from engine.errors import Refused
 
 BLOCK = 1 << 20  # bytes
@@ -24,21 +23,11 @@ class File:
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.name = f"data.path={path!r}"
-        try:
-            with self.path.open("rb") as handle:
-                status = os.fstat(handle.fileno())
-        except IsADirectoryError:
-            raise Refused(f"{self.name} is a folder; a file is needed") from None
-        except FileNotFoundError:
-            seen_from = "" if self.path.is_absolute() else f" in {Path.cwd()}"
-            raise Refused(f"{self.name}: no such file{seen_from}") from None
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if not stat.S_ISREG(status.st_mode):
-            raise Refused(f"{self.name} is not a regular file, which can be read twice")
-        if status.st_size == 0:
+        if problem := paths.problem_at(self.path, paths.FILE):
+            raise Refused(f"{self.name} {problem}")
+        self.size = self.path.stat().st_size
+        if self.size == 0:
             raise Refused(f"{self.name} is empty")
-        self.size = status.st_size
 
     @cached_property
     def digest(self) -> str:

@@ -179,7 +179,7 @@ def load(
         seq_len=settings.seq_len,
         vocab_size=settings.model.vocab_size,
         seed=settings.seed,
-        cache=Path(data.cache).expanduser() if data.cache else cache,
+        cache=Path(data.cache) if data.cache else cache,
         notify=notify,
     )
     return Batches(

@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from engine.checkpoint.manifest import Damaged, read_manifest, read_training
 from engine.checkpoint.pick import run_with_checkpoints
@@ -14,13 +13,13 @@ from engine.checkpoint.shelf import Shelf
 from engine.errors import Refused
 from engine.run_folder import RunFolder
 from engine.terminal import size
-from launch.arguments import positive
+from launch.arguments import folder, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """ls|verify|prune [RUN], and how many to keep."""
     parser.add_argument("action", choices=["ls", "verify", "prune"])
-    parser.add_argument("run", nargs="?", type=Path, help="a run's folder; default: the newest")
+    parser.add_argument("run", nargs="?", type=folder, help="a run's folder; default: the newest")
     parser.add_argument(
         "--keep",
         type=positive,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import get_args
 
 from engine import discover
 from engine.checkpoint.pick import run_with_weights
 from engine.config.schema import Precision
-from launch.arguments import add_step
+from launch.arguments import add_step, file_or_folder, path
 from launch.validate.units import parse_bytes
 
 
@@ -19,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         nargs="?",
-        type=Path,
+        type=file_or_folder,
         help="a run's folder, one of its checkpoints, or what cuboid import left; default: the "
         "newest run",
     )
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_step(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="what to write; default: in RUN/exports"
+        "--out", type=path, metavar="PATH", help="what to write; default: in RUN/exports"
     )
     parser.add_argument(
         "--dtype",
@@ -52,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write it and say where it is. Raises Refused, Failed."""
-    path = args.run or run_with_weights(None).path
+    source = args.run or run_with_weights(None).path
     # Only now, as these import torch
     from engine.build import DTYPES
     from engine.inout.export import Options, export, form
     from engine.inout.opening import open_trained
     from models.parameters import parameter_count
 
-    model = open_trained(path, args.step)
+    model = open_trained(source, args.step)
     options = Options(dtype=DTYPES[args.dtype][1], shard_bytes=args.shard_size)
     written = export(model, form(args.to), options, out=args.out, force=args.force)
     count = parameter_count(model.sizes)

@@ -7,11 +7,9 @@ import sys
 from collections.abc import Mapping
 from io import TextIOWrapper
 from itertools import chain
-from pathlib import Path
 
 from engine.checkpoint.pick import run_with_weights
-from engine.errors import Refused
-from launch.arguments import add_step, positive
+from launch.arguments import add_step, file_or_folder, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         nargs="?",
-        type=Path,
+        type=file_or_folder,
         help="a run's folder, one of its checkpoints, what cuboid import left, or a Hugging Face "
         "folder; default: the newest run",
     )
@@ -51,8 +49,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     Raises Refused when there is no such model, or its tokens stand for no text.
     """
     path = args.run or run_with_weights(None).path
-    if not path.exists():
-        raise Refused(f"{path} is not there")
     import torch  # only now: a wrong folder should not take seconds to refuse
 
     from engine.generate import Sampling, continue_text, open_model

@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.errors import Refused
+from launch.arguments import folder, path
 
 IMPORTED = Path("imported")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """PATH, what it is, and where it goes."""
-    parser.add_argument("path", type=Path, help="the model's folder")
+    parser.add_argument("path", type=folder, help="the model's folder")
     parser.add_argument(
         "--from",
         dest="source",
@@ -22,14 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what it is: a Hugging Face GPT-2 folder",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"a new folder; default: {IMPORTED}/NAME"
+        "--out", type=path, metavar="DIR", help=f"a new folder; default: {IMPORTED}/NAME"
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write it and say how to go on. Raises Refused, Failed."""
-    if not args.path.is_dir():
-        raise Refused(f"{args.path} is not a folder")
     out = args.out or IMPORTED / args.path.resolve().name
     # Only now, as these import torch
     from engine.inout import huggingface

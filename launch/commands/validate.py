@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.errors import Refused
-from launch.arguments import add_config, files_and_overrides, positive
+from launch.arguments import add_config, files_and_overrides, output_file, positive
 from launch.validate.alternatives import Request
 from launch.validate.files import config_files
 from launch.validate.inspection import ALTERNATIVES, Case, Inspection, inspect
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def svg_file(text: str) -> Path:
-    """A file whose name does not promise another format, for argparse."""
-    path = Path(text)
+    """A file to write whose name does not promise another format, for argparse."""
+    path = output_file(text)
     if path.suffix.lower() not in ("", ".svg"):
         raise argparse.ArgumentTypeError(
             f"{text} is not a name for an SVG picture, the only format: {path.with_suffix('.svg')}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from engine import discover
 from engine.checkpoint.ways import Asked
 from engine.errors import Refused
+from launch import cli
 from launch.arguments import (
     Parser,
     add_config,
@@ -17,6 +22,7 @@ from launch.arguments import (
     config_and_overrides,
     files_and_overrides,
     positive,
+    run_and_overrides,
     run_arguments,
 )
 
@@ -86,3 +92,78 @@ def test_beginning_with_weights_contradicts_going_on(tmp_path):
     assert f"--init-from={tmp_path}" in run_arguments(
         parser.parse_args([f"--init-from={tmp_path}"]), tmp_path, []
     )
+
+
+COMMANDS = discover.names("launch.commands")
+
+
+def path_options(command: str) -> list[argparse.Action]:
+    """The options of a command that name files, as their help shows them."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"launch.commands.{command}").add_arguments(parser)
+    shown = re.compile(r"\b(DIR|FILE|PATH|FOLDER)\b|^path$|^run$")
+    return [
+        action
+        for action in parser._actions
+        if action.dest != "words" and shown.search(str(action.metavar or action.dest))
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_is_a_path_is_expanded_and_checked(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of a command line, a config or a run, are tested below."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    for action in path_options(command):
+        assert callable(action.type), f"{command}: {action.dest} takes any text"
+        for bad in ("", "a\0b", "\udcff", "~nobody-here/x"):
+            with pytest.raises(argparse.ArgumentTypeError):
+                action.type(bad)
+        given = "~/new" if action.dest == "map_svg" else "~/x"
+        assert str(action.type(given)) == given.replace("~", str(tmp_path))
+
+
+def test_words_that_are_paths_are_expanded_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("~/gpt.py seed=1") == (tmp_path / "gpt.py", ["seed=1"])
+    with pytest.raises(Refused, match=r"^'\\udcff' is not UTF-8 \(byte 0xff\); rename it$"):
+        parse("\udcff seed=1")
+    os.mkfifo(tmp_path / "pipe")
+    for name, told in (("pipe", "is a named pipe; a folder is needed"), ("no", "does not exist")):
+        with pytest.raises(Refused, match=told):
+            run_and_overrides(argparse.Namespace(words=[str(tmp_path / name)]))
+
+
+@pytest.mark.timeout(60)  # to open the pipe would block
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate pipe",
+        "export pipe --to hf",
+        "evaluate pipe",
+        "checkpoint ls pipe",
+        "import pipe --from hf",
+        "validate pipe",
+        "validate gpt.py --map-svg pipe",
+        "train gpt.py --init-from pipe",
+        "train gpt.py data.path=pipe",
+        "train gpt.py --output pipe",
+    ],
+)
+def test_a_named_pipe_is_refused_at_once_in_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    config = (
+        "BATCH_SIZE = 8\nSEQ_LEN = 8\nMAX_STEPS = 1\nmodel = dict(n_layer=1, n_head=1, n_embd=8)\n"
+    )
+    (tmp_path / "gpt.py").write_text(config)
+    assert cli.main(line.split(), {}) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "pipe" in told
+    assert "is a named pipe; " in told or "is not a folder" in told

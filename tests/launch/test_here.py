@@ -86,11 +86,11 @@ def test_probes_are_written_and_synced_where_the_run_would_write(folder, problem
 
 def test_data_that_is_missing_or_empty_is_told_with_its_line(folder, problems):
     text = CONFIG + "data = dict(path='a.txt')\n"
-    assert problems(text=text) == [f"gpt.py:6: data.path='a.txt': no such file in {folder}"]
+    assert problems(text=text) == [f"gpt.py:6: data.path='a.txt' does not exist in {folder}"]
     (folder / "a.txt").touch()
     assert problems(text=text) == ["gpt.py:6: data.path='a.txt' is empty"]
     assert problems("data.path=nowhere.txt") == [
-        f"command line: data.path='nowhere.txt': no such file in {folder}"
+        f"command line: data.path='nowhere.txt' does not exist in {folder}"
     ]
 
 

@@ -3,11 +3,11 @@
 import ast
 import os
 import re
-import stat
 import sys
 import warnings
 from pathlib import Path
 
+from engine import paths
 from engine.config.declared.bounds import SOURCE_BYTES, Illegal
 from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin
@@ -92,12 +92,10 @@ def refusal(file: str, message: str, line: int = 0, column: int | None = None) -
 def load(path: Path, file: str) -> Source:
     """The text of ``path``; ConfigError where it is missing, too long or not UTF-8."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait, a device never end
-            raise refusal(file, "is not a file")
+        if problem := paths.problem_at(path, paths.FILE):
+            raise refusal(file, problem)
         with path.open("rb") as stream:
             data = stream.read(SOURCE_BYTES + 1)
-    except FileNotFoundError:
-        raise refusal(file, "there is no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise refusal(file, f"cannot be read: {reason}") from None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
+from engine import paths
 from engine.config.facts import Facts, Finding
+from engine.config.schema import path_settings
 from engine.config.suggest import nearest_multiples
 from models.presets import GPT2_VOCABULARY, PRESETS
 
@@ -69,19 +73,15 @@ def source_has_a_file(facts: Facts) -> Iterator[Finding]:
 
 
 def paths_exist(facts: Facts) -> Iterator[Finding]:
-    """The job may run elsewhere, so a path that is missing here is not an error."""
-    for name in ("data.path", "zero.nvme_path"):
-        section, _, key = name.partition(".")
-        path = getattr(getattr(facts.settings, section), key)
-        if path is not None and not _exists(path):
+    """Warn of a path that is missing or of another kind: the job may run on another machine."""
+    for name, mark in path_settings().items():
+        given = attrgetter(name)(facts.settings)
+        if given is None or not mark.exists:
+            continue
+        if not os.path.lexists(given):
             yield facts.warning(name, f"{facts.cite(name)} does not exist on this machine")
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+        elif problem := paths.problem_at(Path(given), *mark.exists):
+            yield facts.warning(name, f"{facts.cite(name)} {problem}")
 
 
 RULES = (

@@ -208,7 +208,11 @@ def test_a_folder_that_may_not_be_read(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "loop", "null"])
 def test_what_is_not_a_file(folder: Path, kind: str) -> None:
     path = folder / kind
-    expected = {"missing": "there is no such file", "folder": "is not a file"}
+    expected = {
+        "missing": "does not exist",
+        "folder": "is a folder; a file is needed",
+        "pipe": "is a named pipe; a file is needed",
+    }
     if kind == "folder":
         path.mkdir()
     if kind == "pipe":

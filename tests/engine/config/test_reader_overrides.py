@@ -170,7 +170,7 @@ def test_a_name_of_an_inherited_file_is_replaced_there(tmp_path: Path) -> None:
         ("o=dict(type=Adam)", "o=dict(type=Adam): Adam is not defined; a string needs quotes"),
         ("x=(1,2);(3)", "x=(1,2);(3): is not one value"),
         ("a\nb=1", "'a\\nb=1': is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
-        ("x=\udcff", "'x=\\udcff': a string that is not text: half a surrogate pair"),
+        ("x=\udcff", "'x=\\udcff': is not UTF-8 (byte 0xff)"),
         ("PIPELINE.x=1", "PIPELINE.x: PIPELINE is 2, not a dict"),
         ("optimizer.lr.x=1", "optimizer.lr.x: optimizer.lr is 0.001, not a dict"),
         ("gpt2_small.x=1", "gpt2_small.x: gpt2_small is titans.model.gpt.gpt2_small, not a dict"),

@@ -92,7 +92,7 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
     weights_of(Path("somewhere"))
     for argv, told in (
         ([], "no run under runs/ has weights: name one"),
-        (["nowhere"], "nowhere is not there"),
+        (["nowhere"], "nowhere does not exist in /"),
         (["somewhere", "--prompt", "?"], "cannot read ?"),
         (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),
         (["somewhere", "--temperature", "nan"], "--temperature: nan is not 0 or more"),

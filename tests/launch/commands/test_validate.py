@@ -153,7 +153,10 @@ def test_the_map_in_the_terminal_and_as_a_picture(tmp_path, config, capsys):
         (["gpt.py", "--map", "--json"], "argument --json: not allowed with argument --map"),
         (["gpt.py", "--map-svg", "a/x.png"], "an SVG picture, the only format: a/x.svg"),
         (["gpt.py", "--map-svg", "x.svg.gz"], "x.svg.gz is not a name for an SVG picture"),
-        (["gpt.py", "--map-svg", "none/x.svg"], "--map-svg none/x.svg: cannot be written"),
+        (
+            ["gpt.py", "--map-svg", "none/x.svg"],
+            "--map-svg: none/x.svg cannot be written: none does not exist",
+        ),
         (["gpt.py", "--map", "--gpus", "4100"], "a map shows up to 4096 GPUs, not 4100"),
     ],
 )

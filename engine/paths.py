@@ -1,0 +1,94 @@
+"""Paths that a user gives: expanded, and the kind of file at them checked before it is opened.
+
+A path is relative to the working folder, in a config file too, and a leading ``~`` is the home
+folder. The kind comes from ``stat``: opening a named pipe or a device may block forever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+FILE, FOLDER = "a file", "a folder"
+KINDS = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: FOLDER,
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def expand(text: str) -> str:
+    """Expand a leading ``~``.
+
+    Raises ValueError for text that cannot be a path; its message continues one that begins with the
+    text. Bytes of the command line and the environment that are not UTF-8 arrive as surrogates.
+    """
+    if not text:
+        raise ValueError("is empty; a path is needed")
+    if "\0" in text:
+        raise ValueError("contains a null byte, which no path can")
+    if reason := not_utf8(text):
+        raise ValueError(f"{reason}; rename it")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError("names the home folder of a user who does not exist") from None
+
+
+def not_utf8(text: str) -> str | None:
+    """Describe the first byte of a command line or environment that is not UTF-8, if any."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        point = ord(text[error.start])
+        escaped = 0xDC80 <= point <= 0xDCFF
+        what = f"byte 0x{point - 0xDC00:02x}" if escaped else f"U+{point:04X}"
+        return f"is not UTF-8 ({what})"
+    return None
+
+
+def kind_at(path: Path) -> str | None:
+    """Name the kind of file at a path, in ``KINDS`` or "a broken link"; None where there is none.
+
+    Raises OSError where that cannot be found out, such as in a folder without permission.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "a broken link" if path.is_symlink() else None
+    return KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def problem_at(path: Path, *needed: str) -> str | None:
+    """Say why there is no file of a ``needed`` kind (``FILE``, ``FOLDER``) to read at a path; None
+    where there is. The answer continues a sentence that begins with the path."""
+    try:
+        kind = kind_at(path)
+        if kind is None:
+            return "does not exist" if path.is_absolute() else f"does not exist in {Path.cwd()}"
+        if kind not in needed:
+            return f"is {kind}; {' or '.join(needed)} is needed"
+        may_read = os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None if may_read else f"cannot be read: {os.strerror(errno.EACCES)}"
+
+
+def problem_of_output(path: Path) -> str | None:
+    """Say why a file cannot be written at a path, new or in place of another; None if it can, as
+    far as that is known without writing."""
+    try:
+        kind = kind_at(path)
+        if kind not in (None, FILE, "a device", "a broken link"):
+            return f"is {kind}; a file is needed"
+        parent = problem_at(path.parent, FOLDER)
+    except OSError as error:
+        return f"cannot be written: {error.strerror or error}"
+    return f"cannot be written: {path.parent} {parent}" if parent else None
