@@ -46,12 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def svg_file(text: str) -> Path:
     """A file to write whose name does not promise another format, for argparse."""
-    path = output_file(text)
+    path = Path(text)
     if path.suffix.lower() not in ("", ".svg"):
         raise argparse.ArgumentTypeError(
             f"{text} is not a name for an SVG picture, the only format: {path.with_suffix('.svg')}"
         )
-    return path
+    return output_file(text)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
