@@ -31,7 +31,8 @@ cuboid_commands() {
     done
 }
 
-say() { printf 'run.sh: %s\n' "$*" >&2; }
+# A message that cannot be written must not end the command: not by `set -e`, not by SIGPIPE.
+say() { (trap '' PIPE && printf 'run.sh: %s\n' "$*" >&2) || :; }
 refuse() { say "$*"; exit 2; }
 fail() { say "$*"; exit 1; }
 

@@ -18,18 +18,18 @@ from types import ModuleType
 from engine import discover
 from engine.config.errors import ConfigError
 from engine.errors import Failed, Refused
+from engine.output import never_fail
 from launch.arguments import Parser
 
 COMMANDS = "launch.commands"
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
-    """Run the command line; its exit code."""
+    """Run the command line; its exit code, which what it prints never changes."""
+    never_fail()
     argv = sys.argv[1:] if argv is None else argv
     try:
-        code = _dispatch(list(argv), environ)
-        sys.stdout.flush()
-        return code
+        return _dispatch(list(argv), environ)
     except (ConfigError, Refused) as error:
         print(error, file=sys.stderr)
         return 2
@@ -37,9 +37,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 1
-    except BrokenPipeError:  # `cuboid settings | head`: nothing more can be said, at exit neither
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from engine.context import open_world
 from engine.errors import Failed, Refused
+from engine.output import PATIENCE_SECONDS, never_fail
 from engine.plan import Plan
 from engine.rendezvous import Place, locate, spokesman
 
@@ -30,6 +31,7 @@ def run_rank(
     launcher's environment say. ``argv``: None for those of this process. The exit code: 0 done, 1
     it failed, 2 the user's input was refused.
     """
+    never_fail(PATIENCE_SECONDS)
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         place = locate(
@@ -56,6 +58,7 @@ def leave(code: int) -> NoReturn:
     """End the process; at once where the run failed, since a thread that still waits for a rank
     that is gone would abort it on its way out."""
     sys.stdout.flush()
+    sys.stderr.flush()
     if code == 1:
         os._exit(code)
     sys.exit(code)

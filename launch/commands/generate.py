@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from io import TextIOWrapper
 from itertools import chain
 
 from engine.checkpoint.pick import run_with_weights
+from engine.output import reader_left
 from launch.arguments import add_step, file_or_folder, positive
 
 
@@ -54,8 +54,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from engine.generate import Sampling, continue_text, open_model
     from engine.inout.opening import open_trained
 
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may have fewer characters
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(
         tokens=args.tokens,
@@ -72,6 +70,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             print(f"--- {number + 1} of {args.num} ---")
         for piece in chain([args.prompt, first], pieces):
             print(piece, end="", flush=True)
+            if reader_left(sys.stdout):  # `cuboid generate | head`: more text is for nobody
+                return 0
         print()
     return 0
 

@@ -1,0 +1,109 @@
+"""Every command where its output cannot be written: it does its work, and exits as without."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+from unittest.mock import patch
+
+import evaluate_gpt
+import train_gpt
+from engine import discover
+from launch import cli, torchrun
+from tests.support.worlds import run_world
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 8
+MAX_STEPS = 2
+model = dict(n_layer=1, n_head=2, n_embd=8, vocab_size=32)
+data = dict(type="text", path="text.txt", tokenizer="char", validation=0.2)
+checkpoint = dict(every=1)
+"""
+TEXT = "€ and ä are not ASCII, nor is ∂. " * 20
+# Of every command: a line that it does, after those above it, and one that it refuses.
+DONE = {
+    "settings": ["settings"],
+    "validate": ["validate", "tiny.py", "--json"],
+    "train": ["train", "tiny.py", "--output=run"],
+    "checkpoint": ["checkpoint", "ls", "run"],
+    "evaluate": ["evaluate", "run", "--json"],
+    "generate": ["generate", "run", "--tokens=20"],
+    "export": ["export", "run", "--to=hf", "--out=exported"],
+    "import": ["import", "exported", "--from=hf"],
+}
+MADE = ["run/model.safetensors", "exported/model.safetensors", "imported/exported"]
+
+
+def closed_pipe() -> TextIO:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", encoding="utf-8")
+
+
+def full_disk() -> TextIO:
+    return Path("/dev/full").open("w", encoding="utf-8")
+
+
+def ascii_only() -> TextIO:
+    return Path("said").open("w", encoding="ascii")
+
+
+def closed() -> None:
+    return None
+
+
+def in_this_process(
+    ranks: int, arguments: Sequence[str], *, program: str = "train_gpt", restarts: int = 0
+) -> int:
+    """What torchrun does with one rank."""
+    main = {"train_gpt": train_gpt.main, "evaluate_gpt": evaluate_gpt.main}[program]
+    return main(arguments, {})
+
+
+def exit_code(argv: Sequence[str], environ: Mapping[str, str]) -> int | str:
+    try:
+        return cli.main(argv, environ)
+    except SystemExit as left:  # --help
+        return left.code or 0
+    except BaseException as error:
+        return repr(error)
+
+
+def all_commands(rank: int, size: int, folder: Path) -> dict[str, dict[str, int | str]]:
+    """The exit code of every line, by what its streams are."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    lines = [["--help"], ["--version"], ["nonsense"], *DONE.values()]
+    lines += [[name, "--help"] for name in DONE] + [[name, "--nonsense"] for name in DONE]
+    codes: dict[str, dict[str, int | str]] = {}
+    for streams in STREAMS:
+        here = folder / streams.__name__
+        here.mkdir()
+        os.chdir(here)
+        Path("tiny.py").write_text(CONFIG)
+        Path("text.txt").write_text(TEXT)
+        of_lines = codes[streams.__name__] = {}
+        for argv in lines:
+            with (
+                patch.object(sys, "stdout", streams()),
+                patch.object(sys, "stderr", streams()),
+                patch.object(torchrun, "run", in_this_process),
+            ):
+                of_lines[" ".join(argv)] = exit_code(argv, {"XDG_CACHE_HOME": str(here)})
+                sys.stdout.flush()
+    return codes
+
+
+STREAMS = [closed_pipe, full_disk, ascii_only, closed]
+
+
+def test_it_does_its_work_and_exits_as_without(tmp_path):
+    assert sorted(DONE) == discover.names(cli.COMMANDS), "a command without a line in this test"
+    (codes,) = run_world(1, all_commands, tmp_path, open_group=False)
+    for streams, of_lines in codes.items():
+        wanted = {line: 2 if "nonsense" in line else 0 for line in of_lines}
+        assert of_lines == wanted, streams
+        assert all((tmp_path / streams / path).exists() for path in MADE)
