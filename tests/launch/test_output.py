@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import patch
@@ -56,12 +57,27 @@ def closed() -> None:
     return None
 
 
-def in_this_process(
-    ranks: int, arguments: Sequence[str], *, program: str = "train_gpt", restarts: int = 0
-) -> int:
-    """What torchrun does with one rank."""
-    main = {"train_gpt": train_gpt.main, "evaluate_gpt": evaluate_gpt.main}[program]
-    return main(arguments, {})
+Streams = Callable[[], TextIO | None]
+
+
+@contextlib.contextmanager
+def standard(streams: Streams) -> Iterator[None]:
+    """Standard output and error as a process gets them."""
+    with patch.object(sys, "stdout", streams()), patch.object(sys, "stderr", streams()):
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def one_rank(streams: Streams) -> Callable[..., int]:
+    """What torchrun does with one rank, which has streams of its own; without the process."""
+
+    def run(ranks: int, arguments: Sequence[str], *, program: str = "", restarts: int = 0) -> int:
+        main = evaluate_gpt.main if program == "evaluate_gpt" else train_gpt.main
+        with standard(streams):
+            return main(arguments, {})
+
+    return run
 
 
 def exit_code(argv: Sequence[str], environ: Mapping[str, str]) -> int | str:
@@ -87,13 +103,8 @@ def all_commands(rank: int, size: int, folder: Path) -> dict[str, dict[str, int 
         Path("text.txt").write_text(TEXT)
         of_lines = codes[streams.__name__] = {}
         for argv in lines:
-            with (
-                patch.object(sys, "stdout", streams()),
-                patch.object(sys, "stderr", streams()),
-                patch.object(torchrun, "run", in_this_process),
-            ):
+            with standard(streams), patch.object(torchrun, "run", one_rank(streams)):
                 of_lines[" ".join(argv)] = exit_code(argv, {"XDG_CACHE_HOME": str(here)})
-                sys.stdout.flush()
     return codes
 
 
