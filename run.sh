@@ -281,7 +281,7 @@ train() {
 
 check() {
     cd "$root"
-    ruff format --check . && ruff check . && mypy && exec pytest -q "$@"
+    ruff format --check . && ruff check . && mypy && exec pytest -q --durations=15 --durations-min=1 "$@"
 }
 
 case ${1:-train} in

@@ -16,8 +16,6 @@ import pytest
 from engine.plan import make_plan
 from tests.support.runs import open_run
 
-pytestmark = pytest.mark.timeout(300)
-
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "gpt_configs"
 SMALL = (
@@ -83,7 +81,6 @@ def train(row: Row, folder: Path) -> list[dict[str, float]]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "run" / "model.safetensors").is_file()

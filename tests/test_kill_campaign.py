@@ -18,7 +18,6 @@ def campaigns(folder: Path, steps: int, seed: int = 0) -> tuple[Campaign, Campai
     return Campaign(folder / "killed", steps, seed), alone
 
 
-@pytest.mark.timeout(300)
 def test_five_kills(tmp_path: Path) -> None:
     killed, alone = campaigns(tmp_path, 21)
     for kind in ("kill", "kill-save", "kill-rename", "kill-prune", "kill-verify"):

@@ -24,7 +24,6 @@ def main_job(output: Path, processes: int, *overrides: str) -> dict[int, dict[st
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=1500,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
@@ -45,7 +44,6 @@ def compare(folder: Path, *overrides: str) -> list[float]:
     return list(losses.values())
 
 
-@pytest.mark.timeout(300)
 def test_its_first_steps_reach_the_same_validation_loss(tmp_path: Path) -> None:
     losses = compare(tmp_path, "MAX_STEPS=24", "SEQ_LEN=64", "eval.every=12", "eval.batches=2")
     assert losses[-1] < losses[0] < 4.7  # ln(103) = 4.63: it has begun to learn

@@ -17,7 +17,6 @@ SLOW_PARITY = Parity(SLOW_RUNS, timeout=3600.0)
 # The first test of a world waits for all of its runs.
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", range(FEW), ids=[run.name for run in RUNS])
 def test_a_layout_trains_the_same_model(number: int) -> None:
     PARITY.check(RUNS[number])

@@ -23,8 +23,10 @@ import torch.distributed as dist
 from engine import colossal
 from engine.context import open_world
 from engine.errors import Failed, Refused
+from engine.last_words import WHY
 from engine.plan import Plan, make_plan
 from engine.rendezvous import LOOPBACK, Place
+from engine.store import ours
 from engine.world import World
 from tests.support.worlds import WorldError, run_world
 
@@ -34,8 +36,8 @@ SEQ_LEN = 8
 MAX_STEPS = 1
 model = dict(n_layer=2, n_head=4, n_embd=16, vocab_size=32)
 data = dict(type="synthetic")
-timeout = 20
-start_timeout = 60
+timeout = 200
+start_timeout = 300
 seed = 7
 """
 Body = Callable[[World], Any]
@@ -104,7 +106,7 @@ def enter(rank: int, size: int, case: Case) -> Outcome:
 
 
 def enter_all(size: int, case: Case) -> list[Outcome]:
-    outcomes: list[Outcome] = run_world(size, enter, case, timeout=60, open_group=False)
+    outcomes: list[Outcome] = run_world(size, enter, case, open_group=False)
     return outcomes
 
 
@@ -163,13 +165,17 @@ def timeouts(world: World) -> tuple[set[float], set[float]]:
 def test_timeouts_are_long_to_start_and_short_after_the_first_step(config: str, port: int) -> None:
     case = Case(body=timeouts, config=config, port=port, overrides=ONE_D)
     for outcome in enter_all(2, case):
-        assert outcome.result == ({60.0}, {20.0})
+        assert outcome.result == ({300.0}, {200.0})
 
 
 def hang(world: World) -> None:
+    """Rank 1 waits for rank 0, which is at something else until rank 1 has given up."""
     world.first_step_done()
+    store = ours(world.ranks.store)
     if world.rank == 0:
-        time.sleep(4)
+        store.set("hangs", "")
+    while not store.check([WHY if world.rank == 0 else "hangs"]):
+        time.sleep(0.05)
     world.axes["world"].all_reduce(torch.ones(1))
 
 
@@ -349,8 +355,7 @@ def fail_on_2(world: World) -> None:
 def test_a_failure_is_told_once_by_the_rank_that_failed(
     config: str, port: int, body: Body, rank: int
 ) -> None:
-    overrides = (*ONE_D, "start_timeout=20.0")
-    outcomes = enter_all(4, Case(body=body, config=config, port=port, overrides=overrides))
+    outcomes = enter_all(4, Case(body=body, config=config, port=port, overrides=ONE_D))
     assert {outcome.error for outcome in outcomes} == {"Failed"}
     assert outcomes[rank].said.endswith(f"rank {rank}: failed: ValueError: out of luck\n")
     assert outcomes[rank].said.count("Traceback") == 1

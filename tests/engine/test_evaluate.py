@@ -31,8 +31,6 @@ from engine.run_folder import RunFolder
 from tests.support.jobs import TINY, Job, free_port, run
 from tests.support.worlds import run_world
 
-pytestmark = pytest.mark.timeout(300)  # the first test of a world waits for all of its evaluations
-
 SEQ = 8
 TEXT = "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich; " * 30
 OVERRIDES = (
@@ -115,7 +113,7 @@ def evaluations(path: Path, size: int) -> list[Found]:
             (held.enter_context(free_port()), name, overrides)
             for name, overrides in LAYOUTS[size].items()
         ]
-        return run_world(size, evaluate_all, path, cases, open_group=False, timeout=200)
+        return run_world(size, evaluate_all, path, cases, open_group=False)
 
 
 @torch.no_grad()

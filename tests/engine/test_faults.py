@@ -26,7 +26,7 @@ from engine.faults import planted
 from engine.run import Run
 from engine.run_folder import RunFolder
 from engine.world import World
-from tests.support.jobs import TINY, Ended, Job, run
+from tests.support.jobs import TINY, Ended, Job, lose_patience, run
 from tests.support.worlds import WorldError
 
 RUN = Path("run")
@@ -68,11 +68,6 @@ def job(tmp_path: Path) -> Job:
     return Job(folder=tmp_path, overrides=overrides, asked=Asked(output=RUN))
 
 
-def impatient(job: Job, **changes: Any) -> Job:
-    """One that has to find out that a rank does not come."""
-    return replace(job, overrides=(*job.overrides, "timeout=3.0"), **changes)
-
-
 def good_checkpoints(job: Job) -> list[int]:
     """Their steps, all of which verify."""
     shelf = Shelf(RunFolder(job.folder / RUN).checkpoints)
@@ -82,7 +77,7 @@ def good_checkpoints(job: Job) -> list[int]:
 
 
 GONE = r"is gone: killed, or out of memory"
-STOPPED = r"is stopped, and did not come within 3 s"
+STOPPED = r"is stopped, and did not come within 1 s"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +94,7 @@ def test_a_rank_that_is_gone_or_stopped_is_told_once(
     job: Job, fault: str, ranks: int, told: str
 ) -> None:
     with pytest.raises(WorldError) as caught:
-        run(impatient(job, fault=fault), ranks)
+        run(replace(job, fault=fault), ranks)
     victim = int(fault.split(":")[1])
     assert caught.value.failures == {victim: "died without a word"}, "all others left by themselves"
     said = job.said(ranks)
@@ -134,16 +129,22 @@ def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> No
 @contextlib.contextmanager
 def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
     """Rank 0 is at something else in its third step, for longer than the others wait."""
-    healthy = Run.step
+    healthy, begun = Run.step, Path("held-up")
 
     def step(self: Run, step: int, **more: Any) -> Any:
         if step == 3 and world.is_main:
-            time.sleep(100)
+            begun.touch()
+            time.sleep(3600)
         if step == 3 and fails:
             raise ValueError("out of luck")
+        if step == 3:
+            while not begun.exists():
+                time.sleep(0.01)
+            lose_patience(world)
         return healthy(self, step, **more)
 
-    with patch.object(Run, "step", step), patch.object(roll_call, "LEAVE_SECONDS", 0.5):
+    seconds = 0.5 if world.is_main else roll_call.LEAVE_SECONDS
+    with patch.object(Run, "step", step), patch.object(roll_call, "LEAVE_SECONDS", seconds):
         yield
 
 
@@ -151,7 +152,7 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
     ("fails", "told"),
     [
         (True, r"rank 1: step 3: failed: ValueError: out of luck"),
-        (False, r"step 3: rank 0 did not come within 3 s: it is at .*test_faults.py:\d+, in step"),
+        (False, r"step 3: rank 0 did not come within 1 s: it is at .*test_faults.py:\d+, in step"),
     ],
 )
 def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(
@@ -159,7 +160,7 @@ def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(
 ) -> None:
     planted = functools.partial(held_up, fails=fails)
     with pytest.raises(WorldError) as caught:
-        run(impatient(job, fault="kill:0:99", planted=planted), 2)
+        run(replace(job, fault="kill:0:99", planted=planted), 2)
     assert caught.value.failures == {0: "died without a word"}
     assert re.fullmatch(told, job.said(2).splitlines()[-1])
     status = RunFolder(job.folder / RUN).read_status()

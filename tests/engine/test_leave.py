@@ -37,6 +37,7 @@ def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
 
 
 def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leave, "ECHO_SECONDS", 3600.0)
     with stop_signal() as stop:
         stop.deferred = True
         send(signal.SIGINT)

@@ -27,8 +27,6 @@ from tests.support.training import (
 )
 from tests.support.worlds import run_world
 
-pytestmark = pytest.mark.timeout(400)  # the first test of a world waits for all of its runs
-
 SAMPLES = 16
 FEW_STEPS = 3  # in worlds of 16 ranks
 

@@ -151,16 +151,18 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         make_plan(tmp_path / "none.py", gpus=None, environ={})
 
 
-def test_planning_is_fast_and_imports_nothing_heavy() -> None:
+def test_planning_is_little_work_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time\n"
-        "from engine.plan import make_plan\n"
-        "for path in sys.argv[1:]: make_plan(path, gpus=None, environ={})\n"
+        "import sys\n"
+        "from tests.support.effort import counted\n"
+        "with counted() as calls:\n"
+        "    from engine.plan import make_plan\n"
+        "    for path in sys.argv[1:]: make_plan(path, gpus=None, environ={})\n"
         "heavy = {'torch', 'numpy', 'pandas', 'transformers', 'colossalai', 'rich'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
-        "print(time.process_time())\n"  # of this process alone, whatever else the machine does
+        "print(calls.number)\n"
     )
     command = [sys.executable, "-c", code, *map(str, CONFIGS)]
-    runs = [subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60) for _ in range(3)]
-    assert [run.stderr for run in runs] == [b""] * 3
-    assert min(float(run.stdout) for run in runs) < 0.5
+    run = subprocess.run(command, capture_output=True, cwd=ROOT)
+    assert run.stderr == b""
+    assert int(run.stdout) < 1_500_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -16,16 +17,14 @@ HERE = Process.this()
 
 
 def test_a_process_is_told_from_others_of_its_number() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         try:
             process = psutil.Process(child.pid)
             other = replace(HERE, pid=child.pid, started=process.create_time())
             assert other.state(HERE) == "running"
             process.suspend()
-            deadline = time.monotonic() + 10
-            while other.state(HERE) != "stopped" and time.monotonic() < deadline:
+            while other.state(HERE) != "stopped":
                 time.sleep(0.01)
-            assert other.state(HERE) == "stopped"
             assert replace(other, started=other.started - 60).state(HERE) == "gone"
             assert replace(other, booted=other.booted - 60).state(HERE) == ""
             assert replace(other, host="elsewhere").state(HERE) == ""
@@ -40,22 +39,23 @@ def test_many_ranks_look_less_often_and_still_answer_in_time() -> None:
     assert spaced(0.25, 10**6) < ANSWER_SECONDS
 
 
-def looks(ranks: int, seconds: float) -> float:
-    """How many times a second one of so many ranks looks."""
+def between_looks(ranks: int) -> float:
+    """Seconds between two looks of one of so many ranks; a busy machine can only add to them."""
     times: list[float] = []
+    looked_twice = threading.Event()
 
     def reachable() -> bool:
         times.append(time.monotonic())
+        if len(times) == 2:
+            looked_twice.set()
         return True
 
     roll = RollCall(HashStore(), 0, [HERE] * ranks, failed="failed", reachable=reachable)
-    began = time.monotonic()
     roll.start()
-    time.sleep(seconds)
+    looked_twice.wait()
     roll.stop()
-    return len(times) / (time.monotonic() - began)
+    return times[1] - times[0]
 
 
-def test_a_rank_of_a_thousand_keeps_to_it() -> None:
-    assert looks(1000, 1.0) * 1000 <= LOOKS_PER_SECOND
-    assert looks(1, 1.0) > 0, "nothing would be found"
+def test_many_ranks_keep_to_it() -> None:
+    assert 250 / between_looks(250) <= LOOKS_PER_SECOND

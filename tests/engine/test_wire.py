@@ -20,8 +20,6 @@ import pytest
 from engine.estimate.estimate import estimate
 from engine.plan import make_plan
 
-pytestmark = pytest.mark.timeout(400)  # the first test waits for all measurements
-
 ROOT = Path(__file__).parents[2]
 NAMESPACE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"']
 WITHIN = 0.02
@@ -124,9 +122,7 @@ def measured(config: Path) -> dict[tuple[int, bool, tuple[str, ...]], list[dict[
         for ranks in WORLDS
     ]
     program = [sys.executable, "-m", "tests.support.wire", str(config), json.dumps(jobs)]
-    done = subprocess.run(
-        [*NAMESPACE, "sh", *program], cwd=ROOT, capture_output=True, text=True, timeout=360
-    )
+    done = subprocess.run([*NAMESPACE, "sh", *program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     return {

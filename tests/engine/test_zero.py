@@ -16,8 +16,6 @@ from tests.support.cuts import full_cuts
 from tests.support.parity import Parity
 from tests.support.training import Run
 
-pytestmark = pytest.mark.timeout(400)  # the first test of a world waits for all of its runs
-
 STAGES = (1, 2, 3)
 
 

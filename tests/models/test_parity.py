@@ -13,8 +13,6 @@ from tests.support.pairs import pairs
 from tests.support.parity import Parity
 from tests.support.training import Run
 
-pytestmark = pytest.mark.timeout(400)  # the first test of a world waits for all of its runs
-
 LARGEST = 8
 
 

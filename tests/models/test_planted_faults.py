@@ -13,8 +13,6 @@ from tests.support.parity import TOLERANCE
 from tests.support.training import Run, Trained, assert_same, train, train_all
 from tests.support.worlds import run_world
 
-pytestmark = pytest.mark.timeout(400)  # the first test of a world waits for all of its runs
-
 FAULTY = 1e-5  # at least: the parity tests' tolerance in float32, of a run in float64
 RUNS = [*faults.RUNS, *pipeline_faults.RUNS]
 
@@ -35,7 +33,7 @@ def trained(world: int) -> dict[Run | str, Trained]:
     if world == 1:
         runs = [run.alone for run in RUNS]
     names = [name for name, fault in FAULTS.items() if fault.run.layout.gpus == world]
-    results = run_world(world, train_faulty, runs, names, timeout=360.0)
+    results = run_world(world, train_faulty, runs, names)
     return dict(zip([*runs, *names], results[0], strict=True))
 
 

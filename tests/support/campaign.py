@@ -31,7 +31,7 @@ BEFORE_ITS_NAME = ["kill-save", "kill-verify", "kill-rename"]
 AFTER_IT = ["kill-named", "kill-prune"]
 SMALL = (
     *("TENSOR_PARALLEL=2", "MODE=1d", "precision=float64", "model.resid_pdrop=0.1"),
-    *(f"checkpoint.every={EVERY}", "checkpoint.keep=2", "timeout=30.0"),
+    *(f"checkpoint.every={EVERY}", "checkpoint.keep=2"),
 )
 
 
@@ -105,15 +105,13 @@ class Campaign:
             self.lost.append(step - expected)
         process = self._torchrun(",".join(faults))
         target = expected + self.draw.randint(1, 4 * EVERY)
-        deadline = time.monotonic() + 240
         while self.step < target or not self._is_in_its_third(process):
             assert process.poll() is None
-            assert time.monotonic() < deadline
             time.sleep(0.01)
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-        gone, alive = psutil.wait_procs(family, timeout=5)
+        gone, alive = psutil.wait_procs(family, timeout=60)
         assert len(gone) >= RANKS
         assert not alive, "they outlive torchrun"
         assert self.latest >= expected

@@ -48,7 +48,7 @@ def read_safely(folder: Path, data: bytes, overrides: Sequence[str] = ()) -> Doc
             found = error
         taken = time.thread_time() - start
     assert happened == []
-    assert taken < 1
+    assert taken < 10  # a thousandth is usual
     assert sorted(folder.iterdir()) == [path]
     if isinstance(found, Document):
         assert are_plain(found.values)

@@ -20,10 +20,11 @@ from engine.checkpoint.ways import Asked
 from engine.context import open_world
 from engine.data.loader import Batch, Batches
 from engine.errors import Failed, Refused
-from engine.faults import planted
+from engine.faults import Fault, planted
 from engine.loop import train
 from engine.plan import make_plan
 from engine.rendezvous import LOOPBACK, Place
+from engine.roll_call import Process
 from engine.run import Run
 from engine.run_folder import RunFolder
 from engine.step import Outcome
@@ -42,10 +43,11 @@ optimizer = dict(lr=0.01)
 log = dict(tensorboard=False)
 checkpoint = dict(every=2)
 eval = dict(every=0)
-timeout = 20
-start_timeout = 60
+timeout = 300
+start_timeout = 300
 """
 RUN = Path("run")
+PATIENCE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +104,11 @@ def run(job: Job, ranks: int = 1) -> list[Ended]:
         return []
 
 
-def run_all(jobs: Sequence[Job], ranks: int = 1, *, timeout: float = 300.0) -> list[list[Ended]]:
+def run_all(jobs: Sequence[Job], ranks: int = 1) -> list[list[Ended]]:
     """The same of jobs that the same processes do one after another."""
     with contextlib.ExitStack() as held:
         ports = [held.enter_context(free_port()) for _ in jobs]
-        by_rank = run_world(
-            ranks, ranks_of, list(zip(jobs, ports, strict=True)), open_group=False, timeout=timeout
-        )
+        by_rank = run_world(ranks, ranks_of, list(zip(jobs, ports, strict=True)), open_group=False)
     return [list(ended) for ended in zip(*by_rank, strict=True)]
 
 
@@ -149,11 +149,46 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     ):
         try:
             with open_world(plan, place) as world, job.planted(world):
+                fault = fault or witness(job.fault, world)
                 train(world, world.plan, job.asked, cache=job.folder / "cache", fault=fault)
         except (Refused, Failed) as error:
             ended = "Refused" if isinstance(error, Refused) else "Failed"
         err.seek(0)
         return Ended(error=ended, out=out.getvalue(), err=err.read(), batches=batches)
+
+
+@dataclass
+class Witness(Fault):
+    """At the place where rank ``victim`` stops: waits until it is stopped, and has no patience from
+    then on. Before that a rank may be as late as a busy machine makes it."""
+
+    world: World
+    victim: int
+
+    def _strike(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        assert self.world.ranks.last_words.roll is not None
+        process = self.world.ranks.last_words.roll.processes[self.victim]
+        while process.state(Process.this()) != "stopped":
+            time.sleep(0.01)
+        lose_patience(self.world)
+
+
+def witness(fault: str, world: World) -> Witness | None:
+    """For the other ranks, where one is to be stopped."""
+    if not fault.startswith("stop"):
+        return None
+    kind, victim, step = fault.split(":")
+    _, _, moment = kind.partition("-")
+    return Witness(kind, moment, int(step), world=world, victim=int(victim))
+
+
+def lose_patience(world: World) -> None:
+    """This rank waits ``PATIENCE`` seconds for others from now on."""
+    world.ranks.keep_pace(PATIENCE)
+    world.colossal.set_timeouts(PATIENCE)
 
 
 def _stderr(rank: int, job: Job) -> TextIO:
@@ -178,8 +213,7 @@ def _mortal(healthy: Callable[..., Outcome], job: Job) -> Callable[..., Outcome]
     def step(self: Run, step: int, **more: Any) -> Outcome:
         outcome = healthy(self, step, **more)
         if step == job.dies:  # weights are new, and nothing has been told or saved of it
-            deadline = time.monotonic() + 20
-            while job.dies_saved and not saved() and time.monotonic() < deadline:
+            while job.dies_saved and not saved():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return outcome

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from tests.support.training import Run, Trained, assert_same, train_all
-from tests.support.worlds import run_world
+from tests.support.worlds import TIMEOUT_SECONDS, run_world
 
 TOLERANCE = {
     torch.float32: 1e-5,
@@ -23,7 +23,7 @@ up to 0.024 of a bias in bf16 and 0.003 in fp16, which has three bits more."""
 class Parity:
     """One world of each size trains all runs of that size when the first of them is asked for."""
 
-    def __init__(self, runs: Iterable[Run], *, timeout: float = 360.0) -> None:
+    def __init__(self, runs: Iterable[Run], *, timeout: float = TIMEOUT_SECONDS) -> None:
         self.runs, self.timeout = list(dict.fromkeys(runs)), timeout
         self.trained = cache(self._trained)
 

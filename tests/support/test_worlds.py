@@ -30,7 +30,7 @@ def _die_on_one(rank: int, size: int) -> None:
 
 
 def _hang(rank: int, size: int) -> None:
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def _leave_together(rank: int, size: int) -> bool:
@@ -57,10 +57,8 @@ def test_a_dead_rank_is_named() -> None:
 
 
 def test_a_hang_ends_at_the_timeout() -> None:
-    start = time.monotonic()
     with pytest.raises(WorldError, match="still running after 1 s"):
         run_world(2, _hang, timeout=1.0)
-    assert time.monotonic() - start < 10
     assert not multiprocessing.active_children()
 
 

@@ -17,11 +17,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-# Ranks are forked from a server that has imported torch but never computed with it: a fork costs
-# milliseconds, and no thread pool is lost on the way.
-PRELOAD = ["torch", "torch.distributed", "torch._dynamo", "numpy", "pytest", "einops"]
-# What the other ranks get to tell their own error once one rank has failed.
-GRACE_SECONDS = 5.0
+# Ranks are forked from a server that has imported all of this but never computed with it: a fork
+# costs milliseconds, and no thread pool is lost on the way.
+PRELOAD = ["tests.support.preload"]
+# Bounds for ranks that hang, far above what healthy ranks need on a busy machine: for all of a
+# world's work, and for the other ranks to report their own error once one rank has failed.
+TIMEOUT_SECONDS = 1000.0
+GRACE_SECONDS = 60.0
 
 
 class WorldError(Exception):
@@ -36,7 +38,8 @@ def run_world(
     size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 120.0,
+    timeout: float = TIMEOUT_SECONDS,
+    grace: float = GRACE_SECONDS,
     open_group: bool = True,
 ) -> list[Any]:
     """Run `function(rank, size, *args)` on `size` ranks and return their results by rank.
@@ -46,7 +49,8 @@ def run_world(
     is open unless `open_group=False`. All processes started here are gone on return.
 
     Raises:
-        WorldError: a rank raised, died or was still running after `timeout` seconds.
+        WorldError: a rank raised, died or was still running after `timeout` seconds, or `grace`
+            seconds after another rank raised or died.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -65,19 +69,19 @@ def run_world(
                 theirs.close()
                 processes.append(process)
                 pipes[ours] = rank
-            return _collect(pipes, size, timeout)
+            return _collect(pipes, size, timeout, grace)
         finally:
             for pipe in pipes:
                 pipe.close()
             for process in processes:
-                process.join(GRACE_SECONDS if sys.exc_info()[0] is None else 0)
+                process.join(grace if sys.exc_info()[0] is None else 0)
                 if process.is_alive():
                     process.kill()
                     process.join()
                 process.close()
 
 
-def _collect(pipes: dict[Connection, int], size: int, timeout: float) -> list[Any]:
+def _collect(pipes: dict[Connection, int], size: int, timeout: float, grace: float) -> list[Any]:
     deadline = time.monotonic() + timeout
     results: dict[int, Any] = {}
     failures: dict[int, str] = {}
@@ -99,7 +103,7 @@ def _collect(pipes: dict[Connection, int], size: int, timeout: float) -> list[An
                 results[rank] = value
             else:
                 failures[rank] = value
-                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+                deadline = min(deadline, time.monotonic() + grace)
     if failures:
         raise WorldError(failures)
     return [results[rank] for rank in range(size)]

@@ -108,7 +108,7 @@ class Worlds:
     def _read(self, size: int, everything: bool) -> dict[Pair, State]:
         pairs = product(NAMES, by_size()[size]) if everything else sorted(CHAIN)
         mine = [pair for pair in pairs if pair[1] in by_size()[size]]
-        found: dict[Pair, State] = run_world(size, read_all, mine, self.path, timeout=600)[0]
+        found: dict[Pair, State] = run_world(size, read_all, mine, self.path)[0]
         return found
 
 
@@ -117,7 +117,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
     return Worlds(tmp_path_factory.mktemp("layouts"))
 
 
-@pytest.mark.timeout(700)
 @pytest.mark.parametrize(
     "pair",
     [

@@ -116,7 +116,6 @@ def losses(run: Path) -> list[Any]:
     return [(row["step"], row["loss"], row["grad_norm"], row["tokens"]) for row in rows]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES)
 def test_it_ends_with_the_same_bits(worlds: Worlds, case: str) -> None:
     resumed, straight = worlds.finished(CASES[case][0])[case]

@@ -14,14 +14,15 @@ BAD = sorted(path.stem for path in FOLDER.glob("*.txt"))
 
 
 def refusal_of(path: str) -> str:
-    """What the reader says of ``path``; it may neither run anything nor take a second."""
+    """What the reader says of ``path``; it may neither run anything nor take long: a thousandth
+    of the limit is usual."""
     with watched() as happened:
         start = time.thread_time()
         with pytest.raises(ConfigError) as caught:
             read(path)
         taken = time.thread_time() - start
     assert happened == []
-    assert taken < 1
+    assert taken < 10
     return str(caught.value)
 
 

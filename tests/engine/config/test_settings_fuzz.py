@@ -70,9 +70,9 @@ def test_any_values_are_planned_or_refused(keys: dict[str, Any], gpus: int | Non
     origins: dict[Path, Origin] = {
         (name,): Origin("c.py", line, 1) for line, name in enumerate(values, start=1)
     }
-    start = time.perf_counter()
+    start = time.thread_time()
     lines = refusal(Document(values, origins), gpus)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 10  # a thousandth is usual
     assert all(line.startswith("c.py") for line in lines)
 
 

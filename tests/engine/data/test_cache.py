@@ -146,14 +146,15 @@ def test_processes_that_start_together(
         path.write_bytes(b"damaged")
     start, results = SPAWN.Barrier(4), SPAWN.Queue()
     processes = [
-        SPAWN.Process(target=come, args=(path, log, 0.5, start, results)) for _ in range(4)
+        SPAWN.Process(target=come, args=(path, log, 0.5, start, results), daemon=True)
+        for _ in range(4)
     ]
     for process in processes:
         process.start()
-    got = [results.get(timeout=60) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join()
         assert process.exitcode == 0
+    got = [results.get() for _ in processes]
     assert got == [(int(IDS.sum(dtype=int)), "ü")] * 4
     assert 1 <= len(log.read_text().splitlines()) <= most
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.lock", "a.tokens", "log"]
@@ -162,19 +163,21 @@ def test_processes_that_start_together(
 def test_a_killed_builder_hands_over_to_who_waits(tmp_path: Path) -> None:
     path, log = tmp_path / "a.tokens", tmp_path / "log"
     alone, results = SPAWN.Barrier(1), SPAWN.Queue()
-    first = SPAWN.Process(target=_come, args=(path, log, 600.0, alone, results))
+    args = (path, log, 3600.0, alone, results)
+    first = SPAWN.Process(target=_come, args=args, daemon=True)
     first.start()
-    while not log.exists():
+    while not (log.exists() and log.read_text().endswith("\n")):
         time.sleep(0.01)
-    second = SPAWN.Process(target=_come, args=(path, log, 0.0, alone, results))
+    second = SPAWN.Process(target=_come, args=(path, log, 0.0, alone, results), daemon=True)
     second.start()
     time.sleep(0.5)
     assert not path.exists()
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
-    assert results.get(timeout=60) == (int(IDS.sum(dtype=int)), "ü")
-    second.join(30)
-    first.join(30)
+    second.join()
+    assert second.exitcode == 0
+    assert results.get() == (int(IDS.sum(dtype=int)), "ü")
+    first.join()
     assert len(log.read_text().splitlines()) == 2
 
 

@@ -29,13 +29,15 @@ def test_all_see_the_same(ask: Ask, tmp_path: Path, tokenizer: str) -> None:
     """Two ranks of one job and one of another, in one cache; then one alone."""
     start, results = SPAWN.Barrier(3), SPAWN.Queue()
     requests = [ask(tokenizer=tokenizer, notify=print) for _ in range(3)]
-    processes = [SPAWN.Process(target=_open, args=(r, start, results)) for r in requests]
+    processes = [
+        SPAWN.Process(target=_open, args=(r, start, results), daemon=True) for r in requests
+    ]
     for process in processes:
         process.start()
-    seen = [results.get(timeout=60) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join()
         assert process.exitcode == 0
+    seen = [results.get() for _ in processes]
     alone = _seen(open_corpus("text", ask(tokenizer=tokenizer, cache=tmp_path / "another")))
     assert seen == [alone] * 3
     assert len(list((tmp_path / "cache").glob("*.tokens"))) == 1

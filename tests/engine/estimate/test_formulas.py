@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from engine.optim.registry import Named, build_optimizer, states_of
 from engine.plan import make_plan
 from models.presets import PRESETS
 from tests.engine.estimate.plans import GPT2, SMALL, plan
+from tests.support.effort import counted
 
 ROOT = Path(__file__).parents[3]
 FLOAT32, BF16 = 4, 2
@@ -206,11 +206,11 @@ def test_parts_add_up() -> None:
     assert parts.total == 63
 
 
-def test_128_gpus_and_192_micro_batches_take_no_time() -> None:
+def test_128_gpus_and_192_micro_batches_are_little_work() -> None:
     wanted = make_plan(ROOT / "gpt_configs/gpt3_pp1d.py", gpus=128, environ={})
-    started = time.process_time()
-    found = estimate(wanted)
-    assert time.process_time() - started < 0.5
+    with counted() as calls:
+        found = estimate(wanted)
+    assert calls.number < 3_000_000
     assert len(found.stages) == 32
 
 

@@ -14,8 +14,6 @@ from tests.engine.estimate.test_measured import told
 from tests.support.allocations import Measured, measure_all
 from tests.support.worlds import run_world
 
-pytestmark = pytest.mark.timeout(300)  # the first test of a world waits for all of its cases
-
 WITHIN = 0.03
 CONFIG = """
 BATCH_SIZE = 4
@@ -58,7 +56,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def measured(config: Path, ranks: int) -> dict[tuple[str, ...], list[Measured]]:
     """Of all ranks, by overrides."""
-    by_rank = run_world(ranks, measure_all, config, CASES[ranks], timeout=280)
+    by_rank = run_world(ranks, measure_all, config, CASES[ranks])
     return {
         tuple(some): [of_rank[number] for of_rank in by_rank]
         for number, some in enumerate(CASES[ranks])

@@ -18,13 +18,13 @@ from tests.engine.nvme.support import mounted
 MIB = 2**20
 
 LIVE = """
-import sys, time
+import sys
 from pathlib import Path
 from engine.nvme.disk import open_disk
 with open_disk(Path(sys.argv[1]), "job-rank0") as disk:
     disk.reserve("states", 2**20)
     print(disk.folder.name, flush=True)
-    time.sleep(60)
+    input()
 """
 
 
@@ -33,6 +33,7 @@ def start(root: Path) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         [sys.executable, "-c", LIVE, str(root)],
         cwd=Path(__file__).parents[3],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )

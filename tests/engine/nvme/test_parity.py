@@ -12,8 +12,6 @@ import torch
 from tests.support.parity import Parity
 from tests.support.training import Run
 
-pytestmark = pytest.mark.timeout(400)  # the first test of a world waits for all of its runs
-
 
 def runs() -> Iterator[Run]:
     """Every stage at DP 1 and 2 in both types; weights on the disk, which takes stage 3, with what

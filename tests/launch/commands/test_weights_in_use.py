@@ -30,8 +30,6 @@ from models.sizes import Sizes
 from tests.engine.inout.support import SIZES, trained
 from tests.support.jobs import TINY, Job, run
 
-pytestmark = pytest.mark.timeout(300)
-
 ROOT = Path(__file__).parents[3]
 OVERRIDES = (
     *("data.type=text", "data.tokenizer=char", "data.path=corpus.txt", "data.cache=cache"),
