@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined, core_schema
@@ -105,6 +112,16 @@ def accepts(field: FieldInfo) -> str:
 def choices(field: FieldInfo) -> list[str]:
     """The alternatives that a setting takes: names in quotes, kinds of values with their bounds."""
     return _choices(field.annotation, field.metadata)
+
+
+def takes(field: FieldInfo, value: object) -> bool:
+    """Whether a setting takes ``value``."""
+    kind: Any = Annotated[field.annotation, *field.metadata, None]
+    try:
+        TypeAdapter(kind, config=Section.model_config).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def default_of(field: FieldInfo) -> str:

@@ -149,6 +149,6 @@ class _Reading:
         evaluator = Evaluator(source, Table(), self._budget, self._environ, self._report)
         file = Interpreter(path, evaluator, self._overrides, self._inherit)
         self._open.append(path)
-        file.run(tree.body)
+        file.run(tree)
         self._open.pop()
         return file

@@ -10,6 +10,7 @@ from operator import attrgetter
 from engine.config import foreign
 from engine.config.declared.bounds import PROBLEMS
 from engine.config.errors import Problem
+from engine.config.fields import takes
 from engine.config.hints import closest, known, unknown_setting
 from engine.config.no_effect import NO_EFFECT
 from engine.config.schema import all_settings, user_name
@@ -144,9 +145,26 @@ def _within(document: Document, path: Path, value: object, found: Statements) ->
     elif name not in SECTIONS:
         _unknown(document, path, value, found)
     elif value is not None:
-        first = next(key for key in _KEYS if key.startswith(f"{name}.")).split(".")[len(path)]
-        found.problems.append(stated.problem(f"must be a dict, such as dict({first}=...)"))
+        found.problems.append(stated.problem(f"must be a dict, such as {_as_dict(stated)}"))
         found.disputed.update(key for key in all_settings() if key.startswith(f"{name}."))
+
+
+def _as_dict(stated: Stated) -> str:
+    """A value given for a section, as the first of its settings that takes it."""
+    keys = [key for key in _KEYS if key.startswith(f"{stated.name}.")]
+    fields = all_settings()
+    for key in keys:
+        meaning = SPELLINGS.get(key)
+        if isinstance(stated.value, bool) or key not in map(user_name, fields):
+            continue
+        meanings = {str(meaning): stated.value}
+        try:
+            meanings = meaning(stated.value) if callable(meaning) else meanings
+        except foreign.Unaccepted:
+            continue
+        if meanings and all(takes(fields[name], value) for name, value in meanings.items()):
+            return f"dict({key.rpartition('.')[2]}={show(stated.written)})"
+    return f"dict({keys[0].split('.')[stated.name.count('.') + 1]}=...)"
 
 
 def _unknown(document: Document, path: Path, value: object, found: Statements) -> None:

@@ -1,7 +1,8 @@
 """What Python itself makes of a config: really run, with foreign modules that record names."""
 
+import os
 from collections.abc import Mapping
-from types import SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
 
 from engine.config.values import Symbol
@@ -46,7 +47,10 @@ def run(text: str, environ: Mapping[str, str] | None = None) -> dict[str, object
     """What harmless ``text`` leaves when Python runs it, but for ``os`` and ``__future__``."""
     environ = dict(environ or {})
     system = SimpleNamespace(
-        environ=environ, getenv=lambda key, default=None: environ.get(key, default)
+        environ=environ,
+        getenv=lambda key, default=None: environ.get(key, default),
+        getcwd=os.getcwd,
+        path=os.path,
     )
 
     future = SimpleNamespace(annotations=object())
@@ -56,14 +60,19 @@ def run(text: str, environ: Mapping[str, str] | None = None) -> dict[str, object
         """``names``: globals, locals, what follows ``from ... import``, level."""
         if name in system_modules:
             return system_modules[name]
+        if name == "os.path":
+            return os.path if names[2] else system
         return Foreign(name if names[2] else name.partition(".")[0])
 
     builtins = {**FUNCTIONS, "range": lambda *bounds: list(range(*bounds))}
     scope: dict[str, Any] = {"__builtins__": {**builtins, "__import__": import_module}}
     exec(compile(text, "config", "exec"), scope)
-    of_the_system = (system, system.environ, system.getenv, future.annotations)
+    functions = (FunctionType, BuiltinFunctionType)
+    of_the_system = (system, system.environ, system.path, future.annotations)
     return {
         key: recorded(value)
         for key, value in scope.items()
-        if not key.startswith("__") and all(value is not item for item in of_the_system)
+        if not key.startswith("__")
+        and not isinstance(value, functions)
+        and all(value is not item for item in of_the_system)
     }

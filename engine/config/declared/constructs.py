@@ -37,5 +37,25 @@ CONSTRUCTS: Mapping[type[ast.AST], str] = {
 }
 
 
+MODEL_SIZES = "model = dict(n_layer=..., n_head=..., n_embd=...)"
+
+
+def names_in_model(tree: ast.Module) -> frozenset[str]:
+    """The names that assignments to ``model`` read, such as ``gpt`` in model = dict(type=gpt)."""
+    return frozenset(
+        name.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and any(map(_is_model, node.targets))
+        for name in ast.walk(node.value)
+        if isinstance(name, ast.Name)
+    )
+
+
+def _is_model(target: ast.expr) -> bool:
+    while isinstance(target, ast.Subscript):
+        target = target.value
+    return isinstance(target, ast.Name) and target.id == "model"
+
+
 def name_of(node: ast.AST) -> str:
     return CONSTRUCTS.get(type(node), type(node).__name__)

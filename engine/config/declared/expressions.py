@@ -149,6 +149,8 @@ class Evaluator:
         name = node.id
         if name in self.scope:
             return self._known(self.scope[name])
+        if name == "__file__" and self.source.path is not None:
+            return str(self.source.path)
         if name.startswith("__"):
             raise self.fail(node, f"{name} {NOT_HERE}", column=True)
         if name in operations.FUNCTIONS or name == "dict":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.config.declared import operations
 from engine.config.declared.bounds import Illegal
-from engine.config.declared.constructs import NOT_HERE
+from engine.config.declared.constructs import MODEL_SIZES, NOT_HERE, name_of, names_in_model
 from engine.config.declared.expressions import UNKNOWN, Evaluator, Module, Unknown
 from engine.config.declared.sources import file_in, locate
 from engine.config.values import Origin, Symbol, Table
@@ -34,8 +34,14 @@ class Interpreter:
         self._path = path
         self._overrides = overrides
         self._inherit = inherit
+        self._names_in_model: frozenset[str] = frozenset()
 
-    def run(self, body: Sequence[ast.stmt]) -> None:
+    def run(self, tree: ast.Module) -> None:
+        """Carries the whole file out."""
+        self._names_in_model = names_in_model(tree)
+        self._carry_out(tree.body)
+
+    def _carry_out(self, body: Sequence[ast.stmt]) -> None:
         """Carries ``body`` out; a statement that fails leaves its names Unknown."""
         for node in body:
             try:
@@ -50,9 +56,12 @@ class Interpreter:
         match node:
             case ast.Assign(targets, value):
                 self._assign(targets, value)
-            case ast.AnnAssign(target, _, value):
-                if value is not None:
-                    self._assign([target], value)
+            case ast.AnnAssign(target, _, None):
+                name = self.evaluator.source.excerpt(target).removesuffix(": ")
+                message = f"an annotation without a value sets nothing; write {name} = VALUE"
+                raise self.evaluator.fail(node, message)
+            case ast.AnnAssign(target, _, ast.expr() as value):
+                self._assign([target], value)
             case ast.AugAssign():
                 self._augment(node)
             case ast.If():
@@ -68,6 +77,9 @@ class Interpreter:
                 self.evaluator.evaluate(value)
                 message = "an expression on its own has no effect; assign it to a name"
                 raise self.evaluator.fail(node, message)
+            case ast.FunctionDef(name) | ast.ClassDef(name) if name in self._names_in_model:
+                message = f"{name_of(node)} {NOT_HERE}; state the model's sizes: {MODEL_SIZES}"
+                raise self.evaluator.fail(node, message, column=True)
             case _:
                 raise self.evaluator.forbid(node)
 
@@ -170,9 +182,9 @@ class Interpreter:
             match node.orelse:
                 case [ast.If() as node]:  # elif
                     continue
-            self.run(node.orelse)
+            self._carry_out(node.orelse)
             return
-        self.run(node.body)
+        self._carry_out(node.body)
 
     def _import(self, node: ast.Import, alias: ast.alias) -> None:
         first, _, rest = alias.name.partition(".")

@@ -1,6 +1,7 @@
 """Config files as text: reading and parsing one, naming a place in it, finding what it imports."""
 
 import ast
+import json
 import os
 import re
 import sys
@@ -26,14 +27,24 @@ FOREIGN = sys.stdlib_module_names | {
 }
 COUNTED_LINE = 1000  # characters; in longer lines columns are bytes, as counting them all is slow
 EXCERPT_LENGTH = 50
+# Configs of other programs; YAML of simple lines would parse as annotations of Python.
+SUFFIXES = {
+    ".cfg": "an INI file",
+    ".ini": "an INI file",
+    ".json": "JSON",
+    ".toml": "TOML",
+    ".yaml": "YAML",
+    ".yml": "YAML",
+}
 ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
 
 
 class Source:
-    """A text being read; ``file`` is its name in messages."""
+    """A text being read; ``file`` is its name in messages, ``path`` its place on the disk."""
 
-    def __init__(self, file: str, text: str) -> None:
+    def __init__(self, file: str, text: str, path: Path | None = None) -> None:
         self.file = file
+        self.path = path
         self.text = text
         self._lines = re.split(r"\r\n|\r|\n", text)
 
@@ -48,7 +59,7 @@ class Source:
             column = len(text.encode()[:column].decode(errors="replace"))
         return Origin(self.file, line, column + 1)
 
-    def excerpt(self, node: ast.expr) -> str:
+    def excerpt(self, node: ast.expr | ast.stmt) -> str:
         """The beginning of ``node`` as it is written, as a prefix for messages about it.
 
         Empty on the command line, whose messages hold the text as it is.
@@ -102,10 +113,30 @@ def load(path: Path, file: str) -> Source:
     if len(data) > SOURCE_BYTES:
         raise refusal(file, f"longer than {SOURCE_BYTES // 1024} KiB, which no config needs")
     try:
-        return Source(file, data.decode().removeprefix("\ufeff"))
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise refusal(file, f"byte {error.start} is not UTF-8", line) from None
+    if other := _other_format(path, text):
+        raise refusal(
+            file,
+            f"is {other}, and a config is Python: lines such as BATCH_SIZE = 8 and "
+            "optimizer = dict(lr=3e-4); cuboid settings lists what can be set",
+        )
+    return Source(file, text, path)
+
+
+def _other_format(path: Path, text: str) -> str | None:
+    """The format of a config of another program, by its suffix; JSON by its content too."""
+    if path.suffix in SUFFIXES:
+        return SUFFIXES[path.suffix]
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return "JSON"
 
 
 def locate(module: str, level: int, importer: Path) -> Path | None:

@@ -33,6 +33,29 @@ def warmup_ends_before_the_run(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def warmup_is_not_a_share(facts: Facts) -> Iterator[Finding]:
+    """Other trainers take a share of the run; here, less than one step warms nothing up."""
+    settings, schedule = facts.settings, facts.settings.lr_scheduler
+    if schedule.by != "step" or not 0 < schedule.warmup < 1:
+        return
+    share = f"{schedule.warmup:.4g} of the run"
+    if settings.max_steps is not None:
+        steps = max(1, round(schedule.warmup * settings.max_steps))
+        remedy = f"for {share}, state {steps} ({facts.cite('max_steps')})"
+    elif settings.num_epochs is not None and schedule.total is None:
+        epochs = f"{schedule.warmup * settings.num_epochs:.4g}"
+        remedy = (
+            f"for {share}, state lr_scheduler.by='epoch' and lr_scheduler.warmup={epochs} "
+            f"({facts.cite('num_epochs')})"
+        )
+    else:
+        remedy = "state a number of steps"
+    yield facts.error(
+        "lr_scheduler.warmup",
+        f"{facts.cite('lr_scheduler.warmup')} is less than one step; {remedy}",
+    )
+
+
 def epochs_need_data_that_ends(facts: Facts) -> Iterator[Finding]:
     """Synthetic data has no epochs to count."""
     settings = facts.settings
@@ -58,6 +81,7 @@ def loss_scale_is_within_its_bounds(facts: Facts) -> Iterator[Finding]:
 RULES = (
     warmup_ends_before_the_decay,
     warmup_ends_before_the_run,
+    warmup_is_not_a_share,
     epochs_need_data_that_ends,
     loss_scale_is_within_its_bounds,
 )

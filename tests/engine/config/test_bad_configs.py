@@ -53,6 +53,19 @@ def test_a_string_of_100_megabytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "other"),
+    [("ds.json", "JSON"), ("gpt.yaml", "YAML"), ("gpt.yml", "YAML"), ("llama.toml", "TOML")],
+)
+def test_a_config_of_another_program(tmp_path: Path, name: str, other: str) -> None:
+    path = tmp_path / name
+    path.write_text("BATCH_SIZE: 8\n")  # which Python would take for an annotation
+    assert refusal_of(str(path)) == (
+        f"{path}: is {other}, and a config is Python: lines such as BATCH_SIZE = 8 and "
+        "optimizer = dict(lr=3e-4); cuboid settings lists what can be set"
+    )
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "(" * 30_000,
@@ -99,9 +112,12 @@ def test_deep_nesting(tmp_path: Path, text: str) -> None:
         "a = 3\n" + "a *= a\n" * 60,
         "a = [1]\n" + "a += a\n" * 60,
         "x = 1 << 1023 << 1023",
+        "import os\na = ['a'] * 19_000\n" + "b = os.path.join(*a)\n" * 2_000,
+        "import os\na = 'a/../' * 13_000\n" + "b = os.path.abspath(a)\n" * 2_000,
+        "import os\na = ['b' * 60_000] * 10_000\nb = os.path.join(*a)\n",
         "x = 2.0 ** 1023 * 2",
     ],
-    ids=range(20),
+    ids=range(23),
 )
 def test_bombs(tmp_path: Path, text: str) -> None:
     assert refused(tmp_path, text).startswith("bad.py")

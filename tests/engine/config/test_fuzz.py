@@ -65,6 +65,7 @@ HOSTILE = [
         "float('nan')",
         "print",
     ),
+    *("os.path.join(b, E)", "os.path.abspath(E)", "os.path.expanduser(E)", "__file__"),
     *("(x := 1)", "str(torch)", "torch == 1", "c[10**30]", "dict(**torch)", "max()", "hash(torch)"),
 ]
 FUNCTIONS = ["int", "float", "str", "len", "list", "tuple", "abs", "bool", "sum", "max", "range"]

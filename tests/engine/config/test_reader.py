@@ -10,7 +10,7 @@ from tests.support import python
 
 FOREIGN_CONFIGS = sorted((Path(__file__).parents[2] / "foreign_configs").glob("*.py"))
 SNIPPETS = [
-    "a = 1\nb: float = 2.5\nc: int\nd = e = 'x' 'y'\n",
+    "a = 1\nb: float = 2.5\nd = e = 'x' 'y'\n",
     "a = (7 // 2, 7 / 2, -7 % 3, 2**10, 2**-1, 1 << 4, 255 >> 2, 6 & 3, 6 | 3, 6 ^ 3, ~5, +True)\n",
     "a = 'ab' * 2 + 'c'\nb = [1] * 3 + [2]\nc = 2 * (1,) + (2,)\n",
     "a, (b, [c]) = 1, (2, [3])\n[d, e] = [4, 5]\n",
@@ -34,6 +34,10 @@ SNIPPETS = [
     "import os\na = os.environ['KNOWN']\nb = os.environ.get('NOPE', 3)\nc = os.getenv('NOPE')\n",
     "from os import environ as e, getenv\na = int(e.get('SIZE')) * 2\nb = 'SIZE' in e\n"
     "c = getenv('NOPE', default='d')\n",
+    "import os\nimport os.path as p\nfrom os.path import join, split as s\n"
+    "a = join('a', 'b/', '../c', p.basename('x/y.txt'), os.path.dirname('/u/v'))\n"
+    "b = (p.abspath('a/../b'), os.path.normpath('a//b/.'), p.isabs('/a'), os.getcwd())\n"
+    "c = (s('a/b'), p.splitext('a.tar.gz'), join('', *['q'] * 3))\n",
     "from __future__ import annotations\nx: list[nothing] = [1]\n",
     "import a.b, c as d, e.f as g\nfrom h.i import j, k as l\n"
     "x = (a.b.c(1, m=[2])['n'].o, d, g, j(), l[0])\n",
@@ -50,6 +54,29 @@ def read_text(tmp_path: Path, text: str, *overrides: str, **environ: str) -> Doc
     path = tmp_path / "config.py"
     path.write_text(text, encoding="utf-8", newline="")
     return read(path, overrides, environ)
+
+
+def test_the_folder_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "base.py").write_text(
+        "import os\nHERE = os.path.dirname(os.path.abspath(__file__))\n"
+    )
+    text = (
+        "import os\nfrom .base import HERE\nFILE = __file__\nDATA = os.path.join(HERE, 'a.txt')\n"
+    )
+    values = read_text(tmp_path, text).values
+    assert values["FILE"] == str(tmp_path / "config.py")
+    assert values["DATA"] == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "expanded"),
+    [("~", "/h/me"), ("~/a/~", "/h/me/a/~"), ("a/~", "a/~"), ("", ""), ("/~/a", "/~/a")],
+)
+def test_the_home_folder_is_that_of_the_given_environment(
+    tmp_path: Path, path: str, expanded: str
+) -> None:
+    text = f"import os\na = os.path.expanduser({path!r})\n"
+    assert read_text(tmp_path, text, HOME="/h/me").values["a"] == expanded
 
 
 def without_os(document: Document) -> dict[str, object]:

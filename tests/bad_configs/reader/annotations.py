@@ -1,0 +1,3 @@
+BATCH_SIZE: 8
+SEQ_LEN: int
+seed: int = 3

@@ -1,0 +1,4 @@
+{
+  "train_batch_size": 8,
+  "bf16": {"enabled": true}
+}
