@@ -45,11 +45,13 @@ class Chunk:
         """A micro-batch's way through the chunk."""
         ledger, block, ends = Ledger(), Block(local=self.local), Ends(local=self.local)
         run = {False: Pass.ALL, True: Pass.NOTHING, "selective": Pass.PRODUCTS}
+        layer = Ledger()
+        layer.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
+        block.forward(layer, run[self._checkpoint])
         if self.first:
             ends.embed(ledger)
         for _ in range(self.layers):
-            ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
-            block.forward(ledger, run[self._checkpoint])
+            ledger.run(layer.effect)
         ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, block.x)
         if self.last:
             ends.loss(ledger)
@@ -78,13 +80,15 @@ class Chunk:
     def _backward(self, *, first: bool) -> Effect:
         ledger, block, ends = Ledger(), Block(local=self.local), Ends(local=self.local)
         borrowed = not self.last and not (self.split and block.keeps_dy(block.mlp[1]))
+        layer = Ledger()
+        if self._checkpoint:
+            selective = self._checkpoint == "selective"
+            block.forward(layer, Pass.AGAIN_FROM_PRODUCTS if selective else Pass.AGAIN)
+        block.backward(layer, first=first, later=self.split)
         if self.last:
             ends.loss_backward(ledger, first=first, tied=self.tied)
         for number in range(self.layers):
-            if self._checkpoint:
-                selective = self._checkpoint == "selective"
-                block.forward(ledger, Pass.AGAIN_FROM_PRODUCTS if selective else Pass.AGAIN)
-            block.backward(ledger, first=first, later=self.split)
+            ledger.run(layer.effect)
             if number == 0 and borrowed:
                 ledger.hold(Kind.BUFFERS, block.x)  # the dy that came was never freed
         if self.first:

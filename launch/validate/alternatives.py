@@ -1,28 +1,31 @@
-"""What would make a config fit: overrides that were tried, each as a whole plan with its estimate.
+"""A search for overrides that make a config fit, each tried as a whole plan with its estimate.
 
-The model stays as it is, and so do its samples a step unless copies are added.
+The search is best first: candidates come by how little they change (launch/validate/candidates.py).
+Before one is tried, the strongest of its kind is: where not even that fits, none of its kind does,
+as each of their knobs only takes memory away (but for the precision, whose two values are two
+kinds). So a layout is closed by few tries.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, islice, product
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 from engine.config.errors import ConfigError
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate
+from engine.estimate.local import Device
 from engine.plan import Plan, make_plan
-from models.parallel.registry import modes
+from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, Space, Steps, spaces
 
-TRIES = 300  # plans that are made to find answers
-SECONDS = 0.6  # and how long for each: models of a thousand pieces take longer to estimate
-SIZES = 4  # larger sizes of an axis that are tried, and smaller ones of a micro-batch
-MOST_GPUS = 2048
-SLOW = 8  # steps of other knobs that one of offloading counts for: it costs the most time
+WORK = 800.0
+"""Milliseconds, about, that the plans and estimates of a search take on a machine of 2025. Not
+measured as they are made, so that an answer never depends on the speed of the machine."""
+NEAREST = 3
+"""Misses that are reported where nothing fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,166 +61,199 @@ class Alternative:
         return " ".join([*self.overrides, *([f"--gpus {gpus}"] * (gpus != plan.layout.gpus))])
 
 
-Checkpoint = bool | Literal["selective"]
-Offload = tuple[str | None, str | None]  # of the states, of the parameters
-Zero = tuple[int, bool]  # the stage, and whether over depth as well
-OFFLOADS: Sequence[Offload] = [(None, None), ("cpu", None), ("cpu", "cpu")]
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The result of a search: what fits, the mildest change first; where nothing does, the nearest
+    misses, and a sentence about all that was tried."""
 
-
-class Wanted(NamedTuple):
-    """How the knobs stand."""
-
-    checkpoint: Checkpoint
-    micro_batch: int  # samples
-    precision: str
-    zero: Zero
-    offload: Offload
-    tensor: int
-    pipeline: int
-    data: int
-
-
-class Knobs(NamedTuple):
-    """What can be turned, each from how it stands to its strongest."""
-
-    checkpoint: Sequence[Checkpoint]
-    micro_batch: Sequence[int]
-    precision: Sequence[str]
-    zero: Sequence[Zero]
-    offload: Sequence[Offload]
-    tensor: Sequence[int]
-    pipeline: Sequence[int]
-    data: Sequence[int]
-
-    def turned(self, steps: Steps) -> Wanted:
-        pairs: Iterator[tuple[Sequence[Any], int]] = zip(self, steps, strict=True)
-        return Wanted(*(values[step] for values, step in pairs))
-
-
-Steps = tuple[int, ...]  # of each knob; 0: left as it stands
+    fitting: tuple[Alternative, ...] = ()
+    nearest: tuple[Alternative, ...] = ()
+    tried: str = ""
 
 
 def alternatives(
-    request: Request, plan: Plan, gpu_memory: int, *, enough: int
-) -> list[Alternative]:
-    """The mildest changes that fit into ``gpu_memory`` bytes a GPU, at most ``enough`` of them.
+    request: Request, plan: Plan, gpu_memory: int, *, enough: int, device: Device = "cuda"
+) -> Findings:
+    """Search for the mildest changes that fit into ``gpu_memory`` bytes a GPU, at most ``enough``.
 
-    The fewer knobs are turned the milder; what only adds to an answer is left out.
+    A change that only adds to another one that fits is left out.
     """
-    knobs = _knobs(plan)
-    found: dict[Steps, Alternative] = {}
-    end = time.process_time() + SECONDS * enough
-    for steps in islice(_by_mildness(knobs), TRIES):
-        if len(found) == enough or time.process_time() > end:
+    search = Search(request=request, plan=plan, gpu_memory=gpu_memory, device=device)
+    found: dict[tuple[Space, Steps], Alternative] = {}
+    for space, steps in search.by_cost():
+        if len(found) == enough:
             break
-        if any(_contains(steps, other) for other in found):
+        if any(space.adds_to(steps, *other) for other in found):
             continue
-        tried = _try(request, plan, knobs.turned(steps))
-        if tried is not None and tried.estimate.fullest.memory.total <= gpu_memory:
-            found[steps] = tried
-    return list(found.values())
+        if (answer := search.fits(space, steps)) is not None:
+            found[space, steps] = answer
+    for space, steps in search.fitting():  # of no use before the work was used up
+        if len(found) < enough and not any(space.adds_to(steps, *other) for other in found):
+            answer = search.alternative(space, steps)
+            if answer is not None and answer.estimate.fullest.memory.total <= gpu_memory:
+                found[space, steps] = answer
+    if found:
+        return Findings(fitting=tuple(found.values()))
+    return Findings(nearest=search.nearest(), tried=search.tried())
 
 
-def _knobs(plan: Plan) -> Knobs:
-    settings, layout = plan.settings, plan.layout
-    ladder: list[Checkpoint] = [False, "selective", True]
-    mode = layout.mode if layout.tensor > 1 else modes()["1d"]
-    milder = {"float64": ["float32"], "float32": ["bf16"]}.get(settings.precision, [])
-    samples = [n for n in range(plan.micro_batch - 1, 0, -1) if settings.batch_size % n == 0]
-    multiples = [layout.tensor * n for n in range(2, 28)]
-    tensor = [n for n in multiples if mode.axes(n, layout.depth) is not None]
-    offload = settings.zero.offload, settings.zero.offload_params
-    pieces = settings.model.n_layer // settings.model.num_chunks
-    stages = range(2 * layout.pipeline, pieces + 1, layout.pipeline)
-    return Knobs(
-        checkpoint=ladder[ladder.index(settings.model.checkpoint) :],
-        micro_batch=[plan.micro_batch, *samples[:SIZES]],
-        precision=[settings.precision, *milder],
-        zero=_zeros(plan),
-        offload=OFFLOADS[OFFLOADS.index(offload) :] if offload in OFFLOADS else [offload],
-        tensor=[layout.tensor, *tensor[:SIZES]],
-        pipeline=[layout.pipeline, *[n for n in stages if pieces % n == 0][:SIZES]],
-        data=[layout.data * 2**n for n in range(12)],
-    )
+@dataclass(kw_only=True)
+class Search:
+    """Tries candidates, each once, until ``work`` is used up."""
+
+    request: Request
+    plan: Plan
+    gpu_memory: int
+    device: Device
+    work: float = WORK
+    sizes: dict[tuple[Space, Steps], float] = field(default_factory=dict)
+    closed: dict[Space, list[frozenset[int]]] = field(default_factory=dict)
+
+    @cached_property
+    def spaces(self) -> list[Space]:
+        return spaces(self.plan, gpus_given=self.request.gpus is not None)
+
+    def by_cost(self) -> Iterator[tuple[Space, Steps]]:
+        """All candidates but the plan itself, by cost. Those of a layout are listed when the layout
+        itself is up."""
+        waiting = [(space.cost, number, (), space) for number, space in enumerate(self.spaces)]
+        heap: list[tuple[float, int, Steps, Space]] = list(waiting)
+        heapify(heap)
+        listed = set[Space]()
+        while heap and self.work > 0:
+            _, number, steps, space = heappop(heap)
+            if space in listed:
+                if any(steps) or space.cost:
+                    yield space, steps
+                continue
+            listed.add(space)
+            everything = frozenset(range(len(space.knobs)))
+            if self._is_open(space, everything) or self._is_open(space, everything - {PRECISION}):
+                for cost, candidate in space.candidates():
+                    heappush(heap, (cost, number, candidate, space))
+
+    def fits(self, space: Space, steps: Steps) -> Alternative | None:
+        """The candidate, if it fits; without a try where its kind is closed."""
+        turned = frozenset(n for n, step in enumerate(steps) if step)
+        # First all that can be changed, then all but offloading: they close the most at once.
+        others = frozenset(range(len(Knobs._fields))) - {PRECISION, OFFLOAD}
+        for kind in (turned | others | {OFFLOAD}, turned | others, turned):
+            if not self._is_open(space, kind):
+                return None
+        if self._size(space, steps) > self.gpu_memory:
+            return None
+        answer = self.alternative(space, steps)
+        fitting = answer is not None and answer.estimate.fullest.memory.total <= self.gpu_memory
+        return answer if fitting else None
+
+    def fitting(self) -> list[tuple[Space, Steps]]:
+        """All that fits of what was tried, by cost."""
+        found = [
+            (space.cost_of(steps), number, space, steps)
+            for number, ((space, steps), size) in enumerate(self.sizes.items())
+            if size <= self.gpu_memory and (any(steps) or space.cost)
+        ]
+        return [(space, steps) for _, _, space, steps in sorted(found, key=lambda one: one[:2])]
+
+    def nearest(self) -> tuple[Alternative, ...]:
+        """The smallest of all that was tried, each size once."""
+        smallest: dict[float, tuple[Space, Steps]] = {}
+        for (space, steps), size in self.sizes.items():
+            other = smallest.setdefault(size, (space, steps))
+            if space.cost_of(steps) < other[0].cost_of(other[1]):
+                smallest[size] = space, steps
+        found = [self.alternative(*smallest[size]) for size in sorted(smallest)[:NEAREST]]
+        return tuple(one for one in found if one is not None)
+
+    def tried(self) -> str:
+        """The layouts and knobs that were tried, in words."""
+        legal = {space for (space, _), size in self.sizes.items() if size < float("inf")}
+        if not legal:
+            return "no other layout or setting is legal"
+        gpus = [space.layout.gpus for space in legal]
+        counts = f"{min(gpus)}" if min(gpus) == max(gpus) else f"{min(gpus)} to {max(gpus)}"
+        least = min(min(space.knobs.micro_batch) for space in legal)
+        ways = [f"micro-batches down to {least} sample{'s' * (least != 1)}"]
+        for name, words in WORDS.items():
+            if any(len(getattr(space.knobs, name)) > 1 for space in legal):
+                ways.append(words)
+        layouts = f"{len(legal)} layout{'s' * (len(legal) != 1)}"
+        rest = "" if self.work > 0 else f" (of {len(self.spaces)}: the search was ended)"
+        plural = "s" * (counts != "1")
+        return f"tried: {layouts}{rest} on {counts} GPU{plural}, {', '.join(ways)}"
+
+    def _is_open(self, space: Space, turned: frozenset[int]) -> bool:
+        """Whether the strongest candidate that changes the ``turned`` knobs fits."""
+        for other in self.closed.get(space, ()):
+            # Casts take memory, so a smaller precision may take more in all
+            if turned <= other and (PRECISION in turned) == (PRECISION in other):
+                return False
+        fits = self._size(space, space.strongest(turned)) <= self.gpu_memory
+        if not fits:
+            self.closed.setdefault(space, []).append(turned)
+        return fits
+
+    def _size(self, space: Space, steps: Steps) -> float:
+        """Bytes of the fullest GPU, or a little less; endless where the candidate is not legal."""
+        key = space, steps
+        if key not in self.sizes:
+            self.sizes[key] = float("inf")
+            plan = self._plan(space, steps)
+            if plan is not None:
+                brief = shortened(plan)
+                self.work -= _work(brief)
+                total = estimate(brief, device=self.device).fullest.memory.total
+                self.sizes[key] = float(total)
+        return self.sizes[key]
+
+    def _plan(self, space: Space, steps: Steps) -> Plan | None:
+        self.work -= PLAN
+        try:
+            return self.request.plan(space.overrides(steps), space.layout.gpus)
+        except ConfigError:
+            return None
+
+    def alternative(self, space: Space, steps: Steps) -> Alternative | None:
+        """The candidate with its whole estimate; None where it is not legal."""
+        plan = self._plan(space, steps)
+        if plan is None:
+            return None
+        self.work -= _work(plan)
+        overrides = space.overrides(steps)
+        found = estimate(plan, device=self.device)
+        return Alternative(overrides=overrides, plan=plan, estimate=found)
 
 
-def _zeros(plan: Plan) -> list[Zero]:
-    """Stages from the plan's on, each over data, then over depth as well if there are copies."""
-    zero, layout = plan.settings.zero, plan.layout
-    copies = any(layout.tensor_axes[axis] > 1 for axis in layout.mode.replicated)
-    return [
-        (stage, depth)
-        for stage in range(zero.stage, 4)
-        for depth in (False, True)
-        if depth >= zero.depth and not (depth and (stage == 0 or not copies))
-    ]
+WORDS = {
+    "checkpoint": "activation checkpointing",
+    "schedule": "schedule=1f1b",
+    "precision": "a smaller precision",
+    "zero": "ZeRO up to stage 3",
+    "offload": "offloading to the host",
+    "micro_batches": "fewer samples",
+}
+
+PLAN, ESTIMATE, LAYER, ACTION = 2.0, 2.0, 0.1, 0.01  # milliseconds
 
 
-def _by_mildness(knobs: Knobs) -> Iterator[Steps]:
-    """All settings of the knobs but the one they are in: fewer turned ones first, then cheaper
-    steps."""
-
-    offload = Knobs._fields.index("offload")
-
-    def cost(steps: Steps) -> int:
-        return sum(steps) + (SLOW - 1) * steps[offload]
-
-    for count in range(1, len(knobs) + 1):
-        level = []
-        for turned in combinations(range(len(knobs)), count):
-            for steps in product(*(range(1, len(knobs[knob])) for knob in turned)):
-                by_knob = dict(zip(turned, steps, strict=True))
-                level.append(tuple(by_knob.get(knob, 0) for knob in range(len(knobs))))
-        yield from sorted(level, key=cost)
+def _work(plan: Plan) -> float:
+    """How long an estimate takes, about."""
+    settings = plan.settings
+    actions = settings.num_micro_batches * settings.gradient_accumulation * plan.layout.pipeline
+    return ESTIMATE + LAYER * settings.model.n_layer + ACTION * actions
 
 
-def _contains(steps: Steps, other: Steps) -> bool:
-    return all(mine >= theirs for mine, theirs in zip(steps, other, strict=True))
-
-
-def _try(request: Request, plan: Plan, wanted: Wanted) -> Alternative | None:
-    """The plan with the knobs turned so; None where that is not legal."""
-    gpus, batch_size = _spread(plan, wanted)
-    if gpus > MOST_GPUS or batch_size % wanted.micro_batch:
-        return None
-    overrides = _overrides(plan, wanted, batch_size)
-    try:
-        other = request.plan(overrides, gpus)
-    except ConfigError:
-        return None
-    return Alternative(overrides=overrides, plan=other, estimate=estimate(other))
-
-
-def _spread(plan: Plan, wanted: Wanted) -> tuple[int, int]:
-    """GPUs, and samples of a data-parallel rank.
-
-    A model that takes more GPUs takes them from its copies, if that leaves whole ones, each of
-    which then has more samples; otherwise there are more GPUs.
-    """
-    layout, batch_size = plan.layout, plan.settings.batch_size
-    one = wanted.tensor * wanted.pipeline
-    times, rest = divmod(one, layout.tensor * layout.pipeline)
-    if wanted.data == layout.data and not rest and layout.data % times == 0:
-        return layout.gpus, batch_size * times
-    return one * wanted.data, batch_size
-
-
-def _overrides(plan: Plan, wanted: Wanted, batch_size: int) -> tuple[str, ...]:
-    """What tells the knobs from how the plan has them."""
-    settings, layout = plan.settings, plan.layout
-    offload, offload_params = wanted.offload
-    stage, depth = wanted.zero
-    pairs: list[tuple[str, object, object]] = [
-        ("TENSOR_PARALLEL", wanted.tensor, layout.tensor),
-        ("MODE", "1d" if layout.tensor == 1 < wanted.tensor else settings.mode, settings.mode),
-        ("PIPELINE", wanted.pipeline, layout.pipeline),
-        ("BATCH_SIZE", batch_size, settings.batch_size),
-        ("NUM_MICRO_BATCHES", batch_size // wanted.micro_batch, settings.num_micro_batches),
-        ("model.checkpoint", wanted.checkpoint, settings.model.checkpoint),
-        ("precision", wanted.precision, settings.precision),
-        ("zero.stage", stage, settings.zero.stage),
-        ("zero.depth", depth, settings.zero.depth),
-        ("zero.offload", offload, settings.zero.offload),
-        ("zero.offload_params", offload_params, settings.zero.offload_params),
-    ]
-    return tuple(f"{name}={value}" for name, value, now in pairs if value != now)
+def shortened(plan: Plan) -> Plan:
+    """The plan with no more micro-batches than show its memory: in 1F1B a rank holds those of p
+    stages at most (Narayanan et al. 2021, section 2.1), whatever their number; ids aside. So
+    the estimate is that of the plan, or a little less, and far sooner made."""
+    settings, stages = plan.settings, plan.layout.pipeline
+    if settings.schedule != "1f1b" and stages > 1:
+        return plan
+    enough = min(stages + 2, settings.num_micro_batches * settings.gradient_accumulation)
+    shorter = {
+        "num_micro_batches": enough,
+        "batch_size": enough * plan.micro_batch,
+        "gradient_accumulation": 1,
+    }
+    return replace(plan, settings=settings.model_copy(update=shorter))

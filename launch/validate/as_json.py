@@ -82,6 +82,7 @@ def _estimate(case: Case) -> dict[str, Any]:
         },
         "sent": [asdict(sent) for sent in found.traffic],
         "alternatives": [_alternative(other) for other in case.alternatives],
+        "nearest": [_alternative(other) for other in case.nearest],
     }
 
 
@@ -93,5 +94,6 @@ def _alternative(other: Alternative) -> dict[str, Any]:
     return {
         "overrides": list(other.overrides),
         "gpus": other.plan.layout.gpus,
+        "samples_per_step": other.plan.global_batch,
         "bytes": other.estimate.fullest.memory.total,
     }

@@ -10,7 +10,7 @@ from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate
 from engine.estimate.local import Device
 from engine.plan import Plan
-from launch.validate.alternatives import Alternative, Request, alternatives
+from launch.validate.alternatives import Alternative, Findings, Request, alternatives
 from launch.validate.units import show_bytes
 
 ALTERNATIVES = 5
@@ -20,13 +20,14 @@ ALTERNATIVES = 5
 class Case:
     """A legal config: its plan, what that takes, and bytes of a GPU's memory, if they are known.
 
-    ``alternatives`` are what would fit where this does not.
+    ``alternatives`` would fit where this does not; if there are none, ``nearest`` miss by least.
     """
 
     plan: Plan
     estimate: Estimate
     gpu_memory: int | None = None
     alternatives: tuple[Alternative, ...] = ()
+    nearest: tuple[Alternative, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -66,9 +67,11 @@ def inspect(
     case = Case(plan=plan, estimate=estimate(plan, device=device), gpu_memory=gpu_memory)
     if gpu_memory is None or case.fits:
         return Inspection(source=source, case=case)
-    others = alternatives(request, plan, gpu_memory, enough=enough)
-    case = replace(case, alternatives=tuple(others))
-    problem = f"{source}: {too_large(case.estimate, gpu_memory)}; {_would_fit(case)}"
+    others = alternatives(request, plan, gpu_memory, enough=enough, device=device)
+    case = replace(case, alternatives=others.fitting, nearest=others.nearest)
+    problem = (
+        f"{source}: {too_large(case.estimate, gpu_memory)}; {_remedy(plan, gpu_memory, others)}"
+    )
     return Inspection(source=source, problems=(problem,), case=case)
 
 
@@ -81,10 +84,16 @@ def too_large(found: Estimate, limit: int) -> str:
     )
 
 
-def _would_fit(case: Case) -> str:
-    """The mildest way that would."""
-    if not case.alternatives:
-        return "nothing that was tried would fit"
-    best = case.alternatives[0]
-    size = show_bytes(best.estimate.fullest.memory.total)
-    return f"{size} with {best.words(case.plan)}"
+def _remedy(plan: Plan, gpu_memory: int, found: Findings) -> str:
+    """The mildest change that fits, or all that was tried and by how much the best of it misses."""
+    if found.fitting:
+        best = found.fitting[0]
+        return f"{show_bytes(best.estimate.fullest.memory.total)} with {best.words(plan)}"
+    if not found.nearest:
+        return f"nothing fits ({found.tried})"
+    best = found.nearest[0]
+    size = best.estimate.fullest.memory.total
+    return (
+        f"nothing fits ({found.tried}); nearest: {show_bytes(size)}, "
+        f"{show_bytes(size - gpu_memory)} too much, with {best.words(plan)}"
+    )

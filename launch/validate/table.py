@@ -42,7 +42,7 @@ def tell(case: Case, console: Console) -> None:
         console.print()
         console.print(traffic_table(found, console))
     console.print()
-    if case.alternatives:
+    if case.alternatives or case.nearest:
         console.print(alternatives_table(case, console))
         console.print()
 
@@ -101,13 +101,17 @@ def traffic_table(found: Estimate, console: Console) -> Table:
 
 
 def alternatives_table(case: Case, console: Console) -> Table:
-    """What would fit, and what it takes."""
-    on_host = any(other.estimate.fullest.memory.host for other in case.alternatives)
-    numbers = ["of a GPU", "GPUs", *(["host"] * on_host)]
-    grid = _grid("what would fit", ["with"], numbers, console)
-    for other in case.alternatives:
+    """The changes that would fit, or that miss by the least; and what they take."""
+    title = "what would fit" if case.alternatives else "nothing fits; nearest"
+    others = case.alternatives or case.nearest
+    samples = {other.plan.global_batch for other in others} != {case.plan.global_batch}
+    on_host = any(other.estimate.fullest.memory.host for other in others)
+    numbers = ["of a GPU", "GPUs", *(["samples"] * samples), *(["host"] * on_host)]
+    grid = _grid(title, ["with"], numbers, console)
+    for other in others:
         memory = other.estimate.fullest.memory
         cells = [show_bytes(memory.total), f"{other.plan.layout.gpus:,}"]
+        cells += [f"{other.plan.global_batch:,}"] * samples
         cells += [show_bytes(memory.host)] * on_host
         grid.add_row(Text(other.words(case.plan)), *cells)
     grid.columns[0].no_wrap = False

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import time
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.estimate.estimate import estimate
+from engine.estimate.figures import Estimate
 from engine.plan import Plan, make_plan
-from launch.validate.alternatives import Alternative, alternatives
-from tests.launch.validate.support import CONFIG, GIB, plan, request, write
+from launch.validate import alternatives as searching
+from launch.validate.alternatives import Alternative, alternatives, shortened
+from launch.validate.candidates import Space, Steps, spaces
+from launch.validate.inspection import inspect
+from launch.validate.units import show_bytes
+from tests.launch.validate.support import GIB, plan, request, write
 
 SHIPPED = Path(__file__).parents[3] / "gpt_configs"
 LARGE = """
@@ -33,7 +39,7 @@ def answers(
     asked = plan(path, *overrides, gpus=gpus)
     memory = int(share * taken(asked))
     found = alternatives(request(path, *overrides, gpus=gpus), asked, memory, enough=enough)
-    return found, memory, asked
+    return list(found.fitting), memory, asked
 
 
 def changed(one: Alternative) -> dict[str, str]:
@@ -52,7 +58,7 @@ def changed(one: Alternative) -> dict[str, str]:
 )
 def test_every_answer_fits_when_it_is_made_again(tmp_path, share, overrides, gpus):
     path = write(tmp_path, LARGE)
-    found, memory, asked = answers(path, share, *overrides, gpus=gpus)
+    found, memory, asked = answers(path, share, *overrides, gpus=gpus, enough=3)
     assert found
     for one in found:
         again = make_plan(
@@ -79,14 +85,14 @@ def test_mild_changes_come_first(tmp_path):
     found, _, _ = answers(write(tmp_path, LARGE), 0.95)
     assert len(found) == 5
     assert [list(changed(one)) for one in found[:2]] == [
-        ["model.checkpoint"],
         ["NUM_MICRO_BATCHES"],
+        ["model.checkpoint"],
     ]
 
 
 def test_a_larger_model_group_takes_gpus_from_the_copies_and_gives_them_their_samples(tmp_path):
     path = write(tmp_path, LARGE)
-    found, _, asked = answers(path, 0.65, "model.checkpoint=True", gpus=8, enough=20)
+    found, _, asked = answers(path, 0.65, "model.checkpoint=True", gpus=8, enough=9)
     (one, *_) = (one for one in found if "TENSOR_PARALLEL" in changed(one))
     tensor = one.plan.layout.tensor
     assert changed(one) == {
@@ -101,19 +107,19 @@ def test_a_larger_model_group_takes_gpus_from_the_copies_and_gives_them_their_sa
 
 
 def test_more_gpus_are_asked_for_where_there_are_no_copies(tmp_path):
-    found, _, asked = answers(write(tmp_path, LARGE), 0.6, "model.checkpoint=True", enough=20)
+    found, _, asked = answers(write(tmp_path, LARGE), 0.6, "model.checkpoint=True", enough=9)
     (one, *_) = (one for one in found if "TENSOR_PARALLEL" in changed(one))
     gpus = one.plan.layout.gpus
     assert one.words(asked) == f"TENSOR_PARALLEL={gpus} MODE=1d --gpus {gpus}"
 
 
-def test_the_mode_is_kept(tmp_path):
+def test_the_mode_is_kept_where_gpus_are_added(tmp_path):
     path = write(tmp_path, LARGE)
-    found, _, _ = answers(path, 0.4, "TENSOR_PARALLEL=4", "MODE=2d", enough=20)
-    sizes = {one.plan.layout.tensor for one in found}
-    assert {one.plan.layout.mode.name for one in found} == {"2d"}
-    assert sizes <= {4, 16, 36, 64}
-    assert len(sizes) > 1
+    found, _, asked = answers(path, 0.3, "TENSOR_PARALLEL=4", "MODE=2d", enough=12)
+    more = [one.plan.layout for one in found if one.plan.layout.gpus > asked.layout.gpus]
+    assert more
+    assert {layout.mode.name for layout in more} == {"2d"}
+    assert {layout.tensor for layout in more} <= {4, 16, 64}
 
 
 def test_copies_along_depth_are_shared_out(tmp_path):
@@ -129,33 +135,117 @@ def test_zero_on_more_gpus_comes_before_offloading():
     """GPT-3 with ZeRO 3, whose file is for 64 GPUs, when none are said."""
     path = SHIPPED / "gpt3_zero3_min.py"
     asked = plan(path)
-    found = alternatives(request(path), asked, 80 * GIB, enough=2)
+    found = alternatives(request(path), asked, 80 * GIB, enough=2).fitting
     assert found[0].words(asked) == "--gpus 64"
     assert found[0].plan.global_batch == 64 * asked.global_batch
-    assert found[1].overrides == ("zero.offload=cpu", "zero.offload_params=cpu")
+    *_, states, weights = found[1].overrides
+    assert (states, weights) == ("zero.offload=cpu", "zero.offload_params=cpu")
     assert found[1].estimate.fullest.memory.host > 2**40
 
 
 def test_offloading_is_found_where_there_is_but_one_gpu(tmp_path):
     path = write(tmp_path, LARGE)
-    found, _, _ = answers(path, 0.5, "model.checkpoint=True", "NUM_MICRO_BATCHES=16", enough=20)
+    found, _, _ = answers(path, 0.5, "model.checkpoint=True", "NUM_MICRO_BATCHES=16", enough=9)
     offloading = [one for one in found if "zero.offload=cpu" in one.overrides]
     assert offloading
     assert all(one.plan.settings.zero.stage > 0 for one in offloading)
     assert all(one.estimate.fullest.memory.host > 0 for one in offloading)
 
 
-def test_what_nothing_can_hold_has_no_answer_and_soon(tmp_path):
-    started = time.process_time()
-    found, _, _ = answers(write(tmp_path, CONFIG), 0.0)
-    assert found == []
-    assert time.process_time() - started < 5
+def test_a_layout_and_the_smallest_micro_batch_are_found_together():
+    """Both are needed, and the micro-batch is a thirty-second of the batch."""
+    large = ("BATCH_SIZE=32", "model=dict(type='gpt2_large')")
+    asked = request(SHIPPED / "gpt2_vanilla.py", *large, gpus=4)
+    (one,) = alternatives(asked, asked.plan(), 5 * GIB, enough=1).fitting
+    assert " ".join(one.overrides) == (
+        "TENSOR_PARALLEL=4 MODE=1d BATCH_SIZE=128 NUM_MICRO_BATCHES=32"
+    )
 
 
-def test_gpt3_has_an_answer_in_time():
+def by_hand(path: Path, gpus: int) -> list[int]:
+    """Sizes of all legal combinations of a few settings on so many GPUs, the smallest first."""
+    sizes = []
+    asked = plan(path, gpus=gpus)
+    for tensor, pipeline, micro, zero, checkpoint in product(
+        (1, 2, 4), (1, 2, 4), (1, 2, 8), (0, 3), (False, True)
+    ):
+        data, rest = divmod(gpus, tensor * pipeline)
+        batch = asked.global_batch // data if not rest else 0
+        overrides = [
+            *(f"TENSOR_PARALLEL={tensor}", f"MODE={'1d' if tensor > 1 else 'serial'}"),
+            *(f"PIPELINE={pipeline}", f"BATCH_SIZE={batch}"),
+            *(f"NUM_MICRO_BATCHES={batch // micro}", f"zero.stage={zero}"),
+            f"model.checkpoint={checkpoint}",
+        ]
+        if not rest:
+            sizes.append(taken(plan(path, *overrides, gpus=gpus)))
+    return sorted(sizes)
+
+
+def test_the_search_finds_what_trying_everything_finds(tmp_path):
+    path = write(tmp_path, LARGE.replace("'gpt2_small'", "'gpt2_small', n_layer=4"))
+    asked = plan(path, gpus=4)
+    sizes = [size for size in by_hand(path, 4) if size < taken(asked)]
+    for memory in (sizes[0], sizes[len(sizes) // 3], sizes[-1]):
+        (one,) = alternatives(request(path, gpus=4), asked, memory, enough=1).fitting
+        cost, least = next(  # of all candidates, each weighed
+            (cost, space.overrides(steps))
+            for cost, space, steps in _all_by_cost(asked)
+            if taken(plan(path, *space.overrides(steps), gpus=4)) <= memory
+        )
+        costs = {space.overrides(steps): cost for cost, space, steps in _all_by_cost(asked)}
+        assert costs[one.overrides] == cost, (one.overrides, least)
+
+
+def _all_by_cost(asked: Plan) -> list[tuple[float, Space, Steps]]:
+    found = [
+        (cost, space, steps)
+        for space in spaces(asked, gpus_given=True)
+        if space.layout.gpus == asked.layout.gpus
+        for cost, steps in space.candidates()
+        if cost
+    ]
+    return sorted(found, key=lambda one: one[0])
+
+
+def test_what_nothing_can_hold_has_misses_after_a_bounded_search(tmp_path, monkeypatch):
+    path = write(tmp_path, LARGE.replace("'gpt2_small'", "'gpt2_small', n_layer=4"))
+    made = []
+
+    def counted(plan: Plan, **more: Any) -> Estimate:
+        made.append(plan)
+        return estimate(plan, **more)
+
+    monkeypatch.setattr(searching, "estimate", counted)
+    found = inspect(request(path, gpus=4), 2**20)
+    assert 10 < len(made) < 300
+    assert found.case is not None
+    assert found.case.alternatives == ()
+    sizes = [one.estimate.fullest.memory.total for one in found.case.nearest]
+    assert len(sizes) == 3
+    assert sizes == sorted(sizes)
+    assert sizes[0] <= by_hand(path, 4)[0]
+    again = plan(
+        path, *found.case.nearest[0].overrides, gpus=found.case.nearest[0].plan.layout.gpus
+    )
+    assert taken(again) == sizes[0]
+    (problem,) = found.problems
+    assert "nothing fits (tried: " in problem
+    for words in (" layouts", "down to 1 sample", "ZeRO up to stage 3", "offloading to the host"):
+        assert words in problem
+    assert f"{show_bytes(sizes[0] - 2**20)} too much, with " in problem
+
+
+@pytest.mark.parametrize("overrides", [(), ("NUM_MICRO_BATCHES=48",), ("schedule=gpipe",)])
+@pytest.mark.parametrize("name", ["gpt2_pp1d", "gpt2_zero3_pp1d", "gpt3_pp2d", "gpt2_vanilla"])
+def test_a_shortened_plan_takes_no_more_and_hardly_less(name, overrides):
+    asked = plan(SHIPPED / f"{name}.py", *overrides, "BATCH_SIZE=96")
+    brief, ids = taken(shortened(asked)), 2 * 8 * 96 * asked.settings.seq_len * 2
+    assert taken(asked) - ids <= brief <= taken(asked)
+
+
+def test_gpt3_has_an_answer():
     path = SHIPPED / "gpt3_pp1d.py"
     asked = plan(path)
-    started = time.monotonic()
-    (one,) = alternatives(request(path), asked, int(0.9 * taken(asked)), enough=1)
+    (one,) = alternatives(request(path), asked, int(0.9 * taken(asked)), enough=1).fitting
     assert one.plan.settings.model.n_layer == 96
-    assert time.monotonic() - started < 5

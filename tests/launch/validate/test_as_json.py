@@ -100,6 +100,10 @@ def test_what_does_not_fit_has_a_plan_problems_and_alternatives(tmp_path):
     assert config["estimate"]["memory"]["gpu"] == size - 1
     assert config["estimate"]["alternatives"]
     assert all(other["bytes"] < size for other in config["estimate"]["alternatives"])
+    assert config["estimate"]["nearest"] == []
+    hopeless = told(path, memory=2**10)["estimate"]
+    assert hopeless["alternatives"] == []
+    assert [miss["bytes"] > 2**10 for miss in hopeless["nearest"]] == [True] * 3
     fitting = told(path, memory=size)
     assert fitting["accepted"]
     assert fitting["estimate"]["memory"]["fits"] is True

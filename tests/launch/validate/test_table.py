@@ -157,6 +157,19 @@ def test_what_would_fit_with_the_hosts_help(config):
     ]
 
 
+def test_misses_are_shown_where_nothing_fits_with_samples_that_differ(config):
+    miss = Alternative(
+        overrides=("BATCH_SIZE=4",),
+        plan=plan(config, "BATCH_SIZE=4"),
+        estimate=made_up(Memory(parameters=3 * GIB)),
+    )
+    one = replace(case(config, made_up(EVERYTHING), gpu_memory=2 * GIB), nearest=(miss,))
+    assert below("nothing fits; nearest", told(one)) == [
+        ["with", "of", "a", "GPU", "GPUs", "samples"],
+        ["BATCH_SIZE=4", "3", "GiB", "1", "4"],
+    ]
+
+
 def test_parameters_and_bubble(config):
     found = made_up(EVERYTHING, EVERYTHING)
     lines = told(case(config, found, "PIPELINE=2"))

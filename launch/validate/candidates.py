@@ -1,0 +1,271 @@
+"""The plans near a plan: other layouts, other values of the settings that decide memory, and how
+much each of them changes.
+
+The model stays as it is, and so do the samples of a step unless GPUs are added to the data axis or
+``micro_batches`` is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import log2, prod
+from typing import Any, Literal, NamedTuple
+
+from engine.layout import Layout
+from engine.plan import Plan
+from models.parallel.mode import Mode
+from models.parallel.registry import modes
+
+MOST_GPUS = 2048
+STEP = 0.1
+"""What a further step of a setting adds to a change, which counts 1."""
+SURCHARGE = {"precision": 0.5, "micro_batches": 4.0, "offload": 8.0}
+"""Added to a change of these: rounding differs, a step has fewer samples, most time is lost."""
+UNASKED_GPUS = 100.0
+"""Added where more GPUs are taken than the number that was given."""
+
+Checkpoint = bool | Literal["selective"]
+Offload = tuple[str | None, str | None]  # of the states, of the parameters
+Zero = tuple[int, bool]  # the stage, and whether over depth as well
+OFFLOADS: Sequence[Offload] = [(None, None), ("cpu", None), ("cpu", "cpu")]
+
+Steps = tuple[int, ...]
+"""Of each knob: 0 is the plan's own value, or the nearest to it that a layout allows."""
+
+
+class Knobs(NamedTuple):
+    """The values of each setting beside the layout, in the order of memory, most first."""
+
+    checkpoint: Sequence[Checkpoint]
+    micro_batch: Sequence[int]  # samples
+    schedule: Sequence[str]
+    precision: Sequence[str]
+    zero: Sequence[Zero]
+    offload: Sequence[Offload]
+    micro_batches: Sequence[int | None]  # None: as many as the batch has
+
+
+PRECISION, ZERO, OFFLOAD = map(Knobs._fields.index, ("precision", "zero", "offload"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Space:
+    """All candidates on one layout. ``cost``: how much the layout alone changes ``plan``."""
+
+    plan: Plan
+    layout: Layout
+    cost: float
+    batch_size: int
+    knobs: Knobs
+
+    def candidates(self) -> list[tuple[float, Steps]]:
+        """All legal combinations, by cost: the number of changed settings before all."""
+        ranges = (range(len(values)) for values in self.knobs)
+        found = [(self.cost_of(steps), steps) for steps in product(*ranges) if self.is_legal(steps)]
+        return sorted(found)
+
+    def strongest(self, turned: frozenset[int]) -> Steps:
+        """The combination of least memory of those that change no knobs but the ``turned``."""
+        steps = [len(values) - 1 if n in turned else 0 for n, values in enumerate(self.knobs)]
+        while steps[OFFLOAD] and not self.is_legal(tuple(steps)):
+            steps[OFFLOAD] -= 1
+        if not self.is_legal(tuple(steps)):
+            steps[ZERO] = 0  # nothing to share out
+        return tuple(steps)
+
+    def value(self, knob: str, steps: Steps) -> Any:
+        number = Knobs._fields.index(knob)
+        return self.knobs[number][steps[number]]
+
+    def micro_batch_count(self, steps: Steps) -> int:
+        """NUM_MICRO_BATCHES."""
+        whole: int = self.batch_size // self.value("micro_batch", steps)
+        return min(whole, self.value("micro_batches", steps) or whole)
+
+    def overrides(self, steps: Steps) -> tuple[str, ...]:
+        """The difference between a candidate and the plan."""
+        settings, layout = self.plan.settings, self.layout
+        offload, offload_params = self.value("offload", steps)
+        stage, over_depth = self.value("zero", steps)
+        schedule, count = self.value("schedule", steps), self.micro_batch_count(steps)
+        chunks = settings.model.num_chunks if schedule == "interleaved" else 1
+        if layout.pipeline == 1:
+            schedule, chunks = settings.schedule, settings.model.num_chunks
+        pairs: list[tuple[str, object, object]] = [
+            ("TENSOR_PARALLEL", layout.tensor, settings.tensor_parallel),
+            ("MODE", layout.mode.name, settings.mode),
+            ("DEPTH", layout.depth, settings.depth),
+            ("PIPELINE", layout.pipeline, settings.pipeline),
+            ("BATCH_SIZE", count * self.value("micro_batch", steps), settings.batch_size),
+            ("NUM_MICRO_BATCHES", count, settings.num_micro_batches),
+            ("schedule", schedule, settings.schedule),
+            ("model.num_chunks", chunks, settings.model.num_chunks),
+            ("model.checkpoint", self.value("checkpoint", steps), settings.model.checkpoint),
+            ("precision", self.value("precision", steps), settings.precision),
+            ("zero.stage", stage, settings.zero.stage),
+            ("zero.depth", over_depth, settings.zero.depth),
+            ("zero.offload", offload, settings.zero.offload),
+            ("zero.offload_params", offload_params, settings.zero.offload_params),
+        ]
+        return tuple(f"{name}={value}" for name, value, now in pairs if value != now)
+
+    def adds_to(self, steps: Steps, other: Space, others: Steps) -> bool:
+        """Whether a candidate changes all that another one does, as far or farther, and more."""
+        mine, theirs, own = self.layout, other.layout, self.plan.layout
+        farther = (
+            (mine.mode is theirs.mode or theirs.mode is own.mode or theirs.tensor == 1)
+            and (mine.tensor >= theirs.tensor and mine.pipeline >= theirs.pipeline)
+            and mine.gpus >= theirs.gpus
+        )
+        return (farther or other.cost == 0) and all(map(int.__ge__, steps, others))
+
+    def cost_of(self, steps: Steps) -> float:
+        return self.cost + sum(
+            1 + STEP * (step - 1) + SURCHARGE.get(knob, 0)
+            for knob, step in zip(Knobs._fields, steps, strict=True)
+            if step
+        )
+
+    def is_legal(self, steps: Steps) -> bool:
+        """Whether offloading has its stage, and ZeRO anything to share out or to offload."""
+        (stage, over_depth), offload = self.value("zero", steps), self.value("offload", steps)
+        needed = 3 if offload[1] else 1 if offload[0] else 0
+        sharing = self.layout.data * (_copies(self.layout) if over_depth else 1)
+        return stage >= needed and not (steps[ZERO] and sharing == 1 and offload == (None, None))
+
+
+def spaces(plan: Plan, *, gpus_given: bool) -> list[Space]:
+    """The layouts on the plan's GPUs, then on twice, four times as many and so on, each with the
+    values that the other settings can take there; by cost."""
+    found = [
+        Space(
+            plan=plan,
+            layout=layout,
+            cost=_layout_cost(plan.layout, layout, gpus_given=gpus_given),
+            batch_size=batch_size,
+            knobs=_knobs(plan, layout, batch_size),
+        )
+        for layout, batch_size in _layouts(plan)
+    ]
+    return sorted(found, key=lambda space: space.cost)
+
+
+def _layouts(plan: Plan) -> Iterator[tuple[Layout, int]]:
+    """Each with the samples of a data-parallel rank. On the plan's GPUs the global batch is kept,
+    and other modes are tried; added GPUs may hold further copies."""
+    own = plan.layout
+    pieces = plan.settings.model.n_layer // plan.settings.model.num_chunks
+    gpus = own.gpus
+    while gpus <= MOST_GPUS:
+        for tensor, pipeline in product(_divisors(gpus), _divisors(pieces)):
+            data, rest = divmod(gpus, tensor * pipeline)
+            if rest:
+                continue
+            batch_size, uneven = divmod(plan.settings.batch_size * own.data, data)
+            if gpus > own.gpus:
+                if tensor % own.tensor or pipeline % own.pipeline or data % own.data:
+                    continue
+                batch_size, uneven = plan.settings.batch_size, 0
+            if uneven:
+                continue
+            for mode, depth in _modes(own, tensor, added=gpus > own.gpus):
+                layout = Layout(mode=mode, tensor=tensor, pipeline=pipeline, data=data, depth=depth)
+                yield layout, batch_size
+        gpus *= 2
+
+
+def _modes(own: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int]]:
+    """The modes, each with a depth, that split tensors over so many ranks; the plan's own before
+    all, and alone where GPUs are ``added``."""
+    if tensor == 1:
+        yield (own.mode, own.depth) if own.tensor == 1 else (modes()["serial"], 1)
+        return
+    keeps = own.mode if own.tensor > 1 else modes()["1d"]
+    for mode in modes().values():
+        if mode.name == "serial" or (added and mode is not keeps):
+            continue
+        for depth in _divisors(tensor) if mode.uses_depth else [1]:
+            # Of depth 1 it is 2d, and of nothing but depth data parallel
+            plain = depth in (1, tensor) and mode.uses_depth and own.mode is not mode
+            if mode.axes(tensor, depth) is not None and not plain:
+                yield mode, depth
+
+
+def _layout_cost(own: Layout, other: Layout, *, gpus_given: bool) -> float:
+    pairs = [(own.tensor, other.tensor), (own.pipeline, other.pipeline), (own.gpus, other.gpus)]
+    cost = sum(1 + STEP * abs(log2(b / a)) for a, b in pairs if a != b)
+    if other.mode not in (own.mode, modes()["1d"], modes()["serial"]) or (
+        own.tensor > 1 and other.mode is not own.mode
+    ):
+        cost += 1
+    more = other.gpus > own.gpus
+    return cost + UNASKED_GPUS * (more and gpus_given)
+
+
+def _knobs(plan: Plan, layout: Layout, batch_size: int) -> Knobs:
+    settings = plan.settings
+    ladder: list[Checkpoint] = [False, "selective", True]
+    lower = {"float64": ["float32"], "float32": ["bf16"]}.get(settings.precision, [])
+    offload = settings.zero.offload, settings.zero.offload_params
+    piped, schedule = layout.pipeline > 1, settings.schedule
+    samples = _micro_batches(plan, layout, batch_size)
+    fewer = [n for n in _halves(layout.pipeline) if n < batch_size // samples[-1]]
+    return Knobs(
+        checkpoint=ladder[ladder.index(settings.model.checkpoint) :],
+        micro_batch=samples,
+        schedule=[schedule, *(["1f1b"] if piped and schedule != "1f1b" else [])],
+        precision=[settings.precision, *lower],
+        zero=_zeros(plan, layout),
+        offload=OFFLOADS[OFFLOADS.index(offload) :] if offload in OFFLOADS else [offload],
+        micro_batches=[None, *(fewer if piped else [])],
+    )
+
+
+def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
+    """Samples of a micro-batch: the plan's, or the nearest that divide the batch, then at most half
+    of the one before. Of those that are padded to the same size, the largest."""
+    multiple = layout.sample_multiple(plan.settings.seq_len)
+
+    def padded(samples: int) -> int:
+        return -(-samples // multiple) * multiple
+
+    largest = {padded(n): n for n in _divisors(batch_size) if padded(n) <= padded(plan.micro_batch)}
+    own = layout == plan.layout
+    first = plan.micro_batch if own else largest[max(largest)]
+    found = [first]
+    for size, samples in sorted(largest.items(), reverse=True):
+        if size <= padded(found[-1]) / 2 or (size < padded(found[-1]) and size == min(largest)):
+            found.append(samples)
+    return found
+
+
+def _zeros(plan: Plan, layout: Layout) -> list[Zero]:
+    """Stages from the plan's on, each over data, then over depth as well if there are copies."""
+    zero = plan.settings.zero
+    copies = _copies(layout) > 1
+    return [
+        (stage, depth)
+        for stage in range(zero.stage, 4)
+        for depth in (False, True)
+        if (depth >= zero.depth or not copies) and not (depth and (stage == 0 or not copies))
+    ]
+
+
+def _copies(layout: Layout) -> int:
+    """Ranks of the tensor axes that hold the same weights."""
+    return prod(layout.tensor_axes[axis] for axis in layout.mode.replicated)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _halves(number: int) -> list[int]:
+    """``number`` halved again and again, down to 1."""
+    found = []
+    while number > 1:
+        number //= 2
+        found.append(number)
+    return found
