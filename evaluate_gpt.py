@@ -5,6 +5,11 @@ torchrun --nproc_per_node 4 evaluate_gpt.py runs/NAME [KEY=VALUE ...]
 
 from __future__ import annotations
 
+from engine.leave import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # until the rank can say that it was stopped: importing torch takes seconds
+
 import argparse
 import os
 import sys

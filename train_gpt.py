@@ -5,6 +5,11 @@ torchrun --nproc_per_node 8 train_gpt.py --config gpt_configs/gpt2_2d.py [KEY=VA
 
 from __future__ import annotations
 
+from engine.leave import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # until the rank can say that it was stopped: importing torch takes seconds
+
 import argparse
 import os
 from collections.abc import Mapping, Sequence

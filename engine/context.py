@@ -20,7 +20,7 @@ from engine.colossal import Colossal
 from engine.config.errors import ConfigError
 from engine.devices import Assignment, Card, assign
 from engine.errors import Failed, Refused
-from engine.leave import die_with_parent, stop_signal
+from engine.leave import release_signals, stop_signal, stop_with_parent
 from engine.ranks import Ranks
 from engine.rendezvous import Place
 from engine.roll_call import Process
@@ -55,12 +55,13 @@ def open_world(
         Failed: for any other exception inside, or an interrupt. Told.
     """
     if place.launch is not None and place.launcher == "torchrun":
-        die_with_parent()
+        stop_with_parent()
     colossal: Colossal | None = None
     failed = True
     with stop_signal() as stop:
         ranks = Ranks(place, stop)
         try:
+            release_signals()
             plan, problem = _attempt(make_plan)
             ranks.meet(plan.settings.start_timeout if plan else REFUSAL_SECONDS)
             plan, colossal = ranks.agree(lambda: _check(plan, problem, place))

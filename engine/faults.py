@@ -1,9 +1,9 @@
 """Faults on purpose, for tests of what a run does about them.
 
 ``FAULT=kind:rank:step`` in the environment of the ranks. A kind is what happens to that rank:
-kill, stop, term, int (a signal), raise, nan or spike (of its loss). It happens in the step, between
-its backward pass and its update, or, with a moment behind it as in ``kill-rename``, while the
-checkpoint of that step is written:
+kill, stop, term, int, hup, usr1, usr2 (a signal), raise, nan or spike (of its loss). It happens in
+the step, between its backward pass and its update, or, with a moment behind it as in
+``kill-rename``, while the checkpoint of that step is written:
 
     save     this rank opens its file            rename   the checkpoint is about to get its name
     verify   it is about to read it back         named    it has got it
@@ -34,6 +34,9 @@ SIGNALS = {
     "stop": signal.SIGSTOP,
     "term": signal.SIGTERM,
     "int": signal.SIGINT,
+    "hup": signal.SIGHUP,
+    "usr1": signal.SIGUSR1,
+    "usr2": signal.SIGUSR2,
 }
 LOSSES = {"nan": math.nan, "spike": 1000.0}  # times this
 KINDS = [*SIGNALS, "raise", *LOSSES]
@@ -118,7 +121,7 @@ def planted(text: str, rank: int, attempt: int) -> Fault | None:
 def _read(text: str) -> tuple[int | None, Fault | None]:
     if not text:
         return None, None
-    match = re.fullmatch(r"([a-z]+)(?:-([a-z]+))?:(\d+):(\d+)", text)
+    match = re.fullmatch(r"([a-z]+[12]?)(?:-([a-z]+))?:(\d+):(\d+)", text)
     if match is None or match[1] not in KINDS or match[2] not in (None, *MOMENTS):
         raise Refused(
             f"FAULT={text} in the environment is not KIND:RANK:STEP, where KIND is one of "

@@ -1,4 +1,4 @@
-"""How a rank is told to stop, and that it never outlives the launcher that started it."""
+"""Signals that stop a run, and how a rank ends when its launcher has ended. No torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""All that stop a run: Ctrl-C, launchers, a terminal that is closed, and two that queues send
+before a time limit."""
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+"""Those that stop it even if they were ignored when the process started, as in background jobs of
+scripts. ``nohup`` starts processes that ignore SIGHUP."""
 ECHO_SECONDS = 2.0
 """A Ctrl-C reaches a rank twice, from the terminal and from torchrun that passes it on. What comes
 later than this is the user insisting."""
 
+Handler = Callable[[int, FrameType | None], None]
+
 
 @dataclass
 class StopSignal:
-    """What SIGINT and SIGTERM do.
+    """What signals that stop a run do.
 
     At first they end the process by KeyboardInterrupt, since there is nothing to save. Once
     ``deferred`` is set they only leave their name in ``requested``, for the training loop to find
@@ -38,7 +46,6 @@ class StopSignal:
         if self.requested is None:
             self.requested, self._since = signal.Signals(number).name, now
             if self.deferred:
-                outlive_parent()
                 return
         elif now - self._since < ECHO_SECONDS or (self.deferred and number != signal.SIGINT):
             return
@@ -60,35 +67,60 @@ class StopSignal:
             raise KeyboardInterrupt(self.requested)
 
 
+def respected() -> tuple[signal.Signals, ...]:
+    """The signals that stop this process: all but those that its parent made it ignore."""
+    return tuple(
+        number
+        for number in STOPPING
+        if number in ALWAYS or signal.getsignal(number) is not signal.SIG_IGN
+    )
+
+
+def hold_signals() -> None:
+    """Make signals that stop a run wait until ``release_signals``: a process that is still
+    importing torch would die of them without a message."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+
+def release_signals() -> None:
+    """Let signals come, and those that have waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@contextmanager
+def handled(handler: Handler) -> Iterator[None]:
+    """Call ``handler`` for signals that stop a run; afterwards handlers, and signals that are held,
+    are as before. Does nothing outside of the main thread, the only one that may have handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = {number: signal.signal(number, handler) for number in respected()}
+    try:
+        yield
+    finally:
+        # First: a process that held signals at its start must not die of one at its end
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 @contextmanager
 def stop_signal() -> Iterator[StopSignal]:
-    """SIGINT and SIGTERM go to the StopSignal inside; before and after as they were."""
+    """Signals that stop a run go to the StopSignal inside."""
     stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may have handlers
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop) for number in numbers]
-    try:
+    with handled(stop):
         yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when the one that started it ends: a torchrun
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt with the signal's name: the handler of a command without a run."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def stop_with_parent() -> None:
+    """Ask the kernel (Linux) for SIGTERM when the process that started this one ends: a torchrun
     that is killed outright leaves its workers running."""
-    _at_parents_death(signal.SIGKILL)
-
-
-def outlive_parent() -> None:
-    """No longer: this process is saving, to leave by itself, and a launcher that is told twice to
-    stop may be gone before it."""
-    _at_parents_death(0)
-
-
-def _at_parents_death(number: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

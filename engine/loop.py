@@ -66,7 +66,9 @@ def train(
                 raise
             with world.unbroken():
                 run.save(folder.weights)
-            ending = f"asked to stop after step {step} of {steps}" if step < steps else ""
+            ending = ""
+            if step < steps:
+                ending = f"stopped by {world.stopped_by()} after step {step} of {steps}"
             if world.is_main:
                 if ending:
                     report.say(ending)

@@ -97,7 +97,7 @@ class Reporter:
         if error is None:
             self.finish("finished")
         elif isinstance(error, KeyboardInterrupt):
-            self.finish("interrupted", "KeyboardInterrupt")
+            self.finish("interrupted", f"stopped by {error or 'SIGINT'}")
         else:
             told = isinstance(error, Refused | Failed)
             text = str(error) if told else f"{type(error).__name__}: {error}"

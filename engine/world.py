@@ -57,8 +57,14 @@ class World:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this rank got SIGINT or SIGTERM after its first step."""
+        """Whether this rank got a signal that stops a run, after its first step."""
         return self.ranks.stop.requested is not None
+
+    def stopped_by(self) -> str:
+        """The name of the signal that a rank got; of several, the first rank's. All ranks call
+        this after they have agreed to stop."""
+        names = self.ranks.exchange(self.ranks.stop.requested or "")
+        return next(filter(None, names), "")
 
     @property
     def cpu_group(self) -> dist.ProcessGroup:

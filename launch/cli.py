@@ -18,6 +18,7 @@ from types import ModuleType
 from engine import discover
 from engine.config.errors import ConfigError
 from engine.errors import Failed, Refused
+from engine.leave import handled, interrupt
 from engine.output import never_fail
 from launch.arguments import Parser
 
@@ -29,14 +30,17 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     never_fail()
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _dispatch(list(argv), environ)
+        with handled(interrupt):
+            return _dispatch(list(argv), environ)
     except (ConfigError, Refused) as error:
         print(error, file=sys.stderr)
         return 2
     except Failed as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            print(f"stopped by {stop}", file=sys.stderr)
         return 1
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from engine.context import open_world
 from engine.errors import Failed, Refused
+from engine.leave import release_signals
 from engine.output import PATIENCE_SECONDS, never_fail
 from engine.plan import Plan
 from engine.rendezvous import Place, locate, spokesman
@@ -67,6 +68,7 @@ def leave(code: int) -> NoReturn:
 def refuse(refusal: Refused, environ: Mapping[str, str]) -> int:
     """Before ranks can meet, every rank refuses by itself, and torchrun ends all when one leaves:
     the others give rank 0 the time to speak."""
+    release_signals()  # torchrun's
     if spokesman(environ):
         print(refusal, file=sys.stderr, flush=True)
     else:

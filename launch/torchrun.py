@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.errors import Refused
+from engine.leave import STOPPING, respected
 from launch.machine import cores
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ def command(
     arguments: Sequence[str],
     *,
     logs: Path,
+    signals: Collection[signal.Signals] = STOPPING,
     program: str = "train_gpt",
     restarts: int = 0,
 ) -> list[str]:
     """torchrun's own arguments for ``ranks`` processes of ``program`` with ``arguments``, started
-    again up to ``restarts`` times when one fails; ``logs`` is a folder for torchrun to write in."""
+    again up to ``restarts`` times when one fails; ``logs`` is a folder for torchrun to write in.
+    It passes ``signals`` on to the ranks."""
     spec = find_spec(program)
     assert spec is not None
     assert spec.origin is not None
@@ -58,6 +61,7 @@ def command(
         f"--nproc_per_node={ranks}",
         f"--max_restarts={restarts}",
         f"--log_dir={logs}",
+        f"--signals_to_handle={','.join(number.name for number in signals)}",
         spec.origin,
         *arguments,
     ]
@@ -69,6 +73,7 @@ def run(
     """Run ``program`` with ``arguments`` on ``ranks`` processes of this machine, inside this
     process, which hears of signals and of how each rank ended; the exit code of ``cuboid``. A run
     that fails is started again up to ``restarts`` times."""
+    signals = respected()  # before torchrun takes over SIGHUP, which would undo `nohup`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     # A rank that loses its store would print a C++ trace for what it then says in words.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -89,16 +94,25 @@ def run(
         handed = [*arguments, f"--told={told}"]
         try:
             torchrun.main(
-                command(ranks, handed, logs=Path(logs), program=program, restarts=restarts)
+                command(
+                    ranks,
+                    handed,
+                    logs=Path(logs),
+                    signals=signals,
+                    program=program,
+                    restarts=restarts,
+                )
             )
         except ChildFailedError as error:
             lines = told.read_text().splitlines()
             return exit_code(error.failures, told={int(line) for line in lines})
         except SignalException:
-            # At a second signal torchrun would go before its ranks, which still save. A repeated
-            # SIGTERM asks for no more than the first.
+            # At a second signal torchrun would go before its ranks, which still save. Only a
+            # second Ctrl-C asks for more than the first signal.
             with suppress(ChildProcessError, SignalException):
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                for number in signals:
+                    if number != signal.SIGINT:
+                        signal.signal(number, signal.SIG_IGN)
                 while True:
                     os.wait()
             return 1

@@ -190,6 +190,8 @@ def insisting(world: World) -> Iterator[None]:
     ("fault", "planted", "saved"),
     [
         ("term:1:3", contextlib.nullcontext, [2, 3]),
+        ("usr1:1:3", contextlib.nullcontext, [2, 3]),
+        ("hup:0:3", contextlib.nullcontext, [2, 3]),
         ("term:0:3", insisting, [2, 3]),
         ("term-save:1:4", contextlib.nullcontext, [2, 4, 5]),  # after the step that follows
         ("int-rename:0:4", contextlib.nullcontext, [2, 4, 5]),
@@ -204,6 +206,9 @@ def test_who_is_told_to_stop_saves_and_leaves(
     assert ended[0].out.count(f"saved run/checkpoints/step-{saved[-1]:08}") == 1
     status = RunFolder(job.folder / RUN).read_status()
     assert (status["state"], status["step"]) == ("interrupted", saved[-1])
+    name = "SIG" + re.split("[-:]", fault)[0].upper()
+    assert status["message"].startswith(f"stopped by {name} after step {saved[-1]} of ")
+    assert status["message"] in ended[0].out
     assert (job.folder / RUN / "model.safetensors").is_file()
 
 

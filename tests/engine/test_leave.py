@@ -1,25 +1,28 @@
-"""SIGINT and SIGTERM: an end before the first step, a request after it."""
+"""Signals that stop a run: an end before the first step, a request after it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from engine import leave
-from engine.leave import die_with_parent, stop_signal
+from engine.leave import STOPPING, hold_signals, release_signals, stop_signal, stop_with_parent
 
-BOTH = [signal.SIGINT, signal.SIGTERM]
+ROOT = Path(__file__).parents[2]
 
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", STOPPING)
 def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
     with stop_signal() as stop:
         with pytest.raises(KeyboardInterrupt, match=number.name):
@@ -27,7 +30,7 @@ def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
         assert stop.requested == number.name
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", STOPPING)
 def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
     with stop_signal() as stop:
         stop.deferred = True
@@ -71,27 +74,70 @@ def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
-def test_who_is_saving_to_leave_outlives_its_launcher() -> None:
-    """A launcher that is told to stop over and over ends at once."""
+def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
+    pr_get_pdeathsig, number = 2, ctypes.c_int()
+    stop_with_parent()
+    ctypes.CDLL(None).prctl(pr_get_pdeathsig, ctypes.byref(number))
+    ctypes.CDLL(None).prctl(1, 0)  # this process is the tests'
+    assert number.value in STOPPING
 
-    def at_parents_death() -> int:
-        pr_get_pdeathsig, number = 2, ctypes.c_int()
-        ctypes.CDLL(None).prctl(pr_get_pdeathsig, ctypes.byref(number))
-        return number.value
 
+@pytest.fixture
+def holding() -> Iterator[None]:
+    """A process that holds signals until it says otherwise."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    hold_signals()
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_that_was_held_comes_once_it_can_be_told(
+    number: signal.Signals, holding: None
+) -> None:
+    send(number)  # kills who does not hold it
     with stop_signal() as stop:
-        die_with_parent()
-        assert at_parents_death() == signal.SIGKILL
-        with pytest.raises(KeyboardInterrupt):
-            send(signal.SIGTERM)  # nothing to save
-        assert at_parents_death() == signal.SIGKILL
-        stop.requested, stop.deferred = None, True
-        send(signal.SIGTERM)
-        assert at_parents_death() == 0
+        assert stop.requested is None
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            release_signals()
+    send(number)  # nothing is left to be told, and the run has not failed
+    assert number in signal.sigpending()
+    signal.sigwait([number])
+
+
+@pytest.mark.parametrize("script", ["train_gpt.py", "evaluate_gpt.py"])
+def test_ranks_hold_signals_before_torch_is_imported(script: str) -> None:
+    code = f"""
+import os, runpy, signal, sys
+class Found:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            os._exit(0 if signal.SIGUSR1 in held else 1)
+sys.meta_path.insert(0, Found())
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
+    """nohup; and shells, which start background jobs of scripts so."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
+    try:
+        with stop_signal() as stop:
+            stop.deferred = True
+            send(signal.SIGHUP)
+            assert not stop.requested
+            send(signal.SIGINT)
+            assert stop.requested == "SIGINT"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in BOTH]
+    before = [signal.getsignal(number) for number in STOPPING]
     with stop_signal() as stop:
         assert signal.getsignal(signal.SIGTERM) is stop
-    assert [signal.getsignal(number) for number in BOTH] == before
+    assert [signal.getsignal(number) for number in STOPPING] == before

@@ -103,7 +103,7 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
     ("error", "state", "message"),
     [
         (RuntimeError("loss is NaN\nmore"), "failed", "RuntimeError: loss is NaN"),
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (KeyboardInterrupt("SIGHUP"), "interrupted", "stopped by SIGHUP"),
     ],
 )
 def test_an_error_is_how_it_ended(plan, folder, error, state, message):

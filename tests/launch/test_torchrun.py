@@ -32,6 +32,7 @@ data = dict(type="synthetic")
 log = dict(tensorboard=False)
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+NOHUP = ["sh", "-c", 'trap "" HUP; exec "$@"', "nohup"]
 LAUNCHER = """
 import sys
 from launch.torchrun import run
@@ -78,10 +79,13 @@ def launch(ranks: int, *arguments: object) -> list[object]:
     return [sys.executable, "-c", LAUNCHER, ranks, *arguments]
 
 
-def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Until the run is in its steps; its processes."""
+def wait_for_steps(
+    folder: Path, process: subprocess.Popen[str], more: int = 0
+) -> list[psutil.Process]:
+    """Until the run is in its steps, and has done some more; its processes."""
     log = folder / "log.jsonl"
-    while not (log.exists() and log.read_text().count("\n") >= 2):
+    least = log.read_text().count("\n") + more if more else 2
+    while not (log.exists() and log.read_text().count("\n") >= least):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     return psutil.Process(process.pid).children(recursive=True)
@@ -132,36 +136,44 @@ def test_arguments_that_no_rank_can_read(
     assert err == "train_gpt.py: unrecognized arguments: --colour\n"
 
 
-def to_the_launcher(process: subprocess.Popen[str]) -> None:
-    """Again and again, as impatient launchers do: some of it comes while the ranks save."""
+def by_a_queue(process: subprocess.Popen[str]) -> str:
+    """It tells the launcher before the time limit, and then again and again: some of it comes while
+    the ranks save."""
+    process.send_signal(signal.SIGUSR1)
     for _ in range(15):
-        process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    return "SIGUSR1"
 
 
-def ctrl_c(process: subprocess.Popen[str]) -> None:
+def ctrl_c(process: subprocess.Popen[str]) -> str:
     """A terminal tells all processes; then torchrun tells the ranks once more."""
     os.killpg(process.pid, signal.SIGINT)
+    return "SIGINT"
 
 
-@pytest.mark.parametrize("stop", [to_the_launcher, ctrl_c])
+@pytest.mark.parametrize("stop", [by_a_queue, ctrl_c])
 def test_a_signal_ends_the_run_in_order(
     config: Path,
     tmp_path: Path,
     start: Callable[..., subprocess.Popen[str]],
-    stop: Callable[[subprocess.Popen[str]], None],
+    stop: Callable[[subprocess.Popen[str]], str],
 ) -> None:
+    """Started by ``nohup``, which survives that its terminal is closed."""
     folder = tmp_path / "run"
     arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
-    process = start(*launch(2, *arguments, "checkpoint.every=100000"))
+    process = start(*NOHUP, *launch(2, *arguments, "checkpoint.every=100000"))
     family = wait_for_steps(folder, process)
-    stop(process)
+    os.killpg(process.pid, signal.SIGHUP)
+    wait_for_steps(folder, process, more=5)
+    name = stop(process)
     out, err = process.communicate()
     assert process.returncode == 1
     assert err == ""
     assert (folder / "model.safetensors").exists()
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"
+    assert status["message"] == f"stopped by {name} after step {status['step']} of 100000"
     saved = folder / "checkpoints" / f"step-{status['step']:08}"
     assert out.count(f"saved {saved} in") == 1
     assert list(saved.parent.iterdir()) == [saved]
@@ -188,15 +200,22 @@ def test_a_rank_that_is_killed_is_named(
 def test_ranks_do_not_outlive_a_killed_launcher(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
+    """They save and leave."""
     folder = tmp_path / "run"
     arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
     process = start(*launch(2, *arguments))
     family = wait_for_steps(folder, process)
     process.kill()
     process.wait()
-    gone, alive = psutil.wait_procs(family, timeout=60)
+    gone, alive = psutil.wait_procs(family)
     assert len(gone) >= 2
     assert not alive
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["message"].split()[:3]) == (
+        "interrupted",
+        "stopped by SIGTERM".split(),
+    )
+    assert (folder / "model.safetensors").exists()
 
 
 RESTARTS = [
@@ -314,9 +333,12 @@ def test_too_few_gpus() -> None:
 
 
 def test_the_command_is_torchruns() -> None:
-    arguments = command(4, ["--config", "a.py"], logs=Path("logs"), restarts=2)
+    signals = [signal.SIGTERM, signal.SIGUSR1]
+    given = ["--config", "a.py"]
+    arguments = command(4, given, logs=Path("logs"), signals=signals, restarts=2)
     assert arguments == [
         *("--standalone", "--nproc_per_node=4", "--max_restarts=2", "--log_dir=logs"),
+        "--signals_to_handle=SIGTERM,SIGUSR1",
         *(str(ROOT / "train_gpt.py"), "--config", "a.py"),
     ]
 
