@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from glob import glob
 from pathlib import Path
 
 FILE, FOLDER = "a file", "a folder"
@@ -92,3 +93,25 @@ def problem_of_output(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be written: {error.strerror or error}"
     return f"cannot be written: {path.parent} {parent}" if parent else None
+
+
+def matches(text: str) -> list[str]:
+    """List the paths that a path or a glob pattern stands for, sorted; an existing file or folder
+    whose name looks like a pattern stands for itself."""
+    if os.path.lexists(text):
+        return [text]
+    return sorted(glob(text, recursive=True))  # noqa: PTH207 (Path takes no absolute pattern)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files in a folder and its subfolders, sorted; hidden ones are left out, and links to
+    folders are not followed. Raises OSError where one cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(found)

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.file import File
+from engine.data.file import files
+from engine.data.formats import format_of
 from engine.data.source import default_cache
 from engine.errors import Refused
 from engine.estimate.estimate import estimate
@@ -124,12 +125,14 @@ def _host_memory(plan: Plan, found: Estimate, machine: Machine) -> Iterator[str]
 
 
 def _data(plan: Plan) -> Iterator[str]:
-    """A file must be what sources read; what is in a folder is for the source to say."""
-    path = plan.settings.data.path
-    if path is None or Path(path).is_dir():
+    """Say what keeps data.path from being read, as far as the first bytes of its files tell."""
+    data = plan.settings.data
+    if data.path is None or data.type == "synthetic":
         return
     try:
-        File(path)
+        for file in files(data.path):
+            if data.type == "auto":
+                format_of(file)
     except Refused as error:
         yield f"{plan.stated['data.path'].origin}: {error}"
 

@@ -8,9 +8,9 @@ from typing import TypeGuard
 from engine.config.errors import Problem
 from engine.config.fields import LARGEST
 from engine.config.stated import Stated, Statements, Weight
-from engine.data import source
 from models.presets import PRESETS
 
+FILE_TYPES = ("text", "json", "jsonl")
 SIZES = ("n_layer", "n_head", "n_embd")
 
 
@@ -77,12 +77,11 @@ def _floor(statements: Statements) -> None:
 
 
 def _source(statements: Statements) -> None:
-    """A path's suffix names its source, where the type is not stated by someone nearer."""
+    """A path that the environment or an override gives is read by its content, whatever the config
+    says of the file that it names itself."""
     path, kind = (statements.settings.get(f"data.{key}") for key in ("path", "type"))
-    if path is None or not isinstance(path.value, str):
-        return
-    if kind is None or (path.weight == Weight.ENVIRONMENT and kind.weight < path.weight):
-        statements.settings["data.type"] = replace(path, value=source.name_for(path.value))
+    if path and kind and path.weight > kind.weight and kind.value in FILE_TYPES:
+        statements.settings["data.type"] = replace(path, value="auto")
 
 
 def _offload(statements: Statements) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
 from engine import discover, paths
@@ -118,10 +118,16 @@ class Schedule(Section):
 class Data(Section):
     """What is learned."""
 
-    type: SourceName = setting("the source", "text")
-    path: DataPath | None = setting(
-        "file or folder; None: the text that comes with Python, for type='text'", None
+    type: SourceName = setting(
+        "the source; 'auto': files by their content, 'text': as they are, whatever they look like",
+        "auto",
     )
+    path: DataPath | Annotated[tuple[DataPath, ...], MinLen(1)] | None = setting(
+        "files, folders (all files below them) and glob patterns; gzip, bzip2 and xz are read; "
+        "None: the text that comes with Python",
+        None,
+    )
+    key: str = setting("where the text of a document is in a JSON object", "text")
     tokenizer: TokenizerName = setting("text to token ids", "gpt2")
     validation: Share = setting("share of the tokens kept for validation", 0.1)
     cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)

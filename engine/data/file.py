@@ -1,62 +1,132 @@
-"""A file of text as bytes: checked, hashed, and streamed without holding it."""
+"""Files of data as bytes: checked, uncompressed, hashed, and streamed without holding them."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
-from collections.abc import Iterator
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from io import BufferedIOBase
 from pathlib import Path
 
 from engine import paths
 from engine.errors import Refused
 
 BLOCK = 1 << 20  # bytes
+HEAD = 1 << 16  # bytes that formats are told by
+COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first bytes of a file
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 class File:
-    """A readable, non-empty file.
+    """A readable, non-empty file. One that gzip, bzip2 or xz compressed is read as what is in it.
 
     Raises:
-        Refused: missing, a folder, not a regular file (it is read twice), empty, unreadable.
+        Refused: missing, of another kind (it is read twice, so no pipe), empty, unreadable.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        """``name``: how messages call it."""
         self.path = Path(path)
-        self.name = f"data.path={path!r}"
+        self.name = name or f"data.path={str(path)!r}"
         if problem := paths.problem_at(self.path, paths.FILE):
             raise Refused(f"{self.name} {problem}")
-        self.size = self.path.stat().st_size
-        if self.size == 0:
+        if self.path.stat().st_size == 0:
             raise Refused(f"{self.name} is empty")
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the content, hexadecimal."""
-        try:
-            with self.path.open("rb") as handle:
-                return hashlib.file_digest(handle, "sha256").hexdigest()
-        except OSError as error:
-            raise self._unreadable(error) from error
+        return self._content[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return self._content[1]
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first ``HEAD`` bytes of the content."""
+        return next(self._pieces(HEAD), b"")
 
     def blocks(self) -> Iterator[bytes]:
-        """The content, in blocks of ``BLOCK`` bytes. Raises Refused if it is not ``digest``'s."""
-        return self._read(by_line=False)
+        """Yield the content in blocks of ``BLOCK`` bytes. Raises Refused where it is no longer
+        what ``digest`` was taken of."""
+        return self._verified(self._pieces(BLOCK))
 
     def lines(self) -> Iterator[bytes]:
-        """The content, by line, ends of lines included. Raises like ``blocks``."""
-        return self._read(by_line=True)
+        """Yield the content by line, ends of lines included. Raises like ``blocks``."""
+        return self._verified(self._pieces(None))
 
-    def _read(self, *, by_line: bool) -> Iterator[bytes]:
-        seen = hashlib.sha256()
-        try:
-            with self.path.open("rb") as handle:
-                for piece in handle if by_line else iter(partial(handle.read, BLOCK), b""):
-                    seen.update(piece)
-                    yield piece
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if seen.hexdigest() != self.digest:
+    @cached_property
+    def _content(self) -> tuple[str, int]:
+        seen, size = hashlib.sha256(), 0
+        for block in self._pieces(BLOCK):
+            seen.update(block)
+            size += len(block)
+        return seen.hexdigest(), size
+
+    def _verified(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        expected, seen = self.digest, hashlib.sha256()
+        for piece in pieces:
+            seen.update(piece)
+            yield piece
+        if seen.hexdigest() != expected:
             raise Refused(f"{self.name} was changed while it was read; start again")
 
-    def _unreadable(self, error: OSError) -> Refused:
-        return Refused(f"{self.name} cannot be read: {error.strerror or error}")
+    def _pieces(self, size: int | None) -> Iterator[bytes]:
+        """Yield the content in blocks of ``size`` bytes; by line where that is None."""
+        try:
+            with self._open() as handle:
+                yield from handle if size is None else iter(partial(handle.read, size), b"")
+        except DAMAGED as error:
+            raise Refused(f"{self.name} is compressed and damaged: {error}") from None
+        except OSError as error:
+            raise Refused(f"{self.name} cannot be read: {error.strerror or error}") from error
+
+    def _open(self) -> BufferedIOBase:
+        with self.path.open("rb") as handle:
+            start = handle.read(6)
+        for magic, opened in COMPRESSED.items():
+            if start.startswith(magic):
+                return opened(self.path)
+        return self.path.open("rb")
+
+
+def files(given: str | Sequence[str]) -> list[File]:
+    """List the files that data.path stands for: files, the files below folders, and what glob
+    patterns match, each sorted by name; a list's parts in the order of the list; no file twice.
+
+    Raises Refused where something is missing or cannot be read.
+    """
+    parts = [given] if isinstance(given, str) else given
+    named = f"data.path={given if isinstance(given, str) else list(given)!r}"
+    found: dict[Path, File] = {}
+    for part in parts:
+        name = f"data.path={part!r}"
+        for match in map(Path, paths.matches(part) or [part]):
+            for path in _below(match, name):
+                if path not in found and (path == match or not _is_empty(path)):
+                    found[path] = File(path, name if path == Path(part) else f"{name}: {path}")
+    if not found:
+        raise Refused(f"{named}: no file in it holds anything")
+    return list(found.values())
+
+
+def _below(path: Path, name: str) -> list[Path]:
+    try:
+        return paths.files_below(path) if path.is_dir() else [path]
+    except OSError as error:
+        raise Refused(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file of a folder holds nothing, and is left out."""
+    return path.is_file() and path.stat().st_size == 0

@@ -174,6 +174,7 @@ def load(
     data = settings.data
     request = Request(
         path=data.path,
+        key=data.key,
         tokenizer=data.tokenizer,
         validation=data.validation,
         seq_len=settings.seq_len,

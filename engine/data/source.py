@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from engine.data.tokenizer import Tokenizer
 
-ALSO = {"json": "jsonl"}  # suffixes that go by another source's: Colossal-AI's train_data.json
 IGNORED = -100  # the target that no loss counts, torch's own choice
 
 
@@ -28,13 +27,14 @@ IGNORED = -100  # the target that no loss counts, torch's own choice
 class Request:
     """What a source is asked for. A field is named after its setting."""
 
-    path: str | None  # None: the source's own corpus, if it has one
+    path: str | tuple[str, ...] | None  # None: the source's own corpus, if it has one
     tokenizer: str
     validation: float  # the share of the tokens kept for validation, 0 to below 1
     seq_len: int
     vocab_size: int  # every id must be below it
     seed: int
     cache: Path  # folder for tokenised text
+    key: str = "text"  # of the objects in JSON
     notify: Callable[[str], None] = lambda line: None  # told before work that takes long
 
 
@@ -66,13 +66,6 @@ class Corpus:
 def names() -> list[str]:
     """The sources there are; imports none of them."""
     return discover.names("engine.data.sources")
-
-
-def name_for(path: str) -> str:
-    """The source that reads a file: the one named like its suffix, 'text' for all others."""
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    name = ALSO.get(suffix, suffix)
-    return name if name in names() else "text"
 
 
 def open_corpus(name: str, request: Request) -> Corpus:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.cache import Build, Write, obtain
+from engine.data.documents import Documents
 from engine.data.source import Corpus, Request
 from engine.data.split import split
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
@@ -23,29 +24,6 @@ FORMAT = 1  # raise it when the same text comes to be other ids
 # Text that offers no boundary for this long is cut anyway: memory stays bounded, and at most one
 # token in as many characters differs.
 LONGEST = 1 << 24  # characters
-
-
-class Documents(Protocol):
-    """Text, read twice at least: the same both times, or Refused."""
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-
-    @property
-    def kind(self) -> str:
-        """How the content becomes text."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the content, hexadecimal."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the content."""
-
-    def pieces(self) -> Iterator[Piece]:
-        """The text; None where a document ends and another one starts."""
 
 
 def corpus_of(documents: Documents, request: Request) -> Corpus:

@@ -47,7 +47,7 @@ def config_for(model: Trained, home: Path) -> str:
     sizes = {name: value for name, value in asdict(model.sizes).items() if name not in OF_TRAINING}
     fields = [f"    {name}={value!r}," for name, value in sizes.items()]
     if _has_words(model):
-        data = ["NUM_EPOCHS = 1", "", 'data = dict(type="text", tokenizer="gpt2")']
+        data = ["NUM_EPOCHS = 1", "", 'data = dict(tokenizer="gpt2")']
     else:
         data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its words are not known']
     lines = [

@@ -163,6 +163,7 @@ ALSO = [  # values that a type of their own would be needed for
     Effect(change="schedule=zero_bubble", probe=order),
 ]
 ELSEWHERE = {
+    "data.key": "engine/data/test_formats.py::test_a_key_names_where_the_text_is",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_a_folder_is_there_for_as_long_as_it_is_used",
     "zero.nvme_buffer": "engine/nvme/test_pieces.py::"
     "test_everything_is_in_one_group_and_no_group_is_too_large",

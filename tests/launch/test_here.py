@@ -94,9 +94,19 @@ def test_data_that_is_missing_or_empty_is_told_with_its_line(folder, problems):
     ]
 
 
-def test_a_folder_of_data_is_for_its_source_to_judge(folder, problems):
+def test_the_files_of_a_folder_are_checked_by_their_first_bytes(folder, problems):
     (folder / "texts").mkdir()
+    assert problems("data.path=texts") == [
+        "command line: data.path='texts': no file in it holds anything"
+    ]
+    (folder / "texts" / "a").write_text("some text")
     assert problems("data.path=texts") == []
+    (folder / "texts" / "b.txt").write_bytes(b"PK\x03\x04")
+    assert problems("data.path=texts") == [
+        "command line: data.path='texts': texts/b.txt is a zip archive, not text: unzip texts/b.txt"
+    ]
+    assert problems("data.path=texts", "data.type=text") == []
+    assert problems("data.path=texts", "data.type=synthetic") == []
 
 
 NVME = CONFIG + "zero = dict(stage=3, offload='nvme', nvme_path='nvme')\n"

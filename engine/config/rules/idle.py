@@ -17,7 +17,11 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     "optimizer.decay": (lambda s: s.optimizer.weight_decay > 0, "a weight_decay above 0"),
     "lr_scheduler.total": (lambda s: s.lr_scheduler.type != "constant", "a type that decays"),
     "lr_scheduler.floor": (lambda s: s.lr_scheduler.type != "constant", "a type that decays"),
-    "data.path": (lambda s: s.data.type != "synthetic", "a source that reads"),
+    "data.path": (lambda s: s.data.type != "synthetic", "a data.type that reads, such as 'auto'"),
+    "data.key": (
+        lambda s: s.data.type in ("auto", "json", "jsonl") and s.data.path is not None,
+        "a data.path and a data.type that reads JSON",
+    ),
     "data.tokenizer": (lambda s: s.data.type != "synthetic", "a source of text"),
     "eval.batches": (lambda s: s.eval.every != 0, "an eval.every other than 0"),
     "eval.every": (

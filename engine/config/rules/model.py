@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +12,7 @@ from engine.config.schema import path_settings
 from engine.config.suggest import nearest_multiples
 from models.presets import GPT2_VOCABULARY, PRESETS
 
-NEED_A_FILE = frozenset({"jsonl"})
+NEED_A_FILE = frozenset({"json", "jsonl"})
 
 
 def hidden_size_agrees(facts: Facts) -> Iterator[Finding]:
@@ -78,10 +77,13 @@ def paths_exist(facts: Facts) -> Iterator[Finding]:
         given = attrgetter(name)(facts.settings)
         if given is None or not mark.exists:
             continue
-        if not os.path.lexists(given):
-            yield facts.warning(name, f"{facts.cite(name)} does not exist on this machine")
-        elif problem := paths.problem_at(Path(given), *mark.exists):
-            yield facts.warning(name, f"{facts.cite(name)} {problem}")
+        for path in (given,) if isinstance(given, str) else given:
+            found = paths.matches(path)
+            problem = paths.problem_at(Path(path), *mark.exists) if found == [path] else None
+            if problem or not found:
+                problem = problem or "does not exist on this machine"
+                named = facts.cite(name) if path == given else f"{facts.cite(name)}: {path}"
+                yield facts.warning(name, f"{named} {problem}")
 
 
 RULES = (

@@ -1,10 +1,11 @@
-"""JSON lines: an object with a "text" on every line, each a document."""
+"""JSON lines: an object on every line, each a document, whose text is under one key."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 
+from engine.data.documents import read_files
 from engine.data.file import File
 from engine.data.source import Corpus, Request
 from engine.data.tokenizer import Piece
@@ -12,27 +13,30 @@ from engine.data.tokens import corpus_of
 from engine.errors import Refused
 
 BOM = b"\xef\xbb\xbf"
+FEW = 12  # keys in a message
 
 
 def open_corpus(request: Request) -> Corpus:
     if request.path is None:
         raise Refused("data.type='jsonl' needs a file: set DATA or data.path")
-    return corpus_of(JsonLines(request.path), request)
+    return corpus_of(read_files(request.path, lambda file: JsonLines(file, request.key)), request)
 
 
 class JsonLines:
-    """Documents joined by end-of-text; empty lines between them are passed over."""
+    """Documents joined by end-of-text; empty lines between them are skipped."""
 
-    kind = "jsonl"
-
-    def __init__(self, path: str) -> None:
-        self._file = File(path)
-        self.name = self._file.name
-        self.size = self._file.size
+    def __init__(self, file: File, key: str) -> None:
+        self._file, self._key = file, key
+        self.name = file.name
+        self.kind = kind_of("jsonl", key)
 
     @property
     def digest(self) -> str:
         return self._file.digest
+
+    @property
+    def size(self) -> int:
+        return self._file.size
 
     def pieces(self) -> Iterator[Piece]:
         offset, first = 0, True
@@ -57,16 +61,35 @@ class JsonLines:
             ) from None
         except json.JSONDecodeError as error:
             raise Refused(
-                f"{where}: not JSON: {error.msg} (column {error.colno}); "
-                'each line is to be an object with a "text"'
+                f"{where}: not JSON: {error.msg} (column {error.colno}); each line is to be an "
+                f"object with a \"{self._key}\"; data.type='text' learns the file as it is"
             ) from None
         except (ValueError, RecursionError) as error:  # a number too long, nesting too deep
             raise Refused(f"{where}: not JSON that can be read: {error}") from None
-        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            raise Refused(f'{where}: not an object with a "text" that is a string')
-        text: str = value["text"]
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Refused(f'{where}: "text" holds half of a surrogate pair') from None
-        return text
+        return text_in(value, self._key, where)
+
+
+def kind_of(source: str, key: str) -> str:
+    """How content becomes text by a source and a key."""
+    return source if key == "text" else f"{source} {key}"
+
+
+def text_in(value: object, key: str, where: str) -> str:
+    """The text of a document that JSON holds. Raises Refused, beginning with ``where``."""
+    if not isinstance(value, dict):
+        raise Refused(f'{where}: not an object with a "{key}"')
+    if key not in value:
+        keys = [str(name) for name in value]
+        more = f" and {len(keys) - FEW} more" if len(keys) > FEW else ""
+        there = ", ".join(map(repr, keys[:FEW])) + more if keys else "none"
+        raise Refused(
+            f'{where}: no "{key}" in it; its keys: {there}; data.key names the one to read'
+        )
+    text = value[key]
+    if not isinstance(text, str):
+        raise Refused(f'{where}: not an object with a "{key}" that is a string')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused(f'{where}: "{key}" holds half of a surrogate pair') from None
+    return text

@@ -23,8 +23,6 @@ TABLE, TRAIN, HELD_OUT = range(100, 103)  # what a draw is for: no two share a s
 
 
 def open_corpus(request: Request) -> Corpus:
-    if request.path is not None:
-        raise Refused(f"data.type='synthetic' reads no file, and data.path={request.path!r} is set")
     if request.vocab_size < 1:
         raise Refused(f"model.vocab_size={request.vocab_size}: a vocabulary has 1 token or more")
     samples = VALIDATION if request.validation > 0 else 0

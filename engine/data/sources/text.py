@@ -1,4 +1,4 @@
-"""One UTF-8 file, or the text that comes with Python: one document, to the last byte."""
+"""UTF-8 files, or the text that comes with Python: each one document, to the last byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import importlib
 import platform
 from collections.abc import Iterator
 
+from engine.data.documents import read_files
 from engine.data.file import File
+from engine.data.formats import not_text
 from engine.data.source import Corpus, Request
 from engine.data.tokenizer import Piece
 from engine.data.tokens import corpus_of
@@ -18,7 +20,8 @@ BOM = "\ufeff"
 
 
 def open_corpus(request: Request) -> Corpus:
-    return corpus_of(TextFile(request.path) if request.path is not None else BuiltIn(), request)
+    documents = BuiltIn() if request.path is None else read_files(request.path, TextFile)
+    return corpus_of(documents, request)
 
 
 class TextFile:
@@ -26,14 +29,17 @@ class TextFile:
 
     kind = "text"
 
-    def __init__(self, path: str) -> None:
-        self._file = File(path)
-        self.name = self._file.name
-        self.size = self._file.size
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self.name = file.name
 
     @property
     def digest(self) -> str:
         return self._file.digest
+
+    @property
+    def size(self) -> int:
+        return self._file.size
 
     def pieces(self) -> Iterator[Piece]:
         offset, rest = 0, b""
@@ -48,9 +54,11 @@ class TextFile:
         try:
             return codecs.utf_8_decode(data, "strict", final)
         except UnicodeDecodeError as error:
+            looks = not_text(self._file)
             raise Refused(
                 f"{self.name} is not UTF-8: byte {offset + error.start:,} "
                 f"is 0x{data[error.start]:02x} ({error.reason})"
+                + (f"; it is {looks}" if looks else "")
             ) from None
 
 

@@ -229,13 +229,10 @@ def test_a_known_name_stays_a_setting_when_the_file_reads_it(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("file", "path", "source"),
     [
-        ("", "a.txt", "text"),
-        ("", "a.jsonl", "jsonl"),
-        ("", "train_data.json", "jsonl"),
-        ("data = dict(type='text')\n", "a", "text"),
-        ("", "a", "text"),
-        ("data = dict(type='synthetic')\n", "a.txt", "text"),
-        ("data = dict(type='text', path='b.txt')\n", "a.jsonl", "jsonl"),
+        ("", "a.txt", "auto"),
+        ("data = dict(type='text')\n", "a", "auto"),
+        ("data = dict(type='jsonl', path='b.txt')\n", "a.jsonl", "auto"),
+        ("data = dict(type='synthetic')\n", "a.txt", "synthetic"),
     ],
 )
 def test_data_from_the_environment(tmp_path: Path, file: str, path: str, source: str) -> None:
@@ -245,7 +242,7 @@ def test_data_from_the_environment(tmp_path: Path, file: str, path: str, source:
 
 def test_an_override_beats_the_environment(tmp_path: Path) -> None:
     found = plan(tmp_path, REST + MODEL, "data.path=c.jsonl", DATA="a.txt").settings.data
-    assert (found.type, found.path) == ("jsonl", "c.jsonl")
+    assert (found.type, found.path) == ("auto", "c.jsonl")
     found = plan(tmp_path, REST + MODEL, "data.type=text", DATA="a.jsonl").settings.data
     assert (found.type, found.path) == ("text", "a.jsonl")
 

@@ -11,7 +11,7 @@ from tests.engine.data.support import Ask
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Ask:
-    def make(path: Path | str | None = None, **changes: Any) -> Request:
+    def make(path: Path | str | tuple[str, ...] | None = None, **changes: Any) -> Request:
         settings: dict[str, Any] = {
             "tokenizer": "char",
             "validation": 0.1,
@@ -20,6 +20,7 @@ def ask(tmp_path: Path) -> Ask:
             "seed": 7,
             "cache": tmp_path / "cache",
         }
-        return Request(path=None if path is None else str(path), **settings | changes)
+        given = str(path) if isinstance(path, Path) else path
+        return Request(path=given, **settings | changes)
 
     return make

@@ -16,14 +16,14 @@ def test_names_are_the_files() -> None:
     for registry, room in ((source, "sources"), (tokenizer, "tokenizers")):
         files = {path.stem for path in (folder / room).glob("*.py")} - {"__init__"}
         assert set(registry.names()) == files
-    assert {"text", "jsonl", "synthetic"} <= set(source.names())
+    assert {"auto", "text", "json", "jsonl", "synthetic"} <= set(source.names())
     assert {"char", "gpt2"} <= set(tokenizer.names())
 
 
 def test_names_cost_no_import() -> None:
     code = (
         "import sys; from engine.data import source, tokenizer;"
-        "source.names(), tokenizer.names(), source.name_for('a.jsonl');"
+        "source.names(), tokenizer.names();"
         "print([m for m in sys.modules if m in ('torch', 'numpy', 'tiktoken')"
         " or m.startswith(('engine.data.sources.', 'engine.data.tokenizers.'))])"
     )
@@ -48,16 +48,7 @@ def test_a_new_source_is_one_file(
         sources.__spec__, "submodule_search_locations", list(sources.__path__), raising=True
     )
     assert "upside" in source.names()
-    assert source.name_for("some/corpus.upside") == "upside"
     assert source.open_corpus("upside", ask(seed=3)).description == "upside 3"
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [("a.jsonl", "jsonl"), ("A.JSONL", "jsonl"), ("a.txt", "text"), ("a", "text"), ("", "text")],
-)
-def test_the_source_of_a_file(path: str, name: str) -> None:
-    assert source.name_for(path) == name
 
 
 def test_unknown_names_are_refused_with_what_there_is(ask: Ask) -> None:

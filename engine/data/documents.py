@@ -1,0 +1,73 @@
+"""Documents: text from files, each document apart from the next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from engine.data.file import File, files
+from engine.data.tokenizer import Piece
+
+
+class Documents(Protocol):
+    """Text, read twice at least: the same both times, or Refused."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+
+    @property
+    def kind(self) -> str:
+        """How the content becomes text."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the text; None where a document ends and another one starts."""
+
+
+class Several:
+    """The documents of several files, one file after the other."""
+
+    kind = "several"
+
+    def __init__(self, parts: Sequence[Documents], name: str) -> None:
+        self._parts = parts
+        self.name = name
+
+    @property
+    def digest(self) -> str:
+        told = [(part.kind, part.digest, part.size) for part in self._parts]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self._parts)
+
+    def pieces(self) -> Iterator[Piece]:
+        begun = False
+        for part in self._parts:
+            first = True
+            for piece in part.pieces():
+                if first and begun:
+                    yield None
+                first, begun = False, True
+                yield piece
+
+
+def read_files(path: str | Sequence[str], read: Callable[[File], Documents]) -> Documents:
+    """The documents of all files that data.path stands for, each as ``read`` reads it. One file is
+    the same data by its own path, in a list or in a folder. Raises Refused."""
+    parts = [read(file) for file in files(path)]
+    if len(parts) == 1:
+        return parts[0]
+    given = path if isinstance(path, str) else list(path)
+    return Several(parts, f"data.path={given!r} ({len(parts)} files)")

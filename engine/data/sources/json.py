@@ -1,0 +1,115 @@
+"""A JSON array of objects or strings, each a document."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from engine.data.documents import read_files
+from engine.data.file import File
+from engine.data.source import Corpus, Request
+from engine.data.sources.jsonl import kind_of, text_in
+from engine.data.sources.text import TextFile
+from engine.data.tokenizer import Piece
+from engine.data.tokens import corpus_of
+from engine.errors import Refused
+
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def open_corpus(request: Request) -> Corpus:
+    if request.path is None:
+        raise Refused("data.type='json' needs a file: set DATA or data.path")
+    return corpus_of(read_files(request.path, lambda file: JsonArray(file, request.key)), request)
+
+
+class JsonArray:
+    """Documents joined by end-of-text. Memory holds one element and a block of the file."""
+
+    def __init__(self, file: File, key: str) -> None:
+        self._text, self._key = TextFile(file), key
+        self.name = file.name
+        self.kind = kind_of("json", key)
+
+    @property
+    def digest(self) -> str:
+        return self._text.digest
+
+    @property
+    def size(self) -> int:
+        return self._text.size
+
+    def pieces(self) -> Iterator[Piece]:
+        for number, value in enumerate(self._elements(), start=1):
+            if number > 1:
+                yield None
+            where = f"{self.name}, element {number}"
+            yield value if isinstance(value, str) else text_in(value, self._key, where)
+
+    def _elements(self) -> Iterator[object]:
+        stream = _Stream(piece or "" for piece in self._text.pieces())
+        if stream.next() != "[":
+            raise Refused(f"{self.name} is not a JSON array: it does not begin with [")
+        stream.take()
+        number, after = 0, stream.next()
+        if after == "]":
+            stream.take()
+        while after != "]":
+            number += 1
+            try:
+                yield stream.value()
+            except (ValueError, RecursionError) as error:
+                what = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise Refused(f"{self.name}, element {number}: not JSON: {what}") from None
+            after = stream.next()
+            if after not in (",", "]"):
+                raise Refused(f"{self.name}, element {number}: a comma or ] is missing after it")
+            stream.take()
+        if stream.next():
+            raise Refused(f"{self.name}: there is more after the array's end")
+
+
+class _Stream:
+    """Text that comes in blocks, read value by value."""
+
+    def __init__(self, blocks: Iterator[str]) -> None:
+        self._blocks, self._text, self._place = blocks, "", 0
+        self._decoder = json.JSONDecoder()
+
+    def next(self) -> str:
+        """The next character that is not blank, without taking it; empty at the end."""
+        while True:
+            match = SPACE.match(self._text, self._place)
+            self._place = match.end() if match else self._place
+            if self._place < len(self._text):
+                return self._text[self._place]
+            if not self._more():
+                return ""
+
+    def take(self) -> None:
+        """Take the character that ``next`` gave."""
+        self._place += 1
+
+    def value(self) -> object:
+        """Take a value. Raises ValueError."""
+        self.next()  # to where it begins
+        while True:
+            try:
+                found, self._place = self._decoder.raw_decode(self._text, self._place)
+                return found
+            except json.JSONDecodeError:
+                # As much again, so that a long element is parsed few times
+                if not self._more(len(self._text) - self._place):
+                    raise
+
+    def _more(self, least: int = 1) -> bool:
+        """Read at least so many characters on, or to the end; False where that is here."""
+        parts, added = [self._text[self._place :]], 0
+        for block in self._blocks:
+            parts.append(block)
+            added += len(block)
+            if added >= least:
+                break
+        self._text, self._place = "".join(parts), 0
+        return added > 0
