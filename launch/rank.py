@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from engine.world import World
 
 
+SPEAK_SECONDS = 30.0
+"""How long other ranks leave to rank 0, which a busy machine may start later, to print a refusal of
+their common arguments. torchrun and mpirun end them once rank 0 has left."""
+
+
 def run_rank(
     argv: Sequence[str] | None,
     environ: Mapping[str, str],
@@ -72,5 +77,5 @@ def refuse(refusal: Refused, environ: Mapping[str, str]) -> int:
     if spokesman(environ):
         print(refusal, file=sys.stderr, flush=True)
     else:
-        time.sleep(5)
+        time.sleep(SPEAK_SECONDS)
     return 2

@@ -1,10 +1,18 @@
-"""For all tests: ranks compute on one thread each; tests marked gpu need one."""
+"""For all tests: ranks compute on one thread each; what is cached is not the user's, and is gone at
+the end; tests marked gpu need one."""
 
 import os
+from tempfile import TemporaryDirectory
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cache = TemporaryDirectory(prefix="cuboid-cache-", ignore_cleanup_errors=True)
+    os.environ["XDG_CACHE_HOME"] = cache.name
+    config.add_cleanup(cache.cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from engine.errors import Refused
 from engine.plan import Plan
 from engine.rendezvous import Place
+from launch.rank import SPEAK_SECONDS
 from train_gpt import main, parse, plan
 
 CONFIG = """
@@ -65,4 +66,4 @@ def test_only_rank_0_tells_of_bad_arguments(
     monkeypatch.setattr("launch.rank.time.sleep", waits.append)
     assert main(["--port", "x"], {"RANK": "1", "WORLD_SIZE": "2"}) == 2
     assert capsys.readouterr().err == ""
-    assert waits, "rank 0 is given time to speak"
+    assert waits == [SPEAK_SECONDS], "rank 0 is given time to speak"

@@ -138,7 +138,6 @@ def test_words_that_are_paths_are_expanded_and_checked(
             run_and_overrides(argparse.Namespace(words=[str(tmp_path / name)]))
 
 
-@pytest.mark.timeout(60)  # to open the pipe would block
 @pytest.mark.parametrize(
     "line",
     [

@@ -75,14 +75,24 @@ def test_a_save_beside_the_training_that_fails_ends_the_run_before_the_next(tmp_
 
 @contextlib.contextmanager
 def slow_to_publish(world: World) -> Iterator[None]:
-    """A checkpoint is on its way for longer than a failed run waits for it."""
-    healthy = Shelf.publish
+    """A checkpoint is on its way for longer than a failed run waits for it: until half a second
+    after the run has begun to leave."""
+    leaving, publish, leave = threading.Event(), Shelf.publish, saver.Saver.__exit__
 
-    def publish(self: Shelf, step: int) -> None:
-        time.sleep(3.0)
-        healthy(self, step)
+    def publish_late(self: Shelf, step: int) -> None:
+        leaving.wait()
+        time.sleep(0.5)
+        publish(self, step)
 
-    with patch.object(Shelf, "publish", publish), patch.object(saver, "LEAVE_SECONDS", 0.1):
+    def begin_to_leave(self: saver.Saver, *how: Any) -> None:
+        leaving.set()
+        leave(self, *how)
+
+    with (
+        patch.object(Shelf, "publish", publish_late),
+        patch.object(saver.Saver, "__exit__", begin_to_leave),
+        patch.object(saver, "LEAVE_SECONDS", 0.1),
+    ):
         yield
 
 
