@@ -138,7 +138,7 @@ def test_a_run_that_is_training_is_not_pruned(folder, capsys):
 
 def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
     for words, told in (
-        (("ls", "nowhere"), "nowhere has no checkpoints"),
+        (("ls", "nowhere"), "nowhere does not exist"),
         (("ls", "--keep", "3"), "--keep is for prune, not for ls"),
         (("prune", "--keep", "0"), "--keep"),
         (("prune",), "does not say how many it keeps: --keep N"),

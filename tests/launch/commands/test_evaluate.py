@@ -101,7 +101,7 @@ def test_what_is_asked_reaches_the_ranks(started):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["nowhere"], "nowhere has no weights"),
+        (["nowhere"], "nowhere does not exist"),
         ([RUN, "elsewhere"], f"one run, not 2: {RUN} elsewhere"),
         (["--step", "7"], f"{RUN}: no checkpoint 7; there are: none"),
         (["--last-n", "33"], f"--last-n 33 is more than {RUN}/resolved.json: SEQ_LEN=32"),
