@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -19,9 +18,9 @@ from engine.build import build_on, matmul_of
 from engine.checkpoint.pick import pick_weights
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.stored import Stored
-from engine.data import tokenizer
+from engine.data import vocabulary
 from engine.data.loader import Batch, Batches, Sweep, load
-from engine.data.source import IGNORED
+from engine.data.source import IGNORED, Corpus
 from engine.errors import Failed, Refused
 from engine.evaluation import TOPS, Evaluation, Subject
 from engine.inout.opening import open_trained
@@ -64,7 +63,8 @@ def evaluate(
         lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=_say(world))
     )
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
-    sweep = world.agree(lambda: _sweep(world, folder, batches, subject))
+    batches = batches.of(world.agree(lambda: _by_ids_of(plan, trained, batches.corpus)))
+    sweep = _sweep(batches, subject)
     with open_offload(plan, world) as offload:
         model = build_on(world, plan, matmul_of(world), offload)
         _load(world, model, trained)
@@ -106,15 +106,21 @@ def _load(world: World, model: Chunks, trained: Trained) -> None:
         raise Failed(f"{trained.path}: {error}") from None
 
 
-def _sweep(world: World, folder: RunFolder, batches: Batches, subject: Subject) -> Sweep:
-    """The samples, if ids mean there what they meant to the run. Raises Refused."""
-    corpus, data = batches.corpus, world.plan.settings.data
-    if corpus.tokenizer is not None and folder.tokenizer.is_file():
-        here = json.loads(json.dumps(tokenizer.dump(data.tokenizer, corpus.tokenizer)))
-        if here != json.loads(folder.tokenizer.read_text(encoding="utf-8")):
+def _by_ids_of(plan: Plan, trained: Trained, corpus: Corpus) -> Corpus:
+    """The corpus by the ids of the weights. Raises Refused where they lack a token of it."""
+    if not vocabulary.is_other_kind(corpus, trained.tokenizer):
+        _, new = vocabulary.adopt(corpus, trained.tokenizer)
+        if new:
             raise Refused(
-                f"{corpus.description}: another vocabulary than the run's, {folder.tokenizer}"
+                f"{corpus.description}: it has {vocabulary.listed(new)}, which {trained.path} has "
+                "no ids for; evaluate it on text without them, by data.path=..."
             )
+    return vocabulary.for_model(plan, corpus, trained.tokenizer, path=trained.path)[0]
+
+
+def _sweep(batches: Batches, subject: Subject) -> Sweep:
+    """The samples that are asked for."""
+    corpus = batches.corpus
     split = corpus.train if subject.split == "train" else corpus.validation
     held, asked = split.samples, subject.samples
     assert held is not None or asked is not None, "the subject was checked"

@@ -41,9 +41,8 @@ def train(
     batches = world.agree(
         lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
     )
-    corpus = batches.corpus.fingerprint
-    world.require_same(corpus, "reads other data than rank 0")
-    start = begin(world, plan, corpus, asked)
+    world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
+    start = begin(world, plan, batches.corpus, asked)
     batches = start.batches(batches)
     steps = world.agree(lambda: total_steps(plan, batches, start.step))
     matmul = start.matmul(world.device) or matmul_of(world)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine import weights
 from engine.build import build_on, named_parameters
 from engine.data.loader import Batch, Batches, pad_samples
+from engine.data.tokenizer import dump
 from engine.gradients import GradientSum
+from engine.inout.trained import metadata_of
 from engine.loss_scale import LossScale
 from engine.loss_spikes import LossSpikes
 from engine.memory import keep_freed_memory, peak_bytes
@@ -68,6 +70,13 @@ class Run:
         optimizer = build_optimizer(self.plan.settings.optimizer, named_parameters(self.model))
         return offload.optimizer(optimizer) if offload else optimizer
 
+    @property
+    def tokenizer(self) -> dict[str, Any] | None:
+        """The tokenizer of the model's ids, for whoever reads the model; None where ids stand for
+        no text."""
+        words = self.batches.corpus.tokenizer
+        return None if words is None else dump(self.plan.settings.data.tokenizer, words)
+
     def step(self, step: int, *, save: bool = False) -> Outcome:
         """Train on the samples of ``step``, counted from 1. ``save``: this rank asks for a
         checkpoint after it."""
@@ -113,7 +122,8 @@ class Run:
 
     def save(self, path: Path) -> None:
         """The whole model's weights, gathered from all ranks and written by rank 0."""
-        weights.save(self.model, path, writes=self.world.is_main)
+        metadata = metadata_of(self.model.sizes, tokenizer=self.tokenizer)
+        weights.save(self.model, path, metadata, writes=self.world.is_main)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         return micro_batches(self.plan, batch, self.device)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.data import tokenizer
 from engine.matmuls import cpu_capability
 from engine.metrics import Row
 from engine.overview import several
@@ -43,7 +42,7 @@ def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: floa
 
 def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
     """What rank 0 tells; the other ranks' is silent."""
-    plan, world, words = run.plan, run.world, run.batches.corpus.tokenizer
+    plan, world = run.plan, run.world
     if not world.is_main:
         return Reporter()
     cuda = world.device.type == "cuda"
@@ -63,9 +62,8 @@ def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
         "matmul": run.matmul,
     }
     write_atomically(folder.environment, json.dumps(machine, indent=2) + "\n")
-    if words is not None:
-        saved = tokenizer.dump(plan.settings.data.tokenizer, words)
-        write_atomically(folder.tokenizer, json.dumps(saved))
+    if run.tokenizer is not None:
+        write_atomically(folder.tokenizer, json.dumps(run.tokenizer))
     return report
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from engine.inout.draft import draft
-from engine.inout.trained import metadata_of, shapes_of
+from engine.inout.trained import shapes_of
 from engine.inout.writing import size_of, write_safetensors
 from models.chunks import Chunks
 from models.parallel.box import Box
@@ -54,10 +54,10 @@ def gathered(model: Chunks) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor
 
 
-def save(model: Chunks, path: Path, *, writes: bool) -> None:
-    """The whole model's weights as safetensors, from the rank that ``writes``, which is of the
-    first pipeline stage. All ranks call it. The file is complete or not there at all; no more than
-    a tensor is gathered at a time.
+def save(model: Chunks, path: Path, metadata: Mapping[str, str], *, writes: bool) -> None:
+    """Write the whole model's weights as safetensors, from the rank that ``writes``, which is of
+    the first pipeline stage. All ranks call it. The file is complete or not there at all; no more
+    than a tensor is gathered at a time.
 
     Raises Failed where the disk does not take it.
     """
@@ -67,5 +67,4 @@ def save(model: Chunks, path: Path, *, writes: bool) -> None:
         return
     shapes, dtype = shapes_of(model.sizes), model.part.dtype
     with draft(path, needs=size_of(shapes, dtype), replace=True) as new:
-        metadata = metadata_of(model.sizes)
         write_safetensors(new, gathered(model), shapes, dtype=dtype, metadata=metadata)

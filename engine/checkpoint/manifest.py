@@ -89,6 +89,8 @@ class Training(_Object):
     ``samples``: consumed since the run began, over all ranks. ``corpus``: the data's fingerprint.
     ``settings``: all of them, resolved. ``val_loss``: of a validation after this very step.
     ``threads``: that each rank computed with on a CPU; 0 where that was not recorded.
+    ``tokenizer``: the one that the ids are by, as ``engine.data.tokenizer.dump`` gives it; None
+    where ids stand for no text.
     """
 
     step: Count
@@ -101,6 +103,7 @@ class Training(_Object):
     settings: dict[str, Any]
     loss_spikes: LossSpikesState | None = None
     threads: Count = 0
+    tokenizer: dict[str, Any] | None = None
 
 
 class Manifest(_Object):

@@ -16,6 +16,7 @@ from engine.checkpoint.saver import restore
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked, Way, output_of, ways
+from engine.data import vocabulary
 from engine.errors import Refused
 from engine.inout import initial
 from engine.inout.draft import clear_drafts
@@ -25,6 +26,7 @@ from engine.run_folder import RunFolder, claim
 
 if TYPE_CHECKING:
     from engine.data.loader import Batches
+    from engine.data.source import Corpus
     from engine.plan import Plan
     from engine.run import Run
     from engine.world import World
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Where a run begins: the way, whose folder is kept from other jobs while ``door`` is open, and
-    a checkpoint that verifies, where there is one, or the model whose weights are the first."""
+    a checkpoint that verifies, where there is one, or the model whose weights are the first.
+    ``corpus`` is by the ids of either."""
 
     world: World
     plan: Plan
     asked: Asked
     way: Way
+    corpus: Corpus
     stored: Stored | None
     model: Trained | None = None
     door: ExitStack
@@ -50,6 +54,7 @@ class Start:
 
     def batches(self, batches: Batches) -> Batches:
         """What is left of them."""
+        batches = batches.of(self.corpus)
         if self.stored is None:
             return batches
         return batches.continued(self.step, self.stored.training.samples)
@@ -72,8 +77,6 @@ class Start:
         elif self.model is not None:
             model = self.model
             self.world.agree(lambda: initial.load(run, model))
-            if line := initial.other_words(run, model):
-                self.world.say(line)
 
     def move_in(self) -> RunFolder:
         """The run's folder, its own from here on. Raises Refused."""
@@ -106,10 +109,10 @@ class Start:
         return folder
 
 
-def begin(world: World, plan: Plan, corpus: str, asked: Asked) -> Start:
+def begin(world: World, plan: Plan, corpus: Corpus, asked: Asked) -> Start:
     """Find the checkpoint to go on from, if any, and hold its run's folder. All ranks call it.
 
-    ``corpus`` is the fingerprint of the data. A launch that was here before (a restart by torchrun,
+    ``corpus`` is the data there is now. A launch that was here before (a restart by torchrun,
     a requeued job) goes on in its own folder, whatever was asked. Nothing is changed on the disk.
 
     Raises:
@@ -122,18 +125,24 @@ def begin(world: World, plan: Plan, corpus: str, asked: Asked) -> Start:
         with ExitStack() as door:
             world.share(lambda way=way, door=door: _enter(way, door))  # type: ignore[misc]
             stored = _newest_good(world, way)
+            model = None
             if stored is not None:
-                _tell_changes(world, plan, stored, corpus, asked)
-            if stored is not None or way.starts_over:
-                return Start(
-                    world=world,
-                    plan=plan,
-                    asked=asked,
-                    way=way,
-                    stored=stored,
-                    model=_first_weights(world, plan, way, asked) if stored is None else None,
-                    door=door.pop_all(),
-                )
+                corpus = _tell_changes(world, plan, stored, corpus, asked)
+            elif way.starts_over:
+                model = _first_weights(world, plan, way, asked)
+                corpus = _by_first_weights(world, plan, model, corpus)
+            else:
+                continue
+            return Start(
+                world=world,
+                plan=plan,
+                asked=asked,
+                way=way,
+                corpus=corpus,
+                stored=stored,
+                model=model,
+                door=door.pop_all(),
+            )
     return world.agree(lambda: _refuse(asked))
 
 
@@ -181,13 +190,40 @@ def _refuse_damaged(model: Trained, problems: list[str]) -> None:
         raise Refused(f"{model.path} is not what was written: {'; '.join(dict.fromkeys(problems))}")
 
 
-def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: str, asked: Asked) -> None:
-    """What has changed since the checkpoint, and what that means. Raises Refused."""
-    lines = world.agree(
-        lambda: changes.compare(
-            plan, corpus, stored.training, path=stored.path, new_data=asked.new_data
+def _by_first_weights(world: World, plan: Plan, model: Trained | None, corpus: Corpus) -> Corpus:
+    """The corpus by the ids of the weights that the run begins with, where it begins with some of
+    the same kind of tokenizer. Raises Refused."""
+
+    def found() -> tuple[Corpus, list[str]]:
+        if model is None:
+            return vocabulary.for_model(plan, corpus)
+        if vocabulary.is_other_kind(corpus, model.tokenizer):
+            told = f"its ids stand for other text than in {model.path}"
+            return vocabulary.for_model(plan, corpus)[0], [f"{plan.cite('data.tokenizer')}: {told}"]
+        return vocabulary.for_model(plan, corpus, model.tokenizer, path=model.path)
+
+    corpus, lines = world.agree(found)
+    for line in lines:
+        world.say(line)
+    return corpus
+
+
+def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: Corpus, asked: Asked) -> Corpus:
+    """What has changed since the checkpoint, and what that means; the corpus by the ids of the
+    checkpoint. Raises Refused."""
+
+    def compare() -> tuple[Corpus, list[str], list[str]]:
+        remedy = f"begin a new run with --init-from {stored.path}"
+        found, new = vocabulary.for_model(
+            plan, corpus, stored.tokenizer, path=stored.path, remedy=remedy
         )
-    )
+        training, allowed = stored.training, asked.new_data
+        told = changes.compare(
+            plan, found.fingerprint, training, path=stored.path, new_data=allowed
+        )
+        return found, told, new
+
+    found, lines, new = world.agree(compare)
     move = changes.moved(stored.manifest.layout, layout_of(plan.settings, plan.layout.data))
     threads = changes.threads(stored.training, world.device.type, torch.get_num_threads())
     unused = [f"--init-from={asked.init_from} is not used then"] if asked.init_from else []
@@ -197,5 +233,7 @@ def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: str, asked: 
         *([move] if move else []),
         *threads,
         *lines,
+        *new,
     ]:
         world.say(line)
+    return found

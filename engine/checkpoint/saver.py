@@ -109,6 +109,7 @@ class Saver:
     def _training(self, step: int, val_loss: float | None) -> Training:
         run = self._run
         return Training(
+            tokenizer=run.tokenizer,
             step=step,
             samples=run.batches.consumed(step),
             val_loss=val_loss if val_loss is not None and math.isfinite(val_loss) else None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ from engine.checkpoint.save import reason
 from engine.checkpoint.shelf import step_name
 from engine.checkpoint.storage import Reader
 from engine.checkpoint.tensors import MODEL, OPTIMIZER, RNG, Tensors
+from engine.data.tokenizer import read_saved
 from engine.errors import Failed
 from engine.nvme.streamed import StreamedOptimizer
+from engine.run_folder import RunFolder
 from engine.step import Optimizer
 from models.chunks import Chunks
 
@@ -56,6 +59,14 @@ class Stored:
     @cached_property
     def training(self) -> Training:
         return read_training(self.path)
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any] | None:
+        """The tokenizer of its ids, as ``engine.data.tokenizer.dump`` gives it; checkpoints that
+        were written without one are of the run's. Raises Refused where that is damaged."""
+        if "tokenizer" in self.training.model_fields_set:
+            return self.training.tokenizer
+        return read_saved(RunFolder(self.path.parent.parent).tokenizer)
 
     @cached_property
     def metadata(self) -> Metadata:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +97,13 @@ class Batches:
     def global_batch(self) -> int:
         """G, samples a step."""
         return self._batch_size * self._data_size * self._rounds
+
+    def of(self, corpus: Corpus) -> Batches:
+        """The same of the same samples by other ids."""
+        other = copy.copy(self)
+        other.corpus = corpus
+        other.validation = replace(self.validation, split=corpus.validation)
+        return other
 
     def continued(self, step: int, samples: int) -> Batches:
         """The same after ``step`` steps that consumed ``samples``, in global batches of whatever

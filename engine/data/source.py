@@ -31,7 +31,7 @@ class Request:
     tokenizer: str
     validation: float  # the share of the tokens kept for validation, 0 to below 1
     seq_len: int
-    vocab_size: int  # every id must be below it
+    vocab_size: int  # of the model, for a source without a tokenizer
     seed: int
     cache: Path  # folder for tokenised text
     key: str = "text"  # of the objects in JSON

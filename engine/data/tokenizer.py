@@ -6,7 +6,9 @@ A tokenizer is a module whose ``TOKENIZER`` is a class that fulfils ``Tokenizer`
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine import discover
@@ -53,6 +55,10 @@ class Tokenizer(Protocol):
         """The last place b where encode(text) is surely encode(text[:b]) + encode(text[b:]),
         whatever text follows; 0 if there is none."""
 
+    def joined(self, other: Self) -> tuple[Self, NDArray[np.int64]]:
+        """This vocabulary and, with the ids after it, the tokens of ``other`` that it lacks; and
+        the id there of each id of ``other`` [other.size]."""
+
     def state(self) -> dict[str, Any]:
         """All that ``load`` needs, fit for JSON."""
 
@@ -75,6 +81,20 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
 def dump(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """A tokenizer as an object fit for JSON, for ``load``."""
     return {"type": name, **tokenizer.state()}
+
+
+def read_saved(path: Path) -> dict[str, Any] | None:
+    """What ``dump`` gave of a tokenizer, from a file, if there is one. Raises Refused for another
+    file."""
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        saved = None
+    if not isinstance(saved, dict) or "type" not in saved:
+        raise Refused(f"{path} is no tokenizer of a run")
+    return saved
 
 
 def load(saved: dict[str, Any]) -> Tokenizer:

@@ -30,7 +30,7 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
     """The corpus that these documents make.
 
     Raises:
-        Refused: the text is too short, its vocabulary too large, the cache cannot be used.
+        Refused: the text is too short, the cache cannot be used.
     """
     name = request.tokenizer
     content = {
@@ -49,7 +49,6 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
         )
     file = obtain(path, _builder(documents, request))
     tokenizer = load(file.about["tokenizer"])
-    _check_vocabulary(tokenizer, documents, request)
     train, validation = split(
         file.ids, validation=request.validation, seq_len=request.seq_len, name=documents.name
     )
@@ -69,7 +68,6 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
 def _builder(documents: Documents, request: Request) -> Build:
     def build(write: Write) -> tuple[str, dict[str, Any]]:
         tokenizer = tokenizer_type(request.tokenizer).fit(documents.pieces())
-        _check_vocabulary(tokenizer, documents, request)
         dtype = "<u2" if tokenizer.size <= 1 << 16 else "<u4"
         empty = True
         for ids in encoded(documents.pieces(), tokenizer):
@@ -99,15 +97,6 @@ def encoded(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDArray[n
             yield tokenizer.encode(rest[:cut])
             rest = rest[cut:]
     yield tokenizer.encode(rest)
-
-
-def _check_vocabulary(tokenizer: Tokenizer, documents: Documents, request: Request) -> None:
-    if tokenizer.size > request.vocab_size:
-        raise Refused(
-            f"data.tokenizer={request.tokenizer!r} has {tokenizer.size:,} tokens for "
-            f"{documents.name}, model.vocab_size={request.vocab_size:,} has room for fewer; "
-            f"set model.vocab_size to {tokenizer.size} or more"
-        )
 
 
 def _check_ids(ids: NDArray[np.uint32], tokenizer: Tokenizer, request: Request) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.changes import ARCHITECTURE
-from engine.data import tokenizer
 from engine.errors import Refused
 from engine.inout.opening import open_trained
 from engine.inout.trained import Trained
@@ -125,14 +124,6 @@ def load(run: Run, model: Trained) -> None:
         model.load(run.model, resize=TABLES)
     except ValueError as error:
         raise Refused(f"{model.path}: {error}") from None
-
-
-def other_words(run: Run, model: Trained) -> str | None:
-    """A line where the run's token ids are known to stand for other text than the model's."""
-    words, name = run.batches.corpus.tokenizer, run.plan.settings.data.tokenizer
-    if words is None or model.tokenizer in (None, tokenizer.dump(name, words)):
-        return None
-    return f"{run.plan.cite('data.tokenizer')}: its ids stand for other text than in {model.path}"
 
 
 def _differences(plan: Plan, model: Trained) -> Iterator[tuple[str, object]]:

@@ -12,10 +12,11 @@ from engine.checkpoint.manifest import MANIFEST, Damaged
 from engine.checkpoint.pick import pick
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
+from engine.data.tokenizer import read_saved
 from engine.errors import Refused
 from engine.inout import huggingface
 from engine.inout.reading import SafetensorsFile, common_type
-from engine.inout.trained import Trained, read_tokenizer, shapes_of, sizes_from
+from engine.inout.trained import Trained, shapes_of, sizes_from
 from engine.run_folder import RunFolder
 
 
@@ -46,7 +47,7 @@ def open_trained(path: Path, which: str = "latest") -> Trained:
 
 
 def _checkpoint(path: Path) -> Trained:
-    stored, run = Stored(path), RunFolder(path.parent.parent)
+    stored = Stored(path)
     try:
         training, dtypes = stored.training, stored.parameter_types()
         sizes = sizes_from(training.settings.get("model", {}))
@@ -61,7 +62,7 @@ def _checkpoint(path: Path) -> Trained:
         sizes=sizes,
         dtype=common_type(dtypes),
         read=read,
-        tokenizer=read_tokenizer(run.tokenizer),
+        tokenizer=stored.tokenizer,
         step=training.step,
         problems=stored.problems,
         fill=stored.load_model,
@@ -94,6 +95,6 @@ def _weights(path: Path) -> Trained:
         sizes=sizes,
         dtype=dtype,
         read=read,
-        tokenizer=tokenizer or read_tokenizer(RunFolder(path.parent).tokenizer),
+        tokenizer=tokenizer or read_saved(RunFolder(path.parent).tokenizer),
         step=step,
     )

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from engine.config.schema import Model
-from engine.errors import Refused
 from engine.inout.writing import Shapes
 from models import state
 from models.chunks import Chunks
@@ -54,12 +53,7 @@ class Trained:
     @property
     def metadata(self) -> dict[str, str]:
         """What a file of ours says of it."""
-        found = metadata_of(self.sizes)
-        if self.tokenizer is not None:
-            found["tokenizer"] = json.dumps(self.tokenizer)
-        if self.step is not None:
-            found["step"] = str(self.step)
-        return found
+        return metadata_of(self.sizes, tokenizer=self.tokenizer, step=self.step)
 
     def load(self, model: Chunks, *, resize: Collection[str] = ()) -> None:
         """Each rank's boxes; tables of ``resize`` may have other numbers of rows.
@@ -77,12 +71,18 @@ def shapes_of(sizes: Sizes) -> Shapes:
     return {p.name: p.shape for p in parameters(sizes, modes()["serial"])}
 
 
-def metadata_of(sizes: Sizes) -> dict[str, str]:
-    """The metadata of a file of safetensors by our names, which tells in JSON what its model is
-    built from. Beside it may be ``tokenizer``, as ``engine.data.tokenizer.dump`` gives it, and
-    ``step``."""
+def metadata_of(
+    sizes: Sizes, *, tokenizer: dict[str, Any] | None = None, step: int | None = None
+) -> dict[str, str]:
+    """The metadata of a file of safetensors by our names, which tells in JSON all that its model is
+    read with. ``tokenizer`` is as ``engine.data.tokenizer.dump`` gives it."""
     told = {name: value for name, value in asdict(sizes).items() if name not in OF_TRAINING}
-    return {"format": "pt", "model": json.dumps(told)}
+    found = {"format": "pt", "model": json.dumps(told)}
+    if tokenizer is not None:
+        found["tokenizer"] = json.dumps(tokenizer)
+    if step is not None:
+        found["step"] = str(step)
+    return found
 
 
 def sizes_from(section: Mapping[str, Any]) -> Sizes:
@@ -93,16 +93,3 @@ def sizes_from(section: Mapping[str, Any]) -> Sizes:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise ValueError(f"model.{where}: {problem['msg']}") from None
-
-
-def read_tokenizer(path: Path) -> dict[str, Any] | None:
-    """The tokenizer that a run left at ``path``, if any. Raises Refused for another file."""
-    if not path.is_file():
-        return None
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        saved = None
-    if not isinstance(saved, dict) or "type" not in saved:
-        raise Refused(f"{path} is no tokenizer of a run")
-    return saved

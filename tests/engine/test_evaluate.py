@@ -193,8 +193,16 @@ def alone(
 def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (folder / "other.txt").write_text("abc" * 200)
-    assert "another vocabulary than the run's" in alone(folder, "data.path=other.txt")
+    (folder / "other.txt").write_text("Deich!?" * 200)
+    told = alone(folder, "data.path=other.txt")
+    assert (
+        "it has '!', '?', which run/checkpoints/step-00000040 has no ids for; evaluate it on"
+        in told
+    )
+    bpe = alone(folder, "data.tokenizer=gpt2", "model.vocab_size=50257")
+    assert (
+        "the ids of run/checkpoints/step-00000040 are by 'char': set data.tokenizer='char'" in bpe
+    )
     assert "--last-n 9 is more than run/resolved.json: SEQ_LEN=8" in alone(
         folder, subject=Subject(last_n=9)
     )

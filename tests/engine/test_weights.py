@@ -13,6 +13,7 @@ from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.errors import Refused
 from engine.inout.opening import open_trained
+from engine.inout.trained import metadata_of
 from engine.weights import gathered, save, whole
 from models.chunks import Chunks
 from models.gpt import GPT
@@ -36,7 +37,7 @@ def leave(rank: int, size: int, run: Run, path: Path) -> dict[str, Tensor]:
     model = build(run, open_partition(run, rank))
     held = by_boxes(model, dict(model.named_parameters()), size)
     found = {name: tensor.clone() for name, tensor in gathered(model)}
-    save(model, path, writes=rank == 0)
+    save(model, path, metadata_of(model.sizes), writes=rank == 0)
     if rank == 0:
         assert found.keys() == held.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in held.items())

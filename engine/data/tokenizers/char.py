@@ -1,4 +1,5 @@
-"""By character: the vocabulary is the text's own characters, sorted by code point."""
+"""By character: the vocabulary is the text's own characters, sorted by code point where it was not
+extended later."""
 
 from __future__ import annotations
 
@@ -13,14 +14,18 @@ from engine.errors import Refused
 
 END_OF_TEXT = "\x03"  # U+0003, END OF TEXT by its Unicode name
 UNKNOWN = "\ufffd"
+SHOWN = 100  # characters in a message
 
 
 class Char:
     """One id a character."""
 
     def __init__(self, characters: str) -> None:
+        """``characters`` by their ids: each once, in any order."""
         self.characters = characters
-        self._points = _code_points(characters)
+        points = _code_points(characters)
+        self._ids = np.argsort(points).astype(np.uint32)
+        self._points = points[self._ids]  # ascending
 
     @classmethod
     def fit(cls, pieces: Iterable[Piece]) -> Self:
@@ -32,8 +37,11 @@ class Char:
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
         characters = state.get("characters")
-        if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
-            raise Refused("the saved vocabulary is damaged: 'characters' must be text, sorted")
+        if not isinstance(characters, str) or len(characters) != len(set(characters)):
+            raise Refused(
+                "the saved vocabulary is damaged: 'characters' must be text with each character "
+                "once"
+            )
         return cls(characters)
 
     @property
@@ -47,16 +55,17 @@ class Char:
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         points = _code_points(text)
-        ids = np.searchsorted(self._points, points)
-        known = ids < self.size
-        known[known] = self._points[ids[known]] == points[known]
+        places = np.searchsorted(self._points, points)
+        known = places < self.size
+        known[known] = self._points[places[known]] == points[known]
         if not known.all():
             stranger = text[int(np.argmin(known))]
             raise Refused(
                 f"the character {stranger!r} (U+{ord(stranger):04X}) is not among the "
-                f"{self.size} of the vocabulary: {self.characters!r}"
+                f"{self.size:,} of the vocabulary: {self._shown()}"
             )
-        return ids.astype(np.uint32)
+        ids: NDArray[np.uint32] = self._ids[places]
+        return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         return "".join(self.characters[i] if 0 <= i < self.size else UNKNOWN for i in ids)
@@ -67,6 +76,20 @@ class Char:
 
     def boundary(self, text: str) -> int:
         return len(text)
+
+    def joined(self, other: Self) -> tuple[Self, NDArray[np.int64]]:
+        known = set(self.characters)
+        joined = type(self)(
+            self.characters + "".join(c for c in other.characters if c not in known)
+        )
+        return joined, joined.encode(other.characters).astype(np.int64)
+
+    def _shown(self) -> str:
+        """The vocabulary for a message, of a long one only the first characters."""
+        characters = "".join(sorted(self.characters))
+        if len(characters) <= SHOWN:
+            return repr(characters)
+        return f"{characters[:SHOWN]!r} ..."
 
     def state(self) -> dict[str, Any]:
         return {"characters": self.characters}

@@ -82,6 +82,9 @@ class GPT2:
             return len(text) - match.start() - 1
         return 0
 
+    def joined(self, other: Self) -> tuple[Self, NDArray[np.int64]]:
+        return self, np.arange(self.size)  # there is one
+
     def state(self) -> dict[str, Any]:
         return {"encoder_sha256": ENCODER_SHA256}
 

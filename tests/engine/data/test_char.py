@@ -43,6 +43,25 @@ def test_an_unknown_character_is_refused_by_name(stranger: str) -> None:
         Char.fit(["ca"]).encode("a" + stranger)
 
 
+def test_a_long_vocabulary_is_not_printed_whole() -> None:
+    with pytest.raises(Refused) as refusal:
+        Char.fit(map(chr, range(0x4E00, 0x6000))).encode("a")
+    assert "not among the 4,608 of the vocabulary: '一丁" in str(refusal.value)
+    assert len(str(refusal.value)) < 250
+
+
+@given(st.text(), st.text())
+def test_a_vocabulary_that_grows_keeps_its_ids(first: str, second: str) -> None:
+    before, other = Char.fit([first]), Char.fit([second])
+    joined, table = before.joined(other)
+    assert joined.characters[: before.size] == before.characters
+    assert sorted(joined.characters) == sorted(set(first + second))
+    assert table[other.encode(second)].tolist() == joined.encode(second).tolist()
+    again = load(json.loads(json.dumps(dump("char", joined))))
+    assert again.encode(first).tolist() == before.encode(first).tolist()
+    assert again.decode(again.encode(second)) == second
+
+
 def test_the_empty_text() -> None:
     tokenizer = Char.fit([])
     assert tokenizer.size == 0
@@ -60,7 +79,7 @@ def test_ids_past_the_vocabulary_decode_to_a_mark() -> None:
     [
         {},
         {"type": "char"},
-        {"type": "char", "characters": "ba"},
+        {"type": "char", "characters": "aba"},
         {"type": "char", "characters": ["a"]},
         {"type": "../char", "characters": "ab"},
     ],

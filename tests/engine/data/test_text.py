@@ -68,17 +68,6 @@ def test_a_file_is_named_with_its_numbers(tmp_path: Path, ask: Ask) -> None:
     assert corpus.description == f"data.path={str(path)!r}: 1,200 tokens by char, vocabulary 4"
 
 
-def test_the_vocabulary_must_fit(tmp_path: Path, ask: Ask) -> None:
-    path = _write(tmp_path, "abcde" * 50)
-    open_corpus(ask(path, vocab_size=5))
-    for cached in (True, False):  # the second one finds no cache
-        request = ask(path, vocab_size=4, **({} if cached else {"cache": tmp_path / "new"}))
-        with pytest.raises(Refused, match=r"has 5 tokens for .*model.vocab_size=4 has room"):
-            open_corpus(request)
-    with pytest.raises(Refused, match=r"'gpt2' has 50,257 tokens .*model.vocab_size=50,256"):
-        open_corpus(ask(path, tokenizer="gpt2", vocab_size=50256))
-
-
 def test_a_tokenizer_that_leaves_its_range_is_refused(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from engine.checkpoint.stored import Stored
 from engine.errors import Refused
 from engine.inout.export import Options, export, form, forms
 from engine.inout.opening import open_trained
-from engine.inout.trained import Trained
+from engine.inout.trained import Trained, metadata_of
 from engine.run_folder import RunFolder
 from engine.weights import save
 from models.chunks import Chunks
@@ -63,7 +63,7 @@ def test_weights_a_run_ended_with_are_exported_beside_them(tmp_path: Path) -> No
     part = Partition.alone(torch.device("cpu"), dtype=torch.float64, compute=torch.float64)
     model = Chunks([GPT(UNTIED, part)])
     model.initialise(1)
-    save(model, RunFolder(tmp_path).weights, writes=True)
+    save(model, RunFolder(tmp_path).weights, metadata_of(UNTIED), writes=True)
     found = open_trained(tmp_path)
     assert (found.sizes, found.dtype) == (UNTIED, torch.float64)
     out = to("pt", found)

@@ -275,14 +275,3 @@ def test_checkpoints_come_first(folder: Path) -> None:
     ]
     worked(*run(job(folder, "x.safetensors", output="through")))
     assert same(ended_with(folder), ended_with(folder, "through"))
-
-
-def test_ids_that_stand_for_other_text_are_told(folder: Path) -> None:
-    (folder / "corpus.txt").write_text("The cat sat on the mat " * 40)
-    data = ("data.type=text", "data.path=corpus.txt", "data.tokenizer=char", "MAX_STEPS=1")
-    worked(*run(job(folder, None, *data, output="first")))
-    line = "command line: data.tokenizer='char': its ids stand for other text than in "
-    assert line not in worked(*run(job(folder, "first", *data, output="second")))
-    (folder / "corpus.txt").write_text("The other text " * 40)
-    told = worked(*run(job(folder, "first", *data, output="third")))
-    assert f"{line}first/checkpoints/step-00000001\n" in told
