@@ -91,9 +91,13 @@ class Run:
         )
 
     def lr(self, step: int) -> float:
-        """The learning rate of ``step``, counted from 1."""
-        settings, per_epoch = self.plan.settings, self.batches.steps_per_epoch
-        return settings.optimizer.lr * lr_factor(step, self.steps, settings.lr_scheduler, per_epoch)
+        """The learning rate of ``step``, counted from 1. By epoch, a step is of the epoch of its
+        first sample, wherever the run was resumed."""
+        settings, scheduler = self.plan.settings, self.plan.settings.lr_scheduler
+        done, whole = step - 1, self.steps
+        if scheduler.by == "epoch":
+            done, whole = self.batches.epoch(step), self.batches.epoch(self.steps) + 1
+        return settings.optimizer.lr * lr_factor(done, whole, scheduler)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of a step, all rounds of accumulation."""

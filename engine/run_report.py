@@ -30,7 +30,7 @@ def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: floa
         loss=outcome.loss,
         lr=run.lr(step),
         grad_norm=outcome.grad_norm,
-        tokens=run.batches.consumed(step) * plan.settings.seq_len,
+        tokens=run.batches.consumed(step).tokens,
         tokens_per_second=plan.tokens_per_step / seconds,
         memory_by_rank=outcome.memory_bytes,
         val_loss=val_loss,

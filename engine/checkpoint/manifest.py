@@ -86,7 +86,7 @@ class LossSpikesState(_Object):
 class Training(_Object):
     """Where training stood after ``step``, beside its tensors.
 
-    ``samples``: consumed since the run began, over all ranks. ``corpus``: the data's fingerprint.
+    ``samples``, ``tokens``, ``epochs``: as ``Consumed``; ``corpus``: the data's fingerprint.
     ``settings``: all of them, resolved. ``val_loss``: of a validation after this very step.
     ``threads``: that each rank computed with on a CPU; 0 where that was not recorded.
     ``tokenizer``: the one that the ids are by, as ``engine.data.tokenizer.dump`` gives it; None
@@ -95,6 +95,8 @@ class Training(_Object):
 
     step: Count
     samples: Count
+    tokens: Count | None = None  # None: written before there was such a field, also below
+    epochs: float | None = None
     val_loss: float | None
     loss_scale: LossScaleState | None
     matmul: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -110,8 +111,7 @@ class Saver:
         run = self._run
         return Training(
             tokenizer=run.tokenizer,
-            step=step,
-            samples=run.batches.consumed(step),
+            **asdict(run.batches.consumed(step)),
             val_loss=val_loss if val_loss is not None and math.isfinite(val_loss) else None,
             loss_scale=_state_of(run.stepper.loss_scale, LossScaleState),
             matmul=run.matmul,

@@ -2,7 +2,8 @@
 
 Step s (from 1) consumes samples (s - 1) G to s G - 1 of the order, G = B x D x A: the batch size
 a rank, the data-parallel ranks, the rounds of accumulation. Within a step they go by (round,
-data-parallel rank, sample). The ranks of one model read the same.
+data-parallel rank, sample). The ranks of one model read the same. A run that was resumed goes on
+from its place in the order, which is its epochs so far times the samples of an epoch.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.data.consumed import Consumed
 from engine.data.sampler import Sampler
 from engine.data.source import IGNORED, Corpus, Request, Split, open_corpus
+from engine.errors import Refused
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
@@ -75,7 +78,7 @@ class Batches:
     ) -> None:
         """``validation_batches`` counts global batches of G samples; None is all there is."""
         self.corpus = corpus
-        self._start = 0, 0  # steps done, and the samples that they consumed
+        self._before, self._place = Consumed(), 0  # before these batches; where they begin
         self._batch_size, self._data_size, self._rounds = batch_size, data_size, rounds
         self._sampler = Sampler(corpus.train.samples, seed)
         held_out = corpus.validation.samples
@@ -105,44 +108,59 @@ class Batches:
         other.validation = replace(self.validation, split=corpus.validation)
         return other
 
-    def continued(self, step: int, samples: int) -> Batches:
-        """The same after ``step`` steps that consumed ``samples``, in global batches of whatever
-        size: none of the rest is passed over or read twice."""
-        rest = copy.copy(self)
-        rest._start = step, samples
+    def continued(self, before: Consumed) -> Batches:
+        """The batches of a run that has consumed so much before, in global batches of any size.
+
+        Of the same data none of the rest is skipped or read twice. Of other data the same fraction
+        of an epoch is left.
+        """
+        rest, samples = copy.copy(self), self.corpus.train.samples
+        rest._before = before
+        rest._place = before.samples if samples is None else round(before.epochs * samples)
         return rest
 
-    def consumed(self, step: int) -> int:
-        """Samples consumed by the end of ``step``, since the run began."""
-        steps, samples = self._start
-        return samples + (step - steps) * self.global_batch
+    def consumed(self, step: int) -> Consumed:
+        """What was consumed by the end of ``step``, since the run began."""
+        before, split = self._before, self.corpus.train
+        new = (step - before.step) * self.global_batch
+        return Consumed(
+            step=step,
+            samples=before.samples + new,
+            tokens=before.tokens + new * split.seq_len,
+            epochs=before.epochs if split.samples is None else self._end_of(step) / split.samples,
+        )
 
-    @property
-    def steps_per_epoch(self) -> float | None:
-        """Seldom whole: a step may straddle two epochs. None where samples never end."""
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that the first sample of ``step`` is in. Raises Refused where data
+        never ends."""
         samples = self.corpus.train.samples
-        return None if samples is None else samples / self.global_batch
+        if samples is None:
+            raise Refused("lr_scheduler.by='epoch' needs data that ends; here: by='step'")
+        return self._end_of(step - 1) // samples
 
     def steps(self, epochs: int) -> int | None:
         """Steps until every sample was consumed ``epochs`` times. None where they never end."""
         samples = self.corpus.train.samples
         if samples is None:
             return None
-        done, consumed = self._start
-        return done + -(-max(0, epochs * samples - consumed) // self.global_batch)
+        return self._before.step + -(-max(0, epochs * samples - self._place) // self.global_batch)
+
+    def _end_of(self, step: int) -> int:
+        """The place in the order after the last sample of ``step``."""
+        return self._place + (step - self._before.step) * self.global_batch
 
     def batch(self, step: int, round: int, data_rank: int) -> Batch:
         """What a data-parallel rank reads in a round (from 0) of a step (from 1)."""
-        assert step > self._start[0]
+        assert step > self._before.step
         assert 0 <= round < self._rounds
         assert 0 <= data_rank < self._data_size
-        before = self.consumed(step - 1)
+        before = self._end_of(step - 1)
         share = (round * self._data_size + data_rank) * self._batch_size
         return _read(self.corpus.train, self._sampler.order(before + share, self._batch_size))
 
     def targets(self, step: int) -> int:
         """How many targets of the step's global batch are not IGNORED."""
-        indices = self._sampler.order(self.consumed(step - 1), self.global_batch)
+        indices = self._sampler.order(self._end_of(step - 1), self.global_batch)
         return self.corpus.train.count_targets(indices)
 
 

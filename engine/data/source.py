@@ -42,6 +42,10 @@ class Split(Protocol):
     """Samples to train on or to validate with, read at random by index."""
 
     @property
+    def seq_len(self) -> int:
+        """Tokens in a sample."""
+
+    @property
     def samples(self) -> int | None:
         """How many there are: an epoch. None where they never end."""
 

@@ -32,6 +32,10 @@ class Mapped:
     table: NDArray[np.int64]
 
     @property
+    def seq_len(self) -> int:
+        return self.split.seq_len
+
+    @property
     def samples(self) -> int | None:
         return self.split.samples
 

@@ -26,7 +26,7 @@ from engine.world import World
 from launch import cli
 from tests.engine.test_evaluate import alone, opened
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Job, free_port, run, run_all, shelf_of
+from tests.support.jobs import RUN, TINY, Job, free_port, run, run_all, shelf_of, without_sample
 
 FIRST = "the cat sat on the mat; " * 40
 SECOND = "élan \U0001f600 at noon, that hot dish!\n" * 30  # sorts before, among and after
@@ -42,7 +42,8 @@ def job(folder: Path, *overrides: str, init: str | None = None, **more: Any) -> 
         resume=more.pop("resume", "none"),
         new_data=more.pop("new_data", False),
     )
-    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), asked=asked, **more)
+    fields = {"planted": without_sample, **more}
+    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), asked=asked, **fields)
 
 
 def words_of(folder: Path, step: int, run: str = str(RUN)) -> Any:
@@ -175,7 +176,8 @@ def test_a_model_without_room_for_new_characters_is_refused(tmp_path: Path) -> N
 @contextlib.contextmanager
 def with_another_character(world: World) -> Iterator[None]:
     Path("corpus.txt").write_text(FIRST + "\U0001f600")
-    yield
+    with without_sample(world):
+        yield
 
 
 def test_checkpoints_without_a_tokenizer_are_read_by_the_runs(folder: Path) -> None:

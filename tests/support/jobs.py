@@ -82,6 +82,13 @@ class Ended:
     batches: dict[int, list[str]]
 
 
+@contextlib.contextmanager
+def without_sample(world: World) -> Iterator[None]:
+    """A run of text ends without a sample of it, which takes longer than a tiny training."""
+    with patch("engine.epilogue.SAMPLE_BYTES", 0):
+        yield
+
+
 def into_run(folder: Path, *overrides: str, **more: Any) -> Job:
     """The tiny training, into RUN of a folder that is made."""
     folder.mkdir(parents=True, exist_ok=True)

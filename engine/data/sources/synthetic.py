@@ -40,14 +40,14 @@ class Chain:
 
     def __init__(self, request: Request, stream: int, *, samples: int | None) -> None:
         self.samples = samples
-        self._seed, self._stream, self._seq_len = request.seed, stream, request.seq_len
+        self._seed, self._stream, self.seq_len = request.seed, stream, request.seq_len
         states = min(STATES, request.vocab_size)
         self._ids = permutation(request.vocab_size, request.seed, TABLE, 0)[:states]
         self._next = permutation(states, request.seed, TABLE, 1)
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(ids, targets) [n, seq_len]."""
-        length = self._seq_len + 1
+        length = self.seq_len + 1
         draws = [raw_bits(length, self._seed, self._stream, int(i)) for i in indices]
         bits = np.array(draws, np.uint64).reshape(len(indices), length)
         states = len(self._next)
@@ -61,4 +61,4 @@ class Chain:
         return ids[:, :-1], ids[:, 1:]
 
     def count_targets(self, indices: NDArray[np.int64]) -> int:
-        return len(indices) * self._seq_len
+        return len(indices) * self.seq_len

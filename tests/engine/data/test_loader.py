@@ -3,6 +3,7 @@
 import pickle
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from engine.config.schema import Data, Eval, Model, Settings
+from engine.data.consumed import Consumed
 from engine.data.loader import Batches, load, pad_samples
 from engine.data.sampler import Sampler
 from engine.data.source import Corpus, Request
 from engine.data.sources.synthetic import Chain
 from engine.data.split import Windows
+from engine.errors import Refused
 
 SEQ = 4
 
@@ -72,7 +75,7 @@ def test_every_sample_is_consumed_once_an_epoch() -> None:
     batches = Batches(_corpus(), seed=5, batch_size=2, data_size=2)
     steps = batches.steps(3)
     assert steps == 18  # 69 samples, 4 a step
-    assert batches.steps_per_epoch == 23 / 4
+    assert [batches.epoch(step) for step in (1, 6, 7, 12, 13)] == [0, 0, 1, 1, 2]
     seen = torch.cat([_step(batches, s, 2, 1) for s in range(1, steps + 1)])[:, 0]
     counts = Counter((seen[:69] // SEQ).tolist())
     assert counts == dict.fromkeys(range(23), 3)
@@ -82,7 +85,9 @@ def test_every_sample_is_consumed_once_an_epoch() -> None:
 def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data: int) -> None:
     """After 5 steps of 4 samples, of 3 epochs of 23: none is passed over and none comes twice."""
     before = Batches(_corpus(), seed=5, batch_size=4)
-    after = Batches(_corpus(), seed=5, batch_size=batch_size, data_size=data).continued(5, 20)
+    done = before.consumed(5)
+    assert done == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=20 / 23)
+    after = Batches(_corpus(), seed=5, batch_size=batch_size, data_size=data).continued(done)
     steps = after.steps(3)
     assert steps is not None
     assert steps == 5 + -(-49 // (batch_size * data))
@@ -90,13 +95,64 @@ def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data
     seen += [_step(after, step, data, 1) for step in range(6, steps + 1)]
     order = torch.cat(seen)[:, 0] // SEQ
     assert order.tolist() == Sampler(23, 5).order(0, len(order)).tolist()
-    assert after.consumed(steps) == len(order)
+    read = len(order)
+    assert after.consumed(steps) == Consumed(
+        step=steps, samples=read, tokens=read * SEQ, epochs=read / 23
+    )
     assert after.targets(6) == batch_size * data * SEQ
 
 
 def test_an_end_that_is_passed_is_where_one_is() -> None:
     batches = Batches(_corpus(), seed=5, batch_size=4)
-    assert batches.continued(9, 36).steps(1) == 9
+    assert batches.continued(batches.consumed(9)).steps(1) == 9
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(100, 3), (9, 7), (3, 4), (1000, 7), (10, 10)])
+def test_a_step_is_of_the_epoch_of_its_first_sample(samples: int, batch: int) -> None:
+    batches = Batches(_corpus(train=samples), seed=5, batch_size=batch)
+    steps = batches.steps(10)
+    assert steps is not None
+    epoch_of = [sample // samples for sample in range(10 * samples + batch)]  # one by one
+    found = [batches.epoch(step) for step in range(1, steps + 1)]
+    assert found == epoch_of[: steps * batch : batch]
+
+
+def test_epochs_go_on_over_resumes_that_change_everything() -> None:
+    """Another global batch, then other data, then samples of another length, then the first."""
+    whole = Batches(_corpus(), seed=5, batch_size=4)
+    first = whole.consumed(8)  # 32 of 23 samples
+    larger = Batches(_corpus(), seed=5, batch_size=6).continued(first)
+    second = larger.consumed(10)
+    assert second == Consumed(step=10, samples=44, tokens=44 * SEQ, epochs=44 / 23)
+    data = Batches(_corpus(train=230), seed=5, batch_size=10).continued(second)
+    third = data.consumed(13)
+    assert third == Consumed(step=13, samples=74, tokens=74 * SEQ, epochs=(440 + 30) / 230)
+    assert [data.epoch(step) for step in (11, 12, 13, 14)] == [1, 1, 2, 2]
+    assert data.steps(3) == 10 + 25  # 250 samples are left of three epochs
+    order = Sampler(230, 5).order(440, 10) * SEQ
+    assert data.batch(11, 0, 0)[0][:, 0].tolist() == order.tolist()
+    tokens = np.arange(23 * 2 * SEQ + 1)
+    windows = Windows(tokens, 2 * SEQ)
+    corpus = replace(_corpus(), train=windows, validation=windows)
+    longer = Batches(corpus, seed=5, batch_size=1).continued(third)
+    fourth = longer.consumed(15)
+    assert (fourth.samples, fourth.tokens) == (76, 74 * SEQ + 2 * 2 * SEQ)
+    assert fourth.epochs == (47 + 2) / 23
+    back = Batches(_corpus(), seed=5, batch_size=4).continued(fourth)
+    assert back.consumed(15) == fourth
+
+
+def test_data_without_end_has_no_epochs() -> None:
+    synthetic = replace(_corpus(), train=_Endless())
+    batches = Batches(synthetic, seed=5, batch_size=4)
+    assert batches.consumed(3) == Consumed(step=3, samples=12, tokens=12 * SEQ)
+    text = Batches(_corpus(), seed=5, batch_size=4).continued(batches.consumed(3))
+    assert text.consumed(4) == Consumed(step=4, samples=16, tokens=16 * SEQ, epochs=4 / 23)
+    again = Batches(synthetic, seed=5, batch_size=4).continued(text.consumed(4))
+    assert again.consumed(5) == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=4 / 23)
+    assert again.batch(5, 0, 0)[0][:, 0].tolist() == [16, 17, 18, 19]
+    with pytest.raises(Refused, match="by='epoch' needs data that ends"):
+        batches.epoch(1)
 
 
 def test_a_global_batch_larger_than_an_epoch() -> None:
@@ -143,7 +199,8 @@ def _numpy_state() -> bytes:
 class _Masked:
     """Samples whose first i % 3 targets do not count."""
 
-    samples = 10
+    samples: int | None = 10
+    seq_len = SEQ
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ids = np.repeat(indices[:, None], SEQ, axis=1)
@@ -152,6 +209,10 @@ class _Masked:
 
     def count_targets(self, indices: NDArray[np.int64]) -> int:
         return int((SEQ - indices % 3).sum())
+
+
+class _Endless(_Masked):
+    samples = None
 
 
 def test_targets_are_counted_over_the_global_batch() -> None:
@@ -178,7 +239,6 @@ def test_samples_without_end() -> None:
         fingerprint="",
     )
     batches = Batches(corpus, seed=5, batch_size=2, data_size=2, rounds=2)
-    assert batches.steps_per_epoch is None
     assert batches.steps(3) is None
     ids = torch.cat([_step(batches, s, 2, 2) for s in (1, 2)])
     assert torch.equal(ids, torch.from_numpy(corpus.train.batch(np.arange(16))[0]))

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from engine import discover
 from engine.config.schema import Schedule
-from engine.errors import Refused
 from engine.optim.schedule import lr_factor
 
 SHAPES = discover.names("engine.optim.schedules")
@@ -25,8 +24,8 @@ def schedule(**settings: Any) -> Schedule:
     return Schedule(**{"type": "cosine", "warmup": 0, "floor": 0.0, **settings})
 
 
-def factors(settings: Schedule, total: int, steps_per_epoch: float | None = None) -> list[float]:
-    return [lr_factor(step, total, settings, steps_per_epoch) for step in range(1, total + 1)]
+def factors(settings: Schedule, total: int) -> list[float]:
+    return [lr_factor(done, total, settings) for done in range(total)]
 
 
 def torch_lrs(make: Callable[[torch.optim.Optimizer], LRScheduler], count: int) -> list[float]:
@@ -104,45 +103,15 @@ def test_a_shorter_total_ends_at_the_floor_and_stays():
     assert found[9] > 0.1
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_by_epoch_holds_within_an_epoch(shape):
-    per_epoch, epochs = 7, 6
-    settings = schedule(type=shape, by="epoch", warmup=2, floor=0.1)
-    found = factors(settings, per_epoch * epochs, per_epoch)
-    expected = factors(schedule(type=shape, warmup=2, floor=0.1), epochs)
-    assert found == [factor for factor in expected for _ in range(per_epoch)]
-
-
-def test_by_epoch_is_torchs_stepped_each_epoch():
-    expected = torch_lrs(lambda o: CosineAnnealingLR(o, T_max=5), 5)
-    found = factors(schedule(by="epoch"), total=19, steps_per_epoch=4)  # the last epoch is short
-    assert found == pytest.approx([lr for lr in expected for _ in range(4)][:19], rel=1e-12)
-
-
-@pytest.mark.parametrize(("samples", "batch"), [(100, 3), (9, 7), (3, 4), (1000, 7), (10, 10)])
-def test_epochs_need_not_be_whole_steps(samples, batch):
-    """Told sample by sample: a step has the factor of the epoch that its first sample is in."""
-    epochs = 10
-    total = math.ceil(epochs * samples / batch)
-    by_epoch = factors(schedule(), epochs)
-    expected = [by_epoch[step * batch // samples] for step in range(total)]
-    assert factors(schedule(by="epoch"), total, samples / batch) == pytest.approx(expected)
-
-
-def test_by_epoch_without_epochs_is_refused():
-    with pytest.raises(Refused, match="by='epoch'"):
-        lr_factor(1, 10, schedule(by="epoch"), None)
-
-
 def test_a_warm_up_longer_than_the_run_only_warms_up():
     found = factors(schedule(warmup=100), total=10)
     assert found == pytest.approx([step / 101 for step in range(1, 11)])
-    assert lr_factor(101, 10, schedule(warmup=100)) == pytest.approx(1.0)
+    assert lr_factor(100, 10, schedule(warmup=100)) == pytest.approx(1.0)
 
 
 def test_cosine_half_way():
-    assert lr_factor(51, 100, schedule()) == pytest.approx(0.5)
-    assert lr_factor(26, 100, schedule()) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert lr_factor(50, 100, schedule()) == pytest.approx(0.5)
+    assert lr_factor(25, 100, schedule()) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
 def test_schedules_need_no_torch():
@@ -150,6 +119,6 @@ def test_schedules_need_no_torch():
         "import sys; from types import SimpleNamespace as S;"
         "from engine.optim.schedule import lr_factor;"
         "s = S(type='cosine', warmup=0, total=None, floor=0.0, by='step');"
-        "assert lr_factor(1, 10, s) == 1.0; assert 'torch' not in sys.modules"
+        "assert lr_factor(0, 10, s) == 1.0; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
