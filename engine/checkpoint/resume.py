@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from engine.checkpoint import changes
+from engine.checkpoint.history import consumed_by, rest_of_epoch
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.saver import restore
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked, Way, output_of, ways
 from engine.data import vocabulary
-from engine.data.consumed import Consumed
 from engine.errors import Refused
 from engine.inout import initial
 from engine.inout.draft import clear_drafts
@@ -26,7 +26,6 @@ from engine.matmuls import MATMULS
 from engine.run_folder import RunFolder, claim
 
 if TYPE_CHECKING:
-    from engine.checkpoint.manifest import Training
     from engine.data.loader import Batches
     from engine.data.source import Corpus
     from engine.plan import Plan
@@ -59,7 +58,7 @@ class Start:
         batches = batches.of(self.corpus)
         if self.stored is None:
             return batches
-        return batches.continued(_consumed(self.stored.training, self.corpus))
+        return batches.continued(consumed_by(self.stored.training, self.corpus))
 
     def matmul(self, device: torch.device) -> str | None:
         """Return the matmul library of the checkpoint, which a resume keeps because another rounds
@@ -223,7 +222,7 @@ def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: Corpus, aske
         told = changes.compare(
             plan, found.fingerprint, training, path=stored.path, new_data=allowed
         )
-        return found, told, new + _rest_of_epoch(training, found)
+        return found, told, new + rest_of_epoch(training, found)
 
     found, lines, new = world.agree(compare)
     move = changes.moved(stored.manifest.layout, layout_of(plan.settings, plan.layout.data))
@@ -239,26 +238,3 @@ def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: Corpus, aske
     ]:
         world.say(line)
     return found
-
-
-def _rest_of_epoch(training: Training, corpus: Corpus) -> list[str]:
-    """A line on how much of an epoch of other data is left, where some was read before."""
-    epochs = _consumed(training, corpus).epochs
-    if corpus.fingerprint == training.corpus or not epochs or corpus.train.samples is None:
-        return []
-    return [
-        f"{epochs:.2f} epochs were read of other samples: {1 - epochs % 1:.0%} of an epoch of the "
-        "present ones comes next"
-    ]
-
-
-def _consumed(training: Training, corpus: Corpus) -> Consumed:
-    """What the run had read by a checkpoint. Older ones do not say how many tokens and epochs: the
-    settings of that run, and the data there is now, stand for those of then."""
-    tokens, epochs = training.tokens, training.epochs
-    if tokens is None:
-        tokens = training.samples * int(training.settings.get("seq_len", 0))
-    if epochs is None:
-        samples = corpus.train.samples
-        epochs = 0.0 if samples is None else training.samples / samples
-    return Consumed(step=training.step, samples=training.samples, tokens=tokens, epochs=epochs)

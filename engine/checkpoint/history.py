@@ -1,0 +1,35 @@
+"""How far a run had come in its data by a checkpoint. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.data.consumed import Consumed
+
+if TYPE_CHECKING:
+    from engine.checkpoint.manifest import Training
+    from engine.data.source import Corpus
+
+
+def consumed_by(training: Training, corpus: Corpus) -> Consumed:
+    """Return what the run had read by the checkpoint. Older checkpoints do not say how many tokens
+    and epochs: their settings, and ``corpus``, the data there is now, stand in for it."""
+    tokens, epochs = training.tokens, training.epochs
+    if tokens is None:
+        tokens = training.samples * int(training.settings.get("seq_len", 0))
+    if epochs is None:
+        samples = corpus.train.samples
+        epochs = 0.0 if samples is None else training.samples / samples
+    return Consumed(step=training.step, samples=training.samples, tokens=tokens, epochs=epochs)
+
+
+def rest_of_epoch(training: Training, corpus: Corpus) -> list[str]:
+    """Return a line on the rest of the epoch where the data has changed since: the same fraction is
+    left, of other samples."""
+    epochs = consumed_by(training, corpus).epochs
+    if corpus.fingerprint == training.corpus or not epochs or corpus.train.samples is None:
+        return []
+    return [
+        f"{epochs:.2f} epochs were read of other samples: {1 - epochs % 1:.0%} of an epoch of the "
+        "present ones comes next"
+    ]
