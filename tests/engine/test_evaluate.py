@@ -199,10 +199,6 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
         "it has '!', '?', which run/checkpoints/step-00000040 has no ids for; evaluate it on"
         in told
     )
-    bpe = alone(folder, "data.tokenizer=gpt2", "model.vocab_size=50257")
-    assert (
-        "the ids of run/checkpoints/step-00000040 are by 'char': set data.tokenizer='char'" in bpe
-    )
     assert "--last-n 9 is more than run/resolved.json: SEQ_LEN=8" in alone(
         folder, subject=Subject(last_n=9)
     )
