@@ -90,7 +90,9 @@ def test_new_characters_get_new_ids_and_old_ones_keep_theirs(both: Path) -> None
 
 def test_what_is_trained_is_the_text_by_those_ids(both: Path) -> None:
     plan = make_plan(both / "tiny.py", gpus=1, overrides=OVERRIDES, environ={})
-    data = plan.settings.data.model_copy(update={"path": str(both / "corpus.txt")})
+    data = plan.settings.data.model_copy(
+        update={"path": str(both / "corpus.txt"), "cache": str(both / "cache")}
+    )
     settings = plan.settings.model_copy(update={"data": data})
     batches = load(settings, data_size=1, cache=both / "cache")
     saved = Stored(shelf_of(both).folder(2)).training.tokenizer
