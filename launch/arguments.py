@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import NoReturn
 
 from engine import paths
 from engine.checkpoint.ways import Asked
+from engine.config.hints import Hint
+from engine.config.hints import known as known_setting
 from engine.errors import Refused
 
 
@@ -20,6 +24,37 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{self.prog}: {message}")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Refuse the first unknown option, before its value is taken for something else."""
+        for word in sys.argv[1:] if args is None else args:
+            if word == "--":
+                break
+            option = _OPTION.match(word)
+            if option and not any(
+                known_option.startswith(option[0]) for known_option in self._option_string_actions
+            ):
+                self.error(self._unknown(option[0]))
+        return super().parse_known_args(args, namespace)
+
+    def _unknown(self, option: str) -> str:
+        """The message for an unknown option: a longer or shorter name of one there is, a setting,
+        or an option of similar spelling."""
+        words = set(option.strip("-").split("-"))
+        options = [one for one in self._option_string_actions if one.startswith("--")]
+        near = [one for one in options if {*one.strip("-").split("-")} < words]
+        hint = Hint()
+        if not near and any("KEY=VALUE" in str(action.metavar) for action in self._actions):
+            hint = known_setting(option.strip("-"))
+        if hint.why:
+            return f"{option} is not an option: {hint.why}"
+        if hint.settings:
+            shown = " or ".join(one if "=" in one else f"{one}=..." for one in hint.settings)
+            return f"{option} is not an option; settings have no dashes: did you mean {shown}?"
+        near = near or difflib.get_close_matches(option, options, n=1, cutoff=0.7)
+        return f"{option} is not an option; " + (
+            f"did you mean {near[0]}?" if near else f"{self.prog} --help lists them"
+        )
 
 
 def path(text: str) -> Path:
@@ -66,6 +101,7 @@ def _existing(text: str, *kinds: str) -> Path:
     return found
 
 
+_OPTION = re.compile(r"--?[A-Za-z][^=\s]*(?=$|=)")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 

@@ -86,6 +86,13 @@ def _similar(name: str) -> Hint:
     return Hint()
 
 
+def names_elsewhere(setting: str) -> frozenset[str]:
+    """The names of a setting in other trainers, folded."""
+    return frozenset(
+        name for name, target in _SYNONYMS.items() if target.partition("=")[0] == setting
+    )
+
+
 def unknown_setting(name: str, hint: Hint, *, in_file: bool = True) -> str:
     """The message for a name that is not a setting; ``in_file``: not on the command line."""
     if hint.why:

@@ -10,9 +10,11 @@ from rich.console import Console, Group
 from rich.padding import Padding
 from rich.text import Text
 
-from engine.config.fields import Section, accepts, default_of
-from engine.config.schema import Settings, all_settings, user_name
+from engine.config.fields import accepts, default_of
+from engine.config.hints import closest, fold, names_elsewhere, unknown_setting
+from engine.config.schema import all_settings, user_name
 from engine.errors import Refused
+from launch.settings_pages import by_section, meaning_of, names_page, section_of, settings_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,82 +22,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help="only settings with this word, such as optimizer"
     )
-    parser.add_argument(
+    pages = parser.add_mutually_exclusive_group()
+    pages.add_argument(
         "--markdown", action="store_true", help="all of them as a page, which docs/settings.md is"
+    )
+    pages.add_argument(
+        "--names",
+        action="store_true",
+        help="the names of other trainers as a page, which docs/names.md is",
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print them, a line each where nobody is looking; 0.
+    """Print them by section, a line each where nobody is looking; 0.
 
     Raises Refused when no setting is about the words.
     """
-    if args.markdown and args.words:
-        raise Refused("--markdown is of all settings, without words")
-    if args.markdown:
-        print(markdown(), end="")
+    if args.markdown or args.names:
+        if args.words:
+            raise Refused("a page is of all settings, without words")
+        print(settings_page() if args.markdown else names_page(), end="")
         return 0
-    chosen = [
-        name
-        for name in all_settings()
-        if all(word.lower() in _line(name).lower() for word in args.words)
-    ]
+    chosen = [name for name in by_section() if all(_is_about(name, word) for word in args.words)]
     if not chosen:
-        raise Refused(f"no setting is about {' '.join(args.words)}; cuboid settings lists them all")
+        raise Refused(_nothing_about(args.words))
     console = Console()
-    if console.is_terminal:
-        console.print(*map(_entry, chosen), sep="\n")
-    else:
-        print("\n".join(map(_line, chosen)))
+    for number, (section, names) in enumerate(groupby(chosen, key=section_of)):
+        if number:
+            print()
+        if console.is_terminal:
+            console.print(*_heading(section), *map(_entry, names), sep="\n")
+        else:
+            print("\n".join([*map(str, _heading(section)), *map(_line, names)]))
     return 0
 
 
-def markdown() -> str:
-    """A page: a table for what stands by itself, and one for every section."""
-    parts = [
-        "# Settings",
-        "What a config file may state. A name with a dot is a key of a section, as in "
-        "`optimizer = dict(lr=3e-4)`, or `optimizer.lr=3e-4` on the command line. "
-        "`cuboid settings` prints the same; it made this page, with `--markdown`.",
-    ]
-    for section, names in groupby(_by_section(), key=_section):
-        if section:
-            kind = Settings.model_fields[section].annotation
-            assert isinstance(kind, type)
-            assert issubclass(kind, Section)
-            parts.append(f"## {section}\n\n{kind.__doc__}")
-        rows = ["| setting | takes | default | meaning |", "| --- | --- | --- | --- |"]
-        rows += [" | ".join(["", *map(_cell, _row(name)), ""]).strip() for name in names]
-        parts.append("\n".join(rows))
-    return "\n\n".join(parts) + "\n"
+def _is_about(name: str, word: str) -> bool:
+    """Whether a word is in a setting's line, or its name in another trainer."""
+    return word.lower() in _line(name).lower() or fold(word) in names_elsewhere(user_name(name))
 
 
-def _by_section() -> list[str]:
-    """Those by themselves first; sections in the order of the schema."""
-    order = ["", *Settings.model_fields]
-    return sorted(all_settings(), key=lambda name: order.index(_section(name)))
-
-
-def _section(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _row(name: str) -> tuple[str, str, str, str]:
-    """Name, what it takes, default, meaning; names and values as code."""
-    field = all_settings()[name]
-    default = default_of(field)
-    extra = field.json_schema_extra
-    in_words = isinstance(extra, dict) and "shown" in extra
+def _nothing_about(words: list[str]) -> str:
+    hints = ((word, closest(word)) for word in words)
+    lines = [unknown_setting(word, hint, in_file=False) for word, hint in hints if hint]
     return (
-        f"`{user_name(name)}`",
-        accepts(field),
-        default if in_words else f"`{default}`" if default else "must be given",
-        field.description or "",
+        lines[0]
+        if lines
+        else (f"no setting is about {' '.join(words)}; cuboid settings lists them all")
     )
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+def _heading(section: str) -> list[Text]:
+    """# SECTION: meaning; none for settings outside of sections."""
+    return [Text(f"# {section}: {meaning_of(section)}", style="bold blue")] if section else []
 
 
 def _line(name: str) -> str:

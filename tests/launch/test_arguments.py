@@ -166,3 +166,34 @@ def test_a_named_pipe_is_refused_at_once_in_one_line(
     (told,) = capsys.readouterr().err.splitlines()
     assert "pipe" in told
     assert "is a named pipe; " in told or "is not a folder" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("generate --max-tokens 100", "did you mean --tokens?"),
+        ("generate --topk 3", "did you mean --top-k?"),
+        ("evaluate --num-gpus=2", "did you mean --gpus?"),
+        ("train a.py --learning-rate 3e-4", "did you mean optimizer.lr=...?"),
+        ("train a.py --batch-size=8", "did you mean BATCH_SIZE=...?"),
+        ("train a.py --bf16", "did you mean precision='bf16'?"),
+        ("train a.py --device cuda", "a rank takes a GPU where there is one, else the CPU"),
+        ("validate a.py --frobnicate 3", "cuboid validate --help lists them"),
+        ("train -n 4 a.py", "cuboid train --help lists them"),
+    ],
+)
+def test_an_unknown_option_gets_the_one_that_is_meant(line, told, capsys):
+    assert cli.main(line.split()) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"cuboid {line.split()[0]}: -")
+    assert "is not an option" in message
+    assert message.endswith(f"{told}\n")
+    assert message.count("\n") == 1
+
+
+def test_an_abbreviation_and_a_value_with_dashes_are_no_unknown_options():
+    parser = Parser(prog="train")
+    parser.add_argument("--prompt")
+    parser.add_argument("words", nargs="*")
+    assert parser.parse_intermixed_args(["--prom=--x"]).prompt == "--x"
+    assert parser.parse_intermixed_args(["--prompt", "-- a dash"]).prompt == "-- a dash"

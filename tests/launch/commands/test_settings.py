@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.no_effect import NO_EFFECT
+from engine.config.other_trainers import SYNONYMS
 from engine.config.schema import Optimizer, all_settings, user_name
+from engine.config.spellings import SPELLINGS
 from launch import cli
-from launch.commands import settings
+from launch.settings_pages import names_page, settings_page
 
 
 def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
     """Name -> the rest of its line."""
     assert cli.main(["settings", *words]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if " = " in line]
     return dict(line.split(" = ", 1) for line in lines)
 
 
 def test_every_setting_is_there_once_by_the_users_name(capsys):
     found = listed(capsys)
-    assert list(found) == [user_name(name) for name in all_settings()]
+    assert sorted(found) == sorted(user_name(name) for name in all_settings())
     assert {"BATCH_SIZE", "optimizer.lr", "model.type"} <= set(found)
 
 
@@ -45,17 +48,45 @@ def test_what_must_be_given_shows_dots(capsys, name):
     assert listed(capsys)[name].startswith("... ")
 
 
-PAGE = Path(__file__).parents[3] / "docs/settings.md"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-def test_the_page_in_docs_is_up_to_date(capsys):
+@pytest.mark.parametrize(
+    ("option", "page"), [("--markdown", "settings.md"), ("--names", "names.md")]
+)
+def test_the_page_in_docs_is_up_to_date(capsys, option, page):
     """Otherwise: cuboid settings --markdown > docs/settings.md"""
-    assert cli.main(["settings", "--markdown"]) == 0
-    assert capsys.readouterr().out == PAGE.read_text(encoding="utf-8")
+    assert cli.main(["settings", option]) == 0
+    assert capsys.readouterr().out == (DOCS / page).read_text(encoding="utf-8")
+
+
+def test_the_page_of_names_has_every_foreign_name():
+    page = names_page()
+    own = {user_name(name) for name in all_settings()}
+    for name in [*({*SPELLINGS} - own), *NO_EFFECT, *" ".join(SYNONYMS.values()).split()]:
+        assert f"`{name}`" in page
+    assert "| `fp16.mode` | `precision` |" in page
+    assert "| `model.num_layers` | `model.n_layer` |" in page
+
+
+def test_sections_have_headings_and_settings_stand_below_theirs(capsys):
+    assert cli.main(["settings"]) == 0
+    section = ""
+    for line in filter(None, capsys.readouterr().out.splitlines()):
+        if line.startswith("# "):
+            section = line[2:].partition(":")[0]
+        else:
+            assert line.partition(" = ")[0].rpartition(".")[0] == section
+
+
+def test_names_of_other_trainers_choose_settings_and_a_typo_gets_a_hint(capsys):
+    assert "clip_grad_norm" in listed(capsys, "grad-clip")
+    assert cli.main(["settings", "optimiser"]) == 2
+    assert "did you mean optimizer?" in capsys.readouterr().err
 
 
 def test_the_page_has_every_setting_with_type_default_and_meaning():
-    rows = [line for line in settings.markdown().splitlines() if line.startswith("| `")]
+    rows = [line for line in settings_page().splitlines() if line.startswith("| `")]
     cells = {row.split(" | ")[0].strip("| `"): row.split(" | ")[1:] for row in rows}
     assert len(cells) == len(rows)
     assert cells.keys() == {user_name(name) for name in all_settings()}
@@ -67,7 +98,7 @@ def test_the_page_has_every_setting_with_type_default_and_meaning():
 
 def test_the_page_is_of_all_settings(capsys):
     assert cli.main(["settings", "--markdown", "lr"]) == 2
-    assert "--markdown" in capsys.readouterr().err
+    assert "without words" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_meaning_below_the_name(monkeypatch, capsys):
@@ -76,6 +107,7 @@ def test_a_terminal_gets_meaning_below_the_name(monkeypatch, capsys):
     assert cli.main(["settings", "optimizer.eps"]) == 0
     plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert [line.rstrip() for line in plain.splitlines()] == [
+        "# optimizer: How parameters are updated.",
         "optimizer.eps = 1e-08",
         "    added to Adam's denominator (float >= 0)",
     ]

@@ -1,0 +1,129 @@
+"""The settings as pages of Markdown: docs/settings.md and docs/names.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import groupby
+
+from engine.config.fields import Section, accepts, default_of
+from engine.config.foreign import Unaccepted
+from engine.config.no_effect import NO_EFFECT
+from engine.config.other_trainers import EXPLAINED, SYNONYMS
+from engine.config.schema import Settings, all_settings, user_name
+from engine.config.spellings import SPELLINGS
+
+# Values of which every converter accepts one.
+SAMPLES = ("x", "half", "naive", 1, None)
+
+
+def settings_page() -> str:
+    """A table for the settings outside of sections, and one for every section."""
+    parts = [
+        "# Settings",
+        "What a config file may state. A name with a dot is a key of a section, as in "
+        "`optimizer = dict(lr=3e-4)`, or `optimizer.lr=3e-4` on the command line. "
+        "`cuboid settings` prints the same; it made this page, with `--markdown`. "
+        "[Names of other trainers](names.md) are a page of their own.",
+    ]
+    for section, names in groupby(by_section(), key=section_of):
+        if section:
+            parts.append(f"## {section}\n\n{meaning_of(section)}")
+        parts.append(_table(("setting", "takes", "default", "meaning"), map(_row, names)))
+    return "\n\n".join(parts) + "\n"
+
+
+def names_page() -> str:
+    """The names of other trainers: accepted, without effect, and hinted at."""
+    named = ((" ".join(f"`{name}`" for name in names.split()), key) for key, names in _others())
+    return (
+        "\n\n".join(
+            [
+                "# Names of other trainers",
+                "`cuboid settings --names` made this page. cuboid's own settings are in "
+                "[settings](settings.md).",
+                "## Accepted",
+                "Config files for Colossal-AI are read as they are. Each of these names stands for "
+                "a setting.",
+                _table(("name", "setting"), sorted(_accepted())),
+                "## Accepted without effect",
+                "A note states the reason. A value that would change the training is refused.",
+                _table(
+                    ("name", "reason"),
+                    ((f"`{name}`", why.reason) for name, why in NO_EFFECT.items()),
+                ),
+                "## Not accepted",
+                "A config with one of these names of nanoGPT, minGPT, DeepSpeed, Megatron-LM, "
+                "torchtitan, Hugging Face or Lightning is refused with the setting to use instead. "
+                "Case, dashes, underscores and the section do not count.",
+                _table(("names", "instead"), named),
+            ]
+        )
+        + "\n"
+    )
+
+
+def by_section() -> list[str]:
+    """The settings outside of sections first; sections in the order of the schema."""
+    order = ["", *Settings.model_fields]
+    return sorted(all_settings(), key=lambda name: order.index(section_of(name)))
+
+
+def section_of(name: str) -> str:
+    """The section of a setting, empty where it stands outside of them."""
+    return name.rpartition(".")[0]
+
+
+def meaning_of(section: str) -> str:
+    """The sentence about a section."""
+    kind = Settings.model_fields[section].annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, Section)
+    return kind.__doc__ or ""
+
+
+def _others() -> list[tuple[str, str]]:
+    return [
+        *((f"`{setting}`", names) for setting, names in SYNONYMS.items()),
+        *EXPLAINED.items(),
+    ]
+
+
+def _accepted() -> list[tuple[str, str]]:
+    own = set(map(user_name, all_settings()))
+    return [(f"`{name}`", _meaning(name)) for name in SPELLINGS if name not in own]
+
+
+def _meaning(name: str) -> str:
+    """The settings that a spelling sets."""
+    meaning = SPELLINGS[name]
+    found = {str(meaning): None}
+    if callable(meaning):
+        found = {}
+        for value in SAMPLES:
+            with suppress(Unaccepted):
+                found |= dict.fromkeys(meaning(value))
+    return ", ".join(f"`{user_name(one)}`" for one in found) or "may only name what always holds"
+
+
+def _row(name: str) -> tuple[str, str, str, str]:
+    """Name, what it takes, default, meaning; names and values as code."""
+    field = all_settings()[name]
+    default = default_of(field)
+    extra = field.json_schema_extra
+    in_words = isinstance(extra, dict) and "shown" in extra
+    return (
+        f"`{user_name(name)}`",
+        accepts(field),
+        default if in_words else f"`{default}`" if default else "must be given",
+        field.description or "",
+    )
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *(tuple(map(_cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
