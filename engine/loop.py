@@ -12,6 +12,7 @@ from engine.checkpoint.saver import Saver
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
 from engine.data.loader import Batches, load
+from engine.data.remarks import remarks
 from engine.epilogue import epilogue
 from engine.errors import Refused
 from engine.nvme.offload import open_offload
@@ -44,6 +45,8 @@ def train(
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
     start = begin(world, plan, batches.corpus, asked)
     batches = start.batches(batches)
+    for line in remarks(plan, batches, begins=start.step == 0):
+        world.say(line)
     steps = world.agree(lambda: total_steps(plan, batches, start.step))
     matmul = start.matmul(world.device) or matmul_of(world)
     with open_offload(plan, world) as offload:

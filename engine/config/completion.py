@@ -10,7 +10,7 @@ from engine.config.fields import LARGEST
 from engine.config.stated import Stated, Statements, Weight
 from models.presets import PRESETS
 
-FILE_TYPES = ("text", "json", "jsonl")
+FILE_TYPES = ("auto", "text", "json", "jsonl")
 SIZES = ("n_layer", "n_head", "n_embd")
 
 

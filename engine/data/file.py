@@ -92,12 +92,8 @@ class File:
             raise Refused(f"{self.name} cannot be read: {error.strerror or error}") from error
 
     def _open(self) -> BufferedIOBase:
-        with self.path.open("rb") as handle:
-            start = handle.read(6)
-        for magic, opened in COMPRESSED.items():
-            if start.startswith(magic):
-                return opened(self.path)
-        return self.path.open("rb")
+        opened = _decompressor(self.path)
+        return self.path.open("rb") if opened is None else opened(self.path)
 
 
 def files(given: str | Sequence[str]) -> list[File]:
@@ -118,6 +114,24 @@ def files(given: str | Sequence[str]) -> list[File]:
     if not found:
         raise Refused(f"{named}: no file in it holds anything")
     return list(found.values())
+
+
+def most_bytes(given: str | Sequence[str]) -> int | None:
+    """The bytes of the content that data.path stands for; None where that takes more than a look,
+    as for folders, patterns and compressed files."""
+    total = 0
+    for path in map(Path, [given] if isinstance(given, str) else given):
+        if paths.problem_at(path, paths.FILE) or _decompressor(path) is not None:
+            return None
+        total += path.stat().st_size
+    return total
+
+
+def _decompressor(path: Path) -> Callable[[Path], BufferedIOBase] | None:
+    """What reads a compressed file, by its first bytes; None for a file that is not compressed."""
+    with path.open("rb") as handle:
+        start = handle.read(6)
+    return next((opened for magic, opened in COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def _below(path: Path, name: str) -> list[Path]:

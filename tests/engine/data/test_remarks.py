@@ -1,0 +1,98 @@
+"""Settings that do not go well with the data: told before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.data.loader import load
+from engine.data.remarks import remarks
+from engine.plan import Plan, make_plan
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 8
+MAX_STEPS = 3
+model = dict(n_layer=1, n_head=1, n_embd=8)
+data = dict(path='text', tokenizer='char')
+"""
+TEXT = "abcdefghijklmnopqrstuvwxyz" * 10  # 260 tokens: 234 to train on, 29 samples of 8
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "gpt.py").write_text(CONFIG)
+    return tmp_path
+
+
+def plan(*overrides: str, gpus: int | None = None) -> Plan:
+    return make_plan("gpt.py", gpus=gpus, overrides=overrides, environ={})
+
+
+def told(*overrides: str, gpus: int | None = None, begins: bool = True) -> list[str]:
+    asked = plan("model.vocab_size=26", *overrides, gpus=gpus)
+    batches = load(asked.settings, data_size=asked.layout.data, cache=Path("cache"))
+    return list(remarks(asked, batches, begins=begins))
+
+
+@pytest.mark.parametrize("layout", [(), ("gradient_accumulation=7",), ("BATCH_SIZE=29",)])
+def test_a_step_within_the_data_is_told_nothing(layout: tuple[str, ...]) -> None:
+    assert told(*layout) == []
+    assert plan(*layout).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "taken", "times"),
+    [
+        (("BATCH_SIZE=30",), None, 30, 2),
+        (("gradient_accumulation=8",), None, 32, 2),
+        (("BATCH_SIZE=812",), None, 812, 28),
+        ((), 8, 32, 2),
+    ],
+)
+def test_a_step_larger_than_the_data_is_told(
+    overrides: tuple[str, ...], gpus: int | None, taken: int, times: int
+) -> None:
+    (line,) = told(*overrides, gpus=gpus)
+    assert "warning: " in line
+    assert f"a step takes {taken} samples and the data has 29 of 8 tokens to train on" in line
+    assert f"reads each up to {times} times" in line
+
+
+def test_validate_tells_where_the_size_of_the_file_makes_it_certain(folder: Path) -> None:
+    (warning,) = plan("BATCH_SIZE=30").warnings
+    assert (
+        "BATCH_SIZE=30: a step takes 30 samples of 8 tokens, and data.path='text' has at most "
+        in (warning)
+    )
+    assert plan("BATCH_SIZE=30", "data.type=synthetic", "data.path=None").warnings == ()
+    assert plan("BATCH_SIZE=30", "data.path=None").warnings == ()
+    (folder / "text").write_text(TEXT + "a" * 8)
+    assert plan("BATCH_SIZE=30").warnings == ()
+    # Characters of two bytes: certain only once the text is read
+    (folder / "text").write_text("".join(chr(ord(c) + 0x400) for c in TEXT))
+    assert plan("BATCH_SIZE=30").warnings == ()
+    assert len(told("BATCH_SIZE=30")) == 1
+
+
+def test_a_vocabulary_far_larger_than_the_tokenizers_is_told_with_the_override() -> None:
+    def line_for(*overrides: str) -> str:
+        asked = plan(*overrides)
+        batches = load(asked.settings, data_size=1, cache=Path("cache"))
+        (line,) = remarks(asked, batches, begins=True)
+        assert list(remarks(asked, batches, begins=False)) == []
+        return line
+
+    tokens = 8 * (50257 - 26)
+    by_default = line_for()
+    assert by_default.startswith(
+        "warning: gpt.py: model.vocab_size=50257, and data.tokenizer='char'"
+    )
+    assert f" has 26 tokens: the other ids never occur, and {tokens:,} of the " in by_default
+    assert by_default.endswith("; model.vocab_size=26 leaves them out")
+    assert f"{2 * tokens:,} of the" in line_for("model.tie_embeddings=False")
+    assert line_for("model.vocab_size=52").startswith("note: command line: model.vocab_size=52, ")
+    assert told("model.vocab_size=51") == []
