@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from engine.disk import naming
 from engine.run_folder import write_atomically
 
 
@@ -73,11 +77,13 @@ class JsonLines:
     def __init__(self, path: Path, last_step: int = 0) -> None:
         if path.exists():
             write_atomically(path, "".join(_rows_up_to(path, last_step)))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def step(self, row: Row) -> None:
-        self._file.write(json.dumps(row.record()) + "\n")
-        self._file.flush()
+        line = json.dumps(row.record()).encode() + b"\n"
+        with naming(self._path):
+            if self._file.write(line) < len(line):  # the disk took a part, and has no more
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         self._file.close()
@@ -102,7 +108,10 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what an earlier try of this run wrote past the step it goes on from
-        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
+        with naming(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
+        self._folder, self._report = folder, threading.excepthook
+        threading.excepthook = self._thread_failed
 
     def step(self, row: Row) -> None:
         scalars = {
@@ -121,8 +130,20 @@ class TensorBoard:
         scalars |= {tag: value for tag, value in optional.items() if value is not None}
         for rank, peak in enumerate(row.memory_by_rank):
             scalars[f"memory_bytes/rank_{rank}"] = peak
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, row.step)
+        with naming(self._folder):
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, value, row.step)
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            with naming(self._folder):
+                self._writer.close()
+        finally:
+            threading.excepthook = self._report
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Say nothing of tensorboard's thread that could not write: the next call raises its error
+        again."""
+        theirs = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (theirs and isinstance(failure.exc_value, OSError)):
+            self._report(failure)

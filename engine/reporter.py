@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 
 from engine.advice import smaller_run
+from engine.disk import explained
 from engine.errors import Failed, Refused
 from engine.flops import flops_per_token, peak_flops
 from engine.metrics import JsonLines, Row, Sink, TensorBoard
@@ -75,14 +77,28 @@ class Reporter:
             self._terminal.say(text)
 
     def finish(self, state: State, message: str = "") -> None:
-        """Write how the run ended, close every file and take the bar away. Only once."""
-        for file in self._files:
-            file.close()
+        """Write how the run ended, close every file and take the bar away. Only once.
+
+        Raises OSError where the disk did not take all of a run that has not failed already.
+        """
+        (files, self._files), (folder, self._folder) = (self._files, ()), (self._folder, None)
+        problem = None
+        for file in files:
+            try:
+                file.close()
+            except OSError as error:
+                problem = problem or error
         if self._terminal is not None:
             self._terminal.close()
-        if self._folder is not None:
-            self._folder.write_status(state, step=self._step, message=message)
-        self._files, self._folder = (), None
+        if state == "failed":
+            problem = None  # what is written last is why it did
+        elif problem is not None:
+            state, message = "failed", str(explained(problem) or problem)
+        if folder is not None:
+            with suppress(OSError) if state == "failed" else nullcontext():
+                folder.write_status(state, step=self._step, message=message)
+        if problem is not None:
+            raise problem
 
     def __enter__(self) -> Self:
         return self

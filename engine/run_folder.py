@@ -20,6 +20,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.disk import FULL, naming
 from engine.errors import Refused
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -84,7 +85,16 @@ class RunFolder:
         """Say how the run stands after ``step`` steps; keeps who claimed the folder and when."""
         status = self.read_status() | {"state": state, "step": step, "message": message}
         status["ended"] = None if state == "running" else _now()
-        write_atomically(self.status, json.dumps(status, indent=2) + "\n")
+        text = json.dumps(status, indent=2) + "\n"
+        try:
+            write_atomically(self.status, text)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            # Where a full disk has no room for another file, this one has its own
+            with naming(self.status), self.status.open("r+", encoding="utf-8") as file:
+                file.write(text)
+                file.truncate()
 
     def hold(self) -> AbstractContextManager[Any]:
         """Keep other jobs out of the folder until what this returns is left, or the process ends.
@@ -168,7 +178,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old or the new whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        with naming(path), draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

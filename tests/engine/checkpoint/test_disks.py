@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.stored import Stored
 from engine.checkpoint.ways import Asked
 from engine.errors import Failed
+from engine.metrics import JsonLines, Row
 from engine.run_folder import RunFolder
 from engine.world import World
 from tests.support.checkpoints import Trainee
@@ -238,6 +240,44 @@ def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, plante
     assert shelf_of(disk).leftovers() == []
     assert Stored(shelf_of(disk).folder(steps[-1])).problems() == []
     assert RunFolder(disk / "run").read_status()["state"] == "failed"
+
+
+@contextlib.contextmanager
+def filled(world: World) -> Iterator[None]:
+    """Another program fills the disk while a row of the log is on its way, between two pages."""
+    healthy, waste = JsonLines.step, Path("waste")
+
+    def step(self: JsonLines, row: Row) -> None:
+        if row.step == 3 and not waste.exists():
+            with contextlib.suppress(OSError), waste.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            row = replace(row, remark="x" * 4096)
+        healthy(self, row)
+
+    with patch.object(JsonLines, "step", step):
+        yield
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(disk, tensorboard):
+    more = ("checkpoint.every=2", f"log.tensorboard={tensorboard}")
+    (ended,) = run(into_run(disk, *more, planted=filled))
+    assert ended.error == "Failed"
+    told = (
+        "run/log.jsonl cannot be written: No space left on device; 0 bytes are free there. "
+        "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+    )
+    assert ended.err == told + "\n"
+    status = RunFolder(disk / "run").read_status()
+    assert (status["state"], status["step"], status["message"]) == ("failed", 3, told)
+    assert status["ended"]
+    assert Stored(shelf_of(disk).folder(2)).problems() == []
+    (disk / "waste").unlink()
+    (again,) = run(into_run(disk, *more, asked=Asked(resume="run")))
+    assert again.error == ""
+    rows = [json.loads(line) for line in RunFolder(disk / "run").log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
 def test_a_read_only_disk_is_refused(disk):

@@ -1,0 +1,43 @@
+"""Disks that are full: which file could not be written, and what to do. No torch."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import Failed
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path`` in an OSError that is raised inside without a file's name, as by a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
+        raise
+
+
+def explained(error: BaseException) -> Failed | None:
+    """What an error of a full disk means to the user; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    name = error.filename or "a file"
+    free = _free(Path(str(error.filename or ".")))
+    return Failed(
+        f"{name} cannot be written: {error.strerror}; {free:,} bytes are free there. "
+        "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+    )
+
+
+def _free(path: Path) -> int:
+    """The bytes that are free where ``path`` is, or would be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
