@@ -3,7 +3,16 @@
 # POSIX sh, without GNU-only options: Linux, macOS, Windows through WSL2.
 set -eu
 
-root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+# The folder of this file, where it is started through symbolic links too.
+file=$0
+while [ -L "$file" ]; do
+    target=$(readlink "$file")
+    case $target in
+        /*) file=$target ;;
+        *) file=$(dirname -- "$file")/$target ;;
+    esac
+done
+root=$(CDPATH='' cd -- "$(dirname -- "$file")" && pwd -P)
 
 usage() {
     cat <<EOF

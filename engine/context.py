@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,12 @@ import torch
 import torch.distributed as dist
 
 from engine.colossal import Colossal
+from engine.compiler import compiler_failure, missing_compiler
 from engine.config.errors import ConfigError
 from engine.devices import Assignment, Card, assign
 from engine.errors import Failed, Refused
 from engine.leave import release_signals, stop_signal, stop_with_parent
+from engine.network import wrong_interfaces
 from engine.ranks import Ranks
 from engine.rendezvous import Place
 from engine.roll_call import Process
@@ -70,7 +73,8 @@ def open_world(
             world.meet()  # a rank that closes its end may break what another still does
             failed = False
         except (Exception, KeyboardInterrupt) as caught:
-            error = ranks.explain(caught)
+            failure = compiler_failure(caught)
+            error = Failed(failure) if failure else ranks.explain(caught)
             ranks.tell(error, told)
             if isinstance(error, Refused | Failed):
                 raise error from error.__cause__
@@ -118,6 +122,7 @@ def _open(plan: Plan, ranks: Ranks, colossal: Colossal, asked: str | None) -> Wo
         return assign(cards, asked or settings.backend, nccl=dist.is_nccl_available())
 
     assignment = ranks.agree(decide)
+    ranks.agree(lambda: _refuse_missing(plan, assignment))
     if place.rank == 0:
         for warning in assignment.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -151,6 +156,15 @@ def _open(plan: Plan, ranks: Ranks, colossal: Colossal, asked: str | None) -> Wo
         ranks=ranks,
         colossal=colossal,
     )
+
+
+def _refuse_missing(plan: Plan, assignment: Assignment) -> None:
+    """Raises Refused where this machine lacks the network interfaces or the compiler to run."""
+    missing = list(wrong_interfaces(os.environ))
+    if assignment.gpus[0] is None:
+        missing += missing_compiler(plan, os.environ)
+    if missing:
+        raise Refused("\n".join(missing))
 
 
 def _axes(plan: Plan, colossal: Colossal, rank: int, traffic: Traffic) -> dict[str, Axis]:

@@ -40,8 +40,10 @@ def locate(
     rank: int | None = None,
     world_size: int | None = None,
     from_torch: bool = False,
+    local_rank: int | None = None,
 ) -> Place:
-    """The place of this process; alone where nothing says otherwise.
+    """Find the place of this process; alone where nothing says otherwise. ``local_rank`` is the
+    argument that torch.distributed.launch adds to what it puts into the environment.
 
     Raises:
         Refused: the environment or the arguments are incomplete or contradict each other.
@@ -53,12 +55,18 @@ def locate(
                 "--host, --port, --rank and --world_size are for ranks started by hand, but "
                 "torchrun started this one: leave them out"
             )
+        if local_rank is not None and environ.get("LOCAL_RANK") != str(local_rank):
+            raise Refused(
+                f"--local-rank={local_rank} contradicts LOCAL_RANK={environ.get('LOCAL_RANK', '')} "
+                "in the environment: leave it out"
+            )
         return _check(_torchrun(environ))
-    if from_torch:
-        raise Refused(
-            "--from_torch needs the environment that torchrun gives (RANK, WORLD_SIZE): start with "
-            "torchrun, or leave it out"
-        )
+    for option, given in (("--from_torch", from_torch), ("--local-rank", local_rank is not None)):
+        if given:
+            raise Refused(
+                f"{option} needs the environment that torchrun gives (RANK, WORLD_SIZE): start "
+                "with torchrun, or leave it out"
+            )
     if by_hand:
         if rank is None or world_size is None or host is None or port is None:
             raise Refused(
@@ -72,7 +80,34 @@ def locate(
         return _check(_open_mpi(environ, host, port))
     if host is not None or port is not None:
         raise Refused("--host and --port also need --rank and --world_size, Slurm or Open MPI")
+    _refuse_half_a_launch(environ)
     return Place(rank=0, size=1, launcher="alone")
+
+
+# A process that is started without these is alone, or its launcher is one that is not read.
+HALVES = (
+    (("RANK", "WORLD_SIZE"), ("RANK", "WORLD_SIZE"), "torchrun"),
+    (("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",), "Open MPI"),
+    (("SLURM_STEP_NUM_TASKS",), ("SLURM_PROCID",), "Slurm"),
+)
+
+
+def _refuse_half_a_launch(environ: Mapping[str, str]) -> None:
+    """Raise Refused where a launch of several ranks would run as many times, each rank alone."""
+    for present, needed, launcher in HALVES:
+        found = [f"{name}={environ[name]}" for name in present if name in environ]
+        missing = [name for name in needed if name not in environ]
+        if found and found != ["WORLD_SIZE=1"]:
+            raise Refused(
+                f"{', '.join(found)} in the environment, and no {' or '.join(missing)}, which "
+                f"{launcher} sets too: unset it to run alone, or start with {launcher}"
+            )
+    if environ.get("PMI_SIZE", "1") != "1":
+        raise Refused(
+            f"PMI_SIZE={environ['PMI_SIZE']} in the environment: an MPI that is not Open MPI "
+            "started this. Start with torchrun, srun or Open MPI, or give each rank --host, "
+            "--port, --rank and --world_size"
+        )
 
 
 def spokesman(environ: Mapping[str, str]) -> bool:
@@ -88,7 +123,7 @@ def _torchrun(environ: Mapping[str, str]) -> Place:
         rank=_number(environ, "RANK"),
         size=_number(environ, "WORLD_SIZE"),
         host=_text(environ, "MASTER_ADDR"),
-        port=_number(environ, "MASTER_PORT"),
+        port=_number(environ, "MASTER_PORT", beside="RANK and WORLD_SIZE"),
         launcher="torchrun",
         launch=environ.get("TORCHELASTIC_RUN_ID"),
         agent=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
@@ -99,7 +134,17 @@ def _torchrun(environ: Mapping[str, str]) -> Place:
 def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
     """A step's own variables go before the job's: ``srun -n 2`` may take a part of the job."""
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    size = _number(environ, tasks)
+    size = _number(environ, tasks, beside="SLURM_PROCID")
+    if size > 1 and "SLURM_STEP_ID" not in environ:
+        raise Refused(
+            f"{tasks}={size}, and this process is the job's script itself, not one of {size} that "
+            "srun starts: srun python train_gpt.py ..., or torchrun"
+        )
+    if environ.get("WORLD_SIZE", str(size)) != str(size):
+        raise Refused(
+            f"WORLD_SIZE={environ['WORLD_SIZE']} in the environment contradicts {tasks}={size}: "
+            "unset it"
+        )
     step = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
     host = host or environ.get("MASTER_ADDR")
     if host is None:
@@ -130,10 +175,10 @@ def head(nodes: str) -> str:
 
 
 def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
-    size = _number(environ, "OMPI_COMM_WORLD_SIZE")
+    size = _number(environ, "OMPI_COMM_WORLD_SIZE", beside="OMPI_COMM_WORLD_RANK")
     host = host or environ.get("MASTER_ADDR")
     if host is None:
-        if _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") < size:
+        if _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", beside="OMPI_COMM_WORLD_RANK") < size:
             raise Refused("Open MPI over several machines needs --host HOST, that of rank 0")
         host = LOOPBACK
     return Place(
@@ -162,8 +207,11 @@ def _text(environ: Mapping[str, str], name: str) -> str:
     return environ[name]
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
+def _number(environ: Mapping[str, str], name: str, *, beside: str = "") -> int:
+    """A variable that is there, or that belongs to those that are."""
     value = environ.get(name)
+    if value is None and beside:
+        raise Refused(f"{name} is not in the environment, though {beside} is")
     if value is None or not value.isdecimal():
         raise Refused(f"{name}={value or ''} in the environment is not a whole number")
     return int(value)

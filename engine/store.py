@@ -24,6 +24,11 @@ AGENT_SECONDS = 10.0
 answer has been killed since."""
 
 
+NAME_SECONDS = 10.0
+"""How long the name of rank 0's machine is looked up for: where machines come and go, a name may
+come after the ranks."""
+
+
 def ours(store: Store) -> Store:
     """The part of a store that torch does not write to."""
     return PrefixStore("cuboid", store)
@@ -61,8 +66,10 @@ def meet(place: Place, timeout: float) -> Meeting:
     except DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
-        option = "--master_port" if place.launcher == "torchrun" else "--port"
-        raise Refused(f"port {place.port} is in use on this machine: another by {option}") from None
+        option = "--master_port" if place.launcher == "torchrun" else "MASTER_PORT or --port"
+        raise Refused(
+            f"port {place.port} is in use on this machine: give another by {option}"
+        ) from None
     return Meeting(store=store, address=address, run_id=run_id)
 
 
@@ -102,6 +109,7 @@ def _join(address: tuple[str, int], timeout: float) -> TCPStore:
     """A TCPStore that has to wait for its server prints C++ traces and holds signals up: so wait
     first."""
     deadline = time.monotonic() + timeout
+    named = time.monotonic() + min(timeout, NAME_SECONDS)
     while True:
         try:
             socket.create_connection(address, timeout=5).close()
@@ -111,6 +119,11 @@ def _join(address: tuple[str, int], timeout: float) -> TCPStore:
             problem = "a run that is ending has the port"  # rank 0 has not closed its last store
         except (OSError, DistNetworkError) as error:
             problem = str(error)
+            if isinstance(error, socket.gaierror) and time.monotonic() > named:
+                raise Refused(
+                    f"the machine of rank 0, {address[0]}, has no address here "
+                    f"({error.strerror}): name it by MASTER_ADDR or --host as others reach it"
+                ) from None
         if time.monotonic() > deadline:
             host, port = address
             raise Failed(f"nothing answers at {host}:{port} ({problem})")

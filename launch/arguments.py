@@ -205,6 +205,13 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="a free port there")
     parser.add_argument("--rank", type=int, help="this process's number, from 0")
     parser.add_argument("--world_size", type=int, help="how many processes there are")
+    parser.add_argument(
+        "--local-rank",
+        "--local_rank",
+        type=int,
+        metavar="N",
+        help="given by torch.distributed.launch, which sets the environment too",
+    )
     parser.add_argument("--told", type=path, help=argparse.SUPPRESS)
 
 

@@ -12,17 +12,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.compiler import missing_compiler
 from engine.data.file import files
 from engine.data.formats import format_of
 from engine.data.source import default_cache
 from engine.errors import Refused
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate
+from engine.network import GLOO, wrong_interfaces
 from engine.optim.registry import states_of
 from engine.plan import Plan
-from launch.machine import Machine
-from launch.validate.inspection import too_large
-from launch.validate.units import show_bytes
+from launch.machine import Machine, cores
+from launch.validate.inspection import Check, too_large
+from launch.validate.units import plural, show_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,43 @@ def problems_here(
     environ: Mapping[str, str],
     output: Path | None = None,
 ) -> Iterator[str]:
-    """What stands in the way of the whole run on this machine, a line each; GPUs aside."""
-    yield from _host_memory(plan, found, machine)
-    yield from _data(plan)
-    yield from _folders(list(needs(plan, found, environ, output)))
+    """List what stands in the way of the whole run on this machine, a line each; GPUs aside."""
+    for check in checks_here(plan, found, machine, environ, output):
+        yield from check.problems
+
+
+def checks_here(
+    plan: Plan,
+    found: Estimate,
+    machine: Machine,
+    environ: Mapping[str, str],
+    output: Path | None = None,
+) -> Iterator[Check]:
+    """Check this machine for the whole run, with an answer to each question."""
+    yield _gpus(plan, machine)
+    yield _host_memory(plan, found, machine)
+    yield _data(plan)
+    yield from _disks(list(needs(plan, found, environ, output)))
+    if plan.settings.compile and not machine.gpus:
+        yield _check("compiler", "there is one for C++", missing_compiler(plan, environ))
+    if environ.get(GLOO):
+        yield _check("network", f"{GLOO}={environ[GLOO]} is there", wrong_interfaces(environ))
+
+
+def _check(about: str, fine: str, problems: Iterator[str]) -> Check:
+    """The answer ``fine``, or the problems."""
+    found = tuple(problems)
+    return Check(about=about, finding="see below" if found else fine, problems=found)
+
+
+def _gpus(plan: Plan, machine: Machine) -> Check:
+    """The GPUs and the ranks on them; whether the model fits is not asked here."""
+    ranks = plural(plan.layout.gpus, "rank")
+    size = f" of {show_bytes(machine.gpu_memory)}" if machine.gpu_memory else ""
+    finding = f"{machine.gpus}{size}, for {ranks}"
+    if not machine.gpus:
+        finding = f"none: {ranks} on {plural(cores(), 'core')}"
+    return Check(about="GPUs", finding=finding)
 
 
 def needs(
@@ -113,31 +148,38 @@ def _all_ranks(plan: Plan, found: Estimate, *parts: str) -> int:
     return each * sum(held)
 
 
-def _host_memory(plan: Plan, found: Estimate, machine: Machine) -> Iterator[str]:
+def _host_memory(plan: Plan, found: Estimate, machine: Machine) -> Check:
     on_gpus = machine.gpus > 0
     needed = _all_ranks(plan, found, "host", *([] if on_gpus else ["total"]))
+    what = "offloading takes" if on_gpus else "without GPUs all ranks together take"
+    taken = f"{what} {show_bytes(needed)} of the host's memory"
+    problems = []
     if needed > machine.memory:
-        what = "offloading takes" if on_gpus else "without GPUs all ranks together take"
-        yield (
-            f"{plan.settings.source}: {what} {show_bytes(needed)} of the host's memory, and this "
-            f"machine has {show_bytes(machine.memory)}"
+        problems.append(
+            f"{plan.settings.source}: {taken}, and this machine has {show_bytes(machine.memory)}"
         )
+    finding = f"{taken}, which has {show_bytes(machine.memory)}"
+    return Check(about="memory", finding=finding, problems=tuple(problems))
 
 
-def _data(plan: Plan) -> Iterator[str]:
-    """Say what keeps data.path from being read, as far as the first bytes of its files tell."""
+def _data(plan: Plan) -> Check:
+    """Check that data.path can be read, as far as the first bytes of its files tell."""
     data = plan.settings.data
     if data.path is None or data.type == "synthetic":
-        return
+        return Check(about="data", finding=f"{data.type}, without a file")
     try:
-        for file in files(data.path):
+        found = files(data.path)
+        for file in found:
             if data.type == "auto":
                 format_of(file)
     except Refused as error:
-        yield f"{plan.stated['data.path'].origin}: {error}"
+        problem = f"{plan.stated['data.path'].origin}: {error}"
+        return Check(about="data", finding="see below", problems=(problem,))
+    size = show_bytes(sum(file.path.stat().st_size for file in found))
+    return Check(about="data", finding=f"{plural(len(found), 'file')} of {size} can be read")
 
 
-def _folders(wanted: list[Need]) -> Iterator[str]:
+def _disks(wanted: list[Need]) -> Iterator[Check]:
     """Folders that cannot be used, and disks without the space for all that goes there."""
     by_disk: dict[int, list[tuple[Need, Path]]] = {}
     for need in wanted:
@@ -146,18 +188,22 @@ def _folders(wanted: list[Need]) -> Iterator[str]:
             _probe(folder)
             by_disk.setdefault(folder.stat().st_dev, []).append((need, folder))
         except Refused as error:
-            yield f"{need.name}: {error}"
+            yield Check(about="disk", finding="see below", problems=(f"{need.name}: {error}",))
         except OSError as error:
-            yield f"{need.name}: {need.path} cannot be written: {error.strerror or error}"
+            problem = f"{need.name}: {need.path} cannot be written: {error.strerror or error}"
+            yield Check(about="disk", finding="see below", problems=(problem,))
     for pairs in by_disk.values():
         free = shutil.disk_usage(pairs[0][1]).free
+        parts = [f"{show_bytes(need.bytes)} of {need.what}" for need, _ in pairs if need.bytes]
+        goes = f"{' and '.join(parts)} go to that disk, which has {show_bytes(free)} free"
+        problems = []
         if sum(need.bytes for need, _ in pairs) > free:
             largest = max((need for need, _ in pairs), key=lambda need: need.bytes)
-            parts = [f"{show_bytes(need.bytes)} of {need.what}" for need, _ in pairs if need.bytes]
-            yield (
-                f"{largest.name}: {' and '.join(parts)} go to that disk, which has "
-                f"{show_bytes(free)} free"
-            )
+            problems.append(f"{largest.name}: {goes}")
+        folders = " and ".join(dict.fromkeys(str(need.path) for need, _ in pairs))
+        space = goes if parts else f"{show_bytes(free)} free"
+        finding = f"{folders} can be written; {space}"
+        yield Check(about="disk", finding=finding, problems=tuple(problems))
 
 
 def _nearest(need: Need) -> Path:

@@ -47,6 +47,7 @@ def run_rank(
             rank=args.rank,
             world_size=args.world_size,
             from_torch=args.from_torch,
+            local_rank=args.local_rank,
         )
     except Refused as refusal:
         return refuse(refusal, environ)

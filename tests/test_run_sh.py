@@ -248,3 +248,14 @@ def test_help_makes_nothing(house):
     code, out, _ = house.run("help")
     assert (code, "train validate" in out) == (0, True)
     assert not (house.root / ".venv").exists()
+
+
+def test_it_is_started_through_symbolic_links(house: House, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "first").symlink_to("../the house/run.sh")
+    (folder / "second").symlink_to(folder / "first")
+    run = subprocess.run(
+        ["sh", folder / "second", "help"], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert "a command of cuboid: train validate" in run.stdout

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check this machine too: GPUs, memory, data, folders and the space in them",
     )
+    parser.add_argument(
+        "--modes",
+        action="store_true",
+        help="compare memory, bytes sent and padding of every legal MODE on these GPUs",
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--map", action="store_true", help="draw which GPU holds what")
     shown.add_argument(
@@ -63,6 +68,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     files = config_files(named)
     if len(files) > 1 and (args.map or args.map_svg):
         raise Refused(f"a map is of one config, not of {len(files)}")
+    if len(files) > 1 and args.modes and not args.json:
+        raise Refused(f"--modes compares those of one config, not of {len(files)}, without --json")
     requests = [
         Request(path=file, gpus=args.gpus, overrides=tuple(overrides), environ=environ)
         for file in files
@@ -82,12 +89,18 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _look(requests: list[Request], args: argparse.Namespace) -> list[Inspection]:
     enough = ALTERNATIVES if len(requests) == 1 else 1
     if not args.here:
-        return [inspect(request, args.gpu_memory, enough=enough) for request in requests]
+        return [
+            inspect(request, args.gpu_memory, enough=enough, modes=args.modes)
+            for request in requests
+        ]
     from launch.machine import this_machine
     from launch.validate.on_machine import inspect_on
 
     machine = this_machine()
-    return [inspect_on(machine, request, args.gpu_memory, enough=enough) for request in requests]
+    return [
+        inspect_on(machine, request, args.gpu_memory, enough=enough, modes=args.modes)
+        for request in requests
+    ]
 
 
 def _tell(found: list[Inspection], with_map: bool) -> None:

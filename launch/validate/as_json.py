@@ -11,6 +11,7 @@ from engine.estimate.figures import Memory
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative
 from launch.validate.inspection import Case, Inspection
+from launch.validate.modes import ModeRow
 
 VERSION = 1  # counts up when something is renamed, removed or changes its meaning
 
@@ -31,6 +32,7 @@ def _config(one: Inspection) -> dict[str, Any]:
         "notes": list(plan.notes) if plan else [],
         "plan": _plan(plan) if plan else None,
         "estimate": _estimate(one.case) if one.case else None,
+        "machine": [asdict(check) for check in one.case.checks] if one.case else [],
     }
 
 
@@ -83,6 +85,7 @@ def _estimate(case: Case) -> dict[str, Any]:
         "sent": [asdict(sent) for sent in found.traffic],
         "alternatives": [_alternative(other) for other in case.alternatives],
         "nearest": [_alternative(other) for other in case.nearest],
+        "modes": [_mode(row) for row in case.modes],
     }
 
 
@@ -96,4 +99,19 @@ def _alternative(other: Alternative) -> dict[str, Any]:
         "gpus": other.plan.layout.gpus,
         "samples_per_step": other.plan.global_batch,
         "bytes": other.estimate.fullest.memory.total,
+    }
+
+
+def _mode(row: ModeRow) -> dict[str, Any]:
+    layout = row.plan.layout
+    return {
+        "mode": layout.mode.name,
+        "tensor": layout.tensor,
+        "depth": layout.depth,
+        "data": layout.data,
+        "overrides": list(row.overrides),
+        "samples_per_step": row.plan.global_batch,
+        "bytes": row.memory,
+        "sent": row.sent,
+        "padding": row.padding,
     }

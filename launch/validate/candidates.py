@@ -140,21 +140,42 @@ def spaces(plan: Plan, *, gpus_given: bool) -> list[Space]:
     """The layouts on the plan's GPUs, then on twice, four times as many and so on, each with the
     values that the other settings can take there; by cost."""
     found = [
-        Space(
-            plan=plan,
-            layout=layout,
-            cost=_layout_cost(plan.layout, layout, gpus_given=gpus_given),
-            batch_size=batch_size,
-            knobs=_knobs(plan, layout, batch_size),
-        )
+        _space(plan, layout, batch_size, gpus_given=gpus_given)
         for layout, batch_size in _layouts(plan)
+        if layout == plan.layout or not _is_plain(layout, plan.layout)
     ]
     return sorted(found, key=lambda space: space.cost)
 
 
-def _layouts(plan: Plan) -> Iterator[tuple[Layout, int]]:
+def on_gpus(plan: Plan) -> list[Space]:
+    """All layouts on the plan's GPUs that keep its pipeline, with at least the samples of a step
+    that it has."""
+    return [
+        _space(plan, layout, batch_size, gpus_given=True)
+        for layout, batch_size in _layouts(plan, exactly=False)
+        if (layout.gpus, layout.pipeline) == (plan.layout.gpus, plan.layout.pipeline)
+    ]
+
+
+def _is_plain(layout: Layout, own: Layout) -> bool:
+    """Whether a depth makes a mode another one: of 1 it is 2d, of all ranks data parallel."""
+    by_depth = layout.mode.uses_depth and layout.mode is not own.mode
+    return by_depth and layout.depth in (1, layout.tensor)
+
+
+def _space(plan: Plan, layout: Layout, batch_size: int, *, gpus_given: bool) -> Space:
+    return Space(
+        plan=plan,
+        layout=layout,
+        cost=_layout_cost(plan.layout, layout, gpus_given=gpus_given),
+        batch_size=batch_size,
+        knobs=_knobs(plan, layout, batch_size),
+    )
+
+
+def _layouts(plan: Plan, *, exactly: bool = True) -> Iterator[tuple[Layout, int]]:
     """Each with the samples of a data-parallel rank. On the plan's GPUs the global batch is kept,
-    and other modes are tried; added GPUs may hold further copies."""
+    ``exactly`` or rounded up, and other modes are tried; added GPUs may hold further copies."""
     own = plan.layout
     pieces = plan.settings.model.n_layer // plan.settings.model.num_chunks
     gpus = own.gpus
@@ -168,8 +189,9 @@ def _layouts(plan: Plan) -> Iterator[tuple[Layout, int]]:
                 if tensor % own.tensor or pipeline % own.pipeline or data % own.data:
                     continue
                 batch_size, uneven = plan.settings.batch_size, 0
-            if uneven:
+            if uneven and exactly:
                 continue
+            batch_size += bool(uneven)
             for mode, depth in _modes(own, tensor, added=gpus > own.gpus):
                 layout = Layout(mode=mode, tensor=tensor, pipeline=pipeline, data=data, depth=depth)
                 yield layout, batch_size
@@ -187,9 +209,7 @@ def _modes(own: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int
         if mode.name == "serial" or (added and mode is not keeps):
             continue
         for depth in _divisors(tensor) if mode.uses_depth else [1]:
-            # Of depth 1 it is 2d, and of nothing but depth data parallel
-            plain = depth in (1, tensor) and mode.uses_depth and own.mode is not mode
-            if mode.axes(tensor, depth) is not None and not plain:
+            if mode.axes(tensor, depth) is not None:
                 yield mode, depth
 
 

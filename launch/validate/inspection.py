@@ -11,14 +11,25 @@ from engine.estimate.figures import Estimate
 from engine.estimate.local import Device
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative, Findings, Request, alternatives
+from launch.validate.modes import ModeRow, compare_modes
 from launch.validate.units import show_bytes
 
 ALTERNATIVES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """A question to the machine at hand: its subject, the answer, and the problems it shows."""
+
+    about: str
+    finding: str
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A legal config: its plan, what that takes, and bytes of a GPU's memory, if they are known.
+    ``checks`` are of the machine and ``modes`` a comparison, where they were asked for.
 
     ``alternatives`` would fit where this does not; if there are none, ``nearest`` miss by least.
     """
@@ -28,6 +39,8 @@ class Case:
     gpu_memory: int | None = None
     alternatives: tuple[Alternative, ...] = ()
     nearest: tuple[Alternative, ...] = ()
+    checks: tuple[Check, ...] = ()
+    modes: tuple[ModeRow, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -52,10 +65,12 @@ def inspect(
     *,
     device: Device = "cuda",
     enough: int = ALTERNATIVES,
+    modes: bool = False,
 ) -> Inspection:
     """Read a config and judge it. What is wrong with it is in the result, never raised.
 
-    ``enough``: how many alternatives are looked for where the config does not fit.
+    ``enough``: how many alternatives are looked for where the config does not fit. ``modes``:
+    whether the modes are compared.
     """
     source = str(request.path)
     try:
@@ -65,6 +80,8 @@ def inspect(
     except Refused as error:
         return Inspection(source=source, problems=(str(error),))
     case = Case(plan=plan, estimate=estimate(plan, device=device), gpu_memory=gpu_memory)
+    if modes:
+        case = replace(case, modes=tuple(compare_modes(request, plan, device=device)))
     if gpu_memory is None or case.fits:
         return Inspection(source=source, case=case)
     others = alternatives(request, plan, gpu_memory, enough=enough, device=device)

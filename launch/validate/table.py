@@ -14,7 +14,7 @@ from engine.estimate.figures import Estimate, StageEstimate
 from engine.overview import overview, table
 from engine.plan import Plan
 from launch.validate.inspection import Case
-from launch.validate.units import digits, show_bytes, show_layers, unit
+from launch.validate.units import digits, plural, show_bytes, show_layers, unit
 
 # Columns of the memory table: head, field.
 PARTS = (
@@ -42,6 +42,12 @@ def tell(case: Case, console: Console) -> None:
         console.print()
         console.print(traffic_table(found, console))
     console.print()
+    if case.modes:
+        console.print(modes_table(case, console))
+        console.print()
+    if case.checks:
+        console.print(checks_table(case, console))
+        console.print()
     if case.alternatives or case.nearest:
         console.print(alternatives_table(case, console))
         console.print()
@@ -115,6 +121,41 @@ def alternatives_table(case: Case, console: Console) -> Table:
         cells += [show_bytes(memory.host)] * on_host
         grid.add_row(Text(other.words(case.plan)), *cells)
     grid.columns[0].no_wrap = False
+    return grid
+
+
+def modes_table(case: Case, console: Console) -> Table:
+    """Every legal mode on these GPUs; the plan's own row in bold."""
+    limit = case.gpu_memory
+    share = [] if limit is None else [f"of {show_bytes(limit)}"]
+    batch = {row.plan.global_batch for row in case.modes} != {case.plan.global_batch}
+    numbers = ["data", *(["samples"] * batch), "of a GPU", *share, "sent", "padding"]
+    title = f"modes on {plural(case.plan.layout.gpus, 'GPU')}, a step"
+    grid = _grid(title, ["mode"], numbers, console)
+    grid.add_column("with")
+    for row in case.modes:
+        layout = row.plan.layout
+        depth = f" depth {layout.depth}" if layout.mode.uses_depth else ""
+        size = f" {layout.tensor}" if layout.tensor > 1 else ""
+        cells = [f"{layout.mode.name}{size}{depth}", f"{layout.data}"]
+        cells += [f"{row.plan.global_batch:,}"] * batch + [show_bytes(row.memory)]
+        cells += [] if limit is None else [f"{row.memory / limit:.0%}"]
+        cells += [show_bytes(row.sent), f"{row.padding:.0%}"]
+        grid.add_row(
+            *cells,
+            Text(" ".join(row.overrides) or "as it is"),
+            style="" if row.overrides else "bold",
+        )
+    return grid
+
+
+def checks_table(case: Case, console: Console) -> Table:
+    """All that was asked of this machine, and each answer."""
+    grid = _grid("this machine", ["about", "finding"], [], console)
+    grid.show_header = False
+    grid.columns[1].no_wrap = False
+    for check in case.checks:
+        grid.add_row(check.about, Text(check.finding, style="red" if check.problems else ""))
     return grid
 
 

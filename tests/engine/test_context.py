@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine import colossal
+from engine import colossal, store
 from engine.context import open_world
 from engine.errors import Failed, Refused
 from engine.last_words import WHY
@@ -54,6 +54,7 @@ class Case:
     odd: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     gpus: int | None = None  # of the plan; None: as many as there are ranks
     devices: str = ""  # CUDA_VISIBLE_DEVICES
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def port() -> Iterator[int]:
 
 def enter(rank: int, size: int, case: Case) -> Outcome:
     """One rank of a world, started by hand; alone without a port."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = case.devices
+    os.environ.update(case.environ, CUDA_VISIBLE_DEVICES=case.devices)
     place = Place(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
     if not case.port:
         place = Place(rank=0, size=1, launcher="alone")
@@ -331,7 +332,65 @@ def test_a_port_in_use(config: str) -> None:
         case = Case(body=nothing, config=config, port=port)
         outcome = enter_all(1, case)[0]
     assert outcome.error == "Refused"
-    assert outcome.said == f"port {port} is in use on this machine: another by --port\n"
+    assert (
+        outcome.said
+        == f"port {port} is in use on this machine: give another by MASTER_PORT or --port\n"
+    )
+
+
+def test_a_network_interface_that_is_not_there_is_refused_once(config: str, port: int) -> None:
+    """The second of two, before gloo looks for it."""
+    environ = {"GLOO_SOCKET_IFNAME": "lo,nowhere0"}
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, environ=environ)
+    outcomes = enter_all(2, case)
+    assert [outcome.error for outcome in outcomes] == ["Refused", "Refused"]
+    (line,) = "".join(outcome.said for outcome in outcomes).splitlines()
+    assert line.startswith(
+        "GLOO_SOCKET_IFNAME=lo,nowhere0 in the environment: this machine has no network interface "
+        "nowhere0; there are: "
+    )
+    there = line.rpartition(": ")[2].split(", ")
+    assert sorted(there) == sorted(name for _, name in socket.if_nameindex())
+
+
+def test_a_compiler_that_is_not_there_is_refused_before_the_model_is_built(config: str) -> None:
+    case = Case(
+        body=nothing,
+        config=config,
+        port=0,
+        overrides=("compile=True",),
+        environ={"CXX": "no-such-compiler"},
+    )
+    (outcome,) = enter_all(1, case)
+    assert outcome.error == "Refused"
+    assert "compile=True needs a C++ compiler, and no-such-compiler, which CXX" in outcome.said
+    assert len(outcome.said.splitlines()) == 1
+
+
+def fail_to_compile(world: World) -> None:
+    """As inductor fails: a compiler that is there, and headers that are not."""
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    output = "main.cpp:1:10: fatal error: Python.h: No such file\n 1 | #include <Python.h>\n"
+    raise InductorError(CppCompileError(["g++", "main.cpp"], output), None)
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:
+    (outcome,) = enter_all(1, Case(body=fail_to_compile, config=config, port=0))
+    assert outcome.error == "Failed"
+    assert outcome.said == (
+        "compile=True: g++ failed (main.cpp:1:10: fatal error: Python.h: No such file); "
+        "compile=False runs without it\n"
+    )
+
+
+def test_a_machine_of_rank_0_without_an_address_is_refused(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "NAME_SECONDS", 0.2)
+    place = Place(rank=1, size=2, host="no-such.invalid", port=29500, launcher="by hand")
+    with pytest.raises(Refused, match=r"rank 0, no-such\.invalid, has no address here"):
+        store.meet(place, 60)
 
 
 # Failures

@@ -50,6 +50,10 @@ def test_torchrun() -> None:
     )
 
 
+def test_torch_distributed_launch() -> None:
+    assert locate(TORCHRUN, local_rank=3) == locate(TORCHRUN)
+
+
 def test_torchrun_that_keeps_its_store_to_itself() -> None:
     assert not locate({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent
 
@@ -121,8 +125,19 @@ def test_by_hand_and_alone() -> None:
         (TORCHRUN, BY_HAND, "leave them out"),
         ({**TORCHRUN, "RANK": "x"}, {}, "RANK=x in the environment is not a whole number"),
         ({**TORCHRUN, "MASTER_ADDR": ""}, {}, "MASTER_ADDR is not in the environment"),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, {}, "give --host HOST"),
-        ({"SLURM_PROCID": "0"}, {}, "SLURM_NTASKS= in the environment"),
+        (TORCHRUN, {"local_rank": 1}, "--local-rank=1 contradicts LOCAL_RANK=3 in"),
+        ({}, {"local_rank": 0}, "--local-rank needs the environment that torchrun gives"),
+        ({"RANK": "0"}, {}, "RANK=0 in the environment, and no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 in the environment, and no RANK"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "and no OMPI_COMM_WORLD_RANK, which Open MPI sets"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}, "and no SLURM_PROCID, which Slurm sets too: unset"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, {}, "PMI_SIZE=2 in .* an MPI that is not Open MPI"),
+        ({**SLURM, "WORLD_SIZE": "4"}, {}, "WORLD_SIZE=4 in .* contradicts SLURM_NTASKS=8"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, {}, "srun python train_gpt.py"),
+        ({**SLURM, "SLURM_NODELIST": ""}, {}, "give --host HOST"),
+        ({"SLURM_PROCID": "0"}, {}, "SLURM_NTASKS is not in the environment, though SLURM_PROCID"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, {}, "OMPI_COMM_WORLD_SIZE is not in the environment"),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, {}, "MASTER_PORT=http in the environment is not"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, "needs --host HOST"),
     ],
 )
@@ -132,6 +147,22 @@ def test_what_does_not_add_up_is_refused(
     with pytest.raises(Refused, match=complaint) as caught:
         locate(environ, **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WORLD_SIZE": "1"},
+        {"PMI_SIZE": "1"},
+        {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n[1-2]"},  # salloc's shell
+        {"MASTER_ADDR": "node7", "MASTER_PORT": "29400"},
+    ],
+)
+def test_an_environment_that_starts_nothing_leaves_a_process_alone(
+    environ: dict[str, str],
+) -> None:
+    assert locate(environ).launcher == "alone"
+    assert locate({**environ, "WORLD_SIZE": "2", "RANK": "0"} | TORCHRUN).launcher == "torchrun"
 
 
 def test_one_rank_speaks_before_ranks_can_meet() -> None:

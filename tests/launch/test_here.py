@@ -14,7 +14,7 @@ from engine.errors import Refused
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate, Memory
 from launch import here
-from launch.here import problems_here, refuse_unfit
+from launch.here import checks_here, problems_here, refuse_unfit
 from launch.machine import Machine
 from tests.launch.validate.support import GIB, made_up, plan, write
 
@@ -219,3 +219,60 @@ def test_train_refuses_all_of_it_at_once(folder, environ):
     refuse_unfit(plan(path, "log.dir=out"), enough, environ, None)
     with pytest.raises(Refused, match="the model takes"):  # two ranks on one GPU
         refuse_unfit(plan(path, "log.dir=out", gpus=2), enough, environ, None)
+
+
+def test_every_check_has_an_answer(folder, environ):
+    (folder / "a.txt").write_text(2048 * "x")
+    asked = plan(write(folder, CONFIG), "data.path=a.txt", "log.dir=out", gpus=2)
+    found = made_up(Memory(parameters=GIB, host=GIB))
+    checks = list(checks_here(asked, found, ROOMY, environ))
+    assert [check.about for check in checks] == ["GPUs", "memory", "data", "disk"]
+    gpus, memory, data, disk = (check.finding for check in checks)
+    assert gpus.startswith("none: 2 ranks on ")
+    assert memory.endswith("together take 4 GiB of the host's memory, which has 1 TiB")
+    assert data == "1 file of 2 KiB can be read"
+    assert disk.startswith("out and ")
+    assert " can be written; 475 MiB of weights go to that disk, which has " in disk
+    machine = Machine(gpus=8, memory=GIB, gpu_memory=80 * GIB)
+    (finding, *_) = (check.finding for check in checks_here(asked, found, machine, environ))
+    assert finding == "8 of 80 GiB, for 2 ranks"
+
+
+def test_a_problem_is_of_its_check(folder, environ):
+    asked = plan(write(folder, CONFIG), "data.path=none.txt", "log.dir=/proc/1/run")
+    checks = {check.about: check for check in checks_here(asked, SMALL, ROOMY, environ)}
+    assert [len(check.problems) for check in checks.values()] == [0, 0, 1, 0]
+    assert checks["data"].finding == "see below"
+    (problem,) = checks["data"].problems
+    assert problem.startswith("command line: data.path='none.txt'")
+
+
+def test_a_compiler_is_needed_where_blocks_are_compiled_on_a_cpu(folder, environ, monkeypatch):
+    compiled = plan(write(folder, CONFIG), "compile=True", "data.type=synthetic")
+
+    def told(machine: Machine, **more: str) -> list[str]:
+        return list(problems_here(compiled, SMALL, machine, {**environ, **more}))
+
+    working = folder / "c++"
+    working.write_text("#!/bin/sh\nexit 0\n")
+    working.chmod(0o755)
+    assert told(ROOMY, CXX=str(working)) == []
+    (problem,) = told(ROOMY, CXX="no-such-compiler")
+    assert problem.startswith(
+        "command line: compile=True needs a C++ compiler, and no-such-compiler, which CXX names, "
+    )
+    on_gpu = Machine(gpus=1, memory=1024 * GIB, gpu_memory=80 * GIB)
+    assert told(on_gpu, CXX="no-such-compiler") == []
+    monkeypatch.setenv("PATH", str(folder))  # where inductor's own choice is looked for
+    (problem,) = told(ROOMY)
+    assert "and g++ does not run here" in problem
+    plain = plan(folder / "gpt.py", "data.type=synthetic")
+    assert list(problems_here(plain, SMALL, ROOMY, environ)) == []
+
+
+def test_a_network_interface_that_gloo_shall_use_is_looked_for(problems, environ):
+    environ["GLOO_SOCKET_IFNAME"] = "lo"
+    assert problems() == []
+    environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
+    (problem,) = problems()
+    assert problem.startswith("GLOO_SOCKET_IFNAME=nowhere0 in the environment: this machine has no")

@@ -118,6 +118,52 @@ def test_what_does_not_fit_is_refused_with_what_would(config, capsys):
     assert cli.main(["validate", config, *memory, *first.split()], {}) == 0
 
 
+def test_modes_are_compared_and_each_row_can_be_made(config, capsys):
+    argv = ["validate", config, "--gpus", "8", "PIPELINE=2", "BATCH_SIZE=8", "--modes"]
+    assert cli.main([*argv, "--json"], {}) == 0
+    (found,) = json.loads(capsys.readouterr().out)["configs"]
+    rows = found["estimate"]["modes"]
+    layouts = [(row["mode"], row["tensor"], row["depth"], row["data"]) for row in rows]
+    assert layouts == [
+        ("serial", 1, 1, 4),
+        ("1d", 2, 1, 2),
+        ("1d", 4, 1, 1),
+        ("2d", 4, 1, 1),
+        ("2.5d", 2, 2, 2),
+        ("2.5d", 4, 1, 1),
+        ("2.5d", 4, 4, 1),
+    ]
+    (own,) = (row for row in rows if not row["overrides"])
+    assert (own["mode"], own["sent"]) == (
+        "2d",
+        sum(sent["bytes"] for sent in found["estimate"]["sent"]),
+    )
+    for row in rows:
+        again = ["validate", config, *argv[2:-1], *row["overrides"], "--json"]
+        assert cli.main(again, {}) == 0
+        (made,) = json.loads(capsys.readouterr().out)["configs"]
+        stages = made["estimate"]["memory"]["stages"]
+        assert row["bytes"] == max(stage["bytes"]["total"] for stage in stages)
+        assert row["sent"] == sum(sent["bytes"] for sent in made["estimate"]["sent"])
+        batch = made["plan"]["batch"]
+        padded, samples = batch["padded_micro_batch"], batch["per_micro_batch"]
+        assert row["padding"] == pytest.approx((padded - samples) / padded)
+        assert row["samples_per_step"] == batch["samples_per_step"] == 8
+    assert cli.main(argv, {}) == 0
+    table = capsys.readouterr().out.split("modes on 8 GPUs")[1].splitlines()
+    assert sum("MODE=" in line or "as it is" in line for line in table) == len(rows)
+
+
+def test_modes_keep_at_least_the_samples_of_a_step(config, capsys):
+    argv = ["validate", config, "--gpus", "4", "BATCH_SIZE=2", "NUM_MICRO_BATCHES=1", "--modes"]
+    assert cli.main([*argv, "--json"], {}) == 0
+    (found,) = json.loads(capsys.readouterr().out)["configs"]
+    samples = {
+        (row["mode"], row["tensor"]): row["samples_per_step"] for row in found["estimate"]["modes"]
+    }
+    assert (samples["serial", 1], samples["1d", 2], samples["2d", 4]) == (4, 2, 2)
+
+
 def test_a_size_needs_a_unit(config, capsys):
     assert cli.main(["validate", config, "--gpu-memory", "80"], {}) == 2
     assert "'80' is not a size, such as 80GiB" in capsys.readouterr().err
@@ -149,6 +195,7 @@ def test_the_map_in_the_terminal_and_as_a_picture(tmp_path, config, capsys):
     [
         (["gpt.py", "gpt.py", "other.py", "--map"], "a map is of one config, not of 2"),
         (["gpt.py", "other.py", "--map-svg", "x.svg"], "a map is of one config, not of 2"),
+        (["gpt.py", "other.py", "--modes"], "--modes compares those of one config, not of 2"),
         (["gpt.py", "--map", "--json"], "argument --json: not allowed with argument --map"),
         (["gpt.py", "--map-svg", "a/x.png"], "an SVG picture, the only format: a/x.svg"),
         (["gpt.py", "--map-svg", "x.svg.gz"], "x.svg.gz is not a name for an SVG picture"),
@@ -189,6 +236,10 @@ def test_here_refuses_what_this_machine_lacks(tmp_path, monkeypatch, capsys):
     assert "gpt.py:10: zero.nvme_path='disk': disk is not a folder" in capsys.readouterr().err
     Path("disk").mkdir()
     assert cli.main(argv, {"HOME": str(tmp_path)}) == 0
+    told = capsys.readouterr().out.split("this machine")[1].splitlines()
+    assert [line.split()[0] for line in told if line[:1].strip()][:4] == [
+        *("GPUs", "memory", "data", "disk"),
+    ]
 
 
 ABSENT = "['torch', 'numpy', 'pandas', 'transformers']"

@@ -73,7 +73,7 @@ def test_on_cpus_no_gpu_is_filled(config):
     found = look(machine(0), config)
     assert found.case is not None
     assert found.case.gpu_memory is None
-    assert found.case.plan.notes[-1].startswith("no GPU here: 2 ranks on ")
+    assert found.case.checks[0].finding.startswith("none: 2 ranks on ")
 
 
 def test_ranks_that_share_gpus_are_told(config):
