@@ -120,6 +120,7 @@ class LastWords:
         if self._ask(lambda: self._store.check([FAILED])):
             text, ranks = roll.missing(waited)
         else:
+            roll.settle(0)
             text, ranks = roll.describe([0], waited), [0]
         reason = text or str(error).partition("\n")[0]
         return (f"step {self.step}: {reason}" if self.step else reason), ranks

@@ -131,6 +131,14 @@ class RollCall:
             return "; ".join(words), list(busy)
         return "", []
 
+    def settle(self, rank: int) -> None:
+        """Wait until a rank whose connections have closed is gone or stopped, up to
+        ``ANSWER_SECONDS``: the kernel closes those of a killed process before it ends the process,
+        on a busy machine long before."""
+        until = time.monotonic() + ANSWER_SECONDS
+        while self._state(rank) == "running" and time.monotonic() < until:
+            time.sleep(0.01)
+
     def _may_answer(self, rank: int) -> bool:
         return self._state(rank) not in ("gone", "stopped")
 

@@ -39,6 +39,17 @@ def test_many_ranks_look_less_often_and_still_answer_in_time() -> None:
     assert spaced(0.25, 10**6) < ANSWER_SECONDS
 
 
+def test_a_killed_rank_is_gone_although_its_connections_close_before_it_ends() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        started = psutil.Process(child.pid).create_time()
+        processes = [replace(HERE, pid=child.pid, started=started), HERE]
+        roll = RollCall(HashStore(), 1, processes, failed="failed", reachable=lambda: False)
+        assert "does not answer" in roll.describe([0], "")
+        threading.Timer(0.3, child.kill).start()
+        roll.settle(0)
+        assert roll.describe([0], "").endswith("is gone: killed, or out of memory")
+
+
 def between_looks(ranks: int) -> float:
     """Seconds between two looks of one of so many ranks; a busy machine can only add to them."""
     times: list[float] = []
