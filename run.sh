@@ -17,7 +17,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$file")" && pwd -P)
 usage() {
     cat <<EOF
 ./run.sh                  train the demo (a character GPT on English text that Python ships)
-./run.sh KEY=VALUE ...    the same with other settings, such as max_steps=20
+./run.sh KEY=VALUE ...    the same with other settings, such as MAX_STEPS=20
 ./run.sh test [ARGS]      lint, types and tests; ARGS go to pytest
 ./run.sh setup [dev]      make the environment only; dev: with what the tests need
 ./run.sh setup nvme       build TensorNVMe in it, for offloading to an NVMe disk by io_uring

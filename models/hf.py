@@ -60,7 +60,9 @@ def _converted(
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{keys[name]} is {list(tensor.shape)}, wanted {list(shape)}")
         if name == EMBEDDING and tied_head and not torch.equal(tensor, state[tied_head]):
-            raise ValueError(f"{tied_head} is not {keys[name]}: tie_embeddings=False loads both")
+            raise ValueError(
+                f"{tied_head} is not {keys[name]}: model.tie_embeddings=False loads both"
+            )
         if QKV.fullmatch(name):
             tensor = rearrange(tensor, "... (n h d) -> ... (h n d)", n=3, h=sizes.n_head)
         yield name, tensor

@@ -61,7 +61,7 @@ _SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
         "set_grad_none": NoEffect("gradients are freed after each step"),
         "simd_log": _VERBOSE,
         "bias_correction": _ONE_ADAM,
-        "adamw_mode": NoEffect("type='adam' is Adam without it", only=(True,)),
+        "adamw_mode": NoEffect("optimizer.type='adam' is Adam without it", only=(True,)),
         "amsgrad": NoEffect("there is no AMSGrad", only=(False,)),
         "maximize": NoEffect("the loss is minimised", only=(False,)),
         "nesterov": NoEffect("momentum is the plain one", only=(False,)),

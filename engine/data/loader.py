@@ -135,7 +135,9 @@ class Batches:
         never ends."""
         samples = self.corpus.train.samples
         if samples is None:
-            raise Refused("lr_scheduler.by='epoch' needs data that ends; here: by='step'")
+            raise Refused(
+                "lr_scheduler.by='epoch' needs data that ends; here: lr_scheduler.by='step'"
+            )
         return self._end_of(step - 1) // samples
 
     def steps(self, epochs: int) -> int | None:

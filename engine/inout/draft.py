@@ -12,9 +12,13 @@ from pathlib import Path
 from engine.checkpoint.shelf import sync_folder
 from engine.errors import Failed, Refused
 
+ANOTHER = "name another --out"
+
 
 @contextmanager
-def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path]:
+def draft(
+    path: Path, *, needs: int = 0, replace: bool = False, remedy: str = ANOTHER
+) -> Iterator[Path]:
     """Where to write what ``path`` is to become, once the body is left without an error; otherwise
     nothing stays of it.
 
@@ -22,7 +26,7 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
         Refused: there is something at ``path`` and it is not to be replaced.
         Failed: the disk has no ``needs`` bytes, or it failed.
     """
-    refuse_existing(path, replace=replace)
+    refuse_existing(path, replace=replace, remedy=remedy)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
@@ -33,7 +37,8 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
         _remove(new)
         yield new
         _sync(new)
-        refuse_existing(path, replace=replace)  # someone else may have made it meanwhile
+        # someone else may have made it meanwhile
+        refuse_existing(path, replace=replace, remedy=remedy)
         if path.is_dir():  # a folder that holds something is not renamed over
             path.rename(old)
         new.replace(path)
@@ -48,10 +53,10 @@ def draft(path: Path, *, needs: int = 0, replace: bool = False) -> Iterator[Path
             _remove(new)
 
 
-def refuse_existing(path: Path, *, replace: bool) -> None:
-    """Raises Refused where there is something that is not to be replaced."""
+def refuse_existing(path: Path, *, replace: bool, remedy: str = ANOTHER) -> None:
+    """Raises Refused, with the ``remedy``, where there is something that is not to be replaced."""
     if path.exists() and not replace:
-        raise Refused(f"{path} is there already: another --out, or --force to replace it")
+        raise Refused(f"{path} exists already: {remedy}")
 
 
 def clear_drafts(path: Path) -> None:

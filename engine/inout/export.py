@@ -16,12 +16,13 @@ import torch
 from engine import discover
 from engine.checkpoint.shelf import Shelf
 from engine.errors import Refused
-from engine.inout.draft import draft, refuse_existing
+from engine.inout.draft import ANOTHER, draft, refuse_existing
 from engine.inout.trained import Trained
 from engine.inout.writing import size_of
 from engine.run_folder import RunFolder
 
 FORMS = "engine.inout.exports"
+OR_FORCE = f"{ANOTHER}, or --force to replace it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def export(model: Trained, to: Export, options: Options, *, out: Path | None, fo
         raise Refused(f"{model.path} is not what was written: {'; '.join(problems)}")
     needs = size_of(model.shapes, options.dtype)
     try:
-        with draft(path, needs=needs, replace=force) as new:
+        with draft(path, needs=needs, replace=force, remedy=OR_FORCE) as new:
             to.write(new, model, options)
     except ValueError as error:
         raise Refused(f"{model.path}: {error}") from None
@@ -83,13 +84,11 @@ def _default(model: Trained, to: Export) -> Path:
 
 def _look(path: Path, to: Export, force: bool) -> None:
     """Whether that path may be written. Raises Refused."""
-    refuse_existing(path, replace=force)
+    refuse_existing(path, replace=force, remedy=OR_FORCE)
     if not path.exists():
         return
     if path.is_dir() != (to.names is not None):
-        raise Refused(f"{path} is {'a folder' if path.is_dir() else 'no folder'}: another --out")
+        raise Refused(f"{path} is {'a folder' if path.is_dir() else 'no folder'}: {ANOTHER}")
     for other in path.iterdir() if to.names is not None else ():
         if not re.fullmatch(to.names or "", other.name):
-            raise Refused(
-                f"{path} holds {other.name}, which --force does not remove: another --out"
-            )
+            raise Refused(f"{path} holds {other.name}, which --force does not remove: {ANOTHER}")

@@ -47,7 +47,7 @@ def preset_differs_from_the_published(facts: Facts) -> Iterator[Finding]:
         "model.preset",
         f"{facts.cite('model.preset')} has n_embd={preset.n_embd} and n_head={preset.n_head}, as "
         f"Colossal-AI has it; the published one has n_embd={other.n_embd} and "
-        f"n_head={other.n_head}: type={preset.published!r}",
+        f"n_head={other.n_head}: model.type={preset.published!r}",
     )
 
 

@@ -89,7 +89,9 @@ def test_nothing_is_written_over_unless_forced(name: str, tmp_path: Path) -> Non
     to(name, model, out)
     with pytest.raises(Refused) as told:
         to(name, model, out)
-    assert str(told.value) == (f"{out} is there already: another --out, or --force to replace it")
+    assert str(told.value) == (
+        f"{out} exists already: name another --out, or --force to replace it"
+    )
     before = content(out)
     to(name, trained(seed=2), out, force=True)
     assert content(out) != before
@@ -105,11 +107,13 @@ def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
     out = tmp_path / "out"
     to("hf", trained(), out)
     (out / "thesis.tex").touch()
-    with pytest.raises(Refused, match=r"out holds thesis\.tex, which --force does not remove: an"):
+    with pytest.raises(
+        Refused, match=r"out holds thesis\.tex, which --force does not remove: name another"
+    ):
         to("hf", trained(), out, force=True)
-    with pytest.raises(Refused, match=r"out is a folder: another --out$"):
+    with pytest.raises(Refused, match=r"out is a folder: name another --out$"):
         to("pt", trained(), out, force=True)
-    with pytest.raises(Refused, match=r"thesis\.tex is no folder: another --out$"):
+    with pytest.raises(Refused, match=r"thesis\.tex is no folder: name another --out$"):
         to("hf", trained(), out / "thesis.tex", force=True)
     assert len([*out.iterdir()]) == 4
 

@@ -92,14 +92,17 @@ def test_in_and_out_again(here, capsys):
         (["export", "nowhere", "--to", "hf"], "argument run: nowhere does not exist in "),
         (
             ["export", "x.safetensors", "--to", "pt"],
-            "exports/x.pt is there already: another --out,",
+            "exports/x.pt exists already: name another --out, or --force",
         ),
         (["export", "x.safetensors", "--to", "pt", "--step", "best"], "has no checkpoints, of whi"),
         (["export", "x.safetensors", "--to", "hf", "--shard-size", "0"], "is not a size, such as"),
         (["import", "nowhere", "--from", "hf"], "argument path: nowhere does not exist in "),
         (["import", ".", "--from", "hf"], "config.json"),
         (["import", ".", "--from", "gguf"], "argument --from: invalid choice: 'gguf'"),
-        (["import", "there", "--from", "hf"], "imported/there is there already: another --out"),
+        (
+            ["import", "there", "--from", "hf"],
+            "imported/there exists already: name another --out\n",
+        ),
     ],
 )
 def test_refusals_are_one_line(argv, told, here, capsys):

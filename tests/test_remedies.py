@@ -1,0 +1,189 @@
+"""Every command, option and setting that messages, help texts and docs name exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from engine import discover
+from engine.config.declared.bounds import Budget
+from engine.config.errors import Problem
+from engine.config.fields import takes
+from engine.config.overrides import parse
+from engine.config.schema import all_settings
+from engine.config.spellings import SPELLINGS
+from launch.arguments import Parser, add_place
+from launch.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+GAP = "{}"  # stands for what an f-string fills in
+TOOLS = {"python", "pytest", "ruff", "mypy", "pre-commit", "torchrun", "test", "setup", "help"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
+COMMAND = re.compile(r"(?:cuboid|\./run\.sh) +([a-z][\w|-]*)(?![\w.])([^`\n;]*)")
+SECTION = re.compile(r"\b(\w+) ?= ?dict\(((?:[^()]|\([^()]*\))*)\)")
+KEYWORD = re.compile(r"(\w+)=")
+CALL = re.compile(r"\w\((?:[^()]|\([^()]*\))*\)")
+STATED = re.compile(
+    r"(?<![\w./\"'$<{-])([A-Za-z_][\w.]*)=(?!=)('[^']*'|\"[^\"]*\"|[^\s`'\",;:)\]|=]+(?!=))"
+)
+ENVIRONMENT = re.compile(r"environ(?:\.get\(|\[)[\"'](\w+)|\$\{(\w+):-|^  (\w+)=", re.MULTILINE)
+OF_LIBRARIES = ("NCCL_", "GLOO_", "OMP_", "PYTORCH_", "CUDA_")
+# Keys that messages compare or cite: sizes of a model, Hugging Face's config.
+CITED = {"n_embd", "n_head", "head_dim", "vocab_size", "model_type", "activation_function"}
+OF_OTHER_PROGRAMS = {"--logdir", "--signal"}  # TensorBoard, Slurm
+ARGUMENT = re.compile(r" *(?:\[|--|[A-Z]{2,}\b|\.?/)")
+
+
+def python_files() -> list[Path]:
+    return [file for top in ("engine", "launch", "models") for file in (ROOT / top).rglob("*.py")]
+
+
+def messages(file: Path) -> Iterator[str]:
+    """The strings of a module, but for docstrings; of f-strings the text."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(ast.Constant() as docstring):
+                skipped.add(id(docstring))
+            case ast.JoinedStr(values=parts):
+                skipped |= {id(part) for part in parts}
+                texts = [part.value if isinstance(part, ast.Constant) else GAP for part in parts]
+                yield "".join(map(str, texts))
+            case ast.Constant(value=str(text)) if id(node) not in skipped:
+                yield text
+
+
+def pages() -> dict[str, str]:
+    """Texts for users, by file."""
+    script = (ROOT / "run.sh").read_text(encoding="utf-8")
+    usage = re.findall(r"<<EOF\n(.*?)^EOF", script, re.DOTALL | re.MULTILINE)
+    said = re.findall(r"(?:say|refuse|fail) \"(.*?)\"", script)
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = {path.name: "\n".join(code_of(path.read_text(encoding="utf-8"))) for path in paths}
+    return texts | {"run.sh": "\n".join([*usage, *said])}
+
+
+def code_of(page: str) -> Iterator[str]:
+    """What a page shows as code: spans, and lines of blocks; a command and its comment apart."""
+    fenced = False
+    for line in page.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip().partition("  #")[0]
+        else:
+            yield from re.findall(r"`([^`]+)`", line)
+
+
+@cache
+def options(command: str) -> frozenset[str]:
+    """The options of a command of cuboid."""
+    parser = Parser(prog=command)
+    import_module(f"{COMMANDS}.{command}").add_arguments(parser)
+    return frozenset(parser._option_string_actions)
+
+
+def commands() -> list[str]:
+    return discover.names(COMMANDS)
+
+
+@cache
+def all_options() -> frozenset[str]:
+    """The options of all commands, of torchrun and of the scripts that it starts."""
+    scripts = Parser(prog="train_gpt.py")
+    add_place(scripts)
+    others = (scripts._option_string_actions, get_args_parser()._option_string_actions)
+    return frozenset({"--version", *OF_OTHER_PROGRAMS}.union(*map(options, commands()), *others))
+
+
+def wrong_commands(text: str) -> Iterator[str]:
+    """Commands that do not exist, and options that a command does not have."""
+    for name, rest in COMMAND.findall(text):
+        if name in commands():
+            for option in OPTION.findall(rest.partition("cuboid ")[0]):
+                if option not in options(name):
+                    yield f"{name} {option}"
+        elif name not in TOOLS and ARGUMENT.match(rest):
+            yield name
+
+
+def wrong_settings(text: str) -> Iterator[str]:
+    """Settings that do not exist, or do not take the value that is named."""
+    for section, inner in SECTION.findall(text):
+        for key in KEYWORD.findall(CALL.sub("", inner)):
+            if f"{section}.{key}" not in SPELLINGS:
+                yield f"{section}.{key}"
+    for name, value in STATED.findall(CALL.sub("", SECTION.sub("", text))):
+        if name.startswith(OF_LIBRARIES) or name in {*variables(), *CITED, "KEY"}:
+            continue
+        if name not in SPELLINGS:
+            yield name
+        elif not accepts(name, value):
+            yield f"{name}={value}"
+
+
+def accepts(name: str, value: str) -> bool:
+    """Whether a setting takes a value; unless it stands for any."""
+    if not value or GAP in value or "..." in value or (value.isupper() and value.isalpha()):
+        return True
+    problems: list[Problem] = []
+    ((_, given),) = parse([f"{name}={value}"], Budget(), problems.append).items()
+    meaning = SPELLINGS[name]
+    meant = meaning(given) if callable(meaning) else {meaning: given}
+    fields = all_settings()
+    return all(takes(fields[one], item) for one, item in meant.items() if one in fields)
+
+
+@cache
+def variables() -> frozenset[str]:
+    """The variables of the environment that the code or run.sh reads."""
+    files = [*python_files(), *ROOT.glob("*_gpt.py"), ROOT / "run.sh"]
+    found = [ENVIRONMENT.findall(file.read_text(encoding="utf-8")) for file in files]
+    return frozenset(name for each in found for names in each for name in names if name)
+
+
+@pytest.mark.parametrize("file", python_files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_messages_name_what_exists(file: Path) -> None:
+    command = file.stem if file.parent.name == "commands" else None
+    known = options(command) if command in commands() else all_options()
+    wrong = []
+    for text in messages(file):
+        wrong += [*wrong_commands(text), *wrong_settings(text)]
+        if "pip install" not in text and not COMMAND.search(text):
+            wrong += [option for option in OPTION.findall(text) if option not in known]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_pages_name_what_exists(page: str) -> None:
+    wrong = []
+    for line in pages()[page].splitlines():
+        wrong += [*wrong_commands(line), *wrong_settings(line)]
+        if not line.startswith(("#SBATCH", "srun", "sbatch", "pip")) and not COMMAND.search(line):
+            wrong += [option for option in OPTION.findall(line) if option not in all_options()]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("cuboid import FOLDER --force", ["import --force"]),
+        ("`cuboid frobnicate FILE`", ["frobnicate"]),
+        ("./run.sh generate --prompt x --max-tokens 3", ["generate --max-tokens"]),
+        ("such as max_steps=20", ["max_steps"]),
+        ("set MAX_STEPS=20 or MAX_STEPS=0", ["MAX_STEPS=0"]),
+        ("optimizer = dict(lr=1, rate=3)", ["optimizer.rate"]),
+        ("schedule='zb'; precision='bf16'", ["schedule='zb'"]),
+        ("type='adam' is Adam", ["type"]),
+    ],
+)
+def test_what_does_not_exist_is_found(text: str, wrong: list[str]) -> None:
+    assert [*wrong_commands(text), *wrong_settings(text)] == wrong
