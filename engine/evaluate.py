@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,8 +60,15 @@ def evaluate(
     world.agree(lambda: subject.check(plan))
     path = Path(world.share(lambda: str(pick_weights(folder, step))))
     trained = world.agree(lambda: open_trained(path))
+    started_as = world.share(lambda: uuid.uuid4().hex)
     batches = world.agree(
-        lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=_say(world))
+        lambda: load(
+            plan.settings,
+            data_size=plan.layout.data,
+            cache=cache,
+            start=started_as,
+            notify=_say(world),
+        )
     )
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
     batches = batches.of(world.agree(lambda: _by_ids_of(plan, trained, batches.corpus)))

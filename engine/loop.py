@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,15 @@ def train(
         Diverged: the loss or the gradient became NaN or infinite, or jumped too often; weights are
             saved as they were before that step.
     """
+    started_as = world.share(lambda: uuid.uuid4().hex)
     batches = world.agree(
-        lambda: load(plan.settings, data_size=plan.layout.data, cache=cache, notify=world.say)
+        lambda: load(
+            plan.settings,
+            data_size=plan.layout.data,
+            cache=cache,
+            start=started_as,
+            notify=world.say,
+        )
     )
     world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
     start = begin(world, plan, batches.corpus, asked)

@@ -6,15 +6,14 @@ they come and ``np.memmap(path, dtype)`` reads them from its start.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import struct
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,10 +21,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data import stamps
 from engine.errors import Refused
 
 TAIL = struct.Struct("<Q32s8s")  # bytes of JSON, their SHA-256, MAGIC
 MAGIC = b"CUBOIDT1"
+STARTS = 16  # of runs that begin together, whose verifications are recorded
 ABANDONED = 24 * 3600  # seconds after which an unfinished file has no builder any more
 
 
@@ -47,24 +48,25 @@ class Write(Protocol):
 Build = Callable[[Write], tuple[str, dict[str, Any]]]
 
 
-def obtain(path: Path, build: Build) -> TokenFile:
+def obtain(path: Path, build: Build, *, start: str | None = None) -> TokenFile:
     """The file at ``path``, built if it is missing or damaged.
 
     Of processes that come together one builds and the others wait for it. Where the file system
     has no locks each builds its own, and the last one stays: they are equal.
 
+    Every start of a run verifies every byte, once: the first process that gets here records it
+    under the name ``start``, and the others of the same start rely on it unless the file has
+    changed since. Without a name, or where nothing can be recorded, each process verifies.
+
     Raises:
         Refused: the folder cannot be used, the disk is full.
     """
     try:
-        found = read(path)
-        if found is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_suffix(".lock")):
-                found = read(path)
-                if found is None:
-                    _write(path, build)
-                    found = read(path)
+        with stamps.locked(path.with_suffix(".lock")):
+            found = _verified(path, start)
+            if found is None:
+                _write(path, build)
+                found = _verified(path, start)
     except OSError as error:
         raise Refused(f"data.cache: {path} cannot be used: {error.strerror or error}") from error
     if found is None:
@@ -72,15 +74,33 @@ def obtain(path: Path, build: Build) -> TokenFile:
     return found
 
 
-def read(path: Path) -> TokenFile | None:
-    """The file, every byte of it verified; None if it is missing, truncated or damaged."""
+def _verified(path: Path, start: str | None) -> TokenFile | None:
+    """The file, verified by this process or by another one of the same start; None if it is missing
+    or damaged."""
+    record = path.with_suffix(".verified")
+    try:
+        stamp = stamps.Stamp.of(path)
+    except FileNotFoundError:
+        return None
+    starts = (stamps.read(record, stamp) or {}).get("starts", [])
+    if start in starts:
+        return read(path, verify=False)
+    found = read(path)
+    if found is not None and start is not None and stamps.Stamp.of(path) == stamp:
+        with suppress(OSError):
+            stamps.write(record, stamp, {"starts": [*starts, start][-STARTS:]})
+    return found
+
+
+def read(path: Path, *, verify: bool = True) -> TokenFile | None:
+    """The file; None if it is missing or truncated, or with ``verify`` if any bit of it changed."""
     try:
         with path.open("rb") as handle:
             about = _read_tail(handle)
             ids = np.memmap(handle, about["dtype"], "r", shape=(about["count"],))
     except (FileNotFoundError, ValueError):
         return None
-    if hashlib.sha256(ids.data).hexdigest() != about["sha256"]:
+    if verify and hashlib.sha256(ids.data).hexdigest() != about["sha256"]:
         return None
     return TokenFile(ids=ids, about=about["about"])
 
@@ -144,12 +164,3 @@ def _remove_abandoned(path: Path) -> None:
         with suppress(OSError):
             if time.time() - unfinished.stat().st_mtime > ABANDONED:
                 unfinished.unlink()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this machine; the kernel unlocks for one that dies."""
-    with path.open("ab") as handle:
-        with suppress(OSError):  # a file system without locks: see ``obtain``
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

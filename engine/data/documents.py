@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from engine.data.file import File, files
@@ -63,10 +64,13 @@ class Several:
                 yield piece
 
 
-def read_files(path: str | Sequence[str], read: Callable[[File], Documents]) -> Documents:
+def read_files(
+    path: str | Sequence[str], cache: Path, read: Callable[[File], Documents]
+) -> Documents:
     """The documents of all files that data.path stands for, each as ``read`` reads it. One file is
-    the same data by its own path, in a list or in a folder. Raises Refused."""
-    parts = [read(file) for file in files(path)]
+    the same data by its own path, in a list or in a folder. Their digests are kept in ``cache``.
+    Raises Refused."""
+    parts = [read(file) for file in files(path, records=cache / "digests")]
     if len(parts) == 1:
         return parts[0]
     given = path if isinstance(path, str) else list(path)

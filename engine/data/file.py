@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 from engine import paths
+from engine.data import stamps
 from engine.errors import Refused
 
 BLOCK = 1 << 20  # bytes
+WORTH_A_RECORD = 1 << 20  # bytes; a smaller file is hashed in a millisecond
 HEAD = 1 << 16  # bytes that formats are told by
 COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first bytes of a file
     b"\x1f\x8b": gzip.GzipFile,
@@ -32,10 +35,13 @@ class File:
         Refused: missing, of another kind (it is read twice, so no pipe), empty, unreadable.
     """
 
-    def __init__(self, path: str | Path, name: str | None = None) -> None:
-        """``name``: how messages call it."""
+    def __init__(
+        self, path: str | Path, name: str | None = None, *, records: Path | None = None
+    ) -> None:
+        """``name``: how messages call it. ``records``: a folder where its digest is kept."""
         self.path = Path(path)
         self.name = name or f"data.path={str(path)!r}"
+        self._records = records
         if problem := paths.problem_at(self.path, paths.FILE):
             raise Refused(f"{self.name} {problem}")
         if self.path.stat().st_size == 0:
@@ -44,12 +50,12 @@ class File:
     @property
     def digest(self) -> str:
         """SHA-256 of the content, hexadecimal."""
-        return self._content[0]
+        return str(self._content["sha256"])
 
     @property
     def size(self) -> int:
         """Bytes of the content."""
-        return self._content[1]
+        return int(self._content["size"])
 
     @cached_property
     def head(self) -> bytes:
@@ -66,12 +72,17 @@ class File:
         return self._verified(self._pieces(None))
 
     @cached_property
-    def _content(self) -> tuple[str, int]:
+    def _content(self) -> dict[str, Any]:
+        if self._records is None or self.path.stat().st_size < WORTH_A_RECORD:
+            return self._hash()
+        return stamps.remembered(self.path, self._records, self._hash)
+
+    def _hash(self) -> dict[str, Any]:
         seen, size = hashlib.sha256(), 0
         for block in self._pieces(BLOCK):
             seen.update(block)
             size += len(block)
-        return seen.hexdigest(), size
+        return {"sha256": seen.hexdigest(), "size": size}
 
     def _verified(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         expected, seen = self.digest, hashlib.sha256()
@@ -96,9 +107,10 @@ class File:
         return self.path.open("rb") if opened is None else opened(self.path)
 
 
-def files(given: str | Sequence[str]) -> list[File]:
+def files(given: str | Sequence[str], *, records: Path | None = None) -> list[File]:
     """List the files that data.path stands for: files, the files below folders, and what glob
     patterns match, each sorted by name; a list's parts in the order of the list; no file twice.
+    ``records``: a folder where their digests are kept.
 
     Raises Refused where something is missing or cannot be read.
     """
@@ -110,7 +122,8 @@ def files(given: str | Sequence[str]) -> list[File]:
         for match in map(Path, paths.matches(part) or [part]):
             for path in _below(match, name):
                 if path not in found and (path == match or not _is_empty(path)):
-                    found[path] = File(path, name if path == Path(part) else f"{name}: {path}")
+                    called = name if path == Path(part) else f"{name}: {path}"
+                    found[path] = File(path, called, records=records)
     if not found:
         raise Refused(f"{named}: no file in it holds anything")
     return list(found.values())

@@ -191,9 +191,11 @@ def load(
     *,
     data_size: int,
     cache: Path,
+    start: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Batches:
-    """The batches that ``settings`` ask for. ``cache`` is used where they name no folder.
+    """The batches that ``settings`` ask for. ``cache`` is used where they name no folder;
+    ``start`` names this start of the run, the same on all ranks, of which one verifies the tokens.
 
     Raises:
         Refused: the data cannot be used; says why.
@@ -201,6 +203,7 @@ def load(
     data = settings.data
     request = Request(
         path=data.path,
+        start=start,
         key=data.key,
         tokenizer=data.tokenizer,
         validation=data.validation,

@@ -34,6 +34,7 @@ class Request:
     vocab_size: int  # of the model, for a source without a tokenizer
     seed: int
     cache: Path  # folder for tokenised text
+    start: str | None = None  # names this start of the run, the same on all ranks
     key: str = "text"  # of the objects in JSON
     notify: Callable[[str], None] = lambda line: None  # told before work that takes long
 

@@ -47,7 +47,7 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
             f"tokenising {documents.name} ({documents.size / 1e6:,.1f} MB) by {name}, once; "
             f"the tokens are kept in {request.cache}"
         )
-    file = obtain(path, _builder(documents, request))
+    file = obtain(path, _builder(documents, request), start=request.start)
     tokenizer = load(file.about["tokenizer"])
     train, validation = split(
         file.ids, validation=request.validation, seq_len=request.seq_len, name=documents.name

@@ -23,4 +23,4 @@ def open_corpus(request: Request) -> Corpus:
             case _:
                 return text.TextFile(file)
 
-    return corpus_of(read_files(request.path, read), request)
+    return corpus_of(read_files(request.path, request.cache, read), request)

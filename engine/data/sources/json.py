@@ -21,7 +21,9 @@ SPACE = re.compile(r"[ \t\r\n]*")
 def open_corpus(request: Request) -> Corpus:
     if request.path is None:
         raise Refused("data.type='json' needs a file: set DATA or data.path")
-    return corpus_of(read_files(request.path, lambda file: JsonArray(file, request.key)), request)
+    return corpus_of(
+        read_files(request.path, request.cache, lambda file: JsonArray(file, request.key)), request
+    )
 
 
 class JsonArray:

@@ -19,7 +19,9 @@ FEW = 12  # keys in a message
 def open_corpus(request: Request) -> Corpus:
     if request.path is None:
         raise Refused("data.type='jsonl' needs a file: set DATA or data.path")
-    return corpus_of(read_files(request.path, lambda file: JsonLines(file, request.key)), request)
+    return corpus_of(
+        read_files(request.path, request.cache, lambda file: JsonLines(file, request.key)), request
+    )
 
 
 class JsonLines:

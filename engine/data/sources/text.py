@@ -20,7 +20,9 @@ BOM = "\ufeff"
 
 
 def open_corpus(request: Request) -> Corpus:
-    documents = BuiltIn() if request.path is None else read_files(request.path, TextFile)
+    documents = (
+        BuiltIn() if request.path is None else read_files(request.path, request.cache, TextFile)
+    )
     return corpus_of(documents, request)
 
 
