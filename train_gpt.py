@@ -14,15 +14,27 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
+from engine.checkpoint.ways import output_of, own_folder
+from engine.context import Restart
 from engine.data.source import default_cache
 from engine.errors import Refused
 from engine.faults import planted
 from engine.loop import train
 from engine.not_yet import refuse_not_yet
 from engine.plan import Plan, make_plan
+from engine.recorded import Record, plan_of_run, read_record
 from engine.rendezvous import Place
+from engine.run_folder import RunFolder
 from engine.world import World
-from launch.arguments import Parser, add_config, add_place, add_run, beginning, config_and_overrides
+from launch.arguments import (
+    Parser,
+    add_config,
+    add_place,
+    add_run,
+    beginning,
+    config_and_overrides,
+    run_to_resume,
+)
 from launch.rank import leave, run_rank
 
 
@@ -33,28 +45,51 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         fault = world.agree(lambda: planted(environ.get("FAULT", ""), world.rank, world.attempt))
         train(world, world.plan, beginning(args), cache=default_cache(environ), fault=fault)
 
-    return run_rank(argv, environ, parse=parse, plan=plan, work=work)
+    return run_rank(argv, environ, parse=parse, plan=plan, work=work, restart=restart)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="train_gpt.py", description="Train a GPT; one process of a run.")
     for add in (add_run, add_place):
         add(parser)
-    add_config(parser, required=True)
+    add_config(parser, required=False)
     return parser.parse_intermixed_args(argv)
 
 
 def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> Plan:
     """What this rank is part of; all ranks work it out for themselves."""
-    config, overrides = config_and_overrides(args)
-    if config is None:
-        raise Refused("which config? --config FILE")
     beginning(args)  # refuses what contradicts itself
     if args.gpus not in (None, place.size):
         raise Refused(f"--gpus {args.gpus}, but {place.size} ranks were started")
-    made = make_plan(config, gpus=place.size, overrides=overrides, environ=environ)
+    config, overrides = config_and_overrides(args)
+    if config is not None:
+        made = make_plan(config, gpus=place.size, overrides=overrides, environ=environ)
+    else:
+        made = plan_of_run(run_to_resume(args), gpus=place.size, overrides=overrides)
     refuse_not_yet(made)
     return made
+
+
+def restart(args: argparse.Namespace, place: Place) -> Restart:
+    """How a launch that was here before goes on: with the settings that its run recorded."""
+    config, overrides = config_and_overrides(args)
+
+    def find(run_id: str, made: Plan | None) -> str:
+        name = made.settings.name if made else config.stem if config else ""
+        output = output_of(made, beginning(args)) if made else args.output
+        home = own_folder(run_id, name, output, args.resume)
+        if home is None or not RunFolder(home).resolved.is_file():
+            return ""
+        return read_record(RunFolder(home)).model_dump_json()
+
+    def again(text: str) -> Plan:
+        record = Record.model_validate_json(text)
+        new = [override for override in overrides if override not in record.overrides]
+        made = record.plan(gpus=place.size, overrides=new)
+        refuse_not_yet(made)
+        return made
+
+    return Restart(find=find, plan=again)
 
 
 if __name__ == "__main__":

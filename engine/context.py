@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -39,15 +39,27 @@ REFUSAL_SECONDS = 60.0
 """How long ranks wait for each other where no plan could be made that says so."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """How a launch that was here before finds its plan. ``find``: the record of the run of a launch
+    id, given the plan that was made now, if any; "" where there is none. ``plan`` makes the plan
+    from it."""
+
+    find: Callable[[str, Plan | None], str]
+    plan: Callable[[str], Plan]
+
+
 @contextmanager
 def open_world(
     make_plan: Callable[[], Plan],
     place: Place,
     *,
+    restart: Restart | None = None,
     backend: str | None = None,
     told: Path | None = None,
 ) -> Iterator[World]:
     """The world that ``place`` is in, running as the plan says; ``backend`` goes before the plan's.
+    A ``restart`` goes on with the plan that its run recorded, whatever the config holds by now.
     Processes of ranks that are told to be gone are noted in the file ``told``, one a line.
 
     On the way out, whatever ends it, all groups are closed. An error inside is told to the user
@@ -67,6 +79,8 @@ def open_world(
             release_signals()
             plan, problem = _attempt(make_plan)
             ranks.meet(plan.settings.start_timeout if plan else REFUSAL_SECONDS)
+            if restart is not None:
+                plan, problem = _recorded(restart, ranks, plan, problem)
             plan, colossal = ranks.agree(lambda: _check(plan, problem, place))
             world = _open(plan, ranks, colossal, backend)
             yield world
@@ -93,6 +107,25 @@ def _attempt(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | No
         return make_plan(), None
     except Exception as error:
         return None, error
+
+
+def _recorded(
+    restart: Restart, ranks: Ranks, plan: Plan | None, problem: Exception | None
+) -> tuple[Plan | None, Exception | None]:
+    """The plan that the run recorded, where this launch has one; rank 0 looks it up for all."""
+    record = ranks.share(lambda: restart.find(ranks.run_id, plan))
+    if not record:
+        return plan, problem
+    kept, problem = _attempt(lambda: restart.plan(record))
+    if kept is not None:
+        ranks.allow(kept.settings.start_timeout)
+        if ranks.place.rank == 0 and (plan is None or plan.fingerprint != kept.fingerprint):
+            print(
+                f"{kept.settings.source} or the environment has changed since the run began: it "
+                "goes on with the settings that it recorded",
+                flush=True,
+            )
+    return kept, problem
 
 
 def _check(plan: Plan | None, problem: Exception | None, place: Place) -> tuple[Plan, Colossal]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,20 +16,36 @@ from engine.config.facts import Facts, Severity
 from engine.config.reader import read
 from engine.config.rulebook import judge
 from engine.config.schema import Settings
-from engine.config.stated import Stated, cite, read_statements
+from engine.config.stated import Stated, Statements, cite, read_statements
 from engine.config.values import Document
 from engine.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfigFile:
+    """The config that a plan was made from. ``path`` is absolute and identifies it; ``text`` is
+    what it held when it was read; ``overrides`` are the ``KEY=VALUE`` of the command line."""
+
+    path: Path
+    text: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will run. ``warnings`` cost something, ``notes`` are worth knowing; a line each."""
+    """What will run. ``warnings`` cost something, ``notes`` are worth knowing; a line each.
+
+    ``statements``: what the config, the command line and the environment state, from which the same
+    plan can be made again. ``stated``: each setting with what followed from others.
+    """
 
     settings: Settings
     layout: Layout
+    config: ConfigFile = field(default=ConfigFile(path=Path()), repr=False)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stated: Mapping[str, Stated] = field(default_factory=dict, repr=False)
+    statements: Statements = field(default_factory=lambda: Statements(""), repr=False)
 
     @property
     def micro_batch(self) -> int:
@@ -79,28 +95,54 @@ def make_plan(
     Without ``gpus``, on the fewest that hold one copy of the model. ConfigError holds every
     problem there is.
     """
-    return plan_of(read(path, overrides, environ), str(path), gpus=gpus, environ=environ)
+    document = read(path, overrides, environ)
+    config = ConfigFile(path=Path(path).resolve(), text=document.text, overrides=tuple(overrides))
+    return plan_of(document, str(path), gpus=gpus, environ=environ, config=config)
 
 
-def plan_of(document: Document, file: str, *, gpus: int | None, environ: Mapping[str, str]) -> Plan:
-    """The same, of a config that has been read from ``file``."""
-    statements = read_statements(file, document, environ)
-    complete(statements)
-    checked = check(statements, Path(file).stem, file)
-    facts = Facts(file, checked, statements, gpus)
+def plan_of(
+    document: Document,
+    file: str,
+    *,
+    gpus: int | None,
+    environ: Mapping[str, str],
+    config: ConfigFile | None = None,
+) -> Plan:
+    """Make the plan of a config that has been read from ``file``."""
+    return plan_from(
+        read_statements(file, document, environ),
+        name=Path(file).stem,
+        gpus=gpus,
+        config=config or ConfigFile(path=Path(file).resolve()),
+    )
+
+
+def plan_from(statements: Statements, *, name: str, gpus: int | None, config: ConfigFile) -> Plan:
+    """Make the plan of what was stated; ``name`` is the run's. Raises ConfigError."""
+    whole = replace(
+        statements,
+        settings=dict(statements.settings),
+        disputed=set(statements.disputed),
+        problems=list(statements.problems),
+    )
+    complete(whole)
+    checked = check(whole, name, whole.file)
+    facts = Facts(whole.file, checked, whole, gpus)
     findings = list(judge(facts))
     by_severity = {
         severity: [one.problem for one in findings if one.severity == severity]
         for severity in Severity
     }
-    errors = [*statements.problems, *checked.problems, *by_severity[Severity.ERROR]]
+    errors = [*whole.problems, *checked.problems, *by_severity[Severity.ERROR]]
     if errors:
         raise ConfigError(errors)
-    notes = [*statements.notes, *by_severity[Severity.NOTE]]
+    notes = [*whole.notes, *by_severity[Severity.NOTE]]
     return Plan(
         settings=checked.settings,
         layout=facts.layout,
+        config=config,
         warnings=tuple(map(str, sorted(set(by_severity[Severity.WARNING])))),
         notes=tuple(map(str, sorted(set(notes)))),
-        stated=statements.settings,
+        stated=whole.settings,
+        statements=statements,
     )

@@ -67,6 +67,10 @@ class Ranks:
         self.run_id = meeting.run_id
         self._timeout = self._pace = timeout
 
+    def allow(self, timeout: float) -> None:
+        """Wait for each other up to ``timeout`` seconds from here on."""
+        self._timeout = self._pace = timeout
+
     def consult(self, value: str, decide: Callable[[list[str]], str]) -> str:
         """Every rank gives a value, rank 0 decides by all of them, and every rank gets its word.
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -126,7 +125,6 @@ def open_reporter(
     """Rank 0's reporter: keeps config and settings in the folder, prints remarks and the table."""
     settings = plan.settings
     console = console or Console()
-    folder.record(Path(settings.source), settings.model_dump(mode="json"))
     folder.write_status("running", step=facts.first_step)
     files: list[Sink] = [JsonLines(folder.log, facts.first_step)]
     if settings.log.tensorboard:

@@ -1,7 +1,7 @@
 """The folder of a run: who may write into it, what lies where, and how the run ended.
 
-RUN/config.py, resolved.json, environment.json, tokenizer.json, initial.json, log.jsonl, tb/,
-checkpoints/, model.safetensors, status.json.
+RUN/config.py, statements.json, resolved.json, environment.json, tokenizer.json, initial.json,
+log.jsonl, tb/, checkpoints/, model.safetensors, status.json.
 Rank 0 claims a folder and the other ranks are told its path.
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from typing import Any, Literal
 
 from engine.disk import FULL, naming
 from engine.errors import Refused
+
+LOCK_SECONDS = 0.5
+"""How long a folder that is in use is tried for: a command that looks at it may hold it briefly."""
 
 State = Literal["running", "finished", "interrupted", "failed"]
 
@@ -39,6 +43,11 @@ class RunFolder:
     @property
     def resolved(self) -> Path:
         return self.path / "resolved.json"
+
+    @property
+    def statements(self) -> Path:
+        """What the config stated, from which the run's plan is made again."""
+        return self.path / "statements.json"
 
     @property
     def log(self) -> Path:
@@ -73,8 +82,17 @@ class RunFolder:
     def status(self) -> Path:
         return self.path / "status.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
     def read_status(self) -> dict[str, Any]:
-        """What status.json says; empty where there is none or it is not ours."""
+        """Read status.json, once it says how a run ended that was killed; empty where there is none
+        or it is not ours."""
+        self.settle()
+        return self._read_status()
+
+    def _read_status(self) -> dict[str, Any]:
         try:
             found = json.loads(self.status.read_text())
         except (OSError, ValueError):
@@ -83,7 +101,7 @@ class RunFolder:
 
     def write_status(self, state: State, *, step: int, message: str = "") -> None:
         """Say how the run stands after ``step`` steps; keeps who claimed the folder and when."""
-        status = self.read_status() | {"state": state, "step": step, "message": message}
+        status = self._read_status() | {"state": state, "step": step, "message": message}
         status["ended"] = None if state == "running" else _now()
         text = json.dumps(status, indent=2) + "\n"
         try:
@@ -102,29 +120,40 @@ class RunFolder:
 
         Raises Refused where another job is in it, or it cannot be written.
         """
+        deadline = time.monotonic() + LOCK_SECONDS
+        while (held := self._try_to_hold()) is None:
+            if time.monotonic() > deadline:
+                status = self._read_status()
+                by = f"process {status.get('pid')} on {status.get('host')}"
+                raise Refused(f"{self.path} is in use by {by}; it must end first")
+            time.sleep(LOCK_SECONDS / 10)
+        return held
+
+    def _try_to_hold(self) -> AbstractContextManager[Any] | None:
+        """Take the lock; None where another job has it. Raises Refused."""
         try:
-            file = (self.path / ".lock").open("a")
+            file = self.lock.open("a")
         except OSError as error:
             raise Refused(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            status = self.read_status()
-            by = f"process {status.get('pid')} on {status.get('host')}"
-            raise Refused(f"{self.path} is in use by {by}; it must end first") from None
+            file.close()
+            return None
         except OSError:
             file.close()
             return nullcontext()
         return file
 
     def settle(self) -> None:
-        """Write down how a run ended that was killed before it could: it says that it is running,
-        and nobody holds its folder. Left alone where that cannot be told, or not be written."""
-        status = self.read_status()
-        if status.get("state") != "running":
+        """Record the end of a run that was killed before it could: its status is "running", and
+        nobody holds its folder. A run that has not held it yet is starting. Nothing is written
+        where that cannot be found out, or the folder cannot be written."""
+        if self._read_status().get("state") != "running" or not self.lock.exists():
             return
-        with suppress(Refused, OSError), self.hold() as held:
-            if held is not None:
+        with suppress(Refused, OSError), self._try_to_hold() or nullcontext() as held:
+            status = self._read_status()
+            if held is not None and status.get("state") == "running":
                 step = self._last_step() or status.get("step", 0)
                 self.write_status("failed", step=step, message="killed before it could say why")
 
@@ -137,13 +166,16 @@ class RunFolder:
     def take_over(self, run_id: str) -> None:
         """Make a folder that is held this run's own, so that its restarts find it."""
         now = {"state": "running", "message": "", "ended": None}
-        status = self.read_status() | _owner(run_id) | now
+        status = self._read_status() | _owner(run_id) | now
         write_atomically(self.status, json.dumps(status, indent=2) + "\n")
 
-    def record(self, source: Path, resolved: Mapping[str, Any]) -> None:
-        """Keep the config file as it was given, and all that it resolved to."""
-        write_atomically(self.config, source.read_text(encoding="utf-8"))
+    def record(
+        self, *, config: str, resolved: Mapping[str, Any], statements: Mapping[str, Any]
+    ) -> None:
+        """Write the config file as it was given, what it stated and all that it resolved to."""
+        write_atomically(self.config, config)
         write_atomically(self.resolved, json.dumps(resolved, indent=2) + "\n")
+        write_atomically(self.statements, json.dumps(statements, indent=2) + "\n")
 
 
 def claim(
@@ -221,7 +253,6 @@ def _holding(folder: RunFolder) -> str:
     """What keeps a folder from being claimed."""
     if not folder.path.is_dir():
         return "is not a folder"
-    folder.settle()
     status = folder.read_status()
     if "state" in status:
         return f"holds a run ({status['state']} at step {status.get('step')})"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine import paths
-from engine.checkpoint.ways import Asked
+from engine.checkpoint.ways import Asked, read_resume
 from engine.config.hints import Hint
 from engine.config.hints import known as known_setting
 from engine.errors import Refused
+from engine.run_folder import RunFolder
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,6 +151,22 @@ def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[st
     return (files[0] if files else None), overrides
 
 
+def run_to_resume(args: argparse.Namespace) -> RunFolder:
+    """The run that --resume names, whose recorded settings are used without a config file.
+
+    Raises Refused where it names none.
+    """
+    if args.resume in ("auto", "none"):
+        raise Refused("which config? --config FILE, or --resume RUN with the settings of that run")
+    run, _ = read_resume(args.resume)
+    if run is None:
+        raise Refused(
+            f"--resume={args.resume} is not in a run's folder, which has the settings: name the "
+            "config as well"
+        )
+    return RunFolder(run)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What a training run takes besides its config, however it is started."""
     add_ranks(parser)
@@ -226,9 +243,13 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_arguments(args: argparse.Namespace, config: Path, overrides: Sequence[str]) -> list[str]:
-    """The arguments that hand a run's config and what ``add_run`` took on to its ranks."""
-    handed = [f"--config={config}", *overrides, f"--resume={args.resume}"]
+def run_arguments(
+    args: argparse.Namespace, config: Path | None, overrides: Sequence[str]
+) -> list[str]:
+    """The arguments that hand a run's config, if it is not that of the run to resume, and what
+    ``add_run`` took on to its ranks."""
+    handed = [] if config is None else [f"--config={config}"]
+    handed += [*overrides, f"--resume={args.resume}"]
     if args.allow_new_data:
         handed.append("--allow-new-data")
     for name in ("output", "backend", "init-from"):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.context import open_world
+from engine.context import Restart, open_world
 from engine.errors import Failed, Refused
 from engine.leave import release_signals
 from engine.output import PATIENCE_SECONDS, never_fail
@@ -32,6 +32,7 @@ def run_rank(
     parse: Callable[[Sequence[str]], argparse.Namespace],
     plan: Callable[[argparse.Namespace, Place, Mapping[str, str]], Plan],
     work: Callable[[argparse.Namespace, World], None],
+    restart: Callable[[argparse.Namespace, Place], Restart] | None = None,
 ) -> int:
     """Do the ``work`` in the world that the arguments, with those of ``add_place``, and the
     launcher's environment say. ``argv``: None for those of this process. The exit code: 0 done, 1
@@ -53,7 +54,11 @@ def run_rank(
         return refuse(refusal, environ)
     try:
         with open_world(
-            lambda: plan(args, place, environ), place, backend=args.backend, told=args.told
+            lambda: plan(args, place, environ),
+            place,
+            restart=restart(args, place) if restart else None,
+            backend=args.backend,
+            told=args.told,
         ) as world:
             work(args, world)
     except (Refused, Failed) as error:  # the world has told why, once over all ranks

@@ -23,6 +23,7 @@ from engine.inout import initial
 from engine.inout.draft import clear_drafts
 from engine.inout.trained import Trained
 from engine.matmuls import MATMULS
+from engine.recorded import keep
 from engine.run_folder import RunFolder, claim
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Start:
 
     def _move_in(self) -> str:
         folder = self._enter()
+        keep(folder, self.plan)
         if self.model is not None:
             asked = self.asked.init_from or self.model.path
             initial.Origin.of(asked, self.model).record(folder)
@@ -123,10 +125,14 @@ def begin(world: World, plan: Plan, corpus: Corpus, asked: Asked) -> Start:
         lambda: json.dumps([asdict(way) for way in ways(world.run_id, plan, asked)])
     )
     for way in (Way(**fields) for fields in json.loads(found)):
+        for line in way.remarks:
+            world.say(line)
         with ExitStack() as door:
             world.share(lambda way=way, door=door: _enter(way, door))  # type: ignore[misc]
             stored = _newest_good(world, way)
             model = None
+            if stored is not None and way.finished and str(stored.path) == way.checkpoints[0]:
+                world.say(way.finished)
             if stored is not None:
                 corpus = _tell_changes(world, plan, stored, corpus, asked)
             elif way.starts_over:
@@ -160,14 +166,14 @@ def _enter(way: Way, door: ExitStack) -> str:
 def _newest_good(world: World, way: Way) -> Stored | None:
     """The first of the checkpoints that is what was written. The ranks share its files out."""
     if way.home is not None and not way.checkpoints and not way.starts_over:
-        world.say(f"{way.home} is passed over: it has no checkpoint")
+        world.say(f"{way.home} is skipped: it has no checkpoint")
     for path in way.checkpoints:
         stored = Stored(Path(path))
         told = world.ranks.exchange(json.dumps(stored.problems(world.rank, world.size)))
         problems = dict.fromkeys(problem for of_rank in told for problem in json.loads(of_rank))
         if not problems:
             return stored
-        world.say(f"{path} is passed over: {'; '.join(problems)}")
+        world.say(f"{path} is skipped: {'; '.join(problems)}")
     return None
 
 

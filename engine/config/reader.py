@@ -63,6 +63,7 @@ class _Reading:
         self._open: list[Path] = []  # the chain of files, each imported by the one before
         self._bytes = 0
         self._read_names: set[str] = set()
+        self._text = ""  # of the file at ``path``
 
     def document(self, overrides: Sequence[str]) -> Document | None:
         """The whole; None where problems are left."""
@@ -94,6 +95,7 @@ class _Reading:
             read_names=frozenset(self._read_names),
             imported=frozenset(file.imported),
             overridden=overridden,
+            text=self._text,
         )
 
     def _check(self, name: str, value: object, origin: Origin) -> None:
@@ -140,6 +142,8 @@ class _Reading:
         self._bytes += len(source.text)
         if self._bytes > TOTAL_BYTES:
             raise Illegal(f"the files are longer than {TOTAL_BYTES // 1024} KiB together")
+        if not self._open:
+            self._text = source.text
         tree = source.parse()
         self._read_names |= {
             node.id

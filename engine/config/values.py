@@ -49,6 +49,7 @@ class Document:
     read_names  names that the files themselves read
     imported    names that imports of foreign modules bound, and nothing assigned since
     overridden  paths that the command line set
+    text        of the file itself
     """
 
     values: dict[str, object]
@@ -56,6 +57,7 @@ class Document:
     read_names: frozenset[str] = frozenset()
     imported: frozenset[str] = frozenset()
     overridden: frozenset[Path] = frozenset()
+    text: str = ""
 
     def origin(self, path: Path) -> Origin:
         """The origin of ``path`` or of its nearest parent; KeyError for an unknown name."""

@@ -6,10 +6,14 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
+from engine.checkpoint.ways import ways
 from engine.errors import Refused
 from engine.not_yet import refuse_not_yet
-from engine.plan import make_plan
+from engine.plan import Plan, make_plan
+from engine.recorded import plan_of_run, read_record
+from engine.run_folder import RunFolder
 from launch import torchrun
 from launch.arguments import (
     add_config,
@@ -18,6 +22,7 @@ from launch.arguments import (
     config_and_overrides,
     not_negative,
     run_arguments,
+    run_to_resume,
 )
 from launch.here import refuse_unfit
 from launch.machine import choose, cores, count_gpus, this_machine
@@ -46,27 +51,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Check the config, then start torchrun with it; its exit code.
 
-    The demo is cut to suit the machine, unless overrides say how.
+    Without a config, the settings are those that the run to resume recorded; without such a run,
+    the demo's, cut to suit the machine unless overrides say how.
 
     Raises Refused or ConfigError, before anything starts, for what can be told by then.
     """
     config, overrides = config_and_overrides(args)
-    config = config or _demo()
-    beginning(args)  # refuses what contradicts itself
-    asked = args.gpus or _asked(environ)
+    asked = beginning(args)  # refuses what contradicts itself
+    number = args.gpus or _asked(environ)
+    if config is None and asked.resume not in ("auto", "none"):
+        plan = _of_the_run(run_to_resume(args), overrides, number, environ)
+    else:
+        config = config or _demo()
+        plan, overrides = _of_config(config, overrides, number, environ)
+    refuse_not_yet(plan)
+    way = next(ways("", plan, asked))
+    refuse_unfit(plan, this_machine(), environ, Path(way.home) if way.home else asked.output)
+    if way.finished:
+        print(*way.remarks, way.finished, sep="\n")
+        return 0
+    handed = run_arguments(args, config, overrides)
+    return torchrun.run(plan.layout.gpus, handed, restarts=args.max_restarts)
+
+
+def _of_config(
+    config: Path, overrides: list[str], number: int | None, environ: Mapping[str, str]
+) -> tuple[Plan, list[str]]:
+    """The plan of a config on ``number`` ranks, by default as many as suit the machine, and the
+    overrides that it was made with."""
     if _is_demo(config) and not _sets_layout(overrides):
-        choice = choose(0 if asked else count_gpus(), asked, cores=cores())
+        choice = choose(0 if number else count_gpus(), number, cores=cores())
         print(choice.reason, flush=True)
         ranks, overrides = choice.processes, [*choice.overrides, *overrides]
     else:
         one = make_plan(config, gpus=None, overrides=overrides, environ=environ)
-        gpus = 0 if asked else count_gpus()
-        ranks = torchrun.processes(one.layout.gpus, gpus, asked)
-    plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
-    refuse_not_yet(plan)
-    refuse_unfit(plan, this_machine(), environ, args.output)
-    handed = run_arguments(args, config, overrides)
-    return torchrun.run(ranks, handed, restarts=args.max_restarts)
+        gpus = 0 if number else count_gpus()
+        ranks = torchrun.processes(one.layout.gpus, gpus, number)
+    return make_plan(config, gpus=ranks, overrides=overrides, environ=environ), overrides
+
+
+def _of_the_run(
+    folder: RunFolder, overrides: list[str], number: int | None, environ: Mapping[str, str]
+) -> Plan:
+    """The plan of a run on ``number`` ranks, by default with as many copies of the model as it had,
+    as far as the GPUs of this machine suffice."""
+    one = plan_of_run(folder, gpus=None, overrides=overrides)
+    copies, gpus = read_record(folder).data_parallel, 0 if number else count_gpus()
+    ranks = one.layout.gpus * copies
+    if number or (gpus and gpus < ranks):
+        ranks = torchrun.processes(one.layout.gpus, gpus, number)
+    plan = plan_of_run(folder, gpus=ranks, overrides=overrides)
+    data = environ.get("DATA")
+    if data and data != plan.settings.data.path:
+        print(
+            f"DATA={data} in the environment is not used: {plan.cite('data.path')}; "
+            f"{quote(f'data.path={data}')} changes it"
+        )
+    return plan
 
 
 def _demo() -> Path:

@@ -120,12 +120,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_a_run_is_recorded_and_ends(tmp_path):
-    source = tmp_path / "demo.py"
-    source.write_text("BATCH_SIZE = 8  # größer\n", encoding="utf-8")
     folder = claim("demo", "a", output=tmp_path / "out")
-    folder.record(source, {"batch_size": 8})
-    assert folder.config.read_bytes() == source.read_bytes()
+    text = "BATCH_SIZE = 8  # größer\n"
+    folder.record(config=text, resolved={"batch_size": 8}, statements={"name": "demo"})
+    assert folder.config.read_bytes() == text.encode()
     assert json.loads(folder.resolved.read_text()) == {"batch_size": 8}
+    assert json.loads(folder.statements.read_text()) == {"name": "demo"}
     started = folder.read_status()["started"]
     folder.write_status("interrupted", step=12, message="SIGTERM")
     status = folder.read_status()

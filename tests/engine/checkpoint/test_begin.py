@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,9 +89,9 @@ def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder,
         "__0_0.distcp was changed: its SHA-256 differs",
         ".metadata names posix.system, which is not a part of any metadata",
     ]
-    assert ended.out.splitlines()[:3] == [
-        f"run/checkpoints/step-00000006 is passed over: {damages[0]}",
-        f"run/checkpoints/step-00000004 is passed over: {damages[1]}",
+    assert ended.out.splitlines()[1:4] == [
+        f"run/checkpoints/step-00000006 is skipped: {damages[0]}",
+        f"run/checkpoints/step-00000004 is skipped: {damages[1]}",
         "going on from run/checkpoints/step-00000002",
     ]
     assert not (folder / "canary").exists()
@@ -110,8 +111,7 @@ def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(
     ended = run(job(folder, *both, resume="auto"), 2)
     assert [one.error for one in ended] == ["", ""]
     assert ended[0].out.splitlines()[:2] == [
-        "run/checkpoints/step-00000008 is passed over: __1_0.distcp was changed: its SHA-256 "
-        "differs",
+        "run/checkpoints/step-00000008 is skipped: __1_0.distcp was changed: its SHA-256 differs",
         "going on from run/checkpoints/step-00000007",
     ]
     assert [list(one.batches) for one in ended] == [[8], [8]]
@@ -119,8 +119,16 @@ def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(
 
 def test_a_run_that_is_done_has_nothing_left_to_do(folder):
     before = (folder / RUN / "log.jsonl").read_text()
-    (ended,) = run(job(folder, "MAX_STEPS=6", resume="run"))
-    assert (ended.error, ended.batches) == ("", {})
+    auto, named = run_all([job(folder, "MAX_STEPS=6", resume=resume) for resume in ("auto", "run")])
+    assert (auto[0].error, auto[0].batches) == ("", {})
+    finished = (
+        "run is finished at step 6: MAX_STEPS=N, with N above 6, trains it further; "
+        "--init-from run begins a new run with its weights\n"
+    )
+    moved, told, *_ = auto[0].out.splitlines(keepends=True)
+    assert re.fullmatch(r"run is a run of .*/tiny.py, and goes on with .*/tiny.py\n", moved)
+    assert told == finished
+    assert (named[0].error, named[0].err) == ("Refused", finished)
     assert (folder / RUN / "log.jsonl").read_text() == before
     assert shelf_of(folder).steps() == [2, 4, 6]
     assert RunFolder(folder / RUN).read_status()["state"] == "finished"
@@ -130,7 +138,7 @@ def test_a_run_that_is_done_has_nothing_left_to_do(folder):
 def test_fewer_steps_than_were_done_are_refused_and_nothing_is_touched(folder):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=4", resume="run"))
-    assert ended.err == "command line: MAX_STEPS=4, and the checkpoint is of step 6 already\n"
+    assert ended.err.startswith("run is finished at step 6: MAX_STEPS=N, with N above 6, trains")
     assert snapshot(folder) == before
 
 
@@ -152,7 +160,7 @@ def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
 @pytest.mark.parametrize("resume", ["auto", "run", "run/checkpoints/step-00000002"])
 def test_another_architecture_is_refused_and_nothing_is_touched(folder, resume):
     before = snapshot(folder)
-    (ended,) = run(job(folder, "model.n_layer=4", resume=resume))
+    (ended,) = run(job(folder, "MAX_STEPS=9", "model.n_layer=4", resume=resume))
     assert ended.error == "Refused"
     first, second = ended.err.splitlines()
     assert first.endswith("is of another model or optimizer, and cannot go on as this one:")
@@ -240,7 +248,7 @@ def test_a_run_holds_its_folder_while_it_trains_from_its_start_or_a_checkpoint(f
 def test_the_lock_ends_with_the_process(folder):
     assert run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run", dies=8)) == []
     assert shelf_of(folder).steps()[-1] == 7
-    assert RunFolder(folder / RUN).read_status()["state"] == "running", "it could not tell"
+    assert RunFolder(folder / RUN).read_status()["state"] == "failed", "settled by this look"
     (ended,) = run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run"))
     assert list(ended.batches) == [8, 9]
 
@@ -270,7 +278,7 @@ def test_nothing_good_to_go_on_from(folder):
     for step in (2, 4, 6):
         flip_a_bit(shelf_of(folder).folder(step))
     refused, finished = run_all(
-        [job(folder, resume="run"), job(folder, "MAX_STEPS=7", resume="auto")]
+        [job(folder, "MAX_STEPS=7", resume=resume) for resume in ("run", "auto")]
     )
     assert refused[0].error == "Refused"
     assert refused[0].err == "--resume=run: no checkpoint there that verifies\n"

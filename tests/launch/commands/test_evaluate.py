@@ -11,6 +11,7 @@ import pytest
 
 import evaluate_gpt
 from engine.plan import make_plan
+from engine.recorded import keep
 from engine.rendezvous import Place
 from engine.run_folder import RunFolder
 from launch import cli, torchrun
@@ -39,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     for name in ("runs/gpt-20260101-000000", RUN):
         folder = RunFolder(Path(name))
         folder.path.mkdir(parents=True)
-        folder.record(Path("gpt.py"), plan.settings.model_dump(mode="json"))
+        keep(folder, plan)
         folder.weights.touch()
     return folder
 
@@ -104,12 +105,12 @@ def test_what_is_asked_reaches_the_ranks(started):
         (["nowhere"], "nowhere does not exist"),
         ([RUN, "elsewhere"], f"one run, not 2: {RUN} elsewhere"),
         (["--step", "7"], f"{RUN}: no checkpoint 7; there are: none"),
-        (["--last-n", "33"], f"--last-n 33 is more than {RUN}/resolved.json: SEQ_LEN=32"),
+        (["--last-n", "33"], "--last-n 33 is more than gpt.py:3: SEQ_LEN=32"),
         (["SEQ_LEN=16", "--last-n", "17"], "--last-n 17 is more than command line: SEQ_LEN=16"),
-        (["--split", "train"], f"{RUN}/resolved.json: data.type='synthetic' never ends"),
+        (["--split", "train"], "gpt.py:8: data.type='synthetic' never ends"),
         (["data.validation=0.0"], "command line: data.validation=0.0 leaves nothing to evaluate"),
         (["model.n_layer=3"], "command line: model.n_layer=3, and the run's weights are of 2"),
-        (["--gpus", "3"], f"{RUN}/resolved.json: 3 GPUs are not a multiple of 2"),
+        (["--gpus", "3"], "gpt.py:4: 3 GPUs are not a multiple of 2"),
         (["compile=True"], "command line: compile=True passes"),
         (["SEQ_LENGTH=3"], "command line: SEQ_LENGTH is not a setting"),
         (["--samples", "0"], "--samples"),
