@@ -14,7 +14,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from engine.checkpoint.ways import output_of, own_folder
+from engine.checkpoint import restart as again
 from engine.context import Restart
 from engine.data.source import default_cache
 from engine.errors import Refused
@@ -22,9 +22,8 @@ from engine.faults import planted
 from engine.loop import train
 from engine.not_yet import refuse_not_yet
 from engine.plan import Plan, make_plan
-from engine.recorded import Record, plan_of_run, read_record
+from engine.recorded import plan_of_run
 from engine.rendezvous import Place
-from engine.run_folder import RunFolder
 from engine.world import World
 from launch.arguments import (
     Parser,
@@ -71,25 +70,10 @@ def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> 
 
 
 def restart(args: argparse.Namespace, place: Place) -> Restart:
-    """How a launch that was here before goes on: with the settings that its run recorded."""
+    """How this launch goes on where it was here before, whatever the config holds by now."""
     config, overrides = config_and_overrides(args)
-
-    def find(run_id: str, made: Plan | None) -> str:
-        name = made.settings.name if made else config.stem if config else ""
-        output = output_of(made, beginning(args)) if made else args.output
-        home = own_folder(run_id, name, output, args.resume)
-        if home is None or not RunFolder(home).resolved.is_file():
-            return ""
-        return read_record(RunFolder(home)).model_dump_json()
-
-    def again(text: str) -> Plan:
-        record = Record.model_validate_json(text)
-        new = [override for override in overrides if override not in record.overrides]
-        made = record.plan(gpus=place.size, overrides=new)
-        refuse_not_yet(made)
-        return made
-
-    return Restart(find=find, plan=again)
+    name = config.stem if config else ""
+    return again.restart(name=name, size=place.size, overrides=overrides, asked=beginning(args))
 
 
 if __name__ == "__main__":

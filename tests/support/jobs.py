@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from unittest.mock import patch
 
+from engine.checkpoint.restart import restart
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
 from engine.context import open_world
@@ -155,7 +156,8 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
         patch.object(Run, "step", _mortal(Run.step, job)),
     ):
         try:
-            with open_world(plan, place) as world, job.planted(world):
+            again = restart(name="tiny", size=size, overrides=job.overrides, asked=job.asked)
+            with open_world(plan, place, restart=again) as world, job.planted(world):
                 fault = fault or witness(job.fault, world)
                 train(world, world.plan, job.asked, cache=job.folder / "cache", fault=fault)
         except (Refused, Failed) as error:

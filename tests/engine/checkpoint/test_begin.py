@@ -259,11 +259,32 @@ def test_a_launch_that_comes_again_goes_on_in_its_folder(tmp_path):
     assert run(job(tmp_path, "checkpoint.every=3", **mine, dies=2)) == []  # before any checkpoint
     assert run(job(tmp_path, "MAX_STEPS=6", **mine, dies=5)) == []
     other = job(tmp_path, "MAX_STEPS=2", launch="job-2", output=None)
+    (tmp_path / "tiny.py").write_text(TINY.replace("lr=0.01", "lr=0.5"))
     again = job(tmp_path, "MAX_STEPS=6", **mine)
     ended = [of_ranks[0] for of_ranks in run_all([other, again])]
     assert [one.error for one in ended] == ["", ""]
-    assert list(ended[1].batches) == [5, 6]
+    assert list(ended[1].batches) == [4, 5, 6], "recorded, and not said again: checkpoint.every=3"
     assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert ended[1].out.startswith("tiny.py or the environment has changed since the run began")
+    (mine_again,) = [path for path in (tmp_path / "runs").iterdir() if len(losses(path)) == 6]
+    assert {rate for _, rate in losses(mine_again)} == {0.01}, "the config as it was"
+    assert (mine_again / "config.py").read_text() == TINY
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    """Loss and learning rate of each step."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(row["loss"], row["lr"]) for row in rows]
+
+
+def test_a_launch_that_comes_again_needs_the_users_config_no_more(tmp_path):
+    """Two ranks, of which each would read it."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    mine: dict[str, Any] = {"launch": "job-1", "output": None}
+    assert run(job(tmp_path, **mine, dies=3), 2) == []
+    (tmp_path / "tiny.py").write_text("BATCH_SIZE = ")
+    ended = run(job(tmp_path, **mine), 2)
+    assert [(one.error, list(one.batches)) for one in ended] == [("", [3, 4])] * 2
 
 
 def test_auto_without_a_run_begins_one(tmp_path):
