@@ -71,7 +71,7 @@ def test_the_users_files_and_environment_are_not_read_again(child: RunFolder) ->
     settings = again.settings
     assert settings == recorded_settings(child)
     assert (settings.model.n_embd, settings.seq_len, settings.model.n_inner) == (32, 16, 64)
-    assert (settings.data.path, settings.data.type) == ("poems.jsonl", "jsonl")
+    assert settings.data.path == "poems.jsonl"
     assert settings.lr_scheduler.floor == pytest.approx(0.1)
     assert (again.config.path.name, again.config.overrides) == ("child.py", ("WIDTH=32",))
     assert again.config.text == CHILD
@@ -88,7 +88,7 @@ def test_the_users_files_and_environment_are_not_read_again(child: RunFolder) ->
         (["optimizer=dict(lr=0.3)"], {"optimizer.lr": 0.3, "optimizer.weight_decay": 0.01}),
         (["TENSOR_PARALLEL=1", "MODE=None"], {"tensor_parallel": 1, "mode": "serial"}),
         (["SEQ_LEN=8"], {"seq_len": 8, "model.block_size": 16}),
-        (["data.path=a.txt"], {"data.path": "a.txt", "data.type": "text"}),
+        (["data.path=a.txt"], {"data.path": "a.txt"}),
         (["MAX_STEPS=20"], {"max_steps": 20}),
     ],
 )
