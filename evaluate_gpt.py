@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="evaluate_gpt.py", description="Evaluate a run; one process of it.")
+    parser = Parser(
+        prog="evaluate_gpt.py",
+        description="Evaluate a run; one process of it.",
+        examples=["torchrun --nproc_per_node 4 evaluate_gpt.py runs/gpt2_2d-20260101-120000"],
+    )
     add_arguments(parser)
     add_place(parser)
     return parser.parse_intermixed_args(argv)

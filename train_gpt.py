@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="train_gpt.py", description="Train a GPT; one process of a run.")
+    parser = Parser(
+        prog="train_gpt.py",
+        description="Train a GPT; one process of a run.",
+        examples=["torchrun --nproc_per_node 4 train_gpt.py --config gpt_configs/gpt2_2d.py"],
+    )
     for add in (add_run, add_place):
         add(parser)
     add_config(parser, required=False)

@@ -21,7 +21,19 @@ from engine.run_folder import RunFolder
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line instead of leaving the process with its usage."""
+    """Refuses in one line instead of leaving the process with its usage; its help ends with
+    ``examples``, commands as they are typed."""
+
+    def __init__(
+        self, *, prog: str, description: str | None = None, examples: Sequence[str] = ()
+    ) -> None:
+        lines = [f"example{'s' * (len(examples) > 1)}:", *(f"  {line}" for line in examples)]
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog="\n".join(lines) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{self.prog}: {message}")

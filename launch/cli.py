@@ -1,8 +1,9 @@
 """The ``cuboid`` command: every file in ``launch/commands`` is one of its commands.
 
 A command is a module with ``add_arguments(parser)`` and ``run(args, environ) -> int``; the first
-line of its docstring is its help. Commands import what they need when they run: validate must not
-wait for torch. Exit codes: 0 done, 1 the run failed, 2 the user's input was refused.
+line of its docstring is its help, which ends with its ``EXAMPLES``. Commands import what they need
+when they run: validate must not wait for torch. Exit codes: 0 done, 1 the run failed, 2 the user's
+input was refused.
 """
 
 from __future__ import annotations
@@ -58,10 +59,16 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
         raise Refused(f"cuboid: {name} is not a command; {hint}")
     command = _load(name)
-    parser = Parser(prog=f"cuboid {name}", description=command.__doc__)
-    command.add_arguments(parser)
-    code: int = command.run(parser.parse_intermixed_args(rest), environ)
+    code: int = command.run(parser_of(name).parse_intermixed_args(rest), environ)
     return code
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command's arguments."""
+    command = _load(name)
+    parser = Parser(prog=f"cuboid {name}", description=command.__doc__, examples=command.EXAMPLES)
+    command.add_arguments(parser)
+    return parser
 
 
 def _usage(names: list[str]) -> str:

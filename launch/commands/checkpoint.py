@@ -1,4 +1,4 @@
-"""List a run's checkpoints, verify them, or remove those that are not needed."""
+"""List, verify or remove a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from engine.errors import Refused
 from engine.run_folder import RunFolder
 from engine.terminal import size
 from launch.arguments import folder, positive
+
+EXAMPLES = (
+    "cuboid checkpoint ls",
+    "cuboid checkpoint prune runs/gpt2_2d-20260101-120000 --keep 2",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Measure a run's weights on its data: loss, perplexity, bits per byte, accuracy."""
+"""Measure loss, perplexity, bits per byte and accuracy of weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from engine.run_folder import RunFolder
 from launch import torchrun
 from launch.arguments import add_ranks, add_step, positive, run_and_overrides
 from launch.machine import count_gpus
+
+EXAMPLES = (
+    "cuboid evaluate --step best",
+    "cuboid evaluate runs/demo-20260101-120000 TENSOR_PARALLEL=1 MODE=serial",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

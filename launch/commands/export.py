@@ -1,4 +1,4 @@
-"""Write a trained model as a Hugging Face folder, safetensors or a state dict."""
+"""Write a model as a Hugging Face folder, safetensors or state dict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from engine.checkpoint.pick import run_with_weights
 from engine.config.schema import Precision
 from launch.arguments import add_step, file_or_folder, path
 from launch.validate.units import parse_bytes
+
+EXAMPLES = (
+    "cuboid export --to hf --out gpt2-hf",
+    "cuboid export runs/demo-20260101-120000 --to safetensors --step best",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,11 @@ from engine.checkpoint.pick import run_with_weights
 from engine.output import reader_left
 from launch.arguments import add_step, file_or_folder, positive
 
+EXAMPLES = (
+    "cuboid generate --prompt 'Once upon a time' --tokens 100",
+    "cuboid generate runs/demo-20260101-120000 --temperature 0.5 --num 3",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """[RUN] and how to draw from it."""

@@ -10,6 +10,8 @@ from launch.arguments import folder, path
 
 IMPORTED = Path("imported")
 
+EXAMPLES = ("cuboid import path/to/gpt2 --from hf",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """PATH, what it is, and where it goes."""

@@ -1,4 +1,4 @@
-"""List every setting with its default, its meaning and what it takes."""
+"""List the settings: default, meaning and accepted values."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from engine.config.hints import closest, fold, names_elsewhere, unknown_setting
 from engine.config.schema import all_settings, user_name
 from engine.errors import Refused
 from launch.settings_pages import by_section, meaning_of, names_page, section_of, settings_page
+
+EXAMPLES = (
+    "cuboid settings",
+    "cuboid settings learning rate",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

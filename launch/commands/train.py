@@ -1,4 +1,4 @@
-"""Train a config, the demo by default, on this machine's GPUs or on its CPU."""
+"""Train a config, by default the demo, on the GPUs or the CPU here."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ DEMOS = tuple(
     for root in (Path(__file__).parents[2], Path(sys.prefix) / "share" / "cuboid")
 )
 LAYOUT = {"TENSOR_PARALLEL", "MODE", "DEPTH", "PIPELINE", "parallel"}
+
+EXAMPLES = (
+    "cuboid train gpt_configs/gpt2_2d.py BATCH_SIZE=2 MAX_STEPS=100",
+    "cuboid train --gpus 2 TENSOR_PARALLEL=2 MODE=1d",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

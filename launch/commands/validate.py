@@ -1,4 +1,4 @@
-"""Check configs and say what they would run, without running anything."""
+"""Check configs and report what they would run; nothing is run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from launch.validate.alternatives import Request
 from launch.validate.files import config_files
 from launch.validate.inspection import ALTERNATIVES, Case, Inspection, inspect
 from launch.validate.units import parse_bytes, show_bytes, show_layers
+
+EXAMPLES = (
+    "cuboid validate gpt_configs/gpt3_pp1d.py --gpus 128 --gpu-memory 80GiB",
+    "cuboid validate gpt_configs/gpt2_2d.py BATCH_SIZE=8 --gpus 8 --modes",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

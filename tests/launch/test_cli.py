@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import evaluate_gpt
+import train_gpt
 from engine import discover
 from engine.config.errors import ConfigError, Problem
 from engine.errors import Failed, Refused
+from engine.plan import make_plan
 from launch import cli
+from launch.arguments import config_and_overrides
 
 COMMANDS = discover.names(cli.COMMANDS)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
@@ -21,6 +28,7 @@ def test_the_usage_names_every_command(argv, capsys):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -33,6 +41,43 @@ def test_every_command_has_help_in_one_line(name, capsys):
     summary = (sys.modules[f"{cli.COMMANDS}.{name}"].__doc__ or "").splitlines()[0]
     assert summary.endswith(".")
     assert len(summary) < 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_terminal_and_ends_with_examples_that_work(name, capsys, monkeypatch, tmp_path):
+    """They parse; their config files are there, and legal with their overrides."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    examples = sys.modules[f"{cli.COMMANDS}.{name}"].EXAMPLES
+    monkeypatch.chdir(tmp_path)
+    assert examples
+    assert lines[-len(examples) :] == [f"  {example}" for example in examples]
+    for example in examples:
+        program, command, *words = shlex.split(example)
+        assert (program, command) == ("cuboid", name)
+        for folder in (word for word in words if word.startswith(("runs/", "path/"))):
+            Path(folder).mkdir(parents=True)
+        args = cli.parser_of(name).parse_intermixed_args(words)
+        for config in (word for word in words if word.endswith(".py")):
+            _, overrides = config_and_overrides(args)
+            make_plan(ROOT / config, gpus=args.gpus, overrides=overrides, environ={})
+
+
+@pytest.mark.parametrize("script", [train_gpt, evaluate_gpt])
+def test_the_scripts_of_torchrun_have_an_example_too(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        script.parse(["--help"])
+    *lines, example = capsys.readouterr().out.splitlines()
+    assert max(map(len, [*lines, example])) <= 80
+    name, *words = shlex.split(example)[3:]
+    assert name == f"{script.__name__}.py"
+    given = script.parse(words)
+    for spelling in ("--local-rank", "--local_rank"):  # which torch.distributed.launch adds
+        assert vars(script.parse([*words, f"{spelling}=1"])) == {**vars(given), "local_rank": 1}
 
 
 def test_an_unknown_command_is_refused_with_a_guess(capsys):
@@ -69,7 +114,7 @@ def test_exit_codes(monkeypatch, capsys, error, code, told):
             raise error
         return 0
 
-    vars(command).update(run=run, add_arguments=lambda parser: None)
+    vars(command).update(run=run, add_arguments=lambda parser: None, EXAMPLES=())
     monkeypatch.setattr(cli, "_load", lambda name: command)
     assert cli.main(["settings"], {"HOME": "here"}) == code
     captured = capsys.readouterr()
