@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.config.stated import Weight
+from engine.data.bounds import most_samples
 from models.parameters import parameter_count
 from models.sizes import Sizes
 
@@ -22,7 +23,9 @@ def remarks(plan: Plan, batches: Batches, *, begins: bool) -> Iterator[str]:
     """Yield a line for each. ``begins``: the run has no weights yet, so its model may still be
     another."""
     samples, taken = batches.corpus.train.samples, batches.global_batch
-    if samples is not None and samples < taken:
+    most = most_samples(plan.settings)
+    is_told = most is not None and most < taken  # by a rule
+    if samples is not None and samples < taken and not is_told:
         yield (
             f"warning: {plan.cite('batch_size')}: a step takes {taken:,} samples and the data has "
             f"{samples:,} of {plan.settings.seq_len} tokens to train on, so it reads each up to "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.completion import FILE_TYPES
 from engine.config.facts import Facts, Finding
 from engine.config.schema import user_name
 from engine.config.suggest import nearest_multiples
-from engine.data.file import most_bytes
+from engine.data.bounds import most_samples
 
 
 def batch_falls_into_micro_batches(facts: Facts) -> Iterator[Finding]:
@@ -109,20 +108,14 @@ def tensor_shape_agrees(facts: Facts) -> Iterator[Finding]:
 def step_is_within_the_data(facts: Facts) -> Iterator[Finding]:
     """A step takes no sample twice. A token stands for a byte of the data or more, so the size of
     files tells where that is certain; ``cuboid train`` knows in all cases."""
-    settings, data = facts.settings, facts.settings.data
-    if data.path is None or data.type not in FILE_TYPES:
-        return
-    there = most_bytes(data.path)
-    if there is None:
-        return
-    tokens = there - int(there * data.validation)
+    settings, most = facts.settings, most_samples(facts.settings)
     taken = settings.batch_size * facts.layout.data * settings.gradient_accumulation
-    if (tokens - 1) // settings.seq_len < taken:
+    if most is not None and most < taken:
         yield facts.warning(
             "batch_size",
             f"{facts.cite('batch_size')}: a step takes {taken:,} samples of {settings.seq_len} "
-            f"tokens, and {facts.cite('data.path')} has at most {max(0, tokens - 1):,} tokens to "
-            "train on: it reads the same samples several times",
+            f"tokens, and {facts.cite('data.path')} has at most {most:,} to train on, by its size: "
+            "a step reads the same samples several times",
         )
 
 

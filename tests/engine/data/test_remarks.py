@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,9 @@ def test_a_step_within_the_data_is_told_nothing(layout: tuple[str, ...]) -> None
     ],
 )
 def test_a_step_larger_than_the_data_is_told(
-    overrides: tuple[str, ...], gpus: int | None, taken: int, times: int
+    folder: Path, overrides: tuple[str, ...], gpus: int | None, taken: int, times: int
 ) -> None:
+    (folder / "text").write_bytes(gzip.compress(TEXT.encode()))  # its size is known once it is read
     (line,) = told(*overrides, gpus=gpus)
     assert "warning: " in line
     assert f"a step takes {taken} samples and the data has 29 of 8 tokens to train on" in line
@@ -65,9 +67,10 @@ def test_a_step_larger_than_the_data_is_told(
 def test_validate_tells_where_the_size_of_the_file_makes_it_certain(folder: Path) -> None:
     (warning,) = plan("BATCH_SIZE=30").warnings
     assert (
-        "BATCH_SIZE=30: a step takes 30 samples of 8 tokens, and data.path='text' has at most "
+        "BATCH_SIZE=30: a step takes 30 samples of 8 tokens, and data.path='text' has at most 29 "
         in (warning)
     )
+    assert told("BATCH_SIZE=30") == []  # once is enough
     assert plan("BATCH_SIZE=30", "data.type=synthetic", "data.path=None").warnings == ()
     assert plan("BATCH_SIZE=30", "data.path=None").warnings == ()
     (folder / "text").write_text(TEXT + "a" * 8)
