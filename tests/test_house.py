@@ -2,8 +2,10 @@
 
 import ast
 import json
+import math
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+PYTEST: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PYTEST_SECONDS: float = PYTEST["tool"]["pytest"]["ini_options"]["timeout"]
 PACKAGES = ("engine", "launch", "models")
 MAX_LINES, MAX_FUNCTION_LINES = 330, 66  # "about 300" and "about 60"
+CLOCKS = {"time.time", "time.monotonic", "time.perf_counter", "time.process_time"}
+HURRIED = {  # none of them fails on a machine that is slow
+    "tests/support/worlds.py": "the bound of a world that hangs",
+    "tests/support/test_worlds.py": "a world that hangs on purpose",
+    "tests/engine/test_roll_call.py": "the least time between two looks",
+    "tests/benchmarks/test_gpu_check.py": "the bound of a script that hangs",
+}
+GENEROUS_SECONDS = 60.0
 
 
 def pins(*names: str) -> dict[str, Requirement]:
@@ -85,3 +97,33 @@ def test_no_function_is_long():
         and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
     ]
     assert long == []
+
+
+def hurries(call: ast.Call) -> bool:
+    """Whether a test reads a clock, or ends something after less than a minute, or a whole test
+    before pytest's own timeout would."""
+    called = ast.unparse(call.func)
+    if called == "pytest.mark.timeout":
+        return number(call.args[0]) < PYTEST_SECONDS
+    limits = [number(word.value) for word in call.keywords if word.arg == "timeout"]
+    return called in CLOCKS or min(limits, default=math.inf) < GENEROUS_SECONDS
+
+
+def number(node: ast.expr) -> float:
+    """The number that is written there; infinity for anything else."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if isinstance(value, int | float) else math.inf
+
+
+def test_no_test_depends_on_the_speed_of_the_machine():
+    """Tests wait for a condition, which pytest's timeout bounds, and count calls, not seconds
+    (tests/support/effort.py)."""
+    files = {str(file.relative_to(ROOT)): file for file in ROOT.glob("tests/**/*.py")}
+    found = [
+        f"{name}:{node.lineno}: {ast.unparse(node)}"
+        for name, file in files.items()
+        if "_configs/" not in name and name not in HURRIED
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and hurries(node)
+    ]
+    assert found == []

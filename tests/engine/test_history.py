@@ -15,7 +15,6 @@ from tests.support.jobs import RUN, TINY, Job, run, run_all, shelf_of, without_s
 
 SEQ, EPOCHS, PEAK, FORK = 8, 3, 0.01, 7
 TEXT = "the cat sat on the mat; " * 7  # 168 tokens: 20 samples of 8, 10 of 16
-pytestmark = pytest.mark.timeout(300)  # the first test waits for all runs
 OVERRIDES = (
     *("data.type=text", "data.tokenizer=char", "data.path=corpus.txt", "data.cache=cache"),
     *("data.validation=0", "model.block_size=16", "MAX_STEPS=None", f"NUM_EPOCHS={EPOCHS}"),

@@ -222,7 +222,6 @@ def _open(request: Any, start: Any, results: Any, locks: bool) -> None:
     results.put((fingerprint, since()))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("locks", [True, False])
 def test_ranks_that_start_together_hash_each_byte_once(
     ask: Ask, data: Path, tmp_path: Path, locks: bool
