@@ -21,6 +21,7 @@ usage() {
 ./run.sh test [ARGS]      lint, types and tests; ARGS go to pytest
 ./run.sh setup [dev]      make the environment only; dev: with what the tests need
 ./run.sh setup nvme       build TensorNVMe in it, for offloading to an NVMe disk by io_uring
+./run.sh gpu-check ...    check and measure cuboid on one GPU, without a network; --dry: on the CPU
 ./run.sh train ...        a command of cuboid: $(cuboid_commands)
 ./run.sh COMMAND ...      any other command inside the environment, such as torchrun or python
 
@@ -54,14 +55,20 @@ choose_environment() {
         if [ ! -x "$prefix/bin/python" ] || [ "$(resolved "$prefix")" = "$(resolved "$root/.venv")" ]; then
             continue
         fi
-        found=$("$prefix/bin/python" -c '
-import sys, importlib.metadata as metadata
-print(metadata.version("torch"), "%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-        case $found in
-            2.1[123].*" 3.11" | 2.1[123].*" 3.12") owner=user; return ;;
-        esac
+        if has_torch "$prefix/bin/python"; then owner=user; return; fi
     done
     prefix=$root/.venv owner=cuboid found=
+}
+
+# Whether this Python has a torch that cuboid accepts; sets found.
+has_torch() {
+    found=$("$1" -c '
+import sys, importlib.metadata as metadata
+print(metadata.version("torch"), "%d.%d" % sys.version_info[:2])' 2>/dev/null) || return 1
+    case $found in
+        2.1[123].*" 3.11" | 2.1[123].*" 3.12") return 0 ;;
+    esac
+    return 1
 }
 
 resolved() { (CDPATH='' cd -- "$1" 2>/dev/null && pwd -P) || :; }
@@ -234,6 +241,23 @@ ensure() {
     export PATH
 }
 
+# Sets python to the one that runs gpu-check: PYTHON's, the active environment's, .venv's or the
+# system's, whichever is the first that has a torch. Nothing is installed there: a machine with a GPU
+# may have no network. Where there is none, .venv is made as for the tests.
+choose_checking_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        has_torch "$PYTHON" || refuse "PYTHON=$PYTHON has no torch 2.11 to 2.13 on Python 3.11 or 3.12"
+        python=$PYTHON
+        return
+    fi
+    choose_environment
+    for python in "$prefix/bin/python" python3 python; do
+        if has_torch "$python"; then return; fi
+    done
+    ensure dev
+    python=$prefix/bin/python
+}
+
 # TensorNVMe, for offloading to an NVMe disk; without it, threads do that.
 build_nvme() {
     if "$prefix/bin/python" -c 'import torch, tensornvme._C' 2>/dev/null; then
@@ -316,6 +340,12 @@ case ${1:-train} in
     pytest | ruff | mypy | pre-commit)
         ensure dev
         exec "$@"
+        ;;
+    gpu-check)
+        shift
+        choose_checking_python
+        say "checking with $python (torch ${found% *})"
+        exec "$python" "$root/benchmarks/gpu.py" "$@"
         ;;
     train)
         [ $# -eq 0 ] || shift

@@ -1,9 +1,11 @@
 """A training step against a plain PyTorch GPT-2 step, and every mode against one process.
 
-    python benchmarks/step.py [--case NAME ...] [--pairs N] [--modes] [--json FILE]
+    python benchmarks/step.py [--case NAME ...] [--against plain|bare] [--pairs N] [--modes]
+        [--json FILE]
 
-The plain step is transformers' GPT2LMHeadModel (SDPA, dropout 0), cross_entropy and fused AdamW on
-the same batches from the same weights; bf16 is autocast there and compute on float32 weights here.
+The plain step is transformers' GPT2LMHeadModel (SDPA, dropout 0), the bare one the GPT-2 of
+benchmarks/plain.py, each with cross_entropy of full logits and fused AdamW on the same batches from
+the same weights; bf16 is autocast there and compute on float32 weights here.
 Each contender has a process of its own, and they take turns step by step: ratios are of pairs, the
 median is reported. Peak memory is the process' highest resident set, imports included (on CUDA what
 torch allocated). Where CUDA is at hand both are compiled, at batch 64 x 1024.
@@ -16,19 +18,18 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.cases import BATCHES, CASES, ON_CUDA, OPTIMIZER, Case, Step
+from benchmarks.plain import bare, plain
 from engine.build import DTYPES, named_parameters
-from engine.config import schema
 from engine.flops import smallest_product
 from engine.gradients import GradientSum
 from engine.layout import Layout
@@ -39,71 +40,11 @@ from engine.pipeline import Pipeline
 from engine.step import Stepper
 from models.chunks import Chunks
 from models.gpt import GPT
-from models.hf import to_hf
 from models.parallel.collectives import Traffic
 from models.parallel.partition import Partition
 from models.parallel.registry import modes
-from models.sizes import Sizes
 from tests.support.training import open_axes
 from tests.support.worlds import run_world
-
-Step = Callable[[], float]
-"""Runs one step and returns its loss."""
-
-OPTIMIZER = schema.Optimizer(lr=1e-4, weight_decay=0.1)
-BATCHES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What is trained: a model, ``samples`` of ``length`` tokens a step."""
-
-    layers: int
-    heads: int
-    width: int
-    vocabulary: int
-    samples: int
-    length: int
-    precision: str = "float32"
-    cuda: bool = False
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes(
-            n_layer=self.layers,
-            n_head=self.heads,
-            n_embd=self.width,
-            head_dim=self.width // self.heads,
-            n_inner=4 * self.width,
-            vocab_size=self.vocabulary,
-            block_size=1024,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda" if self.cuda else "cpu")
-
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        draw = torch.Generator().manual_seed(0)
-        shape = (BATCHES, self.samples, self.length + 1)
-        ids = torch.randint(self.vocabulary, shape, generator=draw).to(self.device)
-        return [(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in ids]
-
-
-GPT2 = Case(layers=12, heads=12, width=768, vocabulary=50257, samples=4, length=256)
-TRUNK = Case(layers=2, heads=4, width=128, vocabulary=50257, samples=8, length=256)
-DEMO = Case(layers=4, heads=4, width=128, vocabulary=128, samples=16, length=128)
-CASES = {
-    "gpt2": GPT2,
-    "gpt2-bf16": replace(GPT2, precision="bf16"),
-    "vocabulary": TRUNK,
-    "vocabulary-bf16": replace(TRUNK, precision="bf16"),
-    "demo": DEMO,
-    "demo-bf16": replace(DEMO, precision="bf16"),
-}
-ON_CUDA = {
-    "gpt2-h": replace(GPT2, samples=64, length=1024, precision="bf16", cuda=True),
-}
 
 
 def stepper(case: Case, part: Partition, *, compiled: bool) -> Stepper:
@@ -133,7 +74,7 @@ def whole(case: Case) -> Partition:
 
 
 def ours(case: Case) -> Step:
-    runs, batches = stepper(case, whole(case), compiled=case.cuda), case.batches()
+    runs, batches = stepper(case, whole(case), compiled=case.compiled), case.batches()
     number = 0
 
     def step() -> float:
@@ -145,62 +86,7 @@ def ours(case: Case) -> Step:
     return step
 
 
-def plain(case: Case) -> Step:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes = case.sizes
-    config = GPT2Config(
-        vocab_size=sizes.vocab_size,
-        n_positions=sizes.block_size,
-        n_embd=sizes.n_embd,
-        n_layer=sizes.n_layer,
-        n_head=sizes.n_head,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-        attn_pdrop=0.0,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-    model: Any = GPT2LMHeadModel(config)
-    same = Chunks([GPT(sizes, Partition.alone(torch.device("cpu"), **FLOAT32))])
-    same.initialise(1)
-    state = to_hf(((n, p.detach()) for n, p in same.named_parameters()), sizes)
-    model.load_state_dict(dict(state), strict=False)
-    del same
-    model.to(case.device)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in model.parameters() if p.dim() > 1],
-            "weight_decay": OPTIMIZER.weight_decay,
-        },
-        {"params": [p for p in model.parameters() if p.dim() < 2]},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=OPTIMIZER.lr,
-        weight_decay=0.0,
-        fused=True,
-    )
-    batches, number = case.batches(), 0
-    forward = torch.compile(model) if case.cuda else model
-
-    def step() -> float:
-        nonlocal number
-        number += 1
-        ids, targets = batches[number % BATCHES]
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.precision == "bf16"):
-            logits = forward(ids).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
-FLOAT32: dict[str, Any] = {"dtype": torch.float32, "compute": torch.float32}
-CONTENDERS = {"ours": ours, "plain": plain}
+CONTENDERS = {"ours": ours, "plain": plain, "bare": bare}
 
 
 def serve(pipe: Connection, name: str, case: Case, threads: int) -> None:
@@ -220,19 +106,22 @@ def contender(name: str, case: Case, threads: int) -> Iterator[Connection]:
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, name, case, threads), daemon=True)
     process.start()
+    theirs.close()  # so that its end is seen where it fails
     try:
         yield mine
     finally:
+        mine.close()
         process.join(30)
         process.kill()
 
 
-def pair(case: Case, pairs: int, threads: int) -> dict[str, Any]:
-    """Ours against plain: ratios of tokens/s and of peak memory."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    losses: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    with contender("ours", case, threads) as one, contender("plain", case, threads) as other:
-        pipes = {"ours": one, "plain": other}
+def pair(case: Case, pairs: int, threads: int, other: str = "plain") -> dict[str, Any]:
+    """Ours against another contender: ratios of tokens/s and of peak memory."""
+    names = "ours", other
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    losses: dict[str, list[float]] = {name: [] for name in names}
+    with contender(names[0], case, threads) as one, contender(names[1], case, threads) as two:
+        pipes = dict(zip(names, (one, two), strict=True))
         for turn in range(pairs + 2):
             for name, pipe in pipes.items():
                 pipe.send(True)
@@ -244,13 +133,13 @@ def pair(case: Case, pairs: int, threads: int) -> dict[str, Any]:
         for name, pipe in pipes.items():
             pipe.send(False)
             peaks[name] = pipe.recv()
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     tokens = case.samples * case.length
     return {
         "tokens_per_second": {n: tokens / statistics.median(s) for n, s in seconds.items()},
         "speed": statistics.median(ratios),
         "peak_bytes": peaks,
-        "memory": peaks["ours"] / peaks["plain"],
+        "memory": peaks["ours"] / peaks[other],
         "first_losses": {name: found[0] for name, found in losses.items()},
         "last_losses": {name: found[-1] for name, found in losses.items()},
     }
@@ -312,6 +201,7 @@ def main() -> None:
     cases = CASES | (ON_CUDA if torch.cuda.is_available() else {})
     parser.add_argument("--case", nargs="+", choices=cases, default=list(cases))
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--against", choices=["plain", "bare"], default="plain")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--modes", action="store_true", help="every mode against one process")
     parser.add_argument("--json", type=Path)
@@ -320,7 +210,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.threads} threads, {args.pairs} pairs")
     print(f"{'case':16} {'tokens/s':>9} {'x plain':>8} {'peak MiB':>9} {'x plain':>8}")
     for name in args.case:
-        row = results[name] = pair(cases[name], args.pairs, args.threads)
+        row = results[name] = pair(cases[name], args.pairs, args.threads, args.against)
         speed, peak = row["tokens_per_second"]["ours"], row["peak_bytes"]["ours"] / 2**20
         print(f"{name:16} {speed:9,.0f} {row['speed']:8.2f} {peak:9,.0f} {row['memory']:8.2f}")
     if args.modes:

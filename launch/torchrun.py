@@ -58,6 +58,7 @@ def command(
     # By its path: of `-m train_gpt` there may be another in the folder the user is in.
     return [
         "--standalone",
+        "--local-addr=127.0.0.1",  # its host name may not resolve: ranks would wait
         f"--nproc_per_node={ranks}",
         f"--max_restarts={restarts}",
         f"--log_dir={logs}",

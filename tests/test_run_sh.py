@@ -259,3 +259,18 @@ def test_it_is_started_through_symbolic_links(house: House, tmp_path: Path) -> N
         ["sh", folder / "second", "help"], capture_output=True, text=True, check=True, cwd="/"
     )
     assert "a command of cuboid: train validate" in run.stdout
+
+
+def test_gpu_check_takes_the_torch_there_is_and_installs_nothing(house):
+    (house.root / "benchmarks").mkdir()
+    (house.root / "benchmarks" / "gpu.py").write_text("import sys; print(*sys.argv[1:])")
+    active, python = {"VIRTUAL_ENV": str(house.active), "PYTHON": ""}, house.active / "bin/python"
+    (house.active / "bin" / "python3").symlink_to(python)
+    path = f"{python.parent}:{os.environ['PATH']}"
+    for environ in (active, {"PYTHON": str(python)}, {"PYTHON": "", "PATH": path}):
+        code, out, err = house.run("gpu-check", "--dry", "a b", TORCH="2.11.0+cu130", **environ)
+        assert (code, out) == (0, "--dry a b\n")
+        assert "(torch 2.11.0+cu130)" in err
+    assert [call for call in house.calls("") if "-m pip" in call or "-m venv" in call] == []
+    code, out, err = house.run("gpu-check", TORCH="2.10.0", PYTHON=str(python))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -23,6 +23,12 @@ CPU = torch.device("cpu")
 
 Finish = Callable[[], None]
 
+# torch 2.13 has renamed both and warns of the old names, which are all that 2.11 has.
+_all_gather: Callable[..., object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter: Callable[..., object] = getattr(
+    dist, "reduce_scatter_single", dist.reduce_scatter_tensor
+)
+
 
 @dataclass
 class Traffic:
@@ -64,7 +70,7 @@ class Axis:
         if self._direct(x):
             self._exchange([x] * self.size, list(out))()
         else:
-            dist.all_gather_into_tensor(out.view(-1), x.view(-1), group=self.group)
+            _all_gather(out.view(-1), x.view(-1), group=self.group)
         return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ class Axis:
             self._exchange(list(x), list(parts))()
             return _add(parts)
         out = x.new_empty(x.shape[1:])
-        dist.reduce_scatter_tensor(out.view(-1), x.view(-1), group=self.group)
+        _reduce_scatter(out.view(-1), x.view(-1), group=self.group)
         return out
 
     def all_reduce(self, x: Tensor) -> Tensor:

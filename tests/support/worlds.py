@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -41,19 +41,21 @@ def run_world(
     timeout: float = TIMEOUT_SECONDS,
     grace: float = GRACE_SECONDS,
     open_group: bool = True,
+    preload: Sequence[str] = PRELOAD,
 ) -> list[Any]:
     """Run `function(rank, size, *args)` on `size` ranks and return their results by rank.
 
     `function` must be importable (defined at the top of a module); arguments and results are
     pickled, so each rank has its own copy. Every rank has one thread, and the default gloo group
-    is open unless `open_group=False`. All processes started here are gone on return.
+    is open unless `open_group=False`. All processes started here are gone on return. `preload`:
+    the modules that ranks find imported; those of a process' first world hold for all.
 
     Raises:
         WorldError: a rank raised, died or was still running after `timeout` seconds, or `grace`
             seconds after another rank raised or died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(list(preload))
     job = pickle.dumps((function, args))
     processes: list[ForkServerProcess] = []
     pipes: dict[Connection, int] = {}

@@ -1,0 +1,145 @@
+"""What cuboid does on one GPU, in one command: ./run.sh gpu-check [--dry]. See docs/gpu-check.md.
+
+    python benchmarks/gpu.py [--dry] [--only CASE ...] [--output DIR] [--minutes M] [--wheels DIR]
+
+Each case runs in processes of its own, with a timeout; what fails does not stop the others. Rows
+are in DIR/results.jsonl and DIR/table.txt as soon as they are finished. This process imports no
+torch. Exit codes: 0 all passed, 1 a case failed, 2 the arguments or this machine were rejected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from importlib import invalidate_caches
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu_check import packages  # noqa: E402
+from benchmarks.gpu_check.results import Results, Row  # noqa: E402
+from benchmarks.gpu_check.sizes import DRY, GPU  # noqa: E402
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_check.check import Case, Check
+
+ORDER = (
+    *("machine", "matmul", "attention"),
+    *("cpu", "vanilla", "bf16", "fp16", "2d", "2d-bf16", "zero3-cpu", "zero3-nvme", "pp1d", "3d"),
+    *("resume", "compile", "tests"),
+    *("speed", "profile", "memory"),
+)
+"""The cheapest and most telling first. Neighbours that do not measure time run side by side."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    folder: Path = args.output
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return refuse(f"--output {folder}: is there already; name a new folder")
+    path = [ROOT]
+    if args.wheels:
+        if problem := packages.unpack(args.wheels, folder / "packages"):
+            return refuse(problem)
+        path.insert(0, folder / "packages")
+        sys.path.insert(0, str(path[0]))
+        invalidate_caches()
+    if lacking := packages.lacking():
+        return refuse(f"not installed: {', '.join(lacking)}; give their wheels with --wheels DIR")
+    return check(args, folder, path)
+
+
+def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
+    """Run the cases; the exit code."""
+    # Only now: these import packages that may have come with the wheels.
+    from benchmarks.gpu_check import families, others, programs
+    from benchmarks.gpu_check.check import SIDE_BY_SIDE, Check
+
+    mark = uuid.uuid4().hex
+    os.environ.update(programs.environment(mark, path))
+    if args.dry:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling for a CPU takes a minute
+    programs.stop_on_signals()
+    found = {case.name: case for case in [*others.cases(), *families.cases()]}
+    assert found.keys() == set(ORDER)
+    one = Check(
+        folder=folder.resolve(),
+        sizes=DRY if args.dry else GPU,
+        results=Results(folder),
+        ends=time.monotonic() + 60 * args.minutes,
+    )
+    wanted = [found[name] for name in ORDER if not args.only or name in args.only]
+    if {case.name for case in wanted} & families.FAMILIES.keys() and found["cpu"] not in wanted:
+        wanted.insert(0, found["cpu"])
+    try:
+        for alone, cases in groupby(wanted, key=lambda case: case.alone):
+            run_together(list(cases), one, 1 if alone else SIDE_BY_SIDE, mark)
+    except KeyboardInterrupt as signal:
+        one.results.say(f"stopped by {signal or 'Ctrl-C'}")
+        return 1
+    strays = programs.end_strays(mark)
+    if strays:
+        text = f"left behind and ended: {'; '.join(strays)}"
+        one.results.add(Row(case="processes", passed=False, text=text))
+    failed = [row for row in one.results.rows if row.passed is False]
+    one.results.say(f"{len(one.results.rows)} rows, {len(failed)} failed; all in {folder}")
+    return 1 if failed else 0
+
+
+def run_together(cases: list[Case], check: Check, most: int, mark: str) -> None:
+    """Run the cases, up to ``most`` at a time; when this process is to stop, end all of them."""
+    from benchmarks.gpu_check import programs
+
+    pool = ThreadPoolExecutor(most)
+    try:
+        wait([pool.submit(case, check) for case in cases])
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        programs.end_strays(mark)
+        raise
+    finally:
+        pool.shutdown()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dry", action="store_true", help="on the CPU, with small sizes")
+    parser.add_argument("--only", nargs="+", metavar="CASE", choices=ORDER, help=", ".join(ORDER))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs") / time.strftime("gpu-check-%Y%m%d-%H%M%S"),
+        metavar="DIR",
+        help="a new folder for results, logs and runs; default: runs/gpu-check-TIME",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.0,
+        metavar="M",
+        help="when to be done: cases are stopped, or not begun; default: 9",
+    )
+    parser.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="wheels of the packages that are not installed"
+    )
+    return parser.parse_args(argv)
+
+
+def refuse(problem: str) -> int:
+    print(f"gpu-check: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The rows of a check, on the disk as soon as each is finished. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+WIDTH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One result of a case. ``passed`` is None where a row only measures. ``text`` is the line of
+    the table, ``numbers`` are its figures in full."""
+
+    case: str
+    text: str
+    passed: bool | None = None
+    seconds: float = 0.0
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        mark = {True: "ok", False: "FAILED", None: "-"}[self.passed]
+        return f"{self.case:{WIDTH}} {mark:6} {self.seconds:6.1f}  {self.text}"
+
+
+class Results:
+    """``results.jsonl`` and ``table.txt`` in ``folder``. Rows are appended with one write each, so
+    a check that is killed leaves all rows that were finished."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows: list[Row] = []
+        self._lock = threading.Lock()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        self._json = os.open(folder / "results.jsonl", flags, 0o644)
+        self._table = os.open(folder / "table.txt", flags, 0o644)
+        self.say(f"{'case':{WIDTH}} {'':6} {'s':>6}  result")
+
+    def add(self, row: Row) -> None:
+        """Append a row to both files and print its line."""
+        with self._lock:
+            self.rows.append(row)
+            os.write(self._json, (json.dumps(asdict(row)) + "\n").encode())
+        self.say(row.line())
+
+    def say(self, line: str) -> None:
+        """Append a line to the table and print it."""
+        with self._lock:
+            os.write(self._table, (line + "\n").encode())
+            print(line, flush=True)

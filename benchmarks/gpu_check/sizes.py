@@ -1,0 +1,71 @@
+"""The sizes of a check: those for a GPU, and those of ``--dry``, for a CPU. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """``device`` computes. ``family``: the settings of the runs that are compared with a CPU, all
+    of ``global_batch`` samples a step for ``steps``. ``memory``: those of the runs whose memory is
+    compared with its estimate. Of the measured model: ``layers`` to ``length``. ``square``: the
+    edge of the matmul that tells the device's rate. ``pairs``: measured steps of each contender.
+    ``patience`` multiplies the timeouts."""
+
+    device: str
+    family: tuple[str, ...]
+    memory: tuple[str, ...]
+    memory_batch: int
+    layers: int
+    heads: int
+    width: int
+    vocabulary: int
+    padded_vocabulary: int
+    samples: int
+    length: int
+    square: int
+    repeats: int
+    pairs: int
+    global_batch: int = 8
+    steps: int = 5
+    patience: float = 1.0
+
+
+GPU = Sizes(
+    device="cuda",
+    family=("model.n_layer=4", "SEQ_LEN=256"),
+    memory=("SEQ_LEN=1024",),
+    memory_batch=64,
+    layers=12,
+    heads=12,
+    width=768,
+    vocabulary=50257,
+    padded_vocabulary=50304,
+    samples=64,
+    length=1024,
+    square=8192,
+    repeats=10,
+    pairs=15,
+)
+
+SMALL = ("model.n_layer=2", "model.n_embd=32", "model.n_head=4", "model.vocab_size=128")
+
+DRY = Sizes(
+    device="cpu",
+    family=(*SMALL, "SEQ_LEN=16"),
+    memory=(*SMALL, "SEQ_LEN=16"),
+    memory_batch=4,
+    layers=2,
+    heads=4,
+    width=32,
+    vocabulary=127,
+    padded_vocabulary=128,
+    samples=2,
+    length=16,
+    square=64,
+    repeats=2,
+    pairs=2,
+    steps=3,
+    patience=4.0,
+)

@@ -1,0 +1,197 @@
+"""./run.sh gpu-check on the CPU: the same script as on a GPU, without a network or a host name that
+resolves where this machine lets us, since the machines with GPUs may have neither."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks.gpu import ORDER
+from benchmarks.gpu_check.families import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 600.0
+NOWHERE = [
+    *("unshare", "--map-root-user", "--net", "--uts", "sh", "-c"),
+    'hostname no-such-host && ip link set lo up && exec "$@"',
+    "sh",
+]
+pytestmark = pytest.mark.timeout(PATIENCE + 60)
+
+
+@dataclass
+class Started:
+    """A check in a process of its own; ``mark`` is in the environment of all that it starts."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    mark: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        file = self.folder / "results.jsonl"
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    def lines(self) -> list[str]:
+        return (self.folder / "table.txt").read_text().splitlines()
+
+    def finish(self) -> int:
+        self.said, _ = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode
+
+    def wait_for(self, cases: set[str]) -> None:
+        """Until there are rows of all these cases."""
+        deadline = time.monotonic() + PATIENCE
+        while not cases <= {row["case"] for row in self.rows()}:
+            assert self.process.poll() is None, "it has ended"
+            assert time.monotonic() < deadline, f"only {self.rows()}"
+            time.sleep(0.05)
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that still run."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                alive = process.status() != psutil.STATUS_ZOMBIE
+                if alive and process.environ().get("CHECK_OF_TEST") == self.mark:
+                    found.append(process)
+        return found
+
+    def assert_nothing_left(self) -> None:
+        deadline = time.monotonic() + 60
+        while left := self.processes():
+            assert time.monotonic() < deadline, [process.cmdline() for process in left]
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(
+    folder: Path, *arguments: str, prefix: Sequence[str] = (), fault: str = ""
+) -> Iterator[Started]:
+    mark = uuid.uuid4().hex
+    environ = {**os.environ, "CHECK_OF_TEST": mark, "FAULT": fault}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--dry", "--minutes=20"]
+    process = subprocess.Popen(
+        [*prefix, *command, f"--output={folder}", *arguments],
+        env=environ,
+        cwd=folder.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    check = Started(process, folder, mark)
+    try:
+        yield check
+    finally:
+        for one in check.processes():
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        process.kill()
+        process.communicate()
+
+
+def nowhere() -> Sequence[str]:
+    """What runs a command without a network; nothing where that is not possible."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return ()
+    tried = subprocess.run([*NOWHERE, "true"], capture_output=True)
+    return NOWHERE if tried.returncode == 0 else ()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    folder = tmp_path_factory.mktemp("gpu") / "check"
+    with started(folder, prefix=nowhere()) as check:
+        code = check.finish()
+        assert code == 0, check.said
+        check.assert_nothing_left()
+        yield check
+
+
+def test_every_case_has_a_row_with_its_numbers(whole: Started) -> None:
+    rows = whole.rows()
+    assert {row["case"] for row in rows} == set(ORDER)
+    assert all(row["passed"] is not False for row in rows)
+    assert all(row["numbers"] for row in rows)
+    by_case = {row["case"]: row["numbers"] for row in rows}
+    for name in FAMILIES:
+        numbers = by_case[name]
+        assert len(numbers["losses"]) == len(numbers["cpu_losses"]) == 3
+        assert numbers["losses"][0] == pytest.approx(math.log(128), rel=0.02)
+        assert numbers["predicted"] > 0
+        assert numbers["allocated"] > 0
+    assert by_case["tests"]["tests"] > 10
+    assert by_case["resume"]["straight"] == by_case["resume"]["killed"]
+    matmuls = [row["numbers"] for row in rows if row["case"] == "matmul"]
+    assert [one["name"] for one in matmuls][-2:] == ["head 127", "head 128"]
+    assert all(rate > 0 for one in matmuls for rate in one["flops"].values())
+    assert by_case["attention"]["backend"] == "flash"
+    assert len([row for row in rows if row["case"] == "memory"]) == 4
+    assert by_case["speed"]["first_losses"]["ours"] == pytest.approx(
+        by_case["speed"]["first_losses"]["bare"], rel=1e-3
+    )
+    profile = by_case["profile"]
+    assert {"matmul", "attention", "norm", "optimizer", "loss"} <= profile["kinds"].keys()
+    assert sum(profile["kinds"].values()) > 0
+    assert 0 <= profile["idle"] < 1
+    assert profile["mfu"] > 0
+
+
+def test_the_table_has_every_row(whole: Started) -> None:
+    lines = whole.lines()
+    assert len(lines) == len(whole.rows()) + 2
+    assert [line.split()[0] for line in lines[1:-1]] == [row["case"] for row in whole.rows()]
+    assert whole.said.splitlines() == lines
+
+
+def test_failures_do_not_stop_it_and_a_kill_leaves_what_is_finished(tmp_path: Path) -> None:
+    """Rank 3 of the one world that has as many raises; then all is killed outright."""
+    cases = ("2d", "vanilla", "memory")
+    with started(tmp_path / "check", "--only", *cases, fault="raise:3:2") as check:
+        check.wait_for({"2d", "vanilla", "memory"})
+        check.process.send_signal(signal.SIGKILL)
+        check.process.wait(PATIENCE)
+        check.assert_nothing_left()
+        passed = {row["case"]: row["passed"] for row in check.rows()}
+        assert passed == {"cpu": None, "vanilla": True, "2d": False, "memory": None}
+        (failed,) = (row for row in check.rows() if row["case"] == "2d")
+        assert "rank" in failed["text"]
+        log = (check.folder / "logs" / "2d.txt").read_text()
+        assert "a fault on purpose" in log
+        assert [line.split()[0] for line in check.lines()[1:]] == [
+            row["case"] for row in check.rows()
+        ]
+
+
+def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
+    with started(tmp_path / "check", "--only", "vanilla", "resume", "--minutes=0") as check:
+        assert check.finish() == 1
+        assert [(row["case"], row["text"]) for row in check.rows()] == [
+            (case, "not run: no time left") for case in ("cpu", "vanilla", "resume")
+        ]
+
+
+@pytest.mark.slow
+def test_it_compiles_for_the_cpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with started(tmp_path / "check", "--only", "compile", "speed", "profile") as check:
+        assert check.finish() == 0, check.said
+        profile = check.rows()[-1]["numbers"]
+        assert any("cpp_fused" in name or "Compiled" in name for name, _ in profile["largest"])

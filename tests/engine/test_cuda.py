@@ -1,0 +1,181 @@
+"""What is done otherwise on a GPU than on a CPU. Each test runs on the CPU as well, where that is
+the same code, so that it is known to work before a GPU is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.checkpoint import rng
+from engine.checkpoint.background import Copies
+from engine.checkpoint.boxed import Boxed
+from engine.plan import make_plan
+from engine.run import Run
+from models.parallel.collectives import Axis, Traffic
+from models.parallel.layers import Dropout
+from models.parallel.mode import Activation
+from models.parallel.partition import Partition
+from tests.support.runs import StandIn, run_of
+from tests.support.worlds import run_world
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 16
+MAX_STEPS = 4
+NUM_MICRO_BATCHES = 2
+model = dict(n_layer=2, n_head=2, n_embd=64, vocab_size=96)
+optimizer = dict(type="adamw", lr=1e-2)
+data = dict(type="synthetic")
+"""
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def opened(config: Path, device: str, *overrides: str) -> Run:
+    """A run on one rank, without a process group."""
+    plan = make_plan(config, gpus=1, overrides=overrides, environ={})
+    axes = dict(
+        Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32).axes
+    )
+    world = StandIn(axes=axes, traffic=Traffic(), is_main=True, device=torch.device(device))
+    return run_of(plan, world, cache=config.parent / "cache")
+
+
+def losses(run: Run, steps: int = 4) -> list[float]:
+    return [run.step(number).loss for number in range(1, steps + 1)]
+
+
+@on_devices
+def test_a_run_has_the_losses_of_the_cpu(config: Path, device: str) -> None:
+    run = opened(config, device)
+    assert {p.device.type for p in run.model.parameters()} == {device}
+    assert losses(run) == pytest.approx(losses(opened(config, "cpu")), rel=1e-5)
+
+
+@on_devices
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_the_cpu(config: Path, device: str, precision: str) -> None:
+    run = opened(config, device, f"precision={precision}", "loss_scale.initial=256")
+    assert losses(run) == pytest.approx(losses(opened(config, "cpu")), rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_a_compiled_step_is_near_the_eager_one(config: Path) -> None:
+    compiled = opened(config, "cuda", "precision=bf16", "compile=True")
+    eager = opened(config, "cuda", "precision=bf16")
+    assert losses(compiled) == pytest.approx(losses(eager), rel=1e-2)
+
+
+@on_devices
+@pytest.mark.parametrize("checkpoint", ["False", "True", "'selective'"])
+def test_deterministic_runs_end_with_the_same_bits(
+    config: Path, device: str, checkpoint: str
+) -> None:
+    """Dropout included; the embedding's gradient, the picked logits and attention all add up in an
+    order that is not fixed by itself."""
+    overrides = [
+        "deterministic=True",
+        "precision=bf16",
+        f"model.checkpoint={checkpoint}",
+        *(f"model.{name}_pdrop=0.1" for name in ("embd", "resid", "attn")),
+    ]
+    try:
+        first, second = (opened(config, device, *overrides) for _ in range(2))
+        assert losses(first) == losses(second)
+        for (name, a), b in zip(
+            first.model.named_parameters(), second.model.parameters(), strict=True
+        ):
+            assert torch.equal(a, b), name
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@on_devices
+def test_offloaded_weights_are_pinned_and_train_the_same(config: Path, device: str) -> None:
+    """Without other ranks ZeRO cuts nothing, but weights stay on the host all the same."""
+    offloaded = opened(config, device, "zero.stage=3", "zero.offload=cpu")
+    weights = [p for p in offloaded.model.parameters() if p.dim() == 2 and p.device.type == "cpu"]
+    assert weights
+    assert all(weight.is_pinned() == (device == "cuda") for weight in weights)
+    assert losses(offloaded) == pytest.approx(losses(opened(config, "cpu")), rel=1e-5)
+
+
+@on_devices
+def test_copies_for_a_checkpoint_are_those_of_the_moment(device: str) -> None:
+    kept = torch.arange(1000.0, device=device)
+    (copied,) = Copies().of({"w": Boxed.whole(kept.view(10, 100))}).values()
+    kept.zero_()
+    assert isinstance(copied, Boxed)
+    held = copied.fetch()
+    assert held.is_pinned() == (device == "cuda")
+    assert torch.equal(held, torch.arange(1000.0).view(10, 100))
+
+
+@on_devices
+def test_random_generators_come_back(device: str) -> None:
+    where = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    saved = rng.snapshot(where)
+    first = torch.rand(5, device=where)
+    rng.restore(saved, where)
+    assert torch.equal(torch.rand(5, device=where), first)
+
+
+@on_devices
+def test_a_dropout_mask_depends_on_its_key_alone(device: str) -> None:
+    part = Partition.alone(torch.device(device), dtype=torch.float32, compute=torch.float32)
+    dropout = Dropout(part, 0.5, Activation(tokens=(), hidden=()), "here")
+    x = torch.ones(64, 64, device=device)
+    first = dropout(x, 1)
+    torch.rand(7, device=device)
+    assert torch.equal(dropout(x, 1), first)
+    assert not torch.equal(dropout(x, 2), first)
+    assert 0.4 < float((first == 0).float().mean()) < 0.6
+
+
+def exchanged(rank: int, size: int, device: str, dtype: torch.dtype) -> list[Tensor]:
+    """Every collective of an axis over gloo."""
+    import torch.distributed as dist
+
+    axis = Axis(name="t", size=size, index=rank, group=dist.group.WORLD, traffic=Traffic())
+    x = torch.arange(size * 6, dtype=dtype, device=device).view(size, 6) + rank
+    results: list[Any] = [axis.all_gather(x), axis.reduce_scatter(x), axis.all_reduce(x.clone())]
+    results += [axis.broadcast(x.clone(), 1), axis.swap(x, rank ^ 1)]
+    sent, arrived = axis.start_send(x, (rank + 1) % size), torch.empty_like(x)
+    axis.start_receive(arrived, (rank - 1) % size)()
+    sent()
+    results.append(arrived)
+    late, host = x.clone(), x.cpu().clone()  # as gradients of offloaded weights are
+    finish = axis.start_all_reduce(late), axis.start_all_reduce(host)
+    for end in finish:
+        end()
+    assert {one.device.type for one in (*results, late)} == {device}
+    return [one.cpu() for one in (*results, late, host)]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.float32),
+        pytest.param("cuda", torch.float32, marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.float64, marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.float16, marks=pytest.mark.gpu),
+    ],
+)
+def test_ranks_that_share_a_gpu_exchange_over_gloo(device: str, dtype: torch.dtype) -> None:
+    """The same numbers as on CPUs, whose exchanges are ours."""
+    ours = run_world(4, exchanged, device, dtype)
+    for mine, theirs in zip(ours, run_world(4, exchanged, "cpu", dtype), strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert torch.equal(one, other)
