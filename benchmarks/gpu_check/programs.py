@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import signal
@@ -16,7 +17,6 @@ from typing import Any
 
 import psutil
 
-from engine.leave import die_with_parent
 from tests.support.worlds import PRELOAD, WorldError, run_world
 
 MARK = "GPU_CHECK"
@@ -71,7 +71,15 @@ def run_ranks(size: int, work: str, *arguments: Any, log: Path, timeout: float) 
     """
     try:
         return run_world(
-            size, on_rank, log, work, arguments, timeout=timeout, open_group=False, preload=WARM
+            size,
+            on_rank,
+            log,
+            work,
+            arguments,
+            timeout=timeout,
+            grace=15.0,
+            open_group=False,
+            preload=WARM,
         )
     except WorldError as error:
         rank, trace = next(iter(error.failures.items()))
@@ -88,6 +96,13 @@ def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ..
         os.dup2(descriptor, number)
     module = importlib.import_module("benchmarks.gpu_check.ranks")
     return getattr(module, work)(rank, size, *arguments)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to kill this process when the one that started it ends."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 @contextmanager
