@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -48,14 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileExistsError:
         return refuse(f"--output {folder}: is there already; name a new folder")
     path = [ROOT]
+    problem = packages.unpack(args.wheels, folder / "packages") if args.wheels else None
     if args.wheels:
-        if problem := packages.unpack(args.wheels, folder / "packages"):
-            return refuse(problem)
         path.insert(0, folder / "packages")
         sys.path.insert(0, str(path[0]))
         invalidate_caches()
-    if lacking := packages.lacking():
-        return refuse(f"not installed: {', '.join(lacking)}; give their wheels with --wheels DIR")
+    if lacking := [] if problem else packages.lacking():
+        problem = f"not installed: {', '.join(lacking)}; give their wheels with --wheels DIR"
+    if problem:
+        shutil.rmtree(folder)
+        return refuse(problem)
     return check(args, folder, path)
 
 

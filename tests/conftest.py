@@ -7,6 +7,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ranks are forked: who has asked CUDA itself for its GPUs cannot be forked to use them.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

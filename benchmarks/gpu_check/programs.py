@@ -162,4 +162,9 @@ def environment(mark: str, path: list[Path]) -> Mapping[str, str]:
     theirs = [str(one) for one in path]
     if before := os.environ.get("PYTHONPATH"):
         theirs.append(before)
-    return {MARK: mark, "PYTHONPATH": os.pathsep.join(theirs)}
+    return {
+        MARK: mark,
+        "PYTHONPATH": os.pathsep.join(theirs),
+        # A process that has asked CUDA itself for its GPUs cannot be forked to use them.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
