@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import islice
 from operator import attrgetter
 
 from engine.config import foreign
@@ -69,7 +70,8 @@ class Statements:
 
     def own_name_for(self, setting: str) -> str | None:
         """The first of the file's own names that may be meant as ``setting``."""
-        return next((name for name in self.own if closest(name).meant == setting), None)
+        names = islice(self.own, PROBLEMS)  # comparing strings is slow
+        return next((name for name in names if closest(name).meant == setting), None)
 
 
 def read_statements(file: str, document: Document, environ: Mapping[str, str]) -> Statements:

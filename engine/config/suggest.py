@@ -31,10 +31,6 @@ def _parts(word: str) -> list[str]:
 def _misspells(parts: list[str], others: list[str]) -> bool:
     return len(parts) == len(others) and all(
         one == other
-        or (
-            not one.isdigit()
-            and not other.isdigit()
-            and SequenceMatcher(None, one, other).ratio() >= SAME_WORD
-        )
+        or (not one.isdigit() and SequenceMatcher(None, one, other).ratio() >= SAME_WORD)
         for one, other in zip(parts, others, strict=True)
     )

@@ -105,6 +105,10 @@ def test_a_preset_of_another_size_is_not_meant(word: str, meant: str | None) -> 
     assert misspelt(word, PRESETS) == meant
 
 
+def test_a_number_is_not_misspelt() -> None:
+    assert misspelt("gpt_3500M", ["gpt_350M"]) is None
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_typo_leads_to_another_size(name: str) -> None:
     def sizes(preset: str) -> tuple[int, int, int]:
