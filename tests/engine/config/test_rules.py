@@ -98,7 +98,7 @@ def test_is_warned(tmp_path: Path, text: str, warning: str) -> None:
 
 
 @pytest.mark.parametrize("mode", sorted(set(modes()) - {"serial"}))
-@pytest.mark.parametrize(("batch", "parts"), [(1, 1), (6, 3), (8, 8), (15, 5), (48, 6)])
+@pytest.mark.parametrize(("batch", "parts"), [(1, 1), (6, 3), (8, 8), (12, 6), (15, 5)])
 @pytest.mark.parametrize("more", ["", "PIPELINE = 2\nschedule = 'interleaved'\n"])
 def test_the_remedies_for_padding_leave_none(
     tmp_path: Path, mode: str, batch: int, parts: int, more: str

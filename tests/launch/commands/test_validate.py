@@ -162,6 +162,8 @@ def test_modes_keep_at_least_the_samples_of_a_step(config, capsys):
         (row["mode"], row["tensor"]): row["samples_per_step"] for row in found["estimate"]["modes"]
     }
     assert (samples["serial", 1], samples["1d", 2], samples["2d", 4]) == (4, 2, 2)
+    padding = {(row["mode"], row["depth"]): row["padding"] for row in found["estimate"]["modes"]}
+    assert (padding["2d", 1], padding["2.5d", 4]) == (0, 0.5)  # of 2 samples, padded to 2 and to 4
 
 
 def test_a_size_needs_a_unit(config, capsys):
