@@ -1,4 +1,7 @@
-"""What to say to someone whose run would take all day."""
+"""How long a run will take on a CPU, and a smaller one for a user whose run would take all day.
+
+Times go into messages only: nothing that is computed depends on them.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,40 @@ if TYPE_CHECKING:
     from engine.config.schema import Settings
 
 HOUR = 3600.0
+MINUTES = 10
+"""How long the smaller run takes that is proposed."""
 FEWEST_TOKENS = 64  # shorter samples than this teach nothing worth looking at
+GUESSED_RATE = 30e9
+"""FLOP/s of a core in training, before steps are measured. The demo had 15 to 70 on two cores of
+2025, from four ranks to one; large models come to 100."""
 
 
-def smaller_run(settings: Settings, seconds_per_step: float, steps_left: int) -> str | None:
-    """Overrides under which a run would end within an hour; None if it will anyway."""
-    left = seconds_per_step * steps_left
+def guessed_seconds(settings: Settings, tokens_per_step: int, cores: int) -> float:
+    """Seconds a step from its FLOPs and a usual rate; within a factor of three or so."""
+    flops = flops_per_token(settings.model, settings.seq_len) * tokens_per_step
+    return flops / (GUESSED_RATE * cores)
+
+
+def smaller_run(
+    settings: Settings, seconds_per_step: float, steps_left: int, *, guessed: bool = False
+) -> str | None:
+    """Overrides under which a run of over an hour would end within minutes; None for a shorter
+    one. ``guessed``: nothing was measured yet."""
+    left, target = seconds_per_step * steps_left, 60.0 * MINUTES
     if left <= HOUR:
         return None
-    steps = max(1, int(HOUR / seconds_per_step))
+    days = f"{left / 24 / HOUR:,.1f} days" if left > 48 * HOUR else f"{left / HOUR:,.1f} hours"
     advice = (
-        f"{left / HOUR:,.1f} hours to go at {seconds_per_step:.3g} s a step on this CPU; "
-        f"for a smaller run: MAX_STEPS={steps}"
+        f"note: about {days} to go at {seconds_per_step:.3g} s a step on this CPU"
+        + (" (a guess from FLOPs until steps are measured)" if guessed else "")
+        + f"; for a run of {MINUTES} minutes: MAX_STEPS={max(1, int(target / seconds_per_step))}"
     )
-    overrides, share = _smaller_model(settings, HOUR / left)
-    if share * left <= HOUR:
-        advice += f", or {' '.join(overrides)} (about {share * left / 60:.0f} minutes)"
+    overrides, share = _smaller_model(settings, target / left)
+    if overrides:
+        steps = int(target / (seconds_per_step * share))
+        if steps < steps_left:
+            overrides.append(f"MAX_STEPS={max(1, steps)}")
+        advice += f", or a smaller model: {' '.join(overrides)}"
     return advice
 
 

@@ -22,12 +22,12 @@ class Row:
 
     ``loss`` is the mean over all targets of the global batch, before the update; ``grad_norm`` is
     unscaled and before clipping; ``tokens`` are all since the run began, ``tokens_per_second``
-    those of this step, both over all ranks; ``memory_by_rank`` is each rank's peak so far, bytes.
-    ``val_loss`` is there where the step was followed by a validation. ``flops_per_second`` (by the
-    model's maths, over all ranks) and ``mfu``, their share of the devices' peak where that is
-    known, are filled in by the reporter. fp16 has the ``loss_scale`` that the next step begins
-    with. ``skipped`` counts steps so far, for an overflow or a spike of the loss; ``remark`` says
-    why this one was.
+    those of this step, both over all ranks; it took ``seconds``. ``memory_by_rank`` is each rank's
+    peak so far, bytes. ``val_loss`` is there where the step was followed by a validation.
+    ``flops_per_second`` (by the model's maths, over all ranks) and ``mfu``, their share of the
+    devices' peak where that is known, are filled in by the reporter. fp16 has the ``loss_scale``
+    that the next step begins with. ``skipped`` counts steps so far, for an overflow or a spike of
+    the loss; ``remark`` says why this one was.
     """
 
     step: int
@@ -36,6 +36,7 @@ class Row:
     grad_norm: float
     tokens: int
     tokens_per_second: float
+    seconds: float
     memory_by_rank: tuple[int, ...]
     val_loss: float | None = None
     loss_scale: float | None = None

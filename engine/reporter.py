@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
-from engine.advice import smaller_run
+from engine.advice import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.disk import explained
 from engine.errors import Failed, Refused
 from engine.flops import flops_per_token, peak_flops
 from engine.metrics import JsonLines, Row, Sink, TensorBoard
-from engine.overview import count, overview, remarks, table
+from engine.overview import count, overview, remarks, several, table
 from engine.run_folder import RunFolder, State
-from engine.terminal import Pace, Terminal
+from engine.terminal import Pace, Terminal, duration, say
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -29,13 +29,15 @@ class Facts:
     """What a run knows once it is up, and its plan did not.
 
     ``device`` is 'cpu' or the name CUDA gives; ``parameters`` counts the whole model, unpadded;
-    ``first_step`` steps were done before; ``more`` are further rows of the opening table.
+    ``first_step`` steps were done before; ``cores``: the CPU cores of all machines that the ranks
+    compute on, if they do on a CPU; ``more`` are further rows of the opening table.
     """
 
     device: str
     parameters: int
     total_steps: int
     first_step: int = 0
+    cores: int | None = None
     more: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -130,25 +132,45 @@ def open_reporter(
     if settings.log.tensorboard:
         files.append(TensorBoard(folder.tensorboard, facts.first_step))
     for line in remarks(plan):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     lines = {
         "run": str(folder.path),
         **overview(plan),
         "parameters": count(facts.parameters),
         "device": facts.device,
         "steps": f"{facts.total_steps - facts.first_step:,}",
+        **_guessed_time(plan, facts),
         **facts.more,
     }
     console.print(table(lines))
-    advise = partial(smaller_run, settings) if facts.device == "cpu" else None
+    advise = None
+    if facts.cores is not None:
+        advise = partial(smaller_run, settings)
+        guess = guessed_seconds(settings, plan.tokens_per_step, facts.cores)
+        if advice := advise(guess, facts.total_steps - facts.first_step, guessed=True):
+            say(console, advice)
     peak = peak_flops(facts.device, settings.precision)
     return Reporter(
         folder,
         Terminal(
-            console, Pace(total_steps=facts.total_steps), every=settings.log.every, advise=advise
+            console,
+            Pace(total_steps=facts.total_steps),
+            every=settings.log.every,
+            first_step=facts.first_step,
+            advise=advise,
         ),
         files,
         flops_per_token=flops_per_token(settings.model, settings.seq_len),
         peak_flops=None if peak is None else peak * plan.layout.gpus,
         first_step=facts.first_step,
     )
+
+
+def _guessed_time(plan: Plan, facts: Facts) -> dict[str, str]:
+    """The opening table's row on the time that a run on a CPU will take."""
+    if facts.cores is None:
+        return {}
+    seconds = guessed_seconds(plan.settings, plan.tokens_per_step, facts.cores)
+    whole = duration(seconds * (facts.total_steps - facts.first_step))
+    rate = f"{count(GUESSED_RATE)}FLOP/s"
+    return {"time": f"about {whole}, a guess at {rate} a core on {several(facts.cores, 'core')}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from engine.run import Run
     from engine.run_folder import RunFolder
     from engine.step import Outcome
+    from engine.world import World
 
 
 def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: float | None) -> Row:
@@ -32,6 +34,7 @@ def row(run: Run, step: int, outcome: Outcome, *, seconds: float, val_loss: floa
         grad_norm=outcome.grad_norm,
         tokens=run.batches.consumed(step).tokens,
         tokens_per_second=plan.tokens_per_step / seconds,
+        seconds=seconds,
         memory_by_rank=outcome.memory_bytes,
         val_loss=val_loss,
         loss_scale=scale.scale if scale else None,
@@ -51,6 +54,7 @@ def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
         parameters=parameter_count(plan.settings.model),
         total_steps=run.steps,
         first_step=first_step,
+        cores=None if cuda else cores(world),
         more={"data": run.batches.corpus.description, "matmul": _matmul(run, cuda=cuda)},
     )
     report = open_reporter(plan, facts, folder)
@@ -73,3 +77,10 @@ def _matmul(run: Run, *, cuda: bool) -> str:
         return run.matmul
     threads = several(torch.get_num_threads(), "thread")
     return f"{run.matmul}, on {this_processor().name} ({cpu_capability()}), {threads} a rank"
+
+
+def cores(world: World) -> int:
+    """The CPU cores of all machines that the ranks compute on, taken to be alike."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machines = -(-world.size // world.local_size)
+    return machines * min(here, world.local_size * torch.get_num_threads())

@@ -11,7 +11,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
@@ -73,7 +75,15 @@ def parser_of(name: str) -> Parser:
 
 def _usage(names: list[str]) -> str:
     width = max(map(len, names)) + 2
-    lines = [f"  {name:{width}}{(_load(name).__doc__ or '').splitlines()[0]}" for name in names]
+    lines = [
+        textwrap.fill(
+            (_load(name).__doc__ or "").splitlines()[0],
+            shutil.get_terminal_size().columns,
+            initial_indent=f"  {name:{width}}",
+            subsequent_indent=" " * (width + 2),
+        )
+        for name in names
+    ]
     return "\n".join(
         ["usage: cuboid COMMAND ...", "", *lines, "", "cuboid COMMAND --help tells more."]
     )

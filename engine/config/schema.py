@@ -145,7 +145,10 @@ class Eval(Section):
 class Log(Section):
     """What a run leaves behind to look at."""
 
-    every: Count = setting("steps between lines on the terminal; log.jsonl has every step", 1)
+    every: Count | None = setting(
+        "steps between lines on the terminal; None: some thirty in all; log.jsonl has every step",
+        None,
+    )
     dir: NewPath | None = setting("folder of the run; None: runs/NAME-TIME", None)
     tensorboard: bool = setting("write TensorBoard's files", True)
 

@@ -54,11 +54,11 @@ def tell(case: Case, console: Console) -> None:
 
 
 def say_remarks(plan: Plan, console: Console) -> None:
-    """Warnings and notes, a line each, however long."""
+    """Warnings and notes: on a terminal wrapped between words, in a file a line each."""
     for kind, style, lines in (("warning", "yellow", plan.warnings), ("note", "cyan", plan.notes)):
         for line in lines:
             text = Text(f"{kind}: ", style=style).append(line, style="default")
-            console.print(text, soft_wrap=True, highlight=False)
+            console.print(text, soft_wrap=not console.is_terminal, highlight=False)
 
 
 def _more(plan: Plan, found: Estimate) -> dict[str, str]:

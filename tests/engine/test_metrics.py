@@ -20,6 +20,7 @@ def row(step: int, **changes: Any) -> Row:
         "grad_norm": 0.5,
         "tokens": 512 * step,
         "tokens_per_second": 1000.0,
+        "seconds": 0.5,
         "memory_by_rank": (100, 300, 200),
     }
     return Row(**values | changes)

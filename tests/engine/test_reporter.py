@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from engine.advice import HOUR
 from engine.config.schema import Model, Settings
 from engine.flops import PEAKS, flops_per_token
 from engine.layout import Layout
@@ -19,6 +20,7 @@ from engine.metrics import Row
 from engine.plan import Plan
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run_folder import RunFolder, claim
+from engine.terminal import duration
 from models.parallel.registry import modes
 
 ROW = Row(
@@ -28,6 +30,7 @@ ROW = Row(
     grad_norm=0.5,
     tokens=512,
     tokens_per_second=1e6,
+    seconds=0.5,
     memory_by_rank=(2**30,) * 8,
 )
 
@@ -92,7 +95,24 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
     assert re.search(r"parameters +26 K", text)
     assert "poems" in text
     assert str(folder.path) in text
-    assert text.splitlines()[-2].startswith("step  2/20 | loss 3.0000 | val loss 2.5000")
+    assert [line.split() for line in text.splitlines()[-3:-1]] == [
+        *(
+            [
+                "step",
+                "2/20",
+                "3.0000",
+                "1.0e-03",
+                "0.500",
+                "1M",
+                "500",
+                "1024",
+                "MiB",
+                line.split()[-1],
+            ]
+            for line in text.splitlines()[-3:-2]
+        ),
+        "step 2/20 val loss 2.5000".split(),
+    ]
     assert text.splitlines()[-1] == "a word"
 
 
@@ -133,7 +153,8 @@ def test_mfu_is_of_all_devices_together(plan, folder):
         reporter.step(replace(ROW, tokens_per_second=1e10))
     flops = flops_per_token(plan.settings.model, 64) * 1e10
     assert flops > 1e14
-    assert f"MFU {flops / (8 * PEAKS['H200'][0]):.1%}" in file.getvalue()
+    titles, values = (line.split() for line in file.getvalue().splitlines()[-2:])
+    assert values[titles.index("MFU") + 2] == f"{flops / (8 * PEAKS['H200'][0]):.1%}"
 
 
 def test_without_a_known_peak_there_is_no_mfu(plan, folder):
@@ -141,6 +162,20 @@ def test_without_a_known_peak_there_is_no_mfu(plan, folder):
     with reporter:
         reporter.step(ROW)
     assert "MFU" not in file.getvalue()
+
+
+@pytest.mark.parametrize("cores", [None, 4])
+def test_the_time_on_a_cpu_is_told_before_the_first_step(plan, folder, cores):
+    """And a smaller run where it is long."""
+    file = io.StringIO()
+    facts = Facts(device="cpu", parameters=26_000, total_steps=10_000_000, cores=cores)
+    open_reporter(plan, facts, folder, Console(file=file, width=200)).finish("finished")
+    text = " ".join(file.getvalue().split())
+    seconds = flops_per_token(plan.settings.model, 64) * plan.tokens_per_step / 30e9 / 4 * 1e7
+    assert seconds > HOUR
+    told = f"time about {duration(seconds)}, a guess at 30 GFLOP/s a core on 4 cores"
+    assert (told in text) == (cores is not None)
+    assert ("for a run of 10 minutes: MAX_STEPS=" in text) == (cores is not None)
 
 
 def test_tensorboard_can_be_left_out(plan, folder):
