@@ -167,10 +167,15 @@ def open_reporter(
 
 
 def _guessed_time(plan: Plan, facts: Facts) -> dict[str, str]:
-    """The opening table's row on the time that a run on a CPU will take."""
+    """The opening table's row on the time that a run on a CPU will take; none where steps will soon
+    tell, and small models spend their time on other things than FLOPs."""
     if facts.cores is None:
         return {}
     seconds = guessed_seconds(plan.settings, plan.tokens_per_step, facts.cores)
-    whole = duration(seconds * (facts.total_steps - facts.first_step))
+    whole = seconds * (facts.total_steps - facts.first_step)
     rate = f"{count(GUESSED_RATE)}FLOP/s"
-    return {"time": f"about {whole}, a guess at {rate} a core on {several(facts.cores, 'core')}"}
+    if whole < 60:
+        return {}
+    return {
+        "time": f"about {duration(whole)}, a guess at {rate} a core on {several(facts.cores, 'core')}"
+    }
