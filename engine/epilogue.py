@@ -31,7 +31,7 @@ def epilogue(
         _sample(folder, device, say)
     say(f"\nweights     {folder.weights}")
     say(f"log         {folder.log}")
-    if folder.tensorboard.is_dir():
+    if folder.has_curves:
         say(f"TensorBoard tensorboard --logdir {folder.tensorboard}")
     if folder.tokenizer.is_file():
         say(f"more text   cuboid generate {quote(str(folder.path))}")

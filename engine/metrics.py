@@ -103,9 +103,13 @@ def _rows_up_to(path: Path, last_step: int) -> Iterator[str]:
 
 
 class TensorBoard:
-    """Scalars for ``tensorboard --logdir RUN/tb``; imports tensorboard when it is made."""
+    """Curves for ``tensorboard --logdir``; imports tensorboard when it is made.
 
-    def __init__(self, folder: Path, last_step: int = 0) -> None:
+    Groups are in the order of their names, the loss first. The tab Custom Scalars has the memory of
+    all ranks in one chart, the tab Text the ``config``.
+    """
+
+    def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what an earlier try of this run wrote past the step it goes on from
@@ -113,24 +117,33 @@ class TensorBoard:
             self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
         self._folder, self._report = folder, threading.excepthook
         threading.excepthook = self._thread_failed
+        with naming(folder):
+            self._writer.add_custom_scalars(
+                {"memory": {"GiB by rank": ["Multiline", ["memory_GiB/rank_.*"]]}}
+            )
+            if config:
+                fenced = f"```\n{config.rstrip()}\n```"
+                self._writer.add_text("config", fenced, last_step)
 
     def step(self, row: Row) -> None:
         scalars = {
             "loss/train": row.loss,
-            "learning_rate": row.lr,
-            "gradient_norm": row.grad_norm,
-            "tokens_per_second": row.tokens_per_second,
+            "optimizer/learning_rate": row.lr,
+            "optimizer/gradient_norm": row.grad_norm,
+            "speed/tokens_per_second": row.tokens_per_second,
+            "speed/ms_per_step": 1000 * row.seconds,
         }
+        flops = row.flops_per_second
         optional = {
             "loss/validation": row.val_loss,
-            "loss_scale": row.loss_scale,
-            "skipped_steps": row.skipped,
-            "model_flops_per_second": row.flops_per_second,
-            "mfu": row.mfu,
+            "optimizer/loss_scale": row.loss_scale,
+            "optimizer/skipped_steps": row.skipped,
+            "speed/model_TFLOP_per_second": None if flops is None else flops / 1e12,
+            "speed/MFU": row.mfu,
         }
         scalars |= {tag: value for tag, value in optional.items() if value is not None}
         for rank, peak in enumerate(row.memory_by_rank):
-            scalars[f"memory_bytes/rank_{rank}"] = peak
+            scalars[f"memory_GiB/rank_{rank}"] = peak / 2**30
         with naming(self._folder):
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, value, row.step)

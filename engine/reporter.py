@@ -130,7 +130,8 @@ def open_reporter(
     folder.write_status("running", step=facts.first_step)
     files: list[Sink] = [JsonLines(folder.log, facts.first_step)]
     if settings.log.tensorboard:
-        files.append(TensorBoard(folder.tensorboard, facts.first_step))
+        config = folder.config.read_text(encoding="utf-8")
+        files.append(TensorBoard(folder.tensorboard, facts.first_step, config))
     for line in remarks(plan):
         say(console, line)
     lines = {
@@ -173,9 +174,7 @@ def _guessed_time(plan: Plan, facts: Facts) -> dict[str, str]:
         return {}
     seconds = guessed_seconds(plan.settings, plan.tokens_per_step, facts.cores)
     whole = seconds * (facts.total_steps - facts.first_step)
-    rate = f"{count(GUESSED_RATE)}FLOP/s"
+    rate = f"{count(GUESSED_RATE)}FLOP/s a core on {several(facts.cores, 'core')}"
     if whole < 60:
         return {}
-    return {
-        "time": f"about {duration(whole)}, a guess at {rate} a core on {several(facts.cores, 'core')}"
-    }
+    return {"time": f"about {duration(whole)}, a guess at {rate}"}

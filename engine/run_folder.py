@@ -1,7 +1,7 @@
 """The folder of a run: who may write into it, what lies where, and how the run ended.
 
 RUN/config.py, statements.json, resolved.json, environment.json, tokenizer.json, initial.json,
-log.jsonl, tb/, checkpoints/, model.safetensors, status.json.
+log.jsonl, events.out.tfevents.* (TensorBoard's), checkpoints/, model.safetensors, status.json.
 Rank 0 claims a folder and the other ranks are told its path.
 """
 
@@ -55,7 +55,15 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        return self.path / "tb"
+        """Where TensorBoard's files are: here, so that it names the run as we do. Runs of earlier
+        versions have them in a folder of their own, and go on there."""
+        earlier = self.path / "tb"
+        return earlier if earlier.is_dir() else self.path
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether there is anything for TensorBoard."""
+        return any(self.tensorboard.glob("events.out.tfevents.*"))
 
     @property
     def checkpoints(self) -> Path:

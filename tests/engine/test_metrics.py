@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,32 +96,59 @@ def test_going_on_cuts_what_is_past(tmp_path):
     assert steps(path) == []
 
 
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard would draw: tag -> step -> value."""
+def events(folder: Path) -> Any:
+    """What TensorBoard reads there."""
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = loader.EventAccumulator(str(folder))
-    events.Reload()
+    found = loader.EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard would draw, in its order: tag -> step -> value."""
+    found = events(folder)
     return {
-        tag: {event.step: event.value for event in events.Scalars(tag)}
-        for tag in events.Tags()["scalars"]
+        tag: {event.step: event.value for event in found.Scalars(tag)}
+        for tag in sorted(found.Tags()["scalars"])
     }
 
 
 def test_tensorboard_reads_every_curve(tmp_path):
-    board = TensorBoard(tmp_path / "tb")
-    board.step(row(1))
-    board.step(row(2, val_loss=2.5, flops_per_second=1e9, mfu=0.25, loss_scale=8.0, skipped=3))
+    board = TensorBoard(tmp_path, config="BATCH_SIZE = 4\n")
+    gib = tuple(number * 2**30 for number in (1, 3, 2))
+    board.step(row(1, memory_by_rank=gib))
+    more = {"val_loss": 2.5, "flops_per_second": 1.5e12, "mfu": 0.25}
+    board.step(row(2, **more, loss_scale=8.0, skipped=3, memory_by_rank=gib))
     board.close()
-    found = scalars(tmp_path / "tb")
+    found = scalars(tmp_path)
     assert found["loss/train"] == {1: 3.0, 2: 1.5}
     assert found["loss/validation"] == {2: 2.5}
-    assert found["learning_rate"][1] == pytest.approx(1e-3)
-    assert found["gradient_norm"] == {1: 0.5, 2: 0.5}
-    assert found["tokens_per_second"] == {1: 1000.0, 2: 1000.0}
-    assert [found[f"memory_bytes/rank_{rank}"][2] for rank in range(3)] == [100, 300, 200]
-    assert found["mfu"] == {2: 0.25}
-    assert (found["loss_scale"], found["skipped_steps"]) == ({2: 8.0}, {2: 3.0})
-    assert found["model_flops_per_second"] == {2: 1e9}
+    assert found["optimizer/learning_rate"][1] == pytest.approx(1e-3)
+    assert found["optimizer/gradient_norm"] == {1: 0.5, 2: 0.5}
+    assert found["optimizer/loss_scale"] == {2: 8.0}
+    assert found["optimizer/skipped_steps"] == {2: 3.0}
+    assert found["speed/tokens_per_second"] == {1: 1000.0, 2: 1000.0}
+    assert found["speed/ms_per_step"] == {1: 500.0, 2: 500.0}
+    assert [found[f"memory_GiB/rank_{rank}"][2] for rank in range(3)] == [1, 3, 2]
+    assert found["speed/MFU"] == {2: 0.25}
+    assert found["speed/model_TFLOP_per_second"] == {2: 1.5}
+    assert next(iter(found)).startswith("loss/"), "the loss is the first of the charts"
+
+
+def test_tensorboard_has_the_config_and_the_memory_of_all_ranks_in_one_chart(tmp_path):
+    board = TensorBoard(tmp_path, config="BATCH_SIZE = 4\n")
+    board.step(row(1))
+    board.close()
+    found = events(tmp_path)
+    (text,) = found.Tensors("config/text_summary")
+    assert text.tensor_proto.string_val == [b"```\nBATCH_SIZE = 4\n```"]
+    layout_pb2 = pytest.importorskip("tensorboard.plugins.custom_scalar.layout_pb2")
+    (stored,) = found.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])
+    (chart,) = layout.category[0].chart
+    (tags,) = chart.multiline.tag
+    drawn = [tag for tag in found.Tags()["scalars"] if re.fullmatch(tags, tag)]
+    assert drawn == [f"memory_GiB/rank_{rank}" for rank in range(3)]
 
 
 def test_tensorboard_forgets_what_is_past(tmp_path):

@@ -87,7 +87,7 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
     assert (status["state"], status["step"]) == ("finished", 2)
     rows = [json.loads(line) for line in folder.log.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    assert any(folder.tensorboard.iterdir())
+    assert folder.has_curves
     text = file.getvalue()
     assert "warning: demo.py:1: a warning [of sorts]" in text
     assert "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes" in text
@@ -184,7 +184,7 @@ def test_tensorboard_can_be_left_out(plan, folder):
     reporter, _ = report(replace(plan, settings=settings), folder)
     with reporter:
         reporter.step(ROW)
-    assert not folder.tensorboard.exists()
+    assert not folder.has_curves
 
 
 def test_the_other_ranks_are_silent(tmp_path, capfd, monkeypatch):
