@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import re
+import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -162,3 +166,26 @@ def test_tensorboard_forgets_what_is_past(tmp_path):
     assert scalars(tmp_path / "tb")["loss/train"] == pytest.approx(
         {1: 3.0, 2: 1.5, 3: 1.0, 4: 0.75, 5: 9.0}
     )
+
+
+def test_a_disk_that_fails_tensorboards_thread_is_told_by_the_next_row(tmp_path, monkeypatch):
+    """And not by the thread."""
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    printed: list[threading.ExceptHookArgs] = []
+    hook = printed.append
+    monkeypatch.setattr(threading, "excepthook", hook)
+    board = TensorBoard(tmp_path)
+
+    def train() -> None:
+        for step in range(1, 100):
+            board.step(row(step))
+
+    failing = patch.object(writer.RecordWriter, "write", side_effect=full)
+    with failing, pytest.raises(OSError, match="No space left") as caught:
+        train()
+    assert caught.value.filename == str(tmp_path)
+    with contextlib.suppress(OSError):
+        board.close()
+    assert printed == []
+    assert threading.excepthook == hook
