@@ -123,6 +123,7 @@ def test_a_long_line_is_not_broken_in_a_file_and_wrapped_between_words_on_a_term
     say(Console(file=watched, width=30, force_terminal=True), text)
     lines = watched.getvalue().splitlines()
     assert " ".join(part.strip() for part in lines) == text
+    assert len(lines) > 5
     assert all(len(part) <= 30 for part in lines[:-1])
 
 
