@@ -24,15 +24,18 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def explained(error: BaseException) -> Failed | None:
-    """What an error of a full disk means to the user; None for any other error."""
+SAVED = "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+"""What a run adds."""
+
+
+def explained(error: BaseException, remedy: str = "Make room") -> Failed | None:
+    """What an error of a full disk means to the user, and what to do; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
     name = error.filename or "a file"
     free = _free(Path(str(error.filename or ".")))
     return Failed(
-        f"{name} cannot be written: {error.strerror}; {free:,} bytes are free there. "
-        "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+        f"{name} cannot be written: {error.strerror}; {free:,} bytes are free there. {remedy}"
     )
 
 

@@ -17,7 +17,7 @@ from torch.distributed import HashStore, Store, TCPStore
 
 from engine.config.errors import ConfigError
 from engine.devices import name_ranks
-from engine.disk import explained
+from engine.disk import SAVED, explained
 from engine.errors import Failed, Refused
 from engine.last_words import FAILED, Absent, LastWords, Late
 from engine.leave import StopSignal
@@ -139,7 +139,7 @@ class Ranks:
 
     def explain(self, error: BaseException) -> BaseException:
         """The error, or what it means where it comes of another rank's absence or a full disk."""
-        return explained(error) or self.last_words.explain(error, self._pace) or error
+        return explained(error, SAVED) or self.last_words.explain(error, self._pace) or error
 
     def on_abandon(self, task: Callable[[str], None]) -> None:
         """What to do, with the reason, where this rank is held up and must be ended from outside of

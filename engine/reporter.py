@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 
 from engine.advice import GUESSED_RATE, guessed_seconds, smaller_run
-from engine.disk import explained
+from engine.disk import SAVED, explained
 from engine.errors import Failed, Refused
 from engine.flops import flops_per_token, peak_flops
 from engine.metrics import JsonLines, Row, Sink, TensorBoard
@@ -94,7 +94,7 @@ class Reporter:
         if state == "failed":
             problem = None  # what is written last is why it did
         elif problem is not None:
-            state, message = "failed", str(explained(problem) or problem)
+            state, message = "failed", str(explained(problem, SAVED) or problem)
         if folder is not None:
             with suppress(OSError) if state == "failed" else nullcontext():
                 folder.write_status(state, step=self._step, message=message)

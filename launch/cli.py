@@ -20,6 +20,7 @@ from types import ModuleType
 
 from engine import discover
 from engine.config.errors import ConfigError
+from engine.disk import explained
 from engine.errors import Failed, Refused
 from engine.leave import handled, interrupt
 from engine.output import never_fail
@@ -40,6 +41,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         return 2
     except Failed as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if (problem := explained(error)) is None:
+            raise
+        print(problem, file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         if str(stop):

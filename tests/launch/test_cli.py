@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,8 @@ def test_arguments_that_do_not_parse_are_the_users_too(capsys):
     assert capsys.readouterr().err.startswith("cuboid generate: argument --tokens: ")
 
 
+FREE = shutil.disk_usage("/dev/full").free
+FULL_DISK = f"/dev/full cannot be written: No space; {FREE:,} bytes are free there. Make room\n"
 PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")]
 
 
@@ -103,6 +107,8 @@ PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")
         (ConfigError(PROBLEMS), 2, "a.py:1: nor this\na.py:2: no\n"),
         (Failed("it broke"), 1, "it broke\n"),
         (KeyboardInterrupt(), 1, ""),
+        (KeyboardInterrupt("SIGUSR1"), 1, "stopped by SIGUSR1\n"),
+        (OSError(errno.ENOSPC, "No space", "/dev/full"), 1, FULL_DISK),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, error, code, told):
