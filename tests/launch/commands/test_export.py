@@ -144,5 +144,5 @@ def test_a_model_of_gpt2s_words_is_told_to_be_trained_on_a_text(here, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == command
     plan = make_plan(Path("in/in.py"), gpus=1, environ={})
     assert f"# {command}\n" in Path("in/in.py").read_text()
-    assert (plan.settings.data.type, plan.settings.data.tokenizer) == ("text", "gpt2")
+    assert (plan.settings.data.type, plan.settings.data.tokenizer) == ("auto", "gpt2")
     assert open_trained(Path("in")).tokenizer == model.tokenizer
