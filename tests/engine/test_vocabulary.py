@@ -192,7 +192,7 @@ def test_checkpoints_without_a_tokenizer_are_read_by_the_runs(folder: Path) -> N
     reseal(checkpoint)
     assert open_trained(checkpoint).tokenizer == told
     assert json.loads((RunFolder(folder / RUN).tokenizer).read_text()) == told
-    other = ("data.tokenizer=gpt2", "model.vocab_size=50257")
+    other = ("data.tokenizer=gpt2", "model.vocab_size=50257", "MAX_STEPS=5")
     refused, ended = run_all(
         [
             job(folder, *other, resume="run", new_data=True),
