@@ -24,6 +24,7 @@ from launch.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 GAP = "{}"  # stands for what an f-string fills in
+GPU_CHECK = "gpu-check"
 TOOLS = {"python", "pytest", "ruff", "mypy", "pre-commit", "torchrun", "test", "setup", "help"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 COMMAND = re.compile(r"(?:cuboid|\./run\.sh) +([a-z][\w|-]*)(?![\w.])([^`\n;]*)")
@@ -34,7 +35,7 @@ STATED = re.compile(
     r"(?<![\w./\"'$<{-])([A-Za-z_][\w.]*)=(?!=)('[^']*'|\"[^\"]*\"|[^\s`'\",;:)\]|=]+(?!=))"
 )
 ENVIRONMENT = re.compile(r"environ(?:\.get\(|\[)[\"'](\w+)|\$\{(\w+):-|^  (\w+)=", re.MULTILINE)
-OF_LIBRARIES = ("NCCL_", "GLOO_", "OMP_", "PYTORCH_", "CUDA_")
+OF_LIBRARIES = ("NCCL_", "GLOO_", "OMP_", "PYTORCH_", "CUDA_", "TORCHDYNAMO_")
 # Keys that messages compare or cite: sizes of a model, Hugging Face's config.
 CITED = {"n_embd", "n_head", "head_dim", "vocab_size", "model_type", "activation_function"}
 OF_OTHER_PROGRAMS = {"--logdir", "--signal"}  # TensorBoard, Slurm
@@ -74,7 +75,7 @@ def pages() -> dict[str, str]:
 def code_of(page: str) -> Iterator[str]:
     """What a page shows as code: spans, and lines of blocks; a command and its comment apart."""
     fenced = False
-    for line in page.splitlines():
+    for line in page.replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("```"):
             fenced = not fenced
         elif fenced or line.startswith("    "):
@@ -85,14 +86,17 @@ def code_of(page: str) -> Iterator[str]:
 
 @cache
 def options(command: str) -> frozenset[str]:
-    """The options of a command of cuboid."""
+    """The options of a command of cuboid, or of run.sh's gpu-check."""
+    if command == GPU_CHECK:
+        source = (ROOT / "benchmarks" / "gpu.py").read_text(encoding="utf-8")
+        return frozenset(re.findall(r"add_argument\(\s*\"(--[\w-]+)", source))
     parser = Parser(prog=command)
     import_module(f"{COMMANDS}.{command}").add_arguments(parser)
     return frozenset(parser._option_string_actions)
 
 
 def commands() -> list[str]:
-    return discover.names(COMMANDS)
+    return [*discover.names(COMMANDS), GPU_CHECK]
 
 
 @cache
