@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "gpt_configs").glob("*.py"))
 # config -> (GPUs it is meant for, data, pipeline, tensor, samples of a step, ZeRO, offload)
 MEANT = {
-    "demo": (4, 1, 1, 4, 16, 0, None),
+    "demo": (4, 1, 1, 4, 32, 0, None),
     "gpt2_1d": (2, 1, 1, 2, 1, 0, None),
     "gpt2_2d": (4, 1, 1, 4, 1, 0, None),
     "gpt2_2p5d": (2, 1, 1, 2, 1, 0, None),
