@@ -10,7 +10,7 @@ TENSOR_PARALLEL = 4
 MODE = "2d"
 
 model = dict(n_layer=4, n_head=4, n_embd=128, vocab_size=128)
-data = dict(type="text", tokenizer="char")
+data = dict(tokenizer="char")
 optimizer = dict(type="adamw", lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1)
 lr_scheduler = dict(type="cosine", warmup=60, floor=0.1)
 clip_grad_norm = 1.0
