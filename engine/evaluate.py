@@ -76,6 +76,12 @@ def evaluate(
     with open_offload(plan, world) as offload:
         model = build_on(world, plan, matmul_of(world), offload)
         _load(world, model, trained)
+        if plan.settings.seq_len > trained.length:
+            _say(world)(
+                f"warning: {plan.cite('seq_len')} is longer than the {trained.length:,} positions "
+                f"that {path} was trained with: targets beyond them are predicted from untrained "
+                "positions"
+            )
         if _has_changed(plan, path, batches.corpus.fingerprint):
             _say(world)(f"warning: the data is not what {path} was trained and validated on")
         found = _measure(world, model, sweep, subject.last_n, bytes_of(world, batches))

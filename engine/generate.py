@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from models.cache import Cache
 from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.partition import Partition, key
+
+POSITIONS = "wpe.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def open_model(trained: Trained, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """A model that was trained, whole on one device, and its tokenizer.
+    """A model that was trained, whole on one device, and its tokenizer. It has the positions that
+    were trained, and no others.
 
     It computes in the type of its parameters, float32 at least: casting them for every token would
     take longer than that gains.
@@ -67,8 +70,9 @@ def open_model(trained: Trained, device: torch.device) -> tuple[GPT, Tokenizer]:
     if problems := trained.problems(0, 1):
         raise Failed(f"{trained.path}: {'; '.join(problems)}")
     dtype = torch.promote_types(trained.dtype, torch.float32)
-    model = GPT(trained.sizes, Partition.alone(device, dtype=dtype, compute=dtype)).eval()
-    trained.load(Chunks([model]))
+    sizes = replace(trained.sizes, block_size=trained.length)
+    model = GPT(sizes, Partition.alone(device, dtype=dtype, compute=dtype)).eval()
+    trained.load(Chunks([model]), resize=[POSITIONS])
     return model, words
 
 

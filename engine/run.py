@@ -48,6 +48,8 @@ class Run:
         self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
         self.device, self.data_rank = world.device, world.axes["data"].index
         self.matmul = matmul
+        self.done = 0  # steps
+        self.trained_length = settings.seq_len  # positions, those of weights it begins with too
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
         self.model = build_on(world, plan, matmul, offload)
@@ -80,7 +82,7 @@ class Run:
     def step(self, step: int, *, save: bool = False) -> Outcome:
         """Train on the samples of ``step``, counted from 1. ``save``: this rank asks for a
         checkpoint after it."""
-        return self.stepper.run(
+        outcome = self.stepper.run(
             step,
             list(self.micro_batches(step)),
             targets=self.batches.targets(step),
@@ -89,6 +91,8 @@ class Run:
             stop=lambda: self.world.stop_requested,
             save=save,
         )
+        self.done = step
+        return outcome
 
     def lr(self, step: int) -> float:
         """The learning rate of ``step``, counted from 1. By epoch, a step is of the epoch of its
@@ -126,7 +130,12 @@ class Run:
 
     def save(self, path: Path) -> None:
         """The whole model's weights, gathered from all ranks and written by rank 0."""
-        metadata = metadata_of(self.model.sizes, tokenizer=self.tokenizer)
+        metadata = metadata_of(
+            self.model.sizes,
+            tokenizer=self.tokenizer,
+            step=self.done,
+            trained_length=self.trained_length,
+        )
         weights.save(self.model, path, metadata, writes=self.world.is_main)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:

@@ -90,7 +90,8 @@ class Training(_Object):
     ``settings``: all of them, resolved. ``val_loss``: of a validation after this very step.
     ``threads``: that each rank computed with on a CPU; 0 where that was not recorded.
     ``tokenizer``: the one that the ids are by, as ``engine.data.tokenizer.dump`` gives it; None
-    where ids stand for no text.
+    where ids stand for no text. ``trained_length``: the positions trained so far, which is the
+    longest SEQ_LEN of the run and of the weights that it began with.
     """
 
     step: Count
@@ -106,6 +107,7 @@ class Training(_Object):
     loss_spikes: LossSpikesState | None = None
     threads: Count = 0
     tokenizer: dict[str, Any] | None = None
+    trained_length: Count | None = None
 
 
 class Manifest(_Object):

@@ -111,6 +111,7 @@ class Saver:
         run = self._run
         return Training(
             tokenizer=run.tokenizer,
+            trained_length=run.trained_length,
             **asdict(run.batches.consumed(step)),
             val_loss=val_loss if val_loss is not None and math.isfinite(val_loss) else None,
             loss_scale=_state_of(run.stepper.loss_scale, LossScaleState),
@@ -166,6 +167,8 @@ def restore(run: Run, stored: Stored) -> None:
     stored.load_model(run.model)
     stored.load_optimizer(run.model, run.stepper.optimizer)
     training = stored.training
+    run.done = training.step
+    run.trained_length = max(run.trained_length, stored.trained_length or 0)
     _restore(run.stepper.loss_scale, training.loss_scale)
     _restore(run.stepper.spikes, training.loss_spikes)
     if stored.manifest.layout.ranks == run.world.size:

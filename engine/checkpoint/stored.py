@@ -68,6 +68,13 @@ class Stored:
             return self.training.tokenizer
         return read_saved(RunFolder(self.path.parent.parent).tokenizer)
 
+    @property
+    def trained_length(self) -> int | None:
+        """The positions that were trained; those of its samples, in a checkpoint without the field.
+        None where that is not told either."""
+        training = self.training
+        return training.trained_length or training.settings.get("seq_len")
+
     @cached_property
     def metadata(self) -> Metadata:
         """Which tensors there are and where; unpickled through an allow-list."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.data.tokenizers import gpt2
 from engine.errors import Refused
+from engine.inout import hf_tokenizer
 from engine.inout.reading import (
     SafetensorsFile,
     ShardedFiles,
@@ -28,7 +28,8 @@ from models import hf, hf_config
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-VOCABULARY, MERGES = "vocab.json", "merges.txt"
+TRAINED_LENGTH = "trained_length"
+"""Our key in its config, which transformers keeps: how many positions were trained."""
 NAMES = (
     r"(generation_|tokenizer_)?config\.json|special_tokens_map\.json|vocab\.json|merges\.txt|"
     r"tokenizer\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
@@ -55,7 +56,15 @@ def read(folder: Path) -> Trained:
         except ValueError as error:
             raise Refused(f"{folder}: {error}") from None
 
-    return Trained(path=folder, sizes=sizes, dtype=dtype, read=read, tokenizer=_tokenizer(folder))
+    length = config.get(TRAINED_LENGTH)
+    return Trained(
+        path=folder,
+        sizes=sizes,
+        dtype=dtype,
+        read=read,
+        tokenizer=hf_tokenizer.read(folder),
+        trained_length=length if type(length) is int and length > 0 else None,
+    )
 
 
 def write(folder: Path, model: Trained, *, dtype: torch.dtype, shard_bytes: int) -> None:
@@ -75,12 +84,12 @@ def write(folder: Path, model: Trained, *, dtype: torch.dtype, shard_bytes: int)
             file_of[name].write(name, tensor)
     if len(shards) > 1:
         _write_json(folder / INDEX, _index(shards, dtype))
-    words = _words(model)
-    config = hf_config.config_of(model.sizes) | words
+    words = hf_tokenizer.ends(model.tokenizer)
+    config = hf_config.config_of(model.sizes) | {TRAINED_LENGTH: model.length} | words
     _write_json(folder / CONFIG, config | {"torch_dtype": str(dtype).removeprefix("torch.")})
     _write_json(folder / "generation_config.json", {"_from_model_config": True} | words)
-    for name, data in _tokenizer_files(model).items():
-        (folder / name).write_bytes(data)
+    for name, content in hf_tokenizer.files(model.tokenizer, model.length).items():
+        (folder / name).write_bytes(content)
 
 
 def split(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
@@ -134,47 +143,5 @@ def _state(folder: Path) -> TensorFile:
     raise Refused(f"{folder} has no weights: none of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS}")
 
 
-def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    """GPT-2's, where the folder has its vocabulary; no other is known."""
-    try:
-        there = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = there == json.loads(gpt2.vocabulary())
-    return {"type": "gpt2", **gpt2.GPT2().state()} if known else None
-
-
-def _is_gpt2(model: Trained) -> bool:
-    return model.tokenizer is not None and model.tokenizer["type"] == "gpt2"
-
-
-def _words(model: Trained) -> dict[str, Any]:
-    """The ids that begin and end a text; GPT-2's would be meant where nothing is said."""
-    end = gpt2.GPT2().end_of_text if _is_gpt2(model) else None
-    return {"bos_token_id": end, "eos_token_id": end}
-
-
-def _tokenizer_files(model: Trained) -> dict[str, bytes]:
-    """Those of GPT-2; none for another tokenizer."""
-    if not _is_gpt2(model):
-        return {}
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), gpt2.END_OF_TEXT)
-    config = {
-        "add_prefix_space": False,
-        "model_max_length": model.sizes.block_size,
-        "tokenizer_class": "GPT2Tokenizer",
-    }
-    return {
-        VOCABULARY: gpt2.vocabulary(),
-        MERGES: gpt2.merges(),
-        "tokenizer_config.json": _as_json(config | special),
-        "special_tokens_map.json": _as_json(special),
-    }
-
-
-def _as_json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_bytes(_as_json(content))
+    path.write_bytes(hf_tokenizer.as_json(content))

@@ -47,14 +47,15 @@ def config_for(model: Trained, home: Path) -> str:
     sizes = {name: value for name, value in asdict(model.sizes).items() if name not in OF_TRAINING}
     fields = [f"    {name}={value!r}," for name, value in sizes.items()]
     if _has_words(model):
-        data = ["NUM_EPOCHS = 1", "", 'data = dict(tokenizer="gpt2")']
+        words = (model.tokenizer or {"type": "gpt2"})["type"]
+        data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{words}")']
     else:
         data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its words are not known']
     lines = [
         f"# The model of {model.path.name}. To train it further:",
         f"# {training(model, home)}",
         "BATCH_SIZE = 8",
-        f"SEQ_LEN = {model.sizes.block_size}",
+        f"SEQ_LEN = {model.length}",
         *data,
         'optimizer = dict(type="adamw", lr=3e-5)',
         "model = dict(",
@@ -71,5 +72,5 @@ def training(model: Trained, home: Path) -> str:
 
 
 def _has_words(model: Trained) -> bool:
-    """Whether its ids are those of GPT-2's pieces, as far as can be told."""
+    """Whether it is known what its ids stand for: they are GPT-2's where there are as many."""
     return model.tokenizer is not None or model.sizes.vocab_size >= GPT2_VOCABULARY

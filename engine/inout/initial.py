@@ -124,6 +124,8 @@ def load(run: Run, model: Trained) -> None:
         model.load(run.model, resize=TABLES)
     except ValueError as error:
         raise Refused(f"{model.path}: {error}") from None
+    kept = min(model.length, run.model.sizes.block_size)
+    run.trained_length = max(run.trained_length, kept)
 
 
 def _differences(plan: Plan, model: Trained) -> Iterator[tuple[str, object]]:

@@ -63,6 +63,7 @@ def _checkpoint(path: Path) -> Trained:
         dtype=common_type(dtypes),
         read=read,
         tokenizer=stored.tokenizer,
+        trained_length=stored.trained_length,
         step=training.step,
         problems=stored.problems,
         fill=stored.load_model,
@@ -77,6 +78,7 @@ def _weights(path: Path) -> Trained:
         section = json.loads(told["model"])
         tokenizer = json.loads(told["tokenizer"]) if "tokenizer" in told else None
         step = int(told["step"]) if "step" in told else None
+        length = int(told["trained_length"]) if "trained_length" in told else None
         sizes = sizes_from(section)
         shapes = shapes_of(sizes)
         if file.shapes != shapes:
@@ -97,4 +99,5 @@ def _weights(path: Path) -> Trained:
         read=read,
         tokenizer=tokenizer or read_saved(RunFolder(path.parent).tokenizer),
         step=step,
+        trained_length=length,
     )

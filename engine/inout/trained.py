@@ -34,8 +34,9 @@ class Trained:
     """``path`` is what it is read from: a file, a checkpoint or a folder of Hugging Face's.
     ``dtype`` holds the numbers of all its tensors. ``read`` yields every parameter by our name,
     whole, on the CPU, in the order of ``models.parameters``; it raises Refused or Failed where that
-    cannot be. ``problems``: as ``Stored``'s, how the files differ from what was written. ``fill``,
-    where there is one, loads a model of these shapes and reads only what the rank holds."""
+    cannot be. ``trained_length``: how many positions were trained; None: all. ``problems``: as
+    ``Stored``'s, how the files differ from what was written. ``fill``, where there is one,
+    loads a model of these shapes and reads only what the rank holds."""
 
     path: Path
     sizes: Sizes
@@ -43,6 +44,7 @@ class Trained:
     read: Callable[[], Iterator[tuple[str, Tensor]]]
     tokenizer: dict[str, Any] | None = None
     step: int | None = None
+    trained_length: int | None = None
     problems: Callable[[int, int], list[str]] = no_problems
     fill: Callable[[Chunks], None] | None = None
 
@@ -51,9 +53,17 @@ class Trained:
         return shapes_of(self.sizes)
 
     @property
+    def length(self) -> int:
+        """The positions that can be used: those that there are, or fewer where fewer were
+        trained."""
+        return min(self.trained_length or self.sizes.block_size, self.sizes.block_size)
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What a file of ours says of it."""
-        return metadata_of(self.sizes, tokenizer=self.tokenizer, step=self.step)
+        return metadata_of(
+            self.sizes, tokenizer=self.tokenizer, step=self.step, trained_length=self.length
+        )
 
     def load(self, model: Chunks, *, resize: Collection[str] = ()) -> None:
         """Each rank's boxes; tables of ``resize`` may have other numbers of rows.
@@ -72,7 +82,11 @@ def shapes_of(sizes: Sizes) -> Shapes:
 
 
 def metadata_of(
-    sizes: Sizes, *, tokenizer: dict[str, Any] | None = None, step: int | None = None
+    sizes: Sizes,
+    *,
+    tokenizer: dict[str, Any] | None = None,
+    step: int | None = None,
+    trained_length: int | None = None,
 ) -> dict[str, str]:
     """The metadata of a file of safetensors by our names, which tells in JSON all that its model is
     read with. ``tokenizer`` is as ``engine.data.tokenizer.dump`` gives it."""
@@ -82,6 +96,8 @@ def metadata_of(
         found["tokenizer"] = json.dumps(tokenizer)
     if step is not None:
         found["step"] = str(step)
+    if trained_length is not None:
+        found["trained_length"] = str(trained_length)
     return found
 
 

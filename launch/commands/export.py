@@ -68,6 +68,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     written = export(model, form(args.to), options, out=args.out, force=args.force)
     count = parameter_count(model.sizes)
     print(f"{written}: {count:,} parameters in {args.dtype}, from {model.path}")
-    if args.to == "hf" and (model.tokenizer or {}).get("type") != "gpt2":
-        print("without a tokenizer: Hugging Face's GPT-2 has only GPT-2's own")
+    if model.length < model.sizes.block_size:
+        print(
+            f"positions from {model.length:,} on are untrained: give it at most {model.length:,} "
+            "tokens at a time"
+        )
+    if args.to == "hf" and model.tokenizer is None:
+        print("without a tokenizer: its ids stand for no text")
     return 0

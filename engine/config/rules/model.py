@@ -64,6 +64,18 @@ def vocabulary_holds_the_tokens(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def every_position_is_trained(facts: Facts) -> Iterator[Finding]:
+    """Positions beyond the samples are never looked up in training."""
+    settings = facts.settings
+    if settings.model.block_size > settings.seq_len:
+        yield facts.note(
+            "model.block_size",
+            f"{facts.cite('model.block_size')} is more than {facts.cite('seq_len')}: this run does "
+            f"not train the positions from {settings.seq_len} on; "
+            f"model.block_size={settings.seq_len} leaves them out",
+        )
+
+
 def source_has_a_file(facts: Facts) -> Iterator[Finding]:
     """Only text comes with Python."""
     data = facts.settings.data
@@ -91,6 +103,7 @@ RULES = (
     heads_divide_the_width,
     preset_differs_from_the_published,
     vocabulary_holds_the_tokens,
+    every_position_is_trained,
     source_has_a_file,
     paths_exist,
 )

@@ -1,0 +1,107 @@
+"""Our tokenizers as the files that transformers loads, and back. transformers is not imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.data import tokenizer
+from engine.data.tokenizers import gpt2
+from engine.data.tokenizers.char import END_OF_TEXT, Char
+
+VOCABULARY, MERGES, FAST = "vocab.json", "merges.txt", "tokenizer.json"
+BY_CHARACTER: Mapping[str, Any] = {
+    "type": "Split",
+    "pattern": {"Regex": r"[\s\S]"},
+    "behavior": "Isolated",
+    "invert": False,
+}
+"""The pre-tokenizer, of the tokenizers library, that makes a word of every character."""
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return the tokenizer of a folder, as ``engine.data.tokenizer.dump`` does, where it is GPT-2's
+    or by character; None for any other."""
+    there = _load(folder / VOCABULARY)
+    if there is not None:
+        known = there == json.loads(gpt2.vocabulary())
+        return {"type": "gpt2", **gpt2.GPT2().state()} if known else None
+    try:
+        content = _load(folder / FAST) or {}
+        if content["pre_tokenizer"] != BY_CHARACTER or content["model"]["type"] != "WordLevel":
+            return None
+        vocabulary = content["model"]["vocab"]
+        characters = sorted(vocabulary, key=vocabulary.__getitem__)
+        if [vocabulary[c] for c in characters] != list(range(len(characters))):
+            return None
+    except (KeyError, TypeError):
+        return None
+    if any(len(c) != 1 for c in characters):
+        return None
+    return tokenizer.dump("char", Char("".join(characters)))
+
+
+def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
+    """Return the files of a saved tokenizer by name, none for None. ``length``: the tokens that the
+    model takes at a time."""
+    if saved is None:
+        return {}
+    config: dict[str, Any] = {"model_max_length": length}
+    if saved["type"] == "gpt2":
+        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), gpt2.END_OF_TEXT)
+        config |= {"add_prefix_space": False, "tokenizer_class": "GPT2Tokenizer"}
+        found = {VOCABULARY: gpt2.vocabulary(), MERGES: gpt2.merges()}
+    else:
+        characters = saved["characters"]
+        ends = ("bos_token", "eos_token") if END_OF_TEXT in characters else ()
+        special = dict.fromkeys(ends, END_OF_TEXT)
+        config |= {
+            "clean_up_tokenization_spaces": False,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+        found = {FAST: as_json(_by_character(characters))}
+    return found | {
+        "tokenizer_config.json": as_json(config | special),
+        "special_tokens_map.json": as_json(special),
+    }
+
+
+def ends(saved: dict[str, Any] | None) -> dict[str, int | None]:
+    """Return the ids that begin and end a text, as a config names them. GPT-2's are meant where
+    a config has none."""
+    end = None if saved is None else tokenizer.load(saved).end_of_text
+    return {"bos_token_id": end, "eos_token_id": end}
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _by_character(characters: str) -> dict[str, Any]:
+    """The form of the tokenizers library. Its ``unk_token`` is no character, so a character that
+    is not in the vocabulary is an error there, as it is here."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": BY_CHARACTER,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {c: number for number, c in enumerate(characters)},
+            "unk_token": "[UNK]",
+        },
+    }
+
+
+def _load(path: Path) -> Any:
+    """The content of a file; None where there is none or it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,139 @@
+"""A tokenizer by character, as transformers loads it from the folder that we write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.data.tokenizer import dump
+from engine.data.tokenizers.char import Char
+from engine.errors import Refused
+from engine.generate import Sampling, continue_text, open_model
+from engine.inout.export import Options, export, form
+from engine.inout.imported import config_for
+from engine.inout.opening import open_trained
+from launch import cli
+from tests.engine.inout.support import SIZES, trained
+
+TEXT = "One\n two\t\r\n  tabs, 'quotes' & ümlauts Ünḯ 日本 \U0001f600\U0001d518 \x03 \ufeff\xa0."
+WORDS = Char.fit([TEXT])
+WORDS, _ = WORDS.joined(Char.fit(["zyx[UNK]"]))  # not in the order of code points
+SAVED = dump("char", WORDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("char") / "hf"
+    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    model = trained(replace(SIZES, vocab_size=80), tokenizer=SAVED, trained_length=11)
+    return export(model, form("hf"), options, out=path, force=False)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [TEXT, "", " ", "\n", "\r\n", "  two  ", "\U0001f600", "\x03", "[UNK]", " ,."],
+)
+def test_ids_and_text_are_ours(theirs: Any, text: str) -> None:
+    ids = WORDS.encode(text).tolist()
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.decode(ids) == WORDS.decode(ids) == text
+
+
+def test_every_id_is_ours(theirs: Any) -> None:
+    for number, character in enumerate(WORDS.characters):
+        assert theirs.decode([number]) == character
+        assert theirs.convert_tokens_to_ids(character) == number
+    assert len(theirs) == WORDS.size
+    assert theirs.eos_token_id == WORDS.end_of_text is not None
+    assert theirs.model_max_length == 11
+
+
+def test_an_unknown_character_is_an_error_in_both(theirs: Any) -> None:
+    with pytest.raises(Refused):
+        WORDS.encode("Q")
+    with pytest.raises(Exception, match="UNK"):
+        theirs("Q")
+
+
+def test_we_read_it_back_after_transformers_wrote_it(
+    folder: Path, theirs: Any, tmp_path: Path
+) -> None:
+    found = open_trained(folder)
+    assert (found.tokenizer, found.length, found.sizes.block_size) == (SAVED, 11, 24)
+    theirs.save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert open_trained(tmp_path).tokenizer == SAVED
+    assert 'data = dict(tokenizer="char")' in config_for(found, tmp_path)
+
+
+def test_other_tokenizers_are_not_taken_for_one_by_character(folder: Path, tmp_path: Path) -> None:
+    from engine.inout import hf_tokenizer
+
+    content = json.loads((folder / "tokenizer.json").read_text())
+    changes: list[dict[str, Any]] = [
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"model": {**content["model"], "type": "WordPiece"}},
+        {"model": {**content["model"], "vocab": {"a": 0, "bc": 1}}},
+        {"model": {**content["model"], "vocab": {"a": 0, "b": 2}}},
+    ]
+    for change in changes:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
+        assert hf_tokenizer.read(tmp_path) is None
+    (tmp_path / "tokenizer.json").write_text("[")
+    assert hf_tokenizer.read(tmp_path) is None
+
+
+def test_generate_and_import_take_the_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(folder.parent)
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    assert model.config.trained_length == 11
+    ids = torch.tensor([WORDS.encode("two").tolist()])
+    end = WORDS.end_of_text
+    wanted = model.generate(ids, do_sample=False, max_new_tokens=7, pad_token_id=0)[0]
+    text = WORDS.decode([i for i in wanted.tolist() if i != end])
+    command = ["generate", "hf", "--prompt", "two", "--tokens", "7", "--temperature", "0"]
+    assert cli.main(command, {}) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == text
+    assert cli.main(["import", "hf", "--from", "hf", "--out", "in"], {}) == 0
+    found = open_trained(Path("in"))
+    assert (found.tokenizer, found.length) == (SAVED, 11)
+
+
+@pytest.mark.parametrize("length", [11, 1, None])
+def test_generated_text_never_sees_an_untrained_position(length: int | None) -> None:
+    """A model whose untrained positions are not numbers writes as one that does not have them."""
+    whole = trained(replace(SIZES, vocab_size=80), tokenizer=SAVED, trained_length=length)
+    kept = length or SIZES.block_size
+
+    def poisoned() -> Any:
+        for name, tensor in whole.read():
+            if name == "wpe.weight":
+                tensor = tensor.clone()
+                tensor[kept:] = float("nan")
+            yield name, tensor
+
+    def cut() -> Any:
+        for name, tensor in whole.read():
+            yield name, tensor[:kept] if name == "wpe.weight" else tensor
+
+    sizes = replace(whole.sizes, block_size=kept)
+    texts = []
+    for one in (replace(whole, read=poisoned), replace(whole, read=cut, sizes=sizes)):
+        model, words = open_model(one, torch.device("cpu"))
+        texts.append("".join(continue_text(model, words, "two", Sampling(tokens=60))))
+    assert texts[0] == texts[1] != ""
