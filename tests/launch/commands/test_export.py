@@ -54,7 +54,7 @@ def test_the_newest_run_that_has_a_model_is_exported(here, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("there/gpt: ")
     assert told[0].endswith("in bf16, from runs/b-20250101-000000/checkpoints/step-00000002")
-    assert told[1] == "without a tokenizer: Hugging Face's GPT-2 has only GPT-2's own"
+    assert told[1] == "without a tokenizer: its ids stand for no text"
     assert open_trained(Path("there/gpt")).dtype == torch.bfloat16
 
 
