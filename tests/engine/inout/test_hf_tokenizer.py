@@ -42,7 +42,7 @@ def theirs(folder: Path) -> Any:
 
 @pytest.mark.parametrize(
     "text",
-    [TEXT, "", " ", "\n", "\r\n", "  two  ", "\U0001f600", "\x03", "[UNK]", " ,."],
+    [TEXT, "", " ", "\n", "\n\n\n", "\r\n", "  two  ", "\U0001f600", "\x03", "[UNK]", " ,."],
 )
 def test_ids_and_text_are_ours(theirs: Any, text: str) -> None:
     ids = WORDS.encode(text).tolist()
