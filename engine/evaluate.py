@@ -76,14 +76,7 @@ def evaluate(
     with open_offload(plan, world) as offload:
         model = build_on(world, plan, matmul_of(world), offload)
         _load(world, model, trained)
-        if plan.settings.seq_len > trained.length:
-            _say(world)(
-                f"warning: {plan.cite('seq_len')} is longer than the {trained.length:,} positions "
-                f"that {path} was trained with: targets beyond them are predicted from untrained "
-                "positions"
-            )
-        if _has_changed(plan, path, batches.corpus.fingerprint):
-            _say(world)(f"warning: the data is not what {path} was trained and validated on")
+        _warn(world, trained, batches.corpus.fingerprint)
         found = _measure(world, model, sweep, subject.last_n, bytes_of(world, batches))
     targets, text, loss, *hits = found
     if not math.isfinite(loss):
@@ -108,6 +101,18 @@ def evaluate(
         overrides=tuple(overrides),
         seconds=time.perf_counter() - started,
     )
+
+
+def _warn(world: World, trained: Trained, corpus: str) -> None:
+    """Report samples that the weights were not trained on: longer ones, or of other data."""
+    plan, path, say = world.plan, trained.path, _say(world)
+    if plan.settings.seq_len > trained.length:
+        say(
+            f"warning: {plan.cite('seq_len')} is longer than the {trained.length:,} positions that "
+            f"{path} was trained with: targets beyond them are predicted from untrained positions"
+        )
+    if _has_changed(plan, path, corpus):
+        say(f"warning: the data is not what {path} was trained and validated on")
 
 
 def _load(world: World, model: Chunks, trained: Trained) -> None:

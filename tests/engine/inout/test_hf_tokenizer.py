@@ -13,7 +13,7 @@ import torch
 from engine.data.tokenizer import dump
 from engine.data.tokenizers.char import Char
 from engine.errors import Refused
-from engine.generate import Sampling, continue_text, open_model
+from engine.generate import Sampling, continue_ids, open_model
 from engine.inout.export import Options, export, form
 from engine.inout.imported import config_for
 from engine.inout.opening import open_trained
@@ -135,5 +135,8 @@ def test_generated_text_never_sees_an_untrained_position(length: int | None) -> 
     texts = []
     for one in (replace(whole, read=poisoned), replace(whole, read=cut, sizes=sizes)):
         model, words = open_model(one, torch.device("cpu"))
-        texts.append("".join(continue_text(model, words, "two", Sampling(tokens=60))))
-    assert texts[0] == texts[1] != ""
+        prompt = words.encode("two").tolist()
+        ids = continue_ids(model, prompt, Sampling(tokens=60), vocabulary=words.size)
+        texts.append(list(ids))  # an end of text does not end them
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 60
