@@ -21,7 +21,6 @@ from tests.support.checkpoints import reseal
 from tests.support.jobs import RUN, TINY, Job, free_port, run_all, shelf_of
 
 POSITIONS = "model.block_size=32"
-pytestmark = pytest.mark.timeout(300)
 
 
 def job(folder: Path, *overrides: str, **more: Any) -> Job:
