@@ -133,7 +133,7 @@ def test_arguments_that_no_rank_can_read(
     process = start(*launch(2, "--config", config, "--colour"))
     _, err = process.communicate()
     assert process.returncode == 2
-    assert err == "train_gpt.py: unrecognized arguments: --colour\n"
+    assert err == "train_gpt.py: --colour is not an option; train_gpt.py --help lists them\n"
 
 
 def by_a_queue(process: subprocess.Popen[str]) -> str:
