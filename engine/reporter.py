@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -124,14 +125,14 @@ class Reporter:
 def open_reporter(
     plan: Plan, facts: Facts, folder: RunFolder, console: Console | None = None
 ) -> Reporter:
-    """Rank 0's reporter: keeps config and settings in the folder, prints remarks and the table."""
+    """Rank 0's reporter: opens the files of the run, prints remarks and the table."""
     settings = plan.settings
     console = console or Console()
     folder.write_status("running", step=facts.first_step)
     files: list[Sink] = [JsonLines(folder.log, facts.first_step)]
     if settings.log.tensorboard:
-        config = folder.config.read_text(encoding="utf-8")
-        files.append(TensorBoard(folder.tensorboard, facts.first_step, config))
+        resolved = json.dumps(settings.model_dump(mode="json"), indent=2)
+        files.append(TensorBoard(folder.tensorboard, facts.first_step, resolved))
     for line in remarks(plan):
         say(console, line)
     lines = {
