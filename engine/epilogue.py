@@ -9,6 +9,7 @@ from shlex import quote
 
 import torch
 
+from engine.config.schema import Data
 from engine.data.tokenizer import Tokenizer
 from engine.errors import Failed, Refused
 from engine.generate import Sampling, continue_text, open_model
@@ -24,18 +25,49 @@ SAMPLE_BYTES = 2 << 30
 
 
 def epilogue(
-    folder: RunFolder, device: torch.device, say: Callable[[str], None], *, sample: bool
+    folder: RunFolder,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    command: str,
+    sample: bool,
+    evaluation: str = "",
+    validation: str = "",
+    several_machines: bool = False,
 ) -> None:
-    """Tell it, a line at a time."""
+    """Print where things are and the commands that go on from here, which work when pasted.
+
+    ``command`` starts cuboid. ``sample``: training is done, and a sample of text is wanted; if not,
+    the command that continues it comes first. ``evaluation``: the options that cuboid evaluate
+    needs. ``validation`` is the last one in words.
+    """
+    run = quote(str(folder.path))
     if sample:
         _sample(folder, device, say)
-    say(f"\nweights     {folder.weights}")
+    say("")
+    if validation:
+        say(f"validation  {validation}")
+    say(f"weights     {folder.weights}")
     say(f"log         {folder.log}")
     if folder.has_curves:
-        say(f"TensorBoard tensorboard --logdir {folder.tensorboard}")
+        say(f"TensorBoard tensorboard --logdir {quote(str(folder.tensorboard))}")
+    if not sample and several_machines:
+        say(f"continue    start it again on all machines, with --resume {run}")
+    elif not sample:
+        say(f"continue    {command} train --resume {run}")
+    else:
+        say(f"train more  {command} train --resume {run} MAX_STEPS=N")
+    say(f"evaluate    {command} evaluate {run}{evaluation}")
+    say(f"export      {command} export {run} --to hf")
     if folder.tokenizer.is_file():
-        say(f"more text   cuboid generate {quote(str(folder.path))}")
-        say("            (./run.sh before it, where .venv is not active)")
+        say(f"more text   {command} generate {run}")
+
+
+def evaluate_options(data: Data) -> str:
+    """Return the options that cuboid evaluate needs for a run on this data."""
+    if data.validation > 0:
+        return ""
+    return " --split train" + (" --samples 100" if data.type == "synthetic" else "")
 
 
 def _sample(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:

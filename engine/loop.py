@@ -14,12 +14,13 @@ from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
 from engine.data.loader import Batches, load
 from engine.data.remarks import remarks
-from engine.epilogue import epilogue
+from engine.epilogue import epilogue, evaluate_options
 from engine.errors import Refused
+from engine.invocation import cuboid
 from engine.nvme.offload import open_offload
 from engine.reporter import Reporter
 from engine.run import Run
-from engine.run_report import open_report, row
+from engine.run_report import last_validation, open_report, row
 from engine.step import Diverged
 
 if TYPE_CHECKING:
@@ -82,7 +83,16 @@ def train(
             if world.is_main:
                 if ending:
                     report.say(ending)
-                epilogue(folder, world.device, report.say, sample=step == steps)
+                epilogue(
+                    folder,
+                    world.device,
+                    report.say,
+                    command=cuboid(),
+                    sample=step == steps,
+                    evaluation=evaluate_options(plan.settings.data),
+                    validation=last_validation(run, report),
+                    several_machines=world.local_size < world.size,
+                )
             if ending:
                 report.finish("interrupted", ending)
 
@@ -118,7 +128,10 @@ def total_steps(plan: Plan, batches: Batches, done: int = 0) -> int:
     settings = plan.settings
     if settings.max_steps is not None:
         if settings.max_steps < done:
-            raise Refused(f"{plan.cite('max_steps')}, and the checkpoint is of step {done} already")
+            raise Refused(
+                f"{plan.cite('max_steps')}, and the checkpoint is of step {done} already: "
+                f"MAX_STEPS=N, with N above {done}, continues"
+            )
         return settings.max_steps
     steps = batches.steps(settings.num_epochs or 1)
     if steps is None:

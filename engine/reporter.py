@@ -61,10 +61,14 @@ class Reporter:
         self._folder, self._terminal, self._files = folder, terminal, files
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._step = first_step
+        self.validation: Row | None = None
+        """The last step that a validation followed."""
 
     def step(self, row: Row) -> None:
         """Report a step; its validation, if it had one, comes with it."""
         self._step = row.step
+        if row.val_loss is not None:
+            self.validation = row
         flops = self._flops_per_token * row.tokens_per_second
         mfu = None if self._peak_flops is None else flops / self._peak_flops
         row = replace(row, flops_per_second=flops, mfu=mfu)
@@ -140,7 +144,8 @@ def open_reporter(
         **overview(plan),
         "parameters": count(facts.parameters),
         "device": facts.device,
-        "steps": f"{facts.total_steps - facts.first_step:,}",
+        "steps": f"{facts.total_steps:,}"
+        + (f", of which {facts.first_step:,} are done" if facts.first_step else ""),
         **_guessed_time(plan, facts),
         **facts.more,
     }

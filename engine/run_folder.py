@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from glob import escape
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from engine.disk import FULL, naming
@@ -198,9 +199,7 @@ def claim(
     if output is not None:
         folder = RunFolder(output)
         if not _create(folder, run_id) and folder.read_status().get("run_id") != run_id:
-            raise Refused(
-                f"{output}: {_holding(folder)}; give another --output, or remove it first"
-            )
+            raise Refused(f"{output}: {_holding(folder)}; give another --output or remove it first")
         return folder
     for folder in _folders(root, f"{escape(name)}-*"):
         if folder.read_status().get("run_id") == run_id:
@@ -263,7 +262,8 @@ def _holding(folder: RunFolder) -> str:
         return "is not a folder"
     status = folder.read_status()
     if "state" in status:
-        return f"holds a run ({status['state']} at step {status.get('step')})"
+        run = f"holds a run ({status['state']} at step {status.get('step')})"
+        return f"{run}; --resume {quote(str(folder.path))} continues it"
     return "is not empty"
 
 

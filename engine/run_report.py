@@ -55,7 +55,11 @@ def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
         total_steps=run.steps,
         first_step=first_step,
         cores=None if cuda else cores(world),
-        more={"data": run.batches.corpus.description, "matmul": _matmul(run, cuda=cuda)},
+        more={
+            "data": run.batches.corpus.description,
+            "validation": _validation(run),
+            "matmul": _matmul(run, cuda=cuda),
+        },
     )
     report = open_reporter(plan, facts, folder)
     machine = {
@@ -69,6 +73,22 @@ def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
     if run.tokenizer is not None:
         write_atomically(folder.tokenizer, json.dumps(run.tokenizer))
     return report
+
+
+def _validation(run: Run) -> str:
+    """The samples of a validation, and when there is one."""
+    every, sweep = run.plan.settings.eval.every, run.batches.validation
+    if every == 0 or sweep.batches == 0:
+        return "none"
+    return f"{sweep}, " + ("at the end" if every is None else f"every {several(every, 'step')}")
+
+
+def last_validation(run: Run, report: Reporter) -> str:
+    """The last validation in words; "" where there was none."""
+    last = report.validation
+    if last is None or last.val_loss is None:
+        return ""
+    return f"loss {last.val_loss:.4f} after step {last.step:,}, over {run.batches.validation}"
 
 
 def _matmul(run: Run, *, cuda: bool) -> str:

@@ -91,7 +91,14 @@ def _usage(names: list[str]) -> str:
         for name in names
     ]
     return "\n".join(
-        ["usage: cuboid COMMAND ...", "", *lines, "", "cuboid COMMAND --help tells more."]
+        [
+            "usage: cuboid COMMAND ...",
+            "",
+            *lines,
+            "",
+            "exit codes: 0 done; 1 failed or stopped; 2 the input was rejected",
+            "cuboid COMMAND --help tells more.",
+        ]
     )
 
 

@@ -7,6 +7,7 @@ says so; the rest is told.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 from engine.checkpoint.manifest import Layout, Training
@@ -69,6 +70,26 @@ def moved(before: Layout, now: Layout) -> str | None:
         f"written by {before}, goes on as {now}: parameters, optimizer and the order of samples "
         "are exact, dropout draws other masks"
     )
+
+
+def batch(training: Training, before: Layout, plan: Plan) -> list[str]:
+    """Return a line where a step has another number of samples than at the checkpoint, with the
+    setting that keeps the number, where a whole one does."""
+    old = dict(_flat(training.settings))
+    factors = old.get("batch_size"), old.get("gradient_accumulation", 1)
+    if not all(isinstance(factor, int) for factor in factors):
+        return []
+    then, now = prod(factors) * before.data_parallel, plan.global_batch
+    if then == now:
+        return []
+    settings, keeps = plan.settings, "no whole number keeps it"
+    rounds, left = divmod(then, now // settings.gradient_accumulation)
+    samples, rest = divmod(then, now // settings.batch_size)
+    if not left and rounds:
+        keeps = f"gradient_accumulation={rounds} keeps {then}"
+    elif not rest and samples and samples % settings.num_micro_batches == 0:
+        keeps = f"BATCH_SIZE={samples} keeps {then}"
+    return [f"a step has {now} samples, and had {then} at the checkpoint: {keeps}"]
 
 
 def threads(training: Training, device: str, now: int) -> list[str]:

@@ -57,6 +57,7 @@ def _run_with(
 ) -> RunFolder:
     for folder in runs(root) if path is None else [RunFolder(path)]:
         if has(folder):
+            folder.settle()
             return folder
     if path is None:
         raise Refused(f"no run under {root}/ has {what}: name one")

@@ -238,6 +238,7 @@ def _tell_changes(world: World, plan: Plan, stored: Stored, corpus: Corpus, aske
         f"going on from {stored.path}",
         *unused,
         *([move] if move else []),
+        *changes.batch(stored.training, stored.manifest.layout, plan),
         *threads,
         *lines,
         *new,

@@ -52,6 +52,12 @@ class Sweep:
         """How many targets count, over all batches and ranks."""
         return self.split.count_targets(np.arange(self.samples))
 
+    def __str__(self) -> str:
+        held = self.split.samples
+        if self.samples == held:
+            return f"all {held:,} samples"
+        return f"the first {self.samples:,} of {held:,} samples" if held else "no samples"
+
     def batch(self, i: int, data_rank: int) -> Batch:
         """A data-parallel rank's share of batch i (from 0); places past the last sample hold ones
         that count nothing."""

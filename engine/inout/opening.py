@@ -28,6 +28,7 @@ def open_trained(path: Path, which: str = "latest") -> Trained:
     Raises Refused where there is none, or it is not what it says.
     """
     folder = RunFolder(path)
+    folder.settle()
     if Shelf(folder.checkpoints).steps():
         return _checkpoint(pick(folder, which))
     if which != "latest":

@@ -40,12 +40,13 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     Raises Refused where there is no such run, or nothing that may be removed.
     """
     folder = run_with_checkpoints(args.run)
-    folder.settle()
     shelf = Shelf(folder.checkpoints)
     if args.keep is not None and args.action != "prune":
         raise Refused(f"--keep is for prune, not for {args.action}")
     if args.action == "ls":
-        print(*_rows(shelf), sep="\n")
+        status = folder.read_status()
+        state = f" ({status['state']} at step {status['step']})" if "state" in status else ""
+        print(f"{folder.path}{state}", *_rows(shelf), sep="\n")
         return 0
     if args.action == "verify":
         damaged = [step for step in shelf.steps() if not _is_good(shelf, step)]

@@ -67,10 +67,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    model, tokenizer = open_model(open_trained(path, args.step), device)
+    trained = open_trained(path, args.step)
+    model, tokenizer = open_model(trained, device)
     for number in range(args.num):
         pieces = continue_text(model, tokenizer, args.prompt, sampling, number)
         first = next(pieces, "")  # refuses a prompt that cannot be read, which is not printed then
+        if number == 0:  # stdout is for the text
+            step = "" if trained.step is None else f", step {trained.step:,}"
+            print(f"{trained.path}{step}", file=sys.stderr, flush=True)
         if args.num > 1:
             print(f"--- {number + 1} of {args.num} ---")
         for piece in chain([args.prompt, first], pieces):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine import epilogue
+from engine.config.schema import Data
 from engine.data import tokenizer
 from engine.data.tokenizers.char import Char
 from engine.inout.writing import write_safetensors
@@ -25,22 +26,50 @@ def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
         folder.weights, numbers.items(), model.shapes, dtype=model.dtype, metadata=model.metadata
     )
     lines: list[str] = []
-    epilogue.epilogue(folder, torch.device("cpu"), lines.append, sample=True)
-    assert lines[-1].startswith("log ")
-    return lines
+    epilogue.epilogue(folder, torch.device("cpu"), lines.append, command="./run.sh", sample=True)
+    assert lines[-6:] == ["", *closing(folder)]
+    return lines[:-6]
+
+
+def closing(folder: RunFolder) -> list[str]:
+    run = folder.path
+    return [
+        f"weights     {run}/model.safetensors",
+        f"log         {run}/log.jsonl",
+        f"train more  ./run.sh train --resume {run} MAX_STEPS=N",
+        f"evaluate    ./run.sh evaluate {run}",
+        f"export      ./run.sh export {run} --to hf",
+    ]
 
 
 def test_a_sample_is_written(tmp_path: Path) -> None:
-    title, sample, *rest = told(tmp_path)
+    title, sample = told(tmp_path)
     assert "A sample" in title
     assert sample.startswith("The ")
-    assert len(rest) == 2
 
 
 def test_a_large_model_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epilogue, "SAMPLE_BYTES", 1000)
-    assert len(told(tmp_path)) == 2
+    assert told(tmp_path) == []
 
 
 def test_nor_does_one_that_overflows(tmp_path: Path) -> None:
-    assert len(told(tmp_path, torch.inf)) == 2
+    assert told(tmp_path, torch.inf) == []
+
+
+def test_a_run_that_was_stopped_names_what_continues_it_first(tmp_path: Path) -> None:
+    folder, lines = RunFolder(tmp_path / "my run"), list[str]()
+    epilogue.epilogue(
+        folder,
+        torch.device("cpu"),
+        lines.append,
+        command="cuboid",
+        sample=False,
+        evaluation=epilogue.evaluate_options(Data(type="synthetic", validation=0.0)),
+        validation="loss 2.3457 after step 300, over the first 128 of 363 samples",
+    )
+    assert lines[1] == "validation  loss 2.3457 after step 300, over the first 128 of 363 samples"
+    assert lines[4:6] == [
+        f"continue    cuboid train --resume '{folder.path}'",
+        f"evaluate    cuboid evaluate '{folder.path}' --split train --samples 100",
+    ]

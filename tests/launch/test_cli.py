@@ -31,6 +31,7 @@ def test_the_usage_names_every_command(argv, capsys):
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in COMMANDS)
     assert max(map(len, out.splitlines())) <= 80
+    assert "exit codes: 0 done; 1 failed or stopped; 2 the input was rejected" in out
 
 
 @pytest.mark.parametrize("name", COMMANDS)

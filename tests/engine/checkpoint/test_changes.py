@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.changes import FIXED, SILENT, compare, moved
+from engine.checkpoint.changes import FIXED, SILENT, batch, compare, moved
 from engine.checkpoint.manifest import Training
 from engine.checkpoint.save import layout_of
 from engine.config.schema import all_settings, user_name
@@ -141,3 +141,27 @@ def test_another_layout_is_told(tmp_path):
     assert "written by tensor 1 (serial) x pipeline 1 x data 4, goes on as" in told
     assert "pipeline 2 x data 2, ZeRO 1" in told
     assert "dropout draws other masks" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "told"),
+    [
+        ((), 4, None),  # 4 ranks x 4 samples
+        (("BATCH_SIZE=8",), 2, None),
+        ((), 2, "a step has 8 samples, and had 16 at the checkpoint: gradient_accumulation=2"),
+        (("gradient_accumulation=3",), 1, "had 16 at the checkpoint: gradient_accumulation=4"),
+        (("BATCH_SIZE=6",), 4, "a step has 24 samples, and had 16 at the checkpoint: BATCH_SIZE=4"),
+        ((), 3, "had 16 at the checkpoint: no whole number keeps it"),
+    ],
+)
+def test_another_global_batch_is_reported_with_what_keeps_it(
+    tmp_path, before, overrides, gpus, told
+):
+    layout = layout_of(plan_with(tmp_path).settings, 4)
+    found = batch(before, layout, plan_with(tmp_path, *overrides, gpus=gpus))
+    assert len(found) == (told is not None)
+    assert all(told in line for line in found)
+    if found and "no whole" not in found[0]:
+        keeps = found[0].partition("checkpoint: ")[2].split()[0]
+        kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)
+        assert batch(before, layout, kept) == []

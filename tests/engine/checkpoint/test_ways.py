@@ -11,7 +11,8 @@ from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked, Way, ways
 from engine.errors import Refused
 from engine.plan import Plan, make_plan
-from engine.run_folder import RunFolder, claim
+from engine.recorded import keep
+from engine.run_folder import RunFolder, State, claim
 from tests.support.jobs import TINY
 
 OVER = "starts over"
@@ -117,3 +118,80 @@ def test_a_way_is_sent_to_other_ranks_as_it_is(plan):
     make(OLD, steps=(1,))
     (way,) = ways("mine", plan, Asked(resume=OLD))
     assert way == Way(home=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
+
+
+def record(name: str, config: Path, state: State = "interrupted") -> RunFolder:
+    """A run of a config file, with a checkpoint of step 4."""
+    folder = make(name, steps=(4,))
+    plan = make_plan(config, gpus=1, environ={})
+    keep(folder, plan)
+    folder.write_status(state, step=4)
+    return folder
+
+
+def copy_of_config(folder: str) -> Path:
+    Path(folder).mkdir()
+    path = Path(folder) / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+def test_auto_takes_no_run_of_another_file_of_the_same_name(plan):
+    """And says which run it skips, why, and how to continue that one."""
+    one, other = copy_of_config("one"), copy_of_config("other")
+    record(OLD, one), record(NEW, other)
+    asked = Asked(resume="auto")
+    mine, new = ways("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
+    assert (mine.home, new.home) == (OLD, None)
+    assert mine.remarks == [
+        f"{NEW} is skipped: it is a run of {other.resolve()}, and this is {one.resolve()}; "
+        f"--resume {NEW} continues it"
+    ]
+    (anew,) = ways("mine", plan, asked)
+    assert (anew.home, anew.starts_over) == (None, True)
+    assert [line.split(" is skipped")[0] for line in anew.remarks[:2]] == [NEW, OLD]
+    assert anew.remarks[2] == f"no run of {plan.config.path} is left to continue: a new run begins"
+
+
+def test_the_same_file_by_another_path_is_the_same(plan):
+    config = copy_of_config("one")
+    Path("link").symlink_to("one")
+    record(NEW, config)
+    first, _ = ways("mine", make_plan("link/tiny.py", gpus=1, environ={}), Asked(resume="auto"))
+    assert (first.home, first.remarks) == (NEW, [])
+
+
+def test_a_run_that_recorded_no_file_goes_by_its_name_and_says_so(plan):
+    make(NEW, steps=(4,))
+    first, _ = ways("mine", plan, Asked(resume="auto"))
+    assert first.home == NEW
+    assert first.remarks == [f"{NEW} does not record its config file, and is taken by name"]
+
+
+def test_a_finished_run_is_refused_with_what_trains_more(plan):
+    record(NEW, Path("tiny.py"), "finished")
+    told = (
+        f"{NEW} is finished at step 4: MAX_STEPS=N, with N above 4, trains it further; "
+        f"--init-from {NEW} begins a new run with its weights"
+    )
+    with pytest.raises(Refused) as refusal:
+        found(plan, NEW)
+    assert str(refusal.value) == told
+    first, _ = ways("mine", plan, Asked(resume="auto"))
+    assert first.finished == told
+    more = make_plan("tiny.py", gpus=1, overrides=["MAX_STEPS=5"], environ={})
+    assert found(more, NEW) == [(NEW, [4])]
+
+
+def test_a_run_without_a_checkpoint_is_refused_with_its_state(plan):
+    make(NEW).write_status("failed", step=3)
+    with pytest.raises(Refused, match=r"has no checkpoint to continue from \(failed at step 3\)"):
+        found(plan, NEW)
+
+
+def test_a_moved_run_stays_where_it_is(plan):
+    """Its log.dir says where it was."""
+    there = make_plan("tiny.py", gpus=1, overrides=["log.dir=out"], environ={})
+    keep(make("out", steps=(4,)), there)
+    Path("out").rename("moved")
+    assert found(there, "moved") == [("moved", [4])]

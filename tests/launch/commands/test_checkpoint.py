@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def command(*words: str) -> int:
 def test_a_list_has_a_row_for_each(folder, capsys):
     (Shelf(folder.checkpoints).folder(3) / "manifest.json").write_text("{")
     assert command("ls") == 0
-    header, *rows = capsys.readouterr().out.splitlines()
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == f"{folder.path} (running at step 0)"
     assert header.split() == "step written size validation loss layout".split()
     assert [row.split()[0] for row in rows] == ["1", "2", "3", "4"]
     assert "1.5000" in rows[1]
@@ -151,3 +153,17 @@ def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
     shutil.rmtree("runs")
     assert command("ls") == 2
     assert "no run under runs/ has checkpoints: name one" in capsys.readouterr().err
+
+
+def test_any_command_that_looks_at_a_run_settles_that_it_was_killed(folder, capsys):
+    """Its last process left its lock, and no word."""
+    with folder.hold():
+        assert command("ls") == 0
+        assert "(running at step 0)" in capsys.readouterr().out, "it is"
+    folder.log.write_text('{"step": 4}\n')
+    for look in (["checkpoint", "ls"], ["evaluate", "--last-n", "0"], ["export", "--to", "pt"]):
+        status = json.loads(folder.status.read_text()) | {"state": "running"}
+        folder.status.write_text(json.dumps(status))
+        cli.main([*look[:2], str(folder.path), *look[2:]], {})
+        settled = json.loads(folder.status.read_text())
+        assert (settled["state"], settled["step"]) == ("failed", 4), look

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +22,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A model that answers any prompt with a b c, and what it was asked."""
     asked: dict[str, Any] = {}
 
-    def open_trained(path: Path, which: str) -> str:
+    def open_trained(path: Path, which: str) -> SimpleNamespace:
         asked.update(path=path, which=which)
-        return "trained"
+        return SimpleNamespace(path=path / "checkpoints" / "step-00001200", step=1200)
 
-    def open_model(trained: str, device: object) -> tuple[str, str]:
-        assert trained == "trained"
+    def open_model(trained: SimpleNamespace, device: object) -> tuple[str, str]:
         return "model", "tokenizer"
 
     def continue_text(
@@ -37,7 +37,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise Refused("cannot read ?")
         for piece in "abc":
             yield piece
-            asked["printed"].append(asked["capsys"].readouterr().out)
+            captured = asked["capsys"].readouterr()
+            asked["printed"].append(captured.out)
+            asked["told"] = asked.get("told", "") + captured.err
 
     monkeypatch.setattr(opening, "open_trained", open_trained)
     monkeypatch.setattr(generate, "open_model", open_model)
@@ -66,6 +68,7 @@ def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys, tmp_path, mo
         tokens=3, temperature=0.5, top_k=7, top_p=0.9, seed=9
     )
     assert opened["number"] == 0
+    assert opened["told"] == "somewhere/checkpoints/step-00001200, step 1,200\n"
 
 
 def test_several_texts_are_told_apart(opened, capsys, tmp_path, monkeypatch):
@@ -75,6 +78,7 @@ def test_several_texts_are_told_apart(opened, capsys, tmp_path, monkeypatch):
     assert cli.main(["generate", "somewhere", "--prompt", "The ", "--num", "2"], {}) == 0
     assert opened["printed"] == ["\n--- 2 of 2 ---\nThe a", "b", "c"]
     assert opened["number"] == 1
+    assert opened["told"].count("\n") == 1, "once for all texts"
 
 
 def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):

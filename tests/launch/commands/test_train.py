@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import train_gpt
+from engine.checkpoint.shelf import Shelf
+from engine.plan import make_plan
+from engine.recorded import keep
+from engine.rendezvous import Place
+from engine.run_folder import RunFolder
 from launch import cli, torchrun
 from launch.arguments import add_config, add_run, config_and_overrides
 from launch.commands import train
@@ -161,3 +167,77 @@ def test_it_is_refused_without_torch(config):
     )
     command = [sys.executable, "-c", code, "train", config, "SEQ_LEN=-1"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 2
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, config: str) -> RunFolder:
+    """A run of the config, as two copies of the model, whose config file is gone."""
+    folder = RunFolder(tmp_path / "elsewhere" / "run")
+    folder.path.mkdir(parents=True)
+    keep(folder, make_plan(config, gpus=4, overrides=["seed=5"], environ={}))
+    Shelf(folder.checkpoints).folder(4).mkdir(parents=True)
+    folder.status.write_text('{"state": "interrupted", "step": 4}')
+    Path(config).unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("argv", "gpus", "ranks"), [([], 0, 4), ([], 8, 4), ([], 3, 2), (["--gpus", "2"], 0, 2)]
+)
+def test_a_run_is_resumed_without_a_config(monkeypatch, started, stopped, argv, gpus, ranks):
+    machine(monkeypatch, gpus)
+    assert cli.main(["train", "--resume", str(stopped.path), "log.every=2", *argv], {}) == 0
+    ((found, arguments),) = started
+    assert found == ranks
+    args = train_gpt.parse(arguments)
+    plan = train_gpt.plan(args, Place(rank=0, size=ranks, launcher="torchrun"), {})
+    settings = plan.settings
+    assert (settings.name, settings.seed, settings.log.every) == ("gpt", 5, 2)
+    assert plan.layout.gpus == ranks
+
+
+def test_data_of_the_environment_is_not_that_of_the_run(monkeypatch, started, stopped, capsys):
+    machine(monkeypatch, 0)
+    assert cli.main(["train", "--resume", str(stopped.path)], {"DATA": "new.txt"}) == 0
+    assert "DATA=new.txt in the environment is not used" in capsys.readouterr().out
+
+
+def test_only_the_folder_that_is_used_is_probed(monkeypatch, started, stopped, tmp_path, capsys):
+    """A working folder in which nothing is written need not be writable."""
+    probed: list[Path] = []
+    monkeypatch.setattr("launch.here._probe", probed.append)
+    machine(monkeypatch, 0)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", str(stopped.path)], {}) == 0
+    assert {*probed} == {stopped.path}
+
+
+FINISHED = """
+import sys
+from launch.cli import main
+code = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+
+
+def test_a_finished_run_is_refused_without_torch(stopped):
+    stopped.status.write_text('{"state": "finished", "step": 10}')
+    Shelf(stopped.checkpoints).folder(10).mkdir()
+    command = [sys.executable, "-c", FINISHED, "train", "--resume", str(stopped.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"{stopped.path} is finished at step 10: MAX_STEPS=N")
+
+
+@pytest.mark.parametrize(
+    ("resume", "told"),
+    [("nowhere", "nowhere is not there"), (".", "neither a run's folder nor a checkpoint")],
+)
+def test_a_path_that_is_no_run(monkeypatch, started, tmp_path, capsys, resume, told):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", resume], {}) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert started == []
