@@ -97,7 +97,7 @@ def run_named(resume: str) -> Path | None:
         return None
     path = Path(resume)
     run = path.parent.parent if _is_checkpoint(path) else path
-    return run if RunFolder(run).status.is_file() else None
+    return run if RunFolder(run).read_status() else None
 
 
 def _of_this_config(plan: Plan) -> Iterator[Way]:

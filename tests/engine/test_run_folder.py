@@ -93,7 +93,9 @@ def test_who_comes_between_a_look_and_a_claim_is_seen(tmp_path, monkeypatch):
 def test_a_used_folder_is_refused_and_says_why(tmp_path):
     output = tmp_path / "out"
     claim("demo", "a", output=output).write_status("finished", step=30)
-    with pytest.raises(Refused, match=r"out: holds a run \(finished at step 30\); --resume .* continues"):
+    with pytest.raises(
+        Refused, match=r"out: holds a run \(finished at step 30\); --resume .* continues"
+    ):
         claim("demo", "b", output=output)
     assert claim("demo", "a", output=output) == RunFolder(output)
 

@@ -161,9 +161,15 @@ def test_any_command_that_looks_at_a_run_settles_that_it_was_killed(folder, caps
         assert command("ls") == 0
         assert "(running at step 0)" in capsys.readouterr().out, "it is"
     folder.log.write_text('{"step": 4}\n')
-    for look in (["checkpoint", "ls"], ["evaluate", "--last-n", "0"], ["export", "--to", "pt"]):
+    run = str(folder.path)
+    for look in (
+        ["checkpoint", "ls", run],
+        ["evaluate", run, "--step", "9"],
+        ["export", run, "--to", "pt"],
+        ["train", "--resume", run],
+    ):
         status = json.loads(folder.status.read_text()) | {"state": "running"}
         folder.status.write_text(json.dumps(status))
-        cli.main([*look[:2], str(folder.path), *look[2:]], {})
+        cli.main(look, {})
         settled = json.loads(folder.status.read_text())
         assert (settled["state"], settled["step"]) == ("failed", 4), look
