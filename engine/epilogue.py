@@ -9,6 +9,7 @@ from shlex import quote
 
 import torch
 
+from engine.checkpoint.shelf import Shelf
 from engine.config.schema import Data
 from engine.data.tokenizer import Tokenizer
 from engine.errors import Failed, Refused
@@ -31,6 +32,7 @@ def epilogue(
     *,
     command: str,
     sample: bool,
+    steps: int,
     evaluation: str = "",
     validation: str = "",
     several_machines: bool = False,
@@ -38,8 +40,8 @@ def epilogue(
     """Print where things are and the commands that go on from here, which work when pasted.
 
     ``command`` starts cuboid. ``sample``: training is done, and a sample of text is wanted; if not,
-    the command that continues it comes first. ``evaluation``: the options that cuboid evaluate
-    needs. ``validation`` is the last one in words.
+    the command that continues it comes first. ``steps`` are those of the whole run. ``evaluation``:
+    the options that cuboid evaluate needs. ``validation`` is the last one in words.
     """
     run = quote(str(folder.path))
     if sample:
@@ -55,8 +57,8 @@ def epilogue(
         say(f"continue    start it again on all machines, with --resume {run}")
     elif not sample:
         say(f"continue    {command} train --resume {run}")
-    else:
-        say(f"train more  {command} train --resume {run} MAX_STEPS=N")
+    elif Shelf(folder.checkpoints).steps():
+        say(f"train more  {command} train --resume {run} MAX_STEPS={2 * steps}")
     say(f"evaluate    {command} evaluate {run}{evaluation}")
     say(f"export      {command} export {run} --to hf")
     if folder.tokenizer.is_file():

@@ -89,6 +89,7 @@ def train(
                     report.say,
                     command=cuboid(),
                     sample=step == steps,
+                    steps=steps,
                     evaluation=evaluate_options(plan.settings.data),
                     validation=last_validation(run, report),
                     several_machines=world.local_size < world.size,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine import epilogue
+from engine.checkpoint.shelf import Shelf
 from engine.config.schema import Data
 from engine.data import tokenizer
 from engine.data.tokenizers.char import Char
@@ -25,8 +26,11 @@ def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
     write_safetensors(
         folder.weights, numbers.items(), model.shapes, dtype=model.dtype, metadata=model.metadata
     )
+    Shelf(folder.checkpoints).folder(30).mkdir(parents=True)
     lines: list[str] = []
-    epilogue.epilogue(folder, torch.device("cpu"), lines.append, command="./run.sh", sample=True)
+    epilogue.epilogue(
+        folder, torch.device("cpu"), lines.append, command="./run.sh", sample=True, steps=30
+    )
     assert lines[-6:] == ["", *closing(folder)]
     return lines[:-6]
 
@@ -36,7 +40,7 @@ def closing(folder: RunFolder) -> list[str]:
     return [
         f"weights     {run}/model.safetensors",
         f"log         {run}/log.jsonl",
-        f"train more  ./run.sh train --resume {run} MAX_STEPS=N",
+        f"train more  ./run.sh train --resume {run} MAX_STEPS=60",
         f"evaluate    ./run.sh evaluate {run}",
         f"export      ./run.sh export {run} --to hf",
     ]
@@ -65,6 +69,7 @@ def test_a_run_that_was_stopped_names_what_continues_it_first(tmp_path: Path) ->
         lines.append,
         command="cuboid",
         sample=False,
+        steps=30,
         evaluation=epilogue.evaluate_options(Data(type="synthetic", validation=0.0)),
         validation="loss 2.3457 after step 300, over the first 128 of 363 samples",
     )
