@@ -26,6 +26,7 @@ from engine.step import Diverged
 if TYPE_CHECKING:
     from engine.faults import Fault
     from engine.plan import Plan
+    from engine.run_folder import RunFolder
     from engine.world import World
 
 
@@ -83,19 +84,24 @@ def train(
             if world.is_main:
                 if ending:
                     report.say(ending)
-                epilogue(
-                    folder,
-                    world.device,
-                    report.say,
-                    command=cuboid(),
-                    sample=step == steps,
-                    steps=steps,
-                    evaluation=evaluate_options(plan.settings.data),
-                    validation=last_validation(run, report),
-                    several_machines=world.local_size < world.size,
-                )
+                _close(run, folder, report, finished=step == steps)
             if ending:
                 report.finish("interrupted", ending)
+
+
+def _close(run: Run, folder: RunFolder, report: Reporter, *, finished: bool) -> None:
+    """Print how the run can be continued and used."""
+    epilogue(
+        folder,
+        run.world.device,
+        report.say,
+        command=cuboid(),
+        sample=finished,
+        steps=run.steps,
+        evaluation=evaluate_options(run.plan.settings.data),
+        validation=last_validation(run, report),
+        several_machines=run.world.local_size < run.world.size,
+    )
 
 
 def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -> int:

@@ -17,7 +17,7 @@ from engine.config.schema import Model, Settings
 from engine.flops import PEAKS, flops_per_token
 from engine.layout import Layout
 from engine.metrics import Row
-from engine.plan import Plan
+from engine.plan import ConfigFile, Plan
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run_folder import RunFolder, claim
 from engine.terminal import duration
@@ -60,6 +60,7 @@ def plan(tmp_path: Path) -> Plan:
     )
     return Plan(
         settings=settings,
+        config=ConfigFile(path=source, text=source.read_text()),
         layout=Layout(mode=modes()["2d"], tensor=4, data=2),
         warnings=("demo.py:1: a warning [of sorts]",),
     )
