@@ -108,6 +108,8 @@ def run(
             lines = told.read_text().splitlines()
             return exit_code(error.failures, told={int(line) for line in lines})
         except SignalException:
+            # A timer of torchrun's that is deleted in its own thread cannot join it, and says so.
+            sys.unraisablehook = lambda failure: None
             # At a second signal torchrun would go before its ranks, which still save. Only a
             # second Ctrl-C asks for more than the first signal.
             with suppress(ChildProcessError, SignalException):
