@@ -199,7 +199,7 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
         "it has '!', '?', which run/checkpoints/step-00000040 has no ids for; evaluate it on"
         in told
     )
-    assert "--last-n 9 is more than run/resolved.json: SEQ_LEN=8" in alone(
+    assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in alone(
         folder, subject=Subject(last_n=9)
     )
     assert "data.validation=0.0 leaves nothing" in alone(folder, "data.validation=0.0")
