@@ -190,7 +190,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         type=resume,
         default="none",
         metavar="auto|none|PATH",
-        help="what to go on from: the newest run of this name, nothing (the default), or a run's "
+        help="what to continue: the newest run of this config file, nothing (default), or a run's "
         "folder or one of its checkpoints",
     )
     parser.add_argument(
