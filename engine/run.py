@@ -88,7 +88,7 @@ class Run:
             targets=self.batches.targets(step),
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
-            stop=lambda: self.world.stop_requested,
+            stop=self.world.asked_to_stop,
             save=save,
         )
         self.done = step

@@ -55,9 +55,12 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @property
-    def stop_requested(self) -> bool:
-        """Whether this rank got a signal that stops a run, after its first step."""
+    def asked_to_stop(self) -> bool:
+        """Return whether this rank got a signal that stops a run, for the ranks to agree on at the
+        end of a step. From the first call on a signal no longer interrupts this rank: no rank is
+        past the first agreement before all have called this, so none is interrupted while another
+        reports the first step as done."""
+        self.ranks.stop.deferred = True
         return self.ranks.stop.requested is not None
 
     def stopped_by(self) -> str:
@@ -126,8 +129,7 @@ class World:
             raise found from (None if found is error else error)
 
     def first_step_done(self) -> None:
-        """From here on ranks are expected to keep pace, and to stop between two steps."""
-        self.ranks.stop.deferred = True
+        """From here on ranks are expected to keep pace."""
         self.ranks.keep_pace(self.plan.settings.timeout)
         self.colossal.set_timeouts(self.plan.settings.timeout)
 

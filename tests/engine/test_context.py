@@ -454,11 +454,12 @@ def stop_before_the_first_step(world: World) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop_after_the_first_step(world: World) -> bool:
-    world.first_step_done()
-    if world.rank == 1:
+def stop_after_the_first_agreement(world: World) -> bool:
+    assert not world.asked_to_stop()
+    world.meet()
+    if world.rank == 1:  # rank 0 may have reported the step already
         os.kill(os.getpid(), signal.SIGTERM)
-    return world.stop_requested
+    return world.asked_to_stop()
 
 
 def test_sigterm_before_the_first_step_ends_the_run(config: str, port: int) -> None:
@@ -471,7 +472,7 @@ def test_sigterm_before_the_first_step_ends_the_run(config: str, port: int) -> N
     assert "Traceback" not in said[0]
 
 
-def test_sigterm_after_the_first_step_is_left_to_the_loop(config: str, port: int) -> None:
-    case = Case(body=stop_after_the_first_step, config=config, port=port, overrides=ONE_D)
+def test_sigterm_after_the_first_agreement_is_left_to_the_loop(config: str, port: int) -> None:
+    case = Case(body=stop_after_the_first_agreement, config=config, port=port, overrides=ONE_D)
     outcomes = enter_all(2, case)
     assert [(o.result, o.error, o.said) for o in outcomes] == [(False, "", ""), (True, "", "")]

@@ -178,7 +178,7 @@ def insisting(world: World) -> Iterator[None]:
     healthy = Shelf.publish
 
     def publish(self: Shelf, step: int) -> None:
-        if world.stop_requested:
+        if world.asked_to_stop():
             os.kill(os.getpid(), signal.Signals[str(world.ranks.stop.requested)])
         healthy(self, step)
 

@@ -35,10 +35,12 @@ class StandIn:
     traffic: Traffic
     is_main: bool
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    stop_requested: bool = False
 
     def agree(self, task: Callable[[], T]) -> T:
         return task()
+
+    def asked_to_stop(self) -> bool:
+        return False
 
 
 def open_run(rank: int, size: int, config: Path, overrides: Sequence[str], **more: Any) -> Run:
