@@ -16,16 +16,20 @@ root=$(CDPATH='' cd -- "$(dirname -- "$file")" && pwd -P)
 
 usage() {
     cat <<EOF
-./run.sh                  train the demo (a character GPT on English text that Python ships)
-./run.sh KEY=VALUE ...    the same with other settings, such as MAX_STEPS=20
-./run.sh test [ARGS]      lint, types and tests; ARGS go to pytest
-./run.sh setup [dev]      make the environment only; dev: with what the tests need
-./run.sh setup nvme       build TensorNVMe in it, for offloading to an NVMe disk by io_uring
-./run.sh gpu-check ...    check and measure cuboid on one GPU, without a network; --dry: on the CPU
-./run.sh train ...        a command of cuboid: $(cuboid_commands)
-./run.sh COMMAND ...      any other command inside the environment, such as torchrun or python
+./run.sh                 train the demo: a character GPT on Python's help topics
+./run.sh KEY=VALUE ...   the same with other settings, such as MAX_STEPS=20
+./run.sh test [ARGS]     lint, types and tests; ARGS go to pytest
+./run.sh setup [dev]     make the environment only; dev: with what tests need
+./run.sh setup nvme      add TensorNVMe: offloading to an NVMe disk by io_uring
+./run.sh gpu-check ...   check and measure cuboid on one GPU; --dry: on the CPU
+./run.sh COMMAND ...     a command of cuboid, or a program such as torchrun, in
+                         the environment
 
-The environment is the active one if that has torch 2.11 to 2.13, otherwise .venv beside this file.
+Commands of cuboid:
+  $(cuboid_commands)
+
+The environment is the active one if that has torch 2.11 to 2.13, otherwise
+.venv beside this file. Variables:
   CONFIG=FILE      the config to train, instead of gpt_configs/demo.py
   DATA=FILE        the text to train on
   NPROC=N          how many processes train it

@@ -247,6 +247,7 @@ def test_what_cannot_be_started_is_refused(house):
 def test_help_makes_nothing(house):
     code, out, _ = house.run("help")
     assert (code, "train validate" in out) == (0, True)
+    assert max(map(len, out.splitlines())) <= 80
     assert not (house.root / ".venv").exists()
 
 
@@ -258,7 +259,7 @@ def test_it_is_started_through_symbolic_links(house: House, tmp_path: Path) -> N
     run = subprocess.run(
         ["sh", folder / "second", "help"], capture_output=True, text=True, check=True, cwd="/"
     )
-    assert "a command of cuboid: train validate" in run.stdout
+    assert "Commands of cuboid:\n  train validate" in run.stdout
 
 
 def test_gpu_check_takes_the_torch_there_is_and_installs_nothing(house):

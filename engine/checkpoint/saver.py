@@ -38,7 +38,9 @@ class Saver:
     """Saves a run every so many steps or minutes, where it is asked to, and at its end.
 
     Without ``checkpoint.every`` and ``checkpoint.minutes`` it saves only a run that is stopped
-    before its end. Within ``with``, so that no checkpoint is still on its way when the run leaves.
+    before its end, and at its end one that was resumed: an older checkpoint must not stay the
+    latest of a finished run. Within ``with``, so that no checkpoint is still on its way when the
+    run leaves.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Saver:
     ) -> None:
         self._run, self._shelf, self._say, self._clock = run, Shelf(folder.checkpoints), say, clock
         self._settings = run.plan.settings.checkpoint
+        self._resumed = run.done > 0
         self._since = clock()
         self._background, self._copies = Background(), Copies()
         self._group = run.world.cpu_group
@@ -86,7 +89,7 @@ class Saver:
         """
         every = self._settings.every
         due = asked or last or (every is not None and step % every == 0)
-        if not stopped and not (self._settings.wanted and due):
+        if not (stopped or (self._resumed and last) or (self._settings.wanted and due)):
             return
         state, training = self._state(), self._training(step, val_loss)
         if self._settings.asynchronous:

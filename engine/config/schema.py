@@ -166,7 +166,8 @@ class Checkpoint(Section):
 
     @property
     def wanted(self) -> bool:
-        """Whether a run saves as it goes, and then at its end; if not, only where it is stopped."""
+        """Whether a run saves as it goes, and then at its end; if not, only where it is stopped,
+        and at the end of a run that was resumed."""
         return self.every is not None or self.minutes is not None
 
 

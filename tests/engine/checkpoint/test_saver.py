@@ -13,10 +13,11 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint.stored import Stored
+from engine.checkpoint.ways import Asked
 from engine.run import Run
 from engine.run_folder import RunFolder
 from engine.world import World
-from tests.support.jobs import Ended, into_run, run, run_all, shelf_of
+from tests.support.jobs import RUN, Ended, into_run, run, run_all, shelf_of
 
 LOSSES = [5.0, 1.0, 4.0, float("nan"), 2.0, 3.0]
 
@@ -96,11 +97,19 @@ def told_to_stop(world: World) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("saving", [["checkpoint.every=40"], []], ids=["as it goes", "never"])
-def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, saving):
-    ended = run(into_run(tmp_path, "MAX_STEPS=50", *saving, planted=told_to_stop), 2)
+@pytest.mark.parametrize("every", [40, None])
+def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, every):
+    saving = f"checkpoint.every={every}"
+    ended = run(into_run(tmp_path, "MAX_STEPS=50", saving, planted=told_to_stop), 2)
     assert [one.error for one in ended] == ["", ""]
     assert shelf_of(tmp_path).steps() == [2]
     assert Stored(shelf_of(tmp_path).folder(2)).problems() == []
     assert RunFolder(tmp_path / "run").read_status()["state"] == "interrupted"
     assert max(ended[0].batches) == 2
+
+    # The older checkpoint does not stay the latest: evaluate, export and --resume go by that
+    goes_on = Asked(resume="run", output=RUN)
+    ended = run(into_run(tmp_path, "MAX_STEPS=5", saving, asked=goes_on), 2)
+    assert [one.error for one in ended] == ["", ""]
+    assert shelf_of(tmp_path).steps() == [2, 5]
+    assert RunFolder(tmp_path / "run").read_status()["state"] == "finished"
