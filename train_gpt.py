@@ -35,6 +35,7 @@ from launch.arguments import (
     run_to_resume,
 )
 from launch.rank import leave, run_rank
+from launch.torchrun import note_stop
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
     def work(args: argparse.Namespace, world: World) -> None:
         fault = world.agree(lambda: planted(environ.get("FAULT", ""), world.rank, world.attempt))
-        train(world, world.plan, beginning(args), cache=default_cache(environ), fault=fault)
+        cache, asked = default_cache(environ), beginning(args)
+        finished = train(world, world.plan, asked, cache=cache, fault=fault)
+        if not finished and world.is_main and args.told is not None:
+            note_stop(args.told)
 
     return run_rank(argv, environ, parse=parse, plan=plan, work=work, restart=restart)
 

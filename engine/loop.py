@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 def train(
     world: World, plan: Plan, asked: Asked, *, cache: Path, fault: Fault | None = None
-) -> None:
+) -> bool:
     """Train as ``plan`` says, from the start or from a checkpoint; the run's folder holds all that
-    is left of it. ``fault``: what goes wrong on this rank, in tests.
+    is left of it. ``fault``: what goes wrong on this rank, in tests. Return whether all steps are
+    done: False where a signal stopped the run.
 
     Raises:
         Refused: the data, the folder or the disk to offload to cannot be used.
@@ -87,6 +88,7 @@ def train(
                 _close(run, folder, report, finished=step == steps)
             if ending:
                 report.finish("interrupted", ending)
+    return step == steps
 
 
 def _close(run: Run, folder: RunFolder, report: Reporter, *, finished: bool) -> None:

@@ -20,6 +20,9 @@ from launch.machine import cores
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+STOPPED = "stopped"
+"""The line in the file of a launcher's ranks for a run that was stopped before its end."""
+
 
 def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
     """How many ranks to start, where one copy of the model takes ``model_ranks`` (TENSOR_PARALLEL x
@@ -105,7 +108,7 @@ def run(
                 )
             )
         except ChildFailedError as error:
-            lines = told.read_text().splitlines()
+            lines = set(told.read_text().splitlines()) - {STOPPED}
             return exit_code(error.failures, told={int(line) for line in lines})
         except SignalException:
             # A timer of torchrun's that is deleted in its own thread cannot join it, and says so.
@@ -119,7 +122,14 @@ def run(
                 while True:
                     os.wait()
             return 1
-    return 0
+        return 1 if STOPPED in told.read_text().splitlines() else 0
+
+
+def note_stop(told: Path) -> None:
+    """Note for the launcher that a signal to its ranks alone stopped the run. They exit with 0, or
+    torchrun would start the run again."""
+    with suppress(OSError), told.open("a") as file:  # the launcher may be gone
+        file.write(f"{STOPPED}\n")
 
 
 def exit_code(failures: dict[int, ProcessFailure], told: Collection[int] = ()) -> int:

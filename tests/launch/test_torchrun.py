@@ -152,7 +152,14 @@ def ctrl_c(process: subprocess.Popen[str]) -> str:
     return "SIGINT"
 
 
-@pytest.mark.parametrize("stop", [by_a_queue, ctrl_c])
+def one_rank(process: subprocess.Popen[str]) -> str:
+    """A queue signals the processes of a job step, and not the launcher."""
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in ranks if p.environ().get("RANK") == "1").send_signal(signal.SIGUSR2)
+    return "SIGUSR2"
+
+
+@pytest.mark.parametrize("stop", [by_a_queue, ctrl_c, one_rank])
 def test_a_signal_ends_the_run_in_order(
     config: Path,
     tmp_path: Path,
