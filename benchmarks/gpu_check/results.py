@@ -42,14 +42,18 @@ class Results:
         self.say(f"{'case':{WIDTH}} {'':6} {'s':>6}  result")
 
     def add(self, row: Row) -> None:
-        """Append a row to both files and print its line."""
+        """Append a row to both files, in one order though cases end side by side, and print its
+        line."""
         with self._lock:
             self.rows.append(row)
+            self._append(row.line())
             os.write(self._json, (json.dumps(asdict(row)) + "\n").encode())
-        self.say(row.line())
 
     def say(self, line: str) -> None:
         """Append a line to the table and print it."""
         with self._lock:
-            os.write(self._table, (line + "\n").encode())
-            print(line, flush=True)
+            self._append(line)
+
+    def _append(self, line: str) -> None:
+        os.write(self._table, (line + "\n").encode())
+        print(line, flush=True)
