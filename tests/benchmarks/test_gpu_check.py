@@ -31,7 +31,6 @@ NOWHERE = [
     'hostname no-such-host && ip link set lo up && exec "$@"',
     "sh",
 ]
-pytestmark = pytest.mark.timeout(PATIENCE + 60)
 
 
 @dataclass
