@@ -13,6 +13,7 @@ from typing import Any
 from engine.checkpoint.manifest import Layout, Training
 from engine.config.schema import all_settings, user_name
 from engine.errors import Refused
+from engine.overview import several
 from engine.plan import Plan
 
 # What the tensors of a checkpoint stand for
@@ -99,7 +100,7 @@ def threads(training: Training, device: str, now: int) -> list[str]:
     if device != "cpu" or training.device != "cpu" or then in (0, now):
         return []
     return [
-        f"{now} threads a rank, {then} at the checkpoint: sums round differently; "
+        f"{several(now, 'thread')} a rank, {then} at the checkpoint: sums round differently; "
         f"OMP_NUM_THREADS={then} keeps the bits"
     ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.changes import FIXED, SILENT, batch, compare, moved
+from engine.checkpoint.changes import FIXED, SILENT, batch, compare, moved, threads
 from engine.checkpoint.manifest import Training
 from engine.checkpoint.save import layout_of
 from engine.config.schema import all_settings, user_name
@@ -165,3 +165,12 @@ def test_another_global_batch_is_reported_with_what_keeps_it(
         keeps = found[0].partition("checkpoint: ")[2].split()[0]
         kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)
         assert batch(before, layout, kept) == []
+
+
+def test_another_number_of_threads_is_reported_on_a_cpu_alone() -> None:
+    then = training_at(2, threads=2, device="cpu")
+    line = "1 thread a rank, 2 at the checkpoint: sums round differently; OMP_NUM_THREADS=2 keeps "
+    assert threads(then, "cpu", 1) == [line + "the bits"]
+    assert threads(then, "cpu", 2) == []
+    assert threads(then, "cuda", 1) == []
+    assert threads(training_at(2, threads=0, device="cpu"), "cpu", 1) == []
