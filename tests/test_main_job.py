@@ -53,4 +53,4 @@ def test_its_first_steps_reach_the_same_validation_loss(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_it_reaches_the_same_validation_loss(tmp_path: Path) -> None:
     losses = compare(tmp_path)
-    assert losses[-1] < 1.6
+    assert losses[-1] < 1.7
