@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import leave
 from engine.leave import STOPPING, hold_signals, release_signals, stop_signal, stop_with_parent
+from tests.support.worlds import run_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,19 +82,11 @@ def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
     assert number.value in STOPPING
 
 
-@pytest.fixture
-def holding() -> Iterator[None]:
-    """A process that holds signals until it says otherwise."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
+    """Send a signal while it is held, then while nothing handles it any more."""
+    for one in STOPPING:
+        signal.signal(one, signal.SIG_DFL)
     hold_signals()
-    yield
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@pytest.mark.parametrize("number", STOPPING)
-def test_a_signal_that_was_held_comes_once_it_can_be_told(
-    number: signal.Signals, holding: None
-) -> None:
     send(number)  # kills who does not hold it
     with stop_signal() as stop:
         assert stop.requested is None
@@ -103,6 +95,13 @@ def test_a_signal_that_was_held_comes_once_it_can_be_told(
     send(number)  # nothing is left to be told, and the run has not failed
     assert number in signal.sigpending()
     signal.sigwait([number])
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_that_was_held_comes_once_it_can_be_told(number: signal.Signals) -> None:
+    """In a process with one thread: another thread, such as the tests' process may have, would get
+    the signal that this one holds, and die of it."""
+    run_world(1, hold_and_release, number, open_group=False)
 
 
 @pytest.mark.parametrize("script", ["train_gpt.py", "evaluate_gpt.py"])
