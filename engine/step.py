@@ -31,8 +31,7 @@ class NotFinite(Diverged):
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What all ranks know after a step. ``memory_bytes`` by rank; ``stop`` and ``save`` where any
-    rank asked for it; ``skipped`` where the optimizer was not run, since fp16 overflowed or for
-    what ``remark`` says."""
+    rank asked for it; ``skipped`` where the optimizer was not run, for the reason in ``remark``."""
 
     loss: float
     grad_norm: float
@@ -105,7 +104,8 @@ class Stepper:
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=not outcome.finite)
             if not outcome.finite:
-                return replace(outcome, skipped=True)
+                remark = f"skipped: fp16 overflows; loss scale {self.loss_scale.scale:g}"
+                return replace(outcome, skipped=True, remark=remark)
         if self.spikes is not None and (spike := self.spikes.finds(outcome.loss)):
             if self.spikes.exhausted:
                 raise Diverged(
