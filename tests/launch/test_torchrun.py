@@ -344,7 +344,8 @@ def test_the_command_is_torchruns() -> None:
     given = ["--config", "a.py"]
     arguments = command(4, given, logs=Path("logs"), signals=signals, restarts=2)
     assert arguments == [
-        *("--standalone", "--nproc_per_node=4", "--max_restarts=2", "--log_dir=logs"),
+        *("--standalone", "--local-addr=127.0.0.1"),
+        *("--nproc_per_node=4", "--max_restarts=2", "--log_dir=logs"),
         "--signals_to_handle=SIGTERM,SIGUSR1",
         *(str(ROOT / "train_gpt.py"), "--config", "a.py"),
     ]
