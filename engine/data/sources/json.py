@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from engine.data.documents import read_files
 from engine.data.file import File
 from engine.data.source import Corpus, Request
-from engine.data.sources.jsonl import kind_of, text_in
+from engine.data.sources.jsonl import encodable, kind_of, text_in
 from engine.data.sources.text import TextFile
 from engine.data.tokenizer import Piece
 from engine.data.tokens import corpus_of
@@ -47,7 +47,10 @@ class JsonArray:
             if number > 1:
                 yield None
             where = f"{self.name}, element {number}"
-            yield value if isinstance(value, str) else text_in(value, self._key, where)
+            if isinstance(value, str):
+                yield encodable(value, f"{where}: the string")
+            else:
+                yield text_in(value, self._key, where)
 
     def _elements(self) -> Iterator[object]:
         stream = _Stream(piece or "" for piece in self._text.pieces())

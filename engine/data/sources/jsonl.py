@@ -90,8 +90,13 @@ def text_in(value: object, key: str, where: str) -> str:
     text = value[key]
     if not isinstance(text, str):
         raise Refused(f'{where}: not an object with a "{key}" that is a string')
+    return encodable(text, f'{where}: "{key}"')
+
+
+def encodable(text: str, what: str) -> str:
+    """Return ``text``, which JSON held as ``what``. Raises Refused where UTF-8 cannot encode it."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Refused(f'{where}: "{key}" holds half of a surrogate pair') from None
+        raise Refused(f"{what} holds half of a surrogate pair") from None
     return text

@@ -188,6 +188,11 @@ def test_the_command_that_converts_works(tmp_path: Path, ask: Ask, encoding: str
         ('["a" "b"]', "element 1: a comma or ] is missing after it"),
         ('["a", ]', "element 2: not JSON: Expecting value"),
         ('["a", "b', "element 2: not JSON: Unterminated string"),
+        ('["ab\\ud800c"]', "element 1: the string holds half of a surrogate pair"),
+        (
+            '["a", {"text": "ab\\ud800c"}]',
+            'element 2: "text" holds half of a surrogate pair',
+        ),
         ('["a"] more', "there is more after the array's end"),
         ("[]", "holds no text"),
     ],
