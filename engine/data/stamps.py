@@ -53,13 +53,14 @@ def remembered(path: Path, folder: Path, find: Callable[[], dict[str, Any]]) -> 
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
     record = folder / f"{name}.json"
     with locked(record.with_suffix(".lock")):
+        before = None
         with suppress(OSError):
             before = Stamp.of(path)
             if (found := read(record, before)) is not None:
                 return found
         found = find()
         with suppress(OSError):
-            if before.is_settled and Stamp.of(path) == before:
+            if before is not None and before.is_settled and Stamp.of(path) == before:
                 write(record, before, found)
         return found
 

@@ -153,6 +153,13 @@ def test_a_cache_that_cannot_be_written_hashes_every_time(
         assert hashed() == data.stat().st_size
 
 
+def test_a_file_whose_stamp_cannot_be_read_is_not_recorded(tmp_path: Path) -> None:
+    """A network file system may fail once and then work again."""
+    records = tmp_path / "digests"
+    assert stamps.remembered(tmp_path / "none", records, lambda: {"size": 1}) == {"size": 1}
+    assert not list(records.glob("*.json"))
+
+
 def test_tokens_are_verified_once_in_a_start(tmp_path: Path, hashed: Callable[[], int]) -> None:
     path, size = tmp_path / "a.tokens", IDS.nbytes
 
