@@ -25,6 +25,7 @@ COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first by
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
+COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 

@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from engine.data.file import File
+from engine.data.file import COMPRESSED_SUFFIXES, File
 from engine.errors import Refused
 
 TABLES = "convert it to JSON lines, such as by pandas' to_json(orient='records', lines=True)"
@@ -49,7 +49,9 @@ def format_of(file: File) -> str:
     if reason := not_text(file):
         raise Refused(f"{file.name} is {reason}")
     start = file.head.removeprefix(codecs.BOM_UTF8).lstrip()
-    suffix = Path(file.path.name.removesuffix(".gz")).suffix.lower()
+    path = Path(file.path.name)
+    name = path.stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.name
+    suffix = Path(name).suffix.lower()
     if OPEN_OBJECT.match(start):
         raise Refused(
             f"{file.name} looks like one JSON object over several lines; JSON lines and arrays are "

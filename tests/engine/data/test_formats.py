@@ -97,6 +97,23 @@ def test_what_is_compressed_is_the_same_data(
         open_corpus("auto", ask(packed))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("XZ", lzma.compress)]
+)
+def test_the_suffix_of_a_compressed_file_is_the_one_before_the_compression(
+    tmp_path: Path, ask: Ask, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """Neither content begins as JSON that is read, so the name alone tells the format."""
+    for name, content, told in (
+        ("a.jsonl", b"no JSON here\n", "line 1: not JSON"),
+        ("a.json", b"[no JSON here]\n", "element 1: not JSON"),
+    ):
+        path = tmp_path / f"{name}.{suffix}"
+        path.write_bytes(pack(content))
+        with pytest.raises(Refused, match=told):
+            open_corpus("auto", ask(path))
+
+
 def of_zip(data: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
