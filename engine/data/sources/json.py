@@ -15,6 +15,7 @@ from engine.data.tokenizer import Piece
 from engine.data.tokens import corpus_of
 from engine.errors import Refused
 
+LONGEST = len(r"\ud83d\ude42")  # characters that are wrong, at their first, where the last is missing
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -103,10 +104,16 @@ class _Stream:
             try:
                 found, self._place = self._decoder.raw_decode(self._text, self._place)
                 return found
-            except json.JSONDecodeError:
+            except json.JSONDecodeError as error:
                 # As much again, so that a long element is parsed few times
-                if not self._more(len(self._text) - self._place):
+                if not (self._may_be_cut(error) and self._more(len(self._text) - self._place)):
                     raise
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the error may come of the text ending here. Any other one is an error however
+        the text goes on, which would be read to its end for nothing."""
+        unterminated = error.msg.startswith("Unterminated string")
+        return unterminated or error.pos >= len(self._text) - LONGEST
 
     def _more(self, least: int = 1) -> bool:
         """Read at least so many characters on, or to the end; False where that is here."""

@@ -20,7 +20,10 @@ import torch
 from safetensors.numpy import save as safetensors
 
 from engine.data import file
+from engine.data.file import File
 from engine.data.source import open_corpus
+from engine.data.sources import json as json_source
+from engine.data.sources.json import JsonArray
 from engine.errors import Refused
 from tests.engine.data.support import Ask, ids_of, text_of
 
@@ -224,25 +227,56 @@ def test_a_bad_array_is_refused_by_element(
     assert told in str(refusal.value)
 
 
-def test_memory_of_an_array_is_bounded_by_its_elements(
+def test_an_element_may_be_cut_anywhere(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.data.sources import json as source
+    values = 'true, false, null, NaN, -Infinity, -1.5e+10, [ ], { }, "\\ud83d\\ude42\\\\", {"a": [0]}'
+    content = f'[{{ "of any kind" : [{values}], "text" : "\\u00e9\\ud83d\\ude42\\"" }} , "last"]'
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    for size in range(1, len(content)):
+        monkeypatch.setattr(file, "BLOCK", size)
+        pieces = JsonArray(File(path), "text").pieces()
+        assert list(pieces) == ['\u00e9\U0001f642"', None, "last"], f"blocks of {size}"
 
-    monkeypatch.setattr(file, "BLOCK", 64)
-    path, longest = tmp_path / "a.json", 0
-    path.write_text(json.dumps([{"text": f"{number:040d}"} for number in range(300)]))
-    more = source._Stream._more
 
-    def measured(self: source._Stream, least: int = 1) -> bool:
+@pytest.fixture
+def longest_held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """The most characters of an array's text that were held at once, in blocks of 64."""
+    longest = 0
+    more = json_source._Stream._more
+
+    def measured(self: json_source._Stream, least: int = 1) -> bool:
         nonlocal longest
         found = more(self, least)
         longest = max(longest, len(self._text))
         return found
 
-    monkeypatch.setattr(source._Stream, "_more", measured)
+    monkeypatch.setattr(file, "BLOCK", 64)
+    monkeypatch.setattr(json_source._Stream, "_more", measured)
+    return lambda: longest
+
+
+def test_memory_of_an_array_is_bounded_by_its_elements(
+    tmp_path: Path, ask: Ask, longest_held: Callable[[], int]
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": f"{number:040d}"} for number in range(300)]))
     assert len(ids_of(open_corpus("auto", ask(path, seq_len=4)))) == 300 * 41 - 1
-    assert longest <= 4 * 64
+    assert longest_held() <= 4 * 64
+
+
+@pytest.mark.parametrize("bad", ['{"text": "a" "b"}', '{"text": nul}', '{"text": "\n"}', "{5: 6}"])
+@pytest.mark.parametrize("before", range(0, 64, 7))
+def test_a_malformed_element_is_refused_without_reading_the_rest(
+    tmp_path: Path, ask: Ask, longest_held: Callable[[], int], bad: str, before: int
+) -> None:
+    path = tmp_path / "a.json"
+    good = json.dumps({"text": "x" * 40})
+    path.write_text(f"[{before * ' '}{', '.join([good, bad, *[good] * 300])}]")
+    with pytest.raises(Refused, match="element 2: not JSON"):
+        open_corpus("json", ask(path))
+    assert longest_held() <= 4 * 64
 
 
 @pytest.mark.parametrize("as_array", [False, True])
