@@ -35,6 +35,22 @@ class Documents(Protocol):
         """Yield the text; None where a document ends and another one starts."""
 
 
+class FileDocuments:
+    """The part of ``Documents`` that every reader of one file shares: name, digest and size."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self.name = file.name
+
+    @property
+    def digest(self) -> str:
+        return self._file.digest
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+
 class Several:
     """The documents of several files, one file after the other."""
 

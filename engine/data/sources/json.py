@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from engine.data.documents import read_files
+from engine.data.documents import FileDocuments, read_files
 from engine.data.file import File
 from engine.data.source import Corpus, Request
 from engine.data.sources.jsonl import encodable, kind_of, text_in
@@ -15,7 +15,8 @@ from engine.data.tokenizer import Piece
 from engine.data.tokens import corpus_of
 from engine.errors import Refused
 
-LONGEST = len(r"\ud83d\ude42")  # characters that are wrong, at their first, where the last is missing
+# The longest escape: it is reported as an error at its first character where its last is missing
+LONGEST = len(r"\ud83d\ude42")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -27,21 +28,13 @@ def open_corpus(request: Request) -> Corpus:
     )
 
 
-class JsonArray:
+class JsonArray(FileDocuments):
     """Documents joined by end-of-text. Memory holds one element and a block of the file."""
 
     def __init__(self, file: File, key: str) -> None:
+        super().__init__(file)
         self._text, self._key = TextFile(file), key
-        self.name = file.name
         self.kind = kind_of("json", key)
-
-    @property
-    def digest(self) -> str:
-        return self._text.digest
-
-    @property
-    def size(self) -> int:
-        return self._text.size
 
     def pieces(self) -> Iterator[Piece]:
         for number, value in enumerate(self._elements(), start=1):

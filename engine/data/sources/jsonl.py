@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from engine.data.documents import read_files
+from engine.data.documents import FileDocuments, read_files
 from engine.data.file import File
 from engine.data.source import Corpus, Request
 from engine.data.tokenizer import Piece
@@ -24,21 +24,13 @@ def open_corpus(request: Request) -> Corpus:
     )
 
 
-class JsonLines:
+class JsonLines(FileDocuments):
     """Documents joined by end-of-text; empty lines between them are skipped."""
 
     def __init__(self, file: File, key: str) -> None:
-        self._file, self._key = file, key
-        self.name = file.name
+        super().__init__(file)
+        self._key = key
         self.kind = kind_of("jsonl", key)
-
-    @property
-    def digest(self) -> str:
-        return self._file.digest
-
-    @property
-    def size(self) -> int:
-        return self._file.size
 
     def pieces(self) -> Iterator[Piece]:
         offset, first = 0, True

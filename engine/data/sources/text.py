@@ -8,8 +8,7 @@ import importlib
 import platform
 from collections.abc import Iterator
 
-from engine.data.documents import read_files
-from engine.data.file import File
+from engine.data.documents import FileDocuments, read_files
 from engine.data.formats import not_text
 from engine.data.source import Corpus, Request
 from engine.data.tokenizer import Piece
@@ -26,22 +25,10 @@ def open_corpus(request: Request) -> Corpus:
     return corpus_of(documents, request)
 
 
-class TextFile:
+class TextFile(FileDocuments):
     """A file as it is, line ends included; only a byte-order mark at its start is no text."""
 
     kind = "text"
-
-    def __init__(self, file: File) -> None:
-        self._file = file
-        self.name = file.name
-
-    @property
-    def digest(self) -> str:
-        return self._file.digest
-
-    @property
-    def size(self) -> int:
-        return self._file.size
 
     def pieces(self) -> Iterator[Piece]:
         offset, rest = 0, b""

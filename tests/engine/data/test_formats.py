@@ -230,7 +230,9 @@ def test_a_bad_array_is_refused_by_element(
 def test_an_element_may_be_cut_anywhere(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = 'true, false, null, NaN, -Infinity, -1.5e+10, [ ], { }, "\\ud83d\\ude42\\\\", {"a": [0]}'
+    values = (
+        'true, false, null, NaN, -Infinity, -1.5e+10, [ ], { }, "\\ud83d\\ude42\\\\", {"a": [0]}'
+    )
     content = f'[{{ "of any kind" : [{values}], "text" : "\\u00e9\\ud83d\\ude42\\"" }} , "last"]'
     path = tmp_path / "a.json"
     path.write_text(content)
