@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +19,14 @@ from engine.checkpoint.pick import pick_weights
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.stored import Stored
 from engine.data import vocabulary
-from engine.data.loader import Batch, Batches, Sweep, load
+from engine.data.loader import Batch, Batches, Sweep
 from engine.data.source import IGNORED, Corpus
 from engine.errors import Failed, Refused
 from engine.evaluation import TOPS, Evaluation, Subject
 from engine.inout.opening import open_trained
 from engine.inout.trained import Trained
 from engine.nvme.offload import open_offload
+from engine.open_data import open_data
 from engine.pipeline import Pipeline
 from engine.run import micro_batches
 from engine.run_folder import RunFolder
@@ -60,17 +60,7 @@ def evaluate(
     world.agree(lambda: subject.check(plan))
     path = Path(world.share(lambda: str(pick_weights(folder, step))))
     trained = world.agree(lambda: open_trained(path))
-    started_as = world.share(lambda: uuid.uuid4().hex)
-    batches = world.agree(
-        lambda: load(
-            plan.settings,
-            data_size=plan.layout.data,
-            cache=cache,
-            start=started_as,
-            notify=_say(world),
-        )
-    )
-    world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
+    batches = open_data(world, cache=cache, notify=_say(world))
     batches = batches.of(world.agree(lambda: _by_ids_of(plan, trained, batches.corpus)))
     sweep = _sweep(batches, subject)
     with open_offload(plan, world) as offload:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,13 @@ from engine.checkpoint.resume import begin
 from engine.checkpoint.saver import Saver
 from engine.checkpoint.shelf import Shelf
 from engine.checkpoint.ways import Asked
-from engine.data.loader import Batches, load
+from engine.data.loader import Batches
 from engine.data.remarks import remarks
 from engine.epilogue import epilogue, evaluate_options
 from engine.errors import Refused
 from engine.invocation import cuboid
 from engine.nvme.offload import open_offload
+from engine.open_data import open_data
 from engine.reporter import Reporter
 from engine.run import Run
 from engine.run_report import last_validation, open_report, row
@@ -43,17 +43,7 @@ def train(
         Diverged: the loss or the gradient became NaN or infinite, or jumped too often; weights are
             saved as they were before that step.
     """
-    started_as = world.share(lambda: uuid.uuid4().hex)
-    batches = world.agree(
-        lambda: load(
-            plan.settings,
-            data_size=plan.layout.data,
-            cache=cache,
-            start=started_as,
-            notify=world.say,
-        )
-    )
-    world.require_same(batches.corpus.fingerprint, "reads other data than rank 0")
+    batches = open_data(world, cache=cache, notify=world.say)
     start = begin(world, plan, batches.corpus, asked)
     batches = start.batches(batches)
     for line in remarks(plan, batches, begins=start.step == 0):
