@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
+from engine.errors import Failed
 from engine.plan import Plan
 
 
@@ -26,8 +27,8 @@ def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     )
 
 
-def compiler_failure(error: BaseException) -> str | None:
-    """State in a line that a C++ compiler failed, and its reason; None for any other error."""
+def compiler_failure(error: BaseException) -> Failed | None:
+    """Return a failure of the C++ compiler as a line with its reason; None for any other error."""
     cause: BaseException | None = error
     while cause is not None:
         if type(cause).__name__ == "CppCompileError":
@@ -35,7 +36,9 @@ def compiler_failure(error: BaseException) -> str | None:
             lines = [line for line in output if line]
             reason = next((line for line in lines if "error" in line), (lines or [""])[0])
             command = getattr(cause, "cmd", None) or ["the C++ compiler"]
-            return f"compile=True: {command[0]} failed ({reason}); compile=False runs without it"
+            return Failed(
+                f"compile=True: {command[0]} failed ({reason}); compile=False runs without it"
+            )
         cause = getattr(cause, "inner_exception", None) or cause.__cause__
     return None
 

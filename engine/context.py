@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from engine.colossal import Colossal
-from engine.compiler import compiler_failure, missing_compiler
+from engine.compiler import missing_compiler
 from engine.config.errors import ConfigError
 from engine.devices import Assignment, Card, assign
 from engine.errors import Failed, Refused
@@ -87,8 +87,7 @@ def open_world(
             world.meet()  # a rank that closes its end may break what another still does
             failed = False
         except (Exception, KeyboardInterrupt) as caught:
-            failure = compiler_failure(caught)
-            error = Failed(failure) if failure else ranks.explain(caught)
+            error = ranks.explain(caught)
             ranks.tell(error, told)
             if isinstance(error, Refused | Failed):
                 raise error from error.__cause__

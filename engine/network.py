@@ -12,7 +12,7 @@ GLOO = "GLOO_SOCKET_IFNAME"
 def wrong_interfaces(environ: Mapping[str, str]) -> Iterator[str]:
     """State which of the interfaces that gloo is told to use are not there, a line in all."""
     named = environ.get(GLOO, "")
-    addresses = psutil.net_if_addrs()
+    addresses = psutil.net_if_addrs() if named else {}
     missing = [name for name in named.split(",") if name and name not in addresses]
     if missing:
         yield (

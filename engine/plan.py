@@ -17,7 +17,6 @@ from engine.config.reader import read
 from engine.config.rulebook import judge
 from engine.config.schema import Settings
 from engine.config.stated import Stated, Statements, cite, read_statements
-from engine.config.values import Document
 from engine.layout import Layout
 
 
@@ -97,24 +96,8 @@ def make_plan(
     """
     document = read(path, overrides, environ)
     config = ConfigFile(path=Path(path).resolve(), text=document.text, overrides=tuple(overrides))
-    return plan_of(document, str(path), gpus=gpus, environ=environ, config=config)
-
-
-def plan_of(
-    document: Document,
-    file: str,
-    *,
-    gpus: int | None,
-    environ: Mapping[str, str],
-    config: ConfigFile | None = None,
-) -> Plan:
-    """Make the plan of a config that has been read from ``file``."""
-    return plan_from(
-        read_statements(file, document, environ),
-        name=Path(file).stem,
-        gpus=gpus,
-        config=config or ConfigFile(path=Path(file).resolve()),
-    )
+    statements = read_statements(str(path), document, environ)
+    return plan_from(statements, name=Path(path).stem, gpus=gpus, config=config)
 
 
 def plan_from(statements: Statements, *, name: str, gpus: int | None, config: ConfigFile) -> Plan:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from torch.distributed import HashStore, Store, TCPStore
 
+from engine.compiler import compiler_failure
 from engine.config.errors import ConfigError
 from engine.devices import name_ranks
 from engine.disk import SAVED, explained
@@ -138,8 +139,14 @@ class Ranks:
         self._pace = timeout
 
     def explain(self, error: BaseException) -> BaseException:
-        """The error, or what it means where it comes of another rank's absence or a full disk."""
-        return explained(error, SAVED) or self.last_words.explain(error, self._pace) or error
+        """Return the error, or its meaning where it comes of another rank's absence, a full disk or
+        a failing compiler."""
+        return (
+            explained(error, SAVED)
+            or compiler_failure(error)
+            or self.last_words.explain(error, self._pace)
+            or error
+        )
 
     def on_abandon(self, task: Callable[[str], None]) -> None:
         """What to do, with the reason, where this rank is held up and must be ended from outside of

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.checkpoint.changes import FIXED
+from engine.checkpoint.manifest import first_problem
 from engine.config import overrides as command_line
 from engine.config.declared.bounds import Budget, Illegal
 from engine.config.errors import ConfigError, Problem
@@ -181,7 +182,7 @@ def read_record(folder: RunFolder) -> Record:
     except OSError as error:
         raise Refused(f"{folder.statements} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise Refused(f"{folder.statements}: {_first(error)}") from None
+        raise Refused(f"{folder.statements}: {first_problem(error)}") from None
     except (ValueError, TypeError):
         raise Refused(f"{folder.statements} is not a run's record") from None
 
@@ -204,7 +205,7 @@ def recorded_settings(folder: RunFolder) -> Settings:
     except OSError as error:
         raise Refused(f"{folder.resolved} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise Refused(f"{folder.resolved}: {_first(error)}") from None
+        raise Refused(f"{folder.resolved}: {first_problem(error)}") from None
 
 
 def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str] = ()) -> Plan:
@@ -285,8 +286,3 @@ def _text(folder: RunFolder) -> str:
         return folder.config.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -139,6 +139,9 @@ def open_reporter(
         files.append(TensorBoard(folder.tensorboard, facts.first_step, resolved))
     for line in remarks(plan):
         say(console, line)
+    guess = None
+    if facts.cores is not None:
+        guess = guessed_seconds(settings, plan.tokens_per_step, facts.cores)
     lines = {
         "run": str(folder.path),
         **overview(plan),
@@ -146,14 +149,13 @@ def open_reporter(
         "device": facts.device,
         "steps": f"{facts.total_steps:,}"
         + (f", of which {facts.first_step:,} are done" if facts.first_step else ""),
-        **_guessed_time(plan, facts),
+        **_guessed_time(facts, guess),
         **facts.more,
     }
     console.print(table(lines))
     advise = None
-    if facts.cores is not None:
+    if guess is not None:
         advise = partial(smaller_run, settings)
-        guess = guessed_seconds(settings, plan.tokens_per_step, facts.cores)
         if advice := advise(guess, facts.total_steps - facts.first_step, guessed=True):
             say(console, advice)
     peak = peak_flops(facts.device, settings.precision)
@@ -173,14 +175,12 @@ def open_reporter(
     )
 
 
-def _guessed_time(plan: Plan, facts: Facts) -> dict[str, str]:
-    """The opening table's row on the time that a run on a CPU will take; none where steps will soon
-    tell, and small models spend their time on other things than FLOPs."""
-    if facts.cores is None:
+def _guessed_time(facts: Facts, seconds: float | None) -> dict[str, str]:
+    """The opening table's row on the time that a run on a CPU will take, at so many seconds a step;
+    none where steps will soon tell, and small models spend their time on other things than
+    FLOPs."""
+    whole = 0.0 if seconds is None else seconds * (facts.total_steps - facts.first_step)
+    if whole < 60 or facts.cores is None:
         return {}
-    seconds = guessed_seconds(plan.settings, plan.tokens_per_step, facts.cores)
-    whole = seconds * (facts.total_steps - facts.first_step)
     rate = f"{count(GUESSED_RATE)}FLOP/s a core on {several(facts.cores, 'core')}"
-    if whole < 60:
-        return {}
     return {"time": f"about {duration(whole)}, a guess at {rate}"}

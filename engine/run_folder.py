@@ -98,6 +98,9 @@ class RunFolder:
     def read_status(self) -> dict[str, Any]:
         """Read status.json, once it says how a run ended that was killed; empty where there is none
         or it is not ours."""
+        status = self._read_status()
+        if status.get("state") != "running":
+            return status
         self.settle()
         return self._read_status()
 

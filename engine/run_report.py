@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from engine.matmuls import cpu_capability
 from engine.metrics import Row
 from engine.overview import several
-from engine.processor import this_processor
+from engine.processor import this_processor, usable_cores
 from engine.reporter import Facts, Reporter, open_reporter
 from engine.run_folder import write_atomically
 from models.parameters import parameter_count
@@ -70,8 +69,8 @@ def open_report(run: Run, folder: RunFolder, first_step: int) -> Reporter:
         "matmul": run.matmul,
     }
     write_atomically(folder.environment, json.dumps(machine, indent=2) + "\n")
-    if run.tokenizer is not None:
-        write_atomically(folder.tokenizer, json.dumps(run.tokenizer))
+    if (tokenizer := run.tokenizer) is not None:
+        write_atomically(folder.tokenizer, json.dumps(tokenizer))
     return report
 
 
@@ -101,6 +100,5 @@ def _matmul(run: Run, *, cuda: bool) -> str:
 
 def cores(world: World) -> int:
     """The CPU cores of all machines that the ranks compute on, taken to be alike."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machines = -(-world.size // world.local_size)
-    return machines * min(here, world.local_size * torch.get_num_threads())
+    return machines * min(usable_cores(), world.local_size * torch.get_num_threads())

@@ -93,11 +93,11 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print text as it is: a command that is wrapped could not be copied."""
-        self._print(text)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, row: Row) -> None:
         pace = self._pace
-        first = pace.seconds_per_step is None and not self._headed
+        first = not self._headed
         pace.mark(row.step)
         eta, last = duration(pace.seconds_left), row.step == pace.total_steps
         if self._bar is not None:
@@ -112,13 +112,10 @@ class Terminal:
     def _print_row(self, row: Row, eta: str) -> None:
         if not self._headed:
             self._headed = True
-            self._print(header(row, self._pace.total_steps))
-        self._print(line(row, self._pace.total_steps, eta))
+            self.say(header(row, self._pace.total_steps))
+        self.say(line(row, self._pace.total_steps, eta))
         if row.val_loss is not None:
-            self._print(val_line(row, self._pace.total_steps))
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.say(val_line(row, self._pace.total_steps))
 
     def _give_advice(self) -> None:
         seconds = self._pace.seconds_per_step
@@ -179,9 +176,7 @@ def _bar(console: Console) -> Progress:
 
 def header(row: Row, total_steps: int) -> str:
     """The titles of the columns that rows such as ``row`` have."""
-    titles = [title for title, _, _ in _cells(row, "")]
-    widths = [width for _, width, _ in _cells(row, "")]
-    cells = "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
+    cells = "".join(f"{title:>{width}}" for title, width, _ in _cells(row, ""))
     return " " * len(_place(row, total_steps)) + cells
 
 

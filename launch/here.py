@@ -22,7 +22,8 @@ from engine.estimate.figures import Estimate
 from engine.network import GLOO, wrong_interfaces
 from engine.optim.registry import states_of
 from engine.plan import Plan
-from launch.machine import Machine, cores
+from engine.processor import usable_cores
+from launch.machine import Machine
 from launch.validate.inspection import Check, too_large
 from launch.validate.units import plural, show_bytes
 
@@ -93,7 +94,7 @@ def _gpus(plan: Plan, machine: Machine) -> Check:
     size = f" of {show_bytes(machine.gpu_memory)}" if machine.gpu_memory else ""
     finding = f"{machine.gpus}{size}, for {ranks}"
     if not machine.gpus:
-        finding = f"none: {ranks} on {plural(cores(), 'core')}"
+        finding = f"none: {ranks} on {plural(usable_cores(), 'core')}"
     return Check(about="GPUs", finding=finding)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +92,6 @@ def count_gpus() -> int:
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(found)) != 0:
         return 0
     return found.value
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpu_memory(gpus: int) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import Refused
 from engine.leave import STOPPING, respected
-from launch.machine import cores
+from engine.processor import usable_cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -78,7 +78,7 @@ def run(
     process, which hears of signals and of how each rank ended; the exit code of ``cuboid``. A run
     that fails is started again up to ``restarts`` times."""
     signals = respected()  # before torchrun takes over SIGHUP, which would undo `nohup`
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     # A rank that loses its store would print a C++ trace for what it then says in words.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

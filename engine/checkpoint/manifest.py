@@ -141,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise Damaged(f"{MANIFEST}: {_first(error)}") from None
+        raise Damaged(f"{MANIFEST}: {first_problem(error)}") from None
 
 
 def read_training(folder: Path) -> Training:
@@ -151,7 +151,7 @@ def read_training(folder: Path) -> Training:
     except OSError as error:
         raise Damaged(f"{TRAINING} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise Damaged(f"{TRAINING}: {_first(error)}") from None
+        raise Damaged(f"{TRAINING}: {first_problem(error)}") from None
 
 
 def compare(folder: Path, files: Mapping[str, File], names: Iterable[str]) -> list[str]:
@@ -197,6 +197,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Name the first field that is wrong, and how."""
     problem = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -86,7 +86,6 @@ class Start:
 
     def _move_in(self) -> str:
         folder = self._enter()
-        keep(folder, self.plan)
         if self.model is not None:
             asked = self.asked.init_from or self.model.path
             initial.Origin.of(asked, self.model).record(folder)
@@ -98,10 +97,12 @@ class Start:
         if way.home is None:
             folder = claim(name, run_id, output=output_of(self.plan, self.asked))
             self.door.enter_context(folder.hold())
+            keep(folder, self.plan)
             return folder
         folder = RunFolder(Path(way.home))
         if self.stored is None and folder.read_status().get("state") == "finished":
             raise Refused(f"{folder.path}: a finished run without a checkpoint: another --output")
+        keep(folder, self.plan)  # first: a restart goes on with the record beside its launch's id
         folder.take_over(run_id)
         shelf = Shelf(folder.checkpoints)
         shelf.clear_drafts()

@@ -71,8 +71,8 @@ def ways(run_id: str, plan: Plan, asked: Asked) -> Iterator[Way]:
         theirs, config = identity(RunFolder(output)), str(plan.config.path)
         other = theirs not in (None, config)
         remarks = [f"{output} is a run of {theirs}, and goes on with {config}"] if other else []
-        finished = _finished(plan, output, _in(output).checkpoints)
-        yield _in(output, remarks=remarks, finished=finished)
+        way = _in(output, remarks=remarks)
+        yield replace(way, finished=_finished(plan, output, way.checkpoints))
         yield Way(home=str(output), checkpoints=[], starts_over=True)
     elif output is not None:
         yield Way(home=None, checkpoints=[], starts_over=True)
@@ -158,10 +158,10 @@ def _finished(plan: Plan, run: Path, checkpoints: list[str]) -> str:
     return f"{run} is finished at step {done}: {more}, trains it further; {weights}"
 
 
-def _in(home: Path, *, remarks: list[str] | None = None, finished: str = "") -> Way:
+def _in(home: Path, *, remarks: list[str] | None = None) -> Way:
     shelf = Shelf(RunFolder(home).checkpoints)
     newest_first = [str(shelf.folder(step)) for step in reversed(shelf.steps())]
-    return Way(home=str(home), checkpoints=newest_first, remarks=remarks or [], finished=finished)
+    return Way(home=str(home), checkpoints=newest_first, remarks=remarks or [])
 
 
 def read_resume(resume: str) -> tuple[Path | None, list[str]]:

@@ -106,12 +106,7 @@ def setting(
 
 def accepts(field: FieldInfo) -> str:
     """What a setting takes, as in "int >= 1 or None"."""
-    return _either(choices(field))
-
-
-def choices(field: FieldInfo) -> list[str]:
-    """The alternatives that a setting takes: names in quotes, kinds of values with their bounds."""
-    return _choices(field.annotation, field.metadata)
+    return _either(_choices(field.annotation, field.metadata))
 
 
 def takes(field: FieldInfo, value: object) -> bool:

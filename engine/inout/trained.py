@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from engine.checkpoint.manifest import first_problem
 from engine.config.schema import Model
 from engine.inout.writing import Shapes
 from models import state
@@ -106,6 +107,4 @@ def sizes_from(section: Mapping[str, Any]) -> Sizes:
     try:
         return Sizes.of(Model.model_validate(dict(section)))
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ValueError(f"model.{where}: {problem['msg']}") from None
+        raise ValueError(f"model.{first_problem(error)}") from None

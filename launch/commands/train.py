@@ -12,6 +12,7 @@ from engine.checkpoint.ways import ways
 from engine.errors import Refused
 from engine.not_yet import refuse_not_yet
 from engine.plan import Plan, make_plan
+from engine.processor import usable_cores
 from engine.recorded import plan_of_run, read_record
 from engine.run_folder import RunFolder
 from launch import torchrun
@@ -25,7 +26,7 @@ from launch.arguments import (
     run_to_resume,
 )
 from launch.here import refuse_unfit
-from launch.machine import choose, cores, count_gpus, this_machine
+from launch.machine import choose, count_gpus, this_machine
 
 # The demo, beside the code or where an installation puts it.
 DEMOS = tuple(
@@ -85,7 +86,7 @@ def _of_config(
     """The plan of a config on ``number`` ranks, by default as many as suit the machine, and the
     overrides that it was made with."""
     if _is_demo(config) and not _sets_layout(overrides):
-        choice = choose(0 if number else count_gpus(), number, cores=cores())
+        choice = choose(0 if number else count_gpus(), number, cores=usable_cores())
         print(choice.reason, flush=True)
         ranks, overrides = choice.processes, [*choice.overrides, *overrides]
     else:

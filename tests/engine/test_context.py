@@ -372,7 +372,9 @@ def fail_to_compile(world: World) -> None:
     from torch._inductor.exc import CppCompileError, InductorError
 
     output = "main.cpp:1:10: fatal error: Python.h: No such file\n 1 | #include <Python.h>\n"
-    raise InductorError(CppCompileError(["g++", "main.cpp"], output), None)
+    error = InductorError(CppCompileError(["g++", "main.cpp"], output), None)
+    assert isinstance(world.ranks.explain(error), Failed), "status.json would have its raw text"
+    raise error
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:

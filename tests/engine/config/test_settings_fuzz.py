@@ -2,6 +2,7 @@
 
 import time
 from copy import deepcopy
+from pathlib import Path as File
 from typing import Any
 
 from hypothesis import given, settings
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from engine.config.errors import ConfigError
 from engine.config.no_effect import NO_EFFECT
 from engine.config.spellings import SPELLINGS
+from engine.config.stated import read_statements
 from engine.config.values import Document, Origin, Path, Symbol
-from engine.plan import plan_of
+from engine.plan import ConfigFile, plan_from
 
+CONFIG = ConfigFile(path=File("c.py"))
 SYMBOLS = st.builds(
     Symbol,
     st.sampled_from(["torch.half", "torch.optim.Adam", "titans.model.gpt.gpt2_small", "x.y"]),
@@ -79,7 +82,8 @@ def test_any_values_are_planned_or_refused(keys: dict[str, Any], gpus: int | Non
 def refusal(document: Document, gpus: int | None) -> list[str]:
     """The lines of a refusal; none for a plan."""
     try:
-        plan = plan_of(document, "c.py", gpus=gpus, environ={})
+        statements = read_statements("c.py", document, {})
+        plan = plan_from(statements, name="c", gpus=gpus, config=CONFIG)
     except ConfigError as error:
         return str(error).splitlines()
     assert gpus is None or plan.layout.gpus == gpus

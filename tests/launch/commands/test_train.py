@@ -63,7 +63,7 @@ def parsed(arguments: list[str]) -> tuple[Path, list[str], Path | None]:
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, cores: int = 4) -> None:
     monkeypatch.setattr(train, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(train, "cores", lambda: cores)
+    monkeypatch.setattr(train, "usable_cores", lambda: cores)
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (2, 2), (3, 2), (7, 6), (8, 8)])
