@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -95,8 +95,7 @@ def test_arguments_that_do_not_parse_are_the_users_too(capsys):
     assert capsys.readouterr().err.startswith("cuboid generate: argument --tokens: ")
 
 
-FREE = shutil.disk_usage("/dev/full").free
-FULL_DISK = f"/dev/full cannot be written: No space; {FREE:,} bytes are free there. Make room\n"
+FULL_DISK = "/dev/full cannot be written: No space; 4,321 bytes are free there. Make room\n"
 PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")]
 
 
@@ -123,6 +122,8 @@ def test_exit_codes(monkeypatch, capsys, error, code, told):
 
     vars(command).update(run=run, add_arguments=lambda parser: None, EXAMPLES=())
     monkeypatch.setattr(cli, "_load", lambda name: command)
+    usage = {"/dev/full": SimpleNamespace(free=4321)}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage[str(path)])
     assert cli.main(["settings"], {"HOME": "here"}) == code
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", told)
@@ -130,8 +131,8 @@ def test_exit_codes(monkeypatch, capsys, error, code, told):
 
 def test_a_reader_that_leaves_early_gets_no_trace():
     for arguments in ("settings", "settings seed"):  # more than a buffer, and less
-        line = f"{sys.executable} -m launch.cli {arguments} | true"
-        run = subprocess.run(line, shell=True, capture_output=True, check=True)
+        line = f"{shlex.quote(sys.executable)} -m launch.cli {arguments} | true"
+        run = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, check=True)
         assert run.stderr == b""
 
 
