@@ -75,10 +75,12 @@ def test_what_is_missing_or_may_not_be_read(tmp_path: Path) -> None:
     there.write_text("text")
     for path, mode in ((there, 0o644), (there.parent, 0o755)):
         path.chmod(0)
-        with as_nobody(tmp_path):
-            found = paths.problem_at(there, paths.FILE)
+        try:
+            with as_nobody(tmp_path):
+                found = paths.problem_at(there, paths.FILE)
+        finally:
+            path.chmod(mode)
         assert found == "cannot be read: Permission denied"
-        path.chmod(mode)
     assert paths.problem_at(there, paths.FILE) is None
     assert paths.problem_at(there / "x", paths.FILE) == "does not exist"
     assert paths.problem_at(Path("x" * 300), paths.FILE) == "cannot be read: File name too long"

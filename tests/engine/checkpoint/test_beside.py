@@ -122,7 +122,7 @@ def test_one_task_at_a_time_and_its_error_is_raised_once():
     background, go, done = Background(), threading.Event(), list[int]()
 
     def first() -> None:
-        go.wait(10)
+        go.wait()
         done.append(1)
         raise Failed("first")
 

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def next_tick(path: Path) -> None:
+    """Wait until a change of ``path`` would get another time than its last one: the file system's
+    clock moves in ticks of some milliseconds, or of a second or two."""
+    probe = path.with_name("clock")
+    while True:
+        probe.touch()
+        now, then = probe.stat(), path.stat()
+        if now.st_ctime_ns > then.st_ctime_ns and now.st_mtime_ns > then.st_mtime_ns:
+            break
+        time.sleep(0.001)
+    probe.unlink()
+
+
 def digest_of(path: Path, records: Path) -> str:
     found = File(path, records=records).digest
     assert found == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -119,6 +133,7 @@ def test_any_change_is_hashed_again(
     records = tmp_path / "digests"
     before = digest_of(data, records)
     assert digest_of(data, records) == before
+    next_tick(data)
     change(data)
     assert digest_of(data, records) != before
 
@@ -181,6 +196,7 @@ def test_a_damaged_cache_is_found_by_the_same_start_and_by_the_next(
 ) -> None:
     path = tmp_path / "a.tokens"
     obtain(path, _build, start="one")
+    next_tick(path)
     good = path.read_bytes()
     for start in ("one", "two"):
         bad = bytearray(good)
@@ -190,6 +206,7 @@ def test_a_damaged_cache_is_found_by_the_same_start_and_by_the_next(
         path.write_bytes(bad[:-60] if damage == "cut" else bad)
         assert obtain(path, _build, start=start).ids.tolist() == IDS.tolist()
         assert path.read_bytes() == good
+        next_tick(path)
 
 
 def test_a_bit_that_rots_unseen_is_found_by_the_next_start(
@@ -242,13 +259,14 @@ def test_ranks_that_start_together_hash_each_byte_once(
         record.unlink()
     start, results = SPAWN.Barrier(3), SPAWN.Queue()
     processes = [
-        SPAWN.Process(target=_open, args=(request, start, results, locks)) for _ in range(3)
+        SPAWN.Process(target=_open, args=(request, start, results, locks), daemon=True)
+        for _ in range(3)
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    found = [results.get(timeout=1000) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join()
     assert {fingerprint for fingerprint, _ in found} == {alone.fingerprint}
     size, (tokens,) = data.stat().st_size, (tmp_path / "cache").glob("*.tokens")
     once = size + 2 * size  # the text, and a token of two bytes for each of its bytes
