@@ -1,5 +1,5 @@
-"""Every GPT-2 config of the table trains end to end under a real torchrun, cut small: its losses
-are those of one process."""
+"""Every GPT-2 config of the table trains end to end, cut small, one of them under a real torchrun:
+its losses are those of one process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.plan import make_plan
+from tests.support.programs import by_hand
 from tests.support.runs import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -34,11 +35,12 @@ WITHIN = 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table: a config on a number of processes."""
+    """A row of the table: a config on a number of processes, started by hand or by ``torchrun``."""
 
     config: str
     processes: int
     slow: bool = False
+    torchrun: bool = False
 
     @property
     def name(self) -> str:
@@ -57,7 +59,7 @@ ROWS = [
     Row(config="gpt2_zero2", processes=1),
     Row(config="gpt2_zero3", processes=1),
     Row(config="gpt2_nvme", processes=1),
-    Row(config="gpt2_pp1d", processes=8),  # as the README prints it
+    Row(config="gpt2_pp1d", processes=8, torchrun=True),  # as the README prints it
     Row(config="gpt2_zero3_pp1d", processes=8, slow=True),
 ]
 
@@ -67,25 +69,34 @@ def test_no_config_is_left_out() -> None:
 
 
 def train(row: Row, folder: Path) -> list[dict[str, float]]:
-    """The rows of its log."""
-    config = str(CONFIGS / f"{row.config}.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    ranks, script = f"--nproc_per_node={row.processes}", str(ROOT / "train_gpt.py")
+    """Train, and return the rows of the log."""
     nvme = [f"NVME_PATH={folder / 'disk'}"] if row.config == "gpt2_nvme" else []
     (folder / "disk").mkdir()
+    config = f"--config={CONFIGS / row.config}.py"
+    arguments = [config, *SMALL, *nvme, f"--output={folder / 'run'}"]
+    if row.torchrun:
+        under_torchrun(row.processes, arguments, folder)
+    else:
+        ranks = by_hand(row.processes, arguments, folder)
+        assert [left.code for left in ranks] == [0] * row.processes, [left.err for left in ranks]
+    assert (folder / "run" / "model.safetensors").is_file()
+    assert not list((folder / "disk").iterdir()), "what was put on the disk is gone"
+    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def under_torchrun(processes: int, arguments: list[str], folder: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ranks, script = f"--nproc_per_node={processes}", str(ROOT / "train_gpt.py")
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environ |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder), "TMPDIR": str(folder)}
     done = subprocess.run(
-        [*torchrun, ranks, script, "--config", config, *SMALL, *nvme, f"--output={folder / 'run'}"],
+        [*torchrun, ranks, script, *arguments],
         cwd=folder,
         env=environ,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (folder / "run" / "model.safetensors").is_file()
-    assert not list((folder / "disk").iterdir()), "what was put on the disk is gone"
-    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
 
 
 @cache

@@ -17,6 +17,7 @@ for name in (
     "tests.support.jobs",
     "tests.support.runs",
     "tests.support.training",
+    "train_gpt",
 ):
     import_module(name)
 Colossal()  # imports Colossal-AI

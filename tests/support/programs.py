@@ -1,0 +1,66 @@
+"""Rank programs as a launcher starts them, in forked processes: each process would spend seconds on
+its imports."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from unittest.mock import patch
+
+from engine.rendezvous import LOOPBACK
+from tests.support.jobs import free_port
+from tests.support.worlds import run_world
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a launcher starts one rank of ``program``: its arguments and the variables that it has in
+    its environment besides those of all ranks."""
+
+    program: str = "train_gpt"
+    arguments: Sequence[str]
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """The exit code of a rank and its output."""
+
+    code: int
+    out: str
+    err: str
+
+
+def by_hand(
+    ranks: int, arguments: Sequence[str], folder: Path, program: str = "train_gpt"
+) -> list[Left]:
+    """Run ``program`` in ``folder`` on ranks that are started by hand; alone where there is one."""
+    with free_port() as port:
+        place = [f"--host={LOOPBACK}", f"--port={port}", f"--world_size={ranks}"]
+        places = [[*place, f"--rank={rank}"] if ranks > 1 else [] for rank in range(ranks)]
+        starts = [Start(program=program, arguments=[*arguments, *more]) for more in places]
+        return [left for (left,) in run_world(ranks, ranks_of, [starts], folder, open_group=False)]
+
+
+def ranks_of(rank: int, size: int, launches: Sequence[Sequence[Start]], folder: Path) -> list[Left]:
+    """One rank of each launch, one launch after another."""
+    os.chdir(folder)
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder)}
+    return [_leave(starts[rank]) for starts in launches]
+
+
+def _leave(start: Start) -> Left:
+    main = import_module(start.program).main
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, start.environ),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(start.arguments, os.environ)
+    return Left(code=code, out=out.getvalue(), err=err.getvalue())
