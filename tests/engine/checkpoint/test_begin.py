@@ -341,7 +341,7 @@ def other_data(world: World) -> Iterator[None]:
             object.__setattr__(batches.corpus, "fingerprint", "another")
         return batches
 
-    with patch("engine.loop.load", loaded):
+    with patch("engine.open_data.load", loaded):
         yield
 
 
