@@ -56,6 +56,7 @@ fail() { say "$*"; exit 1; }
 # that has a torch cuboid accepts; otherwise to .venv.
 choose_environment() {
     for prefix in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
+        [ -n "$prefix" ] || continue # no environment is active; /bin/python is not one
         if [ ! -x "$prefix/bin/python" ] || [ "$(resolved "$prefix")" = "$(resolved "$root/.venv")" ]; then
             continue
         fi

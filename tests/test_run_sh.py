@@ -210,6 +210,21 @@ def test_an_active_environment_with_torch_gets_only_what_it_lacks(house, variabl
     assert house.calls("-m pip") == []
 
 
+def test_the_system_s_python_is_no_active_environment(house: House) -> None:
+    """Where no environment is active, /bin/python must not be tried: it may have a torch."""
+    environ = {"PATH": os.environ["PATH"], "HOME": str(house.active), "LOG": str(house.log)}
+    python = str(house.active / "bin" / "python")
+    traced = subprocess.run(
+        ["sh", "-x", house.root / "run.sh", "setup"],
+        env={**environ, "TORCH": "", "LACKS": "", "PYTHON": python},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "/.venv" in traced.stderr
+    assert " /bin/python" not in traced.stderr
+
+
 @pytest.mark.parametrize("torch", ["2.10.0", "2.14.0", "2.1.2", "3.11.0", ""])
 def test_an_active_environment_without_the_right_torch_is_left_alone(house, torch):
     code, _, _ = house.run("setup", VIRTUAL_ENV=str(house.active), TORCH=torch)
