@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.compiler import missing_compiler
 from engine.data.file import files
 from engine.data.formats import format_of
-from engine.data.source import default_cache
+from engine.data.source import TOKENS, default_cache
 from engine.errors import Refused
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate
@@ -44,24 +44,13 @@ def refuse_unfit(
 ) -> None:
     """What ``cuboid train`` asks before anything starts. Raises Refused with all problems."""
     found = estimate(plan, device=machine.device)
-    problems = list(problems_here(plan, found, machine, environ, output))
+    checks = checks_here(plan, found, machine, environ, output)
+    problems = [problem for check in checks for problem in check.problems]
     limit = machine.gpu_memory_for(plan.layout.gpus)
     if limit is not None and found.fullest.memory.total > limit:
         problems.insert(0, f"{plan.settings.source}: {too_large(found, limit)}")
     if problems:
         raise Refused("\n".join(problems))
-
-
-def problems_here(
-    plan: Plan,
-    found: Estimate,
-    machine: Machine,
-    environ: Mapping[str, str],
-    output: Path | None = None,
-) -> Iterator[str]:
-    """List what stands in the way of the whole run on this machine, a line each; GPUs aside."""
-    for check in checks_here(plan, found, machine, environ, output):
-        yield from check.problems
 
 
 def checks_here(
@@ -133,7 +122,7 @@ def needs(
 def _is_filled(folder: Path) -> bool:
     """Whether tokens may be there already, so that none have to be written."""
     try:
-        return any(folder.iterdir())
+        return any(folder.glob(f"*{TOKENS}"))
     except OSError:
         return False
 

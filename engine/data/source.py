@@ -86,6 +86,10 @@ def open_corpus(name: str, request: Request) -> Corpus:
     return corpus
 
 
+TOKENS = ".tokens"
+"""The ending of a token file's name in the cache."""
+
+
 def default_cache(environ: Mapping[str, str]) -> Path:
     """The user's cache folder, by the XDG base directory specification (which ignores relative)."""
     base = Path(environ.get("XDG_CACHE_HOME", ""))

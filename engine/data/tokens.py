@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.data.cache import Build, Write, obtain
 from engine.data.documents import Documents
-from engine.data.source import Corpus, Request
+from engine.data.source import TOKENS, Corpus, Request
 from engine.data.split import split
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
 from engine.errors import Refused
@@ -41,7 +41,7 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
         "tokenizer": name,
     }
     fingerprint = _digest(content)
-    path = request.cache / f"{name}-{fingerprint[:32]}.tokens"
+    path = request.cache / f"{name}-{fingerprint[:32]}{TOKENS}"
     if not path.exists():  # all ranks say so: one will build, and it may not be the one heard
         request.notify(
             f"tokenising {documents.name} ({documents.size / 1e6:,.1f} MB) by {name}, once; "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from engine.errors import Refused
 from engine.estimate.estimate import estimate
 from engine.estimate.figures import Estimate, Memory
 from launch import here
-from launch.here import checks_here, problems_here, refuse_unfit
+from launch.here import checks_here, refuse_unfit
 from launch.machine import Machine
+from launch.validate.inspection import Check
 from tests.launch.validate.support import GIB, made_up, plan, write
 
 CONFIG = """
@@ -52,9 +54,13 @@ def problems(environ: dict[str, str]) -> Callable[..., list[str]]:
     ) -> list[str]:
         write(Path.cwd(), text)
         asked = plan(Path("gpt.py"), *overrides, gpus=gpus)
-        return list(problems_here(asked, found, machine, environ, output))
+        return problems_of(checks_here(asked, found, machine, environ, output))
 
     return find
+
+
+def problems_of(checks: Iterable[Check]) -> list[str]:
+    return [problem for check in checks for problem in check.problems]
 
 
 def all_files(folder: Path) -> list[str]:
@@ -135,11 +141,27 @@ def test_a_folder_below_a_file_is_told(folder, problems):
 
 
 def test_what_is_not_written_is_not_asked_for(folder, problems):
-    """Synthetic data has no tokens to keep; a cache that is filled may be read-only."""
+    """Synthetic data has no tokens to keep."""
     assert problems("data.type=synthetic", "data.cache=/proc/cuboid") == []
-    assert problems("data.cache=/proc/self") == []
     text = CONFIG + "zero = dict(stage=3, offload='cpu', nvme_path='nowhere')\n"
     assert problems(text=text) == []
+
+
+def test_a_cache_with_tokens_may_be_read_only(folder, problems, monkeypatch):
+    """Other files of a cache, such as locks and remembered digests, save no writing."""
+
+    def read_only(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().parent.name == "cache":
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    cache = folder / "cache"
+    cache.mkdir()
+    (cache / "a.lock").touch()
+    (problem,) = problems("data.cache=cache")
+    assert problem.endswith("cache cannot be written: Read-only file system")
+    (cache / "a.tokens").touch()
+    assert problems("data.cache=cache") == []
 
 
 def test_all_that_goes_to_a_disk_is_added_up(folder, problems, monkeypatch):
@@ -251,7 +273,7 @@ def test_a_compiler_is_needed_where_blocks_are_compiled_on_a_cpu(folder, environ
     compiled = plan(write(folder, CONFIG), "compile=True", "data.type=synthetic")
 
     def told(machine: Machine, **more: str) -> list[str]:
-        return list(problems_here(compiled, SMALL, machine, {**environ, **more}))
+        return problems_of(checks_here(compiled, SMALL, machine, {**environ, **more}))
 
     working = folder / "c++"
     working.write_text("#!/bin/sh\nexit 0\n")
@@ -267,7 +289,7 @@ def test_a_compiler_is_needed_where_blocks_are_compiled_on_a_cpu(folder, environ
     (problem,) = told(ROOMY)
     assert "and g++ does not run here" in problem
     plain = plan(folder / "gpt.py", "data.type=synthetic")
-    assert list(problems_here(plain, SMALL, ROOMY, environ)) == []
+    assert problems_of(checks_here(plain, SMALL, ROOMY, environ)) == []
 
 
 def test_a_network_interface_that_gloo_shall_use_is_looked_for(problems, environ):
