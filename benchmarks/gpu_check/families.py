@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.check import Case, Check
-from benchmarks.gpu_check.programs import CaseFailed, free_port, run_ranks
+from benchmarks.gpu_check.programs import CaseFailed, run_ranks
 from benchmarks.gpu_check.results import Row
 from engine.estimate.estimate import estimate
 from engine.estimate.local import Device
 from engine.plan import make_plan
+from tests.support.worlds import free_port
 
 CONFIGS = Path(__file__).parents[2] / "gpt_configs"
 MIB = 2**20
 SECONDS = 120.0
+BARE = ("data.type=synthetic", "eval.every=0", "log.tensorboard=False")
+"""The settings of every run: training and nothing beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +126,7 @@ def train_config(
     """Train a config on ``size`` forked ranks and read its log."""
     overrides = [
         *overrides,
-        "data.type=synthetic",
-        "eval.every=0",
-        "log.tensorboard=False",
+        *BARE,
         "timeout=60",
         "start_timeout=120",
     ]

@@ -6,12 +6,11 @@ import ctypes
 import importlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from tests.support.worlds import PRELOAD, WorldError, run_world
 MARK = "GPU_CHECK"
 """In the environment of every process of a check, with a value that no other check has."""
 WARM = [*PRELOAD, "train_gpt", "benchmarks.gpu_check.ranks"]
-LOOPBACK = "127.0.0.1"
+# Looked up here: a process that was forked from one with threads must not load libraries.
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+SET_PDEATHSIG = 1
 
 
 class CaseFailed(Exception):
@@ -52,8 +53,9 @@ def run_program(arguments: list[str], log: Path, timeout: float, **environ: str)
         except subprocess.TimeoutExpired:
             raise CaseFailed(f"timed out after {time.monotonic() - started:.0f} s") from None
         finally:
-            end(process.pid)
-            process.wait()
+            if process.poll() is None:  # the id of one that ended may be another process' by now
+                end(process.pid)
+                process.wait()
     with log.open() as file:
         file.seek(begin)
         output = file.read()
@@ -100,18 +102,8 @@ def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ..
 
 def die_with_parent() -> None:
     """Ask the kernel (Linux) to kill this process when the one that started it ends."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-@contextmanager
-def free_port() -> Iterator[int]:
-    """A port for ranks to meet at; bound, without listening, so that nobody else is given it."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((LOOPBACK, 0))
-        yield held.getsockname()[1]
+    if PRCTL is not None:
+        PRCTL(SET_PDEATHSIG, signal.SIGKILL)
 
 
 def last_line(text: str) -> str:
@@ -131,11 +123,11 @@ def end(pid: int) -> None:
 def end_strays(mark: str) -> list[str]:
     """Kill all processes of a check but its own and those of multiprocessing that serve it, and
     return their command lines."""
-    servers = {
-        child.pid
-        for child in psutil.Process().children()
-        if any("from multiprocessing." in word for word in child.cmdline())
-    }
+    servers = set()
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # one that has just ended
+            if any("from multiprocessing." in word for word in child.cmdline()):
+                servers.add(child.pid)
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

@@ -28,7 +28,7 @@ from engine.plan import Plan, make_plan
 from engine.rendezvous import LOOPBACK, Place
 from engine.store import ours
 from engine.world import World
-from tests.support.worlds import WorldError, run_world
+from tests.support.worlds import WorldError, free_port, run_world
 
 CONFIG = """
 BATCH_SIZE = 4
@@ -77,10 +77,8 @@ def config(tmp_path: Path) -> str:
 @pytest.fixture
 def port() -> Iterator[int]:
     """A free port; it stays bound, without listening, so that no other test is given it."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((LOOPBACK, 0))
-        yield held.getsockname()[1]
+    with free_port() as number:
+        yield number
 
 
 def enter(rank: int, size: int, case: Case) -> Outcome:

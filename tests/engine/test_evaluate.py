@@ -28,8 +28,8 @@ from engine.inout.opening import open_trained
 from engine.recorded import plan_of_run
 from engine.rendezvous import LOOPBACK, Place
 from engine.run_folder import RunFolder
-from tests.support.jobs import TINY, Job, free_port, run
-from tests.support.worlds import run_world
+from tests.support.jobs import TINY, Job, run
+from tests.support.worlds import free_port, run_world
 
 SEQ = 8
 TEXT = "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich; " * 30

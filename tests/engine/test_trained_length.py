@@ -18,7 +18,8 @@ from engine.run_folder import RunFolder
 from launch import cli
 from tests.engine.test_evaluate import opened
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Job, free_port, run_all, shelf_of
+from tests.support.jobs import RUN, TINY, Job, run_all, shelf_of
+from tests.support.worlds import free_port
 
 POSITIONS = "model.block_size=32"
 

@@ -26,7 +26,8 @@ from engine.world import World
 from launch import cli
 from tests.engine.test_evaluate import alone, opened
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Job, free_port, run, run_all, shelf_of, without_sample
+from tests.support.jobs import RUN, TINY, Job, run, run_all, shelf_of, without_sample
+from tests.support.worlds import free_port
 
 FIRST = "the cat sat on the mat; " * 40
 SECOND = "élan \U0001f600 at noon, that hot dish!\n" * 30  # sorts before, among and after

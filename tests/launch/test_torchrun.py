@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from engine.errors import Refused
 from launch.torchrun import command, exit_code, processes
-from tests.support.jobs import free_port
+from tests.support.worlds import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from engine.run import Run
 from engine.run_folder import RunFolder
 from engine.step import Outcome
 from engine.world import World
-from tests.support.worlds import WorldError, run_world
+from tests.support.worlds import WorldError, free_port, run_world
 
 Planted = Callable[[World], contextlib.AbstractContextManager[Any]]
 
@@ -118,15 +117,6 @@ def run_all(jobs: Sequence[Job], ranks: int = 1) -> list[list[Ended]]:
         ports = [held.enter_context(free_port()) for _ in jobs]
         by_rank = run_world(ranks, ranks_of, list(zip(jobs, ports, strict=True)), open_group=False)
     return [list(ended) for ended in zip(*by_rank, strict=True)]
-
-
-@contextlib.contextmanager
-def free_port() -> Iterator[int]:
-    """Bound and not listening, so that no one else is given it."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((LOOPBACK, 0))
-        yield held.getsockname()[1]
 
 
 def ranks_of(rank: int, size: int, jobs: list[tuple[Job, int]]) -> list[Ended]:

@@ -7,15 +7,18 @@ import datetime
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from engine.rendezvous import LOOPBACK
 
 # Ranks are forked from a server that has imported all of this but never computed with it: a fork
 # costs milliseconds, and no thread pool is lost on the way.
@@ -81,6 +84,16 @@ def run_world(
                     process.kill()
                     process.join()
                 process.close()
+
+
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """Give a port for ranks to meet at. It stays bound, without listening, so that no other process
+    is given it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((LOOPBACK, 0))
+        yield held.getsockname()[1]
 
 
 def _collect(pipes: dict[Connection, int], size: int, timeout: float, grace: float) -> list[Any]:
