@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib import invalidate_caches
 from itertools import groupby
 from pathlib import Path
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True)
     except FileExistsError:
         return refuse(f"--output {folder}: is there already; name a new folder")
+    except OSError as error:
+        return refuse(f"--output {folder}: cannot be made: {error.strerror or error}")
     path = [ROOT]
     problem = packages.unpack(args.wheels, folder / "packages") if args.wheels else None
     if args.wheels:
@@ -101,13 +103,16 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
 
 
 def run_together(cases: list[Case], check: Check, most: int, mark: str) -> None:
-    """Run the cases, up to ``most`` at a time; when this process is to stop, end all of them."""
+    """Run the cases, up to ``most`` at a time; end all of them when this process is to stop, or
+    when one raises: a case that merely fails has a row and raises nothing."""
     from benchmarks.gpu_check import programs
 
     pool = ThreadPoolExecutor(most)
     try:
-        wait([pool.submit(case, check) for case in cases])
-    except KeyboardInterrupt:
+        running = [pool.submit(case, check) for case in cases]
+        for future in wait(running, return_when=FIRST_EXCEPTION).done:
+            future.result()
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         programs.end_strays(mark)
         raise
