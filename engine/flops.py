@@ -42,7 +42,7 @@ PEAKS: dict[str, tuple[float, float]] = {
 OTHERS = {"MIG", "Laptop", "Mobile", "Max", "SUPER", "Ti"}
 
 
-def matmul_parameters(model: Model) -> int:
+def matmul_parameters(model: Model | Sizes) -> int:
     """The weights a token is multiplied with: qkv, proj, fc, proj of each block, and the head.
 
     Looking up the embeddings multiplies nothing; a tied table counts once, as the head.
@@ -52,7 +52,7 @@ def matmul_parameters(model: Model) -> int:
     return model.n_layer * (attention + mlp) + model.n_embd * model.vocab_size
 
 
-def flops_per_token(model: Model, seq_len: int) -> int:
+def flops_per_token(model: Model | Sizes, seq_len: int) -> int:
     """FLOPs to train on one token, forward and backward: 6N + 12 L H Q T.
 
     PaLM, arXiv 2204.02311, appendix B: N weights in matmuls, L layers, H heads of size Q, T tokens

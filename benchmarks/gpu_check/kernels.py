@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check.rates import case_of, matmul_rate
+from benchmarks.gpu_check.rates import case_of, matmul_rate, seconds_of
 from benchmarks.gpu_check.sizes import Sizes
 from benchmarks.gpu_check.traces import (
     busy_seconds,
@@ -18,7 +16,6 @@ from benchmarks.gpu_check.traces import (
     trace_spans,
 )
 from benchmarks.step import ours
-from engine.config.schema import Model
 from engine.flops import flops_per_token
 
 TRACED = 3
@@ -33,17 +30,12 @@ def profile_step(sizes: Sizes, trace: Path) -> dict[str, Any]:
     what its kernels leave of that time.
     """
     rate = matmul_rate(sizes.square, sizes.square, sizes.square, sizes)
-    step = ours(case_of(sizes))
-    for _ in range(3):
-        step()
-    taken = []
-    for _ in range(sizes.repeats):
-        started = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - started)
+    case = case_of(sizes)
+    step = ours(case)
+    seconds = seconds_of(step, sizes.device, sizes.repeats)
     spans = trace_spans(lambda: [step() for _ in range(TRACED)], trace, sizes.device)
-    seconds, tokens = statistics.median(taken), sizes.samples * sizes.length
-    flops = flops_per_token(model_of(sizes), sizes.length) * tokens
+    tokens = sizes.samples * sizes.length
+    flops = flops_per_token(case.sizes, sizes.length) * tokens
     names = [span.name for span in spans if kind_of(span.name) == "attention"]
     by_name: Counter[str] = Counter()
     for span in spans:
@@ -59,16 +51,3 @@ def profile_step(sizes: Sizes, trace: Path) -> dict[str, Any]:
         "matmul_flops": rate,
         "mfu": flops / seconds / rate,
     }
-
-
-def model_of(sizes: Sizes) -> Model:
-    """The measured model as settings."""
-    return Model(
-        n_layer=sizes.layers,
-        n_head=sizes.heads,
-        n_embd=sizes.width,
-        head_dim=sizes.width // sizes.heads,
-        n_inner=4 * sizes.width,
-        vocab_size=sizes.vocabulary,
-        block_size=sizes.length,
-    )

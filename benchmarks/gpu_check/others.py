@@ -7,10 +7,10 @@ import json
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu_check.check import Case, Check
-from benchmarks.gpu_check.families import CONFIGS, MIB, memory_text, train_config
+from benchmarks.gpu_check.families import BARE, CONFIGS, MIB, memory_text, train_config
 from benchmarks.gpu_check.packages import ROOT
 from benchmarks.gpu_check.programs import CaseFailed, run_program, run_ranks
 from benchmarks.gpu_check.results import Row
@@ -18,10 +18,17 @@ from benchmarks.gpu_check.results import Row
 T = 1e12
 
 
+def on_one_rank(check: Check, case: str, *arguments: Any, seconds: float = 60) -> Any:
+    """Return what the function of benchmarks/gpu_check/ranks.py that is named as the case gives."""
+    (found,) = run_ranks(
+        1, case, check.sizes, *arguments, log=check.log(case), timeout=check.timeout(seconds)
+    )
+    return found
+
+
 def machine(check: Check) -> Iterator[Row]:
     """Python, torch and the device."""
-    log = check.log("machine")
-    (found,) = run_ranks(1, "machine", check.sizes, log=log, timeout=check.timeout(60))
+    found = on_one_rank(check, "machine")
     words = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
     yield Row(case="machine", passed=True, text=words, numbers=found)
 
@@ -79,9 +86,7 @@ def resume(check: Check) -> Iterator[Row]:
         "model.resid_pdrop=0.1",
         "model.attn_pdrop=0.1",
         "checkpoint.every=2",
-        "data.type=synthetic",
-        "eval.every=0",
-        "log.tensorboard=False",
+        *BARE,
     ]
     for name, fault in (("straight", ""), ("killed", "kill:0:5")):
         output = check.folder / "runs" / name
@@ -141,10 +146,7 @@ def memory(check: Check) -> Iterator[Row]:
 
 def matmul(check: Check) -> Iterator[Row]:
     """The rate of each product of the model."""
-    (rates,) = run_ranks(
-        1, "matmul_rates", check.sizes, log=check.log("matmul"), timeout=check.timeout(60)
-    )
-    for rate in rates:
+    for rate in on_one_rank(check, "matmul"):
         told = ", ".join(f"{name} {flops / T:,.3g}" for name, flops in rate["flops"].items())
         shape = " x ".join(map(str, rate.get("shape", ())))
         text = f"{rate['name']} {shape}: {told} TFLOP/s (bf16)"
@@ -153,9 +155,7 @@ def matmul(check: Check) -> Iterator[Row]:
 
 def attention(check: Check) -> Iterator[Row]:
     """The attention kernel that runs at the model's shape."""
-    (found,) = run_ranks(
-        1, "attention", check.sizes, log=check.log("attention"), timeout=check.timeout(60)
-    )
+    found = on_one_rank(check, "attention")
     yield Row(
         case="attention",
         passed=found["backend"] != "math",
@@ -184,10 +184,8 @@ def speed(check: Check) -> Iterator[Row]:
 
 def profile(check: Check) -> Iterator[Row]:
     """Where the time of a step goes."""
-    started, trace = time.monotonic(), Path(check.folder / "trace.json")
-    (found,) = run_ranks(
-        1, "profile", check.sizes, trace, log=check.log("profile"), timeout=check.timeout(150)
-    )
+    started = time.monotonic()
+    found = on_one_rank(check, "profile", check.folder / "trace.json", seconds=150)
     step = found["seconds"]
     shares = ", ".join(f"{kind} {time / step:.1%}" for kind, time in found["kinds"].items())
     yield Row(

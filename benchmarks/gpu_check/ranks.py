@@ -50,7 +50,7 @@ def machine(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
     return found
 
 
-def matmul_rates(rank: int, size: int, sizes: Sizes) -> list[dict[str, Any]]:
+def matmul(rank: int, size: int, sizes: Sizes) -> list[dict[str, Any]]:
     return rates.matmul_rates(sizes)
 
 
