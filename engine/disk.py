@@ -1,8 +1,9 @@
-"""Disks that are full: which file could not be written, and what to do. No torch."""
+"""The disk: names that last through a power cut, and what to do when it is full. No torch."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,15 @@ from pathlib import Path
 from engine.errors import Failed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def sync_folder(path: Path) -> None:
+    """Write the names in a folder to the disk, so that a rename lasts through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ clock said when they were written.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint.manifest import Damaged, read_training
+from engine.disk import sync_folder
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -97,15 +97,6 @@ def surplus(losses: Mapping[int, float | None], *, keep: int, best: bool) -> lis
     if best and validated:
         kept.add(-min(validated)[1])
     return sorted(set(losses) - kept)
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _free(path: Path) -> Path:

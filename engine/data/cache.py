@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data import stamps
+from engine.disk import sync_folder
 from engine.errors import Refused
 
 TAIL = struct.Struct("<Q32s8s")  # bytes of JSON, their SHA-256, MAGIC
@@ -146,16 +147,7 @@ def _write(path: Path, build: Build) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _remove_abandoned(path: Path) -> None:

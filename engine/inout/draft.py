@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-from engine.checkpoint.shelf import sync_folder
+from engine.disk import sync_folder
 from engine.errors import Failed, Refused
 
 ANOTHER = "name another --out"
