@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -79,7 +80,7 @@ def _blocks(
         index = dict(zip(axes, indices, strict=True))
         box = place((UNIT, UNIT), tuple(cut), axes, index)
         holders.setdefault((box.offset, box.size), []).append(rank)
-    count, scale = len(list(product(*map(range, axes.values())))), SIDE / UNIT
+    count, scale = prod(axes.values()), SIDE / UNIT
     for ((top, left), (tall, wide)), ranks in holders.items():
         colour = mix(ramp(ranks[0], count), "#ffffff", 0.1)
         place_x, place_y = x + left * scale + 1, y + top * scale + 1

@@ -11,6 +11,8 @@ from typing import Literal
 
 import psutil
 
+from launch.validate.units import plural
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -29,10 +31,10 @@ def choose(gpus: int, processes: int | None = None, *, cores: int = 1) -> Choice
     number: then all of them are used.
     """
     if processes is not None:
-        return _layout(processes, f"{_plural(processes, 'process', 'es')}, as asked")
+        return _layout(processes, f"{plural(processes, 'process', 'es')}, as asked")
     if gpus == 0:
-        return _layout(_used(min(cores, 4)), f"no GPU here, {_plural(cores, 'core', 's')}")
-    return _layout(_used(gpus), f"{_plural(gpus, 'GPU', 's')} here")
+        return _layout(_used(min(cores, 4)), f"no GPU here, {plural(cores, 'core')}")
+    return _layout(_used(gpus), f"{plural(gpus, 'GPU')} here")
 
 
 def _used(devices: int) -> int:
@@ -133,7 +135,3 @@ def _torch_has_cuda() -> bool:
     if spec is None or spec.origin is None:
         return False
     return Path(spec.origin).with_name("lib").joinpath("libtorch_cuda.so").exists()
-
-
-def _plural(number: int, noun: str, ending: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{ending}"

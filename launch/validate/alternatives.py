@@ -20,6 +20,7 @@ from engine.estimate.figures import Estimate
 from engine.estimate.local import Device
 from engine.plan import Plan, make_plan
 from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, Space, Steps, spaces
+from launch.validate.units import plural
 
 WORK = 800.0
 """Milliseconds, about, that the plans and estimates of a search take on a machine of 2025. Not
@@ -88,10 +89,12 @@ def alternatives(
         if (answer := search.fits(space, steps)) is not None:
             found[space, steps] = answer
     for space, steps in search.fitting():  # of no use before the work was used up
-        if len(found) < enough and not any(space.adds_to(steps, *other) for other in found):
-            answer = search.alternative(space, steps)
-            if answer is not None and answer.estimate.fullest.memory.total <= gpu_memory:
-                found[space, steps] = answer
+        if len(found) == enough:
+            break
+        if any(space.adds_to(steps, *other) for other in found):
+            continue
+        if (answer := search.whole(space, steps)) is not None:
+            found[space, steps] = answer
     if found:
         return Findings(fitting=tuple(found.values()))
     return Findings(nearest=search.nearest(), tried=search.tried())
@@ -142,9 +145,14 @@ class Search:
                 return None
         if self._size(space, steps) > self.gpu_memory:
             return None
+        return self.whole(space, steps)
+
+    def whole(self, space: Space, steps: Steps) -> Alternative | None:
+        """The candidate, if it fits by its whole estimate, not only by ``_size``."""
         answer = self.alternative(space, steps)
-        fitting = answer is not None and answer.estimate.fullest.memory.total <= self.gpu_memory
-        return answer if fitting else None
+        if answer is None or answer.estimate.fullest.memory.total > self.gpu_memory:
+            return None
+        return answer
 
     def fitting(self) -> list[tuple[Space, Steps]]:
         """All that fits of what was tried, by cost."""
@@ -171,16 +179,16 @@ class Search:
         if not legal:
             return "no other layout or setting is legal"
         gpus = [space.layout.gpus for space in legal]
-        counts = f"{min(gpus)}" if min(gpus) == max(gpus) else f"{min(gpus)} to {max(gpus)}"
+        fewest, most = min(gpus), max(gpus)
+        counts = f"{fewest} to " * (fewest != most) + plural(most, "GPU")
         least = min(min(space.knobs.micro_batch) for space in legal)
-        ways = [f"micro-batches down to {least} sample{'s' * (least != 1)}"]
+        ways = [f"micro-batches down to {plural(least, 'sample')}"]
         for name, words in WORDS.items():
             if any(len(getattr(space.knobs, name)) > 1 for space in legal):
                 ways.append(words)
-        layouts = f"{len(legal)} layout{'s' * (len(legal) != 1)}"
+        layouts = plural(len(legal), "layout")
         rest = "" if self.work > 0 else f" (of {len(self.spaces)}: the search was ended)"
-        plural = "s" * (counts != "1")
-        return f"tried: {layouts}{rest} on {counts} GPU{plural}, {', '.join(ways)}"
+        return f"tried: {layouts}{rest} on {counts}, {', '.join(ways)}"
 
     def _is_open(self, space: Space, turned: frozenset[int]) -> bool:
         """Whether the strongest candidate that changes the ``turned`` knobs fits."""

@@ -48,6 +48,6 @@ def show_layers(ranges: Iterable[range]) -> str:
     )
 
 
-def plural(number: int, noun: str) -> str:
-    """'1 GPU', '2 GPUs'."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    """'1 GPU', '2 GPUs'; '2 processes' with the ending 'es'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{ending}"

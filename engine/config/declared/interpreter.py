@@ -34,11 +34,11 @@ class Interpreter:
         self._path = path
         self._overrides = overrides
         self._inherit = inherit
-        self._names_in_model: frozenset[str] = frozenset()
+        self._tree = ast.Module(body=[], type_ignores=[])
 
     def run(self, tree: ast.Module) -> None:
         """Carries the whole file out."""
-        self._names_in_model = names_in_model(tree)
+        self._tree = tree
         self._carry_out(tree.body)
 
     def _carry_out(self, body: Sequence[ast.stmt]) -> None:
@@ -77,7 +77,7 @@ class Interpreter:
                 self.evaluator.evaluate(value)
                 message = "an expression on its own has no effect; assign it to a name"
                 raise self.evaluator.fail(node, message)
-            case ast.FunctionDef(name) | ast.ClassDef(name) if name in self._names_in_model:
+            case ast.FunctionDef(name) | ast.ClassDef(name) if name in names_in_model(self._tree):
                 message = f"{name_of(node)} {NOT_HERE}; state the model's sizes: {MODEL_SIZES}"
                 raise self.evaluator.fail(node, message, column=True)
             case _:
