@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 from benchmarks.gpu_check.programs import CaseFailed
 from benchmarks.gpu_check.results import Results, Row
 from benchmarks.gpu_check.sizes import Sizes
+from engine.processor import usable_cores
 
 SIDE_BY_SIDE = 3
 """Cases that run at once where only their results count."""
@@ -42,8 +42,7 @@ class Check:
 
     def threads(self, ranks: int) -> int:
         """The threads of a rank, so that all cases at once do not take more than all cores."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return max(1, cores // (SIDE_BY_SIDE * ranks))
+        return max(1, usable_cores() // (SIDE_BY_SIDE * ranks))
 
 
 @dataclass(frozen=True, kw_only=True)

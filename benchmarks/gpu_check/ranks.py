@@ -13,6 +13,7 @@ import torch
 import train_gpt
 from benchmarks.gpu_check import kernels, rates
 from benchmarks.gpu_check.sizes import Sizes
+from engine.processor import usable_cores
 
 
 def train(
@@ -37,7 +38,7 @@ def machine(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "device": "cpu",
         "memory": None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": usable_cores(),
     }
     if sizes.device == "cuda":
         about = torch.cuda.get_device_properties(0)

@@ -13,8 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from engine.rendezvous import LOOPBACK
-from tests.support.jobs import free_port
-from tests.support.worlds import run_world
+from tests.support.worlds import free_port, run_world
 
 
 @dataclass(frozen=True, kw_only=True)
