@@ -7,15 +7,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import leave
 from engine.leave import STOPPING, hold_signals, release_signals, stop_signal, stop_with_parent
-from tests.support.worlds import run_world
+from tests.support.worlds import default_signals, run_world
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored() -> Iterator[None]:
+    """As nohup, or a script that starts the tests in the background, may have them."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    default_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number: int) -> None:
@@ -75,17 +86,18 @@ def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
 def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
-    pr_get_pdeathsig, number = 2, ctypes.c_int()
-    stop_with_parent()
-    ctypes.CDLL(None).prctl(pr_get_pdeathsig, ctypes.byref(number))
-    ctypes.CDLL(None).prctl(1, 0)  # this process is the tests'
+    pr_set_pdeathsig, pr_get_pdeathsig, number = 1, 2, ctypes.c_int()
+    prctl = ctypes.CDLL(None).prctl
+    try:
+        stop_with_parent()
+        prctl(pr_get_pdeathsig, ctypes.byref(number))
+    finally:
+        prctl(pr_set_pdeathsig, 0)  # this process is the tests'
     assert number.value in STOPPING
 
 
 def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
     """Send a signal while it is held, then while nothing handles it any more."""
-    for one in STOPPING:
-        signal.signal(one, signal.SIG_DFL)
     hold_signals()
     send(number)  # kills who does not hold it
     with stop_signal() as stop:
@@ -121,19 +133,16 @@ runpy.run_path({script!r}, run_name="__main__")
 
 def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
     """nohup; and shells, which start background jobs of scripts so."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
-    try:
-        with stop_signal() as stop:
-            stop.deferred = True
-            found = []
-            for number in (signal.SIGHUP, signal.SIGINT):
-                send(number)
-                found.append(stop.requested)
-            assert found == [None, "SIGINT"]
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with stop_signal() as stop:
+        stop.deferred = True
+        found = []
+        for number in (signal.SIGHUP, signal.SIGINT):
+            send(number)
+            found.append(stop.requested)
+        assert found == [None, "SIGINT"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_handlers_are_put_back() -> None:

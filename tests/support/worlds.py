@@ -7,6 +7,7 @@ import datetime
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from engine.leave import STOPPING
 from engine.rendezvous import LOOPBACK
 
 # Ranks are forked from a server that has imported all of this but never computed with it: a fork
@@ -124,15 +126,24 @@ def _collect(pipes: dict[Connection, int], size: int, timeout: float, grace: flo
     return [results[rank] for rank in range(size)]
 
 
+def default_signals() -> None:
+    """Give signals that stop a run their default effect in this process: its parent may ignore
+    some, as nohup does and scripts that start it in the background, and so would it."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _rank_main(
     pipe: Connection, rank: int, size: int, job: bytes, store: str | None, timeout: float
 ) -> None:
     import torch
     import torch.distributed as dist
 
+    default_signals()
     torch.set_num_threads(1)
     if sys.platform == "linux":  # the host's name need not resolve where tests run
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
         function, args = pickle.loads(job)
         if store is not None:
