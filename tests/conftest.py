@@ -1,18 +1,48 @@
-"""For all tests: ranks compute on one thread each; what is cached is not the user's, and is gone at
-the end; tests marked gpu need one."""
+"""For all tests: what the user's terminal, launcher and shell say does not change a result; ranks
+compute on one thread each; what is cached is not the user's, and is gone at the end; tests marked
+gpu need one."""
 
 import os
+import re
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# An example that takes 200 ms on a busy machine would fail its test.
-settings.register_profile("any speed", deadline=None)
-settings.load_profile("any speed")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ranks are forked: who has asked CUDA itself for its GPUs cannot be forked to use them.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+# The same examples in every run, and none that fails because the machine is busy.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
+
+INHERITED = re.compile(
+    r"FORCE_COLOR|NO_COLOR|CLICOLOR.*|TTY_.*|COLUMNS|LINES"
+    r"|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|(MASTER|TORCHELASTIC|SLURM|OMPI|PMI|PMIX)_.*"
+    r"|GLOO_SOCKET_IFNAME|CXX|TORCHDYNAMO_.*|MALLOC_.*|GLIBC_TUNABLES|PYTHONWARNINGS"
+    r"|FAULT|DATA|NPROC|CONFIG"
+)
+"""Variables of the environment that change what a command of cuboid does or prints: those of
+terminals, of launchers, of libraries and cuboid's own."""
+
+
+def own_environment() -> None:
+    """Let every process of the tests find the same environment, however the tests were started."""
+    for name in filter(INHERITED.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ["TERM"] = "xterm"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    found = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(found)
+    # Ranks are forked: who has asked CUDA itself for its GPUs cannot be forked to use them.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
+
+own_environment()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -77,7 +77,7 @@ class Started:
         return found
 
     def assert_nothing_left(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while left := self.processes():
             assert time.monotonic() < deadline, [process.cmdline() for process in left]
             time.sleep(0.05)

@@ -34,8 +34,11 @@ def test_on_a_cpu_it_is_the_process():
 
 
 REUSE = """
-import resource, torch
+import ctypes, resource, torch
 from engine.memory import keep_freed_memory
+
+pr_set_thp_disable = 41  # a huge page, where the machine gives them, is one fault for 512 pages
+ctypes.CDLL(None).prctl(pr_set_thp_disable, 1, 0, 0, 0)
 
 {}
 def take():

@@ -111,7 +111,7 @@ class Campaign:
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-        gone, alive = psutil.wait_procs(family, timeout=60)
+        gone, alive = psutil.wait_procs(family, timeout=600)
         assert len(gone) >= RANKS
         assert not alive, "they outlive torchrun"
         assert self.latest >= expected
@@ -129,8 +129,7 @@ class Campaign:
 
     def _torchrun(self, fault: str) -> subprocess.Popen[str]:
         job = self.job()
-        environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environ |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         environ |= {"XDG_CACHE_HOME": str(self.folder), "TMPDIR": str(self.folder), "FAULT": fault}
         return subprocess.Popen(
             [
