@@ -39,11 +39,25 @@ def by_hand(
     ranks: int, arguments: Sequence[str], folder: Path, program: str = "train_gpt"
 ) -> list[Left]:
     """Run ``program`` in ``folder`` on ranks that are started by hand; alone where there is one."""
-    with free_port() as port:
-        place = [f"--host={LOOPBACK}", f"--port={port}", f"--world_size={ranks}"]
-        places = [[*place, f"--rank={rank}"] if ranks > 1 else [] for rank in range(ranks)]
-        starts = [Start(program=program, arguments=[*arguments, *more]) for more in places]
-        return [left for (left,) in run_world(ranks, ranks_of, [starts], folder, open_group=False)]
+    return [left for (left,) in all_by_hand(ranks, [(program, arguments)], folder)]
+
+
+def all_by_hand(
+    ranks: int, commands: Sequence[tuple[str, Sequence[str]]], folder: Path
+) -> list[list[Left]]:
+    """The same of several programs with their arguments, one after another in the same processes:
+    for each rank, the results of all."""
+    launches = []
+    with contextlib.ExitStack() as held:
+        for program, arguments in commands:
+            port = held.enter_context(free_port())
+            place = [f"--host={LOOPBACK}", f"--port={port}", f"--world_size={ranks}"]
+            places = [[*place, f"--rank={rank}"] if ranks > 1 else [] for rank in range(ranks)]
+            launches.append(
+                [Start(program=program, arguments=[*arguments, *more]) for more in places]
+            )
+        found: list[list[Left]] = run_world(ranks, ranks_of, launches, folder, open_group=False)
+        return found
 
 
 def ranks_of(rank: int, size: int, launches: Sequence[Sequence[Start]], folder: Path) -> list[Left]:
