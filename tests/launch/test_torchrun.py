@@ -51,9 +51,8 @@ def config(tmp_path: Path) -> Path:
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a program in an empty folder; what is left of its family is killed at the end."""
     started: list[psutil.Process] = []
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environ |= {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    environ |= {"CUDA_VISIBLE_DEVICES": ""}
 
     def run(*arguments: object, **more: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(

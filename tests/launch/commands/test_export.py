@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +22,6 @@ from tests.support.checkpoints import write
 from tests.support.training import Run
 from tests.support.worlds import run_world
 
-ROOT = Path(__file__).parents[3]
 COUNT = "31,728"  # parameters of SIZES
 
 
@@ -126,7 +124,6 @@ def test_a_wrong_path_is_refused_without_torch(here):
     for argv in (["export", "--to", "hf"], ["import", "nowhere", "--from", "hf"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *argv],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=True,
