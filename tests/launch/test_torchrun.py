@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from engine.errors import Refused
 from launch.torchrun import command, exit_code, processes
+from tests.support.programs import Start, run_ranks
 from tests.support.worlds import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,7 @@ data = dict(type="synthetic")
 log = dict(tensorboard=False)
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TOO_LARGE = ["TENSOR_PARALLEL=4", "MODE=2d"]
 NOHUP = ["sh", "-c", 'trap "" HUP; exec "$@"', "nohup"]
 LAUNCHER = """
 import sys
@@ -106,22 +109,23 @@ def test_a_run_that_is_done(
 def test_a_refusal_is_one_line_and_2(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    process = start(*launch(3, "--config", config))
+    process = start(*launch(2, "--config", config, *TOO_LARGE))
     out, err = process.communicate()
     assert process.returncode == 2
     assert out == ""
     assert err.count("\n") == 1
-    assert "3 GPUs are not a multiple of 2" in err
+    assert "2 GPUs are not a multiple of 4" in err
 
 
 def test_under_plain_torchrun_a_refusal_is_told_once(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     script = ROOT / "train_gpt.py"
-    process = start(*TORCHRUN, "--nproc_per_node=3", script, "--from_torch", "--config", config)
+    arguments = ["--from_torch", "--config", config, *TOO_LARGE]
+    process = start(*TORCHRUN, "--nproc_per_node=2", script, *arguments)
     _, err = process.communicate()
     assert process.returncode == 1, "torchrun's own"
-    assert err.count("3 GPUs are not a multiple of 2") == 1
+    assert err.count("2 GPUs are not a multiple of 4") == 1
     ours = err[: err.index("ChildFailedError")]
     assert "train_gpt.py" not in ours, "a rank's traceback"
 
@@ -129,7 +133,7 @@ def test_under_plain_torchrun_a_refusal_is_told_once(
 def test_arguments_that_no_rank_can_read(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    process = start(*launch(2, "--config", config, "--colour"))
+    process = start(*launch(1, "--config", config, "--colour"))
     _, err = process.communicate()
     assert process.returncode == 2
     assert err == "train_gpt.py: --colour is not an option; train_gpt.py --help lists them\n"
@@ -286,40 +290,35 @@ def test_restarts_go_on_from_the_last_checkpoint(
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
-def by_hand(rank: int, port: int) -> tuple[list[object], dict[str, str]]:
-    place = ["--rank", rank, "--world_size", 2, "--host", "127.0.0.1", "--port", port]
-    return place, {}
+def by_hand(rank: int, port: int) -> Start:
+    place = [f"--rank={rank}", "--world_size=2", "--host=127.0.0.1", f"--port={port}"]
+    return Start(arguments=place)
 
 
-def slurm(rank: int, port: int) -> tuple[list[object], dict[str, str]]:
+def slurm(rank: int, port: int) -> Start:
     environ = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(rank)}
     environ |= {"SLURM_NODELIST": "n[1-2]", "SLURM_JOB_ID": str(port), "SLURM_STEP_ID": "0"}
-    return ["--host", "127.0.0.1", "--port", port], environ
+    return Start(arguments=["--host=127.0.0.1", f"--port={port}"], environ=environ)
 
 
-def open_mpi(rank: int, port: int) -> tuple[list[object], dict[str, str]]:
+def open_mpi(rank: int, port: int) -> Start:
     environ = {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "2"}
     environ |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_PORT": str(port)}
-    return [], environ
+    return Start(arguments=[], environ=environ)
 
 
 @pytest.mark.parametrize("style", [by_hand, slurm, open_mpi])
 def test_ranks_that_another_launcher_started(
-    config: Path,
-    tmp_path: Path,
-    start: Callable[..., subprocess.Popen[str]],
-    style: Callable[[int, int], tuple[list[object], dict[str, str]]],
+    config: Path, tmp_path: Path, style: Callable[[int, int], Start]
 ) -> None:
-    ranks = []
+    run = ["--config", str(config), "--output", str(tmp_path / "run")]
     with free_port() as port:
-        for rank in range(2):
-            place, environ = style(rank, port)
-            arguments = ["--config", config, "--output", tmp_path / "run", *place]
-            ranks.append(start(sys.executable, ROOT / "train_gpt.py", *arguments, **environ))
-        outs, errs = zip(*(rank.communicate() for rank in ranks), strict=True)
-    assert [rank.returncode for rank in ranks] == [0, 0], errs
-    assert "step 2/2" in outs[0]
-    assert outs[1] == ""
+        places = [style(rank, port) for rank in range(2)]
+        starts = [replace(place, arguments=[*run, *place.arguments]) for place in places]
+        ranks = run_ranks(starts, tmp_path)
+    assert [rank.code for rank in ranks] == [0, 0], [rank.err for rank in ranks]
+    assert "step 2/2" in ranks[0].out
+    assert ranks[1].out == ""
 
 
 # Without processes

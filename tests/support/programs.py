@@ -60,6 +60,12 @@ def all_by_hand(
         return found
 
 
+def run_ranks(starts: Sequence[Start], folder: Path) -> list[Left]:
+    """Run one rank for each start, in ``folder``."""
+    size = len(starts)
+    return [left for (left,) in run_world(size, ranks_of, [starts], folder, open_group=False)]
+
+
 def ranks_of(rank: int, size: int, launches: Sequence[Sequence[Start]], folder: Path) -> list[Left]:
     """One rank of each launch, one launch after another."""
     os.chdir(folder)

@@ -4,9 +4,7 @@ to write, at any of its checkpoints."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from engine.generate import Sampling, continue_text
 from engine.inout.export import Options, export, form
 from engine.recorded import recorded_settings
 from engine.run_folder import RunFolder
-from launch import cli
+from launch import cli, torchrun
 from models import state
 from models.chunks import Chunks
 from models.gpt import GPT
@@ -29,8 +27,8 @@ from models.parallel.partition import Partition
 from models.sizes import Sizes
 from tests.engine.inout.support import SIZES, trained
 from tests.support.jobs import TINY, Job, run
+from tests.support.programs import by_hand
 
-ROOT = Path(__file__).parents[3]
 OVERRIDES = (
     *("data.type=text", "data.tokenizer=char", "data.path=corpus.txt", "data.cache=cache"),
     *("model.vocab_size=40", "precision=float64", "MAX_STEPS=30"),
@@ -49,15 +47,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_is_measured_in_another_layout(place: Path) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environ |= {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "launch.cli", "evaluate", "--step", "20", "PIPELINE=2"]
-    done = subprocess.run(
-        [*command, "--json"], cwd=place, env=environ, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
+def forked(ranks: int, arguments: Sequence[str], *, program: str) -> int:
+    """Run a program on ranks as torchrun does, in processes that are forked."""
+    left = by_hand(ranks, arguments, Path.cwd(), program)
+    assert [rank.err for rank in left] == [""] * ranks
+    print("".join(rank.out for rank in left), end="")
+    return max(rank.code for rank in left)
+
+
+def test_a_run_is_measured_in_another_layout(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(torchrun, "run", forked)
+    assert cli.main(["evaluate", "--step", "20", "PIPELINE=2", "--json"], {}) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    found = json.loads(captured.out)
     folder = RunFolder(place / "runs" / "x-20260101-000000")
     kept = json.loads((folder.path / "evaluate-20-validation.json").read_text())
     assert found == kept
