@@ -168,12 +168,13 @@ def test_failures_do_not_stop_it_and_a_kill_leaves_what_is_finished(tmp_path: Pa
     """Rank 3 of the one world that has as many raises; then all is killed outright."""
     cases = ("2d", "vanilla", "memory")
     with started(tmp_path / "check", "--only", *cases, fault="raise:3:2") as check:
-        check.wait_for({"2d", "vanilla", "memory"})
+        check.wait_for({"cpu", "2d", "vanilla"})
         check.process.send_signal(signal.SIGKILL)
         check.process.wait(PATIENCE)
         check.assert_nothing_left()
         passed = {row["case"]: row["passed"] for row in check.rows()}
-        assert passed == {"cpu": None, "vanilla": True, "2d": False, "memory": None}
+        passed.pop("memory", None)  # may have finished before the kill
+        assert passed == {"cpu": None, "vanilla": True, "2d": False}
         (failed,) = (row for row in check.rows() if row["case"] == "2d")
         assert "rank" in failed["text"]
         log = (check.folder / "logs" / "2d.txt").read_text()
