@@ -5,7 +5,7 @@ torchrun --nproc_per_node 4 evaluate_gpt.py runs/NAME [KEY=VALUE ...]
 
 from __future__ import annotations
 
-from engine.leave import hold_signals
+from engine.world.signals import hold_signals
 
 if __name__ == "__main__":
     hold_signals()  # until the rank can say that it was stopped: importing torch takes seconds
@@ -15,13 +15,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from engine.checkpoint.pick import run_with_weights
 from engine.data.source import default_cache
 from engine.evaluate import evaluate
 from engine.plan import Plan
-from engine.rendezvous import Place
-from engine.run_folder import write_atomically
-from engine.world import World
+from engine.runs.folder import write_atomically
+from engine.runs.resolve import run_with_weights
+from engine.world.launch_environment import Place
+from engine.world.world import World
 from launch.arguments import Parser, add_place, run_and_overrides
 from launch.commands.evaluate import add_arguments, plan_on, subject_of
 from launch.rank import leave, run_rank

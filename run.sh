@@ -197,7 +197,7 @@ set_up_users() {
         pip_install --quiet --no-deps -e "$root"
     fi
     if [ "$1" = dev ]; then extras=dev; else extras=; fi
-    lacking=$("$prefix/bin/python" -P "$root/launch/environment.py" "$root" $extras) ||
+    lacking=$("$prefix/bin/python" -P "$root/launch/missing_requirements.py" "$root" $extras) ||
         fail "could not tell what $prefix lacks"
     small='' alone=''
     for requirement in $lacking; do

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 8 train_gpt.py --config gpt_configs/gpt2_2d.py [KEY=VA
 
 from __future__ import annotations
 
-from engine.leave import hold_signals
+from engine.world.signals import hold_signals
 
 if __name__ == "__main__":
     hold_signals()  # until the rank can say that it was stopped: importing torch takes seconds
@@ -14,17 +14,17 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from engine.checkpoint import restart as again
-from engine.context import Restart
 from engine.data.source import default_cache
 from engine.errors import Refused
 from engine.faults import planted
-from engine.loop import train
-from engine.not_yet import refuse_not_yet
 from engine.plan import Plan, make_plan
-from engine.recorded import plan_of_run
-from engine.rendezvous import Place
-from engine.world import World
+from engine.runs import restart as again
+from engine.runs.plan_from_run import plan_of_run
+from engine.train import train
+from engine.unsupported import refuse_not_yet
+from engine.world.distributed import Restart
+from engine.world.launch_environment import Place
+from engine.world.world import World
 from launch.arguments import (
     Parser,
     add_config,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.config import schema
-from models.sizes import Sizes
+from models.config import Sizes
 
 Step = Callable[[], float]
 """Runs one step and returns its loss."""

@@ -30,13 +30,13 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.checkpoint.save import layout_of, save
 from engine.checkpoint.saver import Saver
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
-from engine.reporter import Reporter
-from engine.run import Run
-from engine.world import World
+from engine.runs.reporter import Reporter
+from engine.training.trainer import Run
+from engine.world.world import World
 from tests.support.jobs import Job, run
 
 CONFIG = """
@@ -137,12 +137,12 @@ def measuring(task: Callable[[Run, Saver], Any], name: str, world: World) -> Ite
             Path(name).write_text(json.dumps(found))
         return run.steps
 
-    with patch("engine.loop.train_steps", steps), patch.object(Run, "save", lambda *_: None):
+    with patch("engine.train.train_steps", steps), patch.object(Run, "save", lambda *_: None):
         yield
 
 
 def measured(folder: Path, ranks: int, task: Callable[..., Any], *overrides: str) -> dict[str, Any]:
-    with patch("engine.loop.epilogue", lambda *_: None):
+    with patch("engine.train.epilogue", lambda *_: None):
         ended = run(
             Job(folder=folder, overrides=overrides, planted=partial(measuring, task, "found.json")),
             ranks,

@@ -67,16 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
     """Run the cases; the exit code."""
     # Only now: these import packages that may have come with the wheels.
-    from benchmarks.gpu_check import families, others, programs
+    from benchmarks.gpu_check import families, other_cases, processes
     from benchmarks.gpu_check.check import SIDE_BY_SIDE, Check
 
     mark = uuid.uuid4().hex
-    os.environ.update(programs.environment(mark, path))
+    os.environ.update(processes.environment(mark, path))
     if args.dry:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling for a CPU takes a minute
-    programs.stop_on_signals()
-    found = {case.name: case for case in [*others.cases(), *families.cases()]}
+    processes.stop_on_signals()
+    found = {case.name: case for case in [*other_cases.cases(), *families.cases()]}
     assert found.keys() == set(ORDER)
     one = Check(
         folder=folder.resolve(),
@@ -93,7 +93,7 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
     except KeyboardInterrupt as signal:
         one.results.say(f"stopped by {signal or 'Ctrl-C'}")
         return 1
-    strays = programs.end_strays(mark)
+    strays = processes.end_strays(mark)
     if strays:
         text = f"left behind and ended: {'; '.join(strays)}"
         one.results.add(Row(case="processes", passed=False, text=text))
@@ -105,7 +105,7 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
 def run_together(cases: list[Case], check: Check, most: int, mark: str) -> None:
     """Run the cases, up to ``most`` at a time; end all of them when this process is to stop, or
     when one raises: a case that merely fails has a row and raises nothing."""
-    from benchmarks.gpu_check import programs
+    from benchmarks.gpu_check import processes
 
     pool = ThreadPoolExecutor(most)
     try:
@@ -114,7 +114,7 @@ def run_together(cases: list[Case], check: Check, most: int, mark: str) -> None:
             future.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        programs.end_strays(mark)
+        processes.end_strays(mark)
         raise
     finally:
         pool.shutdown()

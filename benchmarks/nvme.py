@@ -26,23 +26,23 @@ import torch
 from torch import nn
 
 from engine.config.schema import Optimizer
-from engine.flops import smallest_product
-from engine.gradients import GradientSum
-from engine.matmuls import MATMULS, choose_matmul
+from engine.estimate.flops import smallest_product
 from engine.nvme.disk import Disk, open_disk
-from engine.nvme.memory import Buffer
+from engine.nvme.offloaded_weights import WeightsOnDisk
+from engine.nvme.page_buffers import Buffer
 from engine.nvme.store import KINDS, Store, open_store
 from engine.nvme.stores import tensornvme
-from engine.nvme.streamed import StreamedOptimizer
-from engine.nvme.weights import WeightsOnDisk
+from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.registry import Named, build_optimizer
-from engine.pipeline import Pipeline
-from engine.step import Stepper
+from engine.training.gradients import GradientSum
+from engine.training.matmuls import MATMULS, choose_matmul
+from engine.training.pipeline import Pipeline
+from engine.training.step import Stepper
 from models.chunks import Chunks
+from models.config import Sizes
 from models.gpt import GPT
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 from models.parallel.zero import Zero
-from models.sizes import Sizes
 
 BLOCK = 16 * 2**20
 WIDTH = 4096

@@ -23,18 +23,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from engine.flops import smallest_product
-from engine.gradients import GradientSum
-from engine.matmuls import MATMULS, choose_matmul
-from engine.pipeline import Batch, Pipeline, _Pass, loss_of
-from engine.schedule import Costs, Shape, actions, idle_fraction
+from engine.estimate.flops import smallest_product
+from engine.pipeline_schedule import Costs, Shape, actions, idle_fraction
+from engine.training.gradients import GradientSum
+from engine.training.matmuls import MATMULS, choose_matmul
+from engine.training.pipeline import Batch, Pipeline, _Pass, loss_of
 from models.chunks import Chunks
+from models.config import Sizes
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 from models.parallel.registry import modes
-from models.sizes import Sizes
-from models.stages import chunks_of, virtual_stages
+from models.stage_split import chunks_of, virtual_stages
 from tests.support.worlds import run_world
 
 RANKS, SAMPLES, LENGTH = 2, 2, 256

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks.cases import BATCHES, OPTIMIZER, Case, Step
 from models.chunks import Chunks
+from models.config import Sizes
 from models.gpt import GPT
-from models.hf import to_hf
-from models.parallel.partition import Partition
-from models.sizes import Sizes
+from models.hf_state_dict import to_hf
+from models.parallel.context import Partition
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 """[in, out] in Hugging Face's states, [out, in] in a linear layer."""

@@ -29,19 +29,19 @@ import torch
 
 from benchmarks.cases import BATCHES, CASES, ON_CUDA, OPTIMIZER, Case, Step
 from benchmarks.plain import bare, plain
-from engine.build import DTYPES, named_parameters
-from engine.flops import smallest_product
-from engine.gradients import GradientSum
+from engine.estimate.flops import smallest_product
 from engine.layout import Layout
-from engine.matmuls import MATMULS, choose_matmul
-from engine.memory import keep_freed_memory, peak_bytes
 from engine.optim.registry import build_optimizer
-from engine.pipeline import Pipeline
-from engine.step import Stepper
+from engine.training.build import DTYPES, named_parameters
+from engine.training.gradients import GradientSum
+from engine.training.matmuls import MATMULS, choose_matmul
+from engine.training.memory import keep_freed_memory, peak_bytes
+from engine.training.pipeline import Pipeline
+from engine.training.step import Stepper
 from models.chunks import Chunks
 from models.gpt import GPT
 from models.parallel.collectives import Traffic
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 from models.parallel.registry import modes
 from tests.support.training import open_axes
 from tests.support.worlds import run_world

@@ -12,9 +12,9 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from launch.validate.svg import GREY, canvas, label, mix, ramp, rect, render
-from models.parallel.box import place
 from models.parallel.mode import Mode
 from models.parallel.registry import modes
+from models.parallel.shard import place
 
 PICTURE = Path(__file__).with_name("sharding.svg")
 SIZES = {"1d": (4, 1), "2d": (4, 1), "2.5d": (8, 2), "3d": (8, 1)}

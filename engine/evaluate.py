@@ -14,26 +14,26 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from engine.build import build_on, matmul_of
-from engine.checkpoint.pick import pick_weights
+from engine.checkpoint.load import Stored
 from engine.checkpoint.save import layout_of
-from engine.checkpoint.stored import Stored
 from engine.data import vocabulary
 from engine.data.loader import Batch, Batches, Sweep
 from engine.data.source import IGNORED, Corpus
 from engine.errors import Failed, Refused
 from engine.evaluation import TOPS, Evaluation, Subject
-from engine.inout.opening import open_trained
-from engine.inout.trained import Trained
+from engine.inout.open_model import open_trained
+from engine.inout.saved_model import Trained
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
-from engine.pipeline import Pipeline
-from engine.run import micro_batches
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.resolve import pick_weights
+from engine.training.build import build_on, matmul_of
+from engine.training.pipeline import Pipeline
+from engine.training.trainer import micro_batches
 
 if TYPE_CHECKING:
     from engine.plan import Plan
-    from engine.world import World
+    from engine.world.world import World
     from models.chunks import Chunks
     from models.gpt import GPT
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.directory import Shelf
 from engine.errors import Refused
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from torch import Tensor
 from engine.data import tokenizer
 from engine.data.tokenizer import Tokenizer
 from engine.errors import Failed, Refused
-from engine.inout.trained import Trained
-from models.cache import Cache
+from engine.inout.saved_model import Trained
 from models.chunks import Chunks
 from models.gpt import GPT
-from models.parallel.partition import Partition, key
+from models.kv_cache import Cache
+from models.parallel.context import Partition, key
 
 POSITIONS = "wpe.weight"
 

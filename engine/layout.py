@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, lcm, prod
 
-from models.parallel.box import Box, Cut, place
 from models.parallel.mode import Mode
+from models.parallel.shard import Box, Cut, place
 
 
 @dataclass(frozen=True, kw_only=True)

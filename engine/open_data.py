@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.data.loader import Batches, load
 
 if TYPE_CHECKING:
-    from engine.world import World
+    from engine.world.world import World
 
 
 def open_data(world: World, *, cache: Path, notify: Callable[[str], None]) -> Batches:

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from engine.config.check import check
-from engine.config.completion import complete
+from engine.config.derived import complete
 from engine.config.errors import ConfigError
-from engine.config.facts import Facts, Severity
 from engine.config.reader import read
-from engine.config.rulebook import judge
+from engine.config.resolve import Stated, Statements, cite, read_statements
+from engine.config.rule_context import Facts, Severity
+from engine.config.run_rules import judge
 from engine.config.schema import Settings
-from engine.config.stated import Stated, Statements, cite, read_statements
 from engine.layout import Layout
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine import paths
-from engine.checkpoint.ways import Asked, read_resume
-from engine.config.hints import Hint
-from engine.config.hints import known as known_setting
+from engine.config.name_hints import Hint
+from engine.config.name_hints import known as known_setting
 from engine.errors import Refused
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.resume_candidates import Asked, read_resume
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,8 +22,8 @@ from engine import discover
 from engine.config.errors import ConfigError
 from engine.disk import explained
 from engine.errors import Failed, Refused
-from engine.leave import handled, interrupt
 from engine.output import never_fail
+from engine.world.signals import handled, interrupt
 from launch.arguments import Parser
 
 COMMANDS = "launch.commands"

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.context import Restart, open_world
 from engine.errors import Failed, Refused
-from engine.leave import release_signals
 from engine.output import PATIENCE_SECONDS, never_fail
 from engine.plan import Plan
-from engine.rendezvous import Place, locate, spokesman
+from engine.world.distributed import Restart, open_world
+from engine.world.launch_environment import Place, locate, spokesman
+from engine.world.signals import release_signals
 
 if TYPE_CHECKING:
-    from engine.world import World
+    from engine.world.world import World
 
 
 SPEAK_SECONDS = 30.0

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
 
+from engine.config.aliases import SPELLINGS
+from engine.config.colossalai_values import Unaccepted
 from engine.config.fields import Section, accepts, default_of
-from engine.config.foreign import Unaccepted
-from engine.config.no_effect import NO_EFFECT
+from engine.config.ignored_keys import NO_EFFECT
 from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.schema import Settings, all_settings, user_name
-from engine.config.spellings import SPELLINGS
 
 # Values of which every converter accepts one.
 SAMPLES = ("x", "half", "naive", 1, None)

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.errors import Refused
-from engine.leave import STOPPING, respected
-from engine.processor import usable_cores
+from engine.world.processor import usable_cores
+from engine.world.signals import STOPPING, respected
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from models.gpt import GPT
-from models.parallel.box import Box
 from models.parallel.layers import initialise, named_boxes
+from models.parallel.shard import Box
 from models.parameters import parameters
-from models.stages import chunks_of
+from models.stage_split import chunks_of
 
 
 class Chunks:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.cache import Cache, KeyValues
-from models.parallel.checkpointing import recompute
+from models.config import Sizes
+from models.kv_cache import Cache, KeyValues
+from models.parallel.activation_checkpointing import recompute
+from models.parallel.context import Partition, key
 from models.parallel.layers import Dropout, Linear, Positions, Table
 from models.parallel.loss import Head, HeadLoss, scores
 from models.parallel.norm import LayerNorm
-from models.parallel.partition import Partition, key
-from models.sizes import Sizes
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from models.sizes import Sizes
+from models.config import Sizes
 
 Activation = Literal["gelu_tanh", "gelu"]
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -80,7 +80,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
 
 
 def config_of(sizes: Sizes) -> dict[str, Any]:
-    """The config of GPT2LMHeadModel for a model that ``models.hf.to_hf`` takes."""
+    """The config of GPT2LMHeadModel for a model that ``models.hf_state_dict.to_hf`` takes."""
     return {
         "activation_function": THEIRS[sizes.activation],
         "architectures": ["GPT2LMHeadModel"],

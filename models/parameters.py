@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from models.parallel.box import Cut
+from models.config import Sizes
 from models.parallel.mode import Mode, Product
 from models.parallel.registry import modes
-from models.sizes import Sizes
+from models.parallel.shard import Cut
 
 
 @dataclass(frozen=True, kw_only=True)

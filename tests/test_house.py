@@ -22,7 +22,7 @@ CLOCKS = {"time.time", "time.monotonic", "time.perf_counter", "time.process_time
 HURRIED = {  # none of them fails on a machine that is slow
     "tests/support/worlds.py": "the bound of a world that hangs",
     "tests/support/test_worlds.py": "a world that hangs on purpose",
-    "tests/engine/test_roll_call.py": "the least time between two looks",
+    "tests/engine/world/coordination/test_liveness.py": "the least time between two looks",
     "tests/benchmarks/test_gpu_check.py": "the bound of a script that hangs",
 }
 GENEROUS_SECONDS = 60.0
@@ -117,7 +117,7 @@ def number(node: ast.expr) -> float:
 
 def test_no_test_depends_on_the_speed_of_the_machine():
     """Tests wait for a condition, which pytest's timeout bounds, and count calls, not seconds
-    (tests/support/effort.py)."""
+    (tests/support/call_count.py)."""
     files = {str(file.relative_to(ROOT)): file for file in ROOT.glob("tests/**/*.py")}
     found = [
         f"{name}:{node.lineno}: {ast.unparse(node)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import Graph, import_graph, path_to
+from tests.support.import_graph import Graph, import_graph, path_to
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
@@ -22,7 +22,7 @@ ROOMS_WITHOUT_TORCH = (
     "engine/estimate/**/*.py",
     "engine/layout.py",
     "engine/plan.py",
-    "models/parallel/box.py",
+    "models/parallel/shard.py",
     "models/parallel/mode.py",
     "models/parallel/modes/*.py",
     "models/parallel/registry.py",
@@ -104,19 +104,19 @@ def test_packages_are_empty():
         ("models/gpt.py", "def f():\n    from launch import cli", "models.gpt imports launch.cli"),
         ("engine/plan.py", "def f():\n    import torch.cuda", "engine.plan -> torch.cuda"),
         ("engine/plan.py", "from models import gpt", "engine.plan -> models.gpt -> torch"),
-        ("engine/plan.py", "from . import loop", "engine.plan -> engine.loop -> torch"),
+        ("engine/plan.py", "from . import train", "engine.plan -> engine.train -> torch"),
         ("engine/__init__.py", "import colossalai", "engine.plan -> engine -> colossalai"),
         ("engine/plan.py", "if TYPE_CHECKING:\n    import torch", None),
-        ("engine/plan.py", "import models.parallel.box", None),
+        ("engine/plan.py", "import models.parallel.shard", None),
     ],
 )
 def test_what_is_planted_is_found(tmp_path, file, line, told):
     tree = {
         "launch/cli.py": "from engine import plan",
         "engine/plan.py": "import pydantic",
-        "engine/loop.py": "import torch",
+        "engine/train.py": "import torch",
         "models/gpt.py": "import torch",
-        "models/parallel/box.py": "import math",
+        "models/parallel/shard.py": "import math",
     }
     for name, text in {**tree, file: f"{tree.get(file, '')}\n{line}"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.campaign import AFTER_IT, BEFORE_ITS_NAME, EVERY, Campaign, same_end
+from tests.support.kill_campaign import AFTER_IT, BEFORE_ITS_NAME, EVERY, Campaign, same_end
 
 KINDS = ["kill", *BEFORE_ITS_NAME, *AFTER_IT]
 

@@ -13,12 +13,12 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from engine import discover
-from engine.config.declared.bounds import Budget
+from engine.config.aliases import SPELLINGS
+from engine.config.declared.limits import Budget
 from engine.config.errors import Problem
 from engine.config.fields import takes
 from engine.config.overrides import parse
 from engine.config.schema import all_settings
-from engine.config.spellings import SPELLINGS
 from launch.arguments import Parser, add_place
 from launch.cli import COMMANDS
 

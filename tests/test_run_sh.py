@@ -21,7 +21,7 @@ printf '%s\\n' "$*" | tr '\\n' ' ' >>"$LOG"
 echo >>"$LOG"
 case "$*" in
     *'metadata.version("torch")'*) echo "$TORCH 3.11" ;;
-    *environment.py*) echo "$LACKS" ;;
+    *missing_requirements.py*) echo "$LACKS" ;;
     '-m venv '*) cp -R "${{0%/bin/*}}" "$3" ;;
     '-m pip '*)
         echo installed

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import Refused
 from engine.plan import Plan
-from engine.rendezvous import Place
+from engine.world.launch_environment import Place
 from launch.rank import SPEAK_SECONDS
 from train_gpt import main, parse, plan
 

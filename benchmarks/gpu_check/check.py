@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu_check.programs import CaseFailed
+from benchmarks.gpu_check.processes import CaseFailed
 from benchmarks.gpu_check.results import Results, Row
 from benchmarks.gpu_check.sizes import Sizes
-from engine.processor import usable_cores
+from engine.world.processor import usable_cores
 
 SIDE_BY_SIDE = 3
 """Cases that run at once where only their results count."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.check import Case, Check
-from benchmarks.gpu_check.programs import CaseFailed, run_ranks
+from benchmarks.gpu_check.processes import CaseFailed, run_ranks
 from benchmarks.gpu_check.results import Row
 from engine.estimate.estimate import estimate
-from engine.estimate.local import Device
+from engine.estimate.local_shapes import Device
 from engine.plan import make_plan
 from tests.support.worlds import free_port
 

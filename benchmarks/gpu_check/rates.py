@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.gpu_check.sizes import Sizes
 from benchmarks.gpu_check.traces import kind_of, kinds_of, name_backend, trace_spans
-from models.parallel.limits import CHUNK_BYTES
+from models.parallel.tuning import CHUNK_BYTES
 
 COMPUTE = torch.bfloat16
 

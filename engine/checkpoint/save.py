@@ -18,10 +18,10 @@ from torch.distributed.checkpoint import state_dict_saver as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
+from engine.checkpoint.dcp_io import Writer
+from engine.checkpoint.directory import Shelf
 from engine.checkpoint.manifest import TRAINING, File, Layout, Manifest, Training
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.storage import Writer
-from engine.checkpoint.tensors import Tensors
+from engine.checkpoint.state_dict import Tensors
 from engine.config.schema import Settings
 from engine.errors import Failed
 

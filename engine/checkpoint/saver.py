@@ -13,20 +13,20 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
-from engine.checkpoint import tensors
-from engine.checkpoint.background import Background, Copies
+from engine.checkpoint import state_dict
+from engine.checkpoint.async_save import Background, Copies
+from engine.checkpoint.directory import Shelf, surplus
+from engine.checkpoint.load import Stored
 from engine.checkpoint.manifest import LossScaleState, LossSpikesState, Training
 from engine.checkpoint.save import layout_of, save
-from engine.checkpoint.shelf import Shelf, surplus
-from engine.checkpoint.stored import Stored
-from engine.checkpoint.tensors import Tensors
-from engine.step import Diverged
+from engine.checkpoint.state_dict import Tensors
+from engine.training.step import Diverged
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from engine.run import Run
-    from engine.run_folder import RunFolder
+    from engine.runs.folder import RunFolder
+    from engine.training.trainer import Run
 
 State = TypeVar("State", bound=BaseModel)
 
@@ -105,9 +105,9 @@ class Saver:
     def _state(self) -> Tensors:
         run = self._run
         return {
-            **tensors.of_model(run.model),
-            **tensors.of_optimizer(run.model, run.stepper.optimizer),
-            **tensors.of_rng(run.world.rank, run.device),
+            **state_dict.of_model(run.model),
+            **state_dict.of_optimizer(run.model, run.stepper.optimizer),
+            **state_dict.of_rng(run.world.rank, run.device),
         }
 
     def _training(self, step: int, val_loss: float | None) -> Training:

@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 
 from engine.config.errors import Problem
 from engine.config.fields import BAD_PATH, LARGEST, accepts
+from engine.config.resolve import Stated, Statements
 from engine.config.schema import Settings, all_settings, user_name
-from engine.config.stated import Stated, Statements
 
 
 class Unknown(Exception):

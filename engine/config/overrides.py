@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engine import paths
-from engine.config.declared.bounds import STRING_LENGTH, Budget, Illegal
 from engine.config.declared.expressions import Evaluator, Unknown
+from engine.config.declared.limits import STRING_LENGTH, Budget, Illegal
 from engine.config.declared.operations import shown
 from engine.config.declared.sources import Source
 from engine.config.errors import ConfigError, Problem

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.config import overrides as command_line
-from engine.config.declared.bounds import (
+from engine.config.declared.expressions import Evaluator, Module, Unknown
+from engine.config.declared.interpreter import Interpreter
+from engine.config.declared.limits import (
     FILES,
     INHERITANCE_DEPTH,
     PROBLEMS,
@@ -19,8 +21,6 @@ from engine.config.declared.bounds import (
     Exhausted,
     Illegal,
 )
-from engine.config.declared.expressions import Evaluator, Module, Unknown
-from engine.config.declared.interpreter import Interpreter
 from engine.config.declared.sources import load
 from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Document, Origin, Table, origins_of, plain

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from engine import discover, paths
 from engine.config.fields import LARGEST, IsPath, OneOf, Section, marks, setting
-from engine.schedule import SCHEDULES
+from engine.pipeline_schedule import SCHEDULES
 from models.parallel.registry import modes
 from models.presets import GPT2_VOCABULARY, PRESETS
 

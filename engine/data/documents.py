@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from engine.data.file import File, files
+from engine.data.data_file import File, files
 from engine.data.tokenizer import Piece
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine.config.stated import Weight
-from engine.data.bounds import most_samples
+from engine.config.resolve import Weight
+from engine.data.max_samples import most_samples
+from models.config import Sizes
 from models.parameters import parameter_count
-from models.sizes import Sizes
 
 if TYPE_CHECKING:
     from engine.data.loader import Batches

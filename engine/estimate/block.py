@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.estimate.ledger import Kind, Ledger
-from engine.estimate.local import Linear, Local
-from engine.estimate.products import (
+from engine.estimate.linear import (
     Pass,
     free_product,
     linear_backward,
@@ -23,6 +22,7 @@ from engine.estimate.products import (
     settled,
     weight_later,
 )
+from engine.estimate.local_shapes import Linear, Local
 
 FLOAT32 = 4
 

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from engine.estimate.figures import Estimate, Memory, StageEstimate
+from engine.estimate.flops import flops_per_token
 from engine.estimate.ledger import Kind
-from engine.estimate.local import Device, Local
+from engine.estimate.local_shapes import Device, Local
+from engine.estimate.result import Estimate, Memory, StageEstimate
 from engine.estimate.stage import Chunk, Course
 from engine.estimate.state import State
 from engine.estimate.traffic import Steps
-from engine.flops import flops_per_token
-from engine.schedule import Action, Clock, Costs, Shape, actions, simulate
+from engine.pipeline_schedule import Action, Clock, Costs, Shape, actions, simulate
+from models.config import Sizes
 from models.parameters import parameter_count
-from models.sizes import Sizes
-from models.stages import chunks_of, virtual_stages
+from models.stage_split import chunks_of, virtual_stages
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -78,7 +78,7 @@ def _splits(orders: Sequence[Sequence[Action]]) -> bool:
 def _run(orders: Sequence[Sequence[Action]], shape: Shape, courses: Sequence[Course]) -> float:
     """All ranks' courses, side by side as in a schedule of equal stages; its idle fraction.
 
-    A message is awaited from the moment when it can be sent, as in engine/schedule.py.
+    A message is awaited from the moment when it can be sent, as in engine/pipeline_schedule.py.
     """
     clock, last = Clock(shape, [Costs()] * (shape.ranks * shape.chunks)), len(orders) - 1
     for rank, action in simulate(orders, clock):

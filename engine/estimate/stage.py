@@ -1,4 +1,7 @@
-"""A pipeline stage over a step: what its work allocates, action by action (engine/pipeline.py)."""
+"""A pipeline stage over a step: what its work allocates, action by action.
+
+The work is that of engine/training/pipeline.py.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from engine.estimate.block import Block
-from engine.estimate.ends import INDEX, Ends
+from engine.estimate.embedding_head import INDEX, Ends
 from engine.estimate.ledger import Effect, Kind, Ledger
-from engine.estimate.local import Local
-from engine.estimate.products import Pass, finish
+from engine.estimate.linear import Pass, finish
+from engine.estimate.local_shapes import Local
 from engine.estimate.state import State
-from engine.schedule import Action
-from models.parallel.limits import IN_FLIGHT
+from engine.pipeline_schedule import Action
+from models.parallel.tuning import IN_FLIGHT
 
 Message = tuple[str, int, int]
 """What it carries, of which chunk and micro-batch."""

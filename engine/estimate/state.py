@@ -16,13 +16,13 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from engine.estimate.block import Block
-from engine.estimate.ends import Ends
+from engine.estimate.embedding_head import Ends
 from engine.estimate.ledger import Kind
-from engine.estimate.local import Local, Weight
+from engine.estimate.local_shapes import Local, Weight
 from engine.optim.registry import states_of
-from models.parallel.limits import BUCKET_BYTES, SMALL
+from models.config import Sizes
+from models.parallel.tuning import BUCKET_BYTES, SMALL
 from models.parameters import Parameter, parameters
-from models.sizes import Sizes
 
 if TYPE_CHECKING:
     from engine.config.schema import Model
@@ -149,7 +149,7 @@ class State:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """Gradients as they are summed over ranks (engine/gradients.py)."""
+        """Gradients as they are summed over ranks (engine/training/gradients.py)."""
         size, found = self.local.parameter, list[Bucket]()
         filling: dict[tuple[str, ...], int] = {}
         for one in reversed(list(chain(*self.chunks))):

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from engine.estimate.block import Block
-from engine.estimate.ends import Ends
-from engine.estimate.figures import Sent
-from engine.estimate.local import Linear, Local, Over, Weight
+from engine.estimate.embedding_head import Ends
+from engine.estimate.local_shapes import Linear, Local, Over, Weight
+from engine.estimate.result import Sent
 from engine.estimate.stage import Course
-from models.parallel.limits import SMALL
+from models.parallel.tuning import SMALL
 
 FLOAT32, FLOAT64 = 4, 8
 

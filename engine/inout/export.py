@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from engine import discover
-from engine.checkpoint.shelf import Shelf
+from engine.atomic_write import ANOTHER, draft, refuse_existing
+from engine.checkpoint.directory import Shelf
 from engine.errors import Refused
-from engine.inout.draft import ANOTHER, draft, refuse_existing
-from engine.inout.trained import Trained
-from engine.inout.writing import size_of
-from engine.run_folder import RunFolder
+from engine.inout.saved_model import Trained
+from engine.inout.tensor_writers import size_of
+from engine.runs.folder import RunFolder
 
 FORMS = "engine.inout.exports"
 OR_FORCE = f"{ANOTHER}, or --force to replace it"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.nvme.disk import Disk, open_disk
+from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.store import Store, open_store
-from engine.nvme.streamed import StreamedOptimizer
-from engine.nvme.weights import WeightsOnDisk
+from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.registry import is_by_entry, states_of
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
     from engine.plan import Plan
-    from engine.world import World
+    from engine.world.world import World
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import Failed, Refused
 from engine.nvme.disk import Disk
-from engine.nvme.memory import LINE, Buffer
+from engine.nvme.page_buffers import LINE, Buffer
 
 KINDS = ("tensornvme", "threads")
 """Rooms of ``engine.nvme.stores``, the preferred one first."""

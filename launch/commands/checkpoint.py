@@ -7,12 +7,12 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 
+from engine.checkpoint.directory import Shelf
 from engine.checkpoint.manifest import Damaged, read_manifest, read_training
-from engine.checkpoint.pick import run_with_checkpoints
-from engine.checkpoint.shelf import Shelf
 from engine.errors import Refused
-from engine.run_folder import RunFolder
-from engine.terminal import size
+from engine.runs.folder import RunFolder
+from engine.runs.resolve import run_with_checkpoints
+from engine.runs.terminal import size
 from launch.arguments import folder, positive
 
 EXAMPLES = (
@@ -82,7 +82,7 @@ def _rows(shelf: Shelf) -> Iterator[str]:
 
 def _is_good(shelf: Shelf, step: int) -> bool:
     """Read all of a checkpoint, and say how it is."""
-    from engine.checkpoint.stored import Stored  # imports torch, for which a list need not wait
+    from engine.checkpoint.load import Stored  # imports torch, for which a list need not wait
 
     problems = Stored(shelf.folder(step)).problems()
     print(f"{shelf.folder(step)}: {'; '.join(problems) or 'as it was written'}")

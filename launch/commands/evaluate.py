@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from engine.checkpoint.pick import pick_weights, run_with_weights
 from engine.evaluation import Subject
-from engine.not_yet import refuse_not_yet
 from engine.plan import Plan
-from engine.recorded import plan_of_run
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import plan_of_run
+from engine.runs.resolve import pick_weights, run_with_weights
+from engine.unsupported import refuse_not_yet
 from launch import torchrun
 from launch.arguments import add_ranks, add_step, positive, run_and_overrides
 from launch.machine import count_gpus

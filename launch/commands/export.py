@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import get_args
 
 from engine import discover
-from engine.checkpoint.pick import run_with_weights
 from engine.config.schema import Precision
+from engine.runs.resolve import run_with_weights
 from launch.arguments import add_step, file_or_folder, path
 from launch.validate.units import parse_bytes
 
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write it and say where it is. Raises Refused, Failed."""
     source = args.run or run_with_weights(None).path
     # Only now, as these import torch
-    from engine.build import DTYPES
     from engine.inout.export import Options, export, form
-    from engine.inout.opening import open_trained
+    from engine.inout.open_model import open_trained
+    from engine.training.build import DTYPES
     from models.parameters import parameter_count
 
     model = open_trained(source, args.step)

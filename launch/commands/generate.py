@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from itertools import chain
 
-from engine.checkpoint.pick import run_with_weights
 from engine.output import reader_left
+from engine.runs.resolve import run_with_weights
 from launch.arguments import add_step, file_or_folder, positive
 
 EXAMPLES = (
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     import torch  # only now: a wrong folder should not take seconds to refuse
 
     from engine.generate import Sampling, continue_text, open_model
-    from engine.inout.opening import open_trained
+    from engine.inout.open_model import open_trained
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(

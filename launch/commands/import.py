@@ -32,11 +32,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write it and say how to go on. Raises Refused, Failed."""
     out = args.out or IMPORTED / args.path.resolve().name
     # Only now, as these import torch
-    from engine.inout import huggingface
-    from engine.inout.imported import bring_in
+    from engine.inout import hf_folder
+    from engine.inout.import_hf import bring_in
     from models.parameters import parameter_count
 
-    model = huggingface.read(args.path)
+    model = hf_folder.read(args.path)
     command = bring_in(model, out)
     print(f"{out}: {parameter_count(model.sizes):,} parameters, from {args.path}")
     print(command)

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from engine.config.fields import accepts, default_of
-from engine.config.hints import closest, fold, names_elsewhere, unknown_setting
+from engine.config.name_hints import closest, fold, names_elsewhere, unknown_setting
 from engine.config.schema import all_settings, user_name
 from engine.errors import Refused
 from launch.settings_pages import by_section, meaning_of, names_page, section_of, settings_page

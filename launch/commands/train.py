@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
-from engine.checkpoint.ways import ways
 from engine.errors import Refused
-from engine.not_yet import refuse_not_yet
 from engine.plan import Plan, make_plan
-from engine.processor import usable_cores
-from engine.recorded import plan_of_run, read_record
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import plan_of_run, read_record
+from engine.runs.resume_candidates import ways
+from engine.unsupported import refuse_not_yet
+from engine.world.processor import usable_cores
 from launch import torchrun
 from launch.arguments import (
     add_config,
@@ -25,8 +25,8 @@ from launch.arguments import (
     run_arguments,
     run_to_resume,
 )
-from launch.here import refuse_unfit
 from launch.machine import choose, count_gpus, this_machine
+from launch.preflight import refuse_unfit
 
 # The demo, beside the code or where an installation puts it.
 DEMOS = tuple(

@@ -12,7 +12,7 @@ from rich.console import Console
 from engine.errors import Refused
 from launch.arguments import add_config, files_and_overrides, output_file, positive
 from launch.validate.alternatives import Request
-from launch.validate.files import config_files
+from launch.validate.config_files import config_files
 from launch.validate.inspection import ALTERNATIVES, Case, Inspection, inspect
 from launch.validate.units import parse_bytes, show_bytes, show_layers
 
@@ -99,7 +99,7 @@ def _look(requests: list[Request], args: argparse.Namespace) -> list[Inspection]
             for request in requests
         ]
     from launch.machine import this_machine
-    from launch.validate.on_machine import inspect_on
+    from launch.validate.machine_checks import inspect_on
 
     machine = this_machine()
     return [
@@ -111,7 +111,7 @@ def _look(requests: list[Request], args: argparse.Namespace) -> list[Inspection]
 def _tell(found: list[Inspection], with_map: bool) -> None:
     """One config at length, or a line each; problems go to stderr."""
     from launch.validate.listing import tell_all
-    from launch.validate.table import say_remarks, tell
+    from launch.validate.report import say_remarks, tell
 
     console = Console()
     if len(found) > 1:

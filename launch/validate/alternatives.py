@@ -16,8 +16,8 @@ from pathlib import Path
 
 from engine.config.errors import ConfigError
 from engine.estimate.estimate import estimate
-from engine.estimate.figures import Estimate
-from engine.estimate.local import Device
+from engine.estimate.local_shapes import Device
+from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
 from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, Space, Steps, spaces
 from launch.validate.units import plural

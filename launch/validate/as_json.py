@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.estimate.figures import Memory
+from engine.estimate.result import Memory
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative
 from launch.validate.inspection import Case, Inspection
-from launch.validate.modes import ModeRow
+from launch.validate.mode_comparison import ModeRow
 
 VERSION = 1  # counts up when something is renamed, removed or changes its meaning
 

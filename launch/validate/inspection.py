@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from engine.config.errors import ConfigError
 from engine.errors import Refused
 from engine.estimate.estimate import estimate
-from engine.estimate.figures import Estimate
-from engine.estimate.local import Device
+from engine.estimate.local_shapes import Device
+from engine.estimate.result import Estimate
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative, Findings, Request, alternatives
-from launch.validate.modes import ModeRow, compare_modes
+from launch.validate.mode_comparison import ModeRow, compare_modes
 from launch.validate.units import show_bytes
 
 ALTERNATIVES = 5

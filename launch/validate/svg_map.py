@@ -8,7 +8,7 @@ from itertools import groupby
 from xml.etree.ElementTree import Element
 
 from engine.layout import Layout
-from launch.validate.blocks import Block, blocks, title
+from launch.validate.map_blocks import Block, blocks, title
 from launch.validate.svg import (
     GREY,
     INK,
@@ -24,7 +24,7 @@ from launch.validate.svg import (
     render,
     text_width,
 )
-from launch.validate.svg_bodies import Body, body
+from launch.validate.svg_grids import Body, body
 from launch.validate.units import plural
 
 WIDEST = 1640.0  # of the cards, where more than one stands in a row

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.layout import Layout
-from launch.validate.blocks import Block, Plane, blocks, title
+from launch.validate.map_blocks import Block, Plane, blocks, title
 
 GAP = 3  # columns between planes
 LABEL, RANK = "dim", "bold"

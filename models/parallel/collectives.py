@@ -17,7 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from models.parallel.limits import SMALL
+from models.parallel.tuning import SMALL
 
 CPU = torch.device("cpu")
 

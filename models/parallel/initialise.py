@@ -8,8 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from models.parallel.box import Box
-from models.parallel.partition import key
+from models.parallel.context import key
+from models.parallel.shard import Box
 
 BLOCK = 256
 """Edge of a block: a rank draws at most this much beyond its box in each dimension."""

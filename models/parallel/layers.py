@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parallel.box import Box, Cut
 from models.parallel.collectives import Axis, Dim, gather, scatter
+from models.parallel.context import Partition, key
 from models.parallel.initialise import draw_normal
 from models.parallel.matmul import Matmul
 from models.parallel.mode import Activation, Product
-from models.parallel.partition import Partition, key
+from models.parallel.shard import Box, Cut
 from models.parallel.zero import Pieces
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.parallel.box import Box
 from models.parallel.collectives import Axis, gather, scatter
-from models.parallel.limits import BLOCK_BYTES, CHUNK_BYTES
+from models.parallel.context import Partition
 from models.parallel.matmul import gathered_x
-from models.parallel.partition import Partition
+from models.parallel.shard import Box
+from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
 from models.parallel.zero import Pieces
 
 IGNORED = -100

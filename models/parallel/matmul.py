@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.parallel.collectives import gather, scatter
+from models.parallel.context import Partition
 from models.parallel.mode import Product
-from models.parallel.partition import Partition
 from models.parallel.zero import Pieces
 
 

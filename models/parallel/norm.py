@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis
+from models.parallel.context import Partition
 from models.parallel.layers import Constant, CutModule
-from models.parallel.partition import Partition
 
 
 class LayerNorm(CutModule):

@@ -27,7 +27,7 @@ from torch import Tensor
 from models.parallel.collectives import Axis, Dim, gather, scatter
 
 if TYPE_CHECKING:
-    from models.parallel.partition import Partition
+    from models.parallel.context import Partition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import rng
-from engine.checkpoint.background import Copies
-from engine.checkpoint.boxed import Boxed
+from engine.checkpoint.async_save import Copies
+from engine.checkpoint.dcp_shard import Boxed
 from engine.plan import make_plan
-from engine.run import Run
+from engine.training.trainer import Run
 from models.parallel.collectives import Axis, Traffic
+from models.parallel.context import Partition
 from models.parallel.layers import Dropout
 from models.parallel.mode import Activation
-from models.parallel.partition import Partition
 from tests.support.runs import StandIn, run_of
 from tests.support.worlds import run_world
 

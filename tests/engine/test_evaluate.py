@@ -16,18 +16,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.pick import pick_weights
-from engine.context import open_world
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import Failed, Refused
 from engine.evaluate import evaluate, last_positions
 from engine.evaluation import Evaluation, Subject
 from engine.generate import open_model
-from engine.inout.opening import open_trained
-from engine.recorded import plan_of_run
-from engine.rendezvous import LOOPBACK, Place
-from engine.run_folder import RunFolder
+from engine.inout.open_model import open_trained
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import plan_of_run
+from engine.runs.resolve import pick_weights
+from engine.world.distributed import open_world
+from engine.world.launch_environment import LOOPBACK, Place
 from tests.support.jobs import TINY, Job, run
 from tests.support.worlds import free_port, run_world
 

@@ -17,15 +17,16 @@ from unittest.mock import patch
 
 import pytest
 
-from engine import leave, roll_call
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
-from engine.checkpoint.ways import Asked
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.errors import Refused
 from engine.faults import planted
-from engine.run import Run
-from engine.run_folder import RunFolder
-from engine.world import World
+from engine.runs.folder import RunFolder
+from engine.runs.resume_candidates import Asked
+from engine.training.trainer import Run
+from engine.world import signals
+from engine.world.coordination import liveness
+from engine.world.world import World
 from tests.support.jobs import TINY, Ended, Job, lose_patience, run
 from tests.support.worlds import WorldError
 
@@ -143,8 +144,8 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
             lose_patience(world)
         return healthy(self, step, **more)
 
-    seconds = 0.5 if world.is_main else roll_call.LEAVE_SECONDS
-    with patch.object(Run, "step", step), patch.object(roll_call, "LEAVE_SECONDS", seconds):
+    seconds = 0.5 if world.is_main else liveness.LEAVE_SECONDS
+    with patch.object(Run, "step", step), patch.object(liveness, "LEAVE_SECONDS", seconds):
         yield
 
 
@@ -182,7 +183,7 @@ def insisting(world: World) -> Iterator[None]:
             os.kill(os.getpid(), signal.Signals[str(world.ranks.stop.requested)])
         healthy(self, step)
 
-    with patch.object(leave, "ECHO_SECONDS", 0.0), patch.object(Shelf, "publish", publish):
+    with patch.object(signals, "ECHO_SECONDS", 0.0), patch.object(Shelf, "publish", publish):
         yield
 
 

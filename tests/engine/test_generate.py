@@ -16,9 +16,9 @@ from engine.errors import Failed, Refused
 from engine.generate import Sampling, continue_ids, continue_text, probabilities
 from models.chunks import Chunks
 from models.gpt import GPT
-from models.hf import to_hf
-from models.parallel.partition import key
-from tests.models.test_cache import SIZES, make
+from models.hf_state_dict import to_hf
+from models.parallel.context import key
+from tests.models.test_kv_cache import SIZES, make
 
 GREEDY = Sampling(tokens=40, temperature=0)
 PROMPT = [3, 1, 4, 1, 5]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine.generate import Sampling, continue_text, open_model
-from engine.inout.opening import open_trained
-from engine.run_folder import RunFolder
+from engine.inout.open_model import open_trained
+from engine.runs.folder import RunFolder
 from tests.support.jobs import TINY, Job, run
 
 TEXT = "The quick brown fox jumps over the lazy dog and "

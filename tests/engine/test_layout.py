@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from engine.layout import Layout
-from models.parallel.box import place
+from models.config import Sizes
 from models.parallel.registry import modes
+from models.parallel.shard import place
 from models.parameters import parameters
-from models.sizes import Sizes
-from tests.support.cuts import cuts
+from tests.support.mode_sizes import cuts
 
 LARGEST = 27
 # Nothing here need divide anything: boxes alone carry the remainder.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from engine.colossal import Colossal
 from engine.layout import Layout
+from engine.world.colossal import Colossal
 from models.parallel.registry import modes
 
 SIZES = [

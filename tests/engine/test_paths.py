@@ -15,7 +15,7 @@ import pytest
 from engine import paths
 from engine.config.errors import ConfigError
 from engine.config.schema import all_settings, path_settings
-from engine.data.file import File
+from engine.data.data_file import File
 from engine.errors import Refused
 from engine.plan import make_plan
 

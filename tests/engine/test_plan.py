@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.not_yet import not_yet
 from engine.plan import Plan, make_plan
+from engine.unsupported import not_yet
 from models.parameters import parameter_count
 from models.presets import PRESETS
 
@@ -154,7 +154,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_planning_is_little_work_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from tests.support.effort import counted\n"
+        "from tests.support.call_count import counted\n"
         "with counted() as calls:\n"
         "    from engine.plan import make_plan\n"
         "    for path in sys.argv[1:]: make_plan(path, gpus=None, environ={})\n"

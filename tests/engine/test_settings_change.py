@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.schema import all_settings
-from tests.support.effects import (
+from tests.support.setting_effects import (
     CONFIG,
     OTHER,
     TEXT,
@@ -163,21 +163,21 @@ ALSO = [  # values that a type of their own would be needed for
     Effect(change="schedule=zero_bubble", probe=order),
 ]
 ELSEWHERE = {
-    "data.key": "engine/data/test_formats.py::test_a_key_names_where_the_text_is",
+    "data.key": "engine/data/test_detect_format.py::test_a_key_names_where_the_text_is",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_a_folder_is_there_for_as_long_as_it_is_used",
-    "zero.nvme_buffer": "engine/nvme/test_pieces.py::"
+    "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"
     "test_everything_is_in_one_group_and_no_group_is_too_large",
     "zero.nvme_store": "engine/nvme/test_store.py::"
     "test_without_io_uring_there_is_libaio_and_without_both_threads",
     "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.keep": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
-    "checkpoint.asynchronous": "engine/checkpoint/test_beside.py::"
+    "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"
     "test_a_save_that_fails_ends_the_run_and_leaves_the_one_before",
-    "backend": "engine/test_context.py::test_nccl_without_gpus",
-    "timeout": "engine/test_context.py::"
+    "backend": "engine/world/test_distributed.py::test_nccl_without_gpus",
+    "timeout": "engine/world/test_distributed.py::"
     "test_timeouts_are_long_to_start_and_short_after_the_first_step",
-    "start_timeout": "engine/test_context.py::"
+    "start_timeout": "engine/world/test_distributed.py::"
     "test_timeouts_are_long_to_start_and_short_after_the_first_step",
 }
 COMPARED = {"hidden_size", "tensor_shape"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine import discover
-from engine.checkpoint.ways import Asked
 from engine.errors import Refused
+from engine.runs.resume_candidates import Asked
 from launch import cli
 from launch.arguments import (
     Parser,

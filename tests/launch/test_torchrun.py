@@ -240,7 +240,7 @@ RESTARTS = [
 def test_restarts_find_a_fresh_store(
     config: Path, start: Callable[..., subprocess.Popen[str]], environ: dict[str, str]
 ) -> None:
-    script = ROOT / "tests" / "support" / "restarting.py"
+    script = ROOT / "tests" / "support" / "failing_rank.py"
     options = ["--nproc_per_node=2", "--max_restarts=2"]
     process = start(*TORCHRUN, *options, script, config, 2, **environ)
     out, err = process.communicate()

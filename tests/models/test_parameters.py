@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from engine.layout import Layout
+from models.config import Sizes
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
+from models.parallel.context import Partition
 from models.parallel.layers import named_boxes
 from models.parallel.mode import Mode
-from models.parallel.partition import Partition
 from models.parallel.registry import modes
 from models.parameters import parameters
-from models.sizes import Sizes
 
 SMALL = Sizes(n_layer=4, n_head=6, n_embd=36, head_dim=4, n_inner=72, vocab_size=29, block_size=16)
 GPT2 = Sizes(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.support.cuts import Cut, cuts, full_cuts
-from tests.support.pairs import pairs
+from tests.support.all_pairs import pairs
+from tests.support.mode_sizes import Cut, cuts, full_cuts
 from tests.support.parity import Parity
 from tests.support.training import Run
 

@@ -7,14 +7,14 @@ from functools import cache
 
 import pytest
 
-from tests.support import faults, pipeline_faults
-from tests.support.faults import FAULTS
+from tests.support import planted_faults, planted_pipeline_faults
 from tests.support.parity import TOLERANCE
+from tests.support.planted_faults import FAULTS
 from tests.support.training import Run, Trained, assert_same, train, train_all
 from tests.support.worlds import run_world
 
 FAULTY = 1e-5  # at least: the parity tests' tolerance in float32, of a run in float64
-RUNS = [*faults.RUNS, *pipeline_faults.RUNS]
+RUNS = [*planted_faults.RUNS, *planted_pipeline_faults.RUNS]
 
 
 def train_faulty(rank: int, size: int, runs: list[Run], names: list[str]) -> list[Trained]:

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import engine.run
+import engine.training.trainer
 from engine.data.loader import Batch
-from engine.matmuls import MATMULS
 from engine.plan import Plan
-from engine.run import Run, micro_batches
-from engine.step import Outcome, Stepper
-from models.parallel.partition import torch_matmul
+from engine.training.matmuls import MATMULS
+from engine.training.step import Outcome, Stepper
+from engine.training.trainer import Run, micro_batches
+from models.parallel.context import torch_matmul
 from tests.support.runs import open_run
 from tests.support.training import process_group
 
@@ -60,7 +60,7 @@ def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Mea
     with (
         patch.object(Stepper, "agree", _agree),
         # Ids are copied, as they are to a GPU: what numpy has read is not torch's.
-        patch.object(engine.run, "micro_batches", _copied),
+        patch.object(engine.training.trainer, "micro_batches", _copied),
         patch.dict(MATMULS, torch=product),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):

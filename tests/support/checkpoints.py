@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.checkpoint import tensors
+from engine.checkpoint import state_dict
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.checkpoint.manifest import MANIFEST, File, Layout, Manifest, Training, read_manifest
 from engine.checkpoint.save import save
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
-from engine.step import Stepper
+from engine.training.step import Stepper
 from models.chunks import Chunks
 from tests.support.training import LR, Run, build, gathered, make_stepper, open_partition, rounds
 from tests.support.training import samples as batch_of
@@ -75,9 +75,9 @@ class Trainee:
     def save(self, shelf: Shelf, step: int, **more: Any) -> None:
         world = self.stepper.world
         state = {
-            **tensors.of_model(self.model),
-            **tensors.of_optimizer(self.model, self.stepper.optimizer),
-            **tensors.of_rng(world.index, torch.device("cpu")),
+            **state_dict.of_model(self.model),
+            **state_dict.of_optimizer(self.model, self.stepper.optimizer),
+            **state_dict.of_rng(world.index, torch.device("cpu")),
         }
         group = world.group or dist.group.WORLD
         training = training_at(step, **more)

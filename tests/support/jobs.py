@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, TextIO
 from unittest.mock import patch
 
-from engine.checkpoint.restart import restart
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.ways import Asked
-from engine.context import open_world
+from engine.checkpoint.directory import Shelf
 from engine.data.loader import Batch, Batches
 from engine.errors import Failed, Refused
 from engine.faults import Fault, planted
-from engine.loop import train
 from engine.plan import make_plan
-from engine.rendezvous import LOOPBACK, Place
-from engine.roll_call import Process
-from engine.run import Run
-from engine.run_folder import RunFolder
-from engine.step import Outcome
-from engine.world import World
+from engine.runs.folder import RunFolder
+from engine.runs.restart import restart
+from engine.runs.resume_candidates import Asked
+from engine.train import train
+from engine.training.step import Outcome
+from engine.training.trainer import Run
+from engine.world.coordination.liveness import Process
+from engine.world.distributed import open_world
+from engine.world.launch_environment import LOOPBACK, Place
+from engine.world.world import World
 from tests.support.worlds import WorldError, free_port, run_world
 
 Planted = Callable[[World], contextlib.AbstractContextManager[Any]]
@@ -85,7 +85,7 @@ class Ended:
 @contextlib.contextmanager
 def without_sample(world: World) -> Iterator[None]:
     """A run of text ends without a sample of it, which takes longer than a tiny training."""
-    with patch("engine.epilogue.SAMPLE_BYTES", 0):
+    with patch("engine.end_of_run.SAMPLE_BYTES", 0):
         yield
 
 

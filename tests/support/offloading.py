@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from engine.nvme.disk import Disk, open_disk
+from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.store import Store, open_store
-from engine.nvme.streamed import StreamedOptimizer
-from engine.nvme.weights import WeightsOnDisk
+from engine.nvme.streamed_optimizer import StreamedOptimizer
 
 MEMORY = 2**19
 """Of this the models of the tests need several groups, and parts of a parameter."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from engine.colossal import Colossal
+from engine.world.colossal import Colossal
 
 for name in (
     "einops._torch_specific",

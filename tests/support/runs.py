@@ -1,5 +1,5 @@
-"""A config's run on one rank of a test's world: what ``engine.run`` makes of it, without a launcher
-and without a folder."""
+"""A config's run on one rank of a test's world: what ``engine.training.trainer`` makes of
+it, without a launcher and without a folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from engine.build import build_model, partition
 from engine.data.loader import load
 from engine.layout import Layout
 from engine.plan import Plan, make_plan
-from engine.run import Run
-from engine.world import World
+from engine.training.build import build_model, partition
+from engine.training.trainer import Run
+from engine.world.world import World
 from models.chunks import Chunks
 from models.parallel.collectives import Axis, Traffic
 from tests.support.training import open_axes

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from engine.config import schema
 from engine.data.loader import pad_samples
-from engine.gradients import GradientSum
 from engine.layout import Layout
-from engine.loss_scale import LossScale
-from engine.pipeline import Batch, Pipeline
-from engine.step import Stepper
+from engine.training.gradients import GradientSum
+from engine.training.loss_scale import LossScale
+from engine.training.pipeline import Batch, Pipeline
+from engine.training.step import Stepper
 from models.chunks import Chunks
+from models.config import Sizes
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 from models.parallel.registry import modes
 from models.parallel.zero import Zero
-from models.sizes import Sizes
-from models.stages import chunks_of, split
+from models.stage_split import chunks_of, split
 from tests.support.offloading import open_offloaded
 
 LR, EPS = 1e-2, 1e-4

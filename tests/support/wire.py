@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch.distributed as dist
 
-from engine.run import Run
+from engine.training.trainer import Run
 from models.parallel.collectives import Axis
 from tests.support.runs import open_run
 from tests.support.worlds import run_world

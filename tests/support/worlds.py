@@ -19,8 +19,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from engine.leave import STOPPING
-from engine.rendezvous import LOOPBACK
+from engine.world.launch_environment import LOOPBACK
+from engine.world.signals import STOPPING
 
 # Ranks are forked from a server that has imported all of this but never computed with it: a fork
 # costs milliseconds, and no thread pool is lost on the way.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from engine.config.declared import operations, paths
-from engine.config.declared.bounds import Illegal
-from engine.config.declared.constructs import NOT_HERE
+from engine.config.declared import operations, os_path
+from engine.config.declared.forbidden_syntax import NOT_HERE
+from engine.config.declared.limits import Illegal
 from engine.config.values import Symbol, Table
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ def call(evaluator: "Evaluator", node: ast.Call) -> object:
         what = operations.kind(symbol)
         raise evaluator.fail(node, f"a call of {what} {NOT_HERE}", column=True)
     module = symbol.name.partition(".")[0]
-    if symbol.name in paths.FUNCTIONS:
+    if symbol.name in os_path.FUNCTIONS:
         args, kwargs = _arguments(evaluator, node)
         if kwargs:
             raise Illegal(f"{symbol.name}() takes no {next(iter(kwargs))}= here")
-        return paths.call(symbol.name, args, evaluator.environ)
+        return os_path.call(symbol.name, args, evaluator.environ)
     if module in sys.stdlib_module_names:
-        others = f"; what can be called: {', '.join(paths.FUNCTIONS)}"
-        message = f"a call of {symbol.name} {NOT_HERE}{others if module in paths.MODULES else ''}"
+        others = f"; what can be called: {', '.join(os_path.FUNCTIONS)}"
+        message = f"a call of {symbol.name} {NOT_HERE}{others if module in os_path.MODULES else ''}"
         raise evaluator.fail(node, message, column=True)
     args, kwargs = _arguments(evaluator, node)
     return Symbol(str(symbol), tuple(args), {str(key): kwargs[key] for key in kwargs})

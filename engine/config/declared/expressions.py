@@ -10,8 +10,8 @@ from itertools import chain
 from typing import TypeVar
 
 from engine.config.declared import calls, operations
-from engine.config.declared.bounds import EXPRESSION_DEPTH, Budget, Illegal
-from engine.config.declared.constructs import NOT_HERE, name_of
+from engine.config.declared.forbidden_syntax import NOT_HERE, name_of
+from engine.config.declared.limits import EXPRESSION_DEPTH, Budget, Illegal
 from engine.config.declared.sources import Source
 from engine.config.errors import Problem
 from engine.config.values import COMMAND_LINE, Symbol, Table

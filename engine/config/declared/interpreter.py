@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from engine.config.declared import operations
-from engine.config.declared.bounds import Illegal
-from engine.config.declared.constructs import MODEL_SIZES, NOT_HERE, name_of, names_in_model
 from engine.config.declared.expressions import UNKNOWN, Evaluator, Module, Unknown
+from engine.config.declared.forbidden_syntax import MODEL_SIZES, NOT_HERE, name_of, names_in_model
+from engine.config.declared.limits import Illegal
 from engine.config.declared.sources import file_in, locate
 from engine.config.values import Origin, Symbol, Table
 

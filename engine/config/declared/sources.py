@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from engine import paths
-from engine.config.declared.bounds import SOURCE_BYTES, Illegal
+from engine.config.declared.limits import SOURCE_BYTES, Illegal
 from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.facts import Facts, Finding
+from engine.config.rule_context import Facts, Finding
 from engine.config.schema import user_name
-from engine.config.suggest import nearest_multiples
-from engine.data.bounds import most_samples
+from engine.config.value_hints import nearest_multiples
+from engine.data.max_samples import most_samples
 
 
 def batch_falls_into_micro_batches(facts: Facts) -> Iterator[Finding]:

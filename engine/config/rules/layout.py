@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.facts import Facts, Finding
-from engine.config.suggest import nearest_multiples
+from engine.config.rule_context import Facts, Finding
+from engine.config.value_hints import nearest_multiples
 from models.parallel.registry import modes, nearest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.facts import Facts, Finding
+from engine.config.rule_context import Facts, Finding
 
 
 def warmup_ends_before_the_decay(facts: Facts) -> Iterator[Finding]:

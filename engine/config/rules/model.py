@@ -7,9 +7,9 @@ from operator import attrgetter
 from pathlib import Path
 
 from engine import paths
-from engine.config.facts import Facts, Finding
+from engine.config.rule_context import Facts, Finding
 from engine.config.schema import path_settings
-from engine.config.suggest import nearest_multiples
+from engine.config.value_hints import nearest_multiples
 from models.presets import GPT2_VOCABULARY, PRESETS
 
 NEED_A_FILE = frozenset({"json", "jsonl"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from engine.config.facts import Facts, Finding
+from engine.config.rule_context import Facts, Finding
 from models.parallel.registry import modes
 
 

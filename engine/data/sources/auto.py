@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from engine.data.data_file import File
+from engine.data.detect_format import format_of
 from engine.data.documents import Documents, read_files
-from engine.data.file import File
-from engine.data.formats import format_of
 from engine.data.source import Corpus, Request
 from engine.data.sources import json, jsonl, text
-from engine.data.tokens import corpus_of
+from engine.data.tokenize import corpus_of
 
 
 def open_corpus(request: Request) -> Corpus:

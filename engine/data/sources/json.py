@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 
+from engine.data.data_file import File
 from engine.data.documents import FileDocuments, read_files
-from engine.data.file import File
 from engine.data.source import Corpus, Request
 from engine.data.sources.jsonl import encodable, kind_of, text_in
 from engine.data.sources.text import TextFile
+from engine.data.tokenize import corpus_of
 from engine.data.tokenizer import Piece
-from engine.data.tokens import corpus_of
 from engine.errors import Refused
 
 # The longest escape: it is reported as an error at its first character where its last is missing

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from engine.data.data_file import File
 from engine.data.documents import FileDocuments, read_files
-from engine.data.file import File
 from engine.data.source import Corpus, Request
+from engine.data.tokenize import corpus_of
 from engine.data.tokenizer import Piece
-from engine.data.tokens import corpus_of
 from engine.errors import Refused
 
 BOM = b"\xef\xbb\xbf"

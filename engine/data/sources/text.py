@@ -8,11 +8,11 @@ import importlib
 import platform
 from collections.abc import Iterator
 
+from engine.data.detect_format import not_text
 from engine.data.documents import FileDocuments, read_files
-from engine.data.formats import not_text
 from engine.data.source import Corpus, Request
+from engine.data.tokenize import corpus_of
 from engine.data.tokenizer import Piece
-from engine.data.tokens import corpus_of
 from engine.errors import Refused
 
 BOM = "\ufeff"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.inout import huggingface
+from engine.inout import hf_folder
 from engine.inout.export import Export, Options
-from engine.inout.trained import Trained
+from engine.inout.saved_model import Trained
 
 
 def write(path: Path, model: Trained, options: Options) -> None:
-    huggingface.write(path, model, dtype=options.dtype, shard_bytes=options.shard_bytes)
+    hf_folder.write(path, model, dtype=options.dtype, shard_bytes=options.shard_bytes)
 
 
-EXPORT = Export(suffix="-hf", write=write, names=huggingface.NAMES)
+EXPORT = Export(suffix="-hf", write=write, names=hf_folder.NAMES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.inout.export import Export, Options
-from engine.inout.trained import Trained
-from engine.inout.writing import write_safetensors
+from engine.inout.saved_model import Trained
+from engine.inout.tensor_writers import write_safetensors
 
 
 def write(path: Path, model: Trained, options: Options) -> None:

@@ -21,7 +21,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.nvme.memory import PAGE, Buffer
+from engine.nvme.page_buffers import PAGE, Buffer
 
 DEPTH = 16
 """Transfers that may be under way; a store has two."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from engine.nvme.direct import DirectFile, Transfer
-from engine.nvme.memory import Buffer
+from engine.nvme.direct_io import DirectFile, Transfer
+from engine.nvme.page_buffers import Buffer
 
 
 class ThreadTransfers:

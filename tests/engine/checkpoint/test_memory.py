@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from engine.checkpoint import tensors
-from engine.checkpoint.boxed import Boxed
+from engine.checkpoint import state_dict
+from engine.checkpoint.dcp_shard import Boxed
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.checkpoint.save import save
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
 from tests.support.allocations import allocated
 from tests.support.checkpoints import Trainee, layout_of, training_at
 from tests.support.training import Run
@@ -56,7 +56,7 @@ def measure(rank: int, size: int, path: Path) -> dict[str, int]:
     trainee = Trainee.make(RUN, rank)
     trainee.train([1])
     model, optimizer = trainee.model, trainee.stepper.optimizer
-    state = {**tensors.of_model(model), **tensors.of_optimizer(model, optimizer)}
+    state = {**state_dict.of_model(model), **state_dict.of_optimizer(model, optimizer)}
     fetched, shelf = Fetched(), Shelf(path)
     state = {name: fetched.of(tensor) for name, tensor in state.items()}
     save(shelf, state, training_at(1), layout=layout_of(RUN), group=None)

@@ -15,15 +15,15 @@ import numpy
 import pytest
 import torch
 
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.checkpoint.manifest import LossScaleState
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
-from engine.checkpoint.ways import Asked
-from engine.run import Run
-from engine.world import World
+from engine.runs.resume_candidates import Asked
+from engine.training.trainer import Run
+from engine.world.world import World
 from tests.support.checkpoints import everything
-from tests.support.cuts import full_cuts
 from tests.support.jobs import TINY, Ended, Job, run, run_all
+from tests.support.mode_sizes import full_cuts
 
 SAVED, DIES, STEPS = 2, 4, 4  # killed in the middle of step 4, after step 3 was logged
 DROPOUT = ("model.embd_pdrop=0.1", "model.resid_pdrop=0.1", "model.attn_pdrop=0.1")

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import pytest
 
-from engine.checkpoint.stored import Stored
-from engine.checkpoint.ways import Asked
-from engine.run import Run
-from engine.run_folder import RunFolder
-from engine.world import World
+from engine.checkpoint.load import Stored
+from engine.runs.folder import RunFolder
+from engine.runs.resume_candidates import Asked
+from engine.training.trainer import Run
+from engine.world.world import World
 from tests.support.jobs import RUN, Ended, into_run, run, run_all, shelf_of
 
 LOSSES = [5.0, 1.0, 4.0, float("nan"), 2.0, 3.0]

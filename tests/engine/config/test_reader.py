@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.reader import read
 from engine.config.values import Document, Origin, Symbol
-from tests.support import python
+from tests.support import python_reference
 
 FOREIGN_CONFIGS = sorted((Path(__file__).parents[2] / "foreign_configs").glob("*.py"))
 SNIPPETS = [
@@ -91,13 +91,13 @@ def without_os(document: Document) -> dict[str, object]:
 def test_the_values_are_those_of_python(tmp_path: Path, text: str) -> None:
     environ = {"KNOWN": "here", "SIZE": "21"}
     document = read_text(tmp_path, text, **environ)
-    expected = python.run(text.lstrip("\ufeff"), environ)
+    expected = python_reference.run(text.lstrip("\ufeff"), environ)
     assert repr(without_os(document)) == repr(expected)  # repr tells 1 from True and 1.0
 
 
 @pytest.mark.parametrize("path", FOREIGN_CONFIGS, ids=lambda path: path.stem)
 def test_configs_in_colossal_ai_form_are_read_as_python_would(path: Path) -> None:
-    expected = python.run(path.read_text(encoding="utf-8"))
+    expected = python_reference.run(path.read_text(encoding="utf-8"))
     assert repr(without_os(read(path))) == repr(expected)
 
 

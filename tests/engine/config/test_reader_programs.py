@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.errors import ConfigError
-from tests.support import python
+from tests.support import python_reference
 from tests.support.configs import FUZZ, read_safely, sentences
 
 START = "a = 3\nb = 'text'\nc = [1, 2.5]\nd = dict(a=1, b=[2])\n"
@@ -123,7 +123,7 @@ def test_random_programs(tmp_path: Path, program: list[str]) -> None:
     text = START + "\n".join(program)
     found = read_safely(tmp_path, text.encode())
     try:
-        expected = python.run(text)
+        expected = python_reference.run(text)
     except (ArithmeticError, TypeError, ValueError, LookupError, RecursionError):
         assert isinstance(found, ConfigError)
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.config.rulebook import rules
+from engine.config.run_rules import rules
 from engine.plan import Plan, make_plan
 from models.parallel.registry import modes
 

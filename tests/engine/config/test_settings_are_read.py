@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.schema import all_settings
-from engine.not_yet import NOT_YET
+from engine.unsupported import NOT_YET
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "engine" / "config"
@@ -15,9 +15,9 @@ RUNNING = [
     path
     for room in ("engine", "launch", "models")
     for path in (ROOT / room).rglob("*.py")
-    if CONFIG not in path.parents and path.name != "not_yet.py"
+    if CONFIG not in path.parents and path.name != "unsupported.py"
 ]
-RULES = [path for path in (CONFIG / "rules").glob("*.py") if path.name != "idle.py"]
+RULES = [path for path in (CONFIG / "rules").glob("*.py") if path.name != "unused.py"]
 # Sections that training has to refuse for now, each by one setting of NOT_YET.
 AWAITED = {"checkpoint": "checkpoint.every", "loss_scale": "precision", "zero": "zero.stage"}
 
@@ -36,5 +36,5 @@ def attributes(*paths: Path) -> set[str]:
 @pytest.mark.parametrize("name", all_settings())
 def test_is_read(name: str) -> None:
     section, _, last = name.rpartition(".")
-    read = attributes(*RUNNING, *RULES, CONFIG / "facts.py")
+    read = attributes(*RUNNING, *RULES, CONFIG / "rule_context.py")
     assert last in read or AWAITED.get(section) in NOT_YET

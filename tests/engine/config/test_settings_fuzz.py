@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.config.aliases import SPELLINGS
 from engine.config.errors import ConfigError
-from engine.config.no_effect import NO_EFFECT
-from engine.config.spellings import SPELLINGS
-from engine.config.stated import read_statements
+from engine.config.ignored_keys import NO_EFFECT
+from engine.config.resolve import read_statements
 from engine.config.values import Document, Origin, Path, Symbol
 from engine.plan import ConfigFile, plan_from
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
+from engine.data.tokenize import encoded
 from engine.data.tokenizer import dump, load
 from engine.data.tokenizers import gpt2
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.data.tokens import encoded
 from engine.errors import Refused
 
 SAMPLES = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data import file
+from engine.data import data_file
 from engine.data.sources.jsonl import open_corpus
 from engine.errors import Refused
 from tests.engine.data.support import Ask, ids_of, text_of, tokenizer_of
@@ -43,7 +43,7 @@ def test_gpt2_gets_its_own_end_of_text(tmp_path: Path, ask: Ask) -> None:
 def test_lines_longer_than_a_block(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file, "BLOCK", 5)
+    monkeypatch.setattr(data_file, "BLOCK", 5)
     path = _write(tmp_path, "\n".join(json.dumps({"text": t}) for t in TEXTS).encode())
     corpus = open_corpus(ask(path, seq_len=4))
     assert text_of(corpus) == "\x03".join(TEXTS)

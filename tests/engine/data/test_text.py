@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.data import file, tokens
+from engine.data import data_file, tokenize
 from engine.data.sources.text import TextFile, open_corpus
 from engine.data.tokenizer import Tokenizer, tokenizer_type
 from engine.errors import Refused
@@ -27,7 +27,7 @@ def test_the_tokens_are_the_text(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str, block: int
 ) -> None:
     content = "Zażółć gęślą jaźń 🙂\r\n東京  is big,\rdon't you think?\n\n\x00" * 5
-    monkeypatch.setattr(file, "BLOCK", block)
+    monkeypatch.setattr(data_file, "BLOCK", block)
     corpus = open_corpus(ask(_write(tmp_path, content), tokenizer=tokenizer, seq_len=4))
     assert text_of(corpus) == content
     whole = tokenizer_of(corpus).encode(content)
@@ -38,7 +38,7 @@ def test_the_tokens_are_the_text(
 def test_a_mark_at_the_start_is_no_text_and_one_inside_is(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(file, "BLOCK", block)
+    monkeypatch.setattr(data_file, "BLOCK", block)
     content = "\ufeffbyte  order  " * 9
     corpus = open_corpus(ask(_write(tmp_path, content)))
     assert text_of(corpus) == content[1:]
@@ -120,11 +120,11 @@ def test_a_file_without_permission(tmp_path: Path, ask: Ask) -> None:
 
 def test_a_file_changed_while_it_is_read_is_refused(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "ab" * 100)
-    documents = TextFile(file.File(path))
+    documents = TextFile(data_file.File(path))
     assert documents.digest
     _write(tmp_path, "ba" * 100)
     with pytest.raises(Refused, match="changed while it was read"):
-        tokens.corpus_of(documents, ask(path))
+        tokenize.corpus_of(documents, ask(path))
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
 
@@ -133,8 +133,8 @@ def test_memory_stays_bounded(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
     """Neither words nor spaces: the longest piece that is ever encoded is bounded all the same."""
-    monkeypatch.setattr(file, "BLOCK", 100)
-    monkeypatch.setattr(tokens, "LONGEST", 1000)
+    monkeypatch.setattr(data_file, "BLOCK", 100)
+    monkeypatch.setattr(tokenize, "LONGEST", 1000)
     kind, longest = tokenizer_type(tokenizer), 0
     encode = kind.encode
 

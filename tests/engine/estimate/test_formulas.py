@@ -14,12 +14,12 @@ import torch
 from engine import discover
 from engine.config.schema import Optimizer
 from engine.estimate.estimate import estimate
-from engine.estimate.figures import Memory
+from engine.estimate.result import Memory
 from engine.optim.registry import Named, build_optimizer, states_of
 from engine.plan import make_plan
 from models.presets import PRESETS
 from tests.engine.estimate.plans import GPT2, SMALL, plan
-from tests.support.effort import counted
+from tests.support.call_count import counted
 
 ROOT = Path(__file__).parents[3]
 FLOAT32, BF16 = 4, 2

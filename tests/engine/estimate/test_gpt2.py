@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.build import build_model, named_parameters, partition
 from engine.estimate.estimate import estimate
-from engine.gradients import GradientSum
 from engine.optim.registry import build_optimizer
-from engine.pipeline import Pipeline
 from engine.plan import Plan
+from engine.training.build import build_model, named_parameters, partition
+from engine.training.gradients import GradientSum
+from engine.training.pipeline import Pipeline
 from models.chunks import Chunks
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 from tests.engine.estimate.plans import GPT2, plan
-from tests.support.alive import Alive, held
+from tests.support.live_bytes import Alive, held
 
 WITHIN = 0.03
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ from unittest.mock import patch
 import pytest
 
 from engine.estimate.estimate import estimate
-from engine.estimate.figures import Estimate
-from engine.estimate.local import Local
+from engine.estimate.local_shapes import Local
+from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
 from tests.support.allocations import Measured, Sends, measure, world_of_one
-from tests.support.cuts import full_cuts
+from tests.support.mode_sizes import full_cuts
 
 WITHIN = 0.01
 CONFIG = """

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.inout.trained import Trained, shapes_of
+from engine.inout.saved_model import Trained, shapes_of
 from models import hf_config
-from models.sizes import Sizes
+from models.config import Sizes
 
 SIZES = Sizes(n_layer=3, n_head=4, n_embd=32, head_dim=8, n_inner=80, vocab_size=67, block_size=24)
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.errors import Refused
 from engine.inout.export import Options, export, form, forms
-from engine.inout.opening import open_trained
-from engine.inout.trained import Trained, metadata_of
-from engine.run_folder import RunFolder
-from engine.weights import save
+from engine.inout.open_model import open_trained
+from engine.inout.saved_model import Trained, metadata_of
+from engine.runs.folder import RunFolder
+from engine.training.unsharded import save
 from models.chunks import Chunks
 from models.gpt import GPT
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 from tests.engine.inout.support import SIZES, UNTIED, drawn, trained
 from tests.support.checkpoints import write
 from tests.support.training import Run

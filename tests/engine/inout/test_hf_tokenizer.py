@@ -15,8 +15,8 @@ from engine.data.tokenizers.char import Char
 from engine.errors import Refused
 from engine.generate import Sampling, continue_ids, open_model
 from engine.inout.export import Options, export, form
-from engine.inout.imported import config_for
-from engine.inout.opening import open_trained
+from engine.inout.import_hf import config_for
+from engine.inout.open_model import open_trained
 from launch import cli
 from tests.engine.inout.support import SIZES, trained
 

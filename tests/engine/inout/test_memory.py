@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from engine.checkpoint.directory import Shelf
 from engine.checkpoint.save import save
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.tensors import of_model
+from engine.checkpoint.state_dict import of_model
 from engine.inout.export import Options, export, form
-from engine.inout.trained import shapes_of
-from engine.inout.writing import size_of
+from engine.inout.saved_model import shapes_of
+from engine.inout.tensor_writers import size_of
 from models.chunks import Chunks
+from models.config import Sizes
 from models.gpt import GPT
-from models.parallel.partition import Partition
-from models.sizes import Sizes
+from models.parallel.context import Partition
 from tests.engine.inout.support import trained
 from tests.support.checkpoints import layout_of, training_at
 from tests.support.training import Run
@@ -41,15 +41,15 @@ import torch
 import torch.distributed as dist
 
 from engine.checkpoint.save import save
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.tensors import of_model
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.state_dict import of_model
 from engine.inout.export import Options, export, form, forms
-from engine.inout.imported import bring_in
-from engine.inout.opening import open_trained
-from models import state
+from engine.inout.import_hf import bring_in
+from engine.inout.open_model import open_trained
+from models import load_state
 from models.chunks import Chunks
 from models.gpt import GPT
-from models.parallel.partition import Partition
+from models.parallel.context import Partition
 
 torch.set_num_threads(1)
 def resident(what):
@@ -79,7 +79,7 @@ part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.f
 trained = open_trained(large.with_name(large.name + "-ours"))
 chunks = Chunks([GPT(trained.sizes, part)])
 chunks.initialise(1)
-peaks["init-from"] = peak(lambda: state.load(chunks, trained.read()))
+peaks["init-from"] = peak(lambda: load_state.load(chunks, trained.read()))
 print(json.dumps(peaks))
 """
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from engine.nvme.disk import Disk
+from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.store import KINDS, open_store
 from engine.nvme.stores import tensornvme
-from engine.nvme.streamed import StreamedOptimizer
-from engine.nvme.weights import WeightsOnDisk
+from engine.nvme.streamed_optimizer import StreamedOptimizer
 
 _missing = tensornvme.problem()
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from engine.checkpoint.stored import Stored
-from engine.checkpoint.ways import Asked
-from engine.nvme.direct import DirectFile
-from engine.run import Run
-from engine.world import World
+from engine.checkpoint.load import Stored
+from engine.nvme.direct_io import DirectFile
+from engine.runs.resume_candidates import Asked
+from engine.training.trainer import Run
+from engine.world.world import World
 from tests.engine.nvme.support import mounted
 from tests.support.jobs import TINY, Ended, Job, run
 

@@ -15,7 +15,7 @@ import torch
 
 from engine.errors import Failed, Refused
 from engine.nvme.disk import Disk, open_disk
-from engine.nvme.memory import LINE, PAGE, Buffer
+from engine.nvme.page_buffers import LINE, PAGE, Buffer
 from engine.nvme.store import Store, open_store
 from engine.nvme.stores import tensornvme
 from tests.engine.nvme.support import kinds, mounted

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.shelf import Shelf
-from engine.run_folder import RunFolder, claim
+from engine.checkpoint.directory import Shelf
+from engine.runs.folder import RunFolder, claim
 from launch import cli
 from tests.support.checkpoints import Trainee
 from tests.support.training import Run

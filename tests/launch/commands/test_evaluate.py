@@ -11,9 +11,9 @@ import pytest
 
 import evaluate_gpt
 from engine.plan import make_plan
-from engine.recorded import keep
-from engine.rendezvous import Place
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import keep
+from engine.world.launch_environment import Place
 from launch import cli, torchrun
 from launch.arguments import run_and_overrides
 from launch.commands import evaluate

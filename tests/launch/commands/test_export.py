@@ -12,11 +12,11 @@ import torch
 
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.inout.export import Options, export, form
-from engine.inout.opening import open_trained
+from engine.inout.open_model import open_trained
 from engine.plan import make_plan
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
 from launch import cli
-from models.sizes import Sizes
+from models.config import Sizes
 from tests.engine.inout.support import SIZES, UNTIED, trained
 from tests.support.checkpoints import write
 from tests.support.training import Run

@@ -12,8 +12,8 @@ import pytest
 
 from engine import generate
 from engine.errors import Refused
-from engine.inout import opening
-from engine.run_folder import RunFolder
+from engine.inout import open_model as opening
+from engine.runs.folder import RunFolder
 from launch import cli
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.no_effect import NO_EFFECT
+from engine.config.aliases import SPELLINGS
+from engine.config.ignored_keys import NO_EFFECT
 from engine.config.other_trainers import SYNONYMS
 from engine.config.schema import Optimizer, all_settings, user_name
-from engine.config.spellings import SPELLINGS
 from launch import cli
 from launch.settings_pages import names_page, settings_page
 

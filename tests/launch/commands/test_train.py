@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import train_gpt
-from engine.checkpoint.shelf import Shelf
+from engine.checkpoint.directory import Shelf
 from engine.plan import make_plan
-from engine.recorded import keep
-from engine.rendezvous import Place
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import keep
+from engine.world.launch_environment import Place
 from launch import cli, torchrun
 from launch.arguments import add_config, add_run, config_and_overrides
 from launch.commands import train
@@ -205,7 +205,7 @@ def test_data_of_the_environment_is_not_that_of_the_run(monkeypatch, started, st
 def test_only_the_folder_that_is_used_is_probed(monkeypatch, started, stopped, tmp_path, capsys):
     """A working folder in which nothing is written need not be writable."""
     probed: list[Path] = []
-    monkeypatch.setattr("launch.here._probe", probed.append)
+    monkeypatch.setattr("launch.preflight._probe", probed.append)
     machine(monkeypatch, 0)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", str(stopped.path)], {}) == 0

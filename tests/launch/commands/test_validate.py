@@ -251,7 +251,7 @@ def calls_of(*argv: str) -> int:
     """Calls of functions, imports included, that a cuboid command makes: its work, whatever the
     speed of the machine. Checks that the command imports nothing heavy."""
     code = (
-        "import sys; from tests.support.effort import counted\n"
+        "import sys; from tests.support.call_count import counted\n"
         "with counted() as calls: from launch.cli import main; code = main(sys.argv[1:])\n"
         f"heavy = [name for name in {ABSENT} if name in sys.modules]\n"
         "print(calls.number, file=sys.stderr)\n"

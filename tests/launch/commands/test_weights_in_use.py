@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint.shelf import Shelf
-from engine.checkpoint.stored import Stored
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
 from engine.data.tokenizer import load
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.generate import Sampling, continue_text
 from engine.inout.export import Options, export, form
-from engine.recorded import recorded_settings
-from engine.run_folder import RunFolder
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import recorded_settings
 from launch import cli, torchrun
-from models import state
+from models import load_state
 from models.chunks import Chunks
+from models.config import Sizes
 from models.gpt import GPT
-from models.parallel.partition import Partition
-from models.sizes import Sizes
+from models.parallel.context import Partition
 from tests.engine.inout.support import SIZES, trained
 from tests.support.jobs import TINY, Job, run
 from tests.support.programs import by_hand
@@ -79,7 +79,7 @@ def expected(folder: RunFolder, step: int) -> str:
     settings = recorded_settings(folder)
     part = Partition.alone(torch.device("cpu"), dtype=torch.float64, compute=torch.float64)
     model = GPT(Sizes.of(settings.model), part).eval()
-    state.load(Chunks([model]), Stored(Shelf(folder.checkpoints).folder(step)).parameters())
+    load_state.load(Chunks([model]), Stored(Shelf(folder.checkpoints).folder(step)).parameters())
     words = load(json.loads(folder.tokenizer.read_text()))
     sampling = Sampling(tokens=30, temperature=1.0, top_p=0.9, seed=5)
     return "the " + "".join(continue_text(model, words, "the ", sampling)) + "\n"

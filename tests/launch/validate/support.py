@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine.estimate.figures import Estimate, Memory, Sent, StageEstimate
+from engine.estimate.result import Estimate, Memory, Sent, StageEstimate
 from engine.layout import Layout
 from engine.plan import Plan, make_plan
 from launch.validate.alternatives import Request

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.estimate.estimate import estimate
-from engine.estimate.figures import Estimate
+from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
 from launch.validate import alternatives as searching
 from launch.validate.alternatives import Alternative, alternatives, shortened

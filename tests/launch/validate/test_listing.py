@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from engine.estimate.figures import Memory
+from engine.estimate.result import Memory
 from launch.validate.inspection import Case, Inspection
 from launch.validate.listing import tell_all
 from tests.launch.validate.support import GIB, case, made_up, plan, write

@@ -1,0 +1,211 @@
+"""Cases beside the families: the machine, tests, a kill and a resume, memory, rates. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.gpu_check.check import Case, Check
+from benchmarks.gpu_check.families import BARE, CONFIGS, MIB, memory_text, train_config
+from benchmarks.gpu_check.packages import ROOT
+from benchmarks.gpu_check.processes import CaseFailed, run_program, run_ranks
+from benchmarks.gpu_check.results import Row
+
+T = 1e12
+
+
+def on_one_rank(check: Check, case: str, *arguments: Any, seconds: float = 60) -> Any:
+    """Return what the function of benchmarks/gpu_check/rank_tasks.py with the case's name gives."""
+    (found,) = run_ranks(
+        1, case, check.sizes, *arguments, log=check.log(case), timeout=check.timeout(seconds)
+    )
+    return found
+
+
+def machine(check: Check) -> Iterator[Row]:
+    """Python, torch and the device."""
+    found = on_one_rank(check, "machine")
+    words = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+    yield Row(case="machine", passed=True, text=words, numbers=found)
+
+
+def tests(check: Check) -> Iterator[Row]:
+    """The tests that are marked gpu."""
+    files = [
+        str(file.relative_to(ROOT))
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in file.read_text("utf-8")
+    ]
+    report = check.folder / "tests.xml"
+    pytest = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    started, failed = time.monotonic(), ""
+    try:
+        run_program(
+            [*pytest, f"--rootdir={ROOT}", *(str(ROOT / file) for file in files)],
+            check.log("tests"),
+            check.timeout(180),
+        )
+    except CaseFailed as error:
+        failed = str(error)
+        if not report.is_file():
+            raise
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    wrong = [
+        f"{case.get('classname')}.{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
+    text = f"{passed} of {count['tests']} passed, {count['skipped']} skipped"
+    yield Row(
+        case="tests",
+        passed=not failed and not wrong,
+        seconds=time.monotonic() - started,
+        text=f"{text}; {', '.join(wrong) or failed}" if wrong or failed else text,
+        numbers={**count, "failed": wrong},
+    )
+
+
+def resume(check: Check) -> Iterator[Row]:
+    """A run under torchrun that is killed and started again ends with the bits of one that was
+    not."""
+    started, digests = time.monotonic(), {}
+    config = CONFIGS / "gpt2_vanilla.py"
+    overrides = [
+        *check.sizes.family,
+        "precision=bf16",
+        f"BATCH_SIZE={check.sizes.global_batch}",
+        "MAX_STEPS=6",
+        "deterministic=True",
+        "model.embd_pdrop=0.1",
+        "model.resid_pdrop=0.1",
+        "model.attn_pdrop=0.1",
+        "checkpoint.every=2",
+        *BARE,
+    ]
+    for name, fault in (("straight", ""), ("killed", "kill:0:5")):
+        output = check.folder / "runs" / name
+        said = run_program(
+            [
+                *("-m", "launch.cli", "train", str(config), *overrides),
+                *("--gpus=1", f"--output={output}", "--max-restarts=1"),
+            ],
+            check.log(f"resume-{name}"),
+            check.timeout(150),
+            FAULT=fault,
+            **({"CUDA_VISIBLE_DEVICES": ""} if check.sizes.device == "cpu" else {}),
+        )
+        if ("going on from" in said) != bool(fault):
+            raise CaseFailed(f"the {name} run did{'' if fault else ' not'} begin at step 1")
+        weights = output / "model.safetensors"
+        digests[name] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    same = digests["straight"] == digests["killed"]
+    yield Row(
+        case="resume",
+        passed=same,
+        seconds=time.monotonic() - started,
+        text="killed in step 5, resumed from step 4 of 6: "
+        + ("the same weights, bit for bit" if same else f"OTHER weights: {digests}"),
+        numbers=digests,
+    )
+
+
+def memory(check: Check) -> Iterator[Row]:
+    """GPT-2 small at full length: what is allocated beside the estimate."""
+    batch = check.sizes.memory_batch
+    settings = {
+        "bf16": ("precision=bf16", "model.checkpoint=False", f"BATCH_SIZE={batch}"),
+        "selective": ("precision=bf16", "model.checkpoint='selective'", f"BATCH_SIZE={batch}"),
+        "checkpoint": ("precision=bf16", f"BATCH_SIZE={batch}"),
+        "float32": ("precision=float32", "model.checkpoint=False", f"BATCH_SIZE={batch // 4}"),
+    }
+    for name, some in settings.items():
+        started = time.monotonic()
+        overrides = [*check.sizes.memory, *some, "MAX_STEPS=3"]
+        found = train_config(
+            check,
+            f"memory-{name}",
+            CONFIGS / "gpt2_vanilla.py",
+            overrides,
+            1,
+            device=check.sizes.device,
+        )
+        ratio = found["allocated"] / found["predicted"]
+        yield Row(
+            case="memory",
+            seconds=time.monotonic() - started,
+            text=f"{', '.join(some)}: {memory_text(found)} ({ratio:.2f})",
+            numbers={"settings": overrides, **found},
+        )
+
+
+def matmul(check: Check) -> Iterator[Row]:
+    """The rate of each product of the model."""
+    for rate in on_one_rank(check, "matmul"):
+        told = ", ".join(f"{name} {flops / T:,.3g}" for name, flops in rate["flops"].items())
+        shape = " x ".join(map(str, rate.get("shape", ())))
+        text = f"{rate['name']} {shape}: {told} TFLOP/s (bf16)"
+        yield Row(case="matmul", text=text, numbers=rate)
+
+
+def attention(check: Check) -> Iterator[Row]:
+    """The attention kernel that runs at the model's shape."""
+    found = on_one_rank(check, "attention")
+    yield Row(
+        case="attention",
+        passed=found["backend"] != "math",
+        text=f"{found['backend']}: {found['milliseconds']:.3g} ms forward and backward, "
+        f"{found['flops'] / T:.3g} TFLOP/s; {', '.join(name[:60] for name in found['kernels'])}",
+        numbers=found,
+    )
+
+
+def speed(check: Check) -> Iterator[Row]:
+    """Ours against a plain GPT-2, both compiled, in pairs of steps."""
+    started, report = time.monotonic(), check.folder / "speed.json"
+    arguments = ["-m", "benchmarks.gpu_check.speed", check.sizes.device, str(report)]
+    run_program(arguments, check.log("speed"), check.timeout(200))
+    found = json.loads(report.read_text())
+    rates, peaks = found["tokens_per_second"], found["peak_bytes"]
+    yield Row(
+        case="speed",
+        seconds=time.monotonic() - started,
+        text=f"{rates['ours']:,.0f} tokens/s, {found['speed']:.3f} x plain GPT-2's "
+        f"{rates['bare']:,.0f}; {peaks['ours'] / MIB:,.0f} MiB, {found['memory']:.2f} x plain's "
+        f"{peaks['bare'] / MIB:,.0f}",
+        numbers=found,
+    )
+
+
+def profile(check: Check) -> Iterator[Row]:
+    """Where the time of a step goes."""
+    started = time.monotonic()
+    found = on_one_rank(check, "profile", check.folder / "trace.json", seconds=150)
+    step = found["seconds"]
+    shares = ", ".join(f"{kind} {time / step:.1%}" for kind, time in found["kinds"].items())
+    yield Row(
+        case="profile",
+        seconds=time.monotonic() - started,
+        text=f"{1e3 * step:.1f} ms a step: {shares}, idle {found['idle']:.1%}; attention by "
+        f"{found['attention']}; MFU {found['mfu']:.1%} of the measured "
+        f"{found['matmul_flops'] / T:.3g} TFLOP/s",
+        numbers=found,
+    )
+
+
+def cases() -> list[Case]:
+    return [
+        Case(name="tests", run=tests),
+        Case(name="resume", run=resume),
+        Case(name="machine", run=machine, alone=True),
+        Case(name="matmul", run=matmul, alone=True),
+        Case(name="attention", run=attention, alone=True),
+        Case(name="speed", run=speed, alone=True),
+        Case(name="profile", run=profile, alone=True),
+        Case(name="memory", run=memory, alone=True),
+    ]

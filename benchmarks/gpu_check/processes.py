@@ -1,0 +1,162 @@
+"""Programs and worlds of a check: with a log, a timeout, and no process left behind. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.worlds import PRELOAD, WorldError, run_world
+
+MARK = "GPU_CHECK"
+"""In the environment of every process of a check, with a value that no other check has."""
+WARM = [*PRELOAD, "train_gpt", "benchmarks.gpu_check.rank_tasks"]
+# Looked up here: a process that was forked from one with threads must not load libraries.
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+SET_PDEATHSIG = 1
+
+
+class CaseFailed(Exception):
+    """A case did not do what it should; the message is for the table."""
+
+
+def run_program(arguments: list[str], log: Path, timeout: float, **environ: str) -> str:
+    """Run Python with the ``arguments`` and return its output, which also goes to ``log``.
+
+    Raises:
+        CaseFailed: it ended with another exit code than 0, or was stopped after ``timeout``.
+    """
+    started = time.monotonic()
+    with log.open("a") as file:
+        begin = file.tell()
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise CaseFailed(f"timed out after {time.monotonic() - started:.0f} s") from None
+        finally:
+            if process.poll() is None:  # the id of one that ended may be another process' by now
+                end(process.pid)
+                process.wait()
+    with log.open() as file:
+        file.seek(begin)
+        output = file.read()
+    if code:
+        raise CaseFailed(f"exit code {code}: {last_line(output)}")
+    return output
+
+
+def run_ranks(size: int, work: str, *arguments: Any, log: Path, timeout: float) -> list[Any]:
+    """Run ``work(rank, size, *arguments)`` of benchmarks/gpu_check/rank_tasks.py on forked
+    processes and return the results by rank; what the ranks print goes to ``log``.
+
+    Raises:
+        CaseFailed: a rank raised, died or was stopped after ``timeout``.
+    """
+    try:
+        return run_world(
+            size,
+            on_rank,
+            log,
+            work,
+            arguments,
+            timeout=timeout,
+            grace=15.0,
+            open_group=False,
+            preload=WARM,
+        )
+    except WorldError as error:
+        rank, trace = next(iter(error.failures.items()))
+        with log.open("a") as file:
+            file.write(f"{error}\n")
+        raise CaseFailed(f"rank {rank}: {last_line(trace)}") from None
+
+
+def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ...]) -> Any:
+    """Do the ``work``, whose module is imported only here: it imports torch."""
+    die_with_parent()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    module = importlib.import_module("benchmarks.gpu_check.rank_tasks")
+    return getattr(module, work)(rank, size, *arguments)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to kill this process when the one that started it ends."""
+    if PRCTL is not None:
+        PRCTL(SET_PDEATHSIG, signal.SIGKILL)
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no output"
+
+
+def end(pid: int) -> None:
+    """Kill a process that we started and all below it."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def end_strays(mark: str) -> list[str]:
+    """Kill all processes of a check but its own and those of multiprocessing that serve it, and
+    return their command lines."""
+    servers = set()
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # one that has just ended
+            if any("from multiprocessing." in word for word in child.cmdline()):
+                servers.add(child.pid)
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid in {os.getpid(), *servers} or process.environ().get(MARK) != mark:
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline())[:200])
+                process.kill()
+    return found
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end a check as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+
+
+def environment(mark: str, path: list[Path]) -> Mapping[str, str]:
+    """What all processes of a check have in their environment, beside this one's."""
+    theirs = [str(one) for one in path]
+    if before := os.environ.get("PYTHONPATH"):
+        theirs.append(before)
+    return {
+        MARK: mark,
+        "PYTHONPATH": os.pathsep.join(theirs),
+        # A process that has asked CUDA itself for its GPUs cannot be forked to use them.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }

@@ -1,0 +1,63 @@
+"""The work of a check's processes, by name: each function runs on a forked process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train_gpt
+from benchmarks.gpu_check import rates, step_profile
+from benchmarks.gpu_check.sizes import Sizes
+from engine.world.processor import usable_cores
+
+
+def train(
+    rank: int, size: int, arguments: Sequence[str], port: int, device: str, threads: int
+) -> None:
+    """Train as `train_gpt.py ARGUMENTS` does, on one of ``size`` ranks started by hand; alone
+    without a port."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(threads)
+    place = ["--host=127.0.0.1", f"--port={port}", f"--rank={rank}", f"--world_size={size}"]
+    code = train_gpt.main([*arguments, *(place if size > 1 else [])])
+    if code:
+        raise RuntimeError(f"train_gpt.py ended with exit code {code}: see the case's log")
+
+
+def machine(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
+    """What the check runs on."""
+    found: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "device": "cpu",
+        "memory": None,
+        "cores": usable_cores(),
+    }
+    if sizes.device == "cuda":
+        about = torch.cuda.get_device_properties(0)
+        found |= {
+            "device": about.name,
+            "memory": about.total_memory,
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def matmul(rank: int, size: int, sizes: Sizes) -> list[dict[str, Any]]:
+    return rates.matmul_rates(sizes)
+
+
+def attention(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
+    return rates.attention(sizes)
+
+
+def profile(rank: int, size: int, sizes: Sizes, trace: Path) -> dict[str, Any]:
+    return step_profile.profile_step(sizes, trace)

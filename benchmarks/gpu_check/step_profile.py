@@ -1,0 +1,53 @@
+"""Where the time of our training step goes, by kind of kernel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.rates import case_of, matmul_rate, seconds_of
+from benchmarks.gpu_check.sizes import Sizes
+from benchmarks.gpu_check.traces import (
+    busy_seconds,
+    kind_of,
+    kinds_of,
+    name_backend,
+    trace_spans,
+)
+from benchmarks.step import ours
+from engine.estimate.flops import flops_per_token
+
+TRACED = 3
+MOST = 15
+
+
+def profile_step(sizes: Sizes, trace: Path) -> dict[str, Any]:
+    """Return the share of each kind in a step, and of the matmul rate that the model's own FLOPs
+    use (MFU).
+
+    Steps are timed without the profiler, which slows what the CPU does: the device is idle for
+    what its kernels leave of that time.
+    """
+    rate = matmul_rate(sizes.square, sizes.square, sizes.square, sizes)
+    case = case_of(sizes)
+    step = ours(case)
+    seconds = seconds_of(step, sizes.device, sizes.repeats)
+    spans = trace_spans(lambda: [step() for _ in range(TRACED)], trace, sizes.device)
+    tokens = sizes.samples * sizes.length
+    flops = flops_per_token(case.sizes, sizes.length) * tokens
+    names = [span.name for span in spans if kind_of(span.name) == "attention"]
+    by_name: Counter[str] = Counter()
+    for span in spans:
+        by_name[span.name] += span.seconds / TRACED  # type: ignore[assignment]
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "kinds": {kind: time / TRACED for kind, time in kinds_of(spans).items()},
+        "idle": max(0.0, 1 - busy_seconds(spans) / TRACED / seconds),
+        "attention": name_backend(names),
+        "attention_kernels": sorted(set(names)),
+        "largest": by_name.most_common(MOST),
+        "matmul_flops": rate,
+        "mfu": flops / seconds / rate,
+    }

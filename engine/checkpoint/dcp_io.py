@@ -1,0 +1,259 @@
+"""DCP's files with every byte accounted for: digests as they are written, read back from the disk,
+and a name only when all is there; and a reader that unpickles tensors and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import (
+    DEFAULT_SUFFIX,
+    FileSystem,
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+from torch.utils.serialization import config
+
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.manifest import MANIFEST, File, compare
+from engine.errors import Failed
+
+ITEM_BYTES = 2048
+"""What a tensor takes on the disk beside its numbers, at most."""
+BESIDE_BYTES = 1 << 16
+"""Of blocks of this size on, digests are computed beside the writing."""
+_DIGESTS = MetadataIndex("digests")  # the result that carries them; no tensor has this name
+
+Seal = Callable[[Mapping[str, File]], bytes]
+"""The manifest of a checkpoint with these files."""
+
+
+class Writer(FileSystemWriter):
+    """One checkpoint, written as a draft that gets its name once every file was read back.
+
+    DCP calls the methods in their order: local plan on all ranks, global plan on the first, data
+    on all, finish on the first. What one rank raises, DCP raises on all.
+    """
+
+    def __init__(self, shelf: Shelf, step: int, *, beside: Mapping[str, bytes], seal: Seal) -> None:
+        """``beside``: further files and what they hold, for the first rank to write."""
+        super().__init__(shelf.draft(step), sync_files=False, overwrite=False)
+        self.fs = self._files = _Digesting()
+        self._shelf, self._step, self._beside, self._seal = shelf, step, beside, seal
+        self._needed = 0
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Make the draft's folder, on a disk that has the space.
+
+        Raises:
+            Failed: it has not, or there is a checkpoint of this step.
+        """
+        folder = self._shelf.folder(self._step)
+        if folder.exists():
+            raise Failed(f"{folder} is there already, and no checkpoint is written over")
+        self.discard()
+        self._shelf.path.mkdir(parents=True, exist_ok=True)
+        self._needed = sum(map(_bytes, plans))
+        free = shutil.disk_usage(self._shelf.path).free
+        if free < self._needed:
+            raise Failed(f"{folder} needs {self._needed:,} bytes, and its disk has {free:,} free")
+        self._shelf.draft(self._step).mkdir()
+        prepared: list[SavePlan] = super().prepare_global_plan(plans)
+        return prepared
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's tensors and read them back; the digests go with the results. Of what
+        comes from a GPU or a disk, one is in memory at a time (DCP would keep them all)."""
+        name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+        without_sums = config.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
+        with (
+            self._explained("this rank's part", _bytes(plan)),
+            without_sums,
+            self._files.create_stream(self._shelf.draft(self._step) / name, "wb") as stream,
+        ):
+            results = [
+                _append(stream, name, item.index, planner.resolve_data(item)) for item in plan.items
+            ]
+        self._read_back(self._files.digests)
+        carrier = WriteResult(_DIGESTS, size_in_bytes=0, storage_data=self._files.digests)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([*results, carrier])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write what describes the tensors, read it back, and give the draft its name."""
+        draft = self._shelf.draft(self._step)
+        files: dict[str, File] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            if result.index == _DIGESTS:
+                files |= result.storage_data
+        tensors = [[one for one in of_rank if one.index != _DIGESTS] for of_rank in results]
+        with self._explained("all of it", self._needed):
+            super().finish(metadata, tensors)
+            for name, data in self._beside.items():
+                self._write(draft / name, data)
+            self._read_back(self._files.digests.keys() - files.keys())
+            files |= self._files.digests
+            self._write(draft / MANIFEST, self._seal(files))
+            self._read_back([MANIFEST])
+            unseen = [name for name in files if not (draft / name).is_file()]
+            if unseen:
+                raise Failed(f"{draft}: no {unseen[0]} here: all ranks must see one folder")
+            self._shelf.publish(self._step)
+
+    def storage_meta(self) -> StorageMeta:
+        """Nothing: a path of this machine would not stay true."""
+        return StorageMeta()
+
+    def discard(self) -> None:
+        """Leave nothing of the draft."""
+        shutil.rmtree(self._shelf.draft(self._step), ignore_errors=True)
+
+    @contextmanager
+    def _explained(self, what: str, needed: int) -> Iterator[None]:
+        """Where the disk fails: why, and what it would have taken."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise Failed(f"{self.path} is not there: all ranks must see one folder") from None
+        except (OSError, RuntimeError) as error:
+            # What a file raises, torch may raise as an error of its own.
+            cause = self._files.failure or error
+            if not isinstance(cause, OSError):
+                raise
+            free = shutil.disk_usage(self._shelf.path).free
+            raise Failed(
+                f"{self._shelf.folder(self._step)} cannot be written: {cause.strerror}; {what} "
+                f"takes {needed:,} bytes, and the disk has {free:,} free"
+            ) from None
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with self._files.create_stream(path, "wb") as stream:
+            stream.write(data)
+
+    def _read_back(self, names: Iterable[str]) -> None:
+        draft = self._shelf.draft(self._step)
+        for problem in compare(draft, self._files.digests, names):
+            raise Failed(f"{draft}: {problem} right after it was written")
+
+
+def _bytes(plan: SavePlan) -> int:
+    """What a rank will write, at most."""
+    total = 0
+    for item in plan.items:
+        assert item.tensor_data is not None
+        entries = math.prod(item.tensor_data.chunk.sizes)
+        total += entries * item.tensor_data.properties.dtype.itemsize + ITEM_BYTES
+    return total
+
+
+def _append(stream: io.IOBase, name: str, index: MetadataIndex, piece: Any) -> WriteResult:
+    """Write a tensor at the end of a file, as DCP reads it."""
+    assert isinstance(piece, Tensor)
+    piece = piece.detach().cpu()
+    if piece.untyped_storage().nbytes() != piece.nbytes:  # all of a storage would be written
+        piece = piece.clone()
+    start = stream.tell()
+    torch.save(piece, cast(IO[bytes], stream))
+    length = stream.tell() - start
+    return WriteResult(index, length, _StorageInfo(name, start, length))
+
+
+class Reader(FileSystemReader):
+    """Tensors of a checkpoint whose metadata has been read and checked."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+class _Digesting(FileSystem):
+    """Files whose digests are those of what was meant to be written, and that are on the disk once
+    they are closed. (DCP would sync them, but not what Python still has in its buffer.)"""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, File] = {}
+        self.failure: OSError | None = None
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        assert mode == "wb", mode
+        with Path(path).open("xb") as file, ThreadPoolExecutor(1) as helper:
+            stream = _DigestingStream(file, helper)
+            try:
+                yield cast(io.IOBase, stream)
+                stream.sync()
+            finally:
+                self.failure = stream.failure
+            self.digests[Path(path).name] = stream.digest()
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.digests[Path(new_path).name] = self.digests.pop(Path(path).name)
+
+
+class _DigestingStream:
+    """A file that is written from its start to its end, by whom it is not closed."""
+
+    def __init__(self, file: io.BufferedWriter, helper: Executor) -> None:
+        """``helper`` computes the digest of a large block while it is written."""
+        self._file, self._helper = file, helper
+        self._hash, self._size = hashlib.sha256(), 0
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        beside = len(data) >= BESIDE_BYTES
+        done = self._helper.submit(self._hash.update, data) if beside else None
+        try:
+            count = self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        finally:
+            if done is None:
+                self._hash.update(data)
+            else:
+                done.result()  # the block is not ours for longer
+        self._size += count
+        return count
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def close(self) -> None:
+        self.flush()
+
+    def sync(self) -> None:
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def tell(self) -> int:
+        return self._size
+
+    def digest(self) -> File:
+        return File(bytes=self._size, sha256=self._hash.hexdigest())

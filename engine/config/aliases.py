@@ -1,0 +1,132 @@
+"""Every way to spell a setting: our own names, and those of Colossal-AI's config files.
+
+A key of ``SPELLINGS`` is what the user writes, dotted; its value is the setting that this means,
+or a converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from engine.config import colossalai_values
+from engine.config.colossalai_values import Converter, translated
+from engine.config.schema import all_settings, user_name
+
+_OWN: dict[str, str | Converter] = {user_name(name): name for name in all_settings()}
+
+_OUR_OWN_WITH_OTHER_WORDS: dict[str, str | Converter] = {
+    "MODE": colossalai_values.mode,
+    "clip_grad_norm": colossalai_values.clip,
+    "model.activation": translated("model.activation", colossalai_values.ACTIVATIONS),
+    "model.type": colossalai_values.preset,
+    "optimizer.type": translated("optimizer.type", colossalai_values.OPTIMIZERS),
+    "lr_scheduler.type": translated("lr_scheduler.type", colossalai_values.SCHEDULES),
+    "precision": translated("precision", colossalai_values.PRECISIONS),
+    "zero.offload": translated("zero.offload", colossalai_values.DEVICES),
+    "zero.offload_params": translated("zero.offload_params", colossalai_values.DEVICES),
+}
+
+_PARALLEL: dict[str, str | Converter] = {
+    "parallel.pipeline": "pipeline",
+    "parallel.pipeline.size": "pipeline",
+    "parallel.tensor": "tensor_parallel",
+    "parallel.tensor.size": "tensor_parallel",
+    "parallel.tensor.mode": colossalai_values.mode,
+    "parallel.tensor.depth": "depth",
+}
+
+_MODEL: dict[str, str | Converter] = {
+    "model.depth": "model.n_layer",
+    "model.num_layers": "model.n_layer",
+    "model.num_heads": "model.n_head",
+    "model.num_attention_heads": "model.n_head",
+    "model.dim": "model.n_embd",
+    "model.hidden_size": "model.n_embd",
+    "model.max_position_embeddings": "model.block_size",
+    "model.max_seq_len": "model.block_size",
+    "model.n_positions": "model.block_size",
+    "model.mlp_ratio": "model.mlp_ratio",
+    "model.embedding_dropout": "model.embd_pdrop",
+    "model.embed_drop_rate": "model.embd_pdrop",
+    "model.dropout": "model.resid_pdrop",
+    "model.drop_rate": "model.resid_pdrop",
+    "model.attention_dropout": "model.attn_pdrop",
+    "model.attn_drop_rate": "model.attn_pdrop",
+    "model.layernorm_epsilon": "model.layer_norm_epsilon",
+    "model.act_func": translated("model.activation", colossalai_values.ACTIVATIONS),
+    "model.dtype": colossalai_values.dtype,
+}
+
+_OPTIMIZER: dict[str, str | Converter] = {
+    "optimizer.nvme_offload_fraction": colossalai_values.nvme_fraction,
+    "optimizer.nvme_offload_dir": "zero.nvme_path",
+    "lr_scheduler.warmup_steps": "lr_scheduler.warmup",
+    "lr_scheduler.total_steps": "lr_scheduler.total",
+    "lr_scheduler.T_max": "lr_scheduler.total",
+    "lr_scheduler.eta_min": "lr_scheduler.eta_min",
+    "loss": colossalai_values.agreeing(*colossalai_values.LOSSES),
+    "loss.type": colossalai_values.agreeing(*colossalai_values.LOSSES),
+    "loss_fn": colossalai_values.agreeing(*colossalai_values.LOSSES),
+    "loss_fn.type": colossalai_values.agreeing(*colossalai_values.LOSSES),
+    "DATA": colossalai_values.data,
+}
+
+_LOSS_SCALE: dict[str, str | Converter] = {
+    "init_scale": "loss_scale.initial",
+    "initial_scale": "loss_scale.initial",
+    "growth_factor": "loss_scale.growth_factor",
+    "backoff_factor": "loss_scale.backoff_factor",
+    "growth_interval": "loss_scale.growth_interval",
+    "hysteresis": "loss_scale.hysteresis",
+    "min_scale": "loss_scale.min",
+    "max_scale": "loss_scale.max",
+}
+
+_FP16: dict[str, str | Converter] = {
+    "mode": colossalai_values.amp_type,
+    "clip_grad": colossalai_values.clip,
+    "clip_grad_norm": colossalai_values.clip,
+    **_LOSS_SCALE,
+}
+
+_ZERO: dict[str, str | Converter] = {
+    "level": "zero.stage",
+    "clip_grad": colossalai_values.clip,
+    "cpu_offload": translated("zero.offload", colossalai_values.SWITCHES),
+    "offload_optimizer_config.device": translated("zero.offload", colossalai_values.DEVICES),
+    "offload_optimizer_config.nvme_path": "zero.nvme_path",
+    "offload_param_config.device": translated("zero.offload_params", colossalai_values.DEVICES),
+    "offload_param_config.nvme_path": "zero.nvme_path",
+    "model_config.tensor_placement_policy": colossalai_values.placement,
+    "model_config.offload_config.device": translated(
+        "zero.offload_params", colossalai_values.DEVICES
+    ),
+    "model_config.shard_strategy": colossalai_values.agreeing(*colossalai_values.SHARD_STRATEGIES),
+    "optimizer_config.cpu_offload": translated("zero.offload", colossalai_values.SWITCHES),
+    **{f"optimizer_config.{key}": value for key, value in _LOSS_SCALE.items()},
+}
+
+SPELLINGS: Mapping[str, str | Converter] = MappingProxyType(
+    {
+        **_OWN,
+        **_OUR_OWN_WITH_OTHER_WORDS,
+        **_PARALLEL,
+        **_MODEL,
+        **_OPTIMIZER,
+        **{f"{name}.{key}": value for name in ("fp16", "amp") for key, value in _FP16.items()},
+        "fp16": colossalai_values.amp_type,
+        "amp": colossalai_values.amp_type,
+        **{f"zero.{key}": value for key, value in _ZERO.items()},
+    }
+)
+
+# What a key or section implies by being there, unless the file says otherwise. Both forms of
+# Colossal-AI's ZeRO compute in fp16; the later one always shares out everything.
+IMPLIED: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "zero.level": {"precision": "fp16"},
+        "zero.model_config": {"precision": "fp16", "zero.stage": 3},
+        "zero.optimizer_config": {"precision": "fp16", "zero.stage": 3},
+    }
+)

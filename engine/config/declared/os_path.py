@@ -1,0 +1,50 @@
+"""Functions of os and os.path in a config: those that only compute with text.
+
+None looks at a disk: its answer may differ between the machines of one run, and a config is read
+again on each. ``~`` is expanded by the environment that the reader was given.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+
+from engine.config.declared.limits import STRING_LENGTH, Illegal
+
+TEXT: Mapping[str, Callable[..., object]] = {
+    "os.getcwd": os.getcwd,
+    "os.path.abspath": os.path.abspath,
+    "os.path.basename": os.path.basename,
+    "os.path.dirname": os.path.dirname,
+    "os.path.isabs": os.path.isabs,
+    "os.path.join": os.path.join,
+    "os.path.normpath": os.path.normpath,
+    "os.path.split": os.path.split,
+    "os.path.splitext": os.path.splitext,
+}
+EXPANDUSER = "os.path.expanduser"
+FUNCTIONS = sorted([*TEXT, EXPANDUSER])
+MODULES = ("os", "pathlib")  # whose other functions are refused with the names of these
+
+
+def call(name: str, args: list[object], environ: Mapping[str, str]) -> object:
+    """One of FUNCTIONS on ``args``; Illegal where it cannot take them."""
+    if not all(isinstance(item, str) for item in args):
+        raise Illegal(f"{name}() takes strings")
+    if sum(len(str(item)) for item in args) > STRING_LENGTH:
+        raise Illegal(f"{name}() of more than {STRING_LENGTH:,} characters")
+    try:
+        if name == EXPANDUSER:
+            return _expanduser(*map(str, args), environ=environ)
+        return TEXT[name](*args)
+    except TypeError:
+        raise Illegal(f"{name}() cannot take {len(args)} arguments") from None
+
+
+def _expanduser(path: str, *, environ: Mapping[str, str]) -> str:
+    first, separator, rest = path.partition("/")
+    if not first.startswith("~"):
+        return path
+    if first != "~":
+        raise Illegal(f"{first[:20]} is another user's folder; only ~ is expanded")
+    if "HOME" not in environ:
+        raise Illegal("HOME is not set in the environment")
+    return environ["HOME"].rstrip("/") + separator + rest or "/"

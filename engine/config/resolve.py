@@ -1,0 +1,256 @@
+"""From what the user wrote to settings: whatever the spelling, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from itertools import islice
+from operator import attrgetter
+
+from engine.config import colossalai_values
+from engine.config.aliases import IMPLIED, SPELLINGS
+from engine.config.declared.limits import PROBLEMS
+from engine.config.errors import Problem
+from engine.config.fields import takes
+from engine.config.ignored_keys import NO_EFFECT
+from engine.config.name_hints import closest, known, unknown_setting
+from engine.config.schema import all_settings, user_name
+from engine.config.values import COMMAND_LINE, Document, Origin, Path
+
+_KEYS = [*SPELLINGS, *NO_EFFECT]
+SECTIONS = {key.rsplit(".", n)[0] for key in _KEYS for n in range(1, key.count(".") + 1)}
+ENVIRONMENT = Origin("environment", 0, 0)
+
+
+class Weight(IntEnum):
+    """How much a statement counts against others about the same setting."""
+
+    IMPLIED = 0
+    WRITTEN = 1
+    ENVIRONMENT = 2
+    OVERRIDE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What was said of a setting, and where: ``name`` and ``written`` are the user's own words,
+    ``value`` is what they mean here."""
+
+    name: str
+    written: object
+    value: object
+    origin: Origin
+    weight: Weight = Weight.WRITTEN
+    remark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}={show(self.written)}{self.remark}"
+
+    def problem(self, message: str) -> Problem:
+        return Problem(self.origin.file, self.origin.line, None, f"{self} {message}")
+
+
+@dataclass
+class Statements:
+    """All that a config states, and what is wrong with how it does.
+
+    ``settings`` is by our names; a setting in ``disputed`` has no value that can be relied on.
+    ``own`` are the names that the file defines for itself, and where; ``meant`` are the settings
+    that unknown names stand for.
+    """
+
+    file: str
+    settings: dict[str, Stated] = field(default_factory=dict)
+    own: dict[str, Origin] = field(default_factory=dict)
+    meant: set[str] = field(default_factory=set)
+    disputed: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+
+    def own_name_for(self, setting: str) -> str | None:
+        """The first of the file's own names that may be meant as ``setting``."""
+        names = islice(self.own, PROBLEMS)  # comparing strings is slow
+        return next((name for name in names if closest(name).meant == setting), None)
+
+
+def read_statements(file: str, document: Document, environ: Mapping[str, str]) -> Statements:
+    """What a document and the environment's DATA state.
+
+    Unknown names, foreign words that have no counterpart here and spellings of one setting that
+    disagree become ``problems``; keys without effect become ``notes``.
+    """
+    found = Statements(file)
+    spoken = [pair for stated in _written(document, found) for pair in _meanings(stated, found)]
+    if environ.get("DATA"):
+        path = environ["DATA"]
+        data = Stated(
+            name="DATA", written=path, value=path, origin=ENVIRONMENT, weight=Weight.ENVIRONMENT
+        )
+        spoken += _meanings(data, found)
+    by_setting: dict[str, list[Stated]] = {}
+    for setting, stated in spoken:
+        by_setting.setdefault(setting, []).append(stated)
+    for setting, statements in by_setting.items():
+        _settle(setting, statements, found)
+    found.disputed |= found.meant - found.settings.keys()
+    return found
+
+
+def cite(name: str, stated: Mapping[str, Stated], settings: object) -> str:
+    """A setting and its value as the user spelt them: "parallel.tensor.size=4"."""
+    if name in stated:
+        return str(stated[name])
+    return f"{user_name(name)}={show(attrgetter(name)(settings))}"
+
+
+def show(value: object, limit: int = 70) -> str:
+    """A value as the user would write it, shortened in the middle."""
+    text = repr(value)
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
+def _written(document: Document, found: Statements) -> Iterator[Stated]:
+    """Every key of the document that means something here, sections before what is in them."""
+    own = {*SPELLINGS, *SECTIONS, *NO_EFFECT}
+    for name, value in document.values.items():
+        if name in document.imported:
+            continue
+        if name in own:
+            yield from _within(document, (name,), value, found)
+        elif name in document.read_names:
+            found.own[name] = document.origin((name,))
+        else:
+            _unknown(document, (name,), value, found)
+
+
+def _within(document: Document, path: Path, value: object, found: Statements) -> Iterator[Stated]:
+    name = _dotted(path)
+    stated = Stated(
+        name=name,
+        written=value,
+        value=tuple(value) if isinstance(value, list) else value,
+        origin=document.origin(path),
+        weight=Weight.OVERRIDE if _is_overridden(document, path) else Weight.WRITTEN,
+    )
+    is_section = name in SECTIONS and isinstance(value, dict)
+    if name in IMPLIED or (name in SPELLINGS and not is_section):
+        yield stated
+    if isinstance(value, dict) and is_section:
+        for key, inner in value.items():
+            yield from _within(document, (*path, str(key)), inner, found)
+    elif name in SPELLINGS:
+        return
+    elif name in NO_EFFECT:
+        _without_effect(stated, found)
+    elif name not in SECTIONS:
+        _unknown(document, path, value, found)
+    elif value is not None:
+        found.problems.append(stated.problem(f"must be a dict, such as {_as_dict(stated)}"))
+        found.disputed.update(key for key in all_settings() if key.startswith(f"{name}."))
+
+
+def _as_dict(stated: Stated) -> str:
+    """A value given for a section, as the first of its settings that takes it."""
+    keys = [key for key in _KEYS if key.startswith(f"{stated.name}.")]
+    fields = all_settings()
+    for key in keys:
+        meaning = SPELLINGS.get(key)
+        if isinstance(stated.value, bool) or key not in map(user_name, fields):
+            continue
+        meanings = {str(meaning): stated.value}
+        try:
+            meanings = meaning(stated.value) if callable(meaning) else meanings
+        except colossalai_values.Unaccepted:
+            continue
+        if meanings and all(takes(fields[name], value) for name, value in meanings.items()):
+            return f"dict({key.rpartition('.')[2]}={show(stated.written)})"
+    return f"dict({keys[0].split('.')[stated.name.count('.') + 1]}=...)"
+
+
+def _unknown(document: Document, path: Path, value: object, found: Statements) -> None:
+    """Reports a name that is not a setting; of a section, the keys of which some are known."""
+    name, origin = _dotted(path), document.origin(path)
+    hint = known(name)
+    inner = value if isinstance(value, dict) and not hint else {}
+    if any(known(_dotted((*path, str(key)))) for key in inner):
+        for key, item in inner.items():
+            _unknown(document, (*path, str(key)), item, found)
+        return
+    if len(found.problems) < PROBLEMS:  # comparing strings is slow
+        hint = closest(name)
+    _report(found, origin, unknown_setting(name, hint, in_file=origin.file != COMMAND_LINE))
+    if hint.meant:
+        found.meant.add(hint.meant)
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(part if part.isidentifier() else show(part) for part in path)
+
+
+def _meanings(stated: Stated, found: Statements) -> list[tuple[str, Stated]]:
+    """The settings that one statement of the user's sets."""
+    meaning = SPELLINGS.get(stated.name)
+    meanings = [
+        (setting, _implied(setting, value, stated))
+        for setting, value in IMPLIED.get(stated.name, {}).items()
+        if stated.value is not None
+    ]
+    if isinstance(meaning, str):
+        meanings.append((meaning, stated))
+    elif callable(meaning):
+        try:
+            converted = meaning(stated.value)
+        except colossalai_values.Unaccepted as error:
+            found.problems.append(stated.problem(str(error)))
+            found.disputed.update(one for one in all_settings() if user_name(one) == stated.name)
+        else:
+            meanings += [(name, replace(stated, value=value)) for name, value in converted.items()]
+    return meanings
+
+
+def _implied(setting: str, value: object, cause: Stated) -> Stated:
+    return Stated(
+        name=user_name(setting),
+        written=value,
+        value=value,
+        origin=cause.origin,
+        weight=Weight.IMPLIED,
+        remark=f" (implied by {cause.name})",
+    )
+
+
+def _settle(setting: str, statements: list[Stated], found: Statements) -> None:
+    """The statement that counts most; a dispute where several count the same and differ."""
+    most = max(stated.weight for stated in statements)
+    first, *others = [stated for stated in statements if stated.weight == most]
+    found.settings[setting] = first
+    for other in others:
+        if not _same(first.value, other.value) and most > Weight.IMPLIED:
+            found.problems.append(other.problem(f"disagrees with {first} at {first.origin}"))
+            found.disputed.add(setting)
+
+
+def _without_effect(stated: Stated, found: Statements) -> None:
+    why = NO_EFFECT[stated.name]
+    if why.only is not None and not any(_same(stated.value, value) for value in why.only):
+        accepted = " or ".join(map(repr, why.only))
+        found.problems.append(stated.problem(f"must be {accepted} ({why.reason})"))
+    else:
+        _report(found, stated.origin, f"{stated.name} has no effect here: {why.reason}", note=True)
+
+
+def _report(found: Statements, origin: Origin, message: str, *, note: bool = False) -> None:
+    (found.notes if note else found.problems).append(
+        Problem(origin.file, origin.line, None, message)
+    )
+
+
+def _is_overridden(document: Document, path: Path) -> bool:
+    return any(path[: len(other)] == other for other in document.overridden)
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal, and a bool only to a bool."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -1,0 +1,160 @@
+"""Files of data as bytes: checked, uncompressed, hashed, and streamed without holding them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+from engine import paths
+from engine.data import stat_cache
+from engine.errors import Refused
+
+BLOCK = 1 << 20  # bytes
+WORTH_A_RECORD = 1 << 20  # bytes; a smaller file is hashed in a millisecond
+HEAD = 1 << 16  # bytes that formats are told by
+COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first bytes of a file
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
+COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+
+class File:
+    """A readable, non-empty file. One that gzip, bzip2 or xz compressed is read as what is in it.
+
+    Raises:
+        Refused: missing, of another kind (it is read twice, so no pipe), empty, unreadable.
+    """
+
+    def __init__(
+        self, path: str | Path, name: str | None = None, *, records: Path | None = None
+    ) -> None:
+        """``name``: how messages call it. ``records``: a folder where its digest is kept."""
+        self.path = Path(path)
+        self.name = name or f"data.path={str(path)!r}"
+        self._records = records
+        if problem := paths.problem_at(self.path, paths.FILE):
+            raise Refused(f"{self.name} {problem}")
+        if self.path.stat().st_size == 0:
+            raise Refused(f"{self.name} is empty")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal."""
+        return str(self._content["sha256"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return int(self._content["size"])
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first ``HEAD`` bytes of the content."""
+        return next(self._pieces(HEAD), b"")
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the content in blocks of ``BLOCK`` bytes. Raises Refused where it is no longer
+        what ``digest`` was taken of."""
+        return self._verified(self._pieces(BLOCK))
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the content by line, ends of lines included. Raises like ``blocks``."""
+        return self._verified(self._pieces(None))
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        if self._records is None or self.path.stat().st_size < WORTH_A_RECORD:
+            return self._hash()
+        return stat_cache.remembered(self.path, self._records, self._hash)
+
+    def _hash(self) -> dict[str, Any]:
+        seen, size = hashlib.sha256(), 0
+        for block in self._pieces(BLOCK):
+            seen.update(block)
+            size += len(block)
+        return {"sha256": seen.hexdigest(), "size": size}
+
+    def _verified(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        expected, seen = self.digest, hashlib.sha256()
+        for piece in pieces:
+            seen.update(piece)
+            yield piece
+        if seen.hexdigest() != expected:
+            raise Refused(f"{self.name} was changed while it was read; start again")
+
+    def _pieces(self, size: int | None) -> Iterator[bytes]:
+        """Yield the content in blocks of ``size`` bytes; by line where that is None."""
+        try:
+            with self._open() as handle:
+                yield from handle if size is None else iter(partial(handle.read, size), b"")
+        except DAMAGED as error:
+            raise Refused(f"{self.name} is compressed and damaged: {error}") from None
+        except OSError as error:
+            raise Refused(f"{self.name} cannot be read: {error.strerror or error}") from error
+
+    def _open(self) -> BufferedIOBase:
+        opened = _decompressor(self.path)
+        return self.path.open("rb") if opened is None else opened(self.path)
+
+
+def files(given: str | Sequence[str], *, records: Path | None = None) -> list[File]:
+    """List the files that data.path stands for: files, the files below folders, and what glob
+    patterns match, each sorted by name; a list's parts in the order of the list; no file twice.
+    ``records``: a folder where their digests are kept.
+
+    Raises Refused where something is missing or cannot be read.
+    """
+    parts = [given] if isinstance(given, str) else given
+    named = f"data.path={given if isinstance(given, str) else list(given)!r}"
+    found: dict[Path, File] = {}
+    for part in parts:
+        name = f"data.path={part!r}"
+        for match in map(Path, paths.matches(part) or [part]):
+            for path in _below(match, name):
+                if path not in found and (path == match or not _is_empty(path)):
+                    called = name if path == Path(part) else f"{name}: {path}"
+                    found[path] = File(path, called, records=records)
+    if not found:
+        raise Refused(f"{named}: no file in it holds anything")
+    return list(found.values())
+
+
+def most_bytes(given: str | Sequence[str]) -> int | None:
+    """The bytes of the content that data.path stands for; None where that takes more than a look,
+    as for folders, patterns and compressed files."""
+    total = 0
+    for path in map(Path, [given] if isinstance(given, str) else given):
+        if paths.problem_at(path, paths.FILE) or _decompressor(path) is not None:
+            return None
+        total += path.stat().st_size
+    return total
+
+
+def _decompressor(path: Path) -> Callable[[Path], BufferedIOBase] | None:
+    """What reads a compressed file, by its first bytes; None for a file that is not compressed."""
+    with path.open("rb") as handle:
+        start = handle.read(6)
+    return next((opened for magic, opened in COMPRESSED.items() if start.startswith(magic)), None)
+
+
+def _below(path: Path, name: str) -> list[Path]:
+    try:
+        return paths.files_below(path) if path.is_dir() else [path]
+    except OSError as error:
+        raise Refused(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file of a folder holds nothing, and is left out."""
+    return path.is_file() and path.stat().st_size == 0

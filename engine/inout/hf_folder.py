@@ -1,0 +1,147 @@
+"""A GPT-2 as a folder that transformers reads and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import Refused
+from engine.inout import hf_tokenizer
+from engine.inout.saved_model import Trained
+from engine.inout.tensor_readers import (
+    SafetensorsFile,
+    ShardedFiles,
+    TensorFile,
+    TorchFile,
+    common_type,
+)
+from engine.inout.tensor_writers import SafetensorsWriter, Shapes
+from models import hf_config, hf_state_dict
+
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TRAINED_LENGTH = "trained_length"
+"""Our key in its config, which transformers keeps: how many positions were trained."""
+NAMES = (
+    r"(generation_|tokenizer_)?config\.json|special_tokens_map\.json|vocab\.json|merges\.txt|"
+    r"tokenizer\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+"""What is in a folder that transformers wrote of a model in this form."""
+
+
+def read(folder: Path) -> Trained:
+    """The model in a folder. Raises Refused."""
+    if not (folder / CONFIG).is_file():
+        raise Refused(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        sizes = hf_config.sizes_of(config)
+        state = _state(folder)
+        dtype = common_type({n: t for n, t in state.dtypes.items() if not hf_state_dict.is_mask(n)})
+        hf_state_dict.from_hf(state, sizes)  # has all names
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Refused(f"{folder}: {error}") from None
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        try:
+            yield from hf_state_dict.from_hf(state, sizes)
+        except ValueError as error:
+            raise Refused(f"{folder}: {error}") from None
+
+    length = config.get(TRAINED_LENGTH)
+    return Trained(
+        path=folder,
+        sizes=sizes,
+        dtype=dtype,
+        read=read,
+        tokenizer=hf_tokenizer.read(folder),
+        trained_length=length if type(length) is int and length > 0 else None,
+    )
+
+
+def write(folder: Path, model: Trained, *, dtype: torch.dtype, shard_bytes: int) -> None:
+    """Make the folder. Weights beyond ``shard_bytes`` come as several files and an index.
+
+    Raises ValueError for a model that GPT-2 has no words for, Refused, OSError.
+    """
+    folder.mkdir()
+    shapes = {hf_state_dict.hf_name(name): shape for name, shape in model.shapes.items()}
+    shards = name_shards(split(shapes, dtype.itemsize, shard_bytes))
+    with ExitStack() as files:
+        file_of: dict[str, SafetensorsWriter] = {}
+        for name, part in shards.items():
+            writer = SafetensorsWriter(folder / name, part, dtype, {"format": "pt"})
+            file_of |= dict.fromkeys(part, files.enter_context(writer))
+        for name, tensor in hf_state_dict.to_hf(model.read(), model.sizes):
+            file_of[name].write(name, tensor)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, _index(shards, dtype))
+    words = hf_tokenizer.ends(model.tokenizer)
+    config = hf_config.config_of(model.sizes) | {TRAINED_LENGTH: model.length} | words
+    _write_json(folder / CONFIG, config | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    _write_json(folder / "generation_config.json", {"_from_model_config": True} | words)
+    for name, content in hf_tokenizer.files(model.tokenizer, model.length).items():
+        (folder / name).write_bytes(content)
+
+
+def split(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
+    """The tensors of each file, in huggingface_hub's way: a file is full before the tensor that
+    would take it over ``limit`` bytes, and one that alone does has a file to itself."""
+    shards: list[Shapes] = []
+    current: dict[str, tuple[int, ...]] = {}
+    held = 0
+    for name, shape in shapes.items():
+        size = itemsize * prod(shape)
+        if size > limit:
+            shards.append({name: shape})
+            continue
+        if held + size > limit:
+            shards.append(current)
+            current, held = {}, 0
+        current[name] = shape
+        held += size
+    return [*shards, current] if current else shards
+
+
+def name_shards(shards: list[Shapes]) -> Mapping[str, Shapes]:
+    """The same by the names of their files."""
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    stem = WEIGHTS.removesuffix(".safetensors")
+    return {
+        f"{stem}-{number:05}-of-{len(shards):05}.safetensors": shard
+        for number, shard in enumerate(shards, 1)
+    }
+
+
+def _index(shards: Mapping[str, Shapes], dtype: torch.dtype) -> dict[str, Any]:
+    total = sum(prod(shape) for shard in shards.values() for shape in shard.values())
+    return {
+        "metadata": {"total_parameters": total, "total_size": total * dtype.itemsize},
+        "weight_map": {name: file for file, shard in shards.items() for name in shard},
+    }
+
+
+def _state(folder: Path) -> TensorFile:
+    """The tensors of a folder, by their names there."""
+    if (folder / WEIGHTS).is_file():
+        return SafetensorsFile(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return ShardedFiles(folder / INDEX, SafetensorsFile)
+    if (folder / OLD_WEIGHTS).is_file():
+        return TorchFile(folder / OLD_WEIGHTS)
+    if (folder / OLD_INDEX).is_file():
+        return ShardedFiles(folder / OLD_INDEX, TorchFile)
+    raise Refused(f"{folder} has no weights: none of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS}")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_bytes(hf_tokenizer.as_json(content))

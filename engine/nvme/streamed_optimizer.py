@@ -1,0 +1,195 @@
+"""An optimizer whose states, and weights if they are offloaded too, pass through memory in groups
+(as in ZeRO-Infinity, Rajbhandari et al. 2021, section 6).
+
+An update is torch's own, of parts of the same tensors: it gives the same bits as the optimizer
+would that holds all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.nvme.offloaded_weights import WeightsOnDisk
+from engine.nvme.page_buffers import LARGEST, PAGE, Buffer
+from engine.nvme.prefetch import SHARES, Lane, Stream
+from engine.nvme.store import Store
+from engine.nvme.update_groups import Piece, Room, grouped
+
+State = Mapping[str, Any]
+
+
+class StreamedOptimizer:
+    """``inner``, which has not stepped yet, with its states on a disk.
+
+    States of parameters that are not on the CPU stay where they are: ZeRO offloads none of those.
+    """
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        *,
+        states: int,
+        divisible: bool,
+        memory: int,
+        open_store: Callable[[Sequence[int]], Store],
+        weights: WeightsOnDisk | None = None,
+    ) -> None:
+        """``states``: tensors of its size that ``inner`` keeps beside a parameter. ``divisible``:
+        whether it updates by entry, so that parameters may be cut. ``memory``: bytes for all of
+        them that are in memory at a time.
+
+        Raises Refused where ``memory`` is too little, or the disk is too small.
+        """
+        self.inner, self.param_groups, self._weights = inner, inner.param_groups, weights
+        self._room = room = Room(
+            size=min(memory // SHARES, LARGEST) // PAGE * PAGE,
+            states=states,
+            weights=weights is not None,
+            divisible=divisible,
+        )
+        wholes = list(_pieces(self.param_groups))
+        self._resident = [p for p in wholes if p.parameter.device.type != "cpu"]
+        streamed = [p for p in wholes if p.parameter.device.type == "cpu"]
+        self._groups = grouped(streamed, room)
+        self._store = open_store([room.slot(group) for group in self._groups])
+        lanes: list[Lane] = [self._store]
+        if weights:
+            lanes.append(weights.lane(self._groups))
+        self._stream = Stream(lanes, len(self._groups), room.size)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update all parameters that have a gradient. Raises Failed where the disk fails."""
+        self._store.check()
+        if self._weights:
+            self._weights.forget()
+        self._update(self._resident, None)
+        for group, buffer in self._stream:
+            self._update(self._groups[group], buffer)
+        if self._weights:
+            self._stream.wait()  # for what was written last and is read next
+            self._weights.look_ahead()
+
+    def named_states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each parameter's state by the parameter's name, made as it is asked for: copies on the
+        CPU, of the parameter's shape, and numbers. Nothing before the first step."""
+        pieces = [*self._resident, *(piece for group in self._groups for piece in group)]
+        for name, _ in groupby(pieces, key=lambda piece: piece.name):
+            if state := self.state_of(name):
+                yield name, state
+
+    def states_held(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The same without reading anything: of a state that is on the disk, its type."""
+        pieces = [*self._resident, *(piece for group in self._groups for piece in group)]
+        for name, parts in groupby(pieces, key=lambda piece: piece.name):
+            first = next(parts)  # a parameter's pieces keep the same
+            yield name, {**first.rest, **{key: dtype for key, (_, dtype) in first.states.items()}}
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """One parameter's state. Reads the groups that it lies in, unless the last call did."""
+        state: dict[str, Any] = {}
+        for group, pieces in [(None, self._resident), *enumerate(self._groups)]:
+            for piece in (piece for piece in pieces if piece.name == name):
+                state |= {key: _copied(value) for key, value in piece.rest.items()}
+                if group is not None and piece.states:
+                    for key, part in _stored(piece, self._stream.bring(group)).items():
+                        empty = torch.empty(piece.parameter.shape, dtype=part.dtype)
+                        piece.of(state.setdefault(key, empty)).copy_(part)
+        return state
+
+    @torch.no_grad()
+    def load_states(self, find: Callable[[str], State]) -> None:
+        """Set every parameter's state to what ``find`` gives for its name. It is asked for one
+        after another, in the order of ``named_states``."""
+        last: tuple[str, State] = "", {}
+        for piece, buffer in self._passing():
+            if piece.name != last[0]:
+                last = piece.name, find(piece.name)
+            self._keep(piece, self._part(piece, last[1]), buffer)
+
+    def _part(self, piece: Piece, state: State) -> dict[str, Any]:
+        """A piece's own of its parameter's state, where its optimizer wants it."""
+        fused, shape = self.param_groups[piece.group].get("fused"), piece.parameter.shape
+        part: dict[str, Any] = {}
+        for key, value in state.items():
+            alike = _is_like(value, shape)
+            part[key] = piece.of(value.contiguous()) if alike else _copied(value)
+            if isinstance(value, Tensor) and (alike or fused):
+                part[key] = part[key].to(piece.parameter.device)
+        return part
+
+    def _passing(self) -> Iterator[tuple[Piece, Buffer | None]]:
+        for piece in self._resident:
+            yield piece, None
+        for group, buffer in self._stream:
+            for piece in self._groups[group]:
+                yield piece, buffer
+
+    def _update(self, pieces: Sequence[Piece], buffer: Buffer | None) -> None:
+        """A step of ``inner`` on some pieces, as if there were no others."""
+        own = [(piece, self._weight(piece, buffer)) for piece in pieces]
+        own = [(piece, weight) for piece, weight in own if weight.grad is not None]
+        for piece, weight in own:
+            stored = _stored(piece, buffer) if buffer else {}
+            self.inner.state[weight] = {**piece.rest, **stored}
+        self.inner.param_groups = [
+            {**group, "params": [weight for piece, weight in own if piece.group == number]}
+            for number, group in enumerate(self.param_groups)
+        ]
+        self.inner.step()
+        self.inner.param_groups = self.param_groups
+        for piece, weight in own:
+            self._keep(piece, self.inner.state.pop(weight), buffer)
+
+    def _weight(self, piece: Piece, buffer: Buffer | None) -> Tensor:
+        """What is to be updated, with its gradient."""
+        parameter = piece.parameter
+        if buffer and self._weights and self._weights.holds(parameter):
+            weight = buffer.tensor(piece.weight, piece.entries, parameter.dtype).view(piece.shape)
+        else:
+            weight = piece.of(parameter)
+        weight.grad = None if parameter.grad is None else piece.of(parameter.grad.contiguous())
+        return weight
+
+    def _keep(self, piece: Piece, state: State, buffer: Buffer | None) -> None:
+        """States of the piece's size go into the buffer, where they are not there already; others,
+        and all of a parameter that is not offloaded, stay in memory."""
+        for key, value in state.items():
+            if buffer is None or not _is_like(value, piece.shape):
+                piece.rest[key] = value
+                continue
+            if key not in piece.states:
+                piece.states[key] = self._room.state(piece, len(piece.states)), value.dtype
+            place = _stored(piece, buffer)[key]
+            if place.data_ptr() != value.data_ptr():
+                place.copy_(value)
+
+
+def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
+    """All parameters, whole."""
+    for number, group in enumerate(groups):
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            yield Piece(
+                name=name, parameter=parameter, group=number, start=0, stop=parameter.numel()
+            )
+
+
+def _stored(piece: Piece, buffer: Buffer) -> dict[str, Tensor]:
+    """A piece's states in its group's buffer."""
+    return {
+        key: buffer.tensor(place, piece.entries, dtype).view(piece.shape)
+        for key, (place, dtype) in piece.states.items()
+    }
+
+
+def _is_like(value: object, shape: Sequence[int]) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == tuple(shape)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,148 @@
+"""Parameters in groups of bounded size: what an optimizer updates at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import Refused
+from engine.nvme.page_buffers import LINE, PAGE, round_up
+from engine.nvme.prefetch import SHARES
+
+GRAIN = PAGE
+"""Entries that pieces are multiples of: whole pages, whatever their type, and the same blocks of a
+vectorised loop as in the whole parameter, so that the same instructions give the same bits."""
+
+
+@dataclass(kw_only=True)
+class Piece:
+    """Entries [start, stop) of a parameter, flattened; all of it keeps its shape.
+
+    ``group``: the number of its parameter group. ``states``: by name, where in its buffer and of
+    what type each is, known once there are any. ``rest``: states of other shapes, which stay in
+    memory, such as the number of steps. ``first``: where in the buffer its states begin, and
+    ``weight``: where its entries are, if they are offloaded too.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    group: int
+    start: int
+    stop: int
+    first: int = 0
+    weight: int = 0
+    states: dict[str, tuple[int, torch.dtype]] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        whole = self.entries == self.parameter.numel()
+        return tuple(self.parameter.shape) if whole else (self.entries,)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Its part of a tensor that is shaped like the parameter: a view."""
+        return tensor.detach().view(-1)[self.start : self.stop].view(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What there is for a group: ``size`` bytes of memory.
+
+    ``states``: tensors of its size that are kept beside a parameter. ``weights``: whether it is
+    streamed too. ``divisible``: whether updates are by entry, so that parameters may be cut.
+    """
+
+    size: int
+    states: int
+    weights: bool = False
+    divisible: bool = True
+
+    def slot(self, pieces: Iterable[Piece]) -> int:
+        """Bytes on the disk for the states of a group, with a line for a stamp at either end."""
+        return round_up(2 * LINE + sum(self._states(p.entries, _size(p)) for p in pieces), PAGE)
+
+    def taken(self, entries: int, itemsize: int) -> int:
+        """Bytes of a piece: states begin at cache lines, weights at pages."""
+        weights = round_up(entries * itemsize, PAGE) if self.weights else 0
+        return self._states(entries, itemsize) + weights
+
+    def most(self, free: int, itemsize: int) -> int:
+        """The most entries that a piece can have in ``free`` bytes, if it is cut."""
+        an_entry = itemsize * (self.states + self.weights)
+        return free // an_entry // GRAIN * GRAIN if self.divisible else 0
+
+    @property
+    def empty(self) -> int:
+        """Bytes for pieces, of a group that has none."""
+        return self.size - PAGE - 2 * LINE
+
+    def place(self, pieces: list[Piece]) -> None:
+        """Settle where everything of a group lies."""
+        first, weight = LINE, self.slot(pieces)
+        for piece in pieces:
+            piece.first, piece.weight = first, weight
+            first += self._states(piece.entries, _size(piece))
+            weight += round_up(piece.entries * _size(piece), PAGE)
+        assert (weight if self.weights else self.slot(pieces)) <= self.size
+
+    def state(self, piece: Piece, number: int) -> int:
+        """Where in the buffer a piece has its state of that number, from 0."""
+        assert number < self.states, f"{piece.name} has more than {self.states} states"
+        return piece.first + number * round_up(piece.entries * _size(piece), LINE)
+
+    def _states(self, entries: int, itemsize: int) -> int:
+        return self.states * round_up(entries * itemsize, LINE)
+
+
+def grouped(wholes: Iterable[Piece], room: Room) -> list[list[Piece]]:
+    """The pieces in order, in as few groups as hold them, cut where they have to be.
+
+    Raises Refused where one that cannot be cut does not fit.
+    """
+    groups: list[list[Piece]] = [[]]
+    free = room.empty
+    for whole in wholes:
+        for piece in _cut(whole, room, free):
+            taken = room.taken(piece.entries, _size(piece))
+            if taken > free:
+                groups.append([])
+                free = room.empty
+            groups[-1].append(piece)
+            free -= taken
+    groups = [group for group in groups if group]
+    for group in groups:
+        room.place(group)
+    return groups
+
+
+def _cut(piece: Piece, room: Room, free: int) -> Iterator[Piece]:
+    """Parts of a piece: as much as fits into ``free`` bytes, then into one empty group each."""
+    start, size = piece.start, _size(piece)
+    while room.taken(piece.stop - start, size) > free:
+        entries = room.most(free, size)
+        if entries:
+            yield replace(piece, start=start, stop=start + entries, states={}, rest={})
+            start += entries
+        elif free == room.empty:
+            raise Refused(_too_large(piece, room))
+        free = room.empty
+    yield replace(piece, start=start, states={}, rest={})
+
+
+def _too_large(piece: Piece, room: Room) -> str:
+    entries = GRAIN if room.divisible else piece.entries
+    least = round_up(room.taken(entries, _size(piece)) + room.size - room.empty, PAGE)
+    whole = "" if room.divisible else ", which is updated as a whole"
+    return f"zero.nvme_buffer must be at least {SHARES * least} for {piece.name}{whole}"
+
+
+def _size(piece: Piece) -> int:
+    return piece.parameter.itemsize

@@ -1,0 +1,29 @@
+"""How the user starts cuboid from the folder they are in, for commands that messages print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+
+ROOT = Path(__file__).parents[2]
+
+
+def cuboid(
+    environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix, root: Path = ROOT
+) -> str:
+    """Return ``cuboid``, or run.sh by its path where ``prefix``, the environment of this process,
+    is the one that run.sh made and it is not active: there the command is not on the user's
+    PATH."""
+    script, own = root / "run.sh", root / ".venv"
+    active = environ.get("VIRTUAL_ENV") or environ.get("CONDA_PREFIX")
+    if not script.is_file() or not _same(own, prefix) or (active and _same(own, active)):
+        return "cuboid"
+    here = Path.cwd()
+    return quote(f"./{script.relative_to(here)}" if script.is_relative_to(here) else str(script))
+
+
+def _same(one: Path, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)

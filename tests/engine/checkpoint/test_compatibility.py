@@ -1,0 +1,176 @@
+"""What may change between a checkpoint and the run that goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.compatibility import FIXED, SILENT, batch, compare, moved, threads
+from engine.checkpoint.manifest import Training
+from engine.checkpoint.save import layout_of
+from engine.config.schema import all_settings, user_name
+from engine.errors import Refused
+from engine.plan import Plan, make_plan
+from tests.support.checkpoints import training_at
+from tests.support.jobs import TINY
+
+
+def plan_with(folder: Path, *overrides: str, gpus: int = 4) -> Plan:
+    (folder / "tiny.py").write_text(TINY)
+    return make_plan(folder / "tiny.py", gpus=gpus, overrides=overrides, environ={})
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Training:
+    settings = plan_with(tmp_path).settings.model_dump(mode="json")
+    return training_at(2, corpus="these samples", settings=settings)
+
+
+def lines(folder: Path, before: Training, *overrides: str, **more: object) -> list[str]:
+    corpus = str(more.get("corpus", before.corpus))
+    new_data = bool(more.get("new_data"))
+    return compare(
+        plan_with(folder, *overrides), corpus, before, path="step-00000002", new_data=new_data
+    )
+
+
+def test_nothing_is_told_where_nothing_has_changed(tmp_path, before):
+    assert lines(tmp_path, before) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    "model.n_layer=4 model.n_embd=32 model.vocab_size=34 model.tie_embeddings=False "
+    "model.activation='gelu' optimizer.type='sgd'".split(),
+)
+def test_another_model_or_optimizer_is_refused_with_the_difference(tmp_path, before, override):
+    with pytest.raises(Refused) as refusal:
+        lines(tmp_path, before, override, "optimizer.lr=1.0")
+    first, *differences = str(refusal.value).splitlines()
+    assert first.startswith("step-00000002 is of another model or optimizer")
+    assert any(override in line and "in the checkpoint" in line for line in differences)
+    assert not any("optimizer.lr" in line for line in differences)
+
+
+@pytest.mark.parametrize("name", sorted(FIXED))
+def test_each_that_tensors_stand_for_is_refused(tmp_path, before, name):
+    *sections, last = name.split(".")
+    values = before.settings
+    for section in sections:
+        values = values[section]
+    values[last] = "other"
+    with pytest.raises(Refused, match=f"{user_name(name)} is 'other'"):
+        lines(tmp_path, before)
+
+
+def test_all_of_the_model_but_what_only_training_sees_is_fixed():
+    free = "embd_pdrop resid_pdrop attn_pdrop checkpoint num_chunks preset init_std".split()
+    model = {name for name in all_settings() if name.startswith("model.")}
+    assert model - FIXED == {f"model.{name}" for name in free}
+
+
+def test_each_difference_has_its_place_and_its_old_value(tmp_path, before):
+    with pytest.raises(Refused) as refusal:
+        lines(tmp_path, before, "model.n_layer=4")
+    where = "command line: model.n_layer=4"
+    assert f"  {where}; in the checkpoint model.n_layer is 2" in str(refusal.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    "override",
+    "optimizer.lr=0.5 MAX_STEPS=9 BATCH_SIZE=8 clip_grad_norm=1.0 eval.every=3 "
+    "lr_scheduler.type='cosine' model.resid_pdrop=0.5 precision='bf16'".split(),
+)
+def test_what_may_change_is_told(tmp_path, before, override):
+    (line,) = lines(tmp_path, before, override)
+    assert override in line
+    assert "in the checkpoint" in line
+
+
+@pytest.mark.parametrize(
+    "override",
+    "log.every=7 timeout=9.0 checkpoint.keep=9 data.cache='x' backend='gloo' zero.stage=1".split(),
+)
+def test_what_changes_nothing_is_not_told(tmp_path, before, override):
+    assert lines(tmp_path, before, override) == []
+
+
+def test_another_order_of_samples_needs_the_users_word(tmp_path, before):
+    with pytest.raises(Refused, match=r"seed=7; in the checkpoint seed is 42\n--allow-new-data"):
+        lines(tmp_path, before, "seed=7")
+    (line,) = lines(tmp_path, before, "seed=7", new_data=True)
+    assert "seed=7" in line
+
+
+def test_other_samples_need_the_users_word(tmp_path, before):
+    for overrides, told in (
+        ((), "the data has changed"),
+        (
+            ("data.validation=0.25",),
+            "data.validation=0.25; in the checkpoint data.validation is 0.1",
+        ),
+    ):
+        with pytest.raises(Refused, match=told):
+            lines(tmp_path, before, *overrides, corpus="others")
+        assert told in lines(tmp_path, before, *overrides, corpus="others", new_data=True)[0]
+
+
+def test_the_same_samples_from_another_place_do_not(tmp_path, before):
+    assert lines(tmp_path, before, "data.tokenizer='char'") == []
+
+
+def test_settings_that_a_checkpoint_does_not_know_have_not_changed(tmp_path, before):
+    del before.settings["eval"]
+    assert lines(tmp_path, before, "eval.every=3") == []
+
+
+def test_the_lists_name_settings():
+    assert {*all_settings(), "name", "source"} >= FIXED | SILENT
+    assert not FIXED & SILENT
+
+
+def test_another_layout_is_told(tmp_path):
+    layouts = [
+        layout_of(plan.settings, plan.layout.data)
+        for plan in (plan_with(tmp_path), plan_with(tmp_path, "PIPELINE=2", "zero.stage=1"))
+    ]
+    assert moved(layouts[0], layouts[0]) is None
+    told = moved(*layouts)
+    assert told is not None
+    assert "written by tensor 1 (serial) x pipeline 1 x data 4, goes on as" in told
+    assert "pipeline 2 x data 2, ZeRO 1" in told
+    assert "dropout draws other masks" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "told"),
+    [
+        ((), 4, None),  # 4 ranks x 4 samples
+        (("BATCH_SIZE=8",), 2, None),
+        ((), 2, "a step has 8 samples, and had 16 at the checkpoint: gradient_accumulation=2"),
+        (("gradient_accumulation=3",), 1, "had 16 at the checkpoint: gradient_accumulation=4"),
+        (("BATCH_SIZE=6",), 4, "a step has 24 samples, and had 16 at the checkpoint: BATCH_SIZE=4"),
+        ((), 3, "had 16 at the checkpoint: no whole number keeps it"),
+    ],
+)
+def test_another_global_batch_is_reported_with_what_keeps_it(
+    tmp_path, before, overrides, gpus, told
+):
+    layout = layout_of(plan_with(tmp_path).settings, 4)
+    found = batch(before, layout, plan_with(tmp_path, *overrides, gpus=gpus))
+    assert len(found) == (told is not None)
+    assert all(told in line for line in found)
+    if found and "no whole" not in found[0]:
+        keeps = found[0].partition("checkpoint: ")[2].split()[0]
+        kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)
+        assert batch(before, layout, kept) == []
+
+
+def test_another_number_of_threads_is_reported_on_a_cpu_alone() -> None:
+    then = training_at(2, threads=2, device="cpu")
+    line = "1 thread a rank, 2 at the checkpoint: sums round differently; OMP_NUM_THREADS=2 keeps "
+    assert threads(then, "cpu", 1) == [line + "the bits"]
+    assert threads(then, "cpu", 2) == []
+    assert threads(then, "cuda", 1) == []
+    assert threads(training_at(2, threads=0, device="cpu"), "cpu", 1) == []

@@ -1,0 +1,116 @@
+"""Resumes that change the size of a step: tokens, epochs and learning rates go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.checkpoint.load import Stored
+from engine.runs.resume_candidates import Asked
+from tests.support.checkpoints import reseal
+from tests.support.jobs import RUN, TINY, Job, run, run_all, shelf_of, without_sample
+
+SEQ, EPOCHS, PEAK, FORK = 8, 3, 0.01, 7
+TEXT = "the cat sat on the mat; " * 7  # 168 tokens: 20 samples of 8, 10 of 16
+OVERRIDES = (
+    *("data.type=text", "data.tokenizer=char", "data.path=corpus.txt", "data.cache=cache"),
+    *("data.validation=0", "model.block_size=16", "MAX_STEPS=None", f"NUM_EPOCHS={EPOCHS}"),
+    *("lr_scheduler.type=linear", "lr_scheduler.by=epoch", f"checkpoint.every={FORK}"),
+)
+
+
+def job(folder: Path, *overrides: str, **more: Any) -> Job:
+    asked = Asked(
+        output=Path(more.pop("output", RUN)),
+        resume=more.pop("resume", "none"),
+        new_data=more.pop("new_data", False),
+    )
+    overrides = (*OVERRIDES, *overrides)
+    return Job(folder=folder, overrides=overrides, asked=asked, planted=without_sample, **more)
+
+
+def rows(folder: Path, run: str) -> dict[int, dict[str, Any]]:
+    lines = (folder / run / "log.jsonl").read_text().splitlines()
+    return {row["step"]: row for row in map(json.loads, lines)}
+
+
+# Overrides, samples a step, tokens a sample, samples an epoch, changed text
+AFTER: dict[str, tuple[tuple[str, ...], int, int, int, str]] = {
+    "same": ((), 4, SEQ, 20, TEXT),
+    "batch": (("BATCH_SIZE=7",), 7, SEQ, 20, TEXT),
+    "rounds": (("BATCH_SIZE=1", "gradient_accumulation=3"), 3, SEQ, 20, TEXT),
+    "length": (("SEQ_LEN=16",), 4, 16, 10, TEXT),
+    "data": ((), 4, SEQ, 41, TEXT * 2),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs, and runs that went on from its step 7 with other settings."""
+    path = tmp_path_factory.mktemp("history")
+    (path / "tiny.py").write_text(TINY)
+    (path / "corpus.txt").write_text(TEXT)
+    (path / "twice.txt").write_text(TEXT * 2)
+    resume = "run/checkpoints/step-00000007"
+    jobs = [job(path)]
+    for name, (overrides, *_, text) in AFTER.items():
+        more = ("data.path=twice.txt",) if text != TEXT else ()
+        jobs.append(job(path, *overrides, *more, resume=resume, output=name, new_data=True))
+    for (ended,) in run_all(jobs):
+        assert ended.error == "", ended.err
+        (path / f"told-{len(list(path.glob('told-*')))}").write_text(ended.out)
+    return path
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_history_goes_on(folder: Path, name: str) -> None:
+    """By a sum over the steps one by one."""
+    _, batch, length, samples, _ = AFTER[name]
+    found = rows(folder, name)
+    epochs, tokens, expected = FORK * 4 / 20, FORK * 4 * SEQ, {}
+    for step in found:
+        tokens += batch * length
+        expected[step] = (tokens, PEAK * (1 - int(epochs + 1e-3) / EPOCHS))
+        epochs += batch / samples
+    assert list(found) == list(range(FORK + 1, FORK + 1 + len(found)))
+    last = epochs - batch / samples
+    assert last < EPOCHS - 1 / samples < epochs, "one whole sample may be lost to rounding"
+    for step, row in found.items():
+        assert row["tokens"] == expected[step][0], step
+        assert row["lr"] == pytest.approx(expected[step][1]), step
+    training = Stored(shelf_of(folder, Path(name)).folder(max(found))).training
+    assert training.tokens == tokens
+    assert training.epochs == pytest.approx(epochs, abs=0.5 / samples)
+
+
+def test_one_that_changes_nothing_is_the_run(folder: Path) -> None:
+    whole, again = rows(folder, str(RUN)), rows(folder, "same")
+    assert whole.keys() - again.keys() == set(range(1, FORK + 1))
+    for step, row in again.items():
+        assert all(row[key] == whole[step][key] for key in ("loss", "lr", "tokens", "grad_norm"))
+
+
+def test_other_samples_are_told(folder: Path) -> None:
+    line = "1.40 epochs were read of other samples: 60% of an epoch of the present ones comes next"
+    told = [line in (folder / f"told-{number}").read_text() for number in range(1 + len(AFTER))]
+    assert told == [False] + [name in ("length", "data") for name in AFTER]
+
+
+def test_a_checkpoint_that_does_not_say_goes_on_as_its_settings_do(folder: Path) -> None:
+    """As checkpoints were before they said how many tokens and epochs."""
+    checkpoint = shelf_of(folder).folder(FORK)
+    file = checkpoint / "training.json"
+    content = json.loads(file.read_text())
+    assert content.pop("tokens") == FORK * 4 * SEQ
+    assert content.pop("epochs") == pytest.approx(FORK * 4 / 20)
+    file.write_text(json.dumps(content))
+    reseal(checkpoint)
+    (ended,) = run(job(folder, resume=str(checkpoint), output="older"))
+    assert ended.error == "", ended.err
+    whole, again = rows(folder, str(RUN)), rows(folder, "older")
+    assert min(again) == FORK + 1
+    for step, row in again.items():
+        assert all(row[key] == whole[step][key] for key in ("loss", "lr", "tokens"))

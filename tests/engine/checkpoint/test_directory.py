@@ -1,0 +1,126 @@
+"""Names, order and retention of checkpoints, on files alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.checkpoint.directory import Shelf, surplus
+from engine.checkpoint.manifest import TRAINING
+from tests.support.checkpoints import training_at
+
+
+def fill(shelf: Shelf, step: int, val_loss: float | None = None) -> Path:
+    """A checkpoint as far as the shelf looks at it."""
+    draft = shelf.draft(step)
+    draft.mkdir(parents=True)
+    (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).model_dump_json())
+    shelf.publish(step)
+    return shelf.folder(step)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "checkpoints")
+
+
+def test_the_order_is_that_of_steps_whatever_the_clock_said(shelf):
+    for age, step in enumerate((20, 3, 100, 123456789)):
+        folder = fill(shelf, step)
+        os.utime(folder, (10**9 - age, 10**9 - age))  # each written before the last
+    assert shelf.steps() == [3, 20, 100, 123456789]
+    assert shelf.folder(100).name == "step-00000100"
+
+
+def test_drafts_and_strangers_are_no_checkpoints(shelf):
+    fill(shelf, 2)
+    for name in ("step-00000003.tmp", "step-00000004.aside", "step-5", "step-x", "notes"):
+        (shelf.path / name).mkdir()
+    (shelf.path / "step-00000006").touch()
+    assert shelf.steps() == [2]
+    assert Shelf(shelf.path / "nowhere").steps() == []
+
+
+def test_no_checkpoint_is_published_over_another(shelf):
+    kept = fill(shelf, 2) / TRAINING
+    before = kept.read_text()
+    shelf.draft(2).mkdir()
+    (shelf.draft(2) / TRAINING).write_text("new")
+    with pytest.raises(OSError, match="not empty"):
+        shelf.publish(2)
+    assert kept.read_text() == before
+
+
+def test_what_interrupts_a_removal_leaves_no_part_of_a_checkpoint(shelf, monkeypatch):
+    folder = fill(shelf, 2)
+    (folder / "more").touch()
+
+    def die(path: Path, *arguments: object, **named: object) -> None:
+        if path.exists():
+            (path / "more").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.remove(2)
+    assert shelf.steps() == []
+    shelf.clear_drafts()
+    assert list(shelf.path.iterdir()) == []
+
+
+def test_what_is_ahead_is_kept_aside_under_names_of_its_own(shelf):
+    for step in (1, 2, 3):
+        fill(shelf, step)
+    assert [path.name for path in shelf.set_aside(after=1)] == [
+        "step-00000002.aside",
+        "step-00000003.aside",
+    ]
+    fill(shelf, 3)
+    assert [path.name for path in shelf.set_aside(after=2)] == ["step-00000003.aside-2"]
+    assert shelf.steps() == [1]
+    assert len(shelf.leftovers()) == 3
+
+
+def test_losses_are_those_of_validations(shelf):
+    fill(shelf, 10, 2.5)
+    fill(shelf, 9)
+    (fill(shelf, 11) / TRAINING).write_text("{")
+    assert shelf.losses() == {9: None, 10: 2.5, 11: None}
+
+
+@pytest.mark.parametrize(
+    ("losses", "keep", "best", "gone"),
+    [
+        ({}, 1, True, []),
+        ({1: None, 2: None, 3: None}, 2, True, [1]),
+        ({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.0}, 1, True, [1, 3]),
+        ({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.0}, 1, False, [1, 2, 3]),
+        ({1: 1.0, 2: 1.0, 3: 2.0}, 1, True, [1]),  # of equal ones the latest
+        ({1: 1.0, 2: None, 3: None}, 5, True, []),
+    ],
+)
+def test_the_latest_and_the_best_are_kept(losses, keep, best, gone):
+    assert surplus(losses, keep=keep, best=best) == gone
+
+
+@settings(derandomize=True, database=None)
+@given(
+    st.dictionaries(st.integers(1, 50), st.none() | st.floats(0, 9)),
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_what_is_kept_is_no_more_than_was_asked_for(losses, keep, best):
+    gone = set(surplus(losses, keep=keep, best=best))
+    kept = losses.keys() - gone
+    assert gone <= losses.keys()
+    assert set(sorted(losses)[-keep:]) <= kept
+    assert len(kept) <= keep + best
+    validated = {step: loss for step, loss in losses.items() if loss is not None}
+    if best and validated:
+        assert min(validated.values()) in [losses[step] for step in kept]

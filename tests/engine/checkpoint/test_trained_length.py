@@ -1,0 +1,113 @@
+"""Positions that were trained: with every checkpoint and model, over resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.evaluate import evaluate
+from engine.evaluation import Subject
+from engine.inout.open_model import open_trained
+from engine.plan import make_plan
+from engine.runs.folder import RunFolder
+from engine.runs.plan_summary import remarks
+from engine.runs.resume_candidates import Asked
+from launch import cli
+from tests.engine.test_evaluate import opened
+from tests.support.checkpoints import reseal
+from tests.support.jobs import RUN, TINY, Job, run_all, shelf_of
+from tests.support.worlds import free_port
+
+POSITIONS = "model.block_size=32"
+
+
+def job(folder: Path, *overrides: str, **more: Any) -> Job:
+    asked = Asked(
+        output=Path(more.pop("output", RUN)),
+        resume=more.pop("resume", "none"),
+        new_data=True,
+        init_from=more.pop("init", None),
+    )
+    return Job(folder=folder, overrides=overrides, asked=asked, **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of SEQ_LEN 8, resumed with 16 and then with 4; and runs with its weights."""
+    path = tmp_path_factory.mktemp("lengths")
+    (path / "tiny.py").write_text(TINY)
+    more = (POSITIONS, "checkpoint.every=1", "checkpoint.keep=9")
+    init = Path("run/checkpoints/step-00000002")
+    jobs = [
+        job(path, *more, "MAX_STEPS=1"),
+        job(path, *more, "MAX_STEPS=2", "SEQ_LEN=16", resume="run"),
+        job(path, *more, "MAX_STEPS=3", "SEQ_LEN=4", resume="run"),
+        job(path, POSITIONS, "MAX_STEPS=1", "SEQ_LEN=4", output="new", init=init),
+        job(path, "model.block_size=12", "MAX_STEPS=1", "SEQ_LEN=4", output="cut", init=init),
+    ]
+    for (ended,) in run_all(jobs):
+        assert ended.error == "", ended.err
+    return path
+
+
+def test_the_longest_that_was_trained_is_kept(folder: Path) -> None:
+    lengths = [open_trained(shelf_of(folder).folder(step)).length for step in (1, 2, 3)]
+    assert lengths == [8, 16, 16]
+    final = open_trained(folder / "run" / "model.safetensors")
+    assert (final.length, final.step, final.sizes.block_size) == (16, 3, 32)
+    assert open_trained(folder / "new").length == 16
+    assert open_trained(folder / "cut").length == 12
+
+
+def test_an_older_checkpoint_says_it_by_its_settings(folder: Path) -> None:
+    checkpoint = shelf_of(folder, Path("new")).folder(1)
+    file = checkpoint / "training.json"
+    content = json.loads(file.read_text())
+    assert content.pop("trained_length") == 16
+    file.write_text(json.dumps(content))
+    reseal(checkpoint)
+    assert open_trained(checkpoint).length == 4
+
+
+def test_export_says_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    line = "positions from 16 on are untrained: give it at most 16 tokens at a time"
+    for form, out in (("hf", "hf"), ("safetensors", "x.safetensors")):
+        command = ["export", "run", "--step", "2", "--to", form, "--out", out]
+        assert cli.main(command, {}) == 0
+        assert line in capsys.readouterr().out.splitlines()
+        assert open_trained(Path(out)).length == 16
+
+
+def test_evaluations_of_longer_samples_are_warned_of(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    told = []
+    for length in (16, 17):
+        with free_port() as port, opened(0, 1, port, (f"SEQ_LEN={length}",)) as world:
+            evaluate(world, RunFolder(RUN), "2", Subject(samples=4), cache=folder)
+        told.append(capsys.readouterr().err)
+    assert told == [
+        "",
+        "warning: command line: SEQ_LEN=17 is longer than the 16 positions that "
+        "run/checkpoints/step-00000002 was trained with: targets beyond them are predicted from "
+        "untrained positions\n",
+    ]
+
+
+def test_a_plan_says_which_positions_it_leaves_untrained(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    plan = make_plan(tmp_path / "tiny.py", gpus=1, overrides=[POSITIONS], environ={})
+    assert (
+        "note: command line: model.block_size=32 is more than SEQ_LEN=8: this run does not train "
+        "the positions from 8 on; model.block_size=8 leaves them out"
+    ) in remarks(plan)
+    plan = make_plan(tmp_path / "tiny.py", gpus=1, environ={})
+    assert not [line for line in remarks(plan) if "positions" in line]

@@ -1,0 +1,207 @@
+"""Text that a run is given later: the ids of its checkpoints keep their meaning."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.checkpoint.load import Stored
+from engine.data.loader import load
+from engine.data.tokenizer import load as load_tokenizer
+from engine.data.vocabulary import adopt
+from engine.evaluate import evaluate
+from engine.evaluation import Subject
+from engine.inout.open_model import open_trained
+from engine.plan import make_plan
+from engine.runs.folder import RunFolder
+from engine.runs.resume_candidates import Asked
+from engine.world.world import World
+from launch import cli
+from tests.engine.test_evaluate import alone, opened
+from tests.support.checkpoints import reseal
+from tests.support.jobs import RUN, TINY, Job, run, run_all, shelf_of, without_sample
+from tests.support.worlds import free_port
+
+FIRST = "the cat sat on the mat; " * 40
+SECOND = "élan \U0001f600 at noon, that hot dish!\n" * 30  # sorts before, among and after
+TEXT = ("data.type=text", "data.tokenizer=char", "data.path=corpus.txt", "data.cache=cache")
+OVERRIDES = (*TEXT, "checkpoint.every=2")
+NEW = "'\\n', '!', ',', 'd', 'i', 'l', 'é', '😀'"
+
+
+def job(folder: Path, *overrides: str, init: str | None = None, **more: Any) -> Job:
+    asked = Asked(
+        output=Path(more.pop("output", RUN)),
+        init_from=Path(init) if init else None,
+        resume=more.pop("resume", "none"),
+        new_data=more.pop("new_data", False),
+    )
+    fields = {"planted": without_sample, **more}
+    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), asked=asked, **fields)
+
+
+def words_of(folder: Path, step: int, run: str = str(RUN)) -> Any:
+    saved = Stored(shelf_of(folder, Path(run)).folder(step)).training.tokenizer
+    assert saved is not None
+    return load_tokenizer(saved)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 1 and 2 of the first text, 3 and 4 of the second."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    (folder / "tiny.py").write_text(TINY)
+    (folder / "corpus.txt").write_text(FIRST)
+    every = ("checkpoint.every=1", "checkpoint.keep=9", "eval.every=1", "model.vocab_size=40")
+    (first,) = run(job(folder, *every, "MAX_STEPS=2"))
+    assert first.error == "", first.err
+    (folder / "corpus.txt").write_text(SECOND)
+    again = job(folder, *every, "MAX_STEPS=4", resume="run", new_data=True)
+    ended = run_all([replace(again, asked=replace(again.asked, new_data=False)), again])
+    refused, second = (of_ranks[0] for of_ranks in ended)
+    assert refused.err.splitlines()[-1] == "--allow-new-data goes on all the same"
+    assert second.error == "", second.err
+    (folder / "told").write_text(second.out)
+    return folder
+
+
+@pytest.fixture
+def folder(both: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(both, tmp_path / "copy"))
+
+
+def test_new_characters_get_new_ids_and_old_ones_keep_theirs(both: Path) -> None:
+    characters = "".join(sorted(set(FIRST)))
+    assert words_of(both, 1).characters == words_of(both, 2).characters == characters
+    new = "".join(sorted(set(SECOND) - set(FIRST)))
+    assert words_of(both, 3).characters == words_of(both, 4).characters == characters + new
+    first, last = len(characters), len(characters + new) - 1
+    assert (
+        f"new in the data: {NEW}; their ids are {first} to {last}, and the {first} ids of "
+        "run/checkpoints/step-00000002 stay as they are"
+    ) in (both / "told").read_text().splitlines()
+
+
+def test_what_is_trained_is_the_text_by_those_ids(both: Path) -> None:
+    plan = make_plan(both / "tiny.py", gpus=1, overrides=OVERRIDES, environ={})
+    data = plan.settings.data.model_copy(
+        update={"path": str(both / "corpus.txt"), "cache": str(both / "cache")}
+    )
+    settings = plan.settings.model_copy(update={"data": data})
+    batches = load(settings, data_size=1, cache=both / "cache")
+    saved = Stored(shelf_of(both).folder(2)).training.tokenizer
+    adopted = batches.of(adopt(batches.corpus, saved)[0])
+    words, plain = words_of(both, 4), batches.corpus.tokenizer
+    assert plain is not None
+    for step in (1, 2, 7):
+        for ours, theirs in zip(adopted.batch(step, 0, 0), batches.batch(step, 0, 0), strict=True):
+            for one, other in zip(ours.numpy(), theirs.numpy(), strict=True):
+                assert words.decode(one) == plain.decode(other) in SECOND * 2
+    held, other = adopted.validation.batch(0, 0), batches.validation.batch(0, 0)
+    assert words.decode(held[1][0].numpy()) == plain.decode(other[1][0].numpy())
+
+
+def test_every_checkpoint_is_read_by_its_own_vocabulary(
+    both: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(both)
+    for step, known in ((1, FIRST), (4, FIRST + SECOND)):
+        command = ["generate", "run", "--step", str(step), "--prompt", "the ", "--tokens", "200"]
+        assert cli.main([*command, "--temperature", "9"], {}) == 0
+        text = capsys.readouterr().out.removesuffix("\n")
+        assert set(text) == set(known)
+        command = ["export", "run", "--step", str(step), "--to", "safetensors"]
+        assert cli.main(command, {}) == 0
+        written = Path(capsys.readouterr().out.partition(": ")[0])
+        assert open_trained(written).tokenizer == {
+            "type": "char",
+            "characters": words_of(both, step).characters,
+        }
+    assert cli.main(["generate", "run", "--step", "2", "--prompt", "dish"], {}) == 2
+    assert "the character 'd' (U+0064)" in capsys.readouterr().err
+    final = open_trained(both / "run" / "model.safetensors").tokenizer
+    assert final == {"type": "char", "characters": words_of(both, 4).characters}
+
+
+def test_an_evaluation_is_by_the_checkpoints_ids(
+    both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(both)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (both / "first.txt").write_text(FIRST)
+    told = Stored(shelf_of(both).folder(2)).training.val_loss
+    with free_port() as port, opened(0, 1, port, ("data.path=first.txt",)) as world:
+        found = evaluate(world, RunFolder(Path(RUN)), "2", Subject(), cache=both / "cache")
+    assert found.loss == pytest.approx(told, rel=1e-6)
+    refused = alone(both, step="2")
+    assert f"it has {NEW}, which run/checkpoints/step-00000002 has no ids for" in refused
+
+
+def test_a_model_without_room_for_new_characters_is_refused(tmp_path: Path) -> None:
+    """The remedies that are named work."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "corpus.txt").write_text(FIRST)
+    size, checkpoint = len(set(FIRST)), "run/checkpoints/step-00000001"
+    small, larger = f"model.vocab_size={size}", f"model.vocab_size={size + 1}"
+    one = "MAX_STEPS=1"
+    changed = {"data.tokenizer=gpt2", "model.vocab_size=50257"}
+
+    jobs = [
+        job(tmp_path, f"model.vocab_size={size - 1}", one),
+        job(tmp_path, small, one),
+        job(tmp_path, small, resume="run", new_data=True, planted=with_another_character),
+        job(tmp_path, small, one, output="new", init=checkpoint),
+        job(tmp_path, larger, one, output="new", init=checkpoint),
+        job(tmp_path, *changed, one, output="bpe", init=checkpoint),
+    ]
+    ended = [of_ranks[0] for of_ranks in run_all(jobs)]
+    refused = f"command line: {small} has no room for '😀', in the data and not in {checkpoint} "
+    assert f"has no room for {size} tokens" in ended[0].err
+    assert ended[0].err.endswith(f": set {small}\n")
+    assert ended[1].error == "", ended[1].err
+    assert ended[2].err.startswith(refused)
+    assert ended[2].err.endswith(f": begin a new run with --init-from {checkpoint} {larger}\n")
+    assert ended[3].err.startswith(refused)
+    assert ended[3].err.endswith(f": set {larger}\n")
+    assert ended[4].error == "", ended[4].err
+    assert words_of(tmp_path, 1, "new").characters == "".join(sorted(set(FIRST))) + "😀"
+    line = f"data.tokenizer='gpt2': its ids stand for other text than in {checkpoint}"
+    assert line in ended[5].out, ended[5]
+
+
+@contextlib.contextmanager
+def with_another_character(world: World) -> Iterator[None]:
+    Path("corpus.txt").write_text(FIRST + "\U0001f600")
+    with without_sample(world):
+        yield
+
+
+def test_checkpoints_without_a_tokenizer_are_read_by_the_runs(folder: Path) -> None:
+    """As they were written before they had one; and another tokenizer is refused all the same."""
+    checkpoint = shelf_of(folder).folder(4)
+    file = checkpoint / "training.json"
+    content = json.loads(file.read_text())
+    told = content.pop("tokenizer")
+    file.write_text(json.dumps(content))
+    reseal(checkpoint)
+    assert open_trained(checkpoint).tokenizer == told
+    assert json.loads((RunFolder(folder / RUN).tokenizer).read_text()) == told
+    other = ("data.tokenizer=gpt2", "model.vocab_size=50257", "MAX_STEPS=5")
+    refused, ended = run_all(
+        [
+            job(folder, *other, resume="run", new_data=True),
+            job(folder, "model.vocab_size=40", "MAX_STEPS=5", resume="run"),
+        ]
+    )
+    assert refused[0].err == (
+        "command line: data.tokenizer='gpt2', and the ids of run/checkpoints/step-00000004 are by "
+        "'char': set data.tokenizer='char'\n"
+    )
+    assert ended[0].error == "", ended[0].err

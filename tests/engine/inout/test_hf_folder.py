@@ -1,0 +1,269 @@
+"""Hugging Face folders: what transformers makes of ours, and what we make of its."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
+from engine.data.tokenizers.gpt2 import GPT2
+from engine.errors import Refused
+from engine.inout.export import Options, export, form
+from engine.inout.import_hf import bring_in
+from engine.inout.open_model import open_trained
+from models.chunks import Chunks
+from models.config import Sizes
+from models.gpt import GPT
+from models.parallel.context import Partition
+from tests.engine.inout.support import SIZES, UNTIED, theirs, trained
+from tests.engine.inout.test_tensor_files import Bomb, zipped
+from tests.support.checkpoints import write
+from tests.support.training import Run
+from tests.support.worlds import run_world
+
+transformers = pytest.importorskip("transformers")
+
+PLAIN = Options(dtype=torch.float32, shard_bytes=10**9)
+TOKENIZER = {"type": "gpt2", **GPT2().state()}
+# n_head x head_dim is n_embd; the vocabulary is odd, which two ranks pad
+RUNS = {
+    "2d": Run(mode="2d", tensor=4, heads=10),
+    "pp1d": Run(mode="1d", tensor=2, pipeline=2, heads=10, tied=False),
+    "zero3": Run(data=4, zero=3, heads=10, dtype=torch.float64),
+}
+
+
+def to_hf(model: Any, out: Path, options: Options = PLAIN) -> Path:
+    return export(model, form("hf"), options, out=out, force=False)
+
+
+def write_all(rank: int, size: int, runs: dict[str, Run], folder: Path) -> None:
+    for name, run in runs.items():
+        write(rank, size, run, folder / name)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    run_world(4, write_all, RUNS, folder)
+    return folder
+
+
+def same_logits(sizes: Sizes, ours: GPT, exported: Path) -> bool:
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    assert type(model) is transformers.GPT2LMHeadModel
+    assert model.config.vocab_size == sizes.vocab_size
+    assert model.lm_head.weight.shape[0] == sizes.vocab_size
+    ids = torch.randint(sizes.vocab_size, (3, 14), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        wanted = ours.logits(ours(ours.embed(ids), ids.shape[1]))
+        found = model(ids).logits.flatten(0, 1)
+    return float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+def loaded(stored: Stored, sizes: Sizes) -> GPT:
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    model = GPT(sizes, part).eval()
+    stored.load_model(Chunks([model]))
+    return model
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_checkpoint_of_any_layout_has_its_logits_in_transformers(
+    name: str, written: Path, tmp_path: Path
+) -> None:
+    sizes, path = RUNS[name].sizes, Shelf(written / name).folder(2)
+    exported = to_hf(open_trained(path), tmp_path / "out")
+    assert same_logits(sizes, loaded(Stored(path), sizes), exported)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, UNTIED], ids=["tied, tanh", "untied, erf"])
+def test_no_parameter_may_be_in_the_wrong_place(sizes: Sizes, tmp_path: Path) -> None:
+    """As above, with numbers of which every one matters."""
+    model = trained(sizes)
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    ours = GPT(sizes, part).eval()
+    with torch.no_grad():
+        for name, tensor in model.read():
+            ours.get_parameter(name).copy_(tensor)
+    assert same_logits(sizes, ours, to_hf(model, tmp_path / "out"))
+    small = Options(dtype=torch.float32, shard_bytes=9000)
+    sharded = to_hf(model, tmp_path / "sharded", small)
+    assert len([*sharded.glob("model-*.safetensors")]) > 5
+    assert same_logits(sizes, ours, sharded)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("shard", [None, 9000, 20_000], ids=lambda shard: f"shards of {shard}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_and_out_again_changes_no_byte(
+    sizes: Sizes, shard: int | None, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, there, back = theirs(sizes).to(dtype), tmp_path / "there", tmp_path / "back"
+    model.save_pretrained(there, max_shard_size=shard or "5GB")
+    bring_in(open_trained(there), tmp_path / "ours")
+    options = Options(dtype=dtype, shard_bytes=shard or 10**9)
+    to_hf(open_trained(tmp_path / "ours"), back, options)
+
+    def weights(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.glob("model*")}
+
+    assert weights(back) == weights(there)
+    assert len(weights(there)) > (1 if shard else 0)
+    told = transformers.GPT2Config.from_pretrained(back).to_dict()
+    wanted = model.config.to_dict()
+    differ = {name for name in wanted if wanted[name] != told[name]}
+    # GPT-2's ids are its default, and n_inner None is said in full
+    assert differ <= {"bos_token_id", "eos_token_id", "n_inner", "transformers_version", "dtype"}
+
+
+@pytest.mark.parametrize("shard", [None, 9000])
+def test_pytorch_bins_are_read(shard: int | None, tmp_path: Path) -> None:
+    model = theirs()
+    model.save_pretrained(tmp_path, max_shard_size=shard or "5GB", safe_serialization=False)
+    assert [*tmp_path.glob("pytorch_model*.bin")]
+    found = dict(open_trained(tmp_path).read())
+    model.save_pretrained(tmp_path / "safe")
+    wanted = dict(open_trained(tmp_path / "safe").read())
+    assert {*found} == {*wanted}
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_old_folders_name_no_transformer_and_hold_masks(tmp_path: Path) -> None:
+    """As OpenAI's own did; their configs say less, too."""
+    model = theirs().half()
+    state = model.transformer.state_dict()
+    masks = {f"h.{n}.attn.bias": torch.ones(1, 1, 24, 24, dtype=torch.bool) for n in range(3)}
+    masks["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(state | masks, tmp_path / "model.safetensors")
+    config = model.config.to_dict()
+    sizes = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner", "model_type")
+    (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in sizes}))
+    found = open_trained(tmp_path)
+    assert found.dtype == torch.float16
+    assert found.sizes == replace(SIZES, embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1)
+    model.save_pretrained(tmp_path / "new")
+    assert same(found, open_trained(tmp_path / "new"))
+
+
+def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs().save_pretrained(tmp_path / "x", safe_serialization=False)
+    planted = zipped(pickle.dumps({"transformer.wte.weight": Bomb()}, protocol=2))
+    (tmp_path / "x" / "pytorch_model.bin").write_bytes(planted)
+    with pytest.raises(Refused, match=r"pytorch_model\.bin holds more than tensors; nothing of it"):
+        open_trained(Path("x"))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_gpt2s_words_go_with_it(tmp_path: Path) -> None:
+    sizes = replace(SIZES, vocab_size=50_257, n_layer=1)
+    out = to_hf(trained(sizes, tokenizer=TOKENIZER), tmp_path / "out")
+    text = "The quick brown fox's 12 jumps,\n\n  naïve 狐 <|endoftext|>"
+    for fast in (True, False):
+        words = transformers.AutoTokenizer.from_pretrained(out, use_fast=fast)
+        plain = text.removesuffix("<|endoftext|>")
+        assert words(plain)["input_ids"] == GPT2().encode(plain).tolist()
+        assert words.eos_token_id == GPT2().end_of_text
+        assert words.model_max_length == sizes.block_size
+        words.save_pretrained(tmp_path / str(fast))
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == 50_256
+    assert open_trained(out).tokenizer == TOKENIZER
+    shutil.copy(tmp_path / "False" / "vocab.json", out)  # as transformers writes it
+    assert open_trained(out).tokenizer == TOKENIZER
+    (out / "vocab.json").write_text('{"a": 0}')
+    assert open_trained(out).tokenizer is None
+
+
+def test_without_gpt2s_words_no_id_ends_a_text(tmp_path: Path) -> None:
+    out = to_hf(trained(), tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    ids = model.generate(torch.tensor([[1, 2]]), max_new_tokens=5, do_sample=False)
+    assert ids.shape == (1, 7)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model_type": "llama"}, "model_type='llama', wanted 'gpt2'"),
+        ({"activation_function": "relu"}, "activation_function='relu'; there are: gelu_new, gelu_"),
+        ({"scale_attn_weights": False}, "scale_attn_weights=False; only True can be read"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "_by_inverse_layer_idx=True; only False can"),
+        ({"add_cross_attention": True}, "add_cross_attention=True; only False can be read"),
+        ({"n_head": 5}, "n_embd=32 is not a multiple of n_head=5"),
+        ({"n_layer": "3"}, "n_layer='3' is not 1 or more"),
+        ({"n_layer": 4}, "not the state of this GPT-2; missing: h.3.ln_1.weight, h.3.ln_1.bias"),
+        ({"n_layer": 2}, "unexpected: transformer.h.2.attn.c_attn.bias"),
+        ({"tie_word_embeddings": False}, "missing: lm_head.weight"),
+    ],
+    ids=str,
+)
+def test_what_our_gpt_is_not_is_refused(fields: dict[str, Any], told: str, tmp_path: Path) -> None:
+    out = to_hf(trained(), tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(Refused) as caught:
+        open_trained(out)
+    assert str(caught.value).startswith(f"{out}: ")
+    assert told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_sizes_that_the_tensors_do_not_have_leave_nothing_behind(tmp_path: Path) -> None:
+    out = to_hf(trained(), tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"n_inner": 81}))
+    with pytest.raises(Refused, match=r"c_fc\.weight is \[32, 80\], wanted \[32, 81\]"):
+        bring_in(open_trained(out), tmp_path / "in")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_without_weights_or_with_another_config_is_refused(tmp_path: Path) -> None:
+    out = to_hf(trained(), tmp_path / "out")
+    (out / "model.safetensors").unlink()
+    with pytest.raises(Refused, match=r"out has no weights: none of model\.safetensors, model\."):
+        open_trained(out)
+    for text in ("", "[]", "{"):
+        (out / "config.json").write_text(text)
+        with pytest.raises(Refused, match=r"out: "):
+            open_trained(out)
+
+
+def test_a_model_that_gpt2_cannot_be_is_refused_and_others_can_hold_it(tmp_path: Path) -> None:
+    model = trained(replace(SIZES, n_head=3))
+    with pytest.raises(
+        Refused,
+        match=r"^made/up: n_head=3 x head_dim=8 is 24, not n_embd=32: Hugging Face's GPT-2 cannot "
+        r"hold this model$",
+    ):
+        to_hf(model, tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []
+    out = export(model, form("safetensors"), PLAIN, out=tmp_path / "x.safetensors", force=False)
+    again = open_trained(out)
+    assert again.sizes == model.sizes
+    assert same(again, model)
+
+
+def same(one: Any, other: Any) -> bool:
+    ours, wanted = dict[str, Tensor](one.read()), dict[str, Tensor](other.read())
+    assert ours.keys() == wanted.keys()
+    return all(torch.equal(ours[name], wanted[name]) for name in wanted)

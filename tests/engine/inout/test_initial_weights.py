@@ -1,0 +1,277 @@
+"""Runs that begin with weights there are: from what, in any layout, and again after a death."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.checkpoint.directory import Shelf
+from engine.checkpoint.load import Stored
+from engine.data.loader import load
+from engine.inout.export import Options, export, form
+from engine.inout.import_hf import bring_in
+from engine.inout.open_model import open_trained
+from engine.plan import make_plan
+from engine.runs.folder import RunFolder
+from engine.runs.resume_candidates import Asked
+from engine.world.world import World
+from models.config import Sizes
+from tests.engine.inout.support import drawn, theirs, trained
+from tests.support.jobs import TINY, Ended, Job, run, run_all
+
+SIZES = Sizes(n_layer=2, n_head=4, n_embd=16, head_dim=4, n_inner=64, vocab_size=33, block_size=8)
+EXACT = Options(dtype=torch.float64, shard_bytes=9000)
+LAYOUTS = {
+    "2d": ("TENSOR_PARALLEL=4", "MODE=2d"),
+    "pp1d": ("TENSOR_PARALLEL=2", "MODE=1d", "PIPELINE=2", "NUM_MICRO_BATCHES=2"),
+    "zero3": ("BATCH_SIZE=1", "zero.stage=3"),
+    "disk": (
+        *("BATCH_SIZE=1", "zero.stage=3", "zero.offload=nvme", "zero.offload_params=nvme"),
+        "zero.nvme_path=.",
+    ),
+}
+DOUBLE = "precision=float64"
+CUT_ROWS = ("2d", "disk")
+STILL = ("optimizer.lr=1e-30", "optimizer.weight_decay=0.0", "MAX_STEPS=1", DOUBLE)
+"""A run that ends with the weights it began with."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.py").write_text(TINY)
+    return tmp_path
+
+
+def job(folder: Path, source: str | None, *overrides: str, **more: Any) -> Job:
+    asked = Asked(
+        init_from=Path(source) if source else None,
+        output=Path(more.pop("output", "run")),
+        resume=more.pop("resume", "none"),
+    )
+    return Job(folder=folder, overrides=overrides, asked=asked, **more)
+
+
+def weights(path: Path, sizes: Sizes = SIZES, **more: Any) -> None:
+    model = trained(sizes, dtype=torch.float64, **more)
+    export(model, form("safetensors"), EXACT, out=path, force=False)
+
+
+def losses(folder: Path, output: str = "run") -> list[float]:
+    lines = (folder / output / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def ended_with(folder: Path, output: str = "run") -> dict[str, Tensor]:
+    return load_file(RunFolder(folder / output).weights)
+
+
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    assert found.keys() == wanted.keys()
+    return all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def worked(*ended: Ended) -> str:
+    """What rank 0 said."""
+    assert [one.error for one in ended] == [""] * len(ended), ended[0].err
+    return ended[0].out
+
+
+def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder: Path) -> None:
+    model = theirs(SIZES).double()
+    model.save_pretrained(folder / "hf", max_shard_size=9000)
+    alone = job(folder, "hf", "MAX_STEPS=2", DOUBLE)
+    worked(*run(alone))
+    cut = [
+        replace(alone, overrides=(*alone.overrides, *more), asked=replace(alone.asked, output=name))
+        for name, more in ((Path(name), LAYOUTS[name]) for name in LAYOUTS)
+    ]
+    for ended in run_all(cut, 4):
+        assert "beginning with the weights of hf\n" in worked(*ended)
+    for name in LAYOUTS:
+        for found, wanted in zip(losses(folder, name), losses(folder), strict=True):
+            assert found == pytest.approx(wanted, rel=1e-12)
+
+    settings = make_plan(folder / "tiny.py", gpus=1, environ={}).settings
+    batches = load(settings, data_size=1, cache=folder / "cache")
+    ids, targets = batches.batch(1, 0, 0)
+    with torch.no_grad():
+        logits = model(ids).logits
+    wanted = float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    assert losses(folder)[0] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_from_wherever_weights_are(folder: Path) -> None:
+    weights(folder / "x.safetensors")
+    model = open_trained(folder / "x.safetensors")
+    export(model, form("hf"), EXACT, out=folder / "hf", force=False)
+    bring_in(open_trained(folder / "hf"), folder / "ours")
+    first = job(folder, "x.safetensors", *STILL, output="0")
+    more = [
+        job(folder, source, *STILL, output=str(number))
+        for number, source in enumerate(("hf", "ours", "0", "0/checkpoints/step-00000001"), 1)
+    ]
+    for ended in run_all([first, *more]):
+        worked(*ended)
+    for number in range(5):
+        assert same(ended_with(folder, str(number)), drawn(SIZES, dtype=torch.float64))
+    recorded = json.loads((folder / "3" / "initial.json").read_text())
+    assert recorded["asked"] == "0"
+    assert recorded["path"] == str(folder / "0/checkpoints/step-00000001")
+
+
+@contextlib.contextmanager
+def nothing_whole(world: World) -> Iterator[None]:
+    """No tensor of a checkpoint may be read whole."""
+    with patch.object(Stored, "parameter", side_effect=AssertionError):
+        yield
+
+
+def test_of_a_checkpoint_each_rank_reads_what_it_holds(folder: Path) -> None:
+    weights(folder / "x.safetensors")
+    worked(*run(job(folder, "x.safetensors", *STILL, output="first")))
+    cut = [
+        job(folder, "first", *STILL, *LAYOUTS[name], output=name, planted=nothing_whole)
+        for name in CUT_ROWS
+    ]
+    single = job(folder, "first", *STILL[:-1], output="single", planted=nothing_whole)
+    for ended in (*run_all(cut, 4), run(single)):
+        worked(*ended)
+    wanted = drawn(SIZES, dtype=torch.float64)
+    for name in CUT_ROWS:
+        assert same(ended_with(folder, name), wanted)
+    assert same(ended_with(folder, "single"), {n: tensor.float() for n, tensor in wanted.items()})
+
+
+def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
+    """In a layout too that cuts the rows: what is there is taken, the rest is as it would be."""
+    weights(folder / "x.safetensors")
+    more = ("model.vocab_size=38", "model.block_size=11", *STILL)
+    fewer = ("model.vocab_size=32", *STILL)
+    jobs = [
+        job(folder, source, *overrides, *layout, output=f"{name} {size} {source}")
+        for name, layout in (("alone", ()), *((name, LAYOUTS[name]) for name in CUT_ROWS))
+        for size, overrides in (("more", more), ("fewer", fewer))
+        for source in ("x.safetensors", None)
+    ]
+    told = [worked(*ended) for ended in run_all(jobs[:4])]
+    for ended in run_all(jobs[4:], 4):
+        worked(*ended)
+    assert told[0].splitlines()[:3] == [
+        "beginning with the weights of x.safetensors",
+        "command line: model.vocab_size=38, and there are 33 token ids in it: the last 5 begin as "
+        "without --init-from",
+        "command line: model.block_size=11, and there are 8 positions in it: the last 3 begin as "
+        "without --init-from",
+    ]
+    assert (
+        "command line: model.vocab_size=32, and there are 33 token ids in it: the last 1 are left "
+        "out"
+    ) in told[2].splitlines()
+    for name in ("alone", *CUT_ROWS):
+        for size in ("more", "fewer"):
+            found = ended_with(folder, f"{name} {size} x.safetensors")
+            random = ended_with(folder, f"alone {size} None")
+            for parameter, tensor in drawn(SIZES, dtype=torch.float64).items():
+                rows = min(len(tensor), len(found[parameter]))
+                assert torch.equal(found[parameter][:rows], tensor[:rows])
+                assert torch.equal(found[parameter][rows:], random[parameter][rows:])
+
+
+def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
+    weights(folder / "x.safetensors", replace(SIZES, n_layer=3, n_inner=60, activation="gelu"))
+    (ended,) = run(job(folder, "x.safetensors"))
+    assert (ended.error, ended.out) == ("Refused", "")
+    assert ended.err.splitlines() == [
+        "--init-from=x.safetensors holds another model than tiny.py:",
+        "  tiny.py:5: model.n_layer=2; there n_layer is 3",
+        "  tiny.py: model.n_inner=64; there n_inner is 60",
+        "  tiny.py: model.activation='gelu_tanh'; there activation is 'gelu'",
+    ]
+    assert not (folder / "run").exists()
+
+
+def test_a_path_without_weights_is_refused(folder: Path) -> None:
+    (ended,) = run(job(folder, "nowhere"))
+    assert (ended.error, ended.out) == ("Refused", "")
+    assert ended.err.startswith("nowhere holds no model: it may be a run, one of its checkpoints, ")
+    assert not (folder / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
+    worked(*run(job(folder, None, output="first")))
+    checkpoint = Shelf(RunFolder(folder / "first").checkpoints).folder(4)
+    (shard,) = checkpoint.glob("*.distcp")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    for ended in run(job(folder, "first", *LAYOUTS["zero3"]), 2):
+        assert ended.error == "Refused"
+        if ended.err:
+            assert ended.err == (
+                "first/checkpoints/step-00000004 is not what was written: "
+                f"{shard.name} was changed: its SHA-256 differs\n"
+            )
+
+
+def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
+    """Before its first checkpoint; the run that it began with has gone on since."""
+    worked(*run(job(folder, None, "optimizer.lr=0.1", DOUBLE, output="first")))
+    shelf = Shelf(RunFolder(folder / "first").checkpoints)
+    shelf.folder(4).rename(folder / "later")
+    begins = job(folder, "first", *STILL, launch="1")
+    wanted = dict(open_trained(folder / "first").read())
+    assert run(replace(begins, dies=1)) == []
+    (folder / "later").rename(shelf.folder(4))
+    copies = {name: folder / name for name in ("again", "auto", "other", "changed")}
+    for path in copies.values():
+        shutil.copytree(folder / "run", path)
+
+    def again(name: str, source: str | None, **more: Any) -> Job:
+        return job(folder, source, *STILL, output=name, **more)
+
+    told = worked(*run(again("again", "first", launch="1")))
+    assert "beginning with the weights of " + str(shelf.folder(2)) + ", of step 2" in told
+    assert same(ended_with(folder, "again"), wanted)
+    worked(*run(again("auto", None, resume="auto")))  # by someone who says less
+    assert same(ended_with(folder, "auto"), wanted)
+    worked(*run(again("other", "first/checkpoints/step-00000004", resume="auto")))
+    assert not same(ended_with(folder, "other"), wanted)
+
+    file = shelf.folder(2) / "training.json"
+    file.write_text(file.read_text() + "\n")
+    (ended,) = run(again("changed", "first", launch="1"))
+    assert (ended.error, ended.err) == (
+        "Refused",
+        f"{shelf.folder(2)} has changed or gone since changed began with it, and there is no "
+        "checkpoint to go on from: another --output\n",
+    )
+
+
+def test_checkpoints_come_first(folder: Path) -> None:
+    weights(folder / "x.safetensors")
+    begins = job(folder, "x.safetensors", launch="1")
+    assert run(replace(begins, dies=3)) == []
+    (folder / "x.safetensors").rename(folder / "away")  # which need not be there any more
+    left = folder / "run" / ".model.safetensors.17.tmp"  # of a process that was killed
+    left.touch()
+    told = worked(*run(begins)).splitlines()
+    assert not left.exists()
+    (folder / "away").rename(folder / "x.safetensors")
+    assert told[:2] == [
+        "going on from run/checkpoints/step-00000002",
+        "--init-from=x.safetensors is not used then",
+    ]
+    worked(*run(job(folder, "x.safetensors", output="through")))
+    assert same(ended_with(folder), ended_with(folder, "through"))

@@ -1,0 +1,273 @@
+"""Files written one tensor at a time are those of the libraries, byte by byte."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.atomic_write import clear_drafts, draft
+from engine.errors import Failed, Refused
+from engine.inout.tensor_readers import SafetensorsFile, ShardedFiles, TorchFile, common_type
+from engine.inout.tensor_writers import write_pt, write_safetensors
+from tests.engine.inout.support import SIZES, drawn
+from tests.engine.nvme.support import mounted
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_safetensors_are_those_of_its_library(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = drawn(SIZES, dtype=dtype)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for metadata in ({"format": "pt"}, {"name": 'a "quoted" ü'}):
+        ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+        backwards = reversed(tensors.items())
+        write_safetensors(ours, backwards, shapes, dtype=dtype, metadata=metadata)
+        save_file(tensors, theirs, metadata=metadata)
+        assert ours.read_bytes() == theirs.read_bytes()
+        ours.unlink()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_state_dicts_are_those_of_torch(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = drawn(SIZES, dtype=dtype)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    ours, theirs = tmp_path / "x.pt", io.BytesIO()
+    views = ((name, torch.stack([t, t])[1]) for name, t in tensors.items())  # of a larger storage
+    write_pt(ours, views, shapes, dtype=dtype)
+    torch.save(tensors, theirs)
+    assert ours.read_bytes() == theirs.getvalue()
+    assert zipfile.ZipFile(ours).testzip() is None
+    found = torch.load(ours, weights_only=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_tensors_are_read_back(tmp_path: Path) -> None:
+    tensors = drawn(SIZES, dtype=torch.bfloat16)
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"a": "b"})
+    torch.save(tensors, tmp_path / "x.bin")
+    for file in (SafetensorsFile(tmp_path / "x.safetensors"), TorchFile(tmp_path / "x.bin")):
+        assert {*file} == {*tensors}
+        assert all(torch.equal(file[name], tensor) for name, tensor in tensors.items())
+        assert common_type(file.dtypes) == torch.bfloat16
+    assert SafetensorsFile(tmp_path / "x.safetensors").metadata == {"a": "b"}
+
+
+def test_the_common_type_loses_nothing() -> None:
+    both = {"a": torch.float16, "b": torch.bfloat16}
+    assert common_type(both) == torch.float32
+    assert common_type({**both, "c": torch.float64}) == torch.float64
+    with pytest.raises(ValueError, match="d does not hold floating point numbers of 16 to 64 bits"):
+        common_type({**both, "d": None})
+    with pytest.raises(ValueError, match="no tensors"):
+        common_type({})
+
+
+def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    large, shapes = {"w": torch.tensor([1.0, -7e4])}, {"w": (2,)}
+    with pytest.raises(Refused, match=r"^w holds 7e\+04, which is too large for float16$"):
+        write_pt(tmp_path / "x", large.items(), shapes, dtype=torch.float16)
+    write_pt(tmp_path / "y", large.items(), shapes, dtype=torch.bfloat16)
+    nan = {"w": torch.tensor([torch.nan, torch.inf])}  # as they were trained
+    write_pt(tmp_path / "z", nan.items(), shapes, dtype=torch.float16)
+
+
+def test_another_shape_is_an_error(tmp_path: Path) -> None:
+    for write in (write_pt, lambda *a, **k: write_safetensors(*a, **k, metadata={})):
+        with pytest.raises(ValueError, match=r"^w is \[2, 3\], wanted \[3, 2\]$"):
+            write(tmp_path / "x", [("w", torch.ones(2, 3))], {"w": (3, 2)}, dtype=torch.float32)
+        (tmp_path / "x").unlink()
+
+
+# What is not what it should be
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
+def zipped(pickled: bytes) -> bytes:
+    """A file of torch's form with this pickle."""
+    buffer = io.BytesIO()
+    torch.save({"wte.weight": torch.ones(2)}, buffer)
+    old, new = zipfile.ZipFile(buffer), io.BytesIO()
+    with zipfile.ZipFile(new, "w") as archive:
+        for name in old.namelist():
+            data = pickled if name.endswith("data.pkl") else old.read(name)
+            archive.writestr(name, data)
+    return new.getvalue()
+
+
+def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, planted = tmp_path / "x.bin", pickle.dumps({"wte.weight": Bomb()}, protocol=2)
+    path.write_bytes(zipped(planted))
+    with pytest.raises(Refused, match=r"x\.bin holds more than tensors; nothing of it was run$"):
+        TorchFile(path)
+    path.write_bytes(planted)
+    with pytest.raises(Refused, match=r"x\.bin is not in the form torch\.save has had since 1\.6"):
+        TorchFile(path)
+    assert not (tmp_path / "canary").exists()
+    torch.load(io.BytesIO(zipped(planted)), weights_only=False)  # it would have been
+    assert (tmp_path / "canary").exists()
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    for other in ([torch.ones(2)], {"a": 1}, {1: torch.ones(1)}):
+        torch.save(other, path)
+        with pytest.raises(Refused, match="is no state dict: names and tensors"):
+            TorchFile(path)
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(Refused, match=r"x\.bin"):
+        TorchFile(path)
+
+
+def test_what_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(Refused, match=r"x\.safetensors"):
+        SafetensorsFile(path)
+    save_file({"a": torch.ones(5)}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Refused, match=r"x\.safetensors: Error while deserializing header"):
+        SafetensorsFile(path)
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("{", "is no index of shards"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "names files that are not beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names files that are not beside it"),
+        ('{"weight_map": {"b": "a.safetensors"}}', "a.safetensors has no b, which "),
+        ('{"weight_map": {"a": "b.safetensors"}}', "b.safetensors"),
+        ('{"weight_map": {"a": 1}}', "names files that are not beside it"),
+    ],
+)
+def test_an_index_names_what_is_beside_it(index: str, told: str, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(5)}, tmp_path / "a.safetensors")
+    path = tmp_path / "x.index.json"
+    path.write_text(index)
+    with pytest.raises(Refused, match=told):
+        ShardedFiles(path, SafetensorsFile)
+    path.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
+    assert torch.equal(ShardedFiles(path, SafetensorsFile)["a"], torch.ones(5))
+
+
+# Complete, or not there
+
+
+def die(path: Path) -> None:
+    """While it is written."""
+    path.write_text("half of it")
+    raise ZeroDivisionError
+
+
+def die_within(path: Path) -> None:
+    path.mkdir()
+    die(path / "file")
+
+
+def test_a_draft_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x"
+    with draft(path) as new:
+        new.write_text("1")
+        assert not path.exists()
+    assert path.read_text() == "1"
+    with (
+        pytest.raises(Refused, match=r"x exists already: name another --out$"),
+        draft(path),
+    ):
+        raise AssertionError
+    with pytest.raises(ZeroDivisionError), draft(path, replace=True) as new:
+        die(new)
+    assert path.read_text() == "1"
+    with draft(path, replace=True) as new:
+        new.write_text("3")
+    assert path.read_text() == "3"
+    assert [file.name for file in path.parent.iterdir()] == ["x"]
+
+
+def write_both(one: Path, other: Path) -> None:
+    one.write_text("1")
+    other.write_text("2")
+
+
+def test_what_was_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(Refused, match="x exists already"), draft(path) as new:
+        write_both(new, path)
+    assert path.read_text() == "2"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_drafts_of_the_killed_are_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "[x].y"
+    for name in (".[x].y.17.tmp", ".x.y.17.tmp", "[x].y"):
+        (tmp_path / name).touch()
+    clear_drafts(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".x.y.17.tmp", "[x].y"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for text in "12":
+        with draft(path, replace=True) as new:
+            new.mkdir()
+            (new / text).write_text(text)
+        assert [file.name for file in path.iterdir()] == [text]
+    with pytest.raises(ZeroDivisionError), draft(path, replace=True) as new:
+        die_within(new)
+    assert [file.name for file in path.iterdir()] == ["2"]
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path: Path) -> None:
+    needs = 2**60
+    with (
+        pytest.raises(Failed, match=rf"x needs {needs:,} bytes, and its disk has [\d,]+ free$"),
+        draft(tmp_path / "x", needs=needs),
+    ):
+        raise AssertionError
+
+
+def test_a_place_where_nothing_can_be_made_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(Failed, match=r"file/x cannot be written: (File exists|Not a directory)$"),
+        draft(tmp_path / "file" / "x"),
+    ):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_disk_that_fills_up_keeps_nothing(kind: str, tmp_path: Path) -> None:
+    tensors = {str(n): torch.ones(1 << 16) for n in range(8)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def write(path: Path, some: dict[str, Tensor]) -> None:
+        if kind == "pt":
+            write_pt(path, some.items(), shapes, dtype=torch.float32)
+        else:
+            write_safetensors(path, some.items(), shapes, dtype=torch.float32, metadata={})
+
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        with (
+            pytest.raises(Failed, match=r"x cannot be written: ") as told,
+            draft(disk / "x") as new,
+        ):
+            write(new, tensors)
+        assert len(str(told.value).splitlines()) == 1
+        assert [*disk.iterdir()] == []

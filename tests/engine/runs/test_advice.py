@@ -1,0 +1,85 @@
+"""Advice on runs that take too long: each suggestion, taken, ends within minutes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from engine.config.schema import Model, Settings
+from engine.estimate.flops import flops_per_token
+from engine.runs.advice import GUESSED_RATE, HOUR, MINUTES, guessed_seconds, smaller_run
+
+
+def settings(**changes: Any) -> Settings:
+    sizes: dict[str, Any] = {
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "vocab_size": 256,
+        "block_size": 1024,
+    }
+    given = {"batch_size": 8, "seq_len": 1024, "max_steps": 1000}
+    model = Model(**sizes, head_dim=64, n_inner=3072)
+    return Settings(name="big", source="big.py", model=model, **given | changes)
+
+
+def taken(run: Settings, advice: str) -> tuple[Settings, int | None]:
+    """The settings under the second suggestion, and its steps if it has any."""
+    found = dict(re.findall(r"(\S+)=(\d+)", advice.split(", or a smaller model: ")[1]))
+    layers = int(found.get("model.n_layer", run.model.n_layer))
+    model = run.model.model_copy(update={"n_layer": layers})
+    length = int(found.get("SEQ_LEN", run.seq_len))
+    steps = int(found["MAX_STEPS"]) if "MAX_STEPS" in found else None
+    return run.model_copy(update={"model": model, "seq_len": length}), steps
+
+
+def test_an_hour_or_less_needs_none():
+    assert smaller_run(settings(), seconds_per_step=3.6, steps_left=1000) is None
+
+
+@pytest.mark.parametrize("hours", [1.1, 2, 5, 20, 40, 24 * 7])
+def test_both_suggestions_end_within_minutes(hours):
+    run = settings()
+    seconds = hours * HOUR / 1000
+    advice = smaller_run(run, seconds, steps_left=1000)
+    assert advice is not None
+    assert (f"about {hours:,.1f} hours to go" if hours < 48 else "about 7.0 days to go") in advice
+    few = int(re.findall(r"MAX_STEPS=(\d+)", advice)[0])
+    assert few * seconds <= 60 * MINUTES < (few + 1) * seconds or few == 1
+    small, steps = taken(run, advice)
+    work, whole = (flops_per_token(s.model, s.seq_len) * s.seq_len for s in (small, run))
+    left = seconds * work / whole * (steps or 1000)
+    assert left <= 60 * MINUTES * 1.01
+    assert steps is None or left > 60 * MINUTES / 2, "and uses them"
+
+
+def test_a_guess_says_that_it_is_one():
+    run = settings()
+    tokens = run.batch_size * run.seq_len
+    seconds = guessed_seconds(run, tokens, cores=2)
+    assert seconds == flops_per_token(run.model, run.seq_len) * tokens / 2 / GUESSED_RATE
+    advice = smaller_run(run, seconds, 1000, guessed=True)
+    assert advice is not None
+    assert "(a guess from FLOPs until steps are measured)" in advice
+    assert "guess" not in (smaller_run(run, seconds, 1000) or "")
+
+
+def test_where_epochs_end_the_run_shorter_samples_are_not_advised():
+    """They would be as many more."""
+    advice = smaller_run(settings(max_steps=None, num_epochs=2), 30.0, steps_left=1000)
+    assert advice is not None
+    assert "SEQ_LEN" not in advice
+
+
+def test_a_pipelines_layers_are_left_alone():
+    advice = smaller_run(settings(pipeline=4), 7.0, steps_left=1000)
+    assert advice is not None
+    assert "n_layer" not in advice
+
+
+def test_a_step_of_more_than_an_hour_still_gets_one():
+    advice = smaller_run(settings(), 2 * HOUR, steps_left=10)
+    assert advice is not None
+    assert "MAX_STEPS=1" in advice

@@ -1,0 +1,170 @@
+"""The plan of a run from what it recorded: the same settings, in any layout."""
+
+from __future__ import annotations
+
+import json
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.errors import Refused
+from engine.plan import Plan, make_plan
+from engine.runs.folder import RunFolder
+from engine.runs.plan_from_run import (
+    Record,
+    identity,
+    keep,
+    plan_of_run,
+    read_record,
+    recorded_settings,
+)
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "gpt_configs").glob("*.py"))
+FOREIGN = sorted((ROOT / "tests" / "foreign_configs").glob("*.py"))
+
+
+def record(path: Path, plan: Plan) -> RunFolder:
+    folder = RunFolder(path / "run")
+    folder.path.mkdir()
+    keep(folder, plan)
+    return folder
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, *FOREIGN], ids=lambda path: path.stem)
+def test_the_same_plan_is_made_again(config: Path, tmp_path: Path) -> None:
+    """Settings, layout, warnings, notes, and the place of each setting in messages."""
+    plan = make_plan(config, gpus=None, environ={"DATA": "of the environment.txt"})
+    folder = record(tmp_path, plan)
+    again = plan_of_run(folder, gpus=None)
+    assert (again.settings, again.layout) == (plan.settings, plan.layout)
+    assert (again.warnings, again.notes) == (plan.warnings, plan.notes)
+    assert [again.cite(name) for name in plan.stated] == [plan.cite(name) for name in plan.stated]
+    assert again.config == plan.config
+    assert recorded_settings(folder) == plan.settings
+
+
+BASE = "import os\nWIDTH = 8 * int(os.environ.get('HEADS', '4'))\nSEQ_LEN = 16\n"
+CHILD = """
+from base import *
+BATCH_SIZE = 4
+MAX_STEPS = 9
+parallel = dict(tensor=dict(size=2, mode="1d"))
+model = dict(n_layer=2, n_head=4, n_embd=WIDTH, mlp_ratio=2)
+optimizer = dict(lr=0.1, weight_decay=0.5)
+lr_scheduler = dict(type="cosine", eta_min=0.01)
+loss = dict(type="GPTLMLoss")
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> RunFolder:
+    """A run of a config that imports another, reads the environment and has spellings that follow
+    from others; of all of which nothing is left as it was."""
+    (tmp_path / "base.py").write_text(BASE)
+    (tmp_path / "child.py").write_text(CHILD)
+    environ = {"HEADS": "2", "DATA": "poems.jsonl"}
+    plan = make_plan(tmp_path / "child.py", gpus=4, overrides=["WIDTH=32"], environ=environ)
+    folder = record(tmp_path, plan)
+    for name in ("base.py", "child.py"):
+        (tmp_path / name).write_text("SEQ_LEN = 'edited'")
+    return folder
+
+
+def test_the_users_files_and_environment_are_not_read_again(child: RunFolder) -> None:
+    again = plan_of_run(child, gpus=4)
+    settings = again.settings
+    assert settings == recorded_settings(child)
+    assert (settings.model.n_embd, settings.seq_len, settings.model.n_inner) == (32, 16, 64)
+    assert settings.data.path == "poems.jsonl"
+    assert settings.lr_scheduler.floor == pytest.approx(0.1)
+    assert (again.config.path.name, again.config.overrides) == ("child.py", ("WIDTH=32",))
+    assert again.config.text == CHILD
+    assert again.cite("batch_size").endswith("child.py:3: BATCH_SIZE=4")
+    record = read_record(child)
+    assert record.data_parallel == 2
+    assert Record.model_validate_json(record.model_dump_json()) == record, "is sent to other ranks"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        (["optimizer.lr=0.2"], {"optimizer.lr": 0.2, "lr_scheduler.floor": 0.05}),
+        (["optimizer=dict(lr=0.3)"], {"optimizer.lr": 0.3, "optimizer.weight_decay": 0.01}),
+        (["TENSOR_PARALLEL=1", "MODE=None"], {"tensor_parallel": 1, "mode": "serial"}),
+        (["SEQ_LEN=8"], {"seq_len": 8, "model.block_size": 16}),
+        (["data.path=a.txt"], {"data.path": "a.txt"}),
+        (["MAX_STEPS=20"], {"max_steps": 20}),
+    ],
+)
+def test_overrides_apply_to_what_was_recorded(child, overrides, changed):
+    settings = plan_of_run(child, gpus=4, overrides=overrides).settings
+    found = {name: attrgetter(name)(settings) for name in changed}
+    assert found == {
+        name: pytest.approx(value) if isinstance(value, float) else value
+        for name, value in changed.items()
+    }
+
+
+def test_another_model_is_refused(child):
+    with pytest.raises(Refused, match=r"model.n_layer=3, and the run's weights are of 2"):
+        plan_of_run(child, gpus=4, overrides=["model.n_layer=3"])
+    with pytest.raises(Refused, match=r"the run's weights are of "):
+        plan_of_run(child, gpus=4, overrides=["model=dict(type='gpt2_small')"])
+
+
+def test_a_run_of_an_older_version_has_its_resolved_settings(child):
+    """Without the statements, which it did not record."""
+    before = plan_of_run(child, gpus=4)
+    child.statements.unlink()
+    again = plan_of_run(child, gpus=4)
+    assert again.settings == before.settings
+    assert identity(child) is None
+    keep(child, again)
+    assert identity(child) is None, "it is still not known"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    config = ROOT / "gpt_configs" / "gpt2_2p5d_8.py"
+    return record(tmp_path, make_plan(config, gpus=None, environ={}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "axes"),
+    [
+        (["TENSOR_PARALLEL=1", "MODE=None", "DEPTH=1"], None, (1, 1, 1)),
+        (["TENSOR_PARALLEL=1", "MODE=None", "DEPTH=1", "PIPELINE=2"], 4, (1, 2, 2)),
+        (["parallel.tensor.size=3", "parallel.tensor.mode=1d", "parallel.tensor.depth=1"], 3, 0),
+    ],
+)
+def test_in_another_layout(folder, overrides, gpus, axes):
+    layout = plan_of_run(folder, gpus=gpus, overrides=overrides).layout
+    assert (layout.tensor, layout.pipeline, layout.data) == (axes or (3, 1, 1))
+
+
+def test_what_is_wrong_is_told_of_the_right_place(folder):
+    with pytest.raises(ConfigError) as caught:
+        plan_of_run(folder, gpus=None, overrides=["TENSOR_PARALLEL=6", "modle.n_layer=1"])
+    assert "command line: TENSOR_PARALLEL=6 is not DEPTH times a square" in str(caught.value)
+    assert "command line: modle" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"gpt2_2p5d_8.py:\d+: .*not a multiple"):
+        plan_of_run(folder, gpus=3)
+    with pytest.raises(ConfigError, match=r"command line: seed={'x': 1} must be int"):
+        plan_of_run(folder, gpus=None, overrides=["seed.x=1"])
+
+
+def test_what_is_no_run_is_refused(folder):
+    told = json.loads(folder.resolved.read_text())
+    folder.resolved.write_text(json.dumps({**told, "of_another_version": 1}))
+    with pytest.raises(Refused, match=r"resolved.json: of_another_version: Extra inputs"):
+        recorded_settings(folder)
+    folder.statements.write_text('{"config": 3}')
+    with pytest.raises(Refused, match=r"statements.json: config: Input should be a valid string"):
+        plan_of_run(folder, gpus=None)
+    folder.statements.unlink()
+    folder.resolved.unlink()
+    with pytest.raises(Refused, match=r"resolved\.json cannot be read: No such file"):
+        plan_of_run(folder, gpus=None)

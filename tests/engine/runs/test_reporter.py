@@ -1,0 +1,197 @@
+"""A whole run's report: what rank 0 leaves in the folder and on the terminal, however it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from engine.config.schema import Model, Settings
+from engine.estimate.flops import PEAKS, flops_per_token
+from engine.layout import Layout
+from engine.plan import ConfigFile, Plan
+from engine.runs.advice import HOUR
+from engine.runs.folder import RunFolder, claim
+from engine.runs.metrics import Row
+from engine.runs.reporter import Facts, Reporter, open_reporter
+from engine.runs.terminal import duration
+from models.parallel.registry import modes
+
+ROW = Row(
+    step=1,
+    loss=3.0,
+    lr=1e-3,
+    grad_norm=0.5,
+    tokens=512,
+    tokens_per_second=1e6,
+    seconds=0.5,
+    memory_by_rank=(2**30,) * 8,
+)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """2d over 4, twice."""
+    source = tmp_path / "demo.py"
+    source.write_text("BATCH_SIZE = 4\n")
+    sizes: dict[str, Any] = {
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 32,
+        "vocab_size": 64,
+        "block_size": 64,
+    }
+    settings = Settings(
+        name="demo",
+        source=str(source),
+        batch_size=4,
+        seq_len=64,
+        max_steps=20,
+        tensor_parallel=4,
+        mode="2d",
+        precision="bf16",
+        model=Model(**sizes, head_dim=8, n_inner=128),
+    )
+    return Plan(
+        settings=settings,
+        config=ConfigFile(path=source, text=source.read_text()),
+        layout=Layout(mode=modes()["2d"], tensor=4, data=2),
+        warnings=("demo.py:1: a warning [of sorts]",),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return claim("demo", "a", output=tmp_path / "run")
+
+
+def report(plan: Plan, folder: RunFolder, device: str = "cpu") -> tuple[Reporter, io.StringIO]:
+    file = io.StringIO()
+    facts = Facts(device=device, parameters=26_000, total_steps=20, more={"data": "poems"})
+    return open_reporter(plan, facts, folder, Console(file=file, width=200)), file
+
+
+def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
+    reporter, file = report(plan, folder)
+    with reporter:
+        assert folder.read_status()["state"] == "running"
+        reporter.step(ROW)
+        reporter.step(replace(ROW, step=2, val_loss=2.5))
+        reporter.say("a word")
+    status = folder.read_status()
+    assert (status["state"], status["step"]) == ("finished", 2)
+    rows = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert folder.has_curves
+    text = file.getvalue()
+    assert "warning: demo.py:1: a warning [of sorts]" in text
+    assert "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes" in text
+    assert "= 8 samples of 64 tokens a step" in text
+    assert re.search(r"parameters +26 K", text)
+    assert "poems" in text
+    assert str(folder.path) in text
+    assert [line.split() for line in text.splitlines()[-3:-1]] == [
+        *(
+            [
+                "step",
+                "2/20",
+                "3.0000",
+                "1.0e-03",
+                "0.500",
+                "1M",
+                "500",
+                "1024",
+                "MiB",
+                line.split()[-1],
+            ]
+            for line in text.splitlines()[-3:-2]
+        ),
+        "step 2/20 val loss 2.5000".split(),
+    ]
+    assert text.splitlines()[-1] == "a word"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message"),
+    [
+        (RuntimeError("loss is NaN\nmore"), "failed", "RuntimeError: loss is NaN"),
+        (KeyboardInterrupt("SIGHUP"), "interrupted", "stopped by SIGHUP"),
+    ],
+)
+def test_an_error_is_how_it_ended(plan, folder, error, state, message):
+    reporter, _ = report(plan, folder)
+
+    def fail() -> None:
+        with reporter:
+            reporter.step(ROW)
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    status = folder.read_status()
+    assert (status["state"], status["step"], status["message"]) == (state, 1, message)
+
+
+def test_what_was_said_first_of_the_end_stays(plan, folder):
+    reporter, file = report(plan, folder)
+    with reporter:
+        reporter.step(ROW)
+        reporter.finish("interrupted", "asked to")
+        reporter.say("good bye")
+    assert folder.read_status()["message"] == "asked to"
+    assert "good bye" in file.getvalue()
+
+
+def test_mfu_is_of_all_devices_together(plan, folder):
+    reporter, file = report(plan, folder, device="NVIDIA H200")
+    with reporter:
+        reporter.step(replace(ROW, tokens_per_second=1e10))
+    flops = flops_per_token(plan.settings.model, 64) * 1e10
+    assert flops > 1e14
+    titles, values = (line.split() for line in file.getvalue().splitlines()[-2:])
+    assert values[titles.index("MFU") + 2] == f"{flops / (8 * PEAKS['H200'][0]):.1%}"
+
+
+def test_without_a_known_peak_there_is_no_mfu(plan, folder):
+    reporter, file = report(plan, folder)
+    with reporter:
+        reporter.step(ROW)
+    assert "MFU" not in file.getvalue()
+
+
+@pytest.mark.parametrize("cores", [None, 4])
+def test_the_time_on_a_cpu_is_told_before_the_first_step(plan, folder, cores):
+    """And a smaller run where it is long."""
+    file = io.StringIO()
+    facts = Facts(device="cpu", parameters=26_000, total_steps=10_000_000, cores=cores)
+    open_reporter(plan, facts, folder, Console(file=file, width=200)).finish("finished")
+    text = " ".join(file.getvalue().split())
+    seconds = flops_per_token(plan.settings.model, 64) * plan.tokens_per_step / 30e9 / 4 * 1e7
+    assert seconds > HOUR
+    told = f"time about {duration(seconds)}, a guess at 30 GFLOP/s a core on 4 cores"
+    assert (told in text) == (cores is not None)
+    assert ("for a run of 10 minutes: MAX_STEPS=" in text) == (cores is not None)
+
+
+def test_tensorboard_can_be_left_out(plan, folder):
+    log = plan.settings.log.model_copy(update={"tensorboard": False})
+    settings = plan.settings.model_copy(update={"log": log})
+    reporter, _ = report(replace(plan, settings=settings), folder)
+    with reporter:
+        reporter.step(ROW)
+    assert not folder.has_curves
+
+
+def test_the_other_ranks_are_silent(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Reporter() as reporter:
+        reporter.step(ROW)
+        reporter.say("not heard")
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []

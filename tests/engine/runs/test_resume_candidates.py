@@ -1,0 +1,197 @@
+"""The ways in which a run may begin, on folders alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.directory import Shelf
+from engine.errors import Refused
+from engine.plan import Plan, make_plan
+from engine.runs.folder import RunFolder, State, claim
+from engine.runs.plan_from_run import keep
+from engine.runs.resume_candidates import Asked, Way, ways
+from tests.support.jobs import TINY
+
+OVER = "starts over"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.py").write_text(TINY)
+    return make_plan("tiny.py", gpus=1, environ={})
+
+
+def make(name: str, run_id: str = "other", steps: tuple[int, ...] = ()) -> RunFolder:
+    folder = claim("tiny", run_id, output=Path(name))
+    for step in steps:
+        Shelf(folder.checkpoints).folder(step).mkdir(parents=True)
+    return folder
+
+
+def found(plan: Plan, resume: str, output: str | None = None) -> list[object]:
+    """(folder, steps) of each way; 'starts over' where it would."""
+    asked = Asked(resume=resume, output=Path(output) if output else None)
+    return [
+        (way.home, OVER if way.starts_over else [int(Path(c).name[5:]) for c in way.checkpoints])
+        for way in ways("mine", plan, asked)
+    ]
+
+
+OLD, NEW, SECOND = (
+    f"runs/tiny-2026{time}" for time in ("0101-000000", "0202-000000", "0202-000000-2")
+)
+OTHER = "runs/tiny-large-20270101-000000"  # of another config
+
+
+def test_without_resume_there_is_a_new_folder(plan):
+    make(NEW, steps=(1, 2))
+    assert found(plan, "none") == [(None, OVER)]
+
+
+def test_auto_takes_runs_of_this_name_the_newest_first_and_steps_by_number(plan):
+    make(NEW, steps=(9, 100, 20))
+    make(SECOND)
+    make(OLD, steps=(5,))
+    make(OTHER, steps=(7,))
+    os.utime(OLD)  # touched last
+    assert found(plan, "auto") == [
+        (SECOND, []),
+        (NEW, [100, 20, 9]),
+        (OLD, [5]),
+        (None, OVER),
+    ]
+
+
+def test_a_restart_goes_on_in_its_own_folder_whatever_was_asked(plan):
+    make(OLD, "mine", steps=(3,))
+    make(NEW, steps=(9,))
+    for resume in ("none", "auto"):
+        assert found(plan, resume) == [(OLD, [3]), (OLD, OVER)]
+    assert found(plan, OLD + "/checkpoints/step-00000003") == [(OLD, [3]), (OLD, OVER)]
+
+
+def test_a_restart_in_a_chosen_folder(plan):
+    make("out", "mine", steps=(4,))
+    make(NEW, steps=(9,))
+    assert found(plan, "none", "out") == [("out", [4]), ("out", OVER)]
+    # Before its first checkpoint it begins again where it was told to.
+    assert found(plan, NEW, "out") == [("out", [4]), ("out", [9]), ("out", OVER)]
+
+
+def test_auto_in_a_chosen_folder_looks_nowhere_else(plan):
+    make(NEW, steps=(9,))
+    assert found(plan, "auto", "out") == [(None, OVER)]
+    make("out", steps=(1, 2))
+    assert found(plan, "auto", "out") == [("out", [2, 1]), ("out", OVER)]
+
+
+def test_a_path_is_a_run_or_one_of_its_checkpoints_and_nothing_else_will_do(plan):
+    make(OLD, steps=(1, 2))
+    assert found(plan, OLD) == [(OLD, [2, 1])]
+    assert found(plan, OLD, OLD) == [(OLD, [2, 1])]
+    assert found(plan, f"{OLD}/checkpoints/step-00000001") == [(OLD, [1])]
+
+
+def test_another_output_makes_a_new_run_of_it(plan):
+    make(OLD, steps=(1, 2))
+    assert found(plan, OLD, "out") == [(None, [2, 1])]
+
+
+def test_a_checkpoint_outside_of_any_run_makes_a_new_run(plan):
+    Path("backup/step-00000005").mkdir(parents=True)
+    assert found(plan, "backup/step-00000005") == [(None, [5])]
+
+
+@pytest.mark.parametrize("path", ["nowhere", "model.pt", "runs", "step-00000001"])
+def test_other_paths_are_refused(plan, path):
+    make(OLD, steps=(1,))
+    Path("model.pt").touch()
+    with pytest.raises(Refused, match=r"is not there|is neither a run's folder nor a checkpoint"):
+        found(plan, path)
+
+
+def test_a_way_is_sent_to_other_ranks_as_it_is(plan):
+    make(OLD, steps=(1,))
+    (way,) = ways("mine", plan, Asked(resume=OLD))
+    assert way == Way(home=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
+
+
+def record(name: str, config: Path, state: State = "interrupted") -> RunFolder:
+    """A run of a config file, with a checkpoint of step 4."""
+    folder = make(name, steps=(4,))
+    plan = make_plan(config, gpus=1, environ={})
+    keep(folder, plan)
+    folder.write_status(state, step=4)
+    return folder
+
+
+def copy_of_config(folder: str) -> Path:
+    Path(folder).mkdir()
+    path = Path(folder) / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+def test_auto_takes_no_run_of_another_file_of_the_same_name(plan):
+    """And says which run it skips, why, and how to continue that one."""
+    one, other = copy_of_config("one"), copy_of_config("other")
+    record(OLD, one), record(NEW, other)
+    asked = Asked(resume="auto")
+    mine, new = ways("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
+    assert (mine.home, new.home) == (OLD, None)
+    assert mine.remarks == [
+        f"{NEW} is skipped: it is a run of {other.resolve()}, and this is {one.resolve()}; "
+        f"--resume {NEW} continues it"
+    ]
+    (anew,) = ways("mine", plan, asked)
+    assert (anew.home, anew.starts_over) == (None, True)
+    assert [line.split(" is skipped")[0] for line in anew.remarks[:2]] == [NEW, OLD]
+    assert anew.remarks[2] == f"no run of {plan.config.path} is left to continue: a new run begins"
+
+
+def test_the_same_file_by_another_path_is_the_same(plan):
+    config = copy_of_config("one")
+    Path("link").symlink_to("one")
+    record(NEW, config)
+    first, _ = ways("mine", make_plan("link/tiny.py", gpus=1, environ={}), Asked(resume="auto"))
+    assert (first.home, first.remarks) == (NEW, [])
+
+
+def test_a_run_that_recorded_no_file_goes_by_its_name_and_says_so(plan):
+    make(NEW, steps=(4,))
+    first, _ = ways("mine", plan, Asked(resume="auto"))
+    assert first.home == NEW
+    assert first.remarks == [f"{NEW} does not record its config file, and is taken by name"]
+
+
+def test_a_finished_run_is_refused_with_what_trains_more(plan):
+    record(NEW, Path("tiny.py"), "finished")
+    told = (
+        f"{NEW} is finished at step 4: MAX_STEPS=N, with N above 4, trains it further; "
+        f"--init-from {NEW} begins a new run with its weights"
+    )
+    with pytest.raises(Refused) as refusal:
+        found(plan, NEW)
+    assert str(refusal.value) == told
+    first, _ = ways("mine", plan, Asked(resume="auto"))
+    assert first.finished == told
+    more = make_plan("tiny.py", gpus=1, overrides=["MAX_STEPS=5"], environ={})
+    assert found(more, NEW) == [(NEW, [4])]
+
+
+def test_a_run_without_a_checkpoint_is_refused_with_its_state(plan):
+    make(NEW).write_status("failed", step=3)
+    with pytest.raises(Refused, match=r"has no checkpoint to continue from \(failed at step 3\)"):
+        found(plan, NEW)
+
+
+def test_a_moved_run_stays_where_it_is(plan):
+    """Its log.dir says where it was."""
+    there = make_plan("tiny.py", gpus=1, overrides=["log.dir=out"], environ={})
+    keep(make("out", steps=(4,)), there)
+    Path("out").rename("moved")
+    assert found(there, "moved") == [("moved", [4])]

@@ -1,0 +1,80 @@
+"""What a run ends with, and that a run that was trained does not fail of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import end_of_run
+from engine.checkpoint.directory import Shelf
+from engine.config.schema import Data
+from engine.data import tokenizer
+from engine.data.tokenizers.char import Char
+from engine.inout.tensor_writers import write_safetensors
+from engine.runs.folder import RunFolder
+from tests.engine.inout.support import SIZES, drawn, trained
+
+WORDS = Char("".join(sorted({*"The quick brown fox"})))
+
+
+def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
+    """Of a run whose weights are random, times ``factor``."""
+    folder, model = RunFolder(tmp_path), trained(tokenizer=tokenizer.dump("char", WORDS))
+    numbers = {name: tensor * factor for name, tensor in drawn(SIZES).items()}
+    write_safetensors(
+        folder.weights, numbers.items(), model.shapes, dtype=model.dtype, metadata=model.metadata
+    )
+    Shelf(folder.checkpoints).folder(30).mkdir(parents=True)
+    lines: list[str] = []
+    end_of_run.epilogue(
+        folder, torch.device("cpu"), lines.append, command="./run.sh", sample=True, steps=30
+    )
+    assert lines[-6:] == ["", *closing(folder)]
+    return lines[:-6]
+
+
+def closing(folder: RunFolder) -> list[str]:
+    run = folder.path
+    return [
+        f"weights     {run}/model.safetensors",
+        f"log         {run}/log.jsonl",
+        f"train more  ./run.sh train --resume {run} MAX_STEPS=60",
+        f"evaluate    ./run.sh evaluate {run}",
+        f"export      ./run.sh export {run} --to hf",
+    ]
+
+
+def test_a_sample_is_written(tmp_path: Path) -> None:
+    title, sample = told(tmp_path)
+    assert "A sample" in title
+    assert sample.startswith("The ")
+
+
+def test_a_large_model_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_of_run, "SAMPLE_BYTES", 1000)
+    assert told(tmp_path) == []
+
+
+def test_nor_does_one_that_overflows(tmp_path: Path) -> None:
+    assert told(tmp_path, torch.inf) == []
+
+
+def test_a_run_that_was_stopped_names_what_continues_it_first(tmp_path: Path) -> None:
+    folder, lines = RunFolder(tmp_path / "my run"), list[str]()
+    end_of_run.epilogue(
+        folder,
+        torch.device("cpu"),
+        lines.append,
+        command="cuboid",
+        sample=False,
+        steps=30,
+        evaluation=end_of_run.evaluate_options(Data(type="synthetic", validation=0.0)),
+        validation="loss 2.3457 after step 300, over the first 128 of 363 samples",
+    )
+    assert lines[1] == "validation  loss 2.3457 after step 300, over the first 128 of 363 samples"
+    assert lines[4:6] == [
+        f"continue    cuboid train --resume '{folder.path}'",
+        f"evaluate    cuboid evaluate '{folder.path}' --split train --samples 100",
+    ]

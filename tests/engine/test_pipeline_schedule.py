@@ -1,0 +1,145 @@
+"""Schedules, without a process: every action once, in a possible order, with the known bubble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+
+from engine.pipeline_schedule import (
+    SCHEDULES,
+    Action,
+    Costs,
+    Shape,
+    Transfer,
+    actions,
+    idle_fraction,
+    with_transfers,
+)
+
+SHAPES = [Shape(ranks=p, micro_batches=m) for p, m in product((1, 2, 3, 4, 8), (1, 2, 4, 8, 24))]
+CHUNKED = [
+    Shape(ranks=p, micro_batches=m * p, chunks=c) for p, m, c in product((2, 4), (1, 2, 3), (2, 3))
+]
+
+
+def orders(name: str, shape: Shape) -> list[list[Action]]:
+    return [actions(name, shape, rank) for rank in range(shape.ranks)]
+
+
+def shapes(name: str) -> list[Shape]:
+    return CHUNKED if name == "interleaved" else SHAPES
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_micro_batch_goes_forward_and_back_once_in_every_chunk(name: str) -> None:
+    for shape in shapes(name):
+        wanted = {(n, c) for n in range(shape.micro_batches) for c in range(shape.chunks)}
+        for order in orders(name, shape):
+            for half in ("forward", "input", "weight"):
+                kinds = {half, "backward"} - ({"backward"} if half == "forward" else set())
+                did = [(a.micro_batch, a.chunk) for a in order if a.kind in kinds]
+                assert sorted(did) == sorted(wanted), (shape, half)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_rank_waits_for_itself(name: str) -> None:
+    """The simulation asserts that some rank can always go on."""
+    for shape in shapes(name):
+        costs = [Costs()] * (shape.ranks * shape.chunks)
+        assert 0 <= idle_fraction(orders(name, shape), costs, shape) < 1
+
+
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_bubble_is_the_published_one(name: str) -> None:
+    for shape in SHAPES:
+        p, m = shape.ranks, shape.micro_batches
+        found = idle_fraction(orders(name, shape), [Costs()] * p, shape)
+        assert found == pytest.approx((p - 1) / (m + p - 1))
+
+
+def test_bubble_of_interleaved_shrinks_by_the_chunks() -> None:
+    for shape in CHUNKED:
+        p, m, c = shape.ranks, shape.micro_batches, shape.chunks
+        found = idle_fraction(orders("interleaved", shape), [Costs()] * (p * c), shape)
+        assert found == pytest.approx((p - 1) / (c * m + p - 1))
+
+
+def test_bubble_of_zero_bubble_is_a_third() -> None:
+    for shape in SHAPES:
+        p, m = shape.ranks, shape.micro_batches
+        if m >= p:
+            found = idle_fraction(orders("zero_bubble", shape), [Costs()] * p, shape)
+            assert found == pytest.approx((p - 1) / (3 * m + p - 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("gpipe", lambda shape, rank: 1 if shape.ranks == 1 else shape.micro_batches),
+        ("1f1b", lambda shape, rank: min(shape.ranks - rank, shape.micro_batches)),
+        ("zero_bubble", lambda shape, rank: min(shape.ranks, shape.micro_batches)),
+    ],
+)
+def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(
+    name: str, most: Callable[[Shape, int], int]
+) -> None:
+    for shape in SHAPES:
+        for rank, order in enumerate(orders(name, shape)):
+            held = peak = 0
+            for action in order:
+                held += (action.kind == "forward") - (action.kind in ("backward", "weight"))
+                peak = max(peak, held)
+            assert peak == most(shape, rank), (shape, rank)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_two_ranks_see_their_messages_in_one_order(name: str) -> None:
+    for shape in shapes(name):
+        lists = with_transfers(orders(name, shape), shape)
+        for a, b in product(range(shape.ranks), repeat=2):
+            if a != b:
+                assert messages(lists, shape, a, b) == messages(lists, shape, b, a)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_an_action_needs_is_received_before_it_and_sent_after_it_was_made(name: str) -> None:
+    for shape in shapes(name):
+        last = shape.ranks * shape.chunks - 1
+        for rank, plan in enumerate(with_transfers(orders(name, shape), shape)):
+            received: set[tuple[str, int, int]] = set()
+            made: set[tuple[str, int, int]] = set()
+            for item in plan:
+                if isinstance(item, Transfer):
+                    key: tuple[str, int, int] = (item.of, item.micro_batch, item.chunk)
+                    assert item.way == "receive" or key in made
+                    received |= {key} if item.way == "receive" else set()
+                    continue
+                stage = item.chunk * shape.ranks + rank
+                kind = "forward" if item.kind == "forward" else "input"
+                key = (kind, item.micro_batch, item.chunk)
+                first_of_all = stage == (0 if kind == "forward" else last)
+                assert item.kind == "weight" or first_of_all or key in received
+                made.add(key)
+
+
+def messages(
+    lists: list[list[Action | Transfer]], shape: Shape, rank: int, peer: int
+) -> list[tuple[str, int, int, int]]:
+    """(what, micro-batch, virtual stage of the sender, sending rank), as ``rank`` lists them."""
+    found: list[tuple[str, int, int, int]] = []
+    for item in lists[rank]:
+        if isinstance(item, Transfer) and item.peer == peer:
+            stage = item.chunk * shape.ranks + rank
+            if item.way == "receive":
+                stage += -1 if item.of == "forward" else 1
+            found.append((item.of, item.micro_batch, stage, rank if item.way == "send" else peer))
+    return found
+
+
+def test_a_stage_that_costs_more_makes_the_others_wait() -> None:
+    shape = Shape(ranks=2, micro_batches=4)
+    even = idle_fraction(orders("1f1b", shape), [Costs(), Costs()], shape)
+    heavy = Costs(forward=2, input=2, weight=2)
+    assert idle_fraction(orders("1f1b", shape), [Costs(), heavy], shape) > even

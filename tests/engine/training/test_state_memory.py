@@ -1,0 +1,218 @@
+"""Training state, counted on the tensors that are alive: what the estimate says, and what ZeRO's
+stages promise."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.estimate.estimate import estimate
+from engine.plan import make_plan
+from engine.training.pipeline import Pipeline
+from engine.training.trainer import Run
+from models.parallel.collectives import Axis
+from tests.support.mode_sizes import full_cuts
+from tests.support.runs import open_run
+from tests.support.worlds import run_world
+
+WITHIN = 0.02
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 16
+MAX_STEPS = 2
+model = dict(n_layer=4, n_head=8, n_embd=64, vocab_size=512)
+data = dict(type="synthetic")
+optimizer = dict(type="adamw")
+"""
+WEIGHTS = 4 * (12 * 64 * 64) + 512 * 64
+"""Entries of what ZeRO shares out: matrices of the blocks, and the token table."""
+VECTORS = 4 * (13 * 64) + 2 * 64 + 16 * 64
+"""Biases, norms and positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """Of one rank: parameters, gradients and optimizer states, and of all tensors that its run has
+    made."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    alive: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Of one rank: between two steps, and when the last micro-batch has gone back."""
+
+    stage: int
+    between: Bytes
+    within: Bytes
+
+
+def storages(tensors: Iterable[Tensor]) -> int:
+    """Bytes of memory behind tensors, each counted once."""
+    found = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def count(run: Run) -> Bytes:
+    parameters = list(run.model.parameters())
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients += [whole for _, _, whole in run.model.part.zero._whole.values()]
+    optimizer = run.stepper.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    states = [s for held in optimizer.state.values() for s in held.values() if s.dim()]
+    gc.collect()
+    alive = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
+    return Bytes(
+        parameters=storages(parameters),
+        gradients=storages(gradients),
+        optimizer=storages(states),
+        alive=storages(alive),
+    )
+
+
+def observe(rank: int, size: int, config: Path, overrides: list[list[str]]) -> list[Seen]:
+    return [_observe(rank, size, config, some) for some in overrides]
+
+
+def _observe(rank: int, size: int, config: Path, overrides: list[str]) -> Seen:
+    gc.collect()
+    gc.freeze()  # what is there already is passed over
+    run = open_run(rank, size, config, overrides)
+    within: list[Bytes] = []
+    healthy = Pipeline.train
+
+    def train(self: Pipeline, *how: Any) -> Tensor:
+        loss = healthy(self, *how)
+        within.append(count(run))
+        return loss
+
+    run.step(1)
+    # Sums begin when they are waited for: terms that are under way are no state.
+    begin = Axis.start_all_reduce
+    later = patch.object(Axis, "start_all_reduce", lambda self, x: lambda: begin(self, x)())
+    with patch.object(Pipeline, "train", train), later:
+        run.step(2)
+    stage = run.world.axes["pipeline"].index
+    return Seen(stage=stage, between=count(run), within=within[-1])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+DEEP = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True")
+"""Weights are shared out over two layers, and over data."""
+
+
+def by_world() -> Iterator[tuple[int, list[str]]]:
+    """Ranks and overrides."""
+    for data in (1, 2, 4):
+        for stage in range(4):
+            yield data, [f"zero.stage={stage}"]
+    yield 2, ["zero.stage=2", "precision=bf16"]
+    yield 2, ["zero.stage=3", "optimizer.type=sgd", "optimizer.momentum=0.9"]
+    yield 2, ["optimizer.type=sgd"]
+    for cut in full_cuts():
+        mode = [f"TENSOR_PARALLEL={cut.tensor}", f"MODE={cut.mode}", f"DEPTH={cut.depth}"]
+        yield cut.tensor, [*mode, "BATCH_SIZE=8"]
+        if cut.tensor <= 4:
+            yield 2 * cut.tensor, [*mode, "zero.stage=1", "BATCH_SIZE=8"]
+            yield 2 * cut.tensor, [*mode, "zero.stage=3", "BATCH_SIZE=8"]
+    for stage in (1, 2, 3):
+        yield 2, [f"zero.stage={stage}", *DEEP]
+        yield 4, [f"zero.stage={stage}", *DEEP]
+    yield 8, ["zero.stage=3", *DEEP, "TENSOR_PARALLEL=8", "BATCH_SIZE=8"]
+    stages = ["PIPELINE=2", "NUM_MICRO_BATCHES=2"]
+    yield 2, stages
+    yield 4, ["zero.stage=2", *DEEP, *stages]
+    yield 2, [*stages, "model.tie_embeddings=False", "stages=balanced"]
+    yield 2, [*stages, "model.num_chunks=2"]
+    yield 4, [*stages, "zero.stage=2", "schedule=zero_bubble"]
+
+
+CASES = [(ranks, tuple(overrides)) for ranks, overrides in by_world()]
+
+
+@cache
+def seen(config: Path, ranks: int) -> dict[tuple[str, ...], list[Seen]]:
+    """Of all ranks, by overrides: one world serves all of its size."""
+    every = [list(overrides) for size, overrides in CASES if size == ranks]
+    by_rank = run_world(ranks, observe, config, every)
+    return {
+        tuple(overrides): [of_rank[number] for of_rank in by_rank]
+        for number, overrides in enumerate(every)
+    }
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"), CASES, ids=[f"{n}-{' '.join(o)}" for n, o in CASES]
+)
+def test_state_is_what_the_estimate_says(
+    config: Path, ranks: int, overrides: tuple[str, ...]
+) -> None:
+    plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
+    stages = estimate(plan, device="cpu").stages
+    for found in seen(config, ranks)[overrides]:
+        wanted = stages[found.stage].after_step
+        for name in ("parameters", "gradients", "optimizer"):
+            held, told = getattr(found.between, name), getattr(wanted, name)
+            assert held == pytest.approx(told, rel=WITHIN), name
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"), CASES, ids=[f"{n}-{' '.join(o)}" for n, o in CASES]
+)
+def test_between_steps_there_is_nothing_else(
+    config: Path, ranks: int, overrides: tuple[str, ...]
+) -> None:
+    for found in seen(config, ranks)[overrides]:
+        state = found.between.parameters + found.between.gradients + found.between.optimizer
+        assert found.between.alive == pytest.approx(state, rel=WITHIN)
+
+
+SHARED_OUT = {  # stage -> entries of weights that a rank of n has as parameters, gradients, states
+    0: lambda n: (WEIGHTS, WEIGHTS, WEIGHTS),
+    1: lambda n: (WEIGHTS / n, WEIGHTS, WEIGHTS / n),
+    2: lambda n: (WEIGHTS / n, WEIGHTS / n, WEIGHTS / n),
+    3: lambda n: (WEIGHTS / n, WEIGHTS / n, WEIGHTS / n),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "over"),
+    [
+        *((stage, ranks, ()) for stage in SHARED_OUT for ranks in (2, 4)),
+        *((stage, ranks, DEEP) for stage in (1, 2, 3) for ranks in (2, 4)),
+    ],
+)
+def test_a_stage_shares_out_what_it_says(
+    config: Path, stage: int, ranks: int, over: tuple[str, ...]
+) -> None:
+    """When the backward pass has ended: optimizer states from stage 1 on, gradients from stage 2,
+    and in stages 1 and 2 weights are there whole beside their pieces."""
+    parameters, gradients, states = (n + VECTORS for n in SHARED_OUT[stage](ranks))
+    gathered = WEIGHTS if stage in (1, 2) else 0
+    for found in seen(config, ranks)[f"zero.stage={stage}", *over]:
+        assert found.within.parameters == pytest.approx(4 * parameters, rel=WITHIN)
+        assert found.within.gradients == pytest.approx(4 * gradients, rel=WITHIN)
+        assert found.within.optimizer == pytest.approx(8 * states, rel=WITHIN)
+        total = 4 * (parameters + gradients + 2 * states + gathered)
+        assert found.within.alive == pytest.approx(total, rel=WITHIN)

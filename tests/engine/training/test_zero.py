@@ -1,0 +1,91 @@
+"""ZeRO trains the model that one process trains: every stage in every mode, through pipelines,
+accumulation and checkpoints, with weights kept elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from engine.pipeline_schedule import SCHEDULES
+from models.parallel.registry import modes
+from tests.support.mode_sizes import full_cuts
+from tests.support.parity import Parity
+from tests.support.training import Run
+
+STAGES = (1, 2, 3)
+
+
+def run(zero: int, **more: Any) -> Run:
+    """In float64 where no other type is asked for."""
+    return Run(**{"zero": zero, "data": 2, "dtype": torch.float64, "accumulation": 2, **more})
+
+
+def few(zero: int, **more: Any) -> Run:
+    return run(zero, **{"steps": 3, **more})
+
+
+def by_mode() -> Iterator[Run]:
+    """Every stage in every mode, on the smallest grid that has all of its axes: 16 ranks for some;
+    tables tied, and not."""
+    for cut, zero in product(full_cuts(), STAGES):
+        large = {"accumulation": 1, "steps": 2 if cut.tensor == 8 else 5} if cut.tensor > 2 else {}
+        yield run(zero, **cut._asdict(), tied=zero != 2, **large)
+    for zero in STAGES:  # depth two, each a grid of one: weights are summed over depth
+        yield run(zero, mode="2.5d", tensor=2, depth=2, tied=False)
+        yield run(zero, dtype=torch.float32)
+        yield run(zero, mode="1d", tensor=2, data=1, dtype=torch.float32)
+
+
+def over_depth() -> Iterator[Run]:
+    """Every stage over 2.5d's depth as well: grids of one and of four, with data and without;
+    pipelines; offloading; three layers over which no width divides."""
+    pair = {"mode": "2.5d", "tensor": 2, "depth": 2, "zero_depth": True}
+    for zero in STAGES:
+        yield run(zero, **pair, data=1, tied=zero != 2)
+        yield run(zero, **pair, tied=zero == 2)
+        yield run(zero, **{**pair, "tensor": 8}, data=1, accumulation=1, steps=2)
+        yield few(zero, **{**pair, "tensor": 3, "depth": 3}, data=1, clip=None)
+        yield few(zero, **pair, data=1, pipeline=2, micro_batches=2, accumulation=1)
+        yield few(zero, **pair, data=1, offload=True, clip=0.01)
+    yield few(1, **pair, data=3, accumulation=1, tied=False)
+    yield few(2, **pair, dtype=torch.float32, compute=torch.float16)
+    yield few(3, **pair, schedule="zero_bubble", pipeline=2, micro_batches=2, accumulation=1)
+
+
+def by_option() -> Iterator[Run]:
+    """What goes with ZeRO, three steps of it: three ranks, over which no width divides; a rank
+    alone; offloading; checkpoints; gathered weights that are kept; clipping; pipelines; half
+    precision."""
+    for zero in STAGES:
+        yield few(zero, data=3)
+        yield few(zero, data=3, mode="1d", tensor=2, accumulation=1)
+        yield few(zero, data=1, offload=True)
+        yield few(zero, offload=True, checkpoint=True)
+        yield few(zero, offload=True, mode="2.5d", tensor=2, depth=2)
+        yield few(zero, checkpoint="selective", clip=None)
+        yield few(zero, keep_gathers=True, clip=0.01)
+        for schedule in SCHEDULES:
+            chunks = 2 if schedule == "interleaved" else 1
+            pipeline = {"pipeline": 2, "chunks": chunks, "layers": 2 * chunks, "samples": 16}
+            yield few(zero, schedule=schedule, micro_batches=2, **pipeline)
+        yield few(zero, mode="1d", tensor=2, pipeline=2, samples=16, micro_batches=4)
+        for compute in (torch.bfloat16, torch.float16):
+            yield few(zero, dtype=torch.float32, compute=compute)
+        yield few(zero, dtype=torch.float32, compute=torch.float16, pipeline=2)
+
+
+RUNS = list(dict.fromkeys([*by_mode(), *over_depth(), *by_option()]))
+PARITY = Parity(RUNS)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
+def test_zero_trains_the_same_model(run: Run) -> None:
+    PARITY.check(run)
+
+
+def test_every_stage_is_there_in_every_mode() -> None:
+    assert {(run.mode, run.zero) for run in RUNS} == set(product(modes(), STAGES))

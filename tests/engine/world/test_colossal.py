@@ -1,0 +1,50 @@
+"""Colossal-AI's import: what it costs, and what is said where it cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from engine.errors import Refused
+from engine.world import colossal
+
+IMPORT = """
+import sys
+from engine.world.colossal import Colossal
+context = Colossal().context
+assert Colossal().context is context
+heavy = {"peft", "transformers", "bitsandbytes", "galore_torch", "colossalai.booster"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert "colossalai" not in sys.modules, "an empty stand-in was left behind"
+from colossalai.legacy.core import global_context
+assert global_context is context
+"""
+
+
+def test_only_the_context_is_imported() -> None:
+    subprocess.run([sys.executable, "-c", IMPORT], check=True)
+
+
+def test_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(colossal, "version", version)
+    with pytest.raises(Refused, match=r"^Colossal-AI is not installed: pip install --no-deps"):
+        colossal.Colossal()
+
+
+def test_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(colossal, "version", lambda name: "0.4.0")
+    with pytest.raises(Refused, match=r"0\.4\.0 is installed, 0\.5\.0 is needed: pip install"):
+        colossal.Colossal()
+
+
+def test_installed_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(colossal, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match="cannot be imported") as caught:
+        colossal.Colossal()
+    assert "\n" not in str(caught.value)

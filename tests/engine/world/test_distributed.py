@@ -1,0 +1,479 @@
+"""Worlds that open, refuse, fail and leave, on real processes over gloo."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+import torch.distributed as dist
+
+from engine.errors import Failed, Refused
+from engine.plan import Plan, make_plan
+from engine.world import colossal
+from engine.world.coordination import rendezvous
+from engine.world.coordination.failure_report import WHY
+from engine.world.coordination.rendezvous import ours
+from engine.world.distributed import open_world
+from engine.world.launch_environment import LOOPBACK, Place
+from engine.world.world import World
+from tests.support.worlds import WorldError, free_port, run_world
+
+CONFIG = """
+BATCH_SIZE = 4
+SEQ_LEN = 8
+MAX_STEPS = 1
+model = dict(n_layer=2, n_head=4, n_embd=16, vocab_size=32)
+data = dict(type="synthetic")
+timeout = 200
+start_timeout = 300
+seed = 7
+"""
+Body = Callable[[World], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all ranks do; ``odd`` gives some ranks overrides of their own."""
+
+    body: Body
+    config: str
+    port: int
+    overrides: tuple[str, ...] = ()
+    odd: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    gpus: int | None = None  # of the plan; None: as many as there are ranks
+    devices: str = ""  # CUDA_VISIBLE_DEVICES
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a rank left its world: what its body gave, or the error; and what it said on stderr."""
+
+    result: Any
+    error: str
+    message: str
+    said: str
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A free port; it stays bound, without listening, so that no other test is given it."""
+    with free_port() as number:
+        yield number
+
+
+def enter(rank: int, size: int, case: Case) -> Outcome:
+    """One rank of a world, started by hand; alone without a port."""
+    os.environ.update(case.environ, CUDA_VISIBLE_DEVICES=case.devices)
+    place = Place(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
+    if not case.port:
+        place = Place(rank=0, size=1, launcher="alone")
+    overrides = [*case.overrides, *case.odd.get(rank, ())]
+
+    def plan() -> Plan:
+        return make_plan(case.config, gpus=case.gpus or size, overrides=overrides, environ={})
+
+    result, error, message = None, "", ""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            with open_world(plan, place) as world:
+                result = case.body(world)
+        except (Refused, Failed) as reason:
+            error = "Refused" if isinstance(reason, Refused) else "Failed"
+            message = str(reason)
+    assert not dist.is_initialized(), "the process group was left open"
+    return Outcome(result=result, error=error, message=message, said=said.getvalue())
+
+
+def enter_all(size: int, case: Case) -> list[Outcome]:
+    outcomes: list[Outcome] = run_world(size, enter, case, open_group=False)
+    return outcomes
+
+
+ONE_D = ("TENSOR_PARALLEL=2", "MODE=1d")
+
+
+def nothing(world: World) -> None:
+    pass
+
+
+# A world that runs
+
+
+def sums(world: World) -> dict[str, Any]:
+    """On every axis, the sum of the ranks along it."""
+    total = {}
+    for name, axis in world.axes.items():
+        assert axis.size == (1 if axis.group is None else dist.get_world_size(axis.group))
+        total[name] = axis.all_reduce(torch.tensor([float(world.rank)])).item()
+    index = {name: axis.index for name, axis in world.axes.items()}
+    return {"total": total, "index": index, "run": world.run_id, "local": world.local_rank}
+
+
+def test_axes_reach_whom_the_layout_says(config: str, port: int) -> None:
+    overrides = ("TENSOR_PARALLEL=2", "MODE=2.5d", "parallel.tensor.depth=2", "PIPELINE=2")
+    layout = make_plan(config, gpus=8, overrides=overrides, environ={}).layout
+    assert layout.axes == {"data": 2, "pipeline": 2, "d": 2, "r": 1, "c": 1}
+    outcomes = enter_all(8, Case(body=sums, config=config, port=port, overrides=overrides))
+    inside = tuple(layout.tensor_axes)
+    along = {axis: (axis,) for axis in layout.axes} | {
+        "world": ("data", "pipeline", *inside),
+        "model": ("pipeline", *inside),
+        "tensor": inside,
+    }
+    for rank, outcome in enumerate(outcomes):
+        assert (outcome.error, outcome.said) == ("", "")
+        for name, axes in along.items():
+            members = next(group for group in layout.groups(*axes) if rank in group)
+            assert outcome.result["total"][name] == sum(members), name
+            assert outcome.result["index"][name] == members.index(rank), name
+        assert outcome.result["local"] == rank
+        assert outcome.result["run"] == outcomes[0].result["run"]
+
+
+def timeouts(world: World) -> tuple[set[float], set[float]]:
+    def now() -> set[float]:
+        groups = [axis.group for axis in world.axes.values() if axis.group is not None]
+        cpu = torch.device("cpu")
+        return {g._get_backend(cpu).options._timeout.total_seconds() for g in groups}
+
+    before = now()
+    world.first_step_done()
+    return before, now()
+
+
+def test_timeouts_are_long_to_start_and_short_after_the_first_step(config: str, port: int) -> None:
+    case = Case(body=timeouts, config=config, port=port, overrides=ONE_D)
+    for outcome in enter_all(2, case):
+        assert outcome.result == ({300.0}, {200.0})
+
+
+def hang(world: World) -> None:
+    """Rank 1 waits for rank 0, which is at something else until rank 1 has given up."""
+    world.first_step_done()
+    store = ours(world.ranks.store)
+    if world.rank == 0:
+        store.set("hangs", "")
+    while not store.check([WHY if world.rank == 0 else "hangs"]):
+        time.sleep(0.05)
+    world.axes["world"].all_reduce(torch.ones(1))
+
+
+def test_a_rank_that_does_not_keep_pace_ends_the_run(config: str, port: int) -> None:
+    case = Case(body=hang, config=config, port=port, overrides=(*ONE_D, "timeout=1.0"))
+    outcomes = enter_all(2, case)
+    assert [outcome.error for outcome in outcomes] == ["Failed", "Failed"]
+    said = "".join(outcome.said for outcome in outcomes)
+    told = r"rank 0 did not come within 1 s: it is at .*test_distributed.py:\d+, in hang\n"
+    assert re.fullmatch(told, said), said
+
+
+def draw(world: World) -> list[float]:
+    return [random.random(), numpy.random.random(), torch.rand(()).item()]
+
+
+def test_seeds_are_the_configs_on_every_rank(config: str, port: int) -> None:
+    case = Case(body=draw, config=config, port=port, overrides=ONE_D)
+    random.seed(7)
+    numpy.random.seed(7)
+    torch.manual_seed(7)
+    expected = draw(None)  # type: ignore[arg-type]
+    assert [outcome.result for outcome in enter_all(2, case)] == [expected, expected]
+
+
+def two_worlds(rank: int, size: int, cases: Sequence[Case]) -> list[Outcome]:
+    return [enter(rank, size, case) for case in cases]
+
+
+def test_a_process_can_open_one_world_after_another(config: str, port: int) -> None:
+    """Colossal-AI's context is global, and asserts that sizes stay."""
+    cut = ("TENSOR_PARALLEL=4", "MODE=2d")
+    whole = ("TENSOR_PARALLEL=1",)
+    cases = [Case(body=sums, config=config, port=port, overrides=way) for way in (cut, whole, cut)]
+    for outcomes in run_world(4, two_worlds, cases, open_group=False):
+        assert [outcome.error for outcome in outcomes] == ["", "", ""]
+        assert [len(outcome.result["index"]) for outcome in outcomes] == [7, 5, 7]
+
+
+def look_around(world: World) -> tuple[bool, bool, str]:
+    dist.all_reduce(torch.ones(1), group=world.cpu_group)
+    single = all(axis.group is None for axis in world.axes.values())
+    return world.is_main, single, world.share(lambda: "word")
+
+
+def test_alone(config: str) -> None:
+    """No launcher, no port, and collectives work all the same."""
+    outcome = enter_all(1, Case(body=look_around, config=config, port=0))[0]
+    assert (outcome.result, outcome.error, outcome.said) == ((True, True, "word"), "", "")
+
+
+def sum_on_gpu(world: World) -> tuple[str, str, float]:
+    x = torch.ones(1000, device=world.device)
+    dist.all_reduce(torch.ones(1), group=world.cpu_group)
+    return str(world.device), world.backend, world.axes["world"].all_reduce(x)[0].item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("size", "backend"), [(1, "nccl"), (4, "gloo")])
+def test_nccl_has_a_gpu_for_each_rank_and_gloo_shares_one(
+    config: str, port: int, size: int, backend: str
+) -> None:
+    case = Case(body=sum_on_gpu, config=config, port=port, devices="0")
+    outcomes = enter_all(size, case)
+    assert [outcome.result for outcome in outcomes] == [("cuda:0", backend, float(size))] * size
+    assert ("share GPUs" in outcomes[0].said) == (backend == "gloo")
+
+
+# Refusals
+
+
+def refused(outcomes: list[Outcome], complaint: str) -> None:
+    """All ranks refuse alike, and only rank 0 says so, in one line."""
+    for outcome in outcomes:
+        assert outcome.error == "Refused"
+        assert complaint in outcome.message
+        assert outcome.result is None
+    assert [outcome.said for outcome in outcomes[1:]] == [""] * (len(outcomes) - 1)
+    assert outcomes[0].said == f"{outcomes[0].message}\n"
+    assert outcomes[0].said.count("\n") == 1
+
+
+def test_a_number_of_ranks_that_the_config_cannot_use(config: str, port: int) -> None:
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D)
+    refused(enter_all(3, case), "3 GPUs are not a multiple of 2")
+
+
+def test_a_plan_for_another_number_of_ranks(config: str, port: int) -> None:
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, gpus=4)
+    refused(enter_all(2, case), "the layout has 4 ranks, and by hand started 2")
+
+
+def test_machines_with_different_configs(config: str, port: int) -> None:
+    odd = {1: ("seed=8",), 3: ("seed=9",)}
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, odd=odd)
+    refused(enter_all(4, case), "ranks 1 and 3 resolved another config than rank 0")
+
+
+def test_a_config_that_one_machine_cannot_use(config: str, port: int) -> None:
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, odd={1: ("sede=8",)})
+    refused(enter_all(2, case), "rank 1: command line: sede")
+
+
+def refuse_on_one(world: World) -> None:
+    def task() -> None:
+        if world.rank == 1:
+            raise Refused("no such text")
+
+    world.agree(task)
+
+
+def refuse_on_main(world: World) -> None:
+    def task() -> str:
+        raise Refused(f"the folder is in use, says rank {world.rank}")
+
+    world.share(task)
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (refuse_on_one, "rank 1: no such text"),
+        (refuse_on_main, "the folder is in use, says rank 0"),
+    ],
+)
+def test_what_a_rank_finds_out_later(config: str, port: int, body: Body, complaint: str) -> None:
+    case = Case(body=body, config=config, port=port, overrides=ONE_D)
+    refused(enter_all(2, case), complaint)
+
+
+def lose_colossal_ai(rank: int, size: int, case: Case) -> Outcome:
+    if rank == 1:
+        colossal.VERSION = "0.5.1"
+    return enter(rank, size, case)
+
+
+def test_one_machine_without_the_right_colossal_ai(config: str, port: int) -> None:
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D)
+    outcomes = run_world(2, lose_colossal_ai, case, open_group=False)
+    refused(outcomes, "rank 1: Colossal-AI 0.5.0 is installed, 0.5.1 is needed: pip install")
+
+
+def test_nccl_without_gpus(config: str, port: int) -> None:
+    overrides = (*ONE_D, "backend=nccl")
+    outcomes = enter_all(2, Case(body=nothing, config=config, port=port, overrides=overrides))
+    refused(outcomes, "backend='nccl' needs a GPU for each rank")
+
+
+def test_a_port_in_use(config: str) -> None:
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+        case = Case(body=nothing, config=config, port=port)
+        outcome = enter_all(1, case)[0]
+    assert outcome.error == "Refused"
+    assert (
+        outcome.said
+        == f"port {port} is in use on this machine: give another by MASTER_PORT or --port\n"
+    )
+
+
+def test_a_network_interface_that_is_not_there_is_refused_once(config: str, port: int) -> None:
+    """The second of two, before gloo looks for it."""
+    environ = {"GLOO_SOCKET_IFNAME": "lo,nowhere0"}
+    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, environ=environ)
+    outcomes = enter_all(2, case)
+    assert [outcome.error for outcome in outcomes] == ["Refused", "Refused"]
+    (line,) = "".join(outcome.said for outcome in outcomes).splitlines()
+    assert line.startswith(
+        "GLOO_SOCKET_IFNAME=lo,nowhere0 in the environment: this machine has no network interface "
+        "nowhere0; there are: "
+    )
+    there = line.rpartition(": ")[2].split(", ")
+    assert sorted(there) == sorted(name for _, name in socket.if_nameindex())
+
+
+def test_a_compiler_that_is_not_there_is_refused_before_the_model_is_built(config: str) -> None:
+    case = Case(
+        body=nothing,
+        config=config,
+        port=0,
+        overrides=("compile=True",),
+        environ={"CXX": "no-such-compiler"},
+    )
+    (outcome,) = enter_all(1, case)
+    assert outcome.error == "Refused"
+    assert "compile=True needs a C++ compiler, and no-such-compiler, which CXX" in outcome.said
+    assert len(outcome.said.splitlines()) == 1
+
+
+def fail_to_compile(world: World) -> None:
+    """As inductor fails: a compiler that is there, and headers that are not."""
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    output = "main.cpp:1:10: fatal error: Python.h: No such file\n 1 | #include <Python.h>\n"
+    error = InductorError(CppCompileError(["g++", "main.cpp"], output), None)
+    assert isinstance(world.ranks.explain(error), Failed), "status.json would have its raw text"
+    raise error
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:
+    (outcome,) = enter_all(1, Case(body=fail_to_compile, config=config, port=0))
+    assert outcome.error == "Failed"
+    assert outcome.said == (
+        "compile=True: g++ failed (main.cpp:1:10: fatal error: Python.h: No such file); "
+        "compile=False runs without it\n"
+    )
+
+
+def test_a_machine_of_rank_0_without_an_address_is_refused(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "NAME_SECONDS", 0.2)
+    place = Place(rank=1, size=2, host="no-such.invalid", port=29500, launcher="by hand")
+    with pytest.raises(Refused, match=r"rank 0, no-such\.invalid, has no address here"):
+        rendezvous.meet(place, 60)
+
+
+# Failures
+
+
+def fail_on(world: World, rank: int) -> None:
+    if world.rank == rank:
+        raise ValueError("out of luck")
+    world.axes["world"].all_reduce(torch.ones(1))
+
+
+def fail_on_0(world: World) -> None:
+    fail_on(world, 0)
+
+
+def fail_on_2(world: World) -> None:
+    fail_on(world, 2)
+
+
+@pytest.mark.parametrize(("body", "rank"), [(fail_on_0, 0), (fail_on_2, 2)])
+def test_a_failure_is_told_once_by_the_rank_that_failed(
+    config: str, port: int, body: Body, rank: int
+) -> None:
+    outcomes = enter_all(4, Case(body=body, config=config, port=port, overrides=ONE_D))
+    assert {outcome.error for outcome in outcomes} == {"Failed"}
+    assert outcomes[rank].said.endswith(f"rank {rank}: failed: ValueError: out of luck\n")
+    assert outcomes[rank].said.count("Traceback") == 1
+    assert [outcome.said for outcome in outcomes if outcome is not outcomes[rank]] == ["", "", ""]
+
+
+def fail_alike(world: World) -> None:
+    raise Failed("the loss is NaN at step 3")
+
+
+def test_what_all_ranks_fail_of_is_told_by_one(config: str, port: int) -> None:
+    case = Case(body=fail_alike, config=config, port=port, overrides=ONE_D)
+    said = [outcome.said for outcome in enter_all(2, case) if outcome.said]
+    assert len(said) == 1
+    assert said[0].endswith(": the loss is NaN at step 3\n")
+    assert "Traceback" not in said[0]
+
+
+def die_on_0(world: World) -> None:
+    world.axes["world"].all_reduce(torch.ones(1))  # until then others may still be opening groups
+    if world.rank == 0:
+        os._exit(9)
+    world.axes["world"].all_reduce(torch.ones(1))
+
+
+def test_when_rank_0_is_gone_one_rank_says_so(config: str, port: int) -> None:
+    case = Case(body=die_on_0, config=config, port=port, overrides=ONE_D)
+    with pytest.raises(WorldError) as caught:
+        enter_all(4, case)
+    assert set(caught.value.failures) == {0}, caught.value
+
+
+# Signals
+
+
+def stop_before_the_first_step(world: World) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_after_the_first_agreement(world: World) -> bool:
+    assert not world.asked_to_stop()
+    world.meet()
+    if world.rank == 1:  # rank 0 may have reported the step already
+        os.kill(os.getpid(), signal.SIGTERM)
+    return world.asked_to_stop()
+
+
+def test_sigterm_before_the_first_step_ends_the_run(config: str, port: int) -> None:
+    case = Case(body=stop_before_the_first_step, config=config, port=port, overrides=ONE_D)
+    outcomes = enter_all(2, case)
+    assert {outcome.error for outcome in outcomes} == {"Failed"}
+    said = [outcome.said for outcome in outcomes if outcome.said]
+    assert len(said) == 1
+    assert said[0].endswith("stopped by SIGTERM\n")
+    assert "Traceback" not in said[0]
+
+
+def test_sigterm_after_the_first_agreement_is_left_to_the_loop(config: str, port: int) -> None:
+    case = Case(body=stop_after_the_first_agreement, config=config, port=port, overrides=ONE_D)
+    outcomes = enter_all(2, case)
+    assert [(o.result, o.error, o.said) for o in outcomes] == [(False, "", ""), (True, "", "")]

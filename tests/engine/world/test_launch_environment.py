@@ -1,0 +1,173 @@
+"""What torchrun, Slurm and Open MPI put into the environment, and what people type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.errors import Refused
+from engine.world.launch_environment import LOOPBACK, Place, head, locate, several, spokesman
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "3",
+    "MASTER_ADDR": "node7",
+    "MASTER_PORT": "29400",
+    "TORCHELASTIC_RUN_ID": "abc",
+    "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NODELIST": "gpu-[003-004]",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-1",
+}
+BY_HAND: dict[str, Any] = {"host": "node7", "port": 2000, "rank": 1, "world_size": 2}
+
+
+def test_torchrun() -> None:
+    assert locate(TORCHRUN, from_torch=True) == Place(
+        rank=3,
+        size=4,
+        host="node7",
+        port=29400,
+        launcher="torchrun",
+        launch="abc",
+        agent=True,
+        attempt=2,
+    )
+
+
+def test_torch_distributed_launch() -> None:
+    assert locate(TORCHRUN, local_rank=3) == locate(TORCHRUN)
+
+
+def test_torchrun_that_keeps_its_store_to_itself() -> None:
+    assert not locate({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent
+
+
+def test_torchrun_under_slurm_is_torchrun() -> None:
+    assert locate({**SLURM, **TORCHRUN}).launcher == "torchrun"
+
+
+def test_slurm() -> None:
+    place = locate(SLURM)
+    assert (place.rank, place.size, place.host) == (5, 8, "gpu-003")
+    assert place.launch == "slurm-4711.0"
+    others = [locate({**SLURM, "SLURM_PROCID": str(rank)}).port for rank in range(8)]
+    assert set(others) == {place.port}
+    assert locate({**SLURM, "SLURM_STEP_ID": "1"}).port != place.port
+
+
+def test_a_step_of_a_part_of_the_job_counts_its_own_tasks() -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NODELIST": "gpu-004"}
+    place = locate({**SLURM, **step})
+    assert (place.size, place.host) == (6, LOOPBACK)
+
+
+def test_slurm_with_host_and_port_as_colossal_ai_takes_them() -> None:
+    place = locate(SLURM, host="10.0.0.1", port=29500)
+    assert (place.rank, place.host, place.port) == (5, "10.0.0.1", 29500)
+    exported = {**SLURM, "MASTER_ADDR": "10.0.0.2", "MASTER_PORT": "29501"}
+    assert locate(exported).host == "10.0.0.2"
+    assert locate(exported).port == 29501
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu-[003-010,012],n1", "gpu-003"),
+        ("gpu-[7,9]", "gpu-7"),
+        ("rack[1-2]n[04-07]", "rack1n04"),
+    ],
+)
+def test_the_head_of_a_node_list(nodes: str, first: str) -> None:
+    assert head(nodes) == first
+    assert several(nodes) == (nodes != "n1")
+
+
+def test_open_mpi() -> None:
+    place = locate(OPEN_MPI)
+    assert (place.rank, place.size, place.host) == (1, 2, LOOPBACK)
+    assert locate({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == place.port
+    assert locate({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != place.port
+
+
+def test_by_hand_and_alone() -> None:
+    place = locate({}, **BY_HAND)
+    assert (place.rank, place.size, place.host, place.port) == (1, 2, "node7", 2000)
+    assert locate({}) == Place(rank=0, size=1, launcher="alone")
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "complaint"),
+    [
+        ({}, {"from_torch": True}, "--from_torch needs"),
+        ({}, {"rank": 0}, "ranks started by hand need all of"),
+        ({}, {**BY_HAND, "port": None}, "ranks started by hand need all of"),
+        ({}, {**BY_HAND, "rank": 2}, "rank 2 is not one of 2 ranks"),
+        ({}, {**BY_HAND, "port": 65536}, "port 65536 is not a port"),
+        ({}, {"host": "node7"}, "--host and --port also need"),
+        (TORCHRUN, BY_HAND, "leave them out"),
+        ({**TORCHRUN, "RANK": "x"}, {}, "RANK=x in the environment is not a whole number"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, {}, "MASTER_ADDR is not in the environment"),
+        (TORCHRUN, {"local_rank": 1}, "--local-rank=1 contradicts LOCAL_RANK=3 in"),
+        ({}, {"local_rank": 0}, "--local-rank needs the environment that torchrun gives"),
+        ({"RANK": "0"}, {}, "RANK=0 in the environment, and no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 in the environment, and no RANK"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "and no OMPI_COMM_WORLD_RANK, which Open MPI sets"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}, "and no SLURM_PROCID, which Slurm sets too: unset"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, {}, "PMI_SIZE=2 in .* an MPI that is not Open MPI"),
+        ({**SLURM, "WORLD_SIZE": "4"}, {}, "WORLD_SIZE=4 in .* contradicts SLURM_NTASKS=8"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, {}, "srun python train_gpt.py"),
+        ({**SLURM, "SLURM_NODELIST": ""}, {}, "give --host HOST"),
+        ({"SLURM_PROCID": "0"}, {}, "SLURM_NTASKS is not in the environment, though SLURM_PROCID"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, {}, "OMPI_COMM_WORLD_SIZE is not in the environment"),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, {}, "MASTER_PORT=http in the environment is not"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, "needs --host HOST"),
+    ],
+)
+def test_what_does_not_add_up_is_refused(
+    environ: dict[str, str], arguments: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(Refused, match=complaint) as caught:
+        locate(environ, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WORLD_SIZE": "1"},
+        {"PMI_SIZE": "1"},
+        {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n[1-2]"},  # salloc's shell
+        {"MASTER_ADDR": "node7", "MASTER_PORT": "29400"},
+    ],
+)
+def test_an_environment_that_starts_nothing_leaves_a_process_alone(
+    environ: dict[str, str],
+) -> None:
+    assert locate(environ).launcher == "alone"
+    assert locate({**environ, "WORLD_SIZE": "2", "RANK": "0"} | TORCHRUN).launcher == "torchrun"
+
+
+def test_one_rank_speaks_before_ranks_can_meet() -> None:
+    assert spokesman({})
+    assert spokesman({"RANK": "0", "SLURM_PROCID": "1"})
+    assert not spokesman(TORCHRUN)
+    assert not spokesman(SLURM)
+    assert not spokesman(OPEN_MPI)

@@ -1,0 +1,158 @@
+"""Signals that stop a run: an end before the first step, a request after it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.world import signals
+from engine.world.signals import (
+    STOPPING,
+    hold_signals,
+    release_signals,
+    stop_signal,
+    stop_with_parent,
+)
+from tests.support.worlds import default_signals, run_world
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored() -> Iterator[None]:
+    """As nohup, or a script that starts the tests in the background, may have them."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    default_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
+    with stop_signal() as stop:
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            send(number)
+        assert stop.requested == number.name
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
+    with stop_signal() as stop:
+        stop.deferred = True
+        assert stop.requested is None
+        send(number)
+        assert stop.requested == number.name
+
+
+def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 3600.0)
+    with stop_signal() as stop:
+        stop.deferred = True
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        assert stop.requested == "SIGINT"
+        monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
+        send(signal.SIGTERM)  # launchers repeat it
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
+    with stop_signal() as stop:
+        stop.deferred = True
+        send(signal.SIGTERM)
+        with stop.unbroken():
+            pass
+        done = False
+
+        def save() -> None:
+            nonlocal done
+            with stop.unbroken():
+                send(signal.SIGINT)
+                done = True
+
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            save()
+        assert done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
+def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
+    pr_set_pdeathsig, pr_get_pdeathsig, number = 1, 2, ctypes.c_int()
+    prctl = ctypes.CDLL(None).prctl
+    try:
+        stop_with_parent()
+        prctl(pr_get_pdeathsig, ctypes.byref(number))
+    finally:
+        prctl(pr_set_pdeathsig, 0)  # this process is the tests'
+    assert number.value in STOPPING
+
+
+def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
+    """Send a signal while it is held, then while nothing handles it any more."""
+    hold_signals()
+    send(number)  # kills who does not hold it
+    with stop_signal() as stop:
+        assert stop.requested is None
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            release_signals()
+    send(number)  # nothing is left to be told, and the run has not failed
+    assert number in signal.sigpending()
+    signal.sigwait([number])
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_that_was_held_comes_once_it_can_be_told(number: signal.Signals) -> None:
+    """In a process with one thread: another thread, such as the tests' process may have, would get
+    the signal that this one holds, and die of it."""
+    run_world(1, hold_and_release, number, open_group=False)
+
+
+@pytest.mark.parametrize("script", ["train_gpt.py", "evaluate_gpt.py"])
+def test_ranks_hold_signals_before_torch_is_imported(script: str) -> None:
+    code = f"""
+import os, runpy, signal, sys
+class Found:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            os._exit(0 if signal.SIGUSR1 in held else 1)
+sys.meta_path.insert(0, Found())
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
+    """nohup; and shells, which start background jobs of scripts so."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with stop_signal() as stop:
+        stop.deferred = True
+        found = []
+        for number in (signal.SIGHUP, signal.SIGINT):
+            send(number)
+            found.append(stop.requested)
+        assert found == [None, "SIGINT"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in STOPPING]
+    with stop_signal() as stop:
+        assert signal.getsignal(signal.SIGTERM) is stop
+    assert [signal.getsignal(number) for number in STOPPING] == before

@@ -1,0 +1,163 @@
+"""Initial numbers are a function of (seed, name, place) alone: any cut draws the same ones."""
+
+from __future__ import annotations
+
+from itertools import product
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.layout import Layout
+from models.config import Sizes
+from models.gpt import GPT
+from models.parallel.context import Partition
+from models.parallel.initialise import BLOCK, draw_normal
+from models.parallel.layers import initialise
+from models.parallel.mode import Mode
+from models.parallel.registry import modes
+from models.parallel.shard import Cut, place
+
+WHOLE: Cut = ((), ())
+
+
+def drawn(
+    shape: tuple[int, ...],
+    cut: Cut = WHOLE,
+    sizes: dict[str, int] | None = None,
+    index: dict[str, int] | None = None,
+    *,
+    seed: int = 1,
+    name: str = "w",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    box = place(shape, cut, sizes or {}, index or {})
+    local = torch.full(box.local, torch.nan, dtype=dtype)
+    draw_normal(local, box, std=0.5, seed=seed, name=name)
+    return local
+
+
+@pytest.mark.parametrize("shape", [(600, 270), (256, 256), (257, 3), (5, 1000)])
+@pytest.mark.parametrize(
+    "cut", [(("a",), ()), ((), ("a",)), (("a",), ("b",)), (("a", "b"), ()), ((), ("b", "a"))]
+)
+def test_every_cut_draws_the_whole_ones_numbers(shape: tuple[int, int], cut: Cut) -> None:
+    whole, sizes = drawn(shape), {"a": 3, "b": 2}
+    for a, b in product(range(3), range(2)):
+        index = {"a": a, "b": b}
+        box = place(shape, cut, sizes, index)
+        local = drawn(shape, cut, sizes, index)
+        assert torch.equal(local[box.valid], whole[box.slices])
+        local[box.valid] = 0
+        assert not local.count_nonzero(), "padding is zero"
+
+
+def test_numbers_follow_from_seed_and_name() -> None:
+    w = drawn((300, 300))
+    assert torch.equal(w, drawn((300, 300)))
+    others = [drawn((300, 300), seed=2), drawn((300, 300), name="v"), w.roll(256, 0)]
+    for other in others:
+        correlation = torch.corrcoef(torch.stack((w.flatten(), other.flatten())))[0, 1]
+        assert abs(correlation) < 5 / 300  # five sigma of n = 90,000
+
+
+def test_blocks_of_one_tensor_differ() -> None:
+    w = drawn((512, 512))
+    blocks = [w[r : r + 256, c : c + 256].flatten() for r in (0, 256) for c in (0, 256)]
+    correlations = torch.corrcoef(torch.stack(blocks)) - torch.eye(4)
+    assert correlations.abs().max() < 5 / 256
+
+
+def test_numbers_are_normal() -> None:
+    w = drawn((1000, 1000)) / 0.5
+    assert abs(w.mean()) < 5e-3
+    assert abs(w.std() - 1) < 4e-3
+    within = [(w.abs() < z).double().mean().item() for z in (1, 2, 3)]
+    assert within == pytest.approx([0.6827, 0.9545, 0.9973], abs=2.5e-3)
+
+
+def test_precisions_start_from_the_same_numbers() -> None:
+    w = drawn((40, 40))
+    assert torch.equal(drawn((40, 40), dtype=torch.float64), w.double())
+    assert torch.equal(drawn((40, 40), dtype=torch.bfloat16), w.bfloat16())
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    drawn((300, 300))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_rank_draws_little_beyond_its_piece() -> None:
+    """No more than a block further on each side."""
+    shape, sizes = (4096, 64), {"a": 16}
+    drew = []
+    empty = torch.empty
+
+    def noting(size: list[int]) -> Tensor:
+        drew.append(size[0] * size[1])
+        return empty(size)
+
+    with patch.object(torch, "empty", noting):
+        box = place(shape, (("a",), ()), sizes, {"a": 5})
+        local = torch.zeros(box.local)
+        draw_normal(local, box, std=1.0, seed=1, name="w")
+    assert 0 < sum(drew) <= (box.size[0] + 2 * BLOCK) * 64
+    assert max(drew) <= BLOCK**2
+
+
+SIZES = Sizes(
+    n_layer=4, n_head=4, n_embd=128, head_dim=32, n_inner=512, vocab_size=300, block_size=200
+)
+
+
+def built(layers: range | None = None, *, seed: int = 1) -> dict[str, Tensor]:
+    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    model = GPT(SIZES, part, layers=layers)
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
+    initialise(model, seed)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def test_a_gpt_starts_as_gpt2_does() -> None:
+    """Radford et al. 2019: std 0.02, projections onto the residual stream smaller by
+    sqrt(2 n_layer); biases 0, norms 1."""
+    for name, w in built().items():
+        if name.endswith("bias"):
+            assert not w.count_nonzero(), name
+        elif ".ln_" in name or name.startswith("ln_"):
+            assert (w == 1).all(), name
+        else:
+            std = 0.02 / 8**0.5 if name.endswith("c_proj.weight") else 0.02
+            assert float(w.std()) == pytest.approx(std, rel=0.03), name
+            assert abs(float(w.mean())) < 5 * std / w.numel() ** 0.5, name
+
+
+def test_no_two_parameters_start_alike() -> None:
+    drawn_ones = [w.flatten()[:4096] for name, w in built().items() if w.dim() == 2]
+    correlations = torch.corrcoef(torch.stack(drawn_ones)) - torch.eye(len(drawn_ones))
+    assert correlations.abs().max() < 6 / 64
+
+
+@pytest.mark.parametrize("layers", [range(2), range(1, 3), range(2, 4)], ids=str)
+def test_a_stage_starts_as_its_part_of_the_whole(layers: range) -> None:
+    whole = built()
+    stage = built(layers)
+    assert {name.split(".")[1] for name in stage if name.startswith("h.")} == set(map(str, layers))
+    assert all(torch.equal(w, whole[name]) for name, w in stage.items())
+
+
+@pytest.mark.parametrize("mode", modes().values(), ids=list(modes()))
+def test_every_mode_starts_from_the_same_numbers(mode: Mode) -> None:
+    """In full in the parity tests; here on one large table without any process."""
+    whole = drawn((300, 128), name="wte.weight")
+    size = max(n for n in range(1, 9) if mode.axes(n, 1) is not None)
+    layout = Layout(mode=mode, tensor=size)
+    for rank in range(size):
+        cut = (mode.up.weight_out, mode.up.weight_in)
+        box = layout.box((300, 128), cut, rank)
+        local = torch.empty(box.local)
+        draw_normal(local, box, std=0.5, seed=1, name="wte.weight")
+        assert torch.equal(local[box.valid], whole[box.slices])

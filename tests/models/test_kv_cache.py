@@ -1,0 +1,57 @@
+"""With a cache, a text read piece by piece has the logits of the text read at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.config import Sizes
+from models.gpt import GPT
+from models.kv_cache import Cache
+from models.parallel.context import Partition
+from models.parallel.layers import initialise
+
+SIZES = Sizes(n_layer=3, n_head=4, n_embd=20, head_dim=6, n_inner=28, vocab_size=29, block_size=16)
+
+
+def make(sizes: Sizes = SIZES, dtype: torch.dtype = torch.float64) -> GPT:
+    model = GPT(sizes, Partition.alone(torch.device("cpu"), dtype=dtype, compute=dtype)).eval()
+    initialise(model, 1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # or all texts would be nearly alike
+            parameter.mul_(5)
+    return model
+
+
+def read(model: GPT, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    """Logits [B, S, vocabulary] of ids [B, S], after what the cache holds."""
+    x = model.embed(ids, start=cache.length if cache else 0)
+    x = model(x, ids.shape[1], cache=cache)
+    return model.logits(x).view(*ids.shape, -1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("first", [1, 2, 7, 15, 16])
+@torch.no_grad()
+def test_logits_are_those_without_a_cache(first: int, batch: int) -> None:
+    """Texts of one batch stay apart, each token at its own position, to the last there is."""
+    model, length = make(), SIZES.block_size
+    ids = torch.randint(29, (batch, length), generator=torch.Generator().manual_seed(3))
+    wanted, cache = read(model, ids), Cache(length)
+    found = [read(model, ids[:, :first], cache)]
+    for place in range(first, length):
+        assert cache.length == place
+        found.append(read(model, ids[:, place : place + 1], cache))
+    torch.testing.assert_close(torch.cat(found, 1), wanted, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_what_would_be_wrong_is_not_done() -> None:
+    model, cache = make(), Cache(9)
+    read(model, torch.zeros(1, 5, dtype=torch.long), cache)
+    with pytest.raises(AssertionError, match="mask"):
+        read(model, torch.zeros(1, 2, dtype=torch.long), cache)
+    cache = Cache(6)
+    with pytest.raises(AssertionError):
+        read(model, torch.zeros(1, 7, dtype=torch.long), cache)

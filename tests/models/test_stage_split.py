@@ -1,0 +1,52 @@
+"""Layers to pipeline stages: against trying every way to cut."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations, pairwise
+
+import pytest
+
+from models.config import Sizes
+from models.stage_split import chunks_of, head_cost, split, virtual_stages
+
+
+def test_split_is_as_even_as_any_cut_can_be() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        n = draw.randint(1, 9)
+        stages = draw.randint(1, n)
+        costs = [draw.choice([0.5, 1.0, 1.0, 3.0, 7.0]) for _ in range(n)]
+        runs = split(costs, stages)
+        assert [item for run in runs for item in run] == list(range(n))
+        assert all(len(run) >= 1 for run in runs)
+        assert heaviest(costs, [run.start for run in runs[1:]]) == pytest.approx(
+            min(heaviest(costs, list(cuts)) for cuts in combinations(range(1, n), stages - 1))
+        )
+
+
+def heaviest(costs: list[float], cuts: list[int]) -> float:
+    edges = [0, *cuts, len(costs)]
+    return max(sum(costs[a:b]) for a, b in pairwise(edges))
+
+
+GPT2 = Sizes(
+    n_layer=12, n_head=12, n_embd=768, head_dim=64, n_inner=3072, vocab_size=50257, block_size=1024
+)
+
+
+def test_a_heavy_head_leaves_the_last_stage_fewer_layers() -> None:
+    even = virtual_stages(GPT2, 1024, 2, balanced=False)
+    fair = virtual_stages(GPT2, 1024, 2, balanced=True)
+    assert [len(stage) for stage in even] == [6, 6]
+    head = head_cost(GPT2, 1024)
+    assert head == pytest.approx(50257 * 768 / (12 * 768**2 + 2 * 1024 * 768))
+    assert max(len(fair[0]), len(fair[1]) + head) == min(
+        max(n, 12 - n + head) for n in range(1, 12)
+    )
+
+
+def test_stages_go_round_the_ranks() -> None:
+    stages = virtual_stages(GPT2, 1024, 4, balanced=False)
+    assert stages == [range(3), range(3, 6), range(6, 9), range(9, 12)]
+    assert chunks_of(stages, 1, 2) == [range(3, 6), range(9, 12)]

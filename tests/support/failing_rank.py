@@ -1,0 +1,39 @@
+"""A rank that fails on purpose in its first attempts: ``failing_rank.py CONFIG ATTEMPTS``.
+
+Its last rank fails, right after everyone has summed over the world. Rank 0 prints a line for each
+attempt: its number, the sum and the run's id.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import torch
+
+from engine.errors import Failed
+from engine.plan import make_plan
+from engine.world.distributed import open_world
+from engine.world.launch_environment import locate
+
+
+def main(config: str, attempts: int) -> int:
+    place = locate(os.environ)
+    if place.attempt and place.rank == 0:
+        time.sleep(1)  # the others come first, and must not find the last attempt's store
+    try:
+        with open_world(lambda: make_plan(config, gpus=place.size, environ={}), place) as world:
+            total = world.axes["world"].all_reduce(torch.ones(1))
+            world.first_step_done()
+            world.say(f"attempt {world.attempt}: {total.item():.0f} ranks, run {world.run_id}")
+            if world.attempt < attempts and world.rank == world.size - 1:
+                raise Failed("on purpose")
+            world.axes["world"].all_reduce(total)
+    except Failed:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,25 @@
+"""Pieces of whole tensors, as layers hold them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from engine.training.gradients import uncut
+from models.parallel.context import Partition
+from models.parallel.mode import Activation
+from models.parallel.shard import Box
+
+
+def piece(whole: Tensor, activation: Activation, part: Partition) -> Tensor:
+    """What this rank holds of a whole activation [T, H]."""
+    rows = part.rows(whole.shape[0], activation.tokens)
+    columns = part.rows(whole.shape[1], activation.hidden)
+    return whole[rows, columns].clone()
+
+
+def summed(gradient: Tensor, box: Box, part: Partition) -> Tensor:
+    """A parameter's gradient by the one rule: over every axis that does not cut it."""
+    total = gradient.clone()
+    for axis in uncut(box, part.summed_axes):
+        part.axes[axis].all_reduce(total)
+    return total

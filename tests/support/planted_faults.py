@@ -1,0 +1,327 @@
+"""Faults to plant in the model, its cut or its gradients, each with a run that must show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import engine.training.step
+from engine.data.loader import Batch
+from engine.training import gradients
+from engine.training.gradients import GradientSum
+from models.chunks import Chunks
+from models.gpt import GPT
+from models.parallel import layers, loss, matmul
+from models.parallel.collectives import Axis, gather
+from models.parallel.context import Partition
+from models.parallel.initialise import draw_normal
+from models.parallel.layers import CutModule, Linear, Positions
+from models.parallel.mode import Gather, Mode
+from models.parallel.norm import LayerNorm
+from models.parallel.registry import modes
+from models.parallel.shard import Box
+from tests.support import training
+from tests.support.training import Run
+
+Few = partial(Run, dtype=torch.float64, steps=2)
+COLUMNS = Few(mode="1d", tensor=2, data=2, accumulation=2)
+GRID = Few(mode="2d", tensor=4, samples=6, accumulation=2)  # three a round: one is added
+DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, tied=False)
+CUBE = Few(mode="3d", tensor=8)
+RUNS = [COLUMNS, GRID, DEEP, CUBE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What is planted, and the run that must show it."""
+
+    run: Run
+    plant: Callable[[], AbstractContextManager[Any]]
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def shown_by(run: Run) -> Callable[[Callable[[], Iterator[None]]], None]:
+    """Register a context manager in which the fault is there."""
+
+    def register(plant: Callable[[], Iterator[None]]) -> None:
+        FAULTS[plant.__name__] = Fault(run=run, plant=contextmanager(plant))
+
+    return register
+
+
+def unsummed(lost: Callable[[CutModule, str, str], bool]) -> AbstractContextManager[Any]:
+    """Gradients of (module, parameter) are not summed over an axis where ``lost`` says so."""
+
+    def faulty(model: Chunks) -> GradientSum:
+        owners = {
+            id(box): (module, name)
+            for chunk in model
+            for module in chunk.modules()
+            if isinstance(module, CutModule)
+            for name, box in module.boxes.items()
+        }
+        healthy = gradients.uncut
+
+        def uncut(box: Box, axes: dict[str, Axis]) -> tuple[str, ...]:
+            return tuple(a for a in healthy(box, axes) if not lost(*owners[id(box)], a))
+
+        with patch.object(gradients, "uncut", uncut):
+            return GradientSum(model)
+
+    return patch.object(training, "GradientSum", faulty)
+
+
+def table(name: str, change: Callable[[Mode], Mode]) -> AbstractContextManager[Any]:
+    """A mode's table with a mistake in it."""
+    return patch.object(training, "modes", lambda: {**modes(), name: change(modes()[name])})
+
+
+@shown_by(GRID)
+def the_gradient_of_norms_is_not_summed() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: isinstance(module, LayerNorm)):
+        yield
+
+
+@shown_by(GRID)
+def the_gradient_of_biases_is_not_summed() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: isinstance(module, Linear) and name == "bias"):
+        yield
+
+
+@shown_by(DEEP)
+def gradients_are_not_summed_over_depth() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: axis == "d"):
+        yield
+
+
+@shown_by(COLUMNS)
+def gradients_are_not_summed_over_data() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: axis == "data"):
+        yield
+
+
+@shown_by(COLUMNS)
+def only_the_last_round_counts() -> Iterator[None]:
+    healthy = GradientSum.complete
+
+    def complete(self: GradientSum) -> AbstractContextManager[None]:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        return healthy(self)
+
+    with patch.object(GradientSum, "complete", complete):
+        yield
+
+
+@shown_by(GRID)
+def weights_are_gathered_over_the_wrong_axis() -> Iterator[None]:
+    with table("2d", lambda mode: replace(mode, up=replace(mode.up, gather_w="c"))):
+        yield
+
+
+@shown_by(CUBE)
+def inputs_are_gathered_over_the_wrong_axis() -> Iterator[None]:
+    wrong = Gather(axis="b", on="T")
+    with table("3d", lambda mode: replace(mode, down=replace(mode.down, gather_x=wrong))):
+        yield
+
+
+@shown_by(CUBE)
+def outputs_are_scattered_over_the_wrong_axis() -> Iterator[None]:
+    with table("3d", lambda mode: replace(mode, up=replace(mode.up, scatter_y="b"))):
+        yield
+
+
+@shown_by(CUBE)
+def two_axes_cut_a_weight_in_the_wrong_order() -> Iterator[None]:
+    with table("3d", lambda mode: replace(mode, up=replace(mode.up, weight_in=("b", "c")))):
+        yield
+
+
+@shown_by(GRID)
+def embeddings_are_not_swapped() -> Iterator[None]:
+    with table("2d", lambda mode: replace(mode, lookup=replace(mode.lookup, swap=None))):
+        yield
+
+
+@shown_by(COLUMNS)
+def the_loss_is_not_scaled() -> Iterator[None]:
+    healthy = GPT.loss
+    with patch.object(GPT, "loss", lambda self, x, targets, scale: healthy(self, x, targets, 1.0)):
+        yield
+
+
+@shown_by(COLUMNS)
+def the_loss_is_a_mean_of_means() -> Iterator[None]:
+    healthy, shares = GPT.loss, COLUMNS.data * COLUMNS.accumulation
+
+    def mean(self: GPT, x: Tensor, targets: Tensor, scale: float) -> Tensor:
+        counted = int((targets != -100).sum())
+        return healthy(self, x, targets, 1 / max(counted, 1) / shares)
+
+    with patch.object(GPT, "loss", mean):
+        yield
+
+
+@shown_by(GRID)
+def every_rank_reports_the_loss_of_shared_rows() -> Iterator[None]:
+    with patch.object(loss.Head, "counts_loss", True):
+        yield
+
+
+@shown_by(GRID)
+def padding_of_the_vocabulary_has_a_share_of_the_softmax() -> Iterator[None]:
+    with patch.object(Box, "padded", False):
+        yield
+
+
+@shown_by(COLUMNS)
+def targets_are_looked_up_at_the_wrong_offset() -> Iterator[None]:
+    healthy = loss.cross_entropy
+
+    def shifted(logits: Tensor, targets: Tensor, scale: float, head: Any, wanted: bool) -> Any:
+        box = replace(head.box, offset=(0, 0))
+        return healthy(logits, targets, scale, replace(head, box=box), wanted)
+
+    with patch.object(loss, "cross_entropy", shifted):
+        yield
+
+
+@shown_by(GRID)
+def padded_samples_count() -> Iterator[None]:
+    def pad(ids: Tensor, targets: Tensor, multiple: int) -> Batch:
+        missing = -len(ids) % multiple
+        return F.pad(ids, (0, 0, 0, missing)), F.pad(targets, (0, 0, 0, missing))
+
+    with patch.object(training, "pad_samples", pad):
+        yield
+
+
+@shown_by(COLUMNS)
+def a_shard_is_shifted() -> Iterator[None]:
+    healthy = Partition.box
+
+    def box(self: Partition, shape: tuple[int, ...], cut: Any) -> Box:
+        if shape == (COLUMNS.sizes.n_embd, COLUMNS.sizes.n_inner):
+            index = {**self.index, "t": (self.index["t"] + 1) % self.sizes["t"]}
+            return healthy(replace_index(self, index), shape, cut)
+        return healthy(self, shape, cut)
+
+    with patch.object(Partition, "box", box):
+        yield
+
+
+def replace_index(part: Partition, index: dict[str, int]) -> Partition:
+    moved = replace(part)
+    object.__setattr__(moved, "index", index)
+    return moved
+
+
+@shown_by(GRID)
+def weights_are_drawn_by_local_position() -> Iterator[None]:
+
+    def local(tensor: Tensor, box: Box, **how: Any) -> None:
+        draw_normal(tensor, replace(box, offset=(0,) * len(box.offset)), **how)
+
+    with patch.object(layers, "draw_normal", local):
+        yield
+
+
+@shown_by(COLUMNS)
+def tokens_are_gathered_in_the_wrong_order() -> Iterator[None]:
+    with patch.object(matmul, "gather", flipped("T")):
+        yield
+
+
+@shown_by(GRID)
+def features_are_gathered_in_the_wrong_order() -> Iterator[None]:
+    with patch.object(matmul, "gather", flipped("H")):
+        yield
+
+
+def flipped(wrong: str) -> Callable[..., Tensor]:
+    def backwards(x: Tensor, axis: Axis | None, dim: Any) -> Tensor:
+        y = gather(x, axis, dim)
+        if axis is None or dim != wrong:
+            return y
+        return torch.cat(y.chunk(axis.size, "TH".index(dim))[::-1], "TH".index(dim))
+
+    return backwards
+
+
+@shown_by(GRID)
+def a_reduce_scatter_adds_nothing() -> Iterator[None]:
+    healthy = Axis.reduce_scatter
+
+    def own(self: Axis, x: Tensor) -> Tensor:
+        return x[self.index].clone() if self.group else healthy(self, x)
+
+    with patch.object(Axis, "reduce_scatter", own):
+        yield
+
+
+@shown_by(GRID)
+def a_norm_sees_its_own_features_only() -> Iterator[None]:
+    def local(self: LayerNorm, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[1:], self.weight, self.bias, self.eps)
+
+    with patch.object(LayerNorm, "forward", local):
+        yield
+
+
+@shown_by(GRID)
+def a_norm_adds_nothing_up_in_backward() -> Iterator[None]:
+    healthy = Axis.all_reduce
+
+    def lazy(self: Axis, x: Tensor) -> Tensor:
+        return x if self.name == "c" else healthy(self, x)
+
+    with patch.object(Axis, "all_reduce", lazy):
+        yield
+
+
+@shown_by(COLUMNS)
+def positions_start_anew_on_every_rank() -> Iterator[None]:
+    def anew(self: Positions, batch: int, length: int, start: int = 0) -> Tensor:
+        rows = self.part.rows(batch * length, self.part.mode.outer.tokens)
+        return self.weight[start + torch.arange(rows.stop - rows.start) % length]
+
+    with patch.object(Positions, "forward", anew):
+        yield
+
+
+@shown_by(GRID)
+def gradients_are_clipped_by_the_local_norm() -> Iterator[None]:
+    def local(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.rescale(model, gradients.square_sum(model).sqrt().item(), limit, scale)
+
+    with patch.object(engine.training.step, "rescale", local):
+        yield
+
+
+@shown_by(GRID)
+def copies_count_in_the_gradient_norm() -> Iterator[None]:
+    def everything(model: Chunks) -> Tensor:
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        return torch.stack([g.double().square().sum() for g in grads]).sum()
+
+    with patch.object(engine.training.step, "square_sum", everything):
+        yield
+
+
+@shown_by(COLUMNS)
+def data_ranks_read_the_same_samples() -> Iterator[None]:
+    healthy = training.rounds
+    with patch.object(training, "rounds", lambda run, batch, index: healthy(run, batch, 0)):
+        yield

@@ -1,0 +1,239 @@
+"""Faults to plant in pipelines, ZeRO and the loss scale; registered beside those of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import engine.training.step
+from engine import pipeline_schedule
+from engine.pipeline_schedule import Action, Shape, Transfer
+from engine.training import gradients, pipeline
+from engine.training.gradients import GradientSum
+from engine.training.pipeline import _Pass
+from models.chunks import Chunks
+from models.parallel import layers, zero
+from models.parallel.collectives import Axis, scatter
+from models.parallel.initialise import draw_normal
+from models.parallel.shard import Box
+from models.parallel.zero import Pieces, Zero
+from tests.support.planted_faults import Few, flipped, shown_by, unsummed
+from tests.support.training import Run
+
+STAGES = Few(pipeline=2, micro_batches=4, schedule="gpipe", samples=16)
+DRAIN = Few(pipeline=2, data=2, micro_batches=2, samples=16)
+BUBBLE = Few(pipeline=2, data=2, micro_batches=2, samples=16, schedule="zero_bubble")
+ONCE = Few(data=2, zero=1, accumulation=2)
+UNEVEN = Few(data=3, zero=2, accumulation=2)  # no width divides by three
+ALWAYS = Few(data=2, zero=3, accumulation=2)
+DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, zero=1, accumulation=2)
+OVER_DEPTH = Few(mode="2.5d", tensor=2, depth=2, zero=3, zero_depth=True, accumulation=2)
+FP16 = Run(pipeline=2, samples=16, steps=2, compute=torch.float16)
+RUNS = [STAGES, DRAIN, BUBBLE, ONCE, UNEVEN, ALWAYS, DEEP, OVER_DEPTH, FP16]
+
+
+@shown_by(STAGES)
+def tied_gradients_are_not_swapped() -> Iterator[None]:
+    with patch.object(GradientSum, "_sum_tied", lambda self: None):
+        yield
+
+
+@shown_by(STAGES)
+def a_tied_table_counts_twice_in_the_norm() -> Iterator[None]:
+    with patch.object(Chunks, "copies", frozenset()):
+        yield
+
+
+@shown_by(STAGES)
+def a_stage_s_norm_is_not_everyone_s() -> Iterator[None]:
+    with norm_of(lambda axes: axes["pipeline"].index == 0):
+        yield
+
+
+@shown_by(STAGES)
+def layers_are_drawn_by_their_place_in_the_stage() -> Iterator[None]:
+    def local(tensor: Tensor, box: Box, *, name: str, **how: Any) -> None:
+        draw_normal(tensor, box, name=re.sub(r"h\.\d+", "h.0", name), **how)
+
+    with patch.object(layers, "draw_normal", local):
+        yield
+
+
+@shown_by(STAGES)
+def messages_of_micro_batches_are_crossed() -> Iterator[None]:
+    """The first two that a rank receives, where both come before either is used."""
+    healthy = pipeline_schedule.with_transfers
+
+    def crossed(orders: Sequence[Sequence[Action]], shape: Shape) -> list[list[Action | Transfer]]:
+        return [_crossed(items) for items in healthy(orders, shape)]
+
+    with patch.object(pipeline, "with_transfers", crossed):
+        yield
+
+
+def _crossed(items: list[Action | Transfer]) -> list[Action | Transfer]:
+    places = [
+        place
+        for place, item in enumerate(items)
+        if isinstance(item, Transfer) and item.way == "receive" and item.of == "forward"
+    ][:2]
+    if len(places) == 2 and not any(isinstance(item, Action) for item in items[: places[1]]):
+        one, other = (items[place] for place in places)
+        items[places[0]] = replace(one, micro_batch=other.micro_batch)
+        items[places[1]] = replace(other, micro_batch=one.micro_batch)
+    return items
+
+
+@shown_by(DRAIN)
+def sums_begin_before_the_last_micro_batch() -> Iterator[None]:
+    def early(self: _Pass, action: Action) -> AbstractContextManager[None]:
+        assert self.sums is not None
+        return self.sums.complete()
+
+    with patch.object(_Pass, "_sums", early):
+        yield
+
+
+@shown_by(BUBBLE)
+def put_off_gradients_are_lost() -> Iterator[None]:
+    def lazy(self: _Pass, action: Action) -> None:
+        self.weights.pop((action.chunk, action.micro_batch))
+
+    with patch.object(_Pass, "weight", lazy):
+        yield
+
+
+@shown_by(BUBBLE)
+def put_off_gradients_are_summed_before_they_are_there() -> Iterator[None]:
+    """Autograd calls for a gradient that it was not given, too."""
+    with patch.object(GradientSum, "_hook", lambda self, parameter: self.arrived(parameter)):
+        yield
+
+
+@shown_by(ONCE)
+def gathered_weights_are_stale() -> Iterator[None]:
+    with patch.object(Zero, "forget", lambda self: None):
+        yield
+
+
+@shown_by(ONCE)
+def only_the_last_micro_batch_is_scattered() -> Iterator[None]:
+    def forgetful(self: Zero, weight: Tensor, gradient: Tensor, pieces: Pieces) -> None:
+        self._whole[id(weight)] = weight, pieces, gradient
+
+    with patch.object(Zero, "scatter", forgetful):
+        yield
+
+
+@shown_by(ONCE)
+def what_zero_does_not_cut_is_not_summed() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: axis == "data"):
+        yield
+
+
+@shown_by(DEEP)
+def pieces_are_not_summed_over_depth() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: axis == "d" and name == "weight"):
+        yield
+
+
+@shown_by(UNEVEN)
+def padding_of_pieces_comes_first() -> Iterator[None]:
+    def pad(x: Tensor, after: tuple[int, ...]) -> Tensor:
+        return F.pad(x, tuple(n for k in range(0, len(after), 2) for n in after[k : k + 2][::-1]))
+
+    with patch.object(zero, "F", SimpleNamespace(pad=pad)):
+        yield
+
+
+@shown_by(ALWAYS)
+def pieces_are_scattered_in_the_wrong_order() -> Iterator[None]:
+    def backwards(y: Tensor, axis: Axis | None, dim: Any) -> Tensor:
+        if axis is None:
+            return y
+        turned = torch.cat(y.chunk(axis.size, "TH".index(dim))[::-1], "TH".index(dim))
+        return scatter(turned, axis, dim)
+
+    with patch.object(zero, "scatter", backwards):
+        yield
+
+
+@shown_by(ALWAYS)
+def pieces_are_gathered_in_the_wrong_order() -> Iterator[None]:
+    with patch.object(zero, "gather", flipped("T")):
+        yield
+
+
+@shown_by(OVER_DEPTH)
+def pieces_over_depth_are_not_summed() -> Iterator[None]:
+    def own(y: Tensor, axis: Axis | None, dim: Any) -> Tensor:
+        return y.chunk(axis.size, "TH".index(dim))[axis.index].clone() if axis else y
+
+    with patch.object(zero, "scatter", own):
+        yield
+
+
+@shown_by(OVER_DEPTH)
+def pieces_are_summed_over_depth_again() -> Iterator[None]:
+    with summed_over("d"):
+        yield
+
+
+@shown_by(ALWAYS)
+def pieces_are_summed_over_data_again() -> Iterator[None]:
+    with summed_over("data"):
+        yield
+
+
+@shown_by(ALWAYS)
+def one_rank_s_pieces_make_the_norm() -> Iterator[None]:
+    with norm_of(lambda axes: axes["data"].index == 0):
+        yield
+
+
+@shown_by(FP16)
+def the_loss_scale_is_not_divided_out() -> Iterator[None]:
+    def unscaled(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.rescale(model, norm, limit)
+
+    with patch.object(engine.training.step, "rescale", unscaled):
+        yield
+
+
+@shown_by(FP16)
+def the_norm_is_scaled() -> Iterator[None]:
+    def scaled(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.rescale(model, norm * scale, limit, scale)
+
+    with patch.object(engine.training.step, "rescale", scaled):
+        yield
+
+
+def summed_over(axis: str) -> AbstractContextManager[Any]:
+    """All gradients are summed over an axis, those that it cuts too."""
+    healthy = gradients.uncut
+
+    def uncut(box: Box, axes: dict[str, Axis]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*healthy(box, axes), axis)))
+
+    return patch.object(gradients, "uncut", uncut)
+
+
+def norm_of(counts: Callable[[Any], bool]) -> AbstractContextManager[Any]:
+    """Ranks for which ``counts`` is false have no share in the gradient's norm."""
+    healthy = gradients.square_sum
+
+    def share(model: Chunks) -> Tensor:
+        squares = healthy(model)
+        return squares if counts(model.part.axes) else torch.zeros_like(squares)
+
+    return patch.object(engine.training.step, "square_sum", share)
