@@ -5,10 +5,10 @@ torchrun --nproc_per_node 4 evaluate_gpt.py runs/NAME [KEY=VALUE ...]
 
 from __future__ import annotations
 
-from engine.world.signals import hold_signals
+from engine.world.signals import block_signals
 
 if __name__ == "__main__":
-    hold_signals()  # until the rank can say that it was stopped: importing torch takes seconds
+    block_signals()  # until the rank can say that it was stopped: importing torch takes seconds
 
 import argparse
 import os
@@ -20,11 +20,11 @@ from engine.evaluate import evaluate
 from engine.plan import Plan
 from engine.runs.folder import write_atomically
 from engine.runs.resolve import run_with_weights
-from engine.world.launch_environment import Place
+from engine.world.launch_environment import LaunchInfo
 from engine.world.world import World
-from launch.arguments import Parser, add_place, run_and_overrides
-from launch.commands.evaluate import add_arguments, plan_on, subject_of
-from launch.rank import leave, run_rank
+from launch.arguments import Parser, add_launch_options, run_and_overrides
+from launch.commands.evaluate import add_arguments, evaluation_request, plan_on
+from launch.rank import exit_process, run_rank
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
     def work(args: argparse.Namespace, world: World) -> None:
         run, overrides = run_and_overrides(args)
-        folder, subject = run_with_weights(run), subject_of(args)
+        folder, request = run_with_weights(run), evaluation_request(args)
         found = evaluate(
             world,
             folder,
             args.step,
-            subject,
+            request,
             cache=default_cache(environ),
             overrides=overrides,
         )
@@ -58,15 +58,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         examples=["torchrun --nproc_per_node 4 evaluate_gpt.py runs/gpt2_2d-20260101-120000"],
     )
     add_arguments(parser)
-    add_place(parser)
+    add_launch_options(parser)
     return parser.parse_intermixed_args(argv)
 
 
-def plan(args: argparse.Namespace, place: Place, environ: Mapping[str, str]) -> Plan:
+def plan(args: argparse.Namespace, launch_info: LaunchInfo, environ: Mapping[str, str]) -> Plan:
     """What this rank is part of; all ranks work it out for themselves."""
     run, overrides = run_and_overrides(args)
-    return plan_on(place.size, run_with_weights(run), overrides, subject_of(args))
+    return plan_on(launch_info.size, run_with_weights(run), overrides, evaluation_request(args))
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

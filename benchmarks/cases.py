@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from engine.config import schema
-from models.config import Sizes
+from models.config import GPTConfig
 
 Step = Callable[[], float]
 """Runs one step and returns its loss."""
 
-OPTIMIZER = schema.Optimizer(lr=1e-4, weight_decay=0.1)
+OPTIMIZER = schema.OptimizerSettings(lr=1e-4, weight_decay=0.1)
 BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class Workload:
     """What is trained: a model, ``samples`` of ``length`` tokens a step."""
 
     layers: int
@@ -33,8 +33,8 @@ class Case:
     compiled: bool = False
 
     @property
-    def sizes(self) -> Sizes:
-        return Sizes(
+    def config(self) -> GPTConfig:
+        return GPTConfig(
             n_layer=self.layers,
             n_head=self.heads,
             n_embd=self.width,
@@ -55,9 +55,9 @@ class Case:
         return [(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in ids]
 
 
-GPT2 = Case(layers=12, heads=12, width=768, vocabulary=50257, samples=4, length=256)
-TRUNK = Case(layers=2, heads=4, width=128, vocabulary=50257, samples=8, length=256)
-DEMO = Case(layers=4, heads=4, width=128, vocabulary=128, samples=16, length=128)
+GPT2 = Workload(layers=12, heads=12, width=768, vocabulary=50257, samples=4, length=256)
+TRUNK = Workload(layers=2, heads=4, width=128, vocabulary=50257, samples=8, length=256)
+DEMO = Workload(layers=4, heads=4, width=128, vocabulary=128, samples=16, length=128)
 CASES = {
     "gpt2": GPT2,
     "gpt2-bf16": replace(GPT2, precision="bf16"),

@@ -30,12 +30,12 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.save import layout_of, save
 from engine.checkpoint.saver import Saver
 from engine.runs.reporter import Reporter
-from engine.training.trainer import Run
+from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.jobs import Job, run
 
@@ -67,7 +67,7 @@ def plain_dcp(saver: Saver, folder: Path) -> None:
     """What DCP saves by itself."""
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     writer = FileSystemWriter(folder, sync_files=True)
-    state_dict_saver.save(saver._state(), storage_writer=writer, planner=planner)
+    state_dict_saver.save(saver._state_tensors(), storage_writer=writer, planner=planner)
 
 
 def timed(task: Callable[[], object]) -> float:
@@ -79,23 +79,26 @@ def timed(task: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def throughput(turns: int, run: Run, saver: Saver) -> dict[str, Any]:
+def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
     """Seconds of each contender by turn, on a model that has trained a step; bytes of all files."""
     run.step(1)
     rank, ranks = run.world.rank, run.world.size
-    training, layout = saver._training(1, None), layout_of(run.plan.settings, run.plan.layout.data)
-    shelf, other, alone = Shelf(Path("shelf")), Path("copy"), Path("alone")
-    folder, seconds, total = shelf.folder(1), dict[str, list[float]](), 0
+    training, layout = (
+        saver._training_state(1, None),
+        layout_of(run.plan.settings, run.plan.layout.data),
+    )
+    checkpoints, other, alone = CheckpointDirectory(Path("shelf")), Path("copy"), Path("alone")
+    folder, seconds, total = checkpoints.folder(1), dict[str, list[float]](), 0
 
     def load() -> None:
-        stored = Stored(folder)
-        assert stored.problems(rank, ranks) == []
-        stored.load_model(run.model)
-        stored.load_optimizer(run.model, run.stepper.optimizer)
+        checkpoint = SavedCheckpoint(folder)
+        assert checkpoint.verify(rank, ranks) == []
+        checkpoint.load_model(run.model)
+        checkpoint.load_optimizer(run.model, run.stepper.optimizer)
 
     contenders: dict[str, Callable[[], object]] = {
         "save": lambda: save(
-            shelf, saver._state(), training, layout=layout, group=run.world.cpu_group
+            checkpoints, saver._state_tensors(), training, layout=layout, group=run.world.cpu_group
         ),
         "copy": lambda: copy(folder, other, rank),
         "load": load,
@@ -108,18 +111,18 @@ def throughput(turns: int, run: Run, saver: Saver) -> dict[str, Any]:
                 seconds.setdefault(name, []).append(taken)
         if run.world.is_main:
             total = sum(path.stat().st_size for path in folder.iterdir())
-            for path in (shelf.path, other, alone):
+            for path in (checkpoints.path, other, alone):
                 shutil.rmtree(path)
         dist.barrier()
     return {"bytes": total, "seconds": seconds}
 
 
-def pauses(run: Run, saver: Saver) -> dict[str, Any]:
+def pauses(run: Trainer, saver: Saver) -> dict[str, Any]:
     """Seconds of steps by themselves, of steps beside a save, and of what a save holds up."""
     found: dict[str, list[float]] = {"step": [], "step beside a save": [], "pause": []}
     for step in range(1, STEPS + 1):
         taken = timed(lambda step=step: run.step(step))  # type: ignore[misc]
-        held = timed(lambda step=step: saver.after(step, None, asked=False, last=False))  # type: ignore[misc]
+        held = timed(lambda step=step: saver.on_step_end(step, None, requested=False, last=False))  # type: ignore[misc]
         if step > 1:
             found["step beside a save" if step % 4 == 1 else "step"].append(taken)
         if step % 4 == 0:
@@ -128,21 +131,21 @@ def pauses(run: Run, saver: Saver) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def measuring(task: Callable[[Run, Saver], Any], name: str, world: World) -> Iterator[None]:
+def measuring(task: Callable[[Trainer, Saver], Any], name: str, world: World) -> Iterator[None]:
     """In place of the training, on rank 0 with a file of what was found."""
 
-    def steps(run: Run, report: Reporter, saver: Saver, first_step: int) -> int:
+    def steps(run: Trainer, report: Reporter, saver: Saver, first_step: int) -> int:
         found = task(run, saver)
         if world.is_main:
             Path(name).write_text(json.dumps(found))
         return run.steps
 
-    with patch("engine.train.train_steps", steps), patch.object(Run, "save", lambda *_: None):
+    with patch("engine.train.train_steps", steps), patch.object(Trainer, "save", lambda *_: None):
         yield
 
 
 def measured(folder: Path, ranks: int, task: Callable[..., Any], *overrides: str) -> dict[str, Any]:
-    with patch("engine.train.epilogue", lambda *_: None):
+    with patch("engine.train.print_end_of_run", lambda *_: None):
         ended = run(
             Job(folder=folder, overrides=overrides, planted=partial(measuring, task, "found.json")),
             ranks,

@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu_check import packages  # noqa: E402
-from benchmarks.gpu_check.results import Results, Row  # noqa: E402
+from benchmarks.gpu_check.results import CaseResult, Results  # noqa: E402
 from benchmarks.gpu_check.sizes import DRY, GPU  # noqa: E402
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_check.check import Case, Check
+    from benchmarks.gpu_check.check import CheckCase, GpuCheck
 
 ORDER = (
     *("machine", "matmul", "attention"),
@@ -68,7 +68,7 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
     """Run the cases; the exit code."""
     # Only now: these import packages that may have come with the wheels.
     from benchmarks.gpu_check import families, other_cases, processes
-    from benchmarks.gpu_check.check import SIDE_BY_SIDE, Check
+    from benchmarks.gpu_check.check import SIDE_BY_SIDE, GpuCheck
 
     mark = uuid.uuid4().hex
     os.environ.update(processes.environment(mark, path))
@@ -78,7 +78,7 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
     processes.stop_on_signals()
     found = {case.name: case for case in [*other_cases.cases(), *families.cases()]}
     assert found.keys() == set(ORDER)
-    one = Check(
+    one = GpuCheck(
         folder=folder.resolve(),
         sizes=DRY if args.dry else GPU,
         results=Results(folder),
@@ -96,13 +96,13 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
     strays = processes.end_strays(mark)
     if strays:
         text = f"left behind and ended: {'; '.join(strays)}"
-        one.results.add(Row(case="processes", passed=False, text=text))
+        one.results.add(CaseResult(case="processes", passed=False, text=text))
     failed = [row for row in one.results.rows if row.passed is False]
     one.results.say(f"{len(one.results.rows)} rows, {len(failed)} failed; all in {folder}")
     return 1 if failed else 0
 
 
-def run_together(cases: list[Case], check: Check, most: int, mark: str) -> None:
+def run_together(cases: list[CheckCase], check: GpuCheck, most: int, mark: str) -> None:
     """Run the cases, up to ``most`` at a time; end all of them when this process is to stop, or
     when one raises: a case that merely fails has a row and raises nothing."""
     from benchmarks.gpu_check import processes

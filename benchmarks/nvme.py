@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.config.schema import Optimizer
-from engine.estimate.flops import smallest_product
+from engine.config.schema import OptimizerSettings
+from engine.estimate.flops import smallest_matmul_flops
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.page_buffers import Buffer
@@ -34,20 +34,20 @@ from engine.nvme.store import KINDS, Store, open_store
 from engine.nvme.stores import tensornvme
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.registry import Named, build_optimizer
-from engine.training.gradients import GradientSum
+from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
 from engine.training.pipeline import Pipeline
 from engine.training.step import Stepper
-from models.chunks import Chunks
-from models.config import Sizes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.zero import Zero
 
 BLOCK = 16 * 2**20
 WIDTH = 4096
 SAMPLES, LENGTH = 8, 128
-SIZES = Sizes(
+SIZES = GPTConfig(
     n_layer=6, n_head=8, n_embd=512, head_dim=64, n_inner=2048, vocab_size=8192, block_size=LENGTH
 )
 Work = Callable[[], object]
@@ -74,7 +74,7 @@ class Bench:
             return store
 
         return StreamedOptimizer(
-            build_optimizer(Optimizer(), named),
+            build_optimizer(OptimizerSettings(), named),
             states=2,
             divisible=True,
             memory=self.memory,
@@ -122,18 +122,18 @@ def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
         named.append(Named(str(number), weight, True))
     size = sum(2 * one.parameter.nbytes for one in named)
     bench.work["copy"] = copier(bench.disk("copy"), size)
-    bench.work["host update"] = build_optimizer(Optimizer(), named).step
+    bench.work["host update"] = build_optimizer(OptimizerSettings(), named).step
     for kind in kinds:
         streamed = bench.streamed(bench.disk(kind), kind, named)
 
         def update(streamed: StreamedOptimizer = streamed) -> None:
             streamed.step()
-            streamed._stream.wait()  # for the last write, beside which a run goes on
+            streamed._buffers.wait()  # for the last write, beside which a run goes on
 
         def transfers(streamed: StreamedOptimizer = streamed) -> None:
-            for _ in streamed._stream:
+            for _ in streamed._buffers:
                 pass
-            streamed._stream.wait()
+            streamed._buffers.wait()
 
         bench.work[f"{kind} update"] = update
         bench.work[f"{kind} transfers"] = transfers
@@ -145,32 +145,34 @@ def add_training(bench: Bench) -> None:
     ids = torch.arange(SAMPLES * (LENGTH + 1)).view(SAMPLES, -1) * 7919 % SIZES.vocab_size
     batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     device = torch.device("cpu")
-    alone = Partition.alone(device, dtype=torch.float32, compute=torch.float32)
-    flops = smallest_product(SIZES, SAMPLES * LENGTH, 1)
+    alone = ParallelContext.single_device(device, dtype=torch.float32, compute=torch.float32)
+    flops = smallest_matmul_flops(SIZES, SAMPLES * LENGTH, 1)
     for where in ("host", "disk", "disk with weights"):
         disk = bench.disk(where)
-        weights = WeightsOnDisk(disk=disk, ahead=bench.memory) if "weights" in where else None
-        part = replace(
+        weights = (
+            WeightsOnDisk(disk=disk, prefetch_bytes=bench.memory) if "weights" in where else None
+        )
+        parallel = replace(
             alone,
-            zero=Zero(stage=3, axes=(alone.axes["data"],), keeps_pieces=weights is None),
+            zero=Zero(stage=3, axes=(alone.axes["data"],), caches_shards=weights is None),
             matmul=MATMULS[choose_matmul(torch.float32, device, flops)],
-            home=device,
+            offload_device=device,
             store=weights,
         )
-        model = Chunks([GPT(SIZES, part)])
+        model = ModelChunks([GPT(SIZES, parallel)])
         model.initialise(1)
         named = [Named(name, p, p.dim() > 1) for name, p in model.named_parameters()]
         optimizer = (
-            build_optimizer(Optimizer(), named)
+            build_optimizer(OptimizerSettings(), named)
             if where == "host"
             else bench.streamed(disk, None, named, *([weights] if weights else []))
         )
         stepper = Stepper(
             model=model,
-            pipeline=Pipeline(model, part.axes["pipeline"], "1f1b"),
+            pipeline=Pipeline(model, parallel.axes["pipeline"], "1f1b"),
             optimizer=optimizer,
-            gradients=GradientSum(model),
-            world=part.axes["world"],
+            gradients=GradientReducer(model),
+            world=parallel.axes["world"],
             seed=1,
         )
         steps = count(1)

@@ -23,30 +23,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from engine.estimate.flops import smallest_product
-from engine.pipeline_schedule import Costs, Shape, actions, idle_fraction
-from engine.training.gradients import GradientSum
+from engine.estimate.flops import smallest_matmul_flops
+from engine.pipeline_schedule import Costs, PipelineShape, actions, idle_fraction
+from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
-from engine.training.pipeline import Batch, Pipeline, _Pass, loss_of
-from models.chunks import Chunks
-from models.config import Sizes
+from engine.training.pipeline import Batch, Pipeline, _PipelineRun, scaled_loss
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.registry import modes
 from models.stage_split import chunks_of, virtual_stages
 from tests.support.worlds import run_world
 
 RANKS, SAMPLES, LENGTH = 2, 2, 256
 # A small vocabulary, so that the head weighs little and stages are even.
-SIZES = Sizes(
+SIZES = GPTConfig(
     n_layer=8, n_head=6, n_embd=384, head_dim=64, n_inner=1536, vocab_size=256, block_size=LENGTH
 )
 OURS = ("1f1b", "gpipe", "zero_bubble")
 
 
 @dataclass
-class Watch:
+class WaitTimer:
     """Seconds spent waiting for messages in a step."""
 
     waited: float = 0.0
@@ -55,21 +55,21 @@ class Watch:
 class Watched(Pipeline):
     """A pipeline that is looked at while it runs."""
 
-    watch = Watch()
+    watch = WaitTimer()
 
     def train(
-        self, batches: Sequence[Batch], seeds: Sequence[int], scale: float, sums: GradientSum
+        self, batches: Sequence[Batch], seeds: Sequence[int], scale: float, sums: GradientReducer
     ) -> Tensor:
         watch = self.watch
 
-        class Timed(_Pass):
+        class Timed(_PipelineRun):
             def _arrived(self, key: Any) -> Tensor:
                 started = time.perf_counter()
-                tensor = super()._arrived(key)
+                tensor = super()._received(key)
                 watch.waited += time.perf_counter() - started
                 return tensor
 
-        one = Timed(self, batches, seeds, loss_of(scale), sums)
+        one = Timed(self, batches, seeds, scaled_loss(scale), sums)
         return one.run(self.plan(len(batches), True))
 
 
@@ -96,27 +96,27 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
     pipeline = Axis(
         name="pipeline", size=RANKS, index=rank, group=dist.group.WORLD, traffic=traffic
     )
-    flops = smallest_product(SIZES, SAMPLES * LENGTH, 1)
+    flops = smallest_matmul_flops(SIZES, SAMPLES * LENGTH, 1)
     backend = choose_matmul(torch.float32, torch.device("cpu"), flops)
-    part = Partition(
+    parallel = ParallelContext(
         mode=modes()["serial"],
         axes={**alone, "pipeline": pipeline, "world": pipeline},
         matmul=MATMULS[backend],
     )
     stages = virtual_stages(SIZES, LENGTH, RANKS, balanced=True)
     (layers,) = chunks_of(stages, rank, RANKS)
-    model = Chunks([GPT(SIZES, part, layers=layers)], stages)
+    model = ModelChunks([GPT(SIZES, parallel, layers=layers)], stages)
     model.initialise(1)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, SIZES.vocab_size, (micro_batches * SAMPLES, LENGTH + 1), generator=draw)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     scale = 1 / targets.numel()
     batches = list(zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True))
-    sums = GradientSum(model)
+    sums = GradientReducer(model)
 
     def ours(schedule: str) -> Callable[[], float]:
         runs = Watched(model, pipeline, schedule)
-        runs.watch = Watch()
+        runs.watch = WaitTimer()
 
         def step() -> float:
             sums.zero()
@@ -164,7 +164,7 @@ def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, l
 
 def report(micro_batches: int, steps: int) -> dict[str, Any]:
     by_rank = run_world(RANKS, measure, micro_batches, steps, timeout=900)
-    shape = Shape(ranks=RANKS, micro_batches=micro_batches)
+    shape = PipelineShape(ranks=RANKS, micro_batches=micro_batches)
     rows: dict[str, Any] = {}
     for name in by_rank[0]:
         seconds = [step[0] for step in by_rank[0][name]]

@@ -9,31 +9,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cases import BATCHES, OPTIMIZER, Case, Step
-from models.chunks import Chunks
-from models.config import Sizes
+from benchmarks.cases import BATCHES, OPTIMIZER, Step, Workload
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
 from models.hf_state_dict import to_hf
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 """[in, out] in Hugging Face's states, [out, in] in a linear layer."""
 
 
-class Block(nn.Module):
+class PlainBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); x [B, S, C]."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, gpt_config: GPTConfig) -> None:
         super().__init__()
-        width = sizes.n_embd
-        self.heads = sizes.n_head
-        self.ln_1 = nn.LayerNorm(width, eps=sizes.layer_norm_epsilon)
-        self.ln_2 = nn.LayerNorm(width, eps=sizes.layer_norm_epsilon)
+        width = gpt_config.n_embd
+        self.heads = gpt_config.n_head
+        self.ln_1 = nn.LayerNorm(width, eps=gpt_config.layer_norm_epsilon)
+        self.ln_2 = nn.LayerNorm(width, eps=gpt_config.layer_norm_epsilon)
         self.attn = nn.ModuleDict(
             {"c_attn": nn.Linear(width, 3 * width), "c_proj": nn.Linear(width, width)}
         )
         self.mlp = nn.ModuleDict(
-            {"c_fc": nn.Linear(width, sizes.n_inner), "c_proj": nn.Linear(sizes.n_inner, width)}
+            {
+                "c_fc": nn.Linear(width, gpt_config.n_inner),
+                "c_proj": nn.Linear(gpt_config.n_inner, width),
+            }
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,12 +53,12 @@ class Block(nn.Module):
 class PlainGPT2(nn.Module):
     """ids [B, S] -> logits [B, S, vocabulary]: linear layers, SDPA, a tied head, as in nanoGPT."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, gpt_config: GPTConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(sizes.vocab_size, sizes.n_embd)
-        self.wpe = nn.Embedding(sizes.block_size, sizes.n_embd)
-        self.h = nn.ModuleList([Block(sizes) for _ in range(sizes.n_layer)])
-        self.ln_f = nn.LayerNorm(sizes.n_embd, eps=sizes.layer_norm_epsilon)
+        self.wte = nn.Embedding(gpt_config.vocab_size, gpt_config.n_embd)
+        self.wpe = nn.Embedding(gpt_config.block_size, gpt_config.n_embd)
+        self.h = nn.ModuleList([PlainBlock(gpt_config) for _ in range(gpt_config.n_layer)])
+        self.ln_f = nn.LayerNorm(gpt_config.n_embd, eps=gpt_config.layer_norm_epsilon)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
@@ -69,17 +72,17 @@ class PlainGPT2(nn.Module):
         self.load_state_dict({n: t.t() if n.endswith(TRANSPOSED) else t for n, t in named.items()})
 
 
-def plain(case: Case) -> Step:
+def plain(case: Workload) -> Step:
     """The step of transformers' GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = case.sizes
+    gpt_config = case.config
     config = GPT2Config(
-        vocab_size=sizes.vocab_size,
-        n_positions=sizes.block_size,
-        n_embd=sizes.n_embd,
-        n_layer=sizes.n_layer,
-        n_head=sizes.n_head,
+        vocab_size=gpt_config.vocab_size,
+        n_positions=gpt_config.block_size,
+        n_embd=gpt_config.n_embd,
+        n_layer=gpt_config.n_layer,
+        n_head=gpt_config.n_head,
         embd_pdrop=0.0,
         resid_pdrop=0.0,
         attn_pdrop=0.0,
@@ -87,32 +90,34 @@ def plain(case: Case) -> Step:
         use_cache=False,
     )
     model: Any = GPT2LMHeadModel(config)
-    model.load_state_dict(first_weights(sizes), strict=False)
+    model.load_state_dict(first_weights(gpt_config), strict=False)
     return plain_step(case, model, lambda output: output.logits)
 
 
-def bare(case: Case) -> Step:
+def bare(case: Workload) -> Step:
     """The step of the GPT-2 above."""
-    model = PlainGPT2(case.sizes)
-    model.load(first_weights(case.sizes))
+    model = PlainGPT2(case.config)
+    model.load(first_weights(case.config))
     return plain_step(case, model, lambda output: output)
 
 
-def first_weights(sizes: Sizes) -> dict[str, Tensor]:
+def first_weights(gpt_config: GPTConfig) -> dict[str, Tensor]:
     """The weights that our model begins with, as Hugging Face's GPT-2 has them."""
-    same = Chunks(
+    same = ModelChunks(
         [
             GPT(
-                sizes,
-                Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32),
+                gpt_config,
+                ParallelContext.single_device(
+                    torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+                ),
             )
         ]
     )
     same.initialise(1)
-    return dict(to_hf(((n, p.detach()) for n, p in same.named_parameters()), sizes))
+    return dict(to_hf(((n, p.detach()) for n, p in same.named_parameters()), gpt_config))
 
 
-def plain_step(case: Case, model: nn.Module, logits_of: Callable[[Any], Tensor]) -> Step:
+def plain_step(case: Workload, model: nn.Module, logits_of: Callable[[Any], Tensor]) -> Step:
     """cross_entropy of full logits and fused AdamW; bf16 is autocast."""
     model.to(case.device)
     groups: list[dict[str, Any]] = [

@@ -27,53 +27,53 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import BATCHES, CASES, ON_CUDA, OPTIMIZER, Case, Step
+from benchmarks.cases import BATCHES, CASES, ON_CUDA, OPTIMIZER, Step, Workload
 from benchmarks.plain import bare, plain
-from engine.estimate.flops import smallest_product
+from engine.estimate.flops import smallest_matmul_flops
 from engine.layout import Layout
 from engine.optim.registry import build_optimizer
 from engine.training.build import DTYPES, named_parameters
-from engine.training.gradients import GradientSum
+from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
 from engine.training.memory import keep_freed_memory, peak_bytes
 from engine.training.pipeline import Pipeline
 from engine.training.step import Stepper
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.collectives import Traffic
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.registry import modes
 from tests.support.training import open_axes
 from tests.support.worlds import run_world
 
 
-def stepper(case: Case, part: Partition, *, compiled: bool) -> Stepper:
-    """Our step, over ``part``, in a process that is a run's."""
+def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Stepper:
+    """Our step, over ``parallel``, in a process that is a run's."""
     keep_freed_memory()
-    model = Chunks([GPT(case.sizes, part)])
+    model = ModelChunks([GPT(case.config, parallel)])
     model.initialise(1)
     if compiled:
         for block in model[0].h.values():
             block.compile()
     return Stepper(
         model=model,
-        pipeline=Pipeline(model, part.axes["pipeline"], "1f1b"),
+        pipeline=Pipeline(model, parallel.axes["pipeline"], "1f1b"),
         optimizer=build_optimizer(OPTIMIZER, named_parameters(model)),
-        gradients=GradientSum(model),
-        world=part.axes["world"],
+        gradients=GradientReducer(model),
+        world=parallel.axes["world"],
         seed=3,
     )
 
 
-def whole(case: Case) -> Partition:
+def whole(case: Workload) -> ParallelContext:
     """One process, with the matmul that it would choose."""
     dtype, compute = DTYPES[case.precision]
-    part = Partition.alone(case.device, dtype=dtype, compute=compute)
-    flops = smallest_product(case.sizes, case.samples * case.length, 1)
-    return replace(part, matmul=MATMULS[choose_matmul(compute, case.device, flops)])
+    parallel = ParallelContext.single_device(case.device, dtype=dtype, compute=compute)
+    flops = smallest_matmul_flops(case.config, case.samples * case.length, 1)
+    return replace(parallel, matmul=MATMULS[choose_matmul(compute, case.device, flops)])
 
 
-def ours(case: Case) -> Step:
+def ours(case: Workload) -> Step:
     runs, batches = stepper(case, whole(case), compiled=case.compiled), case.batches()
     number = 0
 
@@ -89,7 +89,7 @@ def ours(case: Case) -> Step:
 CONTENDERS = {"ours": ours, "plain": plain, "bare": bare}
 
 
-def serve(pipe: Connection, name: str, case: Case, threads: int) -> None:
+def serve(pipe: Connection, name: str, case: Workload, threads: int) -> None:
     """A contender's process: a step for each message, then its peak memory."""
     torch.set_num_threads(threads)
     step = CONTENDERS[name](case)
@@ -101,7 +101,7 @@ def serve(pipe: Connection, name: str, case: Case, threads: int) -> None:
 
 
 @contextmanager
-def contender(name: str, case: Case, threads: int) -> Iterator[Connection]:
+def contender(name: str, case: Workload, threads: int) -> Iterator[Connection]:
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, name, case, threads), daemon=True)
@@ -115,7 +115,7 @@ def contender(name: str, case: Case, threads: int) -> Iterator[Connection]:
         process.kill()
 
 
-def pair(case: Case, pairs: int, threads: int, other: str = "plain") -> dict[str, Any]:
+def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict[str, Any]:
     """Ours against another contender: ratios of tokens/s and of peak memory."""
     names = "ours", other
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -145,22 +145,22 @@ def pair(case: Case, pairs: int, threads: int, other: str = "plain") -> dict[str
     }
 
 
-def cut(
-    rank: int, size: int, case: Case, mode: str, depth: int, steps: int, threads: int
+def sharded_steps(
+    rank: int, size: int, case: Workload, mode: str, depth: int, steps: int, threads: int
 ) -> list[float]:
     """Seconds of each step of one rank of ``size`` that cut every tensor as the mode does."""
     torch.set_num_threads(threads)
     layout = Layout(mode=modes()[mode], tensor=size, depth=depth)
     dtype, compute = DTYPES[case.precision]
-    flops = smallest_product(case.sizes, case.samples * case.length, size)
-    part = Partition(
+    flops = smallest_matmul_flops(case.config, case.samples * case.length, size)
+    parallel = ParallelContext(
         mode=layout.mode,
         axes=open_axes(layout, rank, Traffic()),
         dtype=dtype,
         compute=compute,
         matmul=MATMULS[choose_matmul(compute, torch.device("cpu"), flops)],
     )
-    runs, batches, taken = stepper(case, part, compiled=False), case.batches(), []
+    runs, batches, taken = stepper(case, parallel, compiled=False), case.batches(), []
     for number in range(1, steps + 2):
         ids, targets = batches[number % BATCHES]
         started = time.perf_counter()
@@ -179,15 +179,15 @@ def layouts() -> Iterator[Layout]:
                     break
 
 
-def across(case: Case, pairs: int, threads: int) -> dict[str, float]:
+def across(case: Workload, pairs: int, threads: int) -> dict[str, float]:
     """Every mode's tokens/s against one process with ``threads``, at the same global batch."""
     found = {}
     for layout in layouts():
         ratios = []
         for _ in range(max(1, pairs // 3)):
-            alone = run_world(1, cut, case, "serial", 1, 3, threads, timeout=600)[0]
+            alone = run_world(1, sharded_steps, case, "serial", 1, 3, threads, timeout=600)[0]
             how = layout.mode.name, layout.depth
-            ranks = run_world(layout.gpus, cut, case, *how, 3, 1, timeout=600)[0]
+            ranks = run_world(layout.gpus, sharded_steps, case, *how, 3, 1, timeout=600)[0]
             ratios.append(statistics.median(alone) / statistics.median(ranks))
         name = f"{layout.mode.name} x {layout.tensor}"
         found[name + (f" depth {layout.depth}" if layout.mode.uses_depth else "")] = (

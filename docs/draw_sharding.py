@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 from launch.validate.svg import GREY, canvas, label, mix, ramp, rect, render
 from models.parallel.mode import Mode
 from models.parallel.registry import modes
-from models.parallel.shard import place
+from models.parallel.shard import shard_of
 
 PICTURE = Path(__file__).with_name("sharding.svg")
 SIZES = {"1d": (4, 1), "2d": (4, 1), "2.5d": (8, 2), "3d": (8, 1)}
@@ -78,7 +78,7 @@ def _blocks(
     holders: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for rank, indices in enumerate(product(*map(range, axes.values()))):
         index = dict(zip(axes, indices, strict=True))
-        box = place((UNIT, UNIT), tuple(cut), axes, index)
+        box = shard_of((UNIT, UNIT), tuple(cut), axes, index)
         holders.setdefault((box.offset, box.size), []).append(rank)
     count, scale = prod(axes.values()), SIDE / UNIT
     for ((top, left), (tall, wide)), ranks in holders.items():

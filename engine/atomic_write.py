@@ -9,22 +9,22 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-from engine.disk import sync_folder
-from engine.errors import Failed, Refused
+from engine.disk import fsync_folder
+from engine.errors import RunError, UserError
 
-ANOTHER = "name another --out"
+OTHER_OUT_REMEDY = "name another --out"
 
 
 @contextmanager
-def draft(
-    path: Path, *, needs: int = 0, replace: bool = False, remedy: str = ANOTHER
+def atomic_path(
+    path: Path, *, required_bytes: int = 0, replace: bool = False, remedy: str = OTHER_OUT_REMEDY
 ) -> Iterator[Path]:
     """Where to write what ``path`` is to become, once the body is left without an error; otherwise
     nothing stays of it.
 
     Raises:
-        Refused: there is something at ``path`` and it is not to be replaced.
-        Failed: the disk has no ``needs`` bytes, or it failed.
+        UserError: there is something at ``path`` and it is not to be replaced.
+        RunError: the disk has no ``required_bytes`` bytes, or it failed.
     """
     refuse_existing(path, replace=replace, remedy=remedy)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,8 +32,8 @@ def draft(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
-        if free < needs:
-            raise Failed(f"{path} needs {needs:,} bytes, and its disk has {free:,} free")
+        if free < required_bytes:
+            raise RunError(f"{path} needs {required_bytes:,} bytes, and its disk has {free:,} free")
         _remove(new)
         yield new
         _sync(new)
@@ -42,10 +42,10 @@ def draft(
         if path.is_dir():  # a folder that holds something is not renamed over
             path.rename(old)
         new.replace(path)
-        sync_folder(path.parent)
+        fsync_folder(path.parent)
         _remove(old)
     except OSError as error:
-        raise Failed(f"{path} cannot be written: {error.strerror or error}") from None
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -53,13 +53,14 @@ def draft(
             _remove(new)
 
 
-def refuse_existing(path: Path, *, replace: bool, remedy: str = ANOTHER) -> None:
-    """Raises Refused, with the ``remedy``, where there is something that is not to be replaced."""
+def refuse_existing(path: Path, *, replace: bool, remedy: str = OTHER_OUT_REMEDY) -> None:
+    """Raises UserError, with the ``remedy``, where there is something that is not to be
+    replaced."""
     if path.exists() and not replace:
-        raise Refused(f"{path} exists already: {remedy}")
+        raise UserError(f"{path} exists already: {remedy}")
 
 
-def clear_drafts(path: Path) -> None:
+def remove_temporaries(path: Path) -> None:
     """Remove what processes that were killed had begun to write of ``path``: the caller knows that
     no other writes it now."""
     for new in path.parent.glob(f".{escape(path.name)}.*.tmp"):
@@ -72,7 +73,7 @@ def _sync(path: Path) -> None:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     if path.is_dir():
-        sync_folder(path)
+        fsync_folder(path)
 
 
 def _remove(path: Path) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import pkgutil
 
 
-def names(package: str) -> list[str]:
+def module_names(package: str) -> list[str]:
     """The modules directly in ``package`` (a dotted name), sorted; none is imported."""
     spec = importlib.util.find_spec(package)
     assert spec is not None, f"{package} is not a package"

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import Failed
+from engine.errors import RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def sync_folder(path: Path) -> None:
+def fsync_folder(path: Path) -> None:
     """Write the names in a folder to the disk, so that a rename lasts through a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -24,7 +24,7 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Name ``path`` in an OSError that is raised inside without a file's name, as by a write."""
     try:
         yield
@@ -34,22 +34,24 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-SAVED = "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+FREE_SPACE_REMEDY = (
+    "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+)
 """What a run adds."""
 
 
-def explained(error: BaseException, remedy: str = "Make room") -> Failed | None:
+def full_disk_error(error: BaseException, remedy: str = "Make room") -> RunError | None:
     """What an error of a full disk means to the user, and what to do; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
     name = error.filename or "a file"
-    free = _free(Path(str(error.filename or ".")))
-    return Failed(
+    free = _free_bytes(Path(str(error.filename or ".")))
+    return RunError(
         f"{name} cannot be written: {error.strerror}; {free:,} bytes are free there. {remedy}"
     )
 
 
-def _free(path: Path) -> int:
+def _free_bytes(path: Path) -> int:
     """The bytes that are free where ``path`` is, or would be."""
     while not path.exists() and path != path.parent:
         path = path.parent

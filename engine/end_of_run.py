@@ -9,13 +9,13 @@ from shlex import quote
 
 import torch
 
-from engine.checkpoint.directory import Shelf
-from engine.config.schema import Data
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.config.schema import DataSettings
 from engine.data.tokenizer import Tokenizer
-from engine.errors import Failed, Refused
-from engine.generate import Sampling, continue_text, open_model
-from engine.inout.open_model import open_trained
-from engine.inout.tensor_writers import size_of
+from engine.errors import RunError, UserError
+from engine.generate import Sampling, generate_text, load_model
+from engine.inout.open_model import open_saved_model
+from engine.inout.tensor_writers import total_bytes
 from engine.runs.folder import RunFolder
 
 SAMPLE = Sampling(tokens=300, temperature=0.8, top_k=50)
@@ -25,10 +25,10 @@ SAMPLE_BYTES = 2 << 30
 """Of a larger model there is no sample: it is made whole beside the one that was trained."""
 
 
-def epilogue(
+def print_end_of_run(
     folder: RunFolder,
     device: torch.device,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     *,
     command: str,
     sample: bool,
@@ -45,54 +45,56 @@ def epilogue(
     """
     run = quote(str(folder.path))
     if sample:
-        _sample(folder, device, say)
-    say("")
+        _print_sample(folder, device, print_line)
+    print_line("")
     if validation:
-        say(f"validation  {validation}")
-    say(f"weights     {folder.weights}")
-    say(f"log         {folder.log}")
+        print_line(f"validation  {validation}")
+    print_line(f"weights     {folder.weights}")
+    print_line(f"log         {folder.log}")
     if folder.has_curves:
-        say(f"TensorBoard tensorboard --logdir {quote(str(folder.tensorboard))}")
+        print_line(f"TensorBoard tensorboard --logdir {quote(str(folder.tensorboard))}")
     if not sample and several_machines:
-        say(f"continue    start it again on all machines, with --resume {run}")
+        print_line(f"continue    start it again on all machines, with --resume {run}")
     elif not sample:
-        say(f"continue    {command} train --resume {run}")
-    elif Shelf(folder.checkpoints).steps():
-        say(f"train more  {command} train --resume {run} MAX_STEPS={2 * steps}")
-    say(f"evaluate    {command} evaluate {run}{evaluation}")
-    say(f"export      {command} export {run} --to hf")
+        print_line(f"continue    {command} train --resume {run}")
+    elif CheckpointDirectory(folder.checkpoints).steps():
+        print_line(f"train more  {command} train --resume {run} MAX_STEPS={2 * steps}")
+    print_line(f"evaluate    {command} evaluate {run}{evaluation}")
+    print_line(f"export      {command} export {run} --to hf")
     if folder.tokenizer.is_file():
-        say(f"more text   {command} generate {run}")
+        print_line(f"more text   {command} generate {run}")
 
 
-def evaluate_options(data: Data) -> str:
+def evaluate_options(data: DataSettings) -> str:
     """Return the options that cuboid evaluate needs for a run on this data."""
     if data.validation > 0:
         return ""
     return " --split train" + (" --samples 100" if data.type == "synthetic" else "")
 
 
-def _sample(folder: RunFolder, device: torch.device, say: Callable[[str], None]) -> None:
+def _print_sample(
+    folder: RunFolder, device: torch.device, print_line: Callable[[str], None]
+) -> None:
     """A run that was trained has not failed where there can be none."""
-    with suppress(Refused, Failed, torch.OutOfMemoryError):
-        trained = open_trained(folder.weights)
-        if size_of(trained.shapes, trained.dtype) > SAMPLE_BYTES:
+    with suppress(UserError, RunError, torch.OutOfMemoryError):
+        saved = open_saved_model(folder.weights)
+        if total_bytes(saved.shapes, saved.dtype) > SAMPLE_BYTES:
             return
-        model, words = open_model(trained, device)
-        prompt = _prompt(words)
+        model, tokenizer = load_model(saved, device)
+        prompt = _sample_prompt(tokenizer)
         until, pieces = time.monotonic() + SAMPLE_SECONDS, [prompt]
-        for piece in continue_text(model, words, prompt, SAMPLE):
+        for piece in generate_text(model, tokenizer, prompt, SAMPLE):
             pieces.append(piece)
             if time.monotonic() > until:
                 break
-        say("\nA sample of what it writes:\n")
-        say("".join(pieces))
+        print_line("\nA sample of what it writes:\n")
+        print_line("".join(pieces))
 
 
-def _prompt(words: Tokenizer) -> str:
+def _sample_prompt(tokenizer: Tokenizer) -> str:
     """Something to go on from, in the letters that the text has."""
     try:
-        words.encode("The ")
-    except Refused:
+        tokenizer.encode("The ")
+    except UserError:
         return ""
     return "The "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-class Refused(Exception):
+class UserError(Exception):
     """The user's input cannot be used. One line that says what would be; exit code 2."""
 
 
-class Failed(Exception):
+class RunError(Exception):
     """The run failed for a reason that one line explains; exit code 1."""

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan
 
 TOPS = (1, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluationRequest:
     """What is evaluated: a ``split`` from its first sample on, or so many ``samples`` of it; of
     each sample the targets at its ``last_n`` positions only, or all."""
 
@@ -25,17 +25,17 @@ class Subject:
     last_n: int | None = None
 
     def check(self, plan: Plan) -> None:
-        """Raises Refused for what the plan's samples do not have."""
+        """Raises UserError for what the plan's samples do not have."""
         settings = plan.settings
         if self.last_n is not None and self.last_n > settings.seq_len:
-            raise Refused(f"--last-n {self.last_n} is more than {plan.cite('seq_len')}")
+            raise UserError(f"--last-n {self.last_n} is more than {plan.cite('seq_len')}")
         if self.split == "validation" and settings.data.validation == 0:
-            raise Refused(
+            raise UserError(
                 f"{plan.cite('data.validation')} leaves nothing to evaluate: --split train"
             )
         endless = settings.data.type == "synthetic" and self.split == "train"
         if endless and self.samples is None:
-            raise Refused(f"{plan.cite('data.type')} never ends: --samples N of it")
+            raise UserError(f"{plan.cite('data.type')} never ends: --samples N of it")
 
 
 @dataclass(frozen=True, kw_only=True)

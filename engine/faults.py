@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoint.directory import Shelf
-from engine.errors import Refused
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ SIGNALS = {
 }
 LOSSES = {"nan": math.nan, "spike": 1000.0}  # times this
 KINDS = [*SIGNALS, "raise", *LOSSES]
-MOMENTS = ["save", "verify", "rename", "named", "prune"]  # of a checkpoint
+SAVE_MOMENTS = ["save", "verify", "rename", "named", "prune"]  # of a checkpoint
 
 
 @dataclass
@@ -52,22 +52,22 @@ class Fault:
     step: int
     _done: bool = field(default=False, init=False)
 
-    def in_step(self, step: int, loss: Tensor) -> Tensor:
+    def apply_to_step(self, step: int, loss: Tensor) -> Tensor:
         """The loss of this rank after the backward pass of a step, if there is one after this."""
         if self.moment or step != self.step or self._done:
             return loss
         if self.kind in LOSSES:
             self._done = True
             return loss * LOSSES[self.kind]
-        self._strike()
+        self._trigger()
         return loss
 
-    def watch(self, shelf: Shelf) -> None:
+    def watch_saves(self, checkpoints: CheckpointDirectory) -> None:
         """Wait for the moment in which the shelf's checkpoint is written."""
         if self.moment:
-            sys.addaudithook(_Watch(self, shelf))
+            sys.addaudithook(_SaveObserver(self, checkpoints))
 
-    def _strike(self) -> None:
+    def _trigger(self) -> None:
         if self._done:
             return
         self._done = True
@@ -76,25 +76,25 @@ class Fault:
         os.kill(os.getpid(), SIGNALS[self.kind])
 
 
-class _Watch:
+class _SaveObserver:
     """Sees by Python's audit events what is done to files, which needs no hooks in what does it."""
 
-    def __init__(self, fault: Fault, shelf: Shelf) -> None:
-        self.fault, self.draft = fault, os.fspath(shelf.draft(fault.step))
-        self.shelf, self.named, self.removed = os.fspath(shelf.path), False, 0
+    def __init__(self, fault: Fault, checkpoints: CheckpointDirectory) -> None:
+        self.fault, self.temporary = fault, os.fspath(checkpoints.temporary(fault.step))
+        self.checkpoints, self.named, self.removed = os.fspath(checkpoints.path), False, 0
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self._moment(event, args) == self.fault.moment:
-            self.fault._strike()
+            self.fault._trigger()
 
     def _moment(self, event: str, args: tuple[Any, ...]) -> str | None:
         if event == "open" and isinstance(args[0], str | os.PathLike):
             path, mode = os.fspath(args[0]), args[1]
-            if self.named and path == self.shelf:  # to sync it
+            if self.named and path == self.checkpoints:  # to sync it
                 return "named"
-            if Path(path).parent == Path(self.draft):
+            if Path(path).parent == Path(self.temporary):
                 return "verify" if mode == "r" else "save"
-        elif event == "os.rename" and os.fspath(args[0]) == self.draft:
+        elif event == "os.rename" and os.fspath(args[0]) == self.temporary:
             self.named = True
             return "rename"
         elif event == "os.remove" and self.named:
@@ -103,30 +103,32 @@ class _Watch:
         return None
 
 
-def planted(text: str, rank: int, attempt: int) -> Fault | None:
+def parse_fault(text: str, rank: int, attempt: int) -> Fault | None:
     """What ``FAULT`` has for this rank in this attempt.
 
     Raises:
-        Refused: it is none.
+        UserError: it is none.
     """
     if not text:
         return None
-    faults = [_read(one) for one in text.split(",")]
+    faults = [_parse(one) for one in text.split(",")]
     if attempt >= len(faults):
         return None
-    whose, fault = faults[attempt]
-    return fault if whose == rank else None
+    fault_rank, fault = faults[attempt]
+    return fault if fault_rank == rank else None
 
 
-def _read(text: str) -> tuple[int | None, Fault | None]:
+def _parse(text: str) -> tuple[int | None, Fault | None]:
     if not text:
         return None, None
     match = re.fullmatch(r"([a-z]+[12]?)(?:-([a-z]+))?:(\d+):(\d+)", text)
-    if match is None or match[1] not in KINDS or match[2] not in (None, *MOMENTS):
-        raise Refused(
+    if match is None or match[1] not in KINDS or match[2] not in (None, *SAVE_MOMENTS):
+        raise UserError(
             f"FAULT={text} in the environment is not KIND:RANK:STEP, where KIND is one of "
-            f"{', '.join(KINDS)}, and may have -{', -'.join(MOMENTS)} behind it"
+            f"{', '.join(KINDS)}, and may have -{', -'.join(SAVE_MOMENTS)} behind it"
         )
     if match[2] and match[1] in LOSSES:
-        raise Refused(f"FAULT={text} in the environment: {match[1]} is of a step, not of its save")
+        raise UserError(
+            f"FAULT={text} in the environment: {match[1]} is of a step, not of its save"
+        )
     return int(match[3]), Fault(kind=match[1], moment=match[2] or "", step=int(match[4]))

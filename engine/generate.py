@@ -10,12 +10,12 @@ from torch import Tensor
 
 from engine.data import tokenizer
 from engine.data.tokenizer import Tokenizer
-from engine.errors import Failed, Refused
-from engine.inout.saved_model import Trained
-from models.chunks import Chunks
+from engine.errors import RunError, UserError
+from engine.inout.saved_model import SavedModel
+from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.kv_cache import Cache
-from models.parallel.context import Partition, key
+from models.kv_cache import KVCache
+from models.parallel.context import ParallelContext, derive_seed
 
 POSITIONS = "wpe.weight"
 
@@ -53,7 +53,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(p).scatter_(0, ids, kept / kept.sum())
 
 
-def open_model(trained: Trained, device: torch.device) -> tuple[GPT, Tokenizer]:
+def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]:
     """A model that was trained, whole on one device, and its tokenizer. It has the positions that
     were trained, and no others.
 
@@ -61,23 +61,23 @@ def open_model(trained: Trained, device: torch.device) -> tuple[GPT, Tokenizer]:
     take longer than that gains.
 
     Raises:
-        Refused: its tokens stand for no text.
-        Failed: its tensors are not what was written.
+        UserError: its tokens stand for no text.
+        RunError: its tensors are not what was written.
     """
-    if trained.tokenizer is None:
-        raise Refused(f"{trained.path}: no tokenizer is with it, so its tokens stand for no text")
-    words = tokenizer.load(trained.tokenizer)
-    if problems := trained.problems(0, 1):
-        raise Failed(f"{trained.path}: {'; '.join(problems)}")
-    dtype = torch.promote_types(trained.dtype, torch.float32)
-    sizes = replace(trained.sizes, block_size=trained.length)
-    model = GPT(sizes, Partition.alone(device, dtype=dtype, compute=dtype)).eval()
-    trained.load(Chunks([model]), resize=[POSITIONS])
-    return model, words
+    if saved.tokenizer is None:
+        raise UserError(f"{saved.path}: no tokenizer is with it, so its tokens stand for no text")
+    model_tokenizer = tokenizer.load(saved.tokenizer)
+    if problems := saved.verify(0, 1):
+        raise RunError(f"{saved.path}: {'; '.join(problems)}")
+    dtype = torch.promote_types(saved.dtype, torch.float32)
+    config = replace(saved.config, block_size=saved.length)
+    model = GPT(config, ParallelContext.single_device(device, dtype=dtype, compute=dtype)).eval()
+    saved.load(ModelChunks([model]), resize=[POSITIONS])
+    return model, model_tokenizer
 
 
 @torch.no_grad()
-def continue_ids(
+def generate_ids(
     model: GPT, prompt: list[int], sampling: Sampling, *, vocabulary: int, number: int = 0
 ) -> Iterator[int]:
     """Ids below ``vocabulary`` that follow ``prompt`` (at least one); another ``number`` of the
@@ -87,12 +87,12 @@ def continue_ids(
     what they hold is read again, from position 0, which leaves room for as many more.
 
     Raises:
-        Failed: the model gives no finite logits.
+        RunError: the model gives no finite logits.
     """
     assert prompt, "nothing to continue"
-    positions = model.sizes.block_size
-    ids, device = list(prompt), model.part.device
-    draw = torch.Generator().manual_seed(key("sample", sampling.seed, number))
+    positions = model.config.block_size
+    ids, device = list(prompt), model.parallel.device
+    generator = torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number))
     cache, new = _cache(model, ids, sampling), ids[-positions:]
     for _ in range(sampling.tokens):
         if cache.length + len(new) > positions:
@@ -101,39 +101,39 @@ def continue_ids(
         x = model(x, len(new), cache=cache)
         logits = model.logits(x[-1:])[0, :vocabulary].cpu()
         if not logits.isfinite().all():
-            raise Failed(
+            raise RunError(
                 "the model gives no finite logits: its weights overflow, or are not numbers"
             )
         p = probabilities(logits, sampling)
-        new = [int(torch.multinomial(p, 1, generator=draw))]
+        new = [int(torch.multinomial(p, 1, generator=generator))]
         ids += new
         yield new[0]
 
 
-def _cache(model: GPT, ids: list[int], sampling: Sampling) -> Cache:
+def _cache(model: GPT, ids: list[int], sampling: Sampling) -> KVCache:
     """With room for no more than can come."""
-    return Cache(min(model.sizes.block_size, len(ids) + sampling.tokens))
+    return KVCache(min(model.config.block_size, len(ids) + sampling.tokens))
 
 
-def continue_text(
-    model: GPT, words: Tokenizer, prompt: str, sampling: Sampling, number: int = 0
+def generate_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, number: int = 0
 ) -> Iterator[str]:
     """Text that follows ``prompt``, up to an end of text, in pieces of whole characters; an empty
     prompt starts a document.
 
     Raises:
-        Refused: the prompt has characters that the tokenizer does not know.
+        UserError: the prompt has characters that the tokenizer does not know.
     """
-    start = words.end_of_text if words.end_of_text is not None else 0
-    ids = [int(n) for n in words.encode(prompt)] or [start]
+    start = tokenizer.end_of_text if tokenizer.end_of_text is not None else 0
+    ids = [int(n) for n in tokenizer.encode(prompt)] or [start]
     new: list[int] = []
-    for token in continue_ids(model, ids, sampling, vocabulary=words.size, number=number):
-        if token == words.end_of_text:
+    for token in generate_ids(model, ids, sampling, vocabulary=tokenizer.size, number=number):
+        if token == tokenizer.end_of_text:
             break
         new.append(token)
-        text = words.decode(new)
+        text = tokenizer.decode(new)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # in the middle of a character
             yield text
             new = []
     if new:
-        yield words.decode(new)
+        yield tokenizer.decode(new)

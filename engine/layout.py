@@ -12,7 +12,7 @@ from functools import cached_property
 from math import gcd, lcm, prod
 
 from models.parallel.mode import Mode
-from models.parallel.shard import Box, Cut, place
+from models.parallel.shard import PartitionSpec, Shard, shard_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class Layout:
             found.setdefault(fixed, []).append(rank)
         return list(found.values())
 
-    def box(self, shape: tuple[int, ...], cut: Cut, rank: int) -> Box:
+    def shard(self, shape: tuple[int, ...], spec: PartitionSpec, rank: int) -> Shard:
         """The piece that ``rank`` holds of a parameter of global ``shape``."""
-        return place(shape, cut, self.axes, self.coordinates(rank))
+        return shard_of(shape, spec, self.axes, self.coordinates(rank))
 
     def sample_multiple(self, seq_len: int) -> int:
         """A micro-batch's samples are padded to a multiple of this, so that the mode's cuts of

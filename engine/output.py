@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 STANDARD = range(3)
 """The descriptors of standard input, output and error."""
-PATIENCE_SECONDS = 5.0
+MAX_STALL_SECONDS = 5.0
 """How long a rank waits for a reader that has stopped reading (Ctrl-S, a suspended pager). The
 other ranks wait for this one meanwhile, and would fail by their timeout."""
 
 
-class Unfailing(io.RawIOBase):
+class UnfailingWriter(io.RawIOBase):
     """Writes to a file descriptor; drops what cannot be written.
 
-    ``patience``: seconds to wait for a slow reader before text is dropped; None: no limit. After
+    ``max_stall``: seconds to wait for a slow reader before text is dropped; None: no limit. After
     that the stream does not wait again until the reader goes on.
     """
 
     def __init__(
-        self, descriptor: int, patience: float | None, owner: TextIO | None = None
+        self, descriptor: int, max_stall: float | None, owner: TextIO | None = None
     ) -> None:
         """``owner``: the stream that would close the descriptor if it were deleted."""
-        self._descriptor, self._patience, self._owner = descriptor, patience, owner
+        self._descriptor, self._max_stall, self._owner = descriptor, max_stall, owner
         self._stalled = self.reader_left = False
 
     def write(self, data: ReadableBuffer, /) -> int:
@@ -42,7 +42,7 @@ class Unfailing(io.RawIOBase):
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
-            while rest and self._has_room():
+            while rest and self._wait_writable():
                 with suppress(BlockingIOError):  # another process filled it in between
                     # More than PIPE_BUF may block although there is room
                     rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
@@ -52,9 +52,9 @@ class Unfailing(io.RawIOBase):
             pass
         return size
 
-    def _has_room(self) -> bool:
+    def _wait_writable(self) -> bool:
         """Whether the descriptor takes more, after waiting for it."""
-        wait = 0.0 if self._stalled else self._patience
+        wait = 0.0 if self._stalled else self._max_stall
         _, ready, _ = select.select([], [self._descriptor], [], wait)
         self._stalled = not ready
         return not self._stalled
@@ -69,7 +69,7 @@ class Unfailing(io.RawIOBase):
         return os.isatty(self._descriptor)
 
 
-def never_fail(patience: float | None = None) -> None:
+def install_unfailing_streams(max_stall: float | None = None) -> None:
     """Put streams that never fail in the place of ``sys.stdout`` and ``sys.stderr``, through which
     all of Python prints: ``print``, rich, argparse, warnings, tracebacks, and the interpreter as it
     exits. Characters that the encoding lacks appear as escapes.
@@ -77,14 +77,14 @@ def never_fail(patience: float | None = None) -> None:
     Streams without a descriptor, such as those of tests, stay.
     """
     _open_closed()
-    sys.stdout = _unfailing(sys.stdout, 1, patience)
-    sys.stderr = _unfailing(sys.stderr, 2, patience)
+    sys.stdout = _unfailing(sys.stdout, 1, max_stall)
+    sys.stderr = _unfailing(sys.stderr, 2, max_stall)
 
 
 def reader_left(stream: TextIO) -> bool:
     """Whether the stream is a pipe that nobody reads any more."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    return isinstance(raw, Unfailing) and raw.reader_left
+    return isinstance(raw, UnfailingWriter) and raw.reader_left
 
 
 def _open_closed() -> None:
@@ -98,10 +98,10 @@ def _open_closed() -> None:
             os.set_inheritable(null, True)
 
 
-def _unfailing(stream: TextIO | None, number: int, patience: float | None) -> TextIO:
+def _unfailing(stream: TextIO | None, number: int, max_stall: float | None) -> TextIO:
     """The stream for ``number``, in the place of ``stream`` (None: Python found it closed)."""
     if stream is None:
-        return _text(Unfailing(number, patience), "utf-8")
+        return _text(UnfailingWriter(number, max_stall), "utf-8")
     try:
         number = stream.fileno()
     except (AttributeError, OSError, ValueError):
@@ -109,7 +109,7 @@ def _unfailing(stream: TextIO | None, number: int, patience: float | None) -> Te
     with suppress(OSError, ValueError):
         stream.flush()
     return _text(
-        Unfailing(number, patience, stream),
+        UnfailingWriter(number, max_stall, stream),
         stream.encoding,
         line_buffering=getattr(stream, "line_buffering", False),
         unbuffered=getattr(stream, "write_through", False),
@@ -117,7 +117,7 @@ def _unfailing(stream: TextIO | None, number: int, patience: float | None) -> Te
 
 
 def _text(
-    raw: Unfailing, encoding: str, *, line_buffering: bool = False, unbuffered: bool = False
+    raw: UnfailingWriter, encoding: str, *, line_buffering: bool = False, unbuffered: bool = False
 ) -> TextIO:
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[type-var]

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from engine.config.check import check
-from engine.config.derived import complete
+from engine.config.derived import derive_settings
 from engine.config.errors import ConfigError
 from engine.config.reader import read
-from engine.config.resolve import Stated, Statements, cite, read_statements
-from engine.config.rule_context import Facts, Severity
-from engine.config.run_rules import judge
+from engine.config.resolve import SettingSource, SettingSources, cite, read_setting_sources
+from engine.config.rule_context import RuleContext, Severity
+from engine.config.run_rules import run_rules
 from engine.config.schema import Settings
 from engine.layout import Layout
 
@@ -34,8 +34,8 @@ class ConfigFile:
 class Plan:
     """What will run. ``warnings`` cost something, ``notes`` are worth knowing; a line each.
 
-    ``statements``: what the config, the command line and the environment state, from which the same
-    plan can be made again. ``stated``: each setting with what followed from others.
+    ``sources``: what the config, the command line and the environment state, from which the same
+    plan can be made again. ``source_of``: each setting with what followed from others.
     """
 
     settings: Settings
@@ -43,8 +43,8 @@ class Plan:
     config: ConfigFile = field(default=ConfigFile(path=Path()), repr=False)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    stated: Mapping[str, Stated] = field(default_factory=dict, repr=False)
-    statements: Statements = field(default_factory=lambda: Statements(""), repr=False)
+    source_of: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
+    sources: SettingSources = field(default_factory=lambda: SettingSources(""), repr=False)
 
     @property
     def micro_batch(self) -> int:
@@ -78,8 +78,8 @@ class Plan:
 
         ``name`` is ours, dotted; a default is placed in the file as a whole.
         """
-        place = self.stated[name].origin if name in self.stated else self.settings.source
-        return f"{place}: {cite(name, self.stated, self.settings)}"
+        place = self.source_of[name].origin if name in self.source_of else self.settings.source
+        return f"{place}: {cite(name, self.source_of, self.settings)}"
 
 
 def make_plan(
@@ -96,36 +96,36 @@ def make_plan(
     """
     document = read(path, overrides, environ)
     config = ConfigFile(path=Path(path).resolve(), text=document.text, overrides=tuple(overrides))
-    statements = read_statements(str(path), document, environ)
+    statements = read_setting_sources(str(path), document, environ)
     return plan_from(statements, name=Path(path).stem, gpus=gpus, config=config)
 
 
-def plan_from(statements: Statements, *, name: str, gpus: int | None, config: ConfigFile) -> Plan:
+def plan_from(sources: SettingSources, *, name: str, gpus: int | None, config: ConfigFile) -> Plan:
     """Make the plan of what was stated; ``name`` is the run's. Raises ConfigError."""
-    whole = replace(
-        statements,
-        settings=dict(statements.settings),
-        disputed=set(statements.disputed),
-        problems=list(statements.problems),
+    resolved = replace(
+        sources,
+        settings=dict(sources.settings),
+        conflicting=set(sources.conflicting),
+        problems=list(sources.problems),
     )
-    complete(whole)
-    checked = check(whole, name, whole.file)
-    facts = Facts(whole.file, checked, whole, gpus)
-    findings = list(judge(facts))
+    derive_settings(resolved)
+    checked = check(resolved, name, resolved.file)
+    context = RuleContext(resolved.file, checked, resolved, gpus)
+    findings = list(run_rules(context))
     by_severity = {
         severity: [one.problem for one in findings if one.severity == severity]
         for severity in Severity
     }
-    errors = [*whole.problems, *checked.problems, *by_severity[Severity.ERROR]]
+    errors = [*resolved.problems, *checked.problems, *by_severity[Severity.ERROR]]
     if errors:
         raise ConfigError(errors)
-    notes = [*whole.notes, *by_severity[Severity.NOTE]]
+    notes = [*resolved.notes, *by_severity[Severity.NOTE]]
     return Plan(
         settings=checked.settings,
-        layout=facts.layout,
+        layout=context.layout,
         config=config,
         warnings=tuple(map(str, sorted(set(by_severity[Severity.WARNING])))),
         notes=tuple(map(str, sorted(set(notes)))),
-        stated=whole.settings,
-        statements=statements,
+        source_of=resolved.settings,
+        sources=sources,
     )

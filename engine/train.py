@@ -6,22 +6,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.checkpoint.directory import Shelf
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.saver import Saver
-from engine.data.loader import Batches
-from engine.data.remarks import remarks
-from engine.end_of_run import epilogue, evaluate_options
-from engine.errors import Refused
+from engine.data.loader import TrainBatches
+from engine.data.remarks import data_remarks
+from engine.end_of_run import evaluate_options, print_end_of_run
+from engine.errors import UserError
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
 from engine.runs.invocation import cuboid
 from engine.runs.reporter import Reporter
-from engine.runs.resume_candidates import Asked
-from engine.runs.run_report import last_validation, open_report, row
-from engine.start import begin
-from engine.training.build import matmul_of
-from engine.training.step import Diverged
-from engine.training.trainer import Run
+from engine.runs.resume_candidates import StartOptions
+from engine.runs.run_report import last_validation, open_report, step_metrics
+from engine.start import find_start
+from engine.training.build import choose_run_matmul
+from engine.training.step import DivergedError
+from engine.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from engine.faults import Fault
@@ -31,108 +31,113 @@ if TYPE_CHECKING:
 
 
 def train(
-    world: World, plan: Plan, asked: Asked, *, cache: Path, fault: Fault | None = None
+    world: World, plan: Plan, options: StartOptions, *, cache: Path, fault: Fault | None = None
 ) -> bool:
     """Train as ``plan`` says, from the start or from a checkpoint; the run's folder holds all that
     is left of it. ``fault``: what goes wrong on this rank, in tests. Return whether all steps are
     done: False where a signal stopped the run.
 
     Raises:
-        Refused: the data, the folder or the disk to offload to cannot be used.
-        Failed: that disk failed.
-        Diverged: the loss or the gradient became NaN or infinite, or jumped too often; weights are
-            saved as they were before that step.
+        UserError: the data, the folder or the disk to offload to cannot be used.
+        RunError: that disk failed.
+        DivergedError: the loss or the gradient became NaN or infinite, or jumped too often;
+            weights are saved as they were before that step.
     """
-    batches = open_data(world, cache=cache, notify=world.say)
-    start = begin(world, plan, batches.corpus, asked)
-    batches = start.batches(batches)
-    for line in remarks(plan, batches, begins=start.step == 0):
-        world.say(line)
-    steps = world.agree(lambda: total_steps(plan, batches, start.step))
-    matmul = start.matmul(world.device) or matmul_of(world)
+    batches = open_data(world, cache=cache, notify=world.print_rank_0)
+    start = find_start(world, plan, batches.corpus, options)
+    batches = start.remaining_batches(batches)
+    for line in data_remarks(plan, batches, begins=start.step == 0):
+        world.print_rank_0(line)
+    steps = world.run_on_all(lambda: total_steps(plan, batches, start.step))
+    matmul = start.matmul(world.device) or choose_run_matmul(world)
     with open_offload(plan, world) as offload:
-        run = Run(plan, world, batches, steps=steps, matmul=matmul, offload=offload, fault=fault)
-        start.restore(run)
-        folder = start.move_in()
+        trainer = Trainer(
+            plan, world, batches, steps=steps, matmul=matmul, offload=offload, fault=fault
+        )
+        start.restore(trainer)
+        folder = start.claim_folder()
         if fault is not None:
-            fault.watch(Shelf(folder.checkpoints))
+            fault.watch_saves(CheckpointDirectory(folder.checkpoints))
         with (
-            open_report(run, folder, start.step) as report,
-            Saver(run, folder, say=report.say) as saver,
-            world.explained(folder),
+            open_report(trainer, folder, start.step) as report,
+            Saver(trainer, folder, print_line=report.print_line) as saver,
+            world.naming_lost_ranks(folder),
         ):
             try:
-                step = train_steps(run, report, saver, start.step)
-            except Diverged:  # raised on all ranks alike, before the optimizer
-                run.save(folder.weights)
-                world.meet()  # who fails first ends the others
+                step = train_steps(trainer, report, saver, start.step)
+            except DivergedError:  # raised on all ranks alike, before the optimizer
+                trainer.save(folder.weights)
+                world.barrier()  # who fails first ends the others
                 raise
-            with world.unbroken():
-                run.save(folder.weights)
+            with world.uninterruptible():
+                trainer.save(folder.weights)
             ending = ""
             if step < steps:
                 ending = f"stopped by {world.stopped_by()} after step {step} of {steps}"
             if world.is_main:
                 if ending:
-                    report.say(ending)
-                _close(run, folder, report, finished=step == steps)
+                    report.print_line(ending)
+                _print_end(trainer, folder, report, finished=step == steps)
             if ending:
                 report.finish("interrupted", ending)
     return step == steps
 
 
-def _close(run: Run, folder: RunFolder, report: Reporter, *, finished: bool) -> None:
+def _print_end(trainer: Trainer, folder: RunFolder, report: Reporter, *, finished: bool) -> None:
     """Print how the run can be continued and used."""
-    epilogue(
+    print_end_of_run(
         folder,
-        run.world.device,
-        report.say,
+        trainer.world.device,
+        report.print_line,
         command=cuboid(),
         sample=finished,
-        steps=run.steps,
-        evaluation=evaluate_options(run.plan.settings.data),
-        validation=last_validation(run, report),
-        several_machines=run.world.local_size < run.world.size,
+        steps=trainer.steps,
+        evaluation=evaluate_options(trainer.plan.settings.data),
+        validation=last_validation(trainer, report),
+        several_machines=trainer.world.local_size < trainer.world.size,
     )
 
 
-def train_steps(run: Run, report: Reporter, saver: Saver, first_step: int = 0) -> int:
+def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: int = 0) -> int:
     """All steps after ``first_step``, or those until someone asked to stop; the last one's
     number."""
     step = first_step
-    while step < run.steps:
+    while step < trainer.steps:
         step, started = step + 1, time.perf_counter()
-        run.world.begin_step(step)
-        outcome = run.step(step, save=saver.overdue)
+        trainer.world.begin_step(step)
+        outcome = trainer.step(step, save=saver.is_due)
         seconds = time.perf_counter() - started
         if step == first_step + 1:
-            run.world.first_step_done()
-        last = outcome.stop or step == run.steps
-        stopped = outcome.stop and step < run.steps
+            trainer.world.first_step_done()
+        last = outcome.stop or step == trainer.steps
+        stopped = outcome.stop and step < trainer.steps
         # Launchers give those that they stop half a minute, which is for saving
-        validates = run.validates(step, last=last) and not stopped
-        val_loss = run.validate() if validates else None
-        report.step(row(run, step, outcome, seconds=seconds, val_loss=val_loss))
+        validates = trainer.validates_after(step, last=last) and not stopped
+        val_loss = trainer.validate() if validates else None
+        report.step(step_metrics(trainer, step, outcome, seconds=seconds, val_loss=val_loss))
         if outcome.remark:
-            report.say(f"step {step}: {outcome.remark}")
-        with run.world.unbroken():
-            saver.after(step, val_loss, asked=outcome.save, last=last, stopped=stopped)
+            report.print_line(f"step {step}: {outcome.remark}")
+        with trainer.world.uninterruptible():
+            saver.on_step_end(step, val_loss, requested=outcome.save, last=last, stopped=stopped)
         if outcome.stop:
             break
     return step
 
 
-def total_steps(plan: Plan, batches: Batches, done: int = 0) -> int:
-    """MAX_STEPS, or what NUM_EPOCHS makes of this data. Raises Refused for fewer than ``done``."""
+def total_steps(plan: Plan, batches: TrainBatches, done: int = 0) -> int:
+    """MAX_STEPS, or what NUM_EPOCHS makes of this data. Raises UserError for fewer than
+    ``done``."""
     settings = plan.settings
     if settings.max_steps is not None:
         if settings.max_steps < done:
-            raise Refused(
+            raise UserError(
                 f"{plan.cite('max_steps')}, and the checkpoint is of step {done} already: "
                 f"MAX_STEPS=N, with N above {done}, continues"
             )
         return settings.max_steps
     steps = batches.steps(settings.num_epochs or 1)
     if steps is None:
-        raise Refused(f"{settings.source}: data.type={settings.data.type!r} never ends: MAX_STEPS")
+        raise UserError(
+            f"{settings.source}: data.type={settings.data.type!r} never ends: MAX_STEPS"
+        )
     return steps

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from engine.config.schema import Settings
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan
 
 # setting -> (whether it asks for what is not built, what to set instead)
-NOT_YET: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
+UNSUPPORTED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     "compile": (
         lambda s: s.compile and (s.mode != "serial" or s.zero.stage > 0),
         "compile=False, or MODE=None with zero.stage=0",
@@ -17,16 +17,16 @@ NOT_YET: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
 }
 
 
-def not_yet(plan: Plan) -> list[str]:
+def unsupported_settings(plan: Plan) -> list[str]:
     """A line for each setting of the plan that `cuboid train` has to refuse."""
     return [
         f"{plan.cite(name)} passes `cuboid validate`, but cannot be trained yet; use {instead}"
-        for name, (asks, instead) in NOT_YET.items()
+        for name, (asks, instead) in UNSUPPORTED.items()
         if asks(plan.settings)
     ]
 
 
-def refuse_not_yet(plan: Plan) -> None:
-    """Raises Refused with those lines, if there are any."""
-    if lines := not_yet(plan):
-        raise Refused("\n".join(lines))
+def require_supported(plan: Plan) -> None:
+    """Raises UserError with those lines, if there are any."""
+    if lines := unsupported_settings(plan):
+        raise UserError("\n".join(lines))

@@ -15,9 +15,9 @@ from typing import NoReturn
 from engine import paths
 from engine.config.name_hints import Hint
 from engine.config.name_hints import known as known_setting
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked, read_resume
+from engine.runs.resume_candidates import StartOptions, parse_resume_option
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise Refused(f"{self.prog}: {message}")
+        raise UserError(f"{self.prog}: {message}")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Refuse the first unknown option, before its value is taken for something else."""
@@ -53,9 +53,9 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, option: str) -> str:
         """The message for an unknown option: a longer or shorter name of one there is, a setting,
         or an option of similar spelling."""
-        words = set(option.strip("-").split("-"))
+        parts = set(option.strip("-").split("-"))
         options = [one for one in self._option_string_actions if one.startswith("--")]
-        near = [one for one in options if {*one.strip("-").split("-")} < words]
+        near = [one for one in options if {*one.strip("-").split("-")} < parts]
         hint = Hint()
         if not near and any("KEY=VALUE" in str(action.metavar) for action in self._actions):
             hint = known_setting(option.strip("-"))
@@ -134,45 +134,47 @@ def add_config(
 
 def files_and_overrides(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The files that were named and the overrides, both in their order."""
-    files, overrides = _sorted(args.words)
+    files, overrides = _split_words(args.words)
     return ([] if args.config is None else [args.config]) + files, overrides
 
 
 def run_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
     """The run's folder, None if none was named, and the overrides in their order.
 
-    Raises Refused when there are two folders.
+    Raises UserError when there are two folders.
     """
-    folders, overrides = _sorted(args.words)
+    folders, overrides = _split_words(args.words)
     if len(folders) > 1:
-        raise Refused(f"one run, not {len(folders)}: {' '.join(map(str, folders))}")
+        raise UserError(f"one run, not {len(folders)}: {' '.join(map(str, folders))}")
     for found in folders:
         if problem := paths.problem_at(found, paths.FOLDER):
-            raise Refused(f"{found} {problem}")
+            raise UserError(f"{found} {problem}")
     return (folders[0] if folders else None), overrides
 
 
 def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
     """The config file, None if none was named, and the overrides in their order.
 
-    Raises Refused when there are two files.
+    Raises UserError when there are two files.
     """
     files, overrides = files_and_overrides(args)
     if len(files) > 1:
-        raise Refused(f"one config file, not {len(files)}: {' '.join(map(str, files))}")
+        raise UserError(f"one config file, not {len(files)}: {' '.join(map(str, files))}")
     return (files[0] if files else None), overrides
 
 
 def run_to_resume(args: argparse.Namespace) -> RunFolder:
     """The run that --resume names, whose recorded settings are used without a config file.
 
-    Raises Refused where it names none.
+    Raises UserError where it names none.
     """
     if args.resume in ("auto", "none"):
-        raise Refused("which config? --config FILE, or --resume RUN with the settings of that run")
-    run, _ = read_resume(args.resume)
+        raise UserError(
+            "which config? --config FILE, or --resume RUN with the settings of that run"
+        )
+    run, _ = parse_resume_option(args.resume)
     if run is None:
-        raise Refused(
+        raise UserError(
             f"--resume={args.resume} is not in a run's folder, which has the settings: name the "
             "config as well"
         )
@@ -222,7 +224,7 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
     """Where a rank stands that no launcher tells; and, for a launcher of ours, where to note the
     processes that were told to be gone."""
     parser.add_argument(
@@ -271,23 +273,23 @@ def run_arguments(
     return handed
 
 
-def _sorted(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths and overrides. Raises Refused for a word that is neither."""
+def _split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Paths and overrides. Raises UserError for a word that is neither."""
     overrides = [word for word in words if _OVERRIDE.match(word)]
     try:
         return [path(word) for word in words if not _OVERRIDE.match(word)], overrides
     except argparse.ArgumentTypeError as error:
-        raise Refused(str(error)) from None
+        raise UserError(str(error)) from None
 
 
-def beginning(args: argparse.Namespace) -> Asked:
-    """Where the run is to begin. Raises Refused where its options contradict each other."""
+def start_options(args: argparse.Namespace) -> StartOptions:
+    """Where the run is to begin. Raises UserError where its options contradict each other."""
     if args.init_from is not None and args.resume not in ("none", "auto"):
-        raise Refused(
+        raise UserError(
             f"--resume={args.resume} goes on with a run, and --init-from={args.init_from} begins "
             "one: give one of them"
         )
-    return Asked(
+    return StartOptions(
         resume=args.resume,
         output=args.output,
         new_data=args.allow_new_data,

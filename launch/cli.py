@@ -20,10 +20,10 @@ from types import ModuleType
 
 from engine import discover
 from engine.config.errors import ConfigError
-from engine.disk import explained
-from engine.errors import Failed, Refused
-from engine.output import never_fail
-from engine.world.signals import handled, interrupt
+from engine.disk import full_disk_error
+from engine.errors import RunError, UserError
+from engine.output import install_unfailing_streams
+from engine.world.signals import handle_signals, raise_keyboard_interrupt
 from launch.arguments import Parser
 
 COMMANDS = "launch.commands"
@@ -31,19 +31,19 @@ COMMANDS = "launch.commands"
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Run the command line; its exit code, which what it prints never changes."""
-    never_fail()
+    install_unfailing_streams()
     argv = sys.argv[1:] if argv is None else argv
     try:
-        with handled(interrupt):
+        with handle_signals(raise_keyboard_interrupt):
             return _dispatch(list(argv), environ)
-    except (ConfigError, Refused) as error:
+    except (ConfigError, UserError) as error:
         print(error, file=sys.stderr)
         return 2
-    except Failed as error:
+    except RunError as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        if (problem := explained(error)) is None:
+        if (problem := full_disk_error(error)) is None:
             raise
         print(problem, file=sys.stderr)
         return 1
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
 
 def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
-    names = discover.names(COMMANDS)
+    names = discover.module_names(COMMANDS)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage(names))
         return 0
@@ -65,7 +65,7 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
-        raise Refused(f"cuboid: {name} is not a command; {hint}")
+        raise UserError(f"cuboid: {name} is not a command; {hint}")
     command = _load(name)
     code: int = command.run(parser_of(name).parse_intermixed_args(rest), environ)
     return code

@@ -15,7 +15,7 @@ from launch.validate.units import plural
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class LayoutChoice:
     """A layout for a machine: the overrides that ask for it, its processes, and why it is so."""
 
     overrides: tuple[str, ...]
@@ -23,7 +23,7 @@ class Choice:
     reason: str
 
 
-def choose(gpus: int, processes: int | None = None, *, cores: int = 1) -> Choice:
+def choose(gpus: int, processes: int | None = None, *, cores: int = 1) -> LayoutChoice:
     """Choose the demo's layout on a machine with ``gpus`` GPUs, or on ``cores`` cores without one.
 
     1 device: serial; 2 or 3: 1d over 2; from 4 on: 2d over 4, on GPUs data parallel as often as
@@ -33,16 +33,16 @@ def choose(gpus: int, processes: int | None = None, *, cores: int = 1) -> Choice
     if processes is not None:
         return _layout(processes, f"{plural(processes, 'process', 'es')}, as asked")
     if gpus == 0:
-        return _layout(_used(min(cores, 4)), f"no GPU here, {plural(cores, 'core')}")
-    return _layout(_used(gpus), f"{plural(gpus, 'GPU')} here")
+        return _layout(_usable_devices(min(cores, 4)), f"no GPU here, {plural(cores, 'core')}")
+    return _layout(_usable_devices(gpus), f"{plural(gpus, 'GPU')} here")
 
 
-def _used(devices: int) -> int:
+def _usable_devices(devices: int) -> int:
     """How many of so many devices a layout of tensor parallelism 1, 2 or 4 uses."""
     return devices if devices < 3 else 2 if devices == 3 else devices - devices % 4
 
 
-def _layout(processes: int, why: str) -> Choice:
+def _layout(processes: int, why: str) -> LayoutChoice:
     """The most tensor parallelism, up to 2d over 4, that uses all ``processes``."""
     tensor, mode = next(
         (size, mode)
@@ -54,7 +54,7 @@ def _layout(processes: int, why: str) -> Choice:
     if data > 1:
         how += f" x data parallel {data}"
     overrides = (f"TENSOR_PARALLEL={tensor}", f"MODE={mode}", "PIPELINE=1")
-    return Choice(overrides=overrides, processes=processes, reason=f"{why}: {how}")
+    return LayoutChoice(overrides=overrides, processes=processes, reason=f"{why}: {how}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
 
-from engine.config.aliases import SPELLINGS
-from engine.config.colossalai_values import Unaccepted
+from engine.config.aliases import ALIASES
+from engine.config.colossalai_values import UnsupportedValueError
 from engine.config.fields import Section, accepts, default_of
-from engine.config.ignored_keys import NO_EFFECT
+from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.schema import Settings, all_settings, user_name
 
@@ -50,7 +50,7 @@ def names_page() -> str:
                 "A note states the reason. A value that would change the training is refused.",
                 _table(
                     ("name", "reason"),
-                    ((f"`{name}`", why.reason) for name, why in NO_EFFECT.items()),
+                    ((f"`{name}`", why.reason) for name, why in IGNORED_KEYS.items()),
                 ),
                 "## Not accepted",
                 "A config with one of these names of nanoGPT, minGPT, DeepSpeed, Megatron-LM, "
@@ -91,17 +91,17 @@ def _others() -> list[tuple[str, str]]:
 
 def _accepted() -> list[tuple[str, str]]:
     own = set(map(user_name, all_settings()))
-    return [(f"`{name}`", _meaning(name)) for name in SPELLINGS if name not in own]
+    return [(f"`{name}`", _meaning(name)) for name in ALIASES if name not in own]
 
 
 def _meaning(name: str) -> str:
     """The settings that a spelling sets."""
-    meaning = SPELLINGS[name]
+    meaning = ALIASES[name]
     found = {str(meaning): None}
     if callable(meaning):
         found = {}
         for value in SAMPLES:
-            with suppress(Unaccepted):
+            with suppress(UnsupportedValueError):
                 found |= dict.fromkeys(meaning(value))
     return ", ".join(f"`{user_name(one)}`" for one in found) or "may only name what always holds"
 

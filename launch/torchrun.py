@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.world.processor import usable_cores
-from engine.world.signals import STOPPING, respected
+from engine.world.signals import STOP_SIGNALS, handled_signals
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -29,14 +29,14 @@ def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
     PIPELINE): as many as there are ``gpus``, in whole copies; one copy on a CPU; or what is asked.
 
     Raises:
-        Refused: there are GPUs, but too few for one copy.
+        UserError: there are GPUs, but too few for one copy.
     """
     if asked is not None:
         return asked
     if gpus == 0:
         return model_ranks
     if gpus < model_ranks:
-        raise Refused(
+        raise UserError(
             f"TENSOR_PARALLEL x PIPELINE takes {model_ranks} GPUs, and this machine has {gpus}; "
             f"--gpus {model_ranks} lets ranks share them, which is slow"
         )
@@ -48,7 +48,7 @@ def command(
     arguments: Sequence[str],
     *,
     logs: Path,
-    signals: Collection[signal.Signals] = STOPPING,
+    signals: Collection[signal.Signals] = STOP_SIGNALS,
     program: str = "train_gpt",
     restarts: int = 0,
 ) -> list[str]:
@@ -77,7 +77,7 @@ def run(
     """Run ``program`` with ``arguments`` on ``ranks`` processes of this machine, inside this
     process, which hears of signals and of how each rank ended; the exit code of ``cuboid``. A run
     that fails is started again up to ``restarts`` times."""
-    signals = respected()  # before torchrun takes over SIGHUP, which would undo `nohup`
+    signals = handled_signals()  # before torchrun takes over SIGHUP, which would undo `nohup`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     # A rank that loses its store would print a C++ trace for what it then says in words.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -93,9 +93,9 @@ def run(
     # torchrun leaves a folder of its own behind; without any (/dev/null) its threads never end
     # after a second signal.
     with TemporaryDirectory(prefix="cuboid-", ignore_cleanup_errors=True) as logs:
-        told = Path(logs) / "told"
-        told.touch()
-        handed = [*arguments, f"--told={told}"]
+        lost_pids_file = Path(logs) / "told"
+        lost_pids_file.touch()
+        handed = [*arguments, f"--told={lost_pids_file}"]
         try:
             torchrun.main(
                 command(
@@ -108,8 +108,8 @@ def run(
                 )
             )
         except ChildFailedError as error:
-            lines = set(told.read_text().splitlines()) - {STOPPED}
-            return exit_code(error.failures, told={int(line) for line in lines})
+            lines = set(lost_pids_file.read_text().splitlines()) - {STOPPED}
+            return exit_code(error.failures, reported={int(line) for line in lines})
         except SignalException:
             # A timer of torchrun's that is deleted in its own thread cannot join it, and says so.
             sys.unraisablehook = lambda failure: None
@@ -122,22 +122,22 @@ def run(
                 while True:
                     os.wait()
             return 1
-        return 1 if STOPPED in told.read_text().splitlines() else 0
+        return 1 if STOPPED in lost_pids_file.read_text().splitlines() else 0
 
 
-def note_stop(told: Path) -> None:
+def note_stop(lost_pids_file: Path) -> None:
     """Note for the launcher that a signal to its ranks alone stopped the run. They exit with 0, or
     torchrun would start the run again."""
-    with suppress(OSError), told.open("a") as file:  # the launcher may be gone
+    with suppress(OSError), lost_pids_file.open("a") as file:  # the launcher may be gone
         file.write(f"{STOPPED}\n")
 
 
-def exit_code(failures: dict[int, ProcessFailure], told: Collection[int] = ()) -> int:
+def exit_code(failures: dict[int, ProcessFailure], reported: Collection[int] = ()) -> int:
     """2 where a rank refused, else 1. Names ranks that were killed, which cannot tell, but for
     processes of which another rank has ``told`` that they are gone."""
     for rank, failure in sorted(failures.items()):
         # Others get SIGTERM from torchrun.
-        silent = failure.exitcode == -signal.SIGKILL and failure.pid in told
+        silent = failure.exitcode == -signal.SIGKILL and failure.pid in reported
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not silent:
             hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
             print(f"rank {rank} was killed by {failure.signal_name()}{hint}", file=sys.stderr)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from models.gpt import GPT
-from models.parallel.layers import initialise, named_boxes
-from models.parallel.shard import Box
+from models.parallel.layers import initialise, named_shards
+from models.parallel.shard import Shard
 from models.parameters import parameters
 from models.stage_split import chunks_of
 
 
-class Chunks:
+class ModelChunks:
     """GPTs with different ranges of layers; parameters go by their global names.
 
     A tied table is held twice when a pipeline has stages: by the first for the lookup and by the
@@ -22,9 +22,9 @@ class Chunks:
 
     def __init__(self, chunks: Sequence[GPT], stages: Sequence[range] | None = None) -> None:
         """``stages``: the layers of all virtual stages, of all ranks; one stage by default."""
-        self.chunks, self.part = list(chunks), chunks[0].part
-        self.sizes = chunks[0].sizes
-        self.stages = [range(self.sizes.n_layer)] if stages is None else list(stages)
+        self.chunks, self.parallel = list(chunks), chunks[0].parallel
+        self.config = chunks[0].config
+        self.stages = [range(self.config.n_layer)] if stages is None else list(stages)
 
     def __iter__(self) -> Iterator[GPT]:
         return iter(self.chunks)
@@ -39,15 +39,15 @@ class Chunks:
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())
 
-    def boxes(self) -> dict[str, Box]:
+    def shards(self) -> dict[str, Shard]:
         """Where each parameter belongs in its global tensor."""
-        return {name: box for chunk in self.chunks for name, box in named_boxes(chunk).items()}
+        return {name: box for chunk in self.chunks for name, box in named_shards(chunk).items()}
 
-    def held_by(self, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def parameters_of_stage(self, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and global shapes of what a pipeline rank holds, a tied table's copy aside."""
-        mode, ranks = self.part.mode, self.part.sizes["pipeline"]
+        mode, ranks = self.parallel.mode, self.parallel.sizes["pipeline"]
         for layers in chunks_of(self.stages, rank, ranks):
-            for parameter in parameters(self.sizes, mode, layers):
+            for parameter in parameters(self.config, mode, layers):
                 if parameter.name != "wte.weight" or layers.start == 0:
                     yield parameter.name, parameter.shape
 
@@ -63,7 +63,7 @@ class Chunks:
     def tied(self) -> str | None:
         """The name of a parameter that the other end of the pipeline holds too."""
         for chunk in self.chunks:
-            if self.sizes.tie_embeddings and chunk.first != chunk.last:
+            if self.config.tie_embeddings and chunk.first != chunk.last:
                 return "wte.weight"
         return None
 

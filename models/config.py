@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class GPTConfig:
     """What ``models.gpt.GPT`` is built from. ``n_head x head_dim`` need not be ``n_embd``."""
 
     n_layer: int

@@ -14,28 +14,34 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.config import Sizes
-from models.kv_cache import Cache, KeyValues
+from models.config import GPTConfig
+from models.kv_cache import KVCache, LayerKVCache
 from models.parallel.activation_checkpointing import recompute
-from models.parallel.context import Partition, key
-from models.parallel.layers import Dropout, Linear, Positions, Table
-from models.parallel.loss import Head, HeadLoss, scores
+from models.parallel.context import ParallelContext, derive_seed
+from models.parallel.layers import Dropout, Linear, PositionEmbedding, TokenEmbedding
+from models.parallel.loss import Head, HeadLoss, loss_and_top_k
 from models.parallel.norm import LayerNorm
 
 
 class Attention(nn.Module):
     """Causal self-attention. qkv is laid out head-major, so that cuts fall between heads."""
 
-    def __init__(self, sizes: Sizes, part: Partition, layer: int) -> None:
+    def __init__(self, config: GPTConfig, parallel: ParallelContext, layer: int) -> None:
         super().__init__()
-        up, down = part.mode.up, part.mode.down
-        width = sizes.n_head * sizes.head_dim
-        self.head_dim, self.dropout = sizes.head_dim, sizes.attn_pdrop
-        self.c_attn = Linear(part, up, sizes.n_embd, 3 * width, std=sizes.init_std)
-        self.c_proj = Linear(part, down, width, sizes.n_embd, std=residual_std(sizes))
-        self.site: tuple[int | str, ...] = ("attention", layer, *part.salt(part.mode.inner))
+        up, down = parallel.mode.up, parallel.mode.down
+        width = config.n_head * config.head_dim
+        self.head_dim, self.dropout = config.head_dim, config.attn_pdrop
+        self.c_attn = Linear(parallel, up, config.n_embd, 3 * width, std=config.init_std)
+        self.c_proj = Linear(parallel, down, width, config.n_embd, std=residual_std(config))
+        self.dropout_site: tuple[int | str, ...] = (
+            "attention",
+            layer,
+            *parallel.activation_key(parallel.mode.inner),
+        )
 
-    def forward(self, x: Tensor, length: int, seed: int, past: KeyValues | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
+    ) -> Tensor:
         qkv = rearrange(
             self.c_attn(x), "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim
         )
@@ -54,20 +60,22 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         # SDPA draws its mask from the global generator: key it for the call, then put it back.
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
-            torch.manual_seed(key(seed, *self.site))
+            torch.manual_seed(derive_seed(seed, *self.dropout_site))
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=self.dropout)
 
 
 class MLP(nn.Module):
     """gelu(x @ fc) @ proj"""
 
-    def __init__(self, sizes: Sizes, part: Partition) -> None:
+    def __init__(self, config: GPTConfig, parallel: ParallelContext) -> None:
         super().__init__()
-        self.c_fc = Linear(part, part.mode.up, sizes.n_embd, sizes.n_inner, std=sizes.init_std)
-        self.c_proj = Linear(
-            part, part.mode.down, sizes.n_inner, sizes.n_embd, std=residual_std(sizes)
+        self.c_fc = Linear(
+            parallel, parallel.mode.up, config.n_embd, config.n_inner, std=config.init_std
         )
-        self.approximate = "tanh" if sizes.activation == "gelu_tanh" else "none"
+        self.c_proj = Linear(
+            parallel, parallel.mode.down, config.n_inner, config.n_embd, std=residual_std(config)
+        )
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
@@ -77,17 +85,19 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm."""
 
-    def __init__(self, sizes: Sizes, part: Partition, layer: int) -> None:
+    def __init__(self, config: GPTConfig, parallel: ParallelContext, layer: int) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
-        self.attn = Attention(sizes, part, layer)
-        self.ln_2 = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
-        self.mlp = MLP(sizes, part)
-        outer = part.mode.outer
-        self.drop_1 = Dropout(part, sizes.resid_pdrop, outer, "residual", layer, 1)
-        self.drop_2 = Dropout(part, sizes.resid_pdrop, outer, "residual", layer, 2)
+        self.ln_1 = LayerNorm(parallel, config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, parallel, layer)
+        self.ln_2 = LayerNorm(parallel, config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config, parallel)
+        outer = parallel.mode.outer
+        self.drop_1 = Dropout(parallel, config.resid_pdrop, outer, "residual", layer, 1)
+        self.drop_2 = Dropout(parallel, config.resid_pdrop, outer, "residual", layer, 2)
 
-    def forward(self, x: Tensor, length: int, seed: int, past: KeyValues | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
+    ) -> Tensor:
         x = x + self.drop_1(self.attn(self.ln_1(x), length, seed, past), seed)
         y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), seed)
         return y
@@ -102,34 +112,40 @@ class GPT(nn.Module):
 
     def __init__(
         self,
-        sizes: Sizes,
-        part: Partition,
+        config: GPTConfig,
+        parallel: ParallelContext,
         *,
         layers: range | None = None,
         loss_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        layers = range(sizes.n_layer) if layers is None else layers
-        self.first, self.last = layers.start == 0, layers.stop == sizes.n_layer
-        self.sizes, self.part = sizes, part
-        self.drops = sizes.resid_pdrop > 0 or sizes.attn_pdrop > 0
-        if self.first or (self.last and sizes.tie_embeddings):
-            self.wte = Table(part, sizes.vocab_size, sizes.n_embd, std=sizes.init_std)
+        layers = range(config.n_layer) if layers is None else layers
+        self.first, self.last = layers.start == 0, layers.stop == config.n_layer
+        self.config, self.parallel = config, parallel
+        self.drops = config.resid_pdrop > 0 or config.attn_pdrop > 0
+        if self.first or (self.last and config.tie_embeddings):
+            self.wte = TokenEmbedding(
+                parallel, config.vocab_size, config.n_embd, std=config.init_std
+            )
         if self.first:
-            self.wpe = Positions(part, sizes.block_size, sizes.n_embd, std=sizes.init_std)
-            self.drop = Dropout(part, sizes.embd_pdrop, part.mode.outer, "embedding")
-        self.h = nn.ModuleDict({str(n): Block(sizes, part, n) for n in layers})
+            self.wpe = PositionEmbedding(
+                parallel, config.block_size, config.n_embd, std=config.init_std
+            )
+            self.drop = Dropout(parallel, config.embd_pdrop, parallel.mode.outer, "embedding")
+        self.h = nn.ModuleDict({str(n): Block(config, parallel, n) for n in layers})
         if self.last:
-            self.ln_f = LayerNorm(part, sizes.n_embd, eps=sizes.layer_norm_epsilon)
-            if not sizes.tie_embeddings:
-                self.lm_head = Table(part, sizes.vocab_size, sizes.n_embd, std=sizes.init_std)
-            box, pieces = self.output.boxes["weight"], self.output.as_head
-            self.head = Head(part=part, box=box, pieces=pieces, chunk=loss_chunk)
+            self.ln_f = LayerNorm(parallel, config.n_embd, eps=config.layer_norm_epsilon)
+            if not config.tie_embeddings:
+                self.lm_head = TokenEmbedding(
+                    parallel, config.vocab_size, config.n_embd, std=config.init_std
+                )
+            box, pieces = self.output.shards["weight"], self.output.as_head
+            self.head = Head(parallel=parallel, shard=box, weight_sharding=pieces, chunk=loss_chunk)
 
     @property
-    def output(self) -> Table:
+    def output(self) -> TokenEmbedding:
         """The table that makes logits."""
-        return self.wte if self.sizes.tie_embeddings else self.lm_head
+        return self.wte if self.config.tie_embeddings else self.lm_head
 
     def embed(self, ids: Tensor, seed: int = 0, start: int = 0) -> Tensor:
         """ids [B, S] of the whole micro-batch, from position ``start`` -> x [T_local, C_local]."""
@@ -138,14 +154,16 @@ class GPT(nn.Module):
         assert isinstance(x, Tensor)
         return x
 
-    def forward(self, x: Tensor, length: int, seed: int = 0, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, length: int, seed: int = 0, cache: KVCache | None = None
+    ) -> Tensor:
         """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long, and
         go on from those in the ``cache``."""
         if not self.drops:  # a compiler would make a block anew for every seed
             seed = 0
         for name, block in self.h.items():
-            if self.sizes.checkpoint and torch.is_grad_enabled():
-                x = recompute(block, x, length, seed, keep=self.sizes.checkpoint == "selective")
+            if self.config.checkpoint and torch.is_grad_enabled():
+                x = recompute(block, x, length, seed, keep=self.config.checkpoint == "selective")
             else:
                 x = block(x, length, seed, cache and cache[name])
         return self.ln_f(x) if self.last else x
@@ -156,18 +174,18 @@ class GPT(nn.Module):
         share: Tensor = HeadLoss.apply(x, self.output.weight, targets.flatten(), scale, self.head)
         return share
 
-    def scores(self, x: Tensor, targets: Tensor, tops: Sequence[int]) -> Tensor:
+    def loss_and_top_k(self, x: Tensor, targets: Tensor, tops: Sequence[int]) -> Tensor:
         """This rank's share of the summed cross-entropy of the same targets, and of how many are
         among so many likeliest, for each of ``tops``: float64 [1 + len(tops)]."""
-        return scores(x, self.output.weight, targets.flatten(), self.head, tops)
+        return loss_and_top_k(x, self.output.weight, targets.flatten(), self.head, tops)
 
     def logits(self, x: Tensor) -> Tensor:
         """x [T, C] -> logits [T, vocabulary], for a model that is not cut."""
-        assert self.part.mode.name == "serial"
-        return self.part.matmul(x, self.output.weight.to(x.dtype).t())
+        assert self.parallel.mode.name == "serial"
+        return self.parallel.matmul(x, self.output.weight.to(x.dtype).t())
 
 
-def residual_std(sizes: Sizes) -> float:
+def residual_std(config: GPTConfig) -> float:
     """Projections onto the residual stream start smaller by sqrt of the number of them (GPT-2,
     section 2.3)."""
-    return float(sizes.init_std / (2 * sizes.n_layer) ** 0.5)
+    return float(config.init_std / (2 * config.n_layer) ** 0.5)

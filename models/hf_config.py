@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from models.config import Sizes
+from models.config import GPTConfig
 
 Activation = Literal["gelu_tanh", "gelu"]
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -13,9 +13,9 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
 }
-THEIRS: Mapping[Activation, str] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
+HF_NAMES: Mapping[Activation, str] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
 # What is meant where a config is silent (transformers' configuration_gpt2.py)
-SILENT: Mapping[str, Any] = {
+HF_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
     "n_embd": 768,
@@ -38,7 +38,7 @@ PLAIN: Mapping[str, bool] = {
 }
 
 
-def sizes_of(config: Mapping[str, Any]) -> Sizes:
+def config_from_hf(config: Mapping[str, Any]) -> GPTConfig:
     """The sizes that a config.json tells.
 
     Raises:
@@ -49,52 +49,54 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
     for name, value in PLAIN.items():
         if config.get(name, value) != value:
             raise ValueError(f"{name}={config[name]!r}; only {value!r} can be read")
-    told = {name: config.get(name, default) for name, default in SILENT.items()}
+    values = {name: config.get(name, default) for name, default in HF_DEFAULTS.items()}
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-        if type(told[name]) is not int or told[name] < 1:
-            raise ValueError(f"{name}={told[name]!r} is not 1 or more")
-    activation = ACTIVATIONS.get(told["activation_function"])
+        if type(values[name]) is not int or values[name] < 1:
+            raise ValueError(f"{name}={values[name]!r} is not 1 or more")
+    activation = ACTIVATIONS.get(values["activation_function"])
     if activation is None:
         raise ValueError(
-            f"activation_function={told['activation_function']!r}; there are: "
+            f"activation_function={values['activation_function']!r}; there are: "
             f"{', '.join(ACTIVATIONS)}"
         )
-    if told["n_embd"] % told["n_head"]:
-        raise ValueError(f"n_embd={told['n_embd']} is not a multiple of n_head={told['n_head']}")
-    return Sizes(
-        n_layer=told["n_layer"],
-        n_head=told["n_head"],
-        n_embd=told["n_embd"],
-        head_dim=told["n_embd"] // told["n_head"],
-        n_inner=told["n_inner"] or 4 * told["n_embd"],
-        vocab_size=told["vocab_size"],
-        block_size=told["n_positions"],
-        embd_pdrop=float(told["embd_pdrop"]),
-        resid_pdrop=float(told["resid_pdrop"]),
-        attn_pdrop=float(told["attn_pdrop"]),
-        tie_embeddings=bool(told["tie_word_embeddings"]),
+    if values["n_embd"] % values["n_head"]:
+        raise ValueError(
+            f"n_embd={values['n_embd']} is not a multiple of n_head={values['n_head']}"
+        )
+    return GPTConfig(
+        n_layer=values["n_layer"],
+        n_head=values["n_head"],
+        n_embd=values["n_embd"],
+        head_dim=values["n_embd"] // values["n_head"],
+        n_inner=values["n_inner"] or 4 * values["n_embd"],
+        vocab_size=values["vocab_size"],
+        block_size=values["n_positions"],
+        embd_pdrop=float(values["embd_pdrop"]),
+        resid_pdrop=float(values["resid_pdrop"]),
+        attn_pdrop=float(values["attn_pdrop"]),
+        tie_embeddings=bool(values["tie_word_embeddings"]),
         activation=activation,
-        layer_norm_epsilon=float(told["layer_norm_epsilon"]),
-        init_std=float(told["initializer_range"]),
+        layer_norm_epsilon=float(values["layer_norm_epsilon"]),
+        init_std=float(values["initializer_range"]),
     )
 
 
-def config_of(sizes: Sizes) -> dict[str, Any]:
+def hf_config(config: GPTConfig) -> dict[str, Any]:
     """The config of GPT2LMHeadModel for a model that ``models.hf_state_dict.to_hf`` takes."""
     return {
-        "activation_function": THEIRS[sizes.activation],
+        "activation_function": HF_NAMES[config.activation],
         "architectures": ["GPT2LMHeadModel"],
-        "attn_pdrop": sizes.attn_pdrop,
-        "embd_pdrop": sizes.embd_pdrop,
-        "initializer_range": sizes.init_std,
-        "layer_norm_epsilon": sizes.layer_norm_epsilon,
+        "attn_pdrop": config.attn_pdrop,
+        "embd_pdrop": config.embd_pdrop,
+        "initializer_range": config.init_std,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
         "model_type": "gpt2",
-        "n_embd": sizes.n_embd,
-        "n_head": sizes.n_head,
-        "n_inner": sizes.n_inner,
-        "n_layer": sizes.n_layer,
-        "n_positions": sizes.block_size,
-        "resid_pdrop": sizes.resid_pdrop,
-        "tie_word_embeddings": sizes.tie_embeddings,
-        "vocab_size": sizes.vocab_size,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_inner": config.n_inner,
+        "n_layer": config.n_layer,
+        "n_positions": config.block_size,
+        "resid_pdrop": config.resid_pdrop,
+        "tie_word_embeddings": config.tie_embeddings,
+        "vocab_size": config.vocab_size,
     }

@@ -10,36 +10,36 @@ from collections import defaultdict
 from torch import Tensor
 
 
-class KeyValues:
-    """Those of one layer, with memory for ``room`` positions from the first on."""
+class LayerKVCache:
+    """Those of one layer, with memory for ``capacity`` positions from the first on."""
 
-    def __init__(self, room: int) -> None:
-        self.room, self.length = room, 0
-        self._held: tuple[Tensor, Tensor] | None = None
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self._buffer: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the next S positions, k and v [B, heads, S, d] -> of all positions so far."""
         start, stop = self.length, self.length + k.shape[2]
-        assert stop <= self.room
+        assert stop <= self.capacity
         assert start == 0 or stop == start + 1, "attention would need a mask of its own"
-        if self._held is None:
-            shape = (*k.shape[:2], self.room, k.shape[3])
-            self._held = k.new_empty(shape), v.new_empty(shape)
-        for held, new in zip(self._held, (k, v), strict=True):
-            held[:, :, start:stop] = new
+        if self._buffer is None:
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self._buffer = k.new_empty(shape), v.new_empty(shape)
+        for buffer, new in zip(self._buffer, (k, v), strict=True):
+            buffer[:, :, start:stop] = new
         self.length = stop
-        keys, values = (held[:, :, :stop] for held in self._held)
+        keys, values = (buffer[:, :, :stop] for buffer in self._buffer)
         return keys, values
 
 
-class Cache:
+class KVCache:
     """Those of all layers of a model, by the layer's name."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self._layers: defaultdict[str, KeyValues] = defaultdict(lambda: KeyValues(room))
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._layers: defaultdict[str, LayerKVCache] = defaultdict(lambda: LayerKVCache(capacity))
 
-    def __getitem__(self, layer: str) -> KeyValues:
+    def __getitem__(self, layer: str) -> LayerKVCache:
         return self._layers[layer]
 
     @property

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor
 
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 from models.parallel.registry import modes
 from models.parameters import parameters
 
 
 @torch.no_grad()
-def load(
-    model: Chunks, tensors: Iterable[tuple[str, Tensor]], *, resize: Collection[str] = ()
+def load_state(
+    model: ModelChunks, tensors: Iterable[tuple[str, Tensor]], *, resize: Collection[str] = ()
 ) -> None:
     """Copy this rank's box of each (name, whole tensor). Those that other pipeline stages hold are
     passed over. Needs no more memory than the tensor in hand.
@@ -25,25 +25,25 @@ def load(
     Raises:
         ValueError: a name or shape is not the model's, or a parameter is missing.
     """
-    boxes, held = model.boxes(), dict(model.named_parameters())
-    known = {p.name for p in parameters(model.sizes, modes()["serial"])}
-    missing = dict(boxes)
+    shards, held = model.shards(), dict(model.named_parameters())
+    known = {p.name for p in parameters(model.config, modes()["serial"])}
+    missing = dict(shards)
     for name, tensor in tensors:
         if name not in known:
             raise ValueError(f"{name} is not a parameter of this model")
-        if name not in boxes:
+        if name not in shards:
             continue
-        box = boxes[name]
-        resized = name in resize and tuple(tensor.shape[1:]) == box.shape[1:]
-        if tuple(tensor.shape) != box.shape and not resized:
-            raise ValueError(f"{name} is {list(tensor.shape)}, the model's is {list(box.shape)}")
-        before = model.part.read(held[name]).clone() if len(tensor) < box.shape[0] else None
-        with model.part.rewrite(held[name]) as local:
+        shard = shards[name]
+        resized = name in resize and tuple(tensor.shape[1:]) == shard.shape[1:]
+        if tuple(tensor.shape) != shard.shape and not resized:
+            raise ValueError(f"{name} is {list(tensor.shape)}, the model's is {list(shard.shape)}")
+        before = model.parallel.read(held[name]).clone() if len(tensor) < shard.shape[0] else None
+        with model.parallel.overwrite(held[name]) as local:
             local.zero_()
             if before is not None:
                 local.copy_(before)
-            found = tensor[box.slices].to(local)  # ends where the tensor does
-            local[box.valid][: len(found)] = found
+            found = tensor[shard.slices].to(local)  # ends where the tensor does
+            local[shard.valid_slices][: len(found)] = found
         missing.pop(name, None)
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}")

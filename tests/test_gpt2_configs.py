@@ -34,7 +34,7 @@ WITHIN = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ConfigRow:
     """A row of the table: a config on a number of processes, started by hand or by ``torchrun``."""
 
     config: str
@@ -48,19 +48,19 @@ class Row:
 
 
 ROWS = [
-    Row(config="gpt2_vanilla", processes=1),
-    Row(config="gpt2_vanilla", processes=2, slow=True),
-    Row(config="gpt2_1d", processes=2),
-    Row(config="gpt2_2d", processes=4, slow=True),
-    Row(config="gpt2_2p5d", processes=2),
-    Row(config="gpt2_2p5d_8", processes=8, slow=True),
-    Row(config="gpt2_3d", processes=8, slow=True),
-    Row(config="gpt2_pp", processes=2),
-    Row(config="gpt2_zero2", processes=1),
-    Row(config="gpt2_zero3", processes=1),
-    Row(config="gpt2_nvme", processes=1),
-    Row(config="gpt2_pp1d", processes=8, torchrun=True),  # as the README prints it
-    Row(config="gpt2_zero3_pp1d", processes=8, slow=True),
+    ConfigRow(config="gpt2_vanilla", processes=1),
+    ConfigRow(config="gpt2_vanilla", processes=2, slow=True),
+    ConfigRow(config="gpt2_1d", processes=2),
+    ConfigRow(config="gpt2_2d", processes=4, slow=True),
+    ConfigRow(config="gpt2_2p5d", processes=2),
+    ConfigRow(config="gpt2_2p5d_8", processes=8, slow=True),
+    ConfigRow(config="gpt2_3d", processes=8, slow=True),
+    ConfigRow(config="gpt2_pp", processes=2),
+    ConfigRow(config="gpt2_zero2", processes=1),
+    ConfigRow(config="gpt2_zero3", processes=1),
+    ConfigRow(config="gpt2_nvme", processes=1),
+    ConfigRow(config="gpt2_pp1d", processes=8, torchrun=True),  # as the README prints it
+    ConfigRow(config="gpt2_zero3_pp1d", processes=8, slow=True),
 ]
 
 
@@ -68,7 +68,7 @@ def test_no_config_is_left_out() -> None:
     assert {row.config for row in ROWS} == {path.stem for path in CONFIGS.glob("gpt2_*.py")}
 
 
-def train(row: Row, folder: Path) -> list[dict[str, float]]:
+def train(row: ConfigRow, folder: Path) -> list[dict[str, float]]:
     """Train, and return the rows of the log."""
     nvme = [f"NVME_PATH={folder / 'disk'}"] if row.config == "gpt2_nvme" else []
     (folder / "disk").mkdir()
@@ -112,7 +112,7 @@ def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
     "row",
     [pytest.param(row, marks=[pytest.mark.slow] * row.slow, id=row.name) for row in ROWS],
 )
-def test_a_row_of_the_table_trains(row: Row, tmp_path: Path) -> None:
+def test_a_row_of_the_table_trains(row: ConfigRow, tmp_path: Path) -> None:
     first, second = train(row, tmp_path)
     plan = make_plan(CONFIGS / f"{row.config}.py", gpus=row.processes, overrides=SMALL, environ={})
     optimizer = plan.settings.optimizer

@@ -12,7 +12,7 @@ import torch
 
 from engine.estimate.estimate import estimate
 from engine.plan import Plan, make_plan
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 from tests.support.runs import build_empty, pretended
 
 CONFIGS = Path(__file__).parents[1] / "gpt_configs"
@@ -62,7 +62,7 @@ def plan(name: str, *overrides: str) -> Plan:
     return make_plan(CONFIGS / f"{name}.py", gpus=GPUS[name], overrides=overrides, environ={})
 
 
-def built(name: str, rank: int) -> Chunks:
+def built(name: str, rank: int) -> ModelChunks:
     return build_empty(plan(name), rank)
 
 
@@ -78,7 +78,7 @@ def test_a_rank_holds_the_pieces_it_should(name: str) -> None:
     for stage in sorted({0, layout.pipeline // 2, layout.pipeline - 1}):
         model = built(name, stage_of(name, stage))
         held = dict(model.named_parameters())
-        for parameter, box in model.boxes().items():
+        for parameter, box in model.shards().items():
             assert held[parameter].shape == box.local
         layers = 96 // layout.pipeline
         for weight, shape in WEIGHTS[name].items():
@@ -108,9 +108,9 @@ def test_all_ranks_together_hold_the_published_model(name: str) -> None:
         first = stage_of(name, stage)
         for rank in range(first, first + layout.tensor):
             model = built(name, rank)
-            for parameter, box in model.boxes().items():
+            for parameter, box in model.shards().items():
                 if parameter not in model.copies:
-                    shared = {"data", *layout.tensor_axes} - box.cut_axes
+                    shared = {"data", *layout.tensor_axes} - box.sharded_axes
                     copies = prod(layout.axes[axis] for axis in shared)
                     total += alike * prod(box.size) / copies
     assert total == pytest.approx(174_604_259_328, rel=1e-12)

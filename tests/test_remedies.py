@@ -13,13 +13,13 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from engine import discover
-from engine.config.aliases import SPELLINGS
+from engine.config.aliases import ALIASES
 from engine.config.declared.limits import Budget
 from engine.config.errors import Problem
 from engine.config.fields import takes
 from engine.config.overrides import parse
 from engine.config.schema import all_settings
-from launch.arguments import Parser, add_place
+from launch.arguments import Parser, add_launch_options
 from launch.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -96,14 +96,14 @@ def options(command: str) -> frozenset[str]:
 
 
 def commands() -> list[str]:
-    return [*discover.names(COMMANDS), GPU_CHECK]
+    return [*discover.module_names(COMMANDS), GPU_CHECK]
 
 
 @cache
 def all_options() -> frozenset[str]:
     """The options of all commands, of torchrun and of the scripts that it starts."""
     scripts = Parser(prog="train_gpt.py")
-    add_place(scripts)
+    add_launch_options(scripts)
     others = (scripts._option_string_actions, get_args_parser()._option_string_actions)
     return frozenset({"--version", *OF_OTHER_PROGRAMS}.union(*map(options, commands()), *others))
 
@@ -123,12 +123,12 @@ def wrong_settings(text: str) -> Iterator[str]:
     """Settings that do not exist, or do not take the value that is named."""
     for section, inner in SECTION.findall(text):
         for key in KEYWORD.findall(CALL.sub("", inner)):
-            if f"{section}.{key}" not in SPELLINGS:
+            if f"{section}.{key}" not in ALIASES:
                 yield f"{section}.{key}"
     for name, value in STATED.findall(CALL.sub("", SECTION.sub("", text))):
         if name.startswith(OF_LIBRARIES) or name in {*variables(), *CITED, "KEY"}:
             continue
-        if name not in SPELLINGS:
+        if name not in ALIASES:
             yield name
         elif not accepts(name, value):
             yield f"{name}={value}"
@@ -140,7 +140,7 @@ def accepts(name: str, value: str) -> bool:
         return True
     problems: list[Problem] = []
     ((_, given),) = parse([f"{name}={value}"], Budget(), problems.append).items()
-    meaning = SPELLINGS[name]
+    meaning = ALIASES[name]
     meant = meaning(given) if callable(meaning) else {meaning: given}
     fields = all_settings()
     return all(takes(fields[one], item) for one, item in meant.items() if one in fields)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan
-from engine.world.launch_environment import Place
-from launch.rank import SPEAK_SECONDS
+from engine.world.launch_environment import LaunchInfo
+from launch.rank import REPORT_SECONDS
 from train_gpt import main, parse, plan
 
 CONFIG = """
@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> str:
 
 
 def planned(*words: str, size: int = 2) -> Plan:
-    return plan(parse(words), Place(rank=0, size=size, launcher="torchrun"), {})
+    return plan(parse(words), LaunchInfo(rank=0, size=size, launcher="torchrun"), {})
 
 
 def test_the_config_and_its_overrides_among_options(config: str) -> None:
@@ -48,7 +48,7 @@ def test_the_config_and_its_overrides_among_options(config: str) -> None:
     ],
 )
 def test_what_cannot_be_planned(config: str, words: list[str], complaint: str) -> None:
-    with pytest.raises(Refused, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         planned(*(config if word == "CONFIG" else word for word in words))
 
 
@@ -66,4 +66,4 @@ def test_only_rank_0_tells_of_bad_arguments(
     monkeypatch.setattr("launch.rank.time.sleep", waits.append)
     assert main(["--port", "x"], {"RANK": "1", "WORLD_SIZE": "2"}) == 2
     assert capsys.readouterr().err == ""
-    assert waits == [SPEAK_SECONDS], "rank 0 is given time to speak"
+    assert waits == [REPORT_SECONDS], "rank 0 is given time to speak"

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu_check.processes import CaseFailed
-from benchmarks.gpu_check.results import Results, Row
-from benchmarks.gpu_check.sizes import Sizes
+from benchmarks.gpu_check.processes import CaseFailedError
+from benchmarks.gpu_check.results import CaseResult, Results
+from benchmarks.gpu_check.sizes import CheckSizes
 from engine.world.processor import usable_cores
 
 SIDE_BY_SIDE = 3
@@ -21,12 +21,12 @@ LEAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class GpuCheck:
     """``ends``: when all must be done, by the monotonic clock. ``reference``: the losses of the
     run on the CPU, which others are compared with."""
 
     folder: Path
-    sizes: Sizes
+    sizes: CheckSizes
     results: Results
     ends: float
     reference: Future[list[float]] = field(default_factory=Future)
@@ -46,30 +46,32 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class CheckCase:
     """``run`` yields the case's rows. ``alone``: nothing else may run meanwhile, for it measures
     time."""
 
     name: str
-    run: Callable[[Check], Iterable[Row]]
+    run: Callable[[GpuCheck], Iterable[CaseResult]]
     alone: bool = False
 
-    def __call__(self, check: Check) -> None:
+    def __call__(self, check: GpuCheck) -> None:
         """Add the case's rows; where it fails, one that says why."""
         started = time.monotonic()
         if check.ends - started < LEAST_SECONDS:
-            check.results.add(Row(case=self.name, passed=False, text="not run: no time left"))
+            check.results.add(
+                CaseResult(case=self.name, passed=False, text="not run: no time left")
+            )
             return
         try:
             for row in self.run(check):
                 check.results.add(row)
-        except CaseFailed as error:
+        except CaseFailedError as error:
             self._failed(check, started, str(error))
         except Exception as error:
             with check.log(self.name).open("a") as file:
                 traceback.print_exc(file=file)
             self._failed(check, started, f"{type(error).__name__}: {error}")
 
-    def _failed(self, check: Check, started: float, why: str) -> None:
+    def _failed(self, check: GpuCheck, started: float, why: str) -> None:
         seconds = time.monotonic() - started
-        check.results.add(Row(case=self.name, passed=False, seconds=seconds, text=why))
+        check.results.add(CaseResult(case=self.name, passed=False, seconds=seconds, text=why))

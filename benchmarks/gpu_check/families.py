@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check.check import Case, Check
-from benchmarks.gpu_check.processes import CaseFailed, run_ranks
-from benchmarks.gpu_check.results import Row
+from benchmarks.gpu_check.check import CheckCase, GpuCheck
+from benchmarks.gpu_check.processes import CaseFailedError, run_ranks
+from benchmarks.gpu_check.results import CaseResult
 from engine.estimate.estimate import estimate
-from engine.estimate.local_shapes import Device
+from engine.estimate.local_shapes import DeviceType
 from engine.plan import make_plan
 from tests.support.worlds import free_port
 
@@ -62,17 +62,17 @@ FAMILIES = {
 REFERENCE = FAMILIES["vanilla"]
 
 
-def cases() -> list[Case]:
-    def case(name: str, family: Family) -> Case:
-        return Case(name=name, run=lambda check: run_family(check, name, family))
+def cases() -> list[CheckCase]:
+    def case(name: str, family: Family) -> CheckCase:
+        return CheckCase(name=name, run=lambda check: run_family(check, name, family))
 
     return [
-        Case(name="cpu", run=run_reference),
+        CheckCase(name="cpu", run=run_reference),
         *(case(name, family) for name, family in FAMILIES.items()),
     ]
 
 
-def run_reference(check: Check) -> Iterator[Row]:
+def run_reference(check: GpuCheck) -> Iterator[CaseResult]:
     """One process on the CPU, in float32; the others' losses are compared with its own."""
     try:
         started = time.monotonic()
@@ -80,19 +80,19 @@ def run_reference(check: Check) -> Iterator[Row]:
         check.reference.set_result(found["losses"])
     finally:
         if not check.reference.done():
-            check.reference.set_exception(CaseFailed("the run on the CPU failed"))
+            check.reference.set_exception(CaseFailedError("the run on the CPU failed"))
     text = f"losses {shown(found['losses'])} (one process, float32)"
-    yield Row(case="cpu", text=text, seconds=time.monotonic() - started, numbers=found)
+    yield CaseResult(case="cpu", text=text, seconds=time.monotonic() - started, numbers=found)
 
 
-def run_family(check: Check, name: str, family: Family) -> Iterator[Row]:
+def run_family(check: GpuCheck, name: str, family: Family) -> Iterator[CaseResult]:
     started = time.monotonic()
     found = train(check, name, family, device=check.sizes.device)
     theirs = check.reference.result(check.timeout(SECONDS))
     ours = found["losses"]
     assert len(ours) == len(theirs) == check.sizes.steps, f"{len(ours)} steps were logged"
     far = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-    yield Row(
+    yield CaseResult(
         case=name,
         passed=far <= family.bound,
         seconds=time.monotonic() - started,
@@ -102,7 +102,7 @@ def run_family(check: Check, name: str, family: Family) -> Iterator[Row]:
     )
 
 
-def train(check: Check, name: str, family: Family, *, device: str) -> dict[str, Any]:
+def train(check: GpuCheck, name: str, family: Family, *, device: str) -> dict[str, Any]:
     """Train a family's steps; its losses, and the memory that was predicted and allocated."""
     sizes = check.sizes
     overrides = [
@@ -121,7 +121,7 @@ def train(check: Check, name: str, family: Family, *, device: str) -> dict[str, 
 
 
 def train_config(
-    check: Check, name: str, config: Path, overrides: Sequence[str], size: int, *, device: str
+    check: GpuCheck, name: str, config: Path, overrides: Sequence[str], size: int, *, device: str
 ) -> dict[str, Any]:
     """Train a config on ``size`` forked ranks and read its log."""
     overrides = [
@@ -145,7 +145,7 @@ def train_config(
             timeout=timeout,
         )
     rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    kind: Device = "cuda" if device == "cuda" else "cpu"
+    kind: DeviceType = "cuda" if device == "cuda" else "cpu"
     plan = make_plan(config, gpus=size, overrides=overrides, environ={})
     with suppress(OSError):  # hundreds of megabytes that nobody reads
         (output / "model.safetensors").unlink()

@@ -9,16 +9,16 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu_check.check import Case, Check
+from benchmarks.gpu_check.check import CheckCase, GpuCheck
 from benchmarks.gpu_check.families import BARE, CONFIGS, MIB, memory_text, train_config
 from benchmarks.gpu_check.packages import ROOT
-from benchmarks.gpu_check.processes import CaseFailed, run_program, run_ranks
-from benchmarks.gpu_check.results import Row
+from benchmarks.gpu_check.processes import CaseFailedError, run_program, run_ranks
+from benchmarks.gpu_check.results import CaseResult
 
 T = 1e12
 
 
-def on_one_rank(check: Check, case: str, *arguments: Any, seconds: float = 60) -> Any:
+def on_one_rank(check: GpuCheck, case: str, *arguments: Any, seconds: float = 60) -> Any:
     """Return what the function of benchmarks/gpu_check/rank_tasks.py with the case's name gives."""
     (found,) = run_ranks(
         1, case, check.sizes, *arguments, log=check.log(case), timeout=check.timeout(seconds)
@@ -26,14 +26,14 @@ def on_one_rank(check: Check, case: str, *arguments: Any, seconds: float = 60) -
     return found
 
 
-def machine(check: Check) -> Iterator[Row]:
+def machine(check: GpuCheck) -> Iterator[CaseResult]:
     """Python, torch and the device."""
     found = on_one_rank(check, "machine")
     words = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
-    yield Row(case="machine", passed=True, text=words, numbers=found)
+    yield CaseResult(case="machine", passed=True, text=words, numbers=found)
 
 
-def tests(check: Check) -> Iterator[Row]:
+def tests(check: GpuCheck) -> Iterator[CaseResult]:
     """The tests that are marked gpu."""
     files = [
         str(file.relative_to(ROOT))
@@ -49,7 +49,7 @@ def tests(check: Check) -> Iterator[Row]:
             check.log("tests"),
             check.timeout(180),
         )
-    except CaseFailed as error:
+    except CaseFailedError as error:
         failed = str(error)
         if not report.is_file():
             raise
@@ -62,7 +62,7 @@ def tests(check: Check) -> Iterator[Row]:
     ]
     passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
     text = f"{passed} of {count['tests']} passed, {count['skipped']} skipped"
-    yield Row(
+    yield CaseResult(
         case="tests",
         passed=not failed and not wrong,
         seconds=time.monotonic() - started,
@@ -71,7 +71,7 @@ def tests(check: Check) -> Iterator[Row]:
     )
 
 
-def resume(check: Check) -> Iterator[Row]:
+def resume(check: GpuCheck) -> Iterator[CaseResult]:
     """A run under torchrun that is killed and started again ends with the bits of one that was
     not."""
     started, digests = time.monotonic(), {}
@@ -101,11 +101,11 @@ def resume(check: Check) -> Iterator[Row]:
             **({"CUDA_VISIBLE_DEVICES": ""} if check.sizes.device == "cpu" else {}),
         )
         if ("going on from" in said) != bool(fault):
-            raise CaseFailed(f"the {name} run did{'' if fault else ' not'} begin at step 1")
+            raise CaseFailedError(f"the {name} run did{'' if fault else ' not'} begin at step 1")
         weights = output / "model.safetensors"
         digests[name] = hashlib.sha256(weights.read_bytes()).hexdigest()
     same = digests["straight"] == digests["killed"]
-    yield Row(
+    yield CaseResult(
         case="resume",
         passed=same,
         seconds=time.monotonic() - started,
@@ -115,7 +115,7 @@ def resume(check: Check) -> Iterator[Row]:
     )
 
 
-def memory(check: Check) -> Iterator[Row]:
+def memory(check: GpuCheck) -> Iterator[CaseResult]:
     """GPT-2 small at full length: what is allocated beside the estimate."""
     batch = check.sizes.memory_batch
     settings = {
@@ -136,7 +136,7 @@ def memory(check: Check) -> Iterator[Row]:
             device=check.sizes.device,
         )
         ratio = found["allocated"] / found["predicted"]
-        yield Row(
+        yield CaseResult(
             case="memory",
             seconds=time.monotonic() - started,
             text=f"{', '.join(some)}: {memory_text(found)} ({ratio:.2f})",
@@ -144,19 +144,19 @@ def memory(check: Check) -> Iterator[Row]:
         )
 
 
-def matmul(check: Check) -> Iterator[Row]:
+def matmul(check: GpuCheck) -> Iterator[CaseResult]:
     """The rate of each product of the model."""
     for rate in on_one_rank(check, "matmul"):
         told = ", ".join(f"{name} {flops / T:,.3g}" for name, flops in rate["flops"].items())
         shape = " x ".join(map(str, rate.get("shape", ())))
         text = f"{rate['name']} {shape}: {told} TFLOP/s (bf16)"
-        yield Row(case="matmul", text=text, numbers=rate)
+        yield CaseResult(case="matmul", text=text, numbers=rate)
 
 
-def attention(check: Check) -> Iterator[Row]:
+def attention(check: GpuCheck) -> Iterator[CaseResult]:
     """The attention kernel that runs at the model's shape."""
     found = on_one_rank(check, "attention")
-    yield Row(
+    yield CaseResult(
         case="attention",
         passed=found["backend"] != "math",
         text=f"{found['backend']}: {found['milliseconds']:.3g} ms forward and backward, "
@@ -165,14 +165,14 @@ def attention(check: Check) -> Iterator[Row]:
     )
 
 
-def speed(check: Check) -> Iterator[Row]:
+def speed(check: GpuCheck) -> Iterator[CaseResult]:
     """Ours against a plain GPT-2, both compiled, in pairs of steps."""
     started, report = time.monotonic(), check.folder / "speed.json"
     arguments = ["-m", "benchmarks.gpu_check.speed", check.sizes.device, str(report)]
     run_program(arguments, check.log("speed"), check.timeout(200))
     found = json.loads(report.read_text())
     rates, peaks = found["tokens_per_second"], found["peak_bytes"]
-    yield Row(
+    yield CaseResult(
         case="speed",
         seconds=time.monotonic() - started,
         text=f"{rates['ours']:,.0f} tokens/s, {found['speed']:.3f} x plain GPT-2's "
@@ -182,13 +182,13 @@ def speed(check: Check) -> Iterator[Row]:
     )
 
 
-def profile(check: Check) -> Iterator[Row]:
+def profile(check: GpuCheck) -> Iterator[CaseResult]:
     """Where the time of a step goes."""
     started = time.monotonic()
     found = on_one_rank(check, "profile", check.folder / "trace.json", seconds=150)
     step = found["seconds"]
     shares = ", ".join(f"{kind} {time / step:.1%}" for kind, time in found["kinds"].items())
-    yield Row(
+    yield CaseResult(
         case="profile",
         seconds=time.monotonic() - started,
         text=f"{1e3 * step:.1f} ms a step: {shares}, idle {found['idle']:.1%}; attention by "
@@ -198,14 +198,14 @@ def profile(check: Check) -> Iterator[Row]:
     )
 
 
-def cases() -> list[Case]:
+def cases() -> list[CheckCase]:
     return [
-        Case(name="tests", run=tests),
-        Case(name="resume", run=resume),
-        Case(name="machine", run=machine, alone=True),
-        Case(name="matmul", run=matmul, alone=True),
-        Case(name="attention", run=attention, alone=True),
-        Case(name="speed", run=speed, alone=True),
-        Case(name="profile", run=profile, alone=True),
-        Case(name="memory", run=memory, alone=True),
+        CheckCase(name="tests", run=tests),
+        CheckCase(name="resume", run=resume),
+        CheckCase(name="machine", run=machine, alone=True),
+        CheckCase(name="matmul", run=matmul, alone=True),
+        CheckCase(name="attention", run=attention, alone=True),
+        CheckCase(name="speed", run=speed, alone=True),
+        CheckCase(name="profile", run=profile, alone=True),
+        CheckCase(name="memory", run=memory, alone=True),
     ]

@@ -26,7 +26,7 @@ PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 SET_PDEATHSIG = 1
 
 
-class CaseFailed(Exception):
+class CaseFailedError(Exception):
     """A case did not do what it should; the message is for the table."""
 
 
@@ -34,7 +34,7 @@ def run_program(arguments: list[str], log: Path, timeout: float, **environ: str)
     """Run Python with the ``arguments`` and return its output, which also goes to ``log``.
 
     Raises:
-        CaseFailed: it ended with another exit code than 0, or was stopped after ``timeout``.
+        CaseFailedError: it ended with another exit code than 0, or was stopped after ``timeout``.
     """
     started = time.monotonic()
     with log.open("a") as file:
@@ -51,7 +51,7 @@ def run_program(arguments: list[str], log: Path, timeout: float, **environ: str)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise CaseFailed(f"timed out after {time.monotonic() - started:.0f} s") from None
+            raise CaseFailedError(f"timed out after {time.monotonic() - started:.0f} s") from None
         finally:
             if process.poll() is None:  # the id of one that ended may be another process' by now
                 end(process.pid)
@@ -60,7 +60,7 @@ def run_program(arguments: list[str], log: Path, timeout: float, **environ: str)
         file.seek(begin)
         output = file.read()
     if code:
-        raise CaseFailed(f"exit code {code}: {last_line(output)}")
+        raise CaseFailedError(f"exit code {code}: {last_line(output)}")
     return output
 
 
@@ -69,7 +69,7 @@ def run_ranks(size: int, work: str, *arguments: Any, log: Path, timeout: float) 
     processes and return the results by rank; what the ranks print goes to ``log``.
 
     Raises:
-        CaseFailed: a rank raised, died or was stopped after ``timeout``.
+        CaseFailedError: a rank raised, died or was stopped after ``timeout``.
     """
     try:
         return run_world(
@@ -87,7 +87,7 @@ def run_ranks(size: int, work: str, *arguments: Any, log: Path, timeout: float) 
         rank, trace = next(iter(error.failures.items()))
         with log.open("a") as file:
             file.write(f"{error}\n")
-        raise CaseFailed(f"rank {rank}: {last_line(trace)}") from None
+        raise CaseFailedError(f"rank {rank}: {last_line(trace)}") from None
 
 
 def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ...]) -> Any:

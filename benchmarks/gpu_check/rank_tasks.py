@@ -12,7 +12,7 @@ import torch
 
 import train_gpt
 from benchmarks.gpu_check import rates, step_profile
-from benchmarks.gpu_check.sizes import Sizes
+from benchmarks.gpu_check.sizes import CheckSizes
 from engine.world.processor import usable_cores
 
 
@@ -30,7 +30,7 @@ def train(
         raise RuntimeError(f"train_gpt.py ended with exit code {code}: see the case's log")
 
 
-def machine(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
+def machine(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
     """What the check runs on."""
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
@@ -51,13 +51,13 @@ def machine(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
     return found
 
 
-def matmul(rank: int, size: int, sizes: Sizes) -> list[dict[str, Any]]:
+def matmul(rank: int, size: int, sizes: CheckSizes) -> list[dict[str, Any]]:
     return rates.matmul_rates(sizes)
 
 
-def attention(rank: int, size: int, sizes: Sizes) -> dict[str, Any]:
+def attention(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
     return rates.attention(sizes)
 
 
-def profile(rank: int, size: int, sizes: Sizes, trace: Path) -> dict[str, Any]:
+def profile(rank: int, size: int, sizes: CheckSizes, trace: Path) -> dict[str, Any]:
     return step_profile.profile_step(sizes, trace)

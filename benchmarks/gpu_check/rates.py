@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.gpu_check.sizes import Sizes
+from benchmarks.cases import Workload
+from benchmarks.gpu_check.sizes import CheckSizes
 from benchmarks.gpu_check.traces import kind_of, kinds_of, name_backend, trace_spans
 from models.parallel.tuning import CHUNK_BYTES
 
 COMPUTE = torch.bfloat16
 
 
-def case_of(sizes: Sizes, *, compiled: bool = True) -> Case:
+def case_of(sizes: CheckSizes, *, compiled: bool = True) -> Workload:
     """The measured model as a case of benchmarks/step.py."""
-    return Case(
+    return Workload(
         layers=sizes.layers,
         heads=sizes.heads,
         width=sizes.width,
@@ -56,7 +56,7 @@ def seconds_of(work: Callable[[], Any], device: str, repeats: int) -> float:
     return statistics.median(taken)
 
 
-def matmul_rate(m: int, k: int, n: int, sizes: Sizes) -> float:
+def matmul_rate(m: int, k: int, n: int, sizes: CheckSizes) -> float:
     """Return the FLOP/s of a bf16 product [m, k] @ [k, n] of random numbers."""
     a = torch.randn(m, k, device=sizes.device, dtype=COMPUTE)
     b = torch.randn(k, n, device=sizes.device, dtype=COMPUTE)
@@ -65,7 +65,7 @@ def matmul_rate(m: int, k: int, n: int, sizes: Sizes) -> float:
     return 2 * m * k * n / taken
 
 
-def matmul_rates(sizes: Sizes) -> list[dict[str, Any]]:
+def matmul_rates(sizes: CheckSizes) -> list[dict[str, Any]]:
     """Return the rate of the three products (forward, dx, dw) of every matmul of the model; the
     head's for a chunk of its loss, with both vocabularies."""
     tokens, width = sizes.samples * sizes.length, sizes.width
@@ -90,7 +90,7 @@ def matmul_rates(sizes: Sizes) -> list[dict[str, Any]]:
     return rows
 
 
-def attention(sizes: Sizes) -> dict[str, Any]:
+def attention(sizes: CheckSizes) -> dict[str, Any]:
     """Return which kernels ran for causal attention at the model's shape, forward and backward,
     and their rate (a causal mask needs half of the products)."""
     shape = (sizes.samples, sizes.heads, sizes.length, sizes.width // sizes.heads)

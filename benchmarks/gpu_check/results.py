@@ -14,7 +14,7 @@ WIDTH = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CaseResult:
     """One result of a case. ``passed`` is None where a row only measures. ``text`` is the line of
     the table, ``numbers`` are its figures in full."""
 
@@ -34,14 +34,14 @@ class Results:
     a check that is killed leaves all rows that were finished."""
 
     def __init__(self, folder: Path) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[CaseResult] = []
         self._lock = threading.Lock()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         self._json = os.open(folder / "results.jsonl", flags, 0o644)
         self._table = os.open(folder / "table.txt", flags, 0o644)
         self.say(f"{'case':{WIDTH}} {'':6} {'s':>6}  result")
 
-    def add(self, row: Row) -> None:
+    def add(self, row: CaseResult) -> None:
         """Append a row to both files, in one order though cases end side by side, and print its
         line."""
         with self._lock:

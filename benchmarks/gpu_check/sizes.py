@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class CheckSizes:
     """``device`` computes. ``family``: the settings of the runs that are compared with a CPU, all
     of ``global_batch`` samples a step for ``steps``. ``memory``: those of the runs whose memory is
     compared with its estimate. Of the measured model: ``layers`` to ``length``. ``square``: the
@@ -32,7 +32,7 @@ class Sizes:
     patience: float = 1.0
 
 
-GPU = Sizes(
+GPU = CheckSizes(
     device="cuda",
     family=("model.n_layer=4", "SEQ_LEN=256"),
     memory=("SEQ_LEN=1024",),
@@ -51,7 +51,7 @@ GPU = Sizes(
 
 SMALL = ("model.n_layer=2", "model.n_embd=32", "model.n_head=4", "model.vocab_size=128")
 
-DRY = Sizes(
+DRY = CheckSizes(
     device="cpu",
     family=(*SMALL, "SEQ_LEN=16"),
     memory=(*SMALL, "SEQ_LEN=16"),

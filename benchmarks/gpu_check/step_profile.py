@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.rates import case_of, matmul_rate, seconds_of
-from benchmarks.gpu_check.sizes import Sizes
+from benchmarks.gpu_check.sizes import CheckSizes
 from benchmarks.gpu_check.traces import (
     busy_seconds,
     kind_of,
@@ -22,7 +22,7 @@ TRACED = 3
 MOST = 15
 
 
-def profile_step(sizes: Sizes, trace: Path) -> dict[str, Any]:
+def profile_step(sizes: CheckSizes, trace: Path) -> dict[str, Any]:
     """Return the share of each kind in a step, and of the matmul rate that the model's own FLOPs
     use (MFU).
 
@@ -35,7 +35,7 @@ def profile_step(sizes: Sizes, trace: Path) -> dict[str, Any]:
     seconds = seconds_of(step, sizes.device, sizes.repeats)
     spans = trace_spans(lambda: [step() for _ in range(TRACED)], trace, sizes.device)
     tokens = sizes.samples * sizes.length
-    flops = flops_per_token(case.sizes, sizes.length) * tokens
+    flops = flops_per_token(case.config, sizes.length) * tokens
     names = [span.name for span in spans if kind_of(span.name) == "attention"]
     by_name: Counter[str] = Counter()
     for span in spans:

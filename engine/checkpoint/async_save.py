@@ -8,30 +8,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.checkpoint.dcp_shard import Boxed
+from engine.checkpoint.dcp_shard import DCPShard
 from engine.checkpoint.state_dict import Tensors
 
-BESIDE = "checkpoint"  # what the thread goes by
+THREAD_NAME = "checkpoint"  # what the thread goes by
 
 
-class Copies:
+class HostStaging:
     """Pieces of tensors in the host's memory, which is taken once and kept: pinned where they come
     from a GPU, so that they are copied at the speed of the bus."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
-    def of(self, tensors: Tensors) -> Tensors:
+    def stage(self, tensors: Tensors) -> Tensors:
         """The same pieces as they are now, whatever becomes of the originals."""
         copied: Tensors = {}
         for name, tensor in tensors.items():
-            assert isinstance(tensor, Boxed)
-            piece, held = tensor.fetch(), self._held.get(name)
-            if held is None or held.shape != piece.shape:
-                held = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=piece.is_cuda)
-                self._held[name] = held
-            held.copy_(piece, non_blocking=True)
-            copied[name] = Boxed.holding(held, tensor.box)
+            assert isinstance(tensor, DCPShard)
+            shard, buffer = tensor.fetch(), self._buffers.get(name)
+            if buffer is None or buffer.shape != shard.shape:
+                buffer = torch.empty(shard.shape, dtype=shard.dtype, pin_memory=shard.is_cuda)
+                self._buffers[name] = buffer
+            buffer.copy_(shard, non_blocking=True)
+            copied[name] = DCPShard.of_valid(buffer, tensor.shard)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return copied
@@ -53,7 +53,9 @@ class Background:
         """Begin a task, once the one before is done."""
         self.wait()
         # A daemon: a task that waits for a rank that is gone must not keep the process.
-        self._thread = threading.Thread(target=self._run, args=(task,), name=BESIDE, daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(task,), name=THREAD_NAME, daemon=True
+        )
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:

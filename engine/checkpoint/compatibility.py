@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-from engine.checkpoint.manifest import Layout, Training
+from engine.checkpoint.manifest import SavedLayout, TrainingState
 from engine.config.schema import all_settings, user_name
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan
-from engine.runs.plan_summary import several
+from engine.runs.plan_summary import plural
 
 # What the tensors of a checkpoint stand for
 ARCHITECTURE = (
@@ -24,46 +24,47 @@ ARCHITECTURE = (
 )
 FIXED = {*ARCHITECTURE, "optimizer.type"}
 # What is told as a layout, or changes nothing that is learned
-SILENT = {
+NOT_REPORTED = {
     *("name", "source", "backend", "timeout", "start_timeout", "data.cache"),
     *("mode", "tensor_parallel", "depth", "pipeline", "model.num_chunks", "zero.stage"),
     *(name for name in all_settings() if name.startswith(("log.", "checkpoint."))),
 }
-ANYWAY = "--allow-new-data"
+ALLOW_NEW_DATA = "--allow-new-data"
 
 
-def compare(
-    plan: Plan, corpus: str, training: Training, *, path: object, new_data: bool
+def check_compatible(
+    plan: Plan, corpus: str, training: TrainingState, *, path: object, new_data: bool
 ) -> list[str]:
     """Lines on what has changed since the checkpoint at ``path``.
 
     ``corpus`` is the fingerprint of the data there is now, which ``new_data`` allows to be other.
 
     Raises:
-        Refused: the run cannot go on from this checkpoint; every difference that stands against it.
+        UserError: the run cannot go on from this checkpoint; every difference that stands against
+        it.
     """
     changed = dict(_changed(training.settings, plan.settings.model_dump(mode="json")))
     fixed = {name: old for name, old in changed.items() if name in FIXED}
     if fixed:
         lines = [f"{path} is of another model or optimizer, and cannot go on as this one:"]
-        raise Refused("\n".join([*lines, *(_cited(plan, *item) for item in fixed.items())]))
-    data = {name: old for name, old in changed.items() if _is_data(name)}
+        raise UserError("\n".join([*lines, *(_cited(plan, *item) for item in fixed.items())]))
+    data = {name: old for name, old in changed.items() if _is_data_setting(name)}
     anew = [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []
     if corpus != training.corpus:
         anew += [_cited(plan, *item) for item in data.items()] or ["  the data has changed"]
     if anew and not new_data:
-        raise Refused(
+        raise UserError(
             "\n".join([f"{path} was trained on other samples, or in another order:", *anew])
-            + f"\n{ANYWAY} goes on all the same"
+            + f"\n{ALLOW_NEW_DATA} goes on all the same"
         )
     return anew + [
         _cited(plan, name, old)
         for name, old in changed.items()
-        if name not in SILENT and not _is_data(name)
+        if name not in NOT_REPORTED and not _is_data_setting(name)
     ]
 
 
-def moved(before: Layout, now: Layout) -> str | None:
+def layout_change(before: SavedLayout, now: SavedLayout) -> str | None:
     """A line on what another layout means for what follows; None if it is the same."""
     if before == now:
         return None
@@ -73,7 +74,7 @@ def moved(before: Layout, now: Layout) -> str | None:
     )
 
 
-def batch(training: Training, before: Layout, plan: Plan) -> list[str]:
+def batch_change(training: TrainingState, before: SavedLayout, plan: Plan) -> list[str]:
     """Return a line where a step has another number of samples than at the checkpoint, with the
     setting that keeps the number, where a whole one does."""
     old = dict(_flat(training.settings))
@@ -93,20 +94,20 @@ def batch(training: Training, before: Layout, plan: Plan) -> list[str]:
     return [f"a step has {now} samples, and had {then} at the checkpoint: {keeps}"]
 
 
-def threads(training: Training, device: str, now: int) -> list[str]:
+def thread_change(training: TrainingState, device: str, now: int) -> list[str]:
     """Return a line where a rank has another number of threads than at the checkpoint, which splits
     sums differently; none on a GPU or where the number was not recorded."""
     then = training.threads
     if device != "cpu" or training.device != "cpu" or then in (0, now):
         return []
     return [
-        f"{several(now, 'thread')} a rank, {then} at the checkpoint: sums round differently; "
+        f"{plural(now, 'thread')} a rank, {then} at the checkpoint: sums round differently; "
         f"OMP_NUM_THREADS={then} keeps the bits"
     ]
 
 
-def _is_data(name: str) -> bool:
-    return name in ("seed", "seq_len") or (name.startswith("data.") and name not in SILENT)
+def _is_data_setting(name: str) -> bool:
+    return name in ("seed", "seq_len") or (name.startswith("data.") and name not in NOT_REPORTED)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

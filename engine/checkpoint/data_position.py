@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from engine.data.consumed import Consumed
 
 if TYPE_CHECKING:
-    from engine.checkpoint.manifest import Training
+    from engine.checkpoint.manifest import TrainingState
     from engine.data.source import Corpus
 
 
-def consumed_by(training: Training, corpus: Corpus) -> Consumed:
+def consumed_by(training: TrainingState, corpus: Corpus) -> Consumed:
     """Return what the run had read by the checkpoint. Older checkpoints do not say how many tokens
     and epochs: their settings, and ``corpus``, the data there is now, stand in for it."""
     tokens, epochs = training.tokens, training.epochs
@@ -23,7 +23,7 @@ def consumed_by(training: Training, corpus: Corpus) -> Consumed:
     return Consumed(step=training.step, samples=training.samples, tokens=tokens, epochs=epochs)
 
 
-def rest_of_epoch(training: Training, corpus: Corpus) -> list[str]:
+def rest_of_epoch(training: TrainingState, corpus: Corpus) -> list[str]:
     """Return a line on the rest of the epoch where the data has changed since: the same fraction is
     left, of other samples."""
     epochs = consumed_by(training, corpus).epochs

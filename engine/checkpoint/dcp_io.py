@@ -29,32 +29,44 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from torch.utils.serialization import config
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.manifest import MANIFEST, File, compare
-from engine.errors import Failed
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.manifest import MANIFEST, FileDigest, verify_files
+from engine.errors import RunError
 
 ITEM_BYTES = 2048
 """What a tensor takes on the disk beside its numbers, at most."""
-BESIDE_BYTES = 1 << 16
+EXTRA_BYTES = 1 << 16
 """Of blocks of this size on, digests are computed beside the writing."""
 _DIGESTS = MetadataIndex("digests")  # the result that carries them; no tensor has this name
 
-Seal = Callable[[Mapping[str, File]], bytes]
+Seal = Callable[[Mapping[str, FileDigest]], bytes]
 """The manifest of a checkpoint with these files."""
 
 
-class Writer(FileSystemWriter):
+class DCPWriter(FileSystemWriter):
     """One checkpoint, written as a draft that gets its name once every file was read back.
 
     DCP calls the methods in their order: local plan on all ranks, global plan on the first, data
     on all, finish on the first. What one rank raises, DCP raises on all.
     """
 
-    def __init__(self, shelf: Shelf, step: int, *, beside: Mapping[str, bytes], seal: Seal) -> None:
+    def __init__(
+        self,
+        checkpoints: CheckpointDirectory,
+        step: int,
+        *,
+        extra_files: Mapping[str, bytes],
+        seal: Seal,
+    ) -> None:
         """``beside``: further files and what they hold, for the first rank to write."""
-        super().__init__(shelf.draft(step), sync_files=False, overwrite=False)
+        super().__init__(checkpoints.temporary(step), sync_files=False, overwrite=False)
         self.fs = self._files = _Digesting()
-        self._shelf, self._step, self._beside, self._seal = shelf, step, beside, seal
+        self._checkpoints, self._step, self._extra_files, self._seal = (
+            checkpoints,
+            step,
+            extra_files,
+            seal,
+        )
         self._needed = 0
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -64,18 +76,18 @@ class Writer(FileSystemWriter):
         """Make the draft's folder, on a disk that has the space.
 
         Raises:
-            Failed: it has not, or there is a checkpoint of this step.
+            RunError: it has not, or there is a checkpoint of this step.
         """
-        folder = self._shelf.folder(self._step)
+        folder = self._checkpoints.folder(self._step)
         if folder.exists():
-            raise Failed(f"{folder} is there already, and no checkpoint is written over")
+            raise RunError(f"{folder} is there already, and no checkpoint is written over")
         self.discard()
-        self._shelf.path.mkdir(parents=True, exist_ok=True)
-        self._needed = sum(map(_bytes, plans))
-        free = shutil.disk_usage(self._shelf.path).free
+        self._checkpoints.path.mkdir(parents=True, exist_ok=True)
+        self._needed = sum(map(_planned_bytes, plans))
+        free = shutil.disk_usage(self._checkpoints.path).free
         if free < self._needed:
-            raise Failed(f"{folder} needs {self._needed:,} bytes, and its disk has {free:,} free")
-        self._shelf.draft(self._step).mkdir()
+            raise RunError(f"{folder} needs {self._needed:,} bytes, and its disk has {free:,} free")
+        self._checkpoints.temporary(self._step).mkdir()
         prepared: list[SavePlan] = super().prepare_global_plan(plans)
         return prepared
 
@@ -85,9 +97,11 @@ class Writer(FileSystemWriter):
         name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
         without_sums = config.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
         with (
-            self._explained("this rank's part", _bytes(plan)),
+            self._explaining_disk_errors("this rank's part", _planned_bytes(plan)),
             without_sums,
-            self._files.create_stream(self._shelf.draft(self._step) / name, "wb") as stream,
+            self._files.create_stream(
+                self._checkpoints.temporary(self._step) / name, "wb"
+            ) as stream,
         ):
             results = [
                 _append(stream, name, item.index, planner.resolve_data(item)) for item in plan.items
@@ -100,24 +114,24 @@ class Writer(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write what describes the tensors, read it back, and give the draft its name."""
-        draft = self._shelf.draft(self._step)
-        files: dict[str, File] = {}
+        temporary = self._checkpoints.temporary(self._step)
+        files: dict[str, FileDigest] = {}
         for result in (result for of_rank in results for result in of_rank):
             if result.index == _DIGESTS:
                 files |= result.storage_data
         tensors = [[one for one in of_rank if one.index != _DIGESTS] for of_rank in results]
-        with self._explained("all of it", self._needed):
+        with self._explaining_disk_errors("all of it", self._needed):
             super().finish(metadata, tensors)
-            for name, data in self._beside.items():
-                self._write(draft / name, data)
+            for name, data in self._extra_files.items():
+                self._write(temporary / name, data)
             self._read_back(self._files.digests.keys() - files.keys())
             files |= self._files.digests
-            self._write(draft / MANIFEST, self._seal(files))
+            self._write(temporary / MANIFEST, self._seal(files))
             self._read_back([MANIFEST])
-            unseen = [name for name in files if not (draft / name).is_file()]
+            unseen = [name for name in files if not (temporary / name).is_file()]
             if unseen:
-                raise Failed(f"{draft}: no {unseen[0]} here: all ranks must see one folder")
-            self._shelf.publish(self._step)
+                raise RunError(f"{temporary}: no {unseen[0]} here: all ranks must see one folder")
+            self._checkpoints.commit(self._step)
 
     def storage_meta(self) -> StorageMeta:
         """Nothing: a path of this machine would not stay true."""
@@ -125,23 +139,24 @@ class Writer(FileSystemWriter):
 
     def discard(self) -> None:
         """Leave nothing of the draft."""
-        shutil.rmtree(self._shelf.draft(self._step), ignore_errors=True)
+        shutil.rmtree(self._checkpoints.temporary(self._step), ignore_errors=True)
 
     @contextmanager
-    def _explained(self, what: str, needed: int) -> Iterator[None]:
+    def _explaining_disk_errors(self, what: str, needed: int) -> Iterator[None]:
         """Where the disk fails: why, and what it would have taken."""
         try:
             yield
         except FileNotFoundError:
-            raise Failed(f"{self.path} is not there: all ranks must see one folder") from None
+            raise RunError(f"{self.path} is not there: all ranks must see one folder") from None
         except (OSError, RuntimeError) as error:
             # What a file raises, torch may raise as an error of its own.
             cause = self._files.failure or error
             if not isinstance(cause, OSError):
                 raise
-            free = shutil.disk_usage(self._shelf.path).free
-            raise Failed(
-                f"{self._shelf.folder(self._step)} cannot be written: {cause.strerror}; {what} "
+            free = shutil.disk_usage(self._checkpoints.path).free
+            raise RunError(
+                f"{self._checkpoints.folder(self._step)} cannot be written: {cause.strerror}; "
+                f"{what} "
                 f"takes {needed:,} bytes, and the disk has {free:,} free"
             ) from None
 
@@ -150,12 +165,12 @@ class Writer(FileSystemWriter):
             stream.write(data)
 
     def _read_back(self, names: Iterable[str]) -> None:
-        draft = self._shelf.draft(self._step)
-        for problem in compare(draft, self._files.digests, names):
-            raise Failed(f"{draft}: {problem} right after it was written")
+        temporary = self._checkpoints.temporary(self._step)
+        for problem in verify_files(temporary, self._files.digests, names):
+            raise RunError(f"{temporary}: {problem} right after it was written")
 
 
-def _bytes(plan: SavePlan) -> int:
+def _planned_bytes(plan: SavePlan) -> int:
     """What a rank will write, at most."""
     total = 0
     for item in plan.items:
@@ -177,7 +192,7 @@ def _append(stream: io.IOBase, name: str, index: MetadataIndex, piece: Any) -> W
     return WriteResult(index, length, _StorageInfo(name, start, length))
 
 
-class Reader(FileSystemReader):
+class DCPReader(FileSystemReader):
     """Tensors of a checkpoint whose metadata has been read and checked."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
@@ -193,7 +208,7 @@ class _Digesting(FileSystem):
     they are closed. (DCP would sync them, but not what Python still has in its buffer.)"""
 
     def __init__(self) -> None:
-        self.digests: dict[str, File] = {}
+        self.digests: dict[str, FileDigest] = {}
         self.failure: OSError | None = None
 
     @contextmanager
@@ -223,8 +238,8 @@ class _DigestingStream:
         self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        beside = len(data) >= BESIDE_BYTES
-        done = self._helper.submit(self._hash.update, data) if beside else None
+        in_background = len(data) >= EXTRA_BYTES
+        done = self._helper.submit(self._hash.update, data) if in_background else None
         try:
             count = self._file.write(data)
         except OSError as error:
@@ -255,5 +270,5 @@ class _DigestingStream:
     def tell(self) -> int:
         return self._size
 
-    def digest(self) -> File:
-        return File(bytes=self._size, sha256=self._hash.hexdigest())
+    def digest(self) -> FileDigest:
+        return FileDigest(bytes=self._size, sha256=self._hash.hexdigest())

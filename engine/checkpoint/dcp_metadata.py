@@ -10,7 +10,7 @@ import torch
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
-from engine.checkpoint.manifest import Damaged
+from engine.checkpoint.manifest import CorruptCheckpointError
 
 METADATA = ".metadata"
 
@@ -30,17 +30,19 @@ _TYPES: list[Any] = [
 ]
 
 
-def _member(kind: Any, name: str) -> Any:
+def _enum_member(kind: Any, name: str) -> Any:
     """What stands for getattr, by which some releases of Python 3.11 pickle a member of an enum."""
     if kind is not metadata._MEM_FORMAT_ENCODING:
-        raise Damaged(f"{METADATA} asks for {name} of {kind}, which is not a part of any metadata")
+        raise CorruptCheckpointError(
+            f"{METADATA} asks for {name} of {kind}, which is not a part of any metadata"
+        )
     return kind[name]
 
 
 _DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
 ALLOWED: dict[tuple[str, str], Any] = {
     **{(kind.__module__, kind.__name__): kind for kind in _TYPES},
-    ("builtins", "getattr"): _member,
+    ("builtins", "getattr"): _enum_member,
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},
 }
 
@@ -48,19 +50,24 @@ ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise Damaged(f"{METADATA} names {module}.{name}, which is not a part of any metadata")
+            raise CorruptCheckpointError(
+                f"{METADATA} names {module}.{name}, which is not a part of any metadata"
+            )
         return ALLOWED[module, name]
 
 
 def parse(data: bytes, files: set[str]) -> Metadata:
-    """The metadata of a checkpoint that has these files. Raises Damaged; runs nothing."""
+    """The metadata of a checkpoint that has these files. Raises CorruptCheckpointError; runs
+    nothing."""
     try:
         found = _Unpickler(io.BytesIO(data)).load()
         _check(found, files)
-    except Damaged:
+    except CorruptCheckpointError:
         raise
     except Exception as error:
-        raise Damaged(f"{METADATA} is not DCP's: {type(error).__name__}: {error}") from None
+        raise CorruptCheckpointError(
+            f"{METADATA} is not DCP's: {type(error).__name__}: {error}"
+        ) from None
     assert isinstance(found, Metadata)
     return found
 
@@ -68,16 +75,18 @@ def parse(data: bytes, files: set[str]) -> Metadata:
 def _check(found: Any, files: set[str]) -> None:
     """Every tensor is one, and every piece lies within a file of this checkpoint."""
     if type(found) is not Metadata:
-        raise Damaged(f"{METADATA} holds no metadata")
+        raise CorruptCheckpointError(f"{METADATA} holds no metadata")
     for name, tensor in found.state_dict_metadata.items():
         if type(name) is not str or type(tensor) is not TensorStorageMetadata:
-            raise Damaged(f"{METADATA} has an entry that is no tensor")
+            raise CorruptCheckpointError(f"{METADATA} has an entry that is no tensor")
         if not isinstance(tensor.properties.dtype, torch.dtype):
-            raise Damaged(f"{METADATA}: {name} has no type")
+            raise CorruptCheckpointError(f"{METADATA}: {name} has no type")
         for chunk in tensor.chunks:
             index = MetadataIndex(name, chunk.offsets)
-            place = found.storage_data[index]
-            if place.relative_path not in files:
-                raise Damaged(f"{METADATA}: {name} is in {place.relative_path}, not of this folder")
-            if place.transform_descriptors is not None:
-                raise Damaged(f"{METADATA}: {name} is transformed")
+            location = found.storage_data[index]
+            if location.relative_path not in files:
+                raise CorruptCheckpointError(
+                    f"{METADATA}: {name} is in {location.relative_path}, not of this folder"
+                )
+            if location.transform_descriptors is not None:
+                raise CorruptCheckpointError(f"{METADATA}: {name} is transformed")

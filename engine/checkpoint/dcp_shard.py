@@ -14,12 +14,12 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from models.parallel.shard import Box
+from models.parallel.shard import Shard
 
 Fetch = Callable[[], Tensor]
 
 
-class Boxed(Tensor):
+class DCPShard(Tensor):
     """One rank's valid piece of a tensor whose size is global and unpadded.
 
     The methods are those by which DCP knows a tensor that is spread over ranks (as DTensor has
@@ -29,31 +29,31 @@ class Boxed(Tensor):
     """
 
     fetch: Fetch  # of the piece, [box.size]
-    box: Box
+    shard: Shard
 
     @staticmethod
-    def __new__(cls, fetch: Fetch, box: Box, dtype: torch.dtype) -> Boxed:
+    def __new__(cls, fetch: Fetch, shard: Shard, dtype: torch.dtype) -> DCPShard:
         """``fetch`` is called when the piece is wanted, which may be on a disk until then."""
-        self: Boxed = Tensor._make_wrapper_subclass(cls, box.shape, dtype=dtype)
-        self.fetch, self.box = fetch, box
+        self: DCPShard = Tensor._make_wrapper_subclass(cls, shard.shape, dtype=dtype)
+        self.fetch, self.shard = fetch, shard
         return self
 
     @classmethod
-    def of(cls, local: Tensor, box: Box) -> Boxed:
-        """``local``: the tensor that the rank holds, padded as ``box`` says."""
-        return cls.holding(local.detach()[box.valid], box)
+    def of_local(cls, local: Tensor, shard: Shard) -> DCPShard:
+        """``local``: the tensor that the rank holds, padded as ``shard`` says."""
+        return cls.of_valid(local.detach()[shard.valid_slices], shard)
 
     @classmethod
-    def holding(cls, piece: Tensor, box: Box) -> Boxed:
-        return cls(lambda: piece, box, piece.dtype)
+    def of_valid(cls, valid: Tensor, shard: Shard) -> DCPShard:
+        return cls(lambda: valid, shard, valid.dtype)
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> Boxed:
+    def unsharded(cls, tensor: Tensor) -> DCPShard:
         """What is not cut, as numbers are not."""
         shape = tuple(tensor.shape)
-        start, uncut = (0,) * len(shape), ((),) * len(shape)
-        box = Box(shape=shape, offset=start, size=shape, local=shape, cut=uncut)
-        return cls.of(tensor, box)
+        start, spec = (0,) * len(shape), ((),) * len(shape)
+        shard = Shard(shape=shape, offset=start, size=shape, local=shape, spec=spec)
+        return cls.of_local(tensor, shard)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -65,7 +65,7 @@ class Boxed(Tensor):
     ) -> NoReturn:
         raise NotImplementedError(f"{function} of a box")
 
-    def __create_write_items__(self, name: str, tensor: Boxed) -> list[WriteItem]:
+    def __create_write_items__(self, name: str, tensor: DCPShard) -> list[WriteItem]:
         return [
             WriteItem(
                 index=MetadataIndex(name, chunk.offsets),
@@ -73,19 +73,19 @@ class Boxed(Tensor):
                 tensor_data=TensorWriteData(
                     chunk=chunk,
                     properties=TensorProperties(dtype=self.dtype),
-                    size=torch.Size(self.box.shape),
+                    size=torch.Size(self.shard.shape),
                 ),
             )
             for chunk in self.__create_chunk_list__()
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        if 0 in self.box.size:  # a cut into more pieces than there are entries
+        if 0 in self.shard.size:  # a cut into more pieces than there are entries
             return []
-        return [ChunkStorageMetadata(torch.Size(self.box.offset), torch.Size(self.box.size))]
+        return [ChunkStorageMetadata(torch.Size(self.shard.offset), torch.Size(self.shard.size))]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        assert index.offset == torch.Size(self.box.offset), index
+        assert index.offset == torch.Size(self.shard.offset), index
         piece = self.fetch()
-        assert piece.shape == self.box.size, f"{index}: {piece.shape}, not {self.box.size}"
+        assert piece.shape == self.shard.size, f"{index}: {piece.shape}, not {self.shard.size}"
         return piece

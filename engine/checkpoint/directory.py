@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoint.manifest import Damaged, read_training
-from engine.disk import sync_folder
+from engine.checkpoint.manifest import CorruptCheckpointError, read_training
+from engine.disk import fsync_folder
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -25,7 +25,7 @@ def step_name(step: int) -> str:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class CheckpointDirectory:
     """RUN/checkpoints."""
 
     path: Path
@@ -33,7 +33,7 @@ class Shelf:
     def folder(self, step: int) -> Path:
         return self.path / step_name(step)
 
-    def draft(self, step: int) -> Path:
+    def temporary(self, step: int) -> Path:
         """Where the checkpoint is written before it has its name."""
         return self.path / f"{step_name(step)}.tmp"
 
@@ -44,33 +44,33 @@ class Shelf:
         names = (_NAME.fullmatch(path.name) for path in self.path.iterdir() if path.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
-    def publish(self, step: int) -> None:
+    def commit(self, step: int) -> None:
         """Give a draft its name, once all of it is on the disk."""
-        draft, folder = self.draft(step), self.folder(step)
-        sync_folder(draft)
-        draft.rename(folder)  # refuses a folder that holds something
-        sync_folder(self.path)
-        sync_folder(self.path.parent)  # in which this folder may be new
+        temporary, folder = self.temporary(step), self.folder(step)
+        fsync_folder(temporary)
+        temporary.rename(folder)  # refuses a folder that holds something
+        fsync_folder(self.path)
+        fsync_folder(self.path.parent)  # in which this folder may be new
 
     def remove(self, step: int) -> None:
         """Whatever interrupts this, no part of the checkpoint is taken for a whole one."""
-        draft = self.draft(step)
-        shutil.rmtree(draft, ignore_errors=True)
-        self.folder(step).rename(draft)
-        shutil.rmtree(draft)
+        temporary = self.temporary(step)
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.folder(step).rename(temporary)
+        shutil.rmtree(temporary)
 
-    def clear_drafts(self) -> None:
+    def remove_temporaries(self) -> None:
         """Remove what a job that died had begun to write or to remove."""
-        for draft in self.path.glob("step-*.tmp"):
-            shutil.rmtree(draft, ignore_errors=True)
+        for temporary in self.path.glob("step-*.tmp"):
+            shutil.rmtree(temporary, ignore_errors=True)
 
-    def set_aside(self, after: int) -> list[Path]:
+    def archive_after(self, after: int) -> list[Path]:
         """Take the checkpoints after a step out of the order, since training goes on from it; they
         are kept under another name."""
         moved = []
         for step in self.steps():
             if step > after:
-                moved.append(_free(self.path / f"{step_name(step)}.aside"))
+                moved.append(_unused_path(self.path / f"{step_name(step)}.aside"))
                 self.folder(step).rename(moved[-1])
         return moved
 
@@ -78,18 +78,20 @@ class Shelf:
         """What is no checkpoint any more, or was none yet."""
         return sorted([*self.path.glob("step-*.aside*"), *self.path.glob("step-*.tmp")])
 
-    def losses(self) -> dict[int, float | None]:
+    def validation_losses(self) -> dict[int, float | None]:
         """Step -> the validation loss after it, where there was a validation; latest last."""
         found: dict[int, float | None] = {}
         for step in self.steps():
             try:
                 found[step] = read_training(self.folder(step)).val_loss
-            except Damaged:
+            except CorruptCheckpointError:
                 found[step] = None
         return found
 
 
-def surplus(losses: Mapping[int, float | None], *, keep: int, best: bool) -> list[int]:
+def checkpoints_to_delete(
+    losses: Mapping[int, float | None], *, keep: int, best: bool
+) -> list[int]:
     """The steps whose checkpoints go: all but the ``keep`` latest and, where it counts, the one of
     the lowest validation loss (of equal ones the latest)."""
     kept = set(sorted(losses)[-keep:])
@@ -99,7 +101,7 @@ def surplus(losses: Mapping[int, float | None], *, keep: int, best: bool) -> lis
     return sorted(set(losses) - kept)
 
 
-def _free(path: Path) -> Path:
+def _unused_path(path: Path) -> Path:
     """The path, or the first of path-2, path-3 ... that is not taken."""
     taken, number = path, 2
     while taken.exists():

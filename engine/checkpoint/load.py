@@ -19,35 +19,35 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from engine.checkpoint import state_dict
-from engine.checkpoint.dcp_io import Reader
+from engine.checkpoint.dcp_io import DCPReader
 from engine.checkpoint.dcp_metadata import METADATA, parse
-from engine.checkpoint.dcp_shard import Boxed
+from engine.checkpoint.dcp_shard import DCPShard
 from engine.checkpoint.directory import step_name
 from engine.checkpoint.manifest import (
     TRAINING,
-    Damaged,
+    CorruptCheckpointError,
     Manifest,
-    Training,
-    compare,
+    TrainingState,
     read_manifest,
     read_training,
+    verify_files,
 )
-from engine.checkpoint.save import reason
+from engine.checkpoint.save import failure_reason
 from engine.checkpoint.state_dict import MODEL, OPTIMIZER, RNG, Tensors
 from engine.data.tokenizer import read_saved
-from engine.errors import Failed
+from engine.errors import RunError
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.runs.folder import RunFolder
 from engine.training.step import Optimizer
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 
 
 @dataclass(frozen=True)
-class Stored:
-    """RUN/checkpoints/step-N. Nothing here trusts its files, but only ``problems`` reads all of
+class SavedCheckpoint:
+    """RUN/checkpoints/step-N. Nothing here trusts its files, but only ``verify`` reads all of
     them: who has not asked for it may load what a disk has changed.
 
-    Properties raise Damaged.
+    Properties raise CorruptCheckpointError.
     """
 
     path: Path
@@ -57,13 +57,13 @@ class Stored:
         return read_manifest(self.path)
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> TrainingState:
         return read_training(self.path)
 
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
         """The tokenizer of its ids, as ``engine.data.tokenizer.dump`` gives it; checkpoints that
-        were written without one are of the run's. Raises Refused where that is damaged."""
+        were written without one are of the run's. Raises UserError where that is damaged."""
         if "tokenizer" in self.training.model_fields_set:
             return self.training.tokenizer
         return read_saved(RunFolder(self.path.parent.parent).tokenizer)
@@ -81,22 +81,23 @@ class Stored:
         try:
             data = (self.path / METADATA).read_bytes()
         except OSError as error:
-            raise Damaged(f"{METADATA} cannot be read: {error.strerror}") from None
+            raise CorruptCheckpointError(f"{METADATA} cannot be read: {error.strerror}") from None
         return parse(data, set(self.manifest.files))
 
-    def problems(self, share: int = 0, of: int = 1) -> list[str]:
+    def verify(self, share: int = 0, of: int = 1) -> list[str]:
         """How the files differ from what was written, a line each. Of the tensors' files every
-        ``of``-th is read, beginning with number ``share``, so that ranks can share them out."""
+        ``of_local``-th is read, beginning with number ``share``, so that ranks can share them
+        out."""
         try:
             files = self.manifest.files
             small = [METADATA, TRAINING]
             large = sorted(files.keys() - small)
-            found = compare(self.path, files, [*small, *large[share::of]])
+            found = verify_files(self.path, files, [*small, *large[share::of]])
             if not found and self.path.name != step_name(self.training.step):
                 found = [f"holds what was saved as {step_name(self.training.step)}"]
             if not found:
                 _ = self.metadata  # read, and thereby checked
-        except Damaged as error:
+        except CorruptCheckpointError as error:
             return [str(error)]
         return found
 
@@ -108,7 +109,7 @@ class Stored:
 
     def parameter(self, name: str) -> Tensor:
         """One of them, of those that ``parameter_types`` names."""
-        return self._whole(MODEL + name)
+        return self._read_unsharded(MODEL + name)
 
     def parameter_types(self) -> dict[str, torch.dtype]:
         """Parameter -> the type of its numbers."""
@@ -120,49 +121,49 @@ class Stored:
         return found
 
     @torch.no_grad()
-    def load_model(self, model: Chunks) -> None:
+    def load_model(self, model: ModelChunks) -> None:
         """Fill this rank's pieces of the parameters, whatever layout wrote them; padding is zero.
 
-        Every rank reads for itself. Raises Failed for a model of another architecture or files that
-        cannot be read.
+        Every rank reads for itself. Raises RunError for a model of another architecture or files
+        that cannot be read.
         """
-        boxes = model.boxes()
+        shards = model.shards()
         for name, parameter in model.named_parameters():
-            with model.part.rewrite(parameter) as local:
+            with model.parallel.overwrite(parameter) as local:
                 local.zero_()
-                self._fill({MODEL + name: Boxed.of(local, boxes[name])})
+                self._read_into({MODEL + name: DCPShard.of_local(local, shards[name])})
 
-    def load_optimizer(self, model: Chunks, optimizer: Optimizer) -> None:
+    def load_optimizer(self, model: ModelChunks, optimizer: Optimizer) -> None:
         """The same for the states of an optimizer that has not stepped yet."""
         saved = self._saved_states()
-        parameters, boxes = dict(model.named_parameters()), model.boxes()
+        parameters, shards = dict(model.named_parameters()), model.shards()
 
-        def find(name: str) -> dict[str, Tensor]:
+        def find_state(name: str) -> dict[str, Tensor]:
             parameter, found, wanted = parameters[name], dict[str, Tensor](), Tensors()
             for key, about in saved.get(name, {}).items():
                 if about.size:
                     shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
                     found[key] = torch.zeros(shape, dtype=dtype, device=device)
-                    boxed = Boxed.of(found[key], boxes[name])
+                    boxed = DCPShard.of_local(found[key], shards[name])
                 else:
                     found[key] = torch.zeros((), dtype=about.properties.dtype)
-                    boxed = Boxed.whole(found[key])
+                    boxed = DCPShard.unsharded(found[key])
                 wanted[f"{OPTIMIZER}{name}.{key}"] = boxed
-            self._fill(wanted)
+            self._read_into(wanted)
             return found
 
         if isinstance(optimizer, StreamedOptimizer):
-            optimizer.load_states(find)
+            optimizer.load_states(find_state)
             return
         assert isinstance(optimizer, torch.optim.Optimizer)
         state, names = optimizer.state_dict(), {id(p): name for name, p in parameters.items()}
         ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state["state"] = {number: find(names[id(p)]) for number, p in enumerate(ordered)}
+        state["state"] = {number: find_state(names[id(p)]) for number, p in enumerate(ordered)}
         optimizer.load_state_dict(state)  # which knows where a number has to be
 
     def load_rng(self, rank: int, device: torch.device) -> None:
         """Set this process's random generators to those of a rank that wrote."""
-        state_dict.restore_rng(self._whole(f"{RNG}{rank}"), device)
+        state_dict.restore_rng(self._read_unsharded(f"{RNG}{rank}"), device)
 
     def _saved_states(self) -> dict[str, dict[str, TensorStorageMetadata]]:
         """Parameter -> name of a state -> what is saved of it."""
@@ -174,21 +175,21 @@ class Stored:
                 found.setdefault(name, {})[key] = about
         return found
 
-    def _whole(self, name: str) -> Tensor:
+    def _read_unsharded(self, name: str) -> Tensor:
         about = self.metadata.state_dict_metadata[name]
         assert isinstance(about, TensorStorageMetadata)
         tensor = torch.empty(about.size, dtype=about.properties.dtype)
-        self._fill({name: tensor})
+        self._read_into({name: tensor})
         return tensor
 
-    def _fill(self, wanted: Tensors) -> None:
-        reader, planner = Reader(self.path, self.metadata), _TensorsOnly()
+    def _read_into(self, wanted: Tensors) -> None:
+        reader, planner = DCPReader(self.path, self.metadata), _TensorsOnly()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             try:
                 dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=True)
             except CheckpointException as error:
-                raise Failed(f"{self.path}: {reason(error)}") from None
+                raise RunError(f"{self.path}: {failure_reason(error)}") from None
 
 
 class _TensorsOnly(DefaultLoadPlanner):
@@ -198,4 +199,4 @@ class _TensorsOnly(DefaultLoadPlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
-        raise Damaged(f"{read_item.dest_index.fqn} is no tensor")
+        raise CorruptCheckpointError(f"{read_item.dest_index.fqn} is no tensor")

@@ -25,34 +25,34 @@ READERS = 8
 
 FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # nothing outside of the folder
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[int, Field(ge=0)]
 
 
-class Damaged(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint is not what was written. One line: which file, and how it differs."""
 
 
-class _Object(BaseModel):
+class _ManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
-class File(_Object):
+class FileDigest(_ManifestModel):
     """Size and SHA-256 of a file."""
 
-    bytes: Count
+    bytes: NonNegative
     sha256: Digest
 
 
-class Layout(_Object):
+class SavedLayout(_ManifestModel):
     """Who wrote: what the layout of a run is made of, by the names of its settings."""
 
     mode: str
-    tensor_parallel: Count
-    depth: Count
-    pipeline: Count
-    num_chunks: Count
-    data_parallel: Count
-    zero_stage: Count
+    tensor_parallel: NonNegative
+    depth: NonNegative
+    pipeline: NonNegative
+    num_chunks: NonNegative
+    data_parallel: NonNegative
+    zero_stage: NonNegative
 
     @property
     def ranks(self) -> int:
@@ -66,24 +66,24 @@ class Layout(_Object):
         return text + (f", ZeRO {self.zero_stage}" if self.zero_stage else "")
 
 
-class LossScaleState(_Object):
+class LossScaleState(_ManifestModel):
     """Where the dynamic loss scale of fp16 stands."""
 
     scale: float
-    quiet: Count
-    borne: Count
-    skipped: Count
+    quiet: NonNegative
+    borne: NonNegative
+    skipped: NonNegative
 
 
-class LossSpikesState(_Object):
+class LossSpikesState(_ManifestModel):
     """What the next losses are compared with, the latest last, and what was skipped so far."""
 
     recent: list[float]
-    in_a_row: Count
-    skipped: Count
+    in_a_row: NonNegative
+    skipped: NonNegative
 
 
-class Training(_Object):
+class TrainingState(_ManifestModel):
     """Where training stood after ``step``, beside its tensors.
 
     ``samples``, ``tokens``, ``epochs``: as ``Consumed``; ``corpus``: the data's fingerprint.
@@ -94,9 +94,9 @@ class Training(_Object):
     longest SEQ_LEN of the run and of the weights that it began with.
     """
 
-    step: Count
-    samples: Count
-    tokens: Count | None = None  # None: written before there was such a field, also below
+    step: NonNegative
+    samples: NonNegative
+    tokens: NonNegative | None = None  # None: written before there was such a field, also below
     epochs: float | None = None
     val_loss: float | None
     loss_scale: LossScaleState | None
@@ -105,20 +105,20 @@ class Training(_Object):
     corpus: str
     settings: dict[str, Any]
     loss_spikes: LossSpikesState | None = None
-    threads: Count = 0
+    threads: NonNegative = 0
     tokenizer: dict[str, Any] | None = None
-    trained_length: Count | None = None
+    trained_length: NonNegative | None = None
 
 
-class Manifest(_Object):
+class Manifest(_ManifestModel):
     """What ``manifest.json`` holds beside its own digest."""
 
     format: Literal[1] = 1
-    step: Count
+    step: NonNegative
     written: str
-    layout: Layout
+    layout: SavedLayout
     versions: dict[str, str]
-    files: dict[FileName, File]
+    files: dict[FileName, FileDigest]
 
     def dump(self) -> bytes:
         """As JSON for the file, with the digest that ``read_manifest`` compares."""
@@ -127,34 +127,34 @@ class Manifest(_Object):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint. Raises Damaged."""
+    """The manifest of a checkpoint. Raises CorruptCheckpointError."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise Damaged(f"{MANIFEST} cannot be read: {error.strerror}") from None
+        raise CorruptCheckpointError(f"{MANIFEST} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise Damaged(f"{MANIFEST} is not JSON") from None
-    told = content.pop("sha256", None) if isinstance(content, dict) else None
-    if told is None or told != _digest(content):
-        raise Damaged(f"{MANIFEST} was changed: its own SHA-256 differs")
+        raise CorruptCheckpointError(f"{MANIFEST} is not JSON") from None
+    recorded = content.pop("sha256", None) if isinstance(content, dict) else None
+    if recorded is None or recorded != _digest(content):
+        raise CorruptCheckpointError(f"{MANIFEST} was changed: its own SHA-256 differs")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise Damaged(f"{MANIFEST}: {first_problem(error)}") from None
+        raise CorruptCheckpointError(f"{MANIFEST}: {first_problem(error)}") from None
 
 
-def read_training(folder: Path) -> Training:
-    """Where training stood. Raises Damaged."""
+def read_training(folder: Path) -> TrainingState:
+    """Where training stood. Raises CorruptCheckpointError."""
     try:
-        return Training.model_validate_json((folder / TRAINING).read_bytes())
+        return TrainingState.model_validate_json((folder / TRAINING).read_bytes())
     except OSError as error:
-        raise Damaged(f"{TRAINING} cannot be read: {error.strerror}") from None
+        raise CorruptCheckpointError(f"{TRAINING} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise Damaged(f"{TRAINING}: {first_problem(error)}") from None
+        raise CorruptCheckpointError(f"{TRAINING}: {first_problem(error)}") from None
 
 
-def compare(folder: Path, files: Mapping[str, File], names: Iterable[str]) -> list[str]:
+def verify_files(folder: Path, files: Mapping[str, FileDigest], names: Iterable[str]) -> list[str]:
     """How these of the files differ from what ``files`` says of them, a line each.
 
     They are read from the disk, where the system can be told to forget what it has in memory, and
@@ -165,17 +165,19 @@ def compare(folder: Path, files: Mapping[str, File], names: Iterable[str]) -> li
         return [difference for difference in found if difference]
 
 
-def _difference(folder: Path, files: Mapping[str, File], name: str) -> str:
-    told = files.get(name)
-    if told is None:
+def _difference(folder: Path, files: Mapping[str, FileDigest], name: str) -> str:
+    recorded = files.get(name)
+    if recorded is None:
         return f"{MANIFEST} does not name {name}"
     try:
         with (folder / name).open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            if size != told.bytes:
-                return f"{name} has {size:,} of {told.bytes:,} bytes"
+            if size != recorded.bytes:
+                return f"{name} has {size:,} of {recorded.bytes:,} bytes"
             return (
-                "" if digest_of(file) == told.sha256 else f"{name} was changed: its SHA-256 differs"
+                ""
+                if digest_of(file) == recorded.sha256
+                else f"{name} was changed: its SHA-256 differs"
             )
     except FileNotFoundError:
         return f"{name} is missing"

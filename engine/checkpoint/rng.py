@@ -14,7 +14,7 @@ import numpy
 import torch
 
 
-def snapshot(device: torch.device) -> str:
+def rng_state(device: torch.device) -> str:
     """All states of this process, that of ``device`` included where it has one."""
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -26,8 +26,8 @@ def snapshot(device: torch.device) -> str:
     return json.dumps(state, default=numpy.ndarray.tolist)
 
 
-def restore(text: str, device: torch.device) -> None:
-    """The inverse. Raises ValueError, KeyError or TypeError for what ``snapshot`` never wrote."""
+def restore_rng_state(text: str, device: torch.device) -> None:
+    """The inverse. Raises ValueError, KeyError or TypeError for what ``rng_state`` never wrote."""
     state = json.loads(text)
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))

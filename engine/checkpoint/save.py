@@ -18,30 +18,30 @@ from torch.distributed.checkpoint import state_dict_saver as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from engine.checkpoint.dcp_io import Writer
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.manifest import TRAINING, File, Layout, Manifest, Training
+from engine.checkpoint.dcp_io import DCPWriter
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.manifest import TRAINING, FileDigest, Manifest, SavedLayout, TrainingState
 from engine.checkpoint.state_dict import Tensors
 from engine.config.schema import Settings
-from engine.errors import Failed
+from engine.errors import RunError
 
 
 def save(
-    shelf: Shelf,
+    checkpoints: CheckpointDirectory,
     tensors: Tensors,
-    training: Training,
+    training: TrainingState,
     *,
-    layout: Layout,
+    layout: SavedLayout,
     group: dist.ProcessGroup | None,
 ) -> None:
     """Write the checkpoint of ``training.step``. Every rank of ``group`` calls it with its own
     tensors; of equal boxes one is written.
 
     Raises:
-        Failed: on all ranks alike, with nothing left of the draft.
+        RunError: on all ranks alike, with nothing left of the draft.
     """
 
-    def seal(files: Mapping[str, File]) -> bytes:
+    def seal(files: Mapping[str, FileDigest]) -> bytes:
         return Manifest(
             step=training.step,
             written=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -50,8 +50,8 @@ def save(
             files=dict(files),
         ).dump()
 
-    beside = {TRAINING: (training.model_dump_json(indent=1) + "\n").encode()}
-    writer = Writer(shelf, training.step, beside=beside, seal=seal)
+    extra_files = {TRAINING: (training.model_dump_json(indent=1) + "\n").encode()}
+    writer = DCPWriter(checkpoints, training.step, extra_files=extra_files, seal=seal)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group)
@@ -59,12 +59,12 @@ def save(
         # All ranks are past their writing: DCP has gathered how it went.
         if dist.get_rank(group) == 0:
             writer.discard()
-        raise Failed(f"checkpoint of step {training.step}: {reason(error)}") from None
+        raise RunError(f"checkpoint of step {training.step}: {failure_reason(error)}") from None
 
 
-def layout_of(settings: Settings, data_parallel: int) -> Layout:
+def layout_of(settings: Settings, data_parallel: int) -> SavedLayout:
     """The layout as a manifest tells it."""
-    return Layout(
+    return SavedLayout(
         mode=settings.mode,
         tensor_parallel=settings.tensor_parallel,
         depth=settings.depth,
@@ -84,14 +84,14 @@ def versions() -> dict[str, str]:
     return {"cuboid": ours, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def reason(error: CheckpointException) -> str:
+def failure_reason(error: CheckpointException) -> str:
     """Why the first of the ranks that failed did, in a line."""
     rank, (cause, _) = min(error.failures.items())
-    who = f"rank {rank}: " if rank else ""
-    if isinstance(cause, Failed):
-        return f"{who}{cause}"
+    prefix = f"rank {rank}: " if rank else ""
+    if isinstance(cause, RunError):
+        return f"{prefix}{cause}"
     if isinstance(cause, OSError):
-        return f"{who}{cause.filename}: {cause.strerror}"
+        return f"{prefix}{cause.filename}: {cause.strerror}"
     if isinstance(cause, pickle.UnpicklingError):  # torch's words for it advise to run it
-        return f"{who}holds a pickle where a tensor was; nothing of it was run"
-    return f"{who}{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        return f"{prefix}holds a pickle where a tensor was; nothing of it was run"
+    return f"{prefix}{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"

@@ -19,37 +19,39 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import rng
-from engine.checkpoint.dcp_shard import Boxed
+from engine.checkpoint.dcp_shard import DCPShard
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.training.step import Optimizer
-from models.chunks import Chunks
-from models.parallel.shard import Box
+from models.chunks import ModelChunks
+from models.parallel.shard import Shard
 
 MODEL, OPTIMIZER, RNG = "model.", "optimizer.", "rng."
 
 Tensors = dict[str, Tensor]  # Boxed, unless whole
 
 
-def of_model(model: Chunks) -> Tensors:
+def model_tensors(model: ModelChunks) -> Tensors:
     """This rank's piece of every parameter it holds."""
-    boxes = model.boxes()
+    shards = model.shards()
 
-    def read(parameter: nn.Parameter, box: Box) -> Tensor:
-        return model.part.read(parameter)[box.valid]
+    def read(parameter: nn.Parameter, shard: Shard) -> Tensor:
+        return model.parallel.read(parameter)[shard.valid_slices]
 
     return {
-        MODEL + name: Boxed(partial(read, parameter, boxes[name]), boxes[name], parameter.dtype)
+        MODEL + name: DCPShard(
+            partial(read, parameter, shards[name]), shards[name], parameter.dtype
+        )
         for name, parameter in model.named_parameters()
     }
 
 
-def of_optimizer(model: Chunks, optimizer: Optimizer) -> Tensors:
+def optimizer_tensors(model: ModelChunks, optimizer: Optimizer) -> Tensors:
     """This rank's piece of every state that the optimizer keeps by now."""
-    boxes = model.boxes()
+    shards = model.shards()
 
     def read(name: str, key: str) -> Tensor:
         assert isinstance(optimizer, StreamedOptimizer)
-        state: Tensor = optimizer.state_of(name)[key][boxes[name].valid]
+        state: Tensor = optimizer.state_of(name)[key][shards[name].valid_slices]
         return state
 
     found: Tensors = {}
@@ -57,31 +59,31 @@ def of_optimizer(model: Chunks, optimizer: Optimizer) -> Tensors:
         for key, state in states.items():
             path = f"{OPTIMIZER}{name}.{key}"
             if isinstance(state, torch.dtype):
-                found[path] = Boxed(partial(read, name, key), boxes[name], state)
+                found[path] = DCPShard(partial(read, name, key), shards[name], state)
             elif isinstance(state, Tensor) and state.dim():
-                assert tuple(state.shape) == boxes[name].local, f"{path} has no box"
-                found[path] = Boxed.of(state, boxes[name])
+                assert tuple(state.shape) == shards[name].local, f"{path} has no box"
+                found[path] = DCPShard.of_local(state, shards[name])
             elif state is not None:
                 assert isinstance(state, Tensor), f"{path} is no tensor: {state}"
-                found[path] = Boxed.whole(state)
+                found[path] = DCPShard.unsharded(state)
     return found
 
 
-def of_rng(rank: int, device: torch.device) -> Tensors:
+def rng_tensors(rank: int, device: torch.device) -> Tensors:
     """The state of this rank's random generators."""
-    text = bytearray(rng.snapshot(device).encode())
-    return {f"{RNG}{rank}": Boxed.whole(torch.frombuffer(text, dtype=torch.uint8))}
+    text = bytearray(rng.rng_state(device).encode())
+    return {f"{RNG}{rank}": DCPShard.unsharded(torch.frombuffer(text, dtype=torch.uint8))}
 
 
 def restore_rng(state: Tensor, device: torch.device) -> None:
     """Set the random generators of this process to ``state``, uint8."""
-    rng.restore(bytes(state.tolist()).decode(), device)
+    rng.restore_rng_state(bytes(state.tolist()).decode(), device)
 
 
-def _states(model: Chunks, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
+def _states(model: ModelChunks, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
     """Parameter -> states; of one that is on a disk, its type."""
     if isinstance(optimizer, StreamedOptimizer):
-        yield from optimizer.states_held()
+        yield from optimizer.state_types()
         return
     assert isinstance(optimizer, torch.optim.Optimizer)
     for name, parameter in model.named_parameters():

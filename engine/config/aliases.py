@@ -1,6 +1,6 @@
 """Every way to spell a setting: our own names, and those of Colossal-AI's config files.
 
-A key of ``SPELLINGS`` is what the user writes, dotted; its value is the setting that this means,
+A key of ``ALIASES`` is what the user writes, dotted; its value is the setting that this means,
 or a converter.
 """
 
@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from engine.config import colossalai_values
-from engine.config.colossalai_values import Converter, translated
+from engine.config.colossalai_values import Converter, translates
 from engine.config.schema import all_settings, user_name
 
 _OWN: dict[str, str | Converter] = {user_name(name): name for name in all_settings()}
 
-_OUR_OWN_WITH_OTHER_WORDS: dict[str, str | Converter] = {
+_OWN_NAMES_WITH_THEIR_VALUES: dict[str, str | Converter] = {
     "MODE": colossalai_values.mode,
     "clip_grad_norm": colossalai_values.clip,
-    "model.activation": translated("model.activation", colossalai_values.ACTIVATIONS),
+    "model.activation": translates("model.activation", colossalai_values.ACTIVATIONS),
     "model.type": colossalai_values.preset,
-    "optimizer.type": translated("optimizer.type", colossalai_values.OPTIMIZERS),
-    "lr_scheduler.type": translated("lr_scheduler.type", colossalai_values.SCHEDULES),
-    "precision": translated("precision", colossalai_values.PRECISIONS),
-    "zero.offload": translated("zero.offload", colossalai_values.DEVICES),
-    "zero.offload_params": translated("zero.offload_params", colossalai_values.DEVICES),
+    "optimizer.type": translates("optimizer.type", colossalai_values.OPTIMIZERS),
+    "lr_scheduler.type": translates("lr_scheduler.type", colossalai_values.SCHEDULES),
+    "precision": translates("precision", colossalai_values.PRECISIONS),
+    "zero.offload": translates("zero.offload", colossalai_values.DEVICES),
+    "zero.offload_params": translates("zero.offload_params", colossalai_values.DEVICES),
 }
 
 _PARALLEL: dict[str, str | Converter] = {
@@ -54,7 +54,7 @@ _MODEL: dict[str, str | Converter] = {
     "model.attention_dropout": "model.attn_pdrop",
     "model.attn_drop_rate": "model.attn_pdrop",
     "model.layernorm_epsilon": "model.layer_norm_epsilon",
-    "model.act_func": translated("model.activation", colossalai_values.ACTIVATIONS),
+    "model.act_func": translates("model.activation", colossalai_values.ACTIVATIONS),
     "model.dtype": colossalai_values.dtype,
 }
 
@@ -65,10 +65,10 @@ _OPTIMIZER: dict[str, str | Converter] = {
     "lr_scheduler.total_steps": "lr_scheduler.total",
     "lr_scheduler.T_max": "lr_scheduler.total",
     "lr_scheduler.eta_min": "lr_scheduler.eta_min",
-    "loss": colossalai_values.agreeing(*colossalai_values.LOSSES),
-    "loss.type": colossalai_values.agreeing(*colossalai_values.LOSSES),
-    "loss_fn": colossalai_values.agreeing(*colossalai_values.LOSSES),
-    "loss_fn.type": colossalai_values.agreeing(*colossalai_values.LOSSES),
+    "loss": colossalai_values.only_accepts(*colossalai_values.LOSSES),
+    "loss.type": colossalai_values.only_accepts(*colossalai_values.LOSSES),
+    "loss_fn": colossalai_values.only_accepts(*colossalai_values.LOSSES),
+    "loss_fn.type": colossalai_values.only_accepts(*colossalai_values.LOSSES),
     "DATA": colossalai_values.data,
 }
 
@@ -93,24 +93,26 @@ _FP16: dict[str, str | Converter] = {
 _ZERO: dict[str, str | Converter] = {
     "level": "zero.stage",
     "clip_grad": colossalai_values.clip,
-    "cpu_offload": translated("zero.offload", colossalai_values.SWITCHES),
-    "offload_optimizer_config.device": translated("zero.offload", colossalai_values.DEVICES),
+    "cpu_offload": translates("zero.offload", colossalai_values.SWITCHES),
+    "offload_optimizer_config.device": translates("zero.offload", colossalai_values.DEVICES),
     "offload_optimizer_config.nvme_path": "zero.nvme_path",
-    "offload_param_config.device": translated("zero.offload_params", colossalai_values.DEVICES),
+    "offload_param_config.device": translates("zero.offload_params", colossalai_values.DEVICES),
     "offload_param_config.nvme_path": "zero.nvme_path",
     "model_config.tensor_placement_policy": colossalai_values.placement,
-    "model_config.offload_config.device": translated(
+    "model_config.offload_config.device": translates(
         "zero.offload_params", colossalai_values.DEVICES
     ),
-    "model_config.shard_strategy": colossalai_values.agreeing(*colossalai_values.SHARD_STRATEGIES),
-    "optimizer_config.cpu_offload": translated("zero.offload", colossalai_values.SWITCHES),
+    "model_config.shard_strategy": colossalai_values.only_accepts(
+        *colossalai_values.SHARD_STRATEGIES
+    ),
+    "optimizer_config.cpu_offload": translates("zero.offload", colossalai_values.SWITCHES),
     **{f"optimizer_config.{key}": value for key, value in _LOSS_SCALE.items()},
 }
 
-SPELLINGS: Mapping[str, str | Converter] = MappingProxyType(
+ALIASES: Mapping[str, str | Converter] = MappingProxyType(
     {
         **_OWN,
-        **_OUR_OWN_WITH_OTHER_WORDS,
+        **_OWN_NAMES_WITH_THEIR_VALUES,
         **_PARALLEL,
         **_MODEL,
         **_OPTIMIZER,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engine.config.value_hints import misspelt
+from engine.config.value_hints import closest_spelling
 from engine.config.values import Symbol
 from models.presets import PRESETS
 
-Words = Mapping[object, object]
+ValueMap = Mapping[object, object]
 Converter = Callable[[object], dict[str, object]]
 
 # The Adams of Colossal-AI and DeepSpeed decouple weight decay unless they are told not to.
-OPTIMIZERS: Words = {
+OPTIMIZERS: ValueMap = {
     "Adam": "adam",
     "AdamW": "adamw",
     "CPUAdam": "adamw",
@@ -26,12 +26,12 @@ OPTIMIZERS: Words = {
     "FusedSGD": "sgd",
     "SGD": "sgd",
 }
-SCHEDULES: Words = {
+SCHEDULES: ValueMap = {
     "CosineAnnealingLR": "cosine",
     "CosineAnnealingWarmupLR": "cosine",
     "LinearWarmupLR": "linear",
 }
-PRECISIONS: Words = {
+PRECISIONS: ValueMap = {
     "bfloat16": "bf16",
     "double": "float64",
     "float": "float32",
@@ -40,7 +40,7 @@ PRECISIONS: Words = {
     "float64": "float64",
     "half": "fp16",
 }
-AMP_TYPES: Words = {
+AMP_TYPES: ValueMap = {
     "APEX": "fp16",
     "NAIVE": "fp16",
     "TORCH": "fp16",
@@ -49,13 +49,13 @@ AMP_TYPES: Words = {
     "torch": "fp16",
     True: "fp16",
 }
-ACTIVATIONS: Words = {"gelu": "gelu"}
-DEVICES: Words = {"none": None, "cuda": None, "gpu": None}
-SWITCHES: Words = {True: "cpu", False: None}
+ACTIVATIONS: ValueMap = {"gelu": "gelu"}
+DEVICES: ValueMap = {"none": None, "cuda": None, "gpu": None}
+SWITCHES: ValueMap = {True: "cpu", False: None}
 LOSSES = ("GPTLMLoss", "vocab_parallel_cross_entropy", "CrossEntropyLoss")
 SHARD_STRATEGIES = ("TensorShardStrategy", "BucketTensorShardStrategy")
 # Models: the names that differ from our presets', and the bare classes, which stand for no sizes.
-MODELS: Words = {
+MODELS: ValueMap = {
     "GPT2_exlarge": "gpt2_exlarge",
     "GPT2_exlarge_pipeline_1D": "gpt2_exlarge",
     "GPT2_exlarge_pipeline_hybrid": "gpt2_exlarge",
@@ -72,14 +72,14 @@ MODELS: Words = {
 MODEL_CLASSES = ("GPT", "PipelineGPT", "GPT2LMHeadModel")
 
 
-class Unaccepted(Exception):
+class UnsupportedValueError(Exception):
     """The rest of a sentence that begins with the setting and its value."""
 
 
-def word(words: Words, value: object) -> object:
+def translate(mapping: ValueMap, value: object) -> object:
     """Our word for a symbol or a string; ``value`` itself where there is none."""
     name = last_name(value)
-    return words[name] if isinstance(name, (str, bool)) and name in words else value
+    return mapping[name] if isinstance(name, (str, bool)) and name in mapping else value
 
 
 def last_name(value: object) -> object:
@@ -87,17 +87,17 @@ def last_name(value: object) -> object:
     return value.name.rpartition(".")[2] if isinstance(value, Symbol) else value
 
 
-def translated(setting: str, words: Words) -> Converter:
+def translates(setting: str, mapping: ValueMap) -> Converter:
     """For a setting whose values have other words elsewhere."""
-    return lambda value: {setting: word(words, value)}
+    return lambda value: {setting: translate(mapping, value)}
 
 
-def agreeing(*names: str) -> Converter:
+def only_accepts(*names: str) -> Converter:
     """For a key that may only say what holds here in any case."""
 
     def convert(value: object) -> dict[str, object]:
         if value is not None and last_name(value) not in names:
-            raise Unaccepted(f"is not among what there is here: {', '.join(names)}")
+            raise UnsupportedValueError(f"is not among what there is here: {', '.join(names)}")
         return {}
 
     return convert
@@ -114,9 +114,9 @@ def preset(value: object) -> dict[str, object]:
         return {"model.preset": f"titans_{name}"}
     if name in PRESETS or name in MODELS:
         return {"model.preset": MODELS.get(name, name)}
-    meant = misspelt(name, PRESETS)
+    meant = closest_spelling(name, PRESETS)
     remedy = f"did you mean {meant!r}?" if meant else "state n_layer, n_head and n_embd instead"
-    raise Unaccepted(
+    raise UnsupportedValueError(
         f"is not among the {len(PRESETS)} presets (cuboid settings model.type); {remedy}"
     )
 
@@ -125,15 +125,15 @@ def amp_type(value: object) -> dict[str, object]:
     """fp16.mode: AMP_TYPE.NAIVE or its value 'naive'; None for no mixed precision."""
     if value is None or value is False:
         return {}
-    precision = word(AMP_TYPES, value)
+    precision = translate(AMP_TYPES, value)
     if precision is value:
-        raise Unaccepted("must be AMP_TYPE.NAIVE, AMP_TYPE.TORCH, AMP_TYPE.APEX or None")
+        raise UnsupportedValueError("must be AMP_TYPE.NAIVE, AMP_TYPE.TORCH, AMP_TYPE.APEX or None")
     return {"precision": precision}
 
 
 def dtype(value: object) -> dict[str, object]:
     """model.dtype. float32 says nothing: weights are kept in it at every precision."""
-    precision = word(PRECISIONS, value)
+    precision = translate(PRECISIONS, value)
     return {} if precision in (None, "float32") else {"precision": precision}
 
 
@@ -150,14 +150,14 @@ def clip(value: object) -> dict[str, object]:
 def placement(value: object) -> dict[str, object]:
     """zero.model_config.tensor_placement_policy. 'auto' leaves all on the device; whether that
     fits is what the estimate tells."""
-    where = None if value == "auto" else word(DEVICES, value)
+    where = None if value == "auto" else translate(DEVICES, value)
     return {"zero.offload": where, "zero.offload_params": where}
 
 
 def nvme_fraction(value: object) -> dict[str, object]:
     """optimizer.nvme_offload_fraction: all or nothing."""
     if value not in (0, 1):
-        raise Unaccepted("must be 0 or 1: optimizer states are offloaded together")
+        raise UnsupportedValueError("must be 0 or 1: optimizer states are offloaded together")
     return {"zero.offload": "nvme"} if value else {}
 
 

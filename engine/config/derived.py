@@ -7,126 +7,126 @@ from typing import TypeGuard
 
 from engine.config.errors import Problem
 from engine.config.fields import LARGEST
-from engine.config.resolve import Stated, Statements, Weight
+from engine.config.resolve import Precedence, SettingSource, SettingSources
 from models.presets import PRESETS
 
 FILE_TYPES = ("auto", "text", "json", "jsonl")
 SIZES = ("n_layer", "n_head", "n_embd")
 
 
-def complete(statements: Statements) -> None:
+def derive_settings(sources: SettingSources) -> None:
     """Fill in what is not stated and follows; what is stated stays."""
-    _sizes_of_preset(statements)
-    _width(statements)
-    _positions(statements)
-    _inner_width(statements)
-    _floor(statements)
-    _source(statements)
-    _offload(statements)
-    _require_sizes(statements)
+    _sizes_of_preset(sources)
+    _width(sources)
+    _positions(sources)
+    _inner_width(sources)
+    _min_lr(sources)
+    _source(sources)
+    _offload(sources)
+    _require_sizes(sources)
 
 
-def _sizes_of_preset(statements: Statements) -> None:
-    chosen = statements.settings.get("model.preset")
+def _sizes_of_preset(sources: SettingSources) -> None:
+    chosen = sources.settings.get("model.preset")
     preset = PRESETS.get(str(chosen.value)) if chosen else None
     if chosen is None or preset is None:
         return
     for size in (*SIZES, "vocab_size", "block_size"):
         value = getattr(preset, size)
         if value is not None:
-            _imply(statements, f"model.{size}", chosen, value, f" of {chosen.value}")
+            _imply(sources, f"model.{size}", chosen, value, f" of {chosen.value}")
 
 
-def _width(statements: Statements) -> None:
+def _width(sources: SettingSources) -> None:
     """HIDDEN_SIZE is the width where nothing else says it; else the two are compared."""
-    _copy(statements, "hidden_size", "model.n_embd")
+    _copy(sources, "hidden_size", "model.n_embd")
 
 
-def _positions(statements: Statements) -> None:
+def _positions(sources: SettingSources) -> None:
     """As many as a sample has tokens."""
-    _copy(statements, "seq_len", "model.block_size")
-    if not statements.settings.keys() & {"seq_len", "model.block_size"}:
-        statements.disputed.add("model.block_size")
+    _copy(sources, "seq_len", "model.block_size")
+    if not sources.settings.keys() & {"seq_len", "model.block_size"}:
+        sources.conflicting.add("model.block_size")
 
 
-def _inner_width(statements: Statements) -> None:
+def _inner_width(sources: SettingSources) -> None:
     """model.mlp_ratio, of the width."""
-    ratio = statements.settings.pop("model.mlp_ratio", None)
-    width = statements.settings.get("model.n_embd")
+    ratio = sources.settings.pop("model.mlp_ratio", None)
+    width = sources.settings.get("model.n_embd")
     if ratio is None:
         return
     if (share := _number(ratio.value)) is None or not 0 < share <= LARGEST:
-        statements.problems.append(ratio.problem("must be float > 0"))
+        sources.problems.append(ratio.problem("must be float > 0"))
     elif width and is_count(width.value):
-        _imply(statements, "model.n_inner", ratio, int(share * width.value))
+        _imply(sources, "model.n_inner", ratio, int(share * width.value))
 
 
-def _floor(statements: Statements) -> None:
+def _min_lr(sources: SettingSources) -> None:
     """lr_scheduler.eta_min, a learning rate; the floor is a share of optimizer.lr."""
-    lowest = statements.settings.pop("lr_scheduler.eta_min", None)
+    lowest = sources.settings.pop("lr_scheduler.eta_min", None)
     if lowest is None:
         return
-    peak = statements.settings.get("optimizer.lr")
+    peak = sources.settings.get("optimizer.lr")
     highest = _number(peak.value) if peak else None
     if (lr := _number(lowest.value)) is None or lr < 0:
-        statements.problems.append(lowest.problem("must be float >= 0"))
+        sources.problems.append(lowest.problem("must be float >= 0"))
     elif peak is None:
-        statements.problems.append(lowest.problem("needs optimizer.lr, of which it is a share"))
+        sources.problems.append(lowest.problem("needs optimizer.lr, of which it is a share"))
     elif highest:
-        _imply(statements, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
+        _imply(sources, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
 
 
-def _source(statements: Statements) -> None:
+def _source(sources: SettingSources) -> None:
     """A path that the environment or an override gives is read by its content, whatever the config
     says of the file that it names itself."""
-    path, kind = (statements.settings.get(f"data.{key}") for key in ("path", "type"))
-    if path and kind and path.weight > kind.weight and kind.value in FILE_TYPES:
-        statements.settings["data.type"] = replace(path, value="auto")
+    path, kind = (sources.settings.get(f"data.{key}") for key in ("path", "type"))
+    if path and kind and path.precedence > kind.precedence and kind.value in FILE_TYPES:
+        sources.settings["data.type"] = replace(path, value="auto")
 
 
-def _offload(statements: Statements) -> None:
+def _offload(sources: SettingSources) -> None:
     """Weights on the disk take their optimizer states with them: they are updated there."""
-    weights = statements.settings.get("zero.offload_params")
+    weights = sources.settings.get("zero.offload_params")
     if weights and weights.value == "nvme":
-        _imply(statements, "zero.offload", weights, "nvme")
+        _imply(sources, "zero.offload", weights, "nvme")
 
 
-def _require_sizes(statements: Statements) -> None:
+def _require_sizes(sources: SettingSources) -> None:
     """One line for a model without any size; none for what is missing because of another error."""
-    stated = statements.settings
-    missing = {f"model.{size}" for size in SIZES} - stated.keys() - statements.disputed
-    if "model.preset" in stated.keys() | statements.disputed:
-        statements.disputed |= missing
+    stated = sources.settings
+    missing = {f"model.{size}" for size in SIZES} - stated.keys() - sources.conflicting
+    if "model.preset" in stated.keys() | sources.conflicting:
+        sources.conflicting |= missing
     elif len(missing) == len(SIZES):
         message = f"model is missing: its type, such as 'gpt2_small', or {', '.join(SIZES)}"
-        statements.problems.append(Problem(statements.file, 0, None, message))
-        statements.disputed |= missing
+        sources.problems.append(Problem(sources.file, 0, None, message))
+        sources.conflicting |= missing
 
 
-def _copy(statements: Statements, cause: str, setting: str) -> None:
+def _copy(sources: SettingSources, cause: str, setting: str) -> None:
     """A count that stands in for another; what is wrong with it is said once."""
-    stated = statements.settings.get(cause)
+    stated = sources.settings.get(cause)
     if stated and is_count(stated.value):
-        _imply(statements, setting, stated, stated.value, f" ({stated.name})")
-    elif stated and setting not in statements.settings:
-        statements.disputed.add(setting)
+        _imply(sources, setting, stated, stated.value, f" ({stated.name})")
+    elif stated and setting not in sources.settings:
+        sources.conflicting.add(setting)
 
 
 def _imply(
-    statements: Statements,
+    sources: SettingSources,
     setting: str,
-    cause: Stated,
+    cause: SettingSource,
     value: object,
     remark: str = "",
     name: str | None = None,
 ) -> None:
-    if setting not in statements.settings:
-        statements.settings[setting] = Stated(
+    if setting not in sources.settings:
+        sources.settings[setting] = SettingSource(
             name=name or setting,
             written=value,
             value=value,
             origin=cause.origin,
-            weight=Weight.IMPLIED,
+            precedence=Precedence.IMPLIED,
             remark=remark,
         )
 

@@ -7,38 +7,38 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class NoEffect:
+class IgnoredKey:
     """``only``: the values that may be given; others would change the training, so are refused."""
 
     reason: str
     only: tuple[object, ...] | None = None
 
 
-_BUCKETS = NoEffect("buckets are sized by cuboid")
-_OVERLAP = NoEffect("communication overlaps the computation wherever it can")
-_PINNED = NoEffect("host memory is pinned where it helps")
-_BUFFERS = NoEffect("buffers for offloading to a disk are sized by zero.nvme_buffer")
-_PREFETCH = NoEffect("how far parameters are gathered ahead is chosen by cuboid")
-_VERBOSE = NoEffect("the log says it in any case")
-_DYNAMIC = NoEffect("the loss scale of fp16 is always dynamic", only=(True,))
-_FLOAT32 = NoEffect("gradients are always reduced in float32")
-_PREDIVIDE = NoEffect("the loss is divided by the global number of targets before the cast")
-_FUSED = NoEffect("fused kernels are used wherever torch has them")
-_ONE_ADAM = NoEffect("Adam's moments are always corrected for their bias", only=(True,))
-_LAUNCH = NoEffect("given by the launcher")
-_CUDNN = NoEffect("a GPT has no convolutions; deterministic=True is the setting")
+_BUCKETS = IgnoredKey("buckets are sized by cuboid")
+_OVERLAP = IgnoredKey("communication overlaps the computation wherever it can")
+_PINNED = IgnoredKey("host memory is pinned where it helps")
+_BUFFERS = IgnoredKey("buffers for offloading to a disk are sized by zero.nvme_buffer")
+_PREFETCH = IgnoredKey("how far parameters are gathered ahead is chosen by cuboid")
+_VERBOSE = IgnoredKey("the log says it in any case")
+_DYNAMIC = IgnoredKey("the loss scale of fp16 is always dynamic", only=(True,))
+_FLOAT32 = IgnoredKey("gradients are always reduced in float32")
+_PREDIVIDE = IgnoredKey("the loss is divided by the global number of targets before the cast")
+_FUSED = IgnoredKey("fused kernels are used wherever torch has them")
+_ONE_ADAM = IgnoredKey("Adam's moments are always corrected for their bias", only=(True,))
+_LAUNCH = IgnoredKey("given by the launcher")
+_CUDNN = IgnoredKey("a GPT has no convolutions; deterministic=True is the setting")
 
 _OFFLOAD = {"pin_memory": _PINNED, "fast_init": _BUFFERS, "buffer_count": _BUFFERS}
 
-_SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
+_SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
     "": {
-        "loss_args": NoEffect("nothing reads it in Colossal-AI either"),
-        "gradient_handler": NoEffect("every gradient is summed over the axes that do not cut it"),
+        "loss_args": IgnoredKey("nothing reads it in Colossal-AI either"),
+        "gradient_handler": IgnoredKey("every gradient is summed over the axes that do not cut it"),
         "torch_ddp": _BUCKETS,
         "cudnn_benchmark": _CUDNN,
         "cudnn_deterministic": _CUDNN,
-        "LOG_PATH": NoEffect("log.dir, or --output, is the folder of a run"),
-        "logging": NoEffect("a run writes its log into its folder"),
+        "LOG_PATH": IgnoredKey("log.dir, or --output, is the folder of a run"),
+        "logging": IgnoredKey("a run writes its log into its folder"),
         "host": _LAUNCH,
         "port": _LAUNCH,
         "rank": _LAUNCH,
@@ -47,35 +47,35 @@ _SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
     "model": {
         "fused": _FUSED,
         "fuse_scale_mask_softmax": _FUSED,
-        "embed_split_hidden": NoEffect("MODE says how the embedding is cut"),
-        "layer_partitions": NoEffect("layers are dealt out to the stages by cost"),
-        "padding_idx": NoEffect("targets of -100 are ignored, whatever the token"),
-        "bias": NoEffect("layers have biases, as published", only=(True,)),
-        "apply_post_layernorm": NoEffect("blocks are pre-norm, as published", only=(False,)),
-        "activation_offload": NoEffect("activations stay on the device", only=(False,)),
+        "embed_split_hidden": IgnoredKey("MODE says how the embedding is cut"),
+        "layer_partitions": IgnoredKey("layers are dealt out to the stages by cost"),
+        "padding_idx": IgnoredKey("targets of -100 are ignored, whatever the token"),
+        "bias": IgnoredKey("layers have biases, as published", only=(True,)),
+        "apply_post_layernorm": IgnoredKey("blocks are pre-norm, as published", only=(False,)),
+        "activation_offload": IgnoredKey("activations stay on the device", only=(False,)),
     },
     "optimizer": {
         "fused": _FUSED,
         "foreach": _FUSED,
         "capturable": _FUSED,
-        "set_grad_none": NoEffect("gradients are freed after each step"),
+        "set_grad_none": IgnoredKey("gradients are freed after each step"),
         "simd_log": _VERBOSE,
         "bias_correction": _ONE_ADAM,
-        "adamw_mode": NoEffect("optimizer.type='adam' is Adam without it", only=(True,)),
-        "amsgrad": NoEffect("there is no AMSGrad", only=(False,)),
-        "maximize": NoEffect("the loss is minimised", only=(False,)),
-        "nesterov": NoEffect("momentum is the plain one", only=(False,)),
-        "dampening": NoEffect("momentum is not damped", only=(0,)),
+        "adamw_mode": IgnoredKey("optimizer.type='adam' is Adam without it", only=(True,)),
+        "amsgrad": IgnoredKey("there is no AMSGrad", only=(False,)),
+        "maximize": IgnoredKey("the loss is minimised", only=(False,)),
+        "nesterov": IgnoredKey("momentum is the plain one", only=(False,)),
+        "dampening": IgnoredKey("momentum is not damped", only=(0,)),
     },
     "lr_scheduler": {
-        "last_epoch": NoEffect("a resumed run knows its step", only=(-1,)),
+        "last_epoch": IgnoredKey("a resumed run knows its step", only=(-1,)),
     },
     "fp16": {
         "verbose": _VERBOSE,
         "log_num_zeros_in_grad": _VERBOSE,
         "dynamic_grad_scale": _DYNAMIC,
-        "opt_level": NoEffect("precision='fp16' keeps float32 master weights at every level"),
-        "enabled": NoEffect("precision='float32' is without it", only=(True,)),
+        "opt_level": IgnoredKey("precision='fp16' keeps float32 master weights at every level"),
+        "enabled": IgnoredKey("precision='float32' is without it", only=(True,)),
     },
     "zero": {
         "verbose": _VERBOSE,
@@ -95,7 +95,7 @@ _SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
         "max_reuse_distance": _PREFETCH,
         "max_live_parameters": _PREFETCH,
         "param_persistence_threshold": _PREFETCH,
-        "aio_config": NoEffect("TensorNVMe chooses its own transfers"),
+        "aio_config": IgnoredKey("TensorNVMe chooses its own transfers"),
     },
     "zero.offload_optimizer_config": _OFFLOAD | {"pipeline": _OVERLAP},
     "zero.offload_param_config": _OFFLOAD | {"buffer_size": _BUFFERS, "max_in_cpu": _BUFFERS},
@@ -111,7 +111,7 @@ _SECTIONS: Mapping[str, Mapping[str, NoEffect]] = {
     },
 }
 
-NO_EFFECT: Mapping[str, NoEffect] = {
+IGNORED_KEYS: Mapping[str, IgnoredKey] = {
     f"{section}.{key}" if section else key: why
     for section, keys in {**_SECTIONS, "amp": _SECTIONS["fp16"]}.items()
     for key, why in keys.items()

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from engine.config.aliases import SPELLINGS
-from engine.config.ignored_keys import NO_EFFECT
+from engine.config.aliases import ALIASES
+from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.schema import all_settings, user_name
 
@@ -18,7 +18,7 @@ SAME_SECTION, ANYWHERE = 0.7, 0.8  # least likeness, from 0 to 1
 
 _USER_NAMES = {name: user_name(name) for name in all_settings()}
 _OWN = {shown: name for name, shown in _USER_NAMES.items()}
-_SECTIONS = sorted({key.rpartition(".")[0] for key in SPELLINGS if "." in key})
+_SECTIONS = sorted({key.rpartition(".")[0] for key in ALIASES if "." in key})
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _targets() -> dict[str, str]:
     """Spelling in Colossal-AI's files -> our name for the user, or itself where it is converted."""
     return {
         key: _USER_NAMES.get(meaning, key) if isinstance(meaning, str) else key
-        for key, meaning in SPELLINGS.items()
+        for key, meaning in ALIASES.items()
         if key not in _OWN
     }
 
@@ -147,4 +147,4 @@ _EXPLAINED, _SYNONYMS = _by_name(EXPLAINED), _by_name(SYNONYMS)
 _BY_WHOLE = {fold(name): name for name in (*_targets(), *_SECTIONS, *_OWN)}
 _BY_LAST = _by_last({name: name for name in _OWN})
 _FOREIGN_BY_LAST = _by_last(_targets())
-_NO_EFFECT = {fold(name.rpartition(".")[2]): why.reason for name, why in NO_EFFECT.items()}
+_NO_EFFECT = {fold(name.rpartition(".")[2]): why.reason for name, why in IGNORED_KEYS.items()}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engine import paths
-from engine.config.declared.expressions import Evaluator, Unknown
-from engine.config.declared.limits import STRING_LENGTH, Budget, Illegal
+from engine.config.declared.expressions import Evaluator, UnresolvedValueError
+from engine.config.declared.limits import STRING_LENGTH, Budget, ConfigValueError
 from engine.config.declared.operations import shown
 from engine.config.declared.sources import Source
 from engine.config.errors import ConfigError, Problem
-from engine.config.values import COMMAND_LINE, Origin, Path, Table
+from engine.config.values import COMMAND_LINE, Origin, Path, TrackedDict
 
 ORIGIN = Origin(COMMAND_LINE, 0, 0)
 NOT_BARE = set("'\"()[]{}")  # what a string without quotes cannot contain
@@ -43,23 +43,25 @@ def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path
             continue
         try:
             values[path] = _value(text.strip(), budget, report_named)
-        except Unknown:
+        except UnresolvedValueError:
             continue
     return values
 
 
-def apply(table: Table, path: Path, value: object, origin: Origin = ORIGIN) -> None:
+def apply(table: TrackedDict, path: Path, value: object, origin: Origin = ORIGIN) -> None:
     """Sets ``path`` in ``table``, making dicts on the way; those that were there are copied.
 
     Illegal where something on the way is no dict.
     """
     for depth, key in enumerate(path[:-1], start=1):
         inner = table.get(key)
-        if not isinstance(inner, Table | None):
+        if not isinstance(inner, TrackedDict | None):
             name = ".".join(path)
-            raise Illegal(f"{name}: {'.'.join(path[:depth])} is {shown(inner)}, not a dict")
-        copy = Table()
-        copy.absorb(inner or Table())
+            raise ConfigValueError(
+                f"{name}: {'.'.join(path[:depth])} is {shown(inner)}, not a dict"
+            )
+        copy = TrackedDict()
+        copy.update_from(inner or TrackedDict())
         table.put(key, copy, origin if inner is None else table.origins[key])
         table = copy
     table.put(path[-1], value, origin)
@@ -71,7 +73,7 @@ def _is_name(part: str) -> bool:
 
 def _value(text: str, budget: Budget, report: Report) -> object:
     source = Source(COMMAND_LINE, text)
-    evaluator = Evaluator(source, Table(), budget, {}, report)
+    evaluator = Evaluator(source, TrackedDict(), budget, {}, report)
     bare = not NOT_BARE & set(text)
     if not text:
         raise _failure(report, "has no value; '' is the empty string")
@@ -99,9 +101,9 @@ def _is_literal(body: list[ast.stmt], text: str) -> bool:
     return not any(isinstance(node, ast.Name) for node in ast.walk(body[0]))
 
 
-def _failure(report: Report, message: str) -> Unknown:
+def _failure(report: Report, message: str) -> UnresolvedValueError:
     report(Problem(COMMAND_LINE, 0, None, message))
-    return Unknown()
+    return UnresolvedValueError()
 
 
 def _shown(override: str) -> str:

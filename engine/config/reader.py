@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.config import overrides as command_line
-from engine.config.declared.expressions import Evaluator, Module, Unknown
+from engine.config.declared.expressions import Evaluator, Module, UnresolvedValueError
 from engine.config.declared.interpreter import Interpreter
 from engine.config.declared.limits import (
     FILES,
@@ -18,12 +18,12 @@ from engine.config.declared.limits import (
     PROBLEMS,
     TOTAL_BYTES,
     Budget,
-    Exhausted,
-    Illegal,
+    BudgetExceededError,
+    ConfigValueError,
 )
 from engine.config.declared.sources import load
 from engine.config.errors import ConfigError, Problem
-from engine.config.values import COMMAND_LINE, Document, Origin, Table, origins_of, plain
+from engine.config.values import COMMAND_LINE, Document, Origin, TrackedDict, origins_of, plain
 
 
 def read(
@@ -39,7 +39,7 @@ def read(
         document = reading.document(overrides)
     except ConfigError as error:
         reading.problems.extend(error.problems)
-    except Exhausted as error:
+    except BudgetExceededError as error:
         reading.problems.append(Problem(str(path), 0, None, str(error)))
     except OSError as error:  # of the current folder
         reading.problems.append(Problem(str(path), 0, None, f"cannot be read: {error.strerror}"))
@@ -58,7 +58,7 @@ class _Reading:
         self._path = path
         self._environ = environ
         self._budget = Budget()
-        self._overrides = Table()
+        self._overrides = TrackedDict()
         self._files: dict[Path, Interpreter | None] = {}
         self._open: list[Path] = []  # the chain of files, each imported by the one before
         self._bytes = 0
@@ -79,12 +79,12 @@ class _Reading:
                 continue
             try:
                 command_line.apply(file.scope, path, value)
-            except Illegal as error:
+            except ConfigValueError as error:
                 self._report(Problem(COMMAND_LINE, 0, None, str(error)))
         return self._document(file, frozenset(given))
 
     def _document(self, file: Interpreter, overridden: frozenset[tuple[str, ...]]) -> Document:
-        values = Table()
+        values = TrackedDict()
         for name, value in file.scope.items():
             if not isinstance(value, Module):
                 self._check(str(name), value, file.scope.origins[name])
@@ -102,7 +102,7 @@ class _Reading:
         """Pays for the copy of ``value``: what was small may have grown through another name."""
         try:
             self._budget.charge(value)
-        except Illegal as error:
+        except ConfigValueError as error:
             raise ConfigError(
                 [Problem(origin.file, origin.line, None, f"{name}: {error}")]
             ) from None
@@ -110,14 +110,17 @@ class _Reading:
     def _report(self, problem: Problem) -> None:
         self.problems.append(problem)
         if len(self.problems) >= PROBLEMS:
-            raise Exhausted(f"only the first {PROBLEMS} problems are shown")
+            raise BudgetExceededError(f"only the first {PROBLEMS} problems are shown")
 
     def _inherit(self, path: Path) -> Interpreter:
-        """The file at ``path`` as another imports it; Unknown if it has been refused."""
+        """The file at ``path`` as another imports it; UnresolvedValueError if it has been
+        refused."""
         path = Path(os.path.normpath(path))
         if path in self._open:
             cycle = [*self._open[self._open.index(path) :], path]
-            raise Illegal(f"a config that imports itself: {' -> '.join(map(self._name, cycle))}")
+            raise ConfigValueError(
+                f"a config that imports itself: {' -> '.join(map(self._name, cycle))}"
+            )
         if path not in self._files:
             self._files[path] = None
             try:
@@ -127,7 +130,7 @@ class _Reading:
                     self._report(problem)
         file = self._files[path]
         if file is None:
-            raise Unknown
+            raise UnresolvedValueError
         return file
 
     def _name(self, path: Path) -> str:
@@ -137,11 +140,13 @@ class _Reading:
     def _read(self, path: Path) -> Interpreter:
         """Reads one file; ConfigError where it has no syntax tree."""
         if len(self._files) > FILES or len(self._open) > INHERITANCE_DEPTH:
-            raise Illegal(f"more than {FILES} files, or {INHERITANCE_DEPTH} one inside the other")
+            raise ConfigValueError(
+                f"more than {FILES} files, or {INHERITANCE_DEPTH} one inside the other"
+            )
         source = load(path, self._name(path))
         self._bytes += len(source.text)
         if self._bytes > TOTAL_BYTES:
-            raise Illegal(f"the files are longer than {TOTAL_BYTES // 1024} KiB together")
+            raise ConfigValueError(f"the files are longer than {TOTAL_BYTES // 1024} KiB together")
         if not self._open:
             self._text = source.text
         tree = source.parse()
@@ -150,7 +155,7 @@ class _Reading:
             for node in ast.walk(tree)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
         }
-        evaluator = Evaluator(source, Table(), self._budget, self._environ, self._report)
+        evaluator = Evaluator(source, TrackedDict(), self._budget, self._environ, self._report)
         file = Interpreter(path, evaluator, self._overrides, self._inherit)
         self._open.append(path)
         file.run(tree)

@@ -7,9 +7,9 @@ from enum import Enum
 from functools import cached_property
 from math import prod
 
-from engine.config.check import Checked, Unknown
+from engine.config.check import Checked, InvalidSettingError
 from engine.config.errors import Problem
-from engine.config.resolve import Statements, cite
+from engine.config.resolve import SettingSources, cite
 from engine.config.schema import Settings
 from engine.layout import Layout
 from models.parallel.mode import Mode
@@ -33,8 +33,9 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """The facts about one config. What is not known because of an error raises ``Unknown``.
+class RuleContext:
+    """The facts about one config. What is not known because of an error raises
+    ``InvalidSettingError``.
 
     Settings go by our names here (``tensor_parallel``, ``model.n_head``); messages cite them as the
     user spelt them.
@@ -42,7 +43,7 @@ class Facts:
 
     file: str
     checked: Checked
-    statements: Statements
+    sources: SettingSources
     processes: int | None = None
 
     @property
@@ -58,40 +59,40 @@ class Facts:
         """The mode's axes and their sizes."""
         axes = self.mode.axes(self.settings.tensor_parallel, self.settings.depth)
         if axes is None:
-            raise Unknown("axes")
+            raise InvalidSettingError("axes")
         return axes
 
     @property
-    def replica(self) -> int:
+    def gpus_per_replica(self) -> int:
         """GPUs that hold one copy of the model."""
         return self.settings.tensor_parallel * self.settings.pipeline
 
     @cached_property
     def layout(self) -> Layout:
         """The layout on the processes there are; without a number, on as few as will do."""
-        processes = self.replica if self.processes is None else self.processes
+        processes = self.gpus_per_replica if self.processes is None else self.processes
         assert self.axes is not None
-        if processes % self.replica:
-            raise Unknown("layout")
+        if processes % self.gpus_per_replica:
+            raise InvalidSettingError("layout")
         return Layout(
             mode=self.mode,
             tensor=self.settings.tensor_parallel,
             pipeline=self.settings.pipeline,
-            data=processes // self.replica,
+            data=processes // self.gpus_per_replica,
             depth=self.settings.depth,
         )
 
-    def pieces(self, *axes: str) -> int:
+    def num_shards(self, *axes: str) -> int:
         """How many pieces a dimension falls into that these axes cut."""
         return prod(self.axes[axis] for axis in axes)
 
-    def states(self, name: str) -> bool:
+    def is_stated(self, name: str) -> bool:
         """Whether the user said something of a setting."""
-        return name in self.statements.settings
+        return name in self.sources.settings
 
     def cite(self, *names: str) -> str:
         """Settings with their values, as the user spelt them: "MODE='2d', DEPTH=2"."""
-        return ", ".join(cite(name, self.statements.settings, self.settings) for name in names)
+        return ", ".join(cite(name, self.sources.settings, self.settings) for name in names)
 
     def error(self, about: str, message: str) -> Finding:
         return self._finding(Severity.ERROR, about, message)
@@ -103,7 +104,7 @@ class Facts:
         return self._finding(Severity.NOTE, about, message)
 
     def _finding(self, severity: Severity, about: str, message: str) -> Finding:
-        stated = self.statements.settings.get(about)
+        stated = self.sources.settings.get(about)
         if stated is None:
             return Finding(severity, Problem(self.file, 0, None, message))
         return Finding(severity, Problem(stated.origin.file, stated.origin.line, None, message))

@@ -6,23 +6,26 @@ import importlib
 from collections.abc import Callable, Iterator
 
 from engine import discover
-from engine.config.check import Unknown
-from engine.config.rule_context import Facts, Finding
+from engine.config.check import InvalidSettingError
+from engine.config.rule_context import Finding, RuleContext
 
-Rule = Callable[[Facts], Iterator[Finding]]
-ROOM = "engine.config.rules"
+Rule = Callable[[RuleContext], Iterator[Finding]]
+RULES_PACKAGE = "engine.config.rules"
 
 
-def rules() -> list[Rule]:
+def all_rules() -> list[Rule]:
     """The rules there are."""
-    rooms = [importlib.import_module(f"{ROOM}.{name}") for name in discover.names(ROOM)]
-    return [rule for room in rooms for rule in room.RULES]
+    modules = [
+        importlib.import_module(f"{RULES_PACKAGE}.{name}")
+        for name in discover.module_names(RULES_PACKAGE)
+    ]
+    return [rule for module in modules for rule in module.RULES]
 
 
-def judge(facts: Facts) -> Iterator[Finding]:
+def run_rules(context: RuleContext) -> Iterator[Finding]:
     """What all rules find. A rule about values that are not known is silent."""
-    for rule in rules():
+    for rule in all_rules():
         try:
-            yield from rule(facts)
-        except Unknown:
+            yield from rule(context)
+        except InvalidSettingError:
             continue

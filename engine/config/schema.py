@@ -23,7 +23,7 @@ from models.presets import GPT2_VOCABULARY, PRESETS
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 CountOrNone = Annotated[int, Ge(0), Le(LARGEST)]
 Bytes = Annotated[int, Ge(2**20), Le(2**40)]
-Ranks = Annotated[int, Ge(1), Le(2**16)]
+RankCount = Annotated[int, Ge(1), Le(2**16)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -31,21 +31,21 @@ Ratio = Annotated[float, Gt(0), Lt(1)]
 
 ModeName = Annotated[str, OneOf(lambda: list(modes()))]
 PresetName = Annotated[str, OneOf(lambda: list(PRESETS))]
-ScheduleOfStages = Annotated[str, OneOf(lambda: list(SCHEDULES))]
-OptimizerName = Annotated[str, OneOf(lambda: discover.names("engine.optim.optimizers"))]
-ScheduleName = Annotated[str, OneOf(lambda: discover.names("engine.optim.schedules"))]
-SourceName = Annotated[str, OneOf(lambda: discover.names("engine.data.sources"))]
-TokenizerName = Annotated[str, OneOf(lambda: discover.names("engine.data.tokenizers"))]
+PipelineScheduleName = Annotated[str, OneOf(lambda: list(SCHEDULES))]
+OptimizerName = Annotated[str, OneOf(lambda: discover.module_names("engine.optim.optimizers"))]
+LRScheduleName = Annotated[str, OneOf(lambda: discover.module_names("engine.optim.schedules"))]
+SourceName = Annotated[str, OneOf(lambda: discover.module_names("engine.data.sources"))]
+TokenizerName = Annotated[str, OneOf(lambda: discover.module_names("engine.data.tokenizers"))]
 
 NewPath = Annotated[str, IsPath()]
 DataPath = Annotated[str, IsPath((paths.FILE, paths.FOLDER))]
 Folder = Annotated[str, IsPath((paths.FOLDER,))]
 
 Precision = Literal["float32", "bf16", "fp16", "float64"]
-Offload = Literal["cpu", "nvme"]
+OffloadTarget = Literal["cpu", "nvme"]
 
 
-class Model(Section):
+class ModelSettings(Section):
     """The GPT. A type gives the sizes; sizes that are given beside it win."""
 
     preset: PresetName | None = setting(
@@ -75,7 +75,7 @@ class Model(Section):
         "'selective' keeps the matmuls too",
         False,
     )
-    num_chunks: Ranks = setting("model chunks of a pipeline rank (interleaved schedule)", 1)
+    num_chunks: RankCount = setting("model chunks of a pipeline rank (interleaved schedule)", 1)
     activation: Literal["gelu_tanh", "gelu"] = setting(
         "the MLP's GELU: GPT-2's tanh approximation, or exact", "gelu_tanh"
     )
@@ -83,7 +83,7 @@ class Model(Section):
     init_std: NotNegative = setting("standard deviation of initial weights", 0.02)
 
 
-class Optimizer(Section):
+class OptimizerSettings(Section):
     """How parameters are updated."""
 
     type: OptimizerName = setting("the update rule", "adamw")
@@ -103,10 +103,10 @@ class Optimizer(Section):
     )
 
 
-class Schedule(Section):
+class LRScheduleSettings(Section):
     """The learning rate over the run."""
 
-    type: ScheduleName = setting("shape after the warm-up", "constant")
+    type: LRScheduleName = setting("shape after the warm-up", "constant")
     warmup: NotNegative = setting("length of the linear warm-up, in units of by", 0)
     total: Count | None = setting("where the decay ends, in units of by; None: with the run", None)
     floor: Annotated[float, Ge(0), Le(1)] = setting(
@@ -115,7 +115,7 @@ class Schedule(Section):
     by: Literal["step", "epoch"] = setting("what warmup and total count", "step")
 
 
-class Data(Section):
+class DataSettings(Section):
     """What is learned."""
 
     type: SourceName = setting(
@@ -133,7 +133,7 @@ class Data(Section):
     cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)
 
 
-class Eval(Section):
+class EvalSettings(Section):
     """Validation."""
 
     every: CountOrNone | None = setting(
@@ -142,7 +142,7 @@ class Eval(Section):
     batches: Count = setting("global batches of a validation", 8)
 
 
-class Log(Section):
+class LogSettings(Section):
     """What a run leaves behind to look at."""
 
     every: Count | None = setting(
@@ -153,7 +153,7 @@ class Log(Section):
     tensorboard: bool = setting("write TensorBoard's files", True)
 
 
-class Checkpoint(Section):
+class CheckpointSettings(Section):
     """What a run leaves behind to go on from."""
 
     every: Count | None = setting("steps between checkpoints; None: not by steps", None)
@@ -165,23 +165,23 @@ class Checkpoint(Section):
     )
 
     @property
-    def wanted(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether a run saves as it goes, and then at its end; if not, only where it is stopped,
         and at the end of a run that was resumed."""
         return self.every is not None or self.minutes is not None
 
 
-class Zero(Section):
+class ZeroSettings(Section):
     """ZeRO: training state shared out over the data-parallel ranks (Rajbhandari et al. 2020)."""
 
     stage: Annotated[int, Ge(0), Le(3)] = setting(
         "what is shared out: 1 optimizer states, 2 gradients too, 3 parameters too", 0
     )
     depth: bool = setting("share out over 2.5d's DEPTH too, along which weights are copies", False)
-    offload: Offload | None = setting(
+    offload: OffloadTarget | None = setting(
         "where optimizer states and master weights stay; None: on the device", None
     )
-    offload_params: Offload | None = setting(
+    offload_params: OffloadTarget | None = setting(
         "where parameters stay between uses (stage 3); None: on the device", None
     )
     nvme_path: Folder | None = setting("folder on the NVMe disk, for offloading to 'nvme'", None)
@@ -193,7 +193,7 @@ class Zero(Section):
     )
 
 
-class LossScale(Section):
+class LossScaleSettings(Section):
     """The dynamic loss scale of fp16."""
 
     initial: Positive = setting("the scale to begin with", 65536.0)
@@ -205,7 +205,7 @@ class LossScale(Section):
     max: Positive = setting("never above", 2.0**32)
 
 
-class LossSpike(Section):
+class LossSpikeSettings(Section):
     """Steps whose loss jumps: optionally not learned from."""
 
     factor: Annotated[float, Gt(1)] | None = setting(
@@ -235,12 +235,12 @@ class Settings(Section):
     )
     gradient_accumulation: Count = setting("rounds of BATCH_SIZE before an update", 1)
 
-    tensor_parallel: Ranks = setting("ranks that share every tensor", 1, name="TENSOR_PARALLEL")
+    tensor_parallel: RankCount = setting("ranks that share every tensor", 1, name="TENSOR_PARALLEL")
     mode: ModeName = setting(
         "how they cut it; None is 'serial', for TENSOR_PARALLEL=1", "serial", name="MODE"
     )
-    depth: Ranks = setting("layers of the 2.5d grid", 1, name="DEPTH")
-    pipeline: Ranks = setting("pipeline stages", 1, name="PIPELINE")
+    depth: RankCount = setting("layers of the 2.5d grid", 1, name="DEPTH")
+    pipeline: RankCount = setting("pipeline stages", 1, name="PIPELINE")
     hidden_size: Count | None = setting(
         "the model's width; compared with model.n_embd", None, name="HIDDEN_SIZE"
     )
@@ -250,8 +250,8 @@ class Settings(Section):
         name="TENSOR_SHAPE",
     )
 
-    model: Model
-    schedule: ScheduleOfStages = setting(
+    model: ModelSettings
+    schedule: PipelineScheduleName = setting(
         "order of the micro-batches in the pipeline",
         lambda given: "interleaved" if given["model"].num_chunks > 1 else "1f1b",
         shown="'1f1b'; 'interleaved' if model.num_chunks > 1",
@@ -259,20 +259,20 @@ class Settings(Section):
     stages: Literal["uniform", "balanced"] = setting(
         "layers of a stage: as many in each, or as much work, the head counted", "uniform"
     )
-    optimizer: Optimizer = Optimizer()
-    lr_scheduler: Schedule = Schedule()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    lr_scheduler: LRScheduleSettings = LRScheduleSettings()
     clip_grad_norm: Positive | None = setting("largest norm of the whole gradient; None: any", None)
     precision: Precision = setting(
         "type of the computation; beside bf16 and fp16, weights and gradients stay float32",
         "float32",
     )
-    loss_scale: LossScale = LossScale()
-    loss_spike: LossSpike = LossSpike()
-    zero: Zero = Zero()
-    data: Data = Data()
-    eval: Eval = Eval()
-    log: Log = Log()
-    checkpoint: Checkpoint = Checkpoint()
+    loss_scale: LossScaleSettings = LossScaleSettings()
+    loss_spike: LossSpikeSettings = LossSpikeSettings()
+    zero: ZeroSettings = ZeroSettings()
+    data: DataSettings = DataSettings()
+    eval: EvalSettings = EvalSettings()
+    log: LogSettings = LogSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
 
     seed: Annotated[int, Ge(0), Lt(2**63)] = setting("of weights, sample order and dropout", 42)
     deterministic: bool = setting("the same bits every time, on CUDA too; slower", False)

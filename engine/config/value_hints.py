@@ -16,7 +16,7 @@ def nearest_multiples(value: int, of: int) -> str:
     return ", ".join(str(n) for n in (below, below + of) if n)
 
 
-def misspelt(word: str, names: Iterable[str]) -> str | None:
+def closest_spelling(word: str, names: Iterable[str]) -> str | None:
     """The one name that ``word`` misspells. None where a number or a whole word differs, which
     makes another size of it: gpt2_xxl is not gpt2_xl, and gpt3_350M is not gpt3."""
     parts = _parts(word)

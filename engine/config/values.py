@@ -66,7 +66,7 @@ class Document:
         return self.origins[path]
 
 
-class Table(dict[object, object]):
+class TrackedDict(dict[object, object]):
     """A dict under evaluation: it remembers where each of its entries was written."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Table(dict[object, object]):
         self[key] = value
         self.origins[key] = origin
 
-    def absorb(self, other: "Table") -> None:
+    def update_from(self, other: "TrackedDict") -> None:
         """Like ``dict.update``: the entries of ``other`` and their origins win."""
         self.update(other)
         self.origins.update(other.origins)
@@ -102,7 +102,7 @@ def plain(value: object) -> object:
 def origins_of(value: object, path: Path = ()) -> dict[Path, Origin]:
     """The origin of every dict entry inside ``value``, by its path from ``path`` on."""
     found: dict[Path, Origin] = {}
-    if isinstance(value, Table):
+    if isinstance(value, TrackedDict):
         for key, item in value.items():
             found[(*path, str(key))] = value.origins[key]
             found.update(origins_of(item, (*path, str(key))))

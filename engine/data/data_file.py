@@ -15,10 +15,10 @@ from typing import Any
 
 from engine import paths
 from engine.data import stat_cache
-from engine.errors import Refused
+from engine.errors import UserError
 
 BLOCK = 1 << 20  # bytes
-WORTH_A_RECORD = 1 << 20  # bytes; a smaller file is hashed in a millisecond
+MIN_CACHED_BYTES = 1 << 20  # bytes; a smaller file is hashed in a millisecond
 HEAD = 1 << 16  # bytes that formats are told by
 COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first bytes of a file
     b"\x1f\x8b": gzip.GzipFile,
@@ -26,14 +26,14 @@ COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first by
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
-DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+CORRUPTION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
-class File:
+class DataFile:
     """A readable, non-empty file. One that gzip, bzip2 or xz compressed is read as what is in it.
 
     Raises:
-        Refused: missing, of another kind (it is read twice, so no pipe), empty, unreadable.
+        UserError: missing, of another kind (it is read twice, so no pipe), empty, unreadable.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class File:
         self.name = name or f"data.path={str(path)!r}"
         self._records = records
         if problem := paths.problem_at(self.path, paths.FILE):
-            raise Refused(f"{self.name} {problem}")
+            raise UserError(f"{self.name} {problem}")
         if self.path.stat().st_size == 0:
-            raise Refused(f"{self.name} is empty")
+            raise UserError(f"{self.name} is empty")
 
     @property
     def digest(self) -> str:
@@ -64,7 +64,7 @@ class File:
         return next(self._pieces(HEAD), b"")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the content in blocks of ``BLOCK`` bytes. Raises Refused where it is no longer
+        """Yield the content in blocks of ``BLOCK`` bytes. Raises UserError where it is no longer
         what ``digest`` was taken of."""
         return self._verified(self._pieces(BLOCK))
 
@@ -74,9 +74,9 @@ class File:
 
     @cached_property
     def _content(self) -> dict[str, Any]:
-        if self._records is None or self.path.stat().st_size < WORTH_A_RECORD:
+        if self._records is None or self.path.stat().st_size < MIN_CACHED_BYTES:
             return self._hash()
-        return stat_cache.remembered(self.path, self._records, self._hash)
+        return stat_cache.cached_by_stat(self.path, self._records, self._hash)
 
     def _hash(self) -> dict[str, Any]:
         seen, size = hashlib.sha256(), 0
@@ -91,46 +91,46 @@ class File:
             seen.update(piece)
             yield piece
         if seen.hexdigest() != expected:
-            raise Refused(f"{self.name} was changed while it was read; start again")
+            raise UserError(f"{self.name} was changed while it was read; start again")
 
     def _pieces(self, size: int | None) -> Iterator[bytes]:
         """Yield the content in blocks of ``size`` bytes; by line where that is None."""
         try:
             with self._open() as handle:
                 yield from handle if size is None else iter(partial(handle.read, size), b"")
-        except DAMAGED as error:
-            raise Refused(f"{self.name} is compressed and damaged: {error}") from None
+        except CORRUPTION_ERRORS as error:
+            raise UserError(f"{self.name} is compressed and damaged: {error}") from None
         except OSError as error:
-            raise Refused(f"{self.name} cannot be read: {error.strerror or error}") from error
+            raise UserError(f"{self.name} cannot be read: {error.strerror or error}") from error
 
     def _open(self) -> BufferedIOBase:
         opened = _decompressor(self.path)
         return self.path.open("rb") if opened is None else opened(self.path)
 
 
-def files(given: str | Sequence[str], *, records: Path | None = None) -> list[File]:
+def data_files(given: str | Sequence[str], *, records: Path | None = None) -> list[DataFile]:
     """List the files that data.path stands for: files, the files below folders, and what glob
     patterns match, each sorted by name; a list's parts in the order of the list; no file twice.
     ``records``: a folder where their digests are kept.
 
-    Raises Refused where something is missing or cannot be read.
+    Raises UserError where something is missing or cannot be read.
     """
     parts = [given] if isinstance(given, str) else given
     named = f"data.path={given if isinstance(given, str) else list(given)!r}"
-    found: dict[Path, File] = {}
+    found: dict[Path, DataFile] = {}
     for part in parts:
         name = f"data.path={part!r}"
         for match in map(Path, paths.matches(part) or [part]):
             for path in _below(match, name):
                 if path not in found and (path == match or not _is_empty(path)):
-                    called = name if path == Path(part) else f"{name}: {path}"
-                    found[path] = File(path, called, records=records)
+                    name_of = name if path == Path(part) else f"{name}: {path}"
+                    found[path] = DataFile(path, name_of, records=records)
     if not found:
-        raise Refused(f"{named}: no file in it holds anything")
+        raise UserError(f"{named}: no file in it holds anything")
     return list(found.values())
 
 
-def most_bytes(given: str | Sequence[str]) -> int | None:
+def max_bytes(given: str | Sequence[str]) -> int | None:
     """The bytes of the content that data.path stands for; None where that takes more than a look,
     as for folders, patterns and compressed files."""
     total = 0
@@ -152,7 +152,7 @@ def _below(path: Path, name: str) -> list[Path]:
     try:
         return paths.files_below(path) if path.is_dir() else [path]
     except OSError as error:
-        raise Refused(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
 
 
 def _is_empty(path: Path) -> bool:

@@ -7,8 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
-from engine.data.data_file import COMPRESSED_SUFFIXES, File
-from engine.errors import Refused
+from engine.data.data_file import COMPRESSED_SUFFIXES, DataFile
+from engine.errors import UserError
 
 TABLES = "convert it to JSON lines, such as by pandas' to_json(orient='records', lines=True)"
 TOKENS = "cuboid needs the text that they were made from"
@@ -41,19 +41,19 @@ JSON_LINES, JSON_ARRAY = {".jsonl", ".ndjson"}, ".json"
 TEXT_CONTROLS = frozenset(b"\t\n\v\f\r\x1b")
 
 
-def format_of(file: File) -> str:
+def format_of(file: DataFile) -> str:
     """Name the source that reads a file: 'text', 'jsonl' or 'json'.
 
-    Raises Refused for another format, with its name and what to do.
+    Raises UserError for another format, with its name and what to do.
     """
     if reason := not_text(file):
-        raise Refused(f"{file.name} is {reason}")
+        raise UserError(f"{file.name} is {reason}")
     start = file.head.removeprefix(codecs.BOM_UTF8).lstrip()
     path = Path(file.path.name)
     name = path.stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.name
     suffix = Path(name).suffix.lower()
     if OPEN_OBJECT.match(start):
-        raise Refused(
+        raise UserError(
             f"{file.name} looks like one JSON object over several lines; JSON lines and arrays are "
             "read, and data.type='text' learns it as it is"
         )
@@ -63,7 +63,7 @@ def format_of(file: File) -> str:
     return "jsonl" if OBJECT.match(start) or suffix in JSON_LINES else "text"
 
 
-def not_text(file: File) -> str | None:
+def not_text(file: DataFile) -> str | None:
     """Say which format the first bytes of a file are of and what to do with it, if not UTF-8 text.
     Continues a sentence that begins with the file's name."""
     head, path = file.head, shlex.quote(str(file.path))

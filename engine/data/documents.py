@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from engine.data.data_file import File, files
+from engine.data.data_file import DataFile, data_files
 from engine.data.tokenizer import Piece
 
 
 class Documents(Protocol):
-    """Text, read twice at least: the same both times, or Refused."""
+    """Text, read twice at least: the same both times, or UserError."""
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class Documents(Protocol):
 class FileDocuments:
     """The part of ``Documents`` that every reader of one file shares: name, digest and size."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: DataFile) -> None:
         self._file = file
         self.name = file.name
 
@@ -51,7 +51,7 @@ class FileDocuments:
         return self._file.size
 
 
-class Several:
+class JoinedDocuments:
     """The documents of several files, one file after the other."""
 
     kind = "several"
@@ -62,8 +62,8 @@ class Several:
 
     @property
     def digest(self) -> str:
-        told = [(part.kind, part.digest, part.size) for part in self._parts]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        parts = [(part.kind, part.digest, part.size) for part in self._parts]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -81,13 +81,13 @@ class Several:
 
 
 def read_files(
-    path: str | Sequence[str], cache: Path, read: Callable[[File], Documents]
+    path: str | Sequence[str], cache: Path, read: Callable[[DataFile], Documents]
 ) -> Documents:
     """The documents of all files that data.path stands for, each as ``read`` reads it. One file is
     the same data by its own path, in a list or in a folder. Their digests are kept in ``cache``.
-    Raises Refused."""
-    parts = [read(file) for file in files(path, records=cache / "digests")]
+    Raises UserError."""
+    parts = [read(file) for file in data_files(path, records=cache / "digests")]
     if len(parts) == 1:
         return parts[0]
     given = path if isinstance(path, str) else list(path)
-    return Several(parts, f"data.path={given!r} ({len(parts)} files)")
+    return JoinedDocuments(parts, f"data.path={given!r} ({len(parts)} files)")

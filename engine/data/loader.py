@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from engine.data.consumed import Consumed
 from engine.data.sampler import Sampler
-from engine.data.source import IGNORED, Corpus, Request, Split, open_corpus
-from engine.errors import Refused
+from engine.data.source import IGNORED, Corpus, SourceRequest, Split, open_corpus
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
@@ -33,7 +33,7 @@ Batch = tuple[Tensor, Tensor]  # ids and targets, int64 [samples, seq_len]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class EvalBatches:
     """The first ``samples`` of a split in their own order, each once, ``batch_size`` at a time on
     each of ``data_size`` data-parallel ranks."""
 
@@ -69,7 +69,7 @@ class Sweep:
         return pad_samples(ids, targets, self.batch_size, at_least=1)
 
 
-class Batches:
+class TrainBatches:
     """The batches of one run, at random access: nothing is carried from one call to the next."""
 
     def __init__(
@@ -91,11 +91,11 @@ class Batches:
         assert held_out is not None, "validation ends"
         limit = math.inf if validation_batches is None else validation_batches * self.global_batch
         # In samples, not in calls: layouts that accumulate more validate on the same ones.
-        self.validation = self.sweep(corpus.validation, int(min(held_out, limit)))
+        self.validation = self.eval_batches(corpus.validation, int(min(held_out, limit)))
 
-    def sweep(self, split: Split, samples: int) -> Sweep:
+    def eval_batches(self, split: Split, samples: int) -> EvalBatches:
         """The first ``samples`` of a split, in batches like those of training."""
-        return Sweep(
+        return EvalBatches(
             split=split,
             samples=samples,
             batch_size=self._batch_size,
@@ -107,22 +107,22 @@ class Batches:
         """G, samples a step."""
         return self._batch_size * self._data_size * self._rounds
 
-    def of(self, corpus: Corpus) -> Batches:
+    def with_corpus(self, corpus: Corpus) -> TrainBatches:
         """The same of the same samples by other ids."""
         other = copy.copy(self)
         other.corpus = corpus
         other.validation = replace(self.validation, split=corpus.validation)
         return other
 
-    def continued(self, before: Consumed) -> Batches:
+    def resumed_at(self, consumed: Consumed) -> TrainBatches:
         """The batches of a run that has consumed so much before, in global batches of any size.
 
         Of the same data none of the rest is skipped or read twice. Of other data the same fraction
         of an epoch is left.
         """
         rest, samples = copy.copy(self), self.corpus.train.samples
-        rest._before = before
-        rest._place = before.samples if samples is None else round(before.epochs * samples)
+        rest._before = consumed
+        rest._place = consumed.samples if samples is None else round(consumed.epochs * samples)
         return rest
 
     def consumed(self, step: int) -> Consumed:
@@ -137,11 +137,11 @@ class Batches:
         )
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, that the first sample of ``step`` is in. Raises Refused where data
+        """The epoch, from 0, that the first sample of ``step`` is in. Raises UserError where data
         never ends."""
         samples = self.corpus.train.samples
         if samples is None:
-            raise Refused(
+            raise UserError(
                 "lr_scheduler.by='epoch' needs data that ends; here: lr_scheduler.by='step'"
             )
         return self._end_of(step - 1) // samples
@@ -192,22 +192,22 @@ def pad_samples(ids: Tensor, targets: Tensor, multiple: int, *, at_least: int = 
     return F.pad(ids, (0, 0, 0, missing)), F.pad(targets, (0, 0, 0, missing), value=IGNORED)
 
 
-def load(
+def load_batches(
     settings: Settings,
     *,
     data_size: int,
     cache: Path,
     start: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
-) -> Batches:
+) -> TrainBatches:
     """The batches that ``settings`` ask for. ``cache`` is used where they name no folder;
     ``start`` names this start of the run, the same on all ranks, of which one verifies the tokens.
 
     Raises:
-        Refused: the data cannot be used; says why.
+        UserError: the data cannot be used; says why.
     """
     data = settings.data
-    request = Request(
+    request = SourceRequest(
         path=data.path,
         start=start,
         key=data.key,
@@ -219,7 +219,7 @@ def load(
         cache=Path(data.cache) if data.cache else cache,
         notify=notify,
     )
-    return Batches(
+    return TrainBatches(
         open_corpus(data.type, request),
         seed=settings.seed,
         batch_size=settings.batch_size,

@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine.config.resolve import Weight
-from engine.data.max_samples import most_samples
-from models.config import Sizes
+from engine.config.resolve import Precedence
+from engine.data.max_samples import max_samples
+from models.config import GPTConfig
 from models.parameters import parameter_count
 
 if TYPE_CHECKING:
-    from engine.data.loader import Batches
+    from engine.data.loader import TrainBatches
     from engine.data.tokenizer import Tokenizer
     from engine.plan import Plan
 
-MUCH = 2  # a vocabulary that is so many times the tokenizer's is more than padding
+FAR_LARGER = 2  # a vocabulary that is so many times the tokenizer's is more than padding
 
 
-def remarks(plan: Plan, batches: Batches, *, begins: bool) -> Iterator[str]:
+def data_remarks(plan: Plan, batches: TrainBatches, *, begins: bool) -> Iterator[str]:
     """Yield a line for each. ``begins``: the run has no weights yet, so its model may still be
     another."""
     samples, taken = batches.corpus.train.samples, batches.global_batch
-    most = most_samples(plan.settings)
-    is_told = most is not None and most < taken  # by a rule
+    limit = max_samples(plan.settings)
+    is_told = limit is not None and limit < taken  # by a rule
     if samples is not None and samples < taken and not is_told:
         yield (
             f"warning: {plan.cite('batch_size')}: a step takes {taken:,} samples and the data has "
@@ -37,11 +37,11 @@ def remarks(plan: Plan, batches: Batches, *, begins: bool) -> Iterator[str]:
 
 def _on_vocabulary(plan: Plan, tokenizer: Tokenizer) -> Iterator[str]:
     """A vocabulary of the model far larger than the tokenizer's trains ids that never occur."""
-    sizes = Sizes.of(plan.settings.model)
-    if sizes.vocab_size < MUCH * tokenizer.size:
+    sizes = GPTConfig.of(plan.settings.model)
+    if sizes.vocab_size < FAR_LARGER * tokenizer.size:
         return
-    stated = plan.stated.get("model.vocab_size")
-    by_user = stated is not None and stated.weight > Weight.IMPLIED
+    stated = plan.source_of.get("model.vocab_size")
+    by_user = stated is not None and stated.precedence > Precedence.IMPLIED
     fewer = parameter_count(replace(sizes, vocab_size=tokenizer.size))
     yield (
         f"{'note' if by_user else 'warning'}: {plan.cite('model.vocab_size')}, and "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from engine import discover
-from engine.errors import Refused
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ IGNORED = -100  # the target that no loss counts, torch's own choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SourceRequest:
     """What a source is asked for. A field is named after its setting."""
 
     path: str | tuple[str, ...] | None  # None: the source's own corpus, if it has one
@@ -70,17 +70,17 @@ class Corpus:
 
 def names() -> list[str]:
     """The sources there are; imports none of them."""
-    return discover.names("engine.data.sources")
+    return discover.module_names("engine.data.sources")
 
 
-def open_corpus(name: str, request: Request) -> Corpus:
+def open_corpus(name: str, request: SourceRequest) -> Corpus:
     """The corpus of the source ``name``.
 
     Raises:
-        Refused: there is no such source, or the data cannot be used; says why.
+        UserError: there is no such source, or the data cannot be used; says why.
     """
     if name not in names():
-        raise Refused(f"data.type={name!r} is not a source; there are: {', '.join(names())}")
+        raise UserError(f"data.type={name!r} is not a source; there are: {', '.join(names())}")
     corpus = importlib.import_module(f"engine.data.sources.{name}").open_corpus(request)
     assert isinstance(corpus, Corpus)
     return corpus

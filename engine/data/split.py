@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import Refused
+from engine.errors import UserError
 
 
 class Windows:
@@ -38,13 +38,13 @@ class Windows:
         return len(indices) * self.seq_len
 
 
-def split(
+def split_tokens(
     tokens: NDArray[Any], *, validation: float, seq_len: int, name: str
 ) -> tuple[Windows, Windows]:
     """(train, validation): the tail is ``validation`` of the tokens, rounded down.
 
     Raises:
-        Refused: a part that is asked for has not one sample.
+        UserError: a part that is asked for has not one sample.
     """
     total = len(tokens)
     held_out = int(total * validation)
@@ -53,10 +53,10 @@ def split(
     if short:
         smaller = min(validation, 1 - validation) if validation > 0 else 1.0
         enough = math.ceil(needed / Fraction(smaller))
-        raise Refused(
+        raise UserError(
             f"{name} is too short: {total:,} tokens, {total - held_out:,} to train on and "
             f"{held_out:,} to validate (data.validation={validation}); SEQ_LEN={seq_len} needs "
             f"{needed:,} in each part, so about {enough:,}"
         )
-    cut = total - held_out
-    return Windows(tokens[:cut], seq_len), Windows(tokens[cut:], seq_len)
+    boundary = total - held_out
+    return Windows(tokens[:boundary], seq_len), Windows(tokens[boundary:], seq_len)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SETTLED = 2.0
+SETTLED_SECONDS = 2.0
 """Seconds after which a change of a file shows in its times, even where these are whole seconds."""
 
 
@@ -32,7 +32,7 @@ class Stamp:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> Stamp:
+    def of_file(cls, path: Path) -> Stamp:
         """Raises OSError."""
         found = path.stat()
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
@@ -40,10 +40,10 @@ class Stamp:
     @property
     def is_settled(self) -> bool:
         """Whether a change from now on would show."""
-        return time.time_ns() - max(self.modified, self.changed) > SETTLED * 1e9
+        return time.time_ns() - max(self.modified, self.changed) > SETTLED_SECONDS * 1e9
 
 
-def remembered(path: Path, folder: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_by_stat(path: Path, folder: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What ``find`` finds out about the content of the file at ``path``; from the record of it in
     ``folder`` where the file has not changed since. Of processes that come together one finds it
     out and the others wait. Without a record that can be written each finds it out by itself.
@@ -55,17 +55,17 @@ def remembered(path: Path, folder: Path, find: Callable[[], dict[str, Any]]) -> 
     with locked(record.with_suffix(".lock")):
         before = None
         with suppress(OSError):
-            before = Stamp.of(path)
-            if (found := read(record, before)) is not None:
+            before = Stamp.of_file(path)
+            if (found := read_record(record, before)) is not None:
                 return found
         found = find()
         with suppress(OSError):
-            if before is not None and before.is_settled and Stamp.of(path) == before:
-                write(record, before, found)
+            if before is not None and before.is_settled and Stamp.of_file(path) == before:
+                write_record(record, before, found)
         return found
 
 
-def read(record: Path, stamp: Stamp) -> dict[str, Any] | None:
+def read_record(record: Path, stamp: Stamp) -> dict[str, Any] | None:
     """What a record says of the file with this stamp; None where it is of another one, damaged or
     missing."""
     try:
@@ -77,7 +77,7 @@ def read(record: Path, stamp: Stamp) -> dict[str, Any] | None:
     return found if known else None
 
 
-def write(record: Path, stamp: Stamp, found: dict[str, Any]) -> None:
+def write_record(record: Path, stamp: Stamp, found: dict[str, Any]) -> None:
     """Keep what was found of the file with this stamp. Raises OSError."""
     draft = record.with_suffix(f".{uuid.uuid4().hex}.part")
     try:

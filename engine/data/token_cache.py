@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data import stat_cache
-from engine.disk import sync_folder
-from engine.errors import Refused
+from engine.disk import fsync_folder
+from engine.errors import UserError
 
 TAIL = struct.Struct("<Q32s8s")  # bytes of JSON, their SHA-256, MAGIC
 MAGIC = b"CUBOIDT1"
 STARTS = 16  # of runs that begin together, whose verifications are recorded
-ABANDONED = 24 * 3600  # seconds after which an unfinished file has no builder any more
+ABANDONED_SECONDS = 24 * 3600  # seconds after which an unfinished file has no builder any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Write(Protocol):
 Build = Callable[[Write], tuple[str, dict[str, Any]]]
 
 
-def obtain(path: Path, build: Build, *, start: str | None = None) -> TokenFile:
+def load_or_build(path: Path, build: Build, *, start: str | None = None) -> TokenFile:
     """The file at ``path``, built if it is missing or damaged.
 
     Of processes that come together one builds and the others wait for it. Where the file system
@@ -60,7 +60,7 @@ def obtain(path: Path, build: Build, *, start: str | None = None) -> TokenFile:
     changed since. Without a name, or where nothing can be recorded, each process verifies.
 
     Raises:
-        Refused: the folder cannot be used, the disk is full.
+        UserError: the folder cannot be used, the disk is full.
     """
     try:
         with stat_cache.locked(path.with_suffix(".lock")):
@@ -69,9 +69,11 @@ def obtain(path: Path, build: Build, *, start: str | None = None) -> TokenFile:
                 _write(path, build)
                 found = _verified(path, start)
     except OSError as error:
-        raise Refused(f"data.cache: {path} cannot be used: {error.strerror or error}") from error
+        raise UserError(f"data.cache: {path} cannot be used: {error.strerror or error}") from error
     if found is None:
-        raise Refused(f"data.cache: {path} was written and reads back damaged: is the disk sound?")
+        raise UserError(
+            f"data.cache: {path} was written and reads back damaged: is the disk sound?"
+        )
     return found
 
 
@@ -80,16 +82,16 @@ def _verified(path: Path, start: str | None) -> TokenFile | None:
     or damaged."""
     record = path.with_suffix(".verified")
     try:
-        stamp = stat_cache.Stamp.of(path)
+        stamp = stat_cache.Stamp.of_file(path)
     except FileNotFoundError:
         return None
-    starts = (stat_cache.read(record, stamp) or {}).get("starts", [])
+    starts = (stat_cache.read_record(record, stamp) or {}).get("starts", [])
     if start in starts:
         return read(path, verify=False)
     found = read(path)
-    if found is not None and start is not None and stat_cache.Stamp.of(path) == stamp:
+    if found is not None and start is not None and stat_cache.Stamp.of_file(path) == stamp:
         with suppress(OSError):
-            stat_cache.write(record, stamp, {"starts": [*starts, start][-STARTS:]})
+            stat_cache.write_record(record, stamp, {"starts": [*starts, start][-STARTS:]})
     return found
 
 
@@ -147,12 +149,12 @@ def _write(path: Path, build: Build) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def _remove_abandoned(path: Path) -> None:
     """What builders that were killed left of this file; a live one touches its own."""
     for unfinished in path.parent.glob(f"{path.stem}.*.part"):
         with suppress(OSError):
-            if time.time() - unfinished.stat().st_mtime > ABANDONED:
+            if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
                 unfinished.unlink()

@@ -14,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.documents import Documents
-from engine.data.source import TOKENS, Corpus, Request
-from engine.data.split import split
-from engine.data.token_cache import Build, Write, obtain
+from engine.data.source import TOKENS, Corpus, SourceRequest
+from engine.data.split import split_tokens
+from engine.data.token_cache import Build, Write, load_or_build
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
-from engine.errors import Refused
+from engine.errors import UserError
 
 FORMAT = 1  # raise it when the same text comes to be other ids
 # Text that offers no boundary for this long is cut anyway: memory stays bounded, and at most one
 # token in as many characters differs.
-LONGEST = 1 << 24  # characters
+MAX_UNBROKEN_LENGTH = 1 << 24  # characters
 
 
-def corpus_of(documents: Documents, request: Request) -> Corpus:
+def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
     """The corpus that these documents make.
 
     Raises:
-        Refused: the text is too short, the cache cannot be used.
+        UserError: the text is too short, the cache cannot be used.
     """
     name = request.tokenizer
     content = {
@@ -47,9 +47,9 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
             f"tokenising {documents.name} ({documents.size / 1e6:,.1f} MB) by {name}, once; "
             f"the tokens are kept in {request.cache}"
         )
-    file = obtain(path, _builder(documents, request), start=request.start)
+    file = load_or_build(path, _builder(documents, request), start=request.start)
     tokenizer = load(file.about["tokenizer"])
-    train, validation = split(
+    train, validation = split_tokens(
         file.ids, validation=request.validation, seq_len=request.seq_len, name=documents.name
     )
     return Corpus(
@@ -65,24 +65,24 @@ def corpus_of(documents: Documents, request: Request) -> Corpus:
     )
 
 
-def _builder(documents: Documents, request: Request) -> Build:
+def _builder(documents: Documents, request: SourceRequest) -> Build:
     def build(write: Write) -> tuple[str, dict[str, Any]]:
         tokenizer = tokenizer_type(request.tokenizer).fit(documents.pieces())
         dtype = "<u2" if tokenizer.size <= 1 << 16 else "<u4"
         empty = True
-        for ids in encoded(documents.pieces(), tokenizer):
+        for ids in encode_stream(documents.pieces(), tokenizer):
             if len(ids):
                 empty = False
                 _check_ids(ids, tokenizer, request)
                 write(ids.astype(dtype))
         if empty:
-            raise Refused(f"{documents.name} holds no text")
+            raise UserError(f"{documents.name} holds no text")
         return dtype, {"tokenizer": dump(request.tokenizer, tokenizer)}
 
     return build
 
 
-def encoded(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDArray[np.uint32]]:
+def encode_stream(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDArray[np.uint32]]:
     """Ids of a text that comes in pieces: the same as if it came in one."""
     rest = ""
     for piece in pieces:
@@ -93,16 +93,18 @@ def encoded(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDArray[n
             rest = ""
         else:
             rest += piece
-            cut = tokenizer.boundary(rest) or (len(rest) if len(rest) >= LONGEST else 0)
-            yield tokenizer.encode(rest[:cut])
-            rest = rest[cut:]
+            boundary = tokenizer.boundary(rest) or (
+                len(rest) if len(rest) >= MAX_UNBROKEN_LENGTH else 0
+            )
+            yield tokenizer.encode(rest[:boundary])
+            rest = rest[boundary:]
     yield tokenizer.encode(rest)
 
 
-def _check_ids(ids: NDArray[np.uint32], tokenizer: Tokenizer, request: Request) -> None:
+def _check_ids(ids: NDArray[np.uint32], tokenizer: Tokenizer, request: SourceRequest) -> None:
     largest = int(ids.max())
     if largest >= tokenizer.size:
-        raise Refused(
+        raise UserError(
             f"data.tokenizer={request.tokenizer!r} gave the token id {largest}, out of its own "
             f"range 0 to {tokenizer.size - 1}"
         )

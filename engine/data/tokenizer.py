@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine import discover
-from engine.errors import Refused
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Ids [n] of a text. Nothing in the text is special: it never encodes to ``end_of_text``
-        unless by its characters. Raises Refused for text that has no ids."""
+        unless by its characters. Raises UserError for text that has no ids."""
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of ids [n]; U+FFFD for an id outside the vocabulary."""
@@ -65,13 +65,13 @@ class Tokenizer(Protocol):
 
 def names() -> list[str]:
     """The tokenizers there are; imports none of them."""
-    return discover.names("engine.data.tokenizers")
+    return discover.module_names("engine.data.tokenizers")
 
 
 def tokenizer_type(name: str) -> type[Tokenizer]:
-    """The class of a tokenizer. Raises Refused if there is none of that name."""
+    """The class of a tokenizer. Raises UserError if there is none of that name."""
     if name not in names():
-        raise Refused(
+        raise UserError(
             f"data.tokenizer={name!r} is not a tokenizer; there are: {', '.join(names())}"
         )
     found: type[Tokenizer] = importlib.import_module(f"engine.data.tokenizers.{name}").TOKENIZER
@@ -84,7 +84,7 @@ def dump(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_saved(path: Path) -> dict[str, Any] | None:
-    """What ``dump`` gave of a tokenizer, from a file, if there is one. Raises Refused for another
+    """What ``dump`` gave of a tokenizer, from a file, if there is one. Raises UserError for another
     file."""
     if not path.is_file():
         return None
@@ -93,11 +93,11 @@ def read_saved(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         saved = None
     if not isinstance(saved, dict) or "type" not in saved:
-        raise Refused(f"{path} is no tokenizer of a run")
+        raise UserError(f"{path} is no tokenizer of a run")
     return saved
 
 
 def load(saved: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that ``dump`` saved. Raises Refused if it is not one."""
+    """The tokenizer that ``dump`` saved. Raises UserError if it is not one."""
     state = dict(saved)
     return tokenizer_type(str(state.pop("type", None))).load(state)

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from engine.data import tokenizer
 from engine.data.source import IGNORED, Corpus, Split
-from engine.errors import Refused
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.plan import Plan
 
-SHOWN = 10  # tokens in a message
+MAX_LISTED = 10  # tokens in a message
 
 
 @dataclass(frozen=True)
-class Mapped:
+class RemappedSplit:
     """A split with every id i replaced by ``table[i]``."""
 
     split: Split
@@ -58,7 +58,7 @@ def is_other_kind(corpus: Corpus, saved: dict[str, Any] | None) -> bool:
     return type(corpus.tokenizer) is not type(tokenizer.load(saved))
 
 
-def adopt(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[str]]:
+def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[str]]:
     """The corpus by the ids of a saved tokenizer of the same kind, and the tokens of its text that
     the saved one lacks, which get the ids after the saved ones, in this order."""
     if corpus.tokenizer is None or saved is None:
@@ -72,8 +72,8 @@ def adopt(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[st
     return (
         replace(
             corpus,
-            train=Mapped(corpus.train, table),
-            validation=Mapped(corpus.validation, table),
+            train=RemappedSplit(corpus.train, table),
+            validation=RemappedSplit(corpus.validation, table),
             tokenizer=joined,
             fingerprint=digest,
         ),
@@ -81,7 +81,7 @@ def adopt(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[st
     )
 
 
-def for_model(
+def corpus_for_model(
     plan: Plan,
     corpus: Corpus,
     saved: dict[str, Any] | None = None,
@@ -94,19 +94,19 @@ def for_model(
     goes before the vocab_size that would be large enough.
 
     Raises:
-        Refused: the ids would stand for other text, or the model has no room for new tokens.
+        UserError: the ids would stand for other text, or the model has no room for new tokens.
     """
     if is_other_kind(corpus, saved):
         assert saved is not None
-        raise Refused(
+        raise UserError(
             f"{plan.cite('data.tokenizer')}, and the ids of {path} are by {saved['type']!r}: set "
             f"data.tokenizer={saved['type']!r}"
         )
-    found, new = adopt(corpus, saved)
+    found, new = use_saved_ids(corpus, saved)
     size = 0 if found.tokenizer is None else found.tokenizer.size
     if size > plan.settings.model.vocab_size:
-        tokens = f"{listed(new)}, in the data and not in {path}" if new else f"{size:,} tokens"
-        raise Refused(
+        tokens = f"{list_tokens(new)}, in the data and not in {path}" if new else f"{size:,} tokens"
+        raise UserError(
             f"{plan.cite('model.vocab_size')} has no room for {tokens} ({corpus.description}): "
             f"{remedy} model.vocab_size={size}"
         )
@@ -114,12 +114,13 @@ def for_model(
         return found, []
     first = size - len(new)
     return found, [
-        f"new in the data: {listed(new)}; their ids are {first} to {size - 1}, and the {first} ids "
+        f"new in the data: {list_tokens(new)}; their ids are {first} to {size - 1}, and the "
+        f"{first} ids "
         f"of {path} stay as they are"
     ]
 
 
-def listed(tokens: list[str]) -> str:
+def list_tokens(tokens: list[str]) -> str:
     """Tokens for a message: the first few, and how many there are."""
-    more = f" ... ({len(tokens):,} tokens)" if len(tokens) > SHOWN else ""
-    return ", ".join(map(repr, tokens[:SHOWN])) + more
+    more = f" ... ({len(tokens):,} tokens)" if len(tokens) > MAX_LISTED else ""
+    return ", ".join(map(repr, tokens[:MAX_LISTED])) + more

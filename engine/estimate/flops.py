@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import Model
-    from models.config import Sizes
+    from engine.config.schema import ModelSettings
+    from models.config import GPTConfig
 
 # Dense peaks from the vendors' datasheets, FLOP/s: (16-bit tensor cores, accumulating in float32;
 # float32 outside tensor cores). Where several forms share a name, the SXM one stands under it.
-PEAKS: dict[str, tuple[float, float]] = {
+PEAK_FLOPS: dict[str, tuple[float, float]] = {
     "B200": (2250e12, 75e12),
     "GH200": (989.4e12, 66.9e12),
     "H200": (989.4e12, 66.9e12),
@@ -39,10 +39,10 @@ PEAKS: dict[str, tuple[float, float]] = {
     "RTX 3080": (59.5e12, 29.8e12),
 }
 # These carry a known name and are another, smaller device.
-OTHERS = {"MIG", "Laptop", "Mobile", "Max", "SUPER", "Ti"}
+OTHER_GPUS = {"MIG", "Laptop", "Mobile", "Max", "SUPER", "Ti"}
 
 
-def matmul_parameters(model: Model | Sizes) -> int:
+def matmul_parameters(model: ModelSettings | GPTConfig) -> int:
     """The weights a token is multiplied with: qkv, proj, fc, proj of each block, and the head.
 
     Looking up the embeddings multiplies nothing; a tied table counts once, as the head.
@@ -52,7 +52,7 @@ def matmul_parameters(model: Model | Sizes) -> int:
     return model.n_layer * (attention + mlp) + model.n_embd * model.vocab_size
 
 
-def flops_per_token(model: Model | Sizes, seq_len: int) -> int:
+def flops_per_token(model: ModelSettings | GPTConfig, seq_len: int) -> int:
     """FLOPs to train on one token, forward and backward: 6N + 12 L H Q T.
 
     PaLM, arXiv 2204.02311, appendix B: N weights in matmuls, L layers, H heads of size Q, T tokens
@@ -63,7 +63,7 @@ def flops_per_token(model: Model | Sizes, seq_len: int) -> int:
     return 6 * matmul_parameters(model) + attention
 
 
-def smallest_product(model: Model | Sizes, tokens: int, tensor: int) -> int:
+def smallest_matmul_flops(model: ModelSettings | GPTConfig, tokens: int, tensor: int) -> int:
     """FLOPs of the smallest matmul in the blocks of one of ``tensor`` tensor-parallel ranks, for
     micro-batches of ``tokens`` tokens: each mode shares a product's FLOPs out evenly."""
     narrow = min(model.n_head * model.head_dim, model.n_inner)
@@ -75,11 +75,11 @@ def peak_flops(device: str, precision: str) -> float | None:
 
     ``device`` is the name CUDA gives, such as 'NVIDIA H100 80GB HBM3'.
     """
-    words = re.findall(r"\w+", device)
-    if OTHERS & set(words):
+    name_parts = re.findall(r"\w+", device)
+    if OTHER_GPUS & set(name_parts):
         return None
-    fitting = [name for name in PEAKS if set(name.split()) <= set(words)]
+    fitting = [name for name in PEAK_FLOPS if set(name.split()) <= set(name_parts)]
     if not fitting:
         return None
-    half, single = PEAKS[max(fitting, key=len)]
+    half, single = PEAK_FLOPS[max(fitting, key=len)]
     return {"bf16": half, "fp16": half, "float32": single}.get(precision)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class MemoryKind(StrEnum):
     """What memory is for: the fields of ``Memory`` that are on the device."""
 
     PARAMETERS = "parameters"
@@ -21,73 +21,73 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class MemoryDelta:
     """What a stretch of the program does to what was alive before it: ``most`` bytes more at its
     fullest moment, which are ``peak`` by kind, and ``change`` once it has ended."""
 
-    most: int
-    peak: Mapping[Kind, int]
-    change: Mapping[Kind, int]
+    peak_increase: int
+    peak: Mapping[MemoryKind, int]
+    change: Mapping[MemoryKind, int]
 
 
 class Ledger:
     """Keeps count of an imagined program's memory."""
 
     def __init__(self) -> None:
-        self.live: Counter[Kind] = Counter()
-        self.total = self.most = 0
-        self.peak: Mapping[Kind, int] = {}
+        self.live: Counter[MemoryKind] = Counter()
+        self.total = self.peak_total = 0
+        self.peak: Mapping[MemoryKind, int] = {}
 
-    def hold(self, kind: Kind, size: int) -> None:
+    def allocate(self, kind: MemoryKind, size: int) -> None:
         """Allocate ``size`` bytes."""
         self.live[kind] += size
         self.total += size
-        if self.total > self.most:
-            self.most, self.peak = self.total, dict(self.live)
+        if self.total > self.peak_total:
+            self.peak_total, self.peak = self.total, dict(self.live)
 
-    def drop(self, kind: Kind, size: int) -> None:
+    def free(self, kind: MemoryKind, size: int) -> None:
         """Free ``size`` bytes."""
         self.live[kind] -= size
         self.total -= size
 
     @contextmanager
-    def during(self, kind: Kind, size: int) -> Iterator[None]:
+    def temporarily(self, kind: MemoryKind, size: int) -> Iterator[None]:
         """``size`` bytes that live as long as the block."""
-        self.hold(kind, size)
+        self.allocate(kind, size)
         yield
-        self.drop(kind, size)
+        self.free(kind, size)
 
-    def touch(self, kind: Kind, size: int) -> None:
+    def transient(self, kind: MemoryKind, size: int) -> None:
         """``size`` bytes that are freed at once."""
-        self.hold(kind, size)
-        self.drop(kind, size)
+        self.allocate(kind, size)
+        self.free(kind, size)
 
-    def chain(self, kind: Kind, *sizes: int) -> int:
+    def chain(self, kind: MemoryKind, *sizes: int) -> int:
         """Tensors made each from the one before, which is then freed. Holds the last and returns
         its size; a size of 0 is a view."""
         held = 0
         for size in filter(None, sizes):
-            self.hold(kind, size)
-            self.drop(kind, held)
+            self.allocate(kind, size)
+            self.free(kind, held)
             held = size
         return held
 
-    def become(self, old: Kind, new: Kind, size: int) -> None:
+    def recategorise(self, old: MemoryKind, new: MemoryKind, size: int) -> None:
         """``size`` bytes are henceforth counted as another kind."""
-        self.drop(old, size)
-        self.hold(new, size)
+        self.free(old, size)
+        self.allocate(new, size)
 
-    def run(self, effect: Effect) -> None:
+    def apply(self, delta: MemoryDelta) -> None:
         """A stretch whose effect is known."""
-        if self.total + effect.most > self.most:
-            self.most = self.total + effect.most
+        if self.total + delta.peak_increase > self.peak_total:
+            self.peak_total = self.total + delta.peak_increase
             peak = Counter(self.live)
-            peak.update(effect.peak)
+            peak.update(delta.peak)
             self.peak = peak
-        self.live.update(effect.change)
-        self.total += sum(effect.change.values())
+        self.live.update(delta.change)
+        self.total += sum(delta.change.values())
 
     @property
-    def effect(self) -> Effect:
+    def delta(self) -> MemoryDelta:
         """Of all that has run."""
-        return Effect(most=self.most, peak=self.peak, change=dict(self.live))
+        return MemoryDelta(peak_increase=self.peak_total, peak=self.peak, change=dict(self.live))

@@ -5,209 +5,227 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from engine.estimate.ledger import Kind, Ledger
-from engine.estimate.local_shapes import Linear, Local, Over, Weight
+from engine.estimate.ledger import Ledger, MemoryKind
+from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShapes, LocalWeight
 
 
-class Pass(Enum):
+class ForwardMode(Enum):
     """What a forward pass of a block leaves: nothing; the outputs of matmuls and attention
     (selective checkpointing); or all that its backward pass needs. It may be run again for that,
     from those outputs or from x alone, and then ends as soon as nothing more is needed."""
 
     NOTHING = auto()
-    PRODUCTS = auto()
+    MATMULS = auto()
     ALL = auto()
-    AGAIN = auto()
-    AGAIN_FROM_PRODUCTS = auto()
+    RECOMPUTE = auto()
+    RECOMPUTE_FROM_MATMULS = auto()
 
     @property
     def keeps(self) -> bool:
         """Whether backward can follow."""
-        return self not in (Pass.NOTHING, Pass.PRODUCTS)
+        return self not in (ForwardMode.NOTHING, ForwardMode.MATMULS)
 
     @property
-    def again(self) -> bool:
-        return self in (Pass.AGAIN, Pass.AGAIN_FROM_PRODUCTS)
+    def recomputes(self) -> bool:
+        return self in (ForwardMode.RECOMPUTE, ForwardMode.RECOMPUTE_FROM_MATMULS)
 
     @property
-    def has_products(self) -> bool:
-        return self in (Pass.PRODUCTS, Pass.AGAIN_FROM_PRODUCTS)
+    def has_matmuls(self) -> bool:
+        return self in (ForwardMode.MATMULS, ForwardMode.RECOMPUTE_FROM_MATMULS)
 
 
 def linear_forward(
-    ledger: Ledger, local: Local, linear: Linear, run: Pass, out: Kind = Kind.BUFFERS
+    ledger: Ledger,
+    shapes: LocalShapes,
+    linear: LocalLinear,
+    mode: ForwardMode,
+    out: MemoryKind = MemoryKind.BUFFERS,
 ) -> None:
     """x -> y, which stays as ``out``. What was gathered lives as long as the product is made, or
     for the backward pass too where that is set."""
-    gathered = gathered_x(ledger, local, linear) + use(ledger, local, linear.weight)
-    product, y = linear.partial_y * local.compute, linear.y * local.compute
-    if linear.over_y.size == 1:
-        if run == Pass.AGAIN_FROM_PRODUCTS:
-            ledger.become(Kind.ACTIVATIONS, out, y)
+    gathered = gathered_x(ledger, shapes, linear) + gather_weight(ledger, shapes, linear.weight)
+    product, y = linear.partial_y * shapes.compute, linear.y * shapes.compute
+    if linear.axis_y.size == 1:
+        if mode == ForwardMode.RECOMPUTE_FROM_MATMULS:
+            ledger.recategorise(MemoryKind.ACTIVATIONS, out, y)
         else:
-            ledger.hold(out, y)
+            ledger.allocate(out, y)
     else:
-        where = Kind.ACTIVATIONS if run.has_products else Kind.BUFFERS
-        ledger.hold(where, 0 if run == Pass.AGAIN_FROM_PRODUCTS else product)
-        with ledger.during(Kind.BUFFERS, product * local.direct):
-            ledger.hold(out, y)
-        ledger.drop(where, 0 if run == Pass.PRODUCTS else product)
-    if run.keeps and local.settings.keep_gathers:
-        ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, gathered)
+        where = MemoryKind.ACTIVATIONS if mode.has_matmuls else MemoryKind.BUFFERS
+        ledger.allocate(where, 0 if mode == ForwardMode.RECOMPUTE_FROM_MATMULS else product)
+        with ledger.temporarily(MemoryKind.BUFFERS, product * shapes.uses_gloo_pairs):
+            ledger.allocate(out, y)
+        ledger.free(where, 0 if mode == ForwardMode.MATMULS else product)
+    if mode.keeps and shapes.settings.keep_gathers:
+        ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, gathered)
     else:
-        ledger.drop(Kind.BUFFERS, gathered)
+        ledger.free(MemoryKind.BUFFERS, gathered)
 
 
-def free_product(ledger: Ledger, local: Local, linear: Linear, run: Pass) -> None:
+def free_matmul_output(
+    ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, mode: ForwardMode
+) -> None:
     """y of a product is needed no more; it stays where it is what a selective checkpoint keeps."""
-    y = linear.y * local.compute
-    if run == Pass.PRODUCTS and linear.over_y.size == 1:
-        ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, y)
+    y = linear.y * shapes.compute
+    if mode == ForwardMode.MATMULS and linear.axis_y.size == 1:
+        ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, y)
     else:
-        ledger.drop(Kind.BUFFERS, y)
+        ledger.free(MemoryKind.BUFFERS, y)
 
 
 def linear_backward(
-    ledger: Ledger, local: Local, linear: Linear, *, first: bool, later: bool = False
+    ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool, later: bool = False
 ) -> None:
     """dy -> dx, both among the buffers, and dw, or ``later`` what it takes to compute that. A
     ``first`` dw becomes the weight's gradient, others are added to it. x is the caller's to free.
     """
-    c, kept = local.compute, local.settings.keep_gathers
-    dy = linear.partial_y * c if linear.over_y.size > 1 else 0
-    ledger.hold(Kind.BUFFERS, dy)
-    weight = 0 if kept else use(ledger, local, linear.weight)
-    scattered(ledger, local, linear.x, linear.over_x.size, c, copied=linear.on_hidden)
+    c, kept = shapes.compute, shapes.settings.keep_gathers
+    dy = linear.partial_y * c if linear.axis_y.size > 1 else 0
+    ledger.allocate(MemoryKind.BUFFERS, dy)
+    weight = 0 if kept else gather_weight(ledger, shapes, linear.weight)
+    scattered(ledger, shapes, linear.x, linear.axis_x.size, c, copied=linear.on_hidden)
     if later:
-        ledger.become(Kind.BUFFERS, Kind.ACTIVATIONS, dy or linear.y * c)
-        ledger.drop(Kind.BUFFERS, weight + (linear.y * c if dy else 0))
+        ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, dy or linear.y * c)
+        ledger.free(MemoryKind.BUFFERS, weight + (linear.y * c if dy else 0))
         return
-    _weight_gradient(ledger, local, linear, first=first)
-    ledger.drop(Kind.BUFFERS, dy + weight + linear.y * c)
+    _weight_gradient(ledger, shapes, linear, first=first)
+    ledger.free(MemoryKind.BUFFERS, dy + weight + linear.y * c)
     if kept:
-        ledger.drop(Kind.ACTIVATIONS, kept_gathers(local, linear))
+        ledger.free(MemoryKind.ACTIVATIONS, kept_gathers(shapes, linear))
 
 
-def weight_later(ledger: Ledger, local: Local, linear: Linear, *, first: bool) -> int:
+def weight_later(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool) -> int:
     """dw, of x and what ``linear_backward`` kept for it. Bytes of the latter, for the caller to
     free when all weights are done."""
-    _weight_gradient(ledger, local, linear, first=first)
-    kept = kept_gathers(local, linear) if local.settings.keep_gathers else 0
-    return linear.partial_y * local.compute + kept
+    _weight_gradient(ledger, shapes, linear, first=first)
+    kept = kept_gathers(shapes, linear) if shapes.settings.keep_gathers else 0
+    return linear.partial_y * shapes.compute + kept
 
 
-def kept_gathers(local: Local, linear: Linear) -> int:
+def kept_gathers(shapes: LocalShapes, linear: LocalLinear) -> int:
     """Bytes of gathered x and w that ``keep_gathers`` keeps."""
     trial = Ledger()
-    return gathered_x(trial, local, linear) + use(trial, local, linear.weight)
+    return gathered_x(trial, shapes, linear) + gather_weight(trial, shapes, linear.weight)
 
 
-def _weight_gradient(ledger: Ledger, local: Local, linear: Linear, *, first: bool) -> None:
-    x = 0 if local.settings.keep_gathers else gathered_x(ledger, local, linear)
+def _weight_gradient(
+    ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool
+) -> None:
+    x = 0 if shapes.settings.keep_gathers else gathered_x(ledger, shapes, linear)
     weight = linear.weight
-    uncast = weight.gathered * local.compute if local.casts else 0
-    ledger.hold(Kind.BUFFERS, uncast + weight.gathered * local.parameter)
-    settle(ledger, local, weight, uncast)
-    accumulate(ledger, local, weight, first=first)
-    ledger.drop(Kind.BUFFERS, x)
+    uncast = weight.gathered_entries * shapes.compute if shapes.casts else 0
+    ledger.allocate(MemoryKind.BUFFERS, uncast + weight.gathered_entries * shapes.parameter)
+    reduce_gradient(ledger, shapes, weight, uncast)
+    accumulate(ledger, shapes, weight, first=first)
+    ledger.free(MemoryKind.BUFFERS, x)
 
 
-def gathered_x(ledger: Ledger, local: Local, linear: Linear) -> int:
+def gathered_x(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear) -> int:
     """all_gather_a(x): bytes that are now held, none where x is already whole."""
-    if linear.over_x.size == 1:
+    if linear.axis_x.size == 1:
         return 0
-    size = linear.gathered_x * local.compute
+    size = linear.gathered_x * shapes.compute
     # Blocks of features are copied into place, blocks of tokens lie there.
-    return ledger.chain(Kind.BUFFERS, size, size if linear.on_hidden else 0)
+    return ledger.chain(MemoryKind.BUFFERS, size, size if linear.on_hidden else 0)
 
 
-def use(ledger: Ledger, local: Local, weight: Weight) -> int:
+def gather_weight(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> int:
     """A weight as it is multiplied: bytes that are now held, none where it is at hand.
 
     ZeRO's pieces come together first, at every use in stage 3, then the mode's.
     """
-    c, sizes = local.compute, list[int]()
-    if local.zero == 3 or (local.zero == 0 and local.casts):
-        piece = weight.piece(local.shared)
-        sizes.append(piece * local.parameter if local.reads else 0)
-        fetched = local.casts or local.away
-        sizes.append(piece * c if fetched and not local.keeps_pieces else 0)
-        for over, share in reversed(local.shares(weight)):
-            sizes += [share * over.size * c] * (1 + weight.columns)
-    if weight.over.size > 1:
-        sizes += [weight.gathered * c] * (1 + weight.columns)
-    return ledger.chain(Kind.BUFFERS, *sizes)
+    c, sizes = shapes.compute, list[int]()
+    if shapes.zero == 3 or (shapes.zero == 0 and shapes.casts):
+        piece = weight.piece(shapes.zero_ranks)
+        sizes.append(piece * shapes.parameter if shapes.reads_weights_from_disk else 0)
+        fetched = shapes.casts or shapes.weights_on_host
+        sizes.append(piece * c if fetched and not shapes.caches_shards else 0)
+        for axis, share in reversed(shapes.shares(weight)):
+            sizes += [share * axis.size * c] * (1 + weight.columns)
+    if weight.axis.size > 1:
+        sizes += [weight.gathered_entries * c] * (1 + weight.columns)
+    return ledger.chain(MemoryKind.BUFFERS, *sizes)
 
 
-def settle(ledger: Ledger, local: Local, weight: Weight, uncast: int = 0) -> None:
+def reduce_gradient(
+    ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, uncast: int = 0
+) -> None:
     """The gradient of a gathered weight, among the buffers -> what is left on this rank once the
     mode has scattered it, and ZeRO from stage 2 on. ``uncast``: bytes that it was cast from."""
-    if weight.over.size > 1:
-        _scatter(ledger, local, weight, weight.gathered, [(weight.over, weight.held)])
-    ledger.drop(Kind.BUFFERS, uncast)
-    if local.zero >= 2:
-        _scatter(ledger, local, weight, weight.held, local.shares(weight))
+    if weight.axis.size > 1:
+        _scatter(
+            ledger, shapes, weight, weight.gathered_entries, [(weight.axis, weight.held_entries)]
+        )
+    ledger.free(MemoryKind.BUFFERS, uncast)
+    if shapes.zero >= 2:
+        _scatter(ledger, shapes, weight, weight.held_entries, shapes.shares(weight))
 
 
-def accumulate(ledger: Ledger, local: Local, weight: Weight, *, first: bool) -> None:
+def accumulate(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, *, first: bool) -> None:
     """What was settled becomes the weight's gradient, where it is the ``first`` and there is no
     bucket; else it is added to it. It leaves the device where the weight is not there."""
-    size, waits = settled(local, weight), local.zero == 1
-    if first and (waits or not (weight.summed or local.away)):
-        ledger.become(Kind.BUFFERS, Kind.GRADIENTS, size)
+    size, waits = reduced_gradient_bytes(shapes, weight), shapes.zero == 1
+    if first and (waits or not (weight.summed or shapes.weights_on_host)):
+        ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.GRADIENTS, size)
     else:
-        ledger.drop(Kind.BUFFERS, size)
+        ledger.free(MemoryKind.BUFFERS, size)
 
 
-def settled(local: Local, weight: Weight) -> int:
-    """Bytes that ``settle`` leaves."""
-    entries = weight.piece(local.shared) if local.zero >= 2 else weight.held
-    return entries * local.parameter
+def reduced_gradient_bytes(shapes: LocalShapes, weight: LocalWeight) -> int:
+    """Bytes that ``reduce_gradient`` leaves."""
+    entries = weight.piece(shapes.zero_ranks) if shapes.zero >= 2 else weight.held_entries
+    return entries * shapes.parameter
 
 
-def finish(ledger: Ledger, local: Local, weight: Weight) -> None:
+def reduce_at_step_end(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> None:
     """ZeRO's stage 1 at the end of a step: the whole gradient is scattered."""
-    piece = weight.piece(local.shared) * local.parameter
-    ledger.become(Kind.GRADIENTS, Kind.BUFFERS, weight.held * local.parameter)
-    _scatter(ledger, local, weight, weight.held, local.shares(weight))
-    if weight.summed or local.away:
-        ledger.drop(Kind.BUFFERS, piece)
+    piece = weight.piece(shapes.zero_ranks) * shapes.parameter
+    ledger.recategorise(
+        MemoryKind.GRADIENTS, MemoryKind.BUFFERS, weight.held_entries * shapes.parameter
+    )
+    _scatter(ledger, shapes, weight, weight.held_entries, shapes.shares(weight))
+    if weight.summed or shapes.weights_on_host:
+        ledger.free(MemoryKind.BUFFERS, piece)
     else:
-        ledger.become(Kind.BUFFERS, Kind.GRADIENTS, piece)
+        ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.GRADIENTS, piece)
 
 
 def _scatter(
-    ledger: Ledger, local: Local, weight: Weight, whole: int, cuts: Sequence[tuple[Over, int]]
+    ledger: Ledger,
+    shapes: LocalShapes,
+    weight: LocalWeight,
+    whole: int,
+    cuts: Sequence[tuple[CollectiveAxis, int]],
 ) -> None:
     """The ``whole`` gradient's entries over one axis after the other, each of which leaves fewer.
     What came before the last piece is held until that is there."""
-    held, freed = whole * local.parameter, 0
-    for over, left in cuts:
-        piece = left * local.parameter
-        even = over.size * piece  # where pieces do not divide the whole, it is padded first
-        copies = even * (weight.columns + local.direct) + (even if even > held else 0)
-        with ledger.during(Kind.BUFFERS, copies):
-            ledger.hold(Kind.BUFFERS, piece)
+    held, freed = whole * shapes.parameter, 0
+    for axis, left in cuts:
+        piece = left * shapes.parameter
+        even = axis.size * piece  # where pieces do not divide the whole, it is padded first
+        copies = even * (weight.columns + shapes.uses_gloo_pairs) + (even if even > held else 0)
+        with ledger.temporarily(MemoryKind.BUFFERS, copies):
+            ledger.allocate(MemoryKind.BUFFERS, piece)
         held, freed = piece, freed + held
-    ledger.drop(Kind.BUFFERS, freed)
+    ledger.free(MemoryKind.BUFFERS, freed)
 
 
 def scattered(
     ledger: Ledger,
-    local: Local,
+    shapes: LocalShapes,
     piece: int,
     ranks: int,
     entry: int,
     *,
-    kind: Kind = Kind.BUFFERS,
+    kind: MemoryKind = MemoryKind.BUFFERS,
     copied: bool = False,
 ) -> None:
     """A product whose sum over ``ranks`` is scattered; this rank's ``piece`` of entries is held as
     ``kind``. Features are ``copied`` into blocks first, and gloo's pairs hold all ranks' terms at
     once."""
     if ranks == 1:
-        ledger.hold(kind, piece * entry)
+        ledger.allocate(kind, piece * entry)
         return
     whole = ranks * piece * entry
-    with ledger.during(Kind.BUFFERS, whole * (1 + copied + local.direct)):
-        ledger.hold(kind, piece * entry)
+    with ledger.temporarily(MemoryKind.BUFFERS, whole * (1 + copied + shapes.uses_gloo_pairs)):
+        ledger.allocate(kind, piece * entry)

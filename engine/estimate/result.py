@@ -52,7 +52,7 @@ class StageEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class CommVolume:
     """What one rank sends in a step over an axis by a collective: how often, and bytes."""
 
     axis: str
@@ -76,7 +76,7 @@ class Estimate:
     flops_per_token: int
     flops_per_step: int
     stages: tuple[StageEstimate, ...]
-    traffic: tuple[Sent, ...]
+    traffic: tuple[CommVolume, ...]
     bubble: float
 
     @property

@@ -15,23 +15,23 @@ from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
-from engine.estimate.block import Block
-from engine.estimate.embedding_head import Ends
-from engine.estimate.ledger import Kind
-from engine.estimate.local_shapes import Local, Weight
+from engine.estimate.block import BlockMemory
+from engine.estimate.embedding_head import EmbeddingHeadMemory
+from engine.estimate.ledger import MemoryKind
+from engine.estimate.local_shapes import LocalShapes, LocalWeight
 from engine.optim.registry import states_of
-from models.config import Sizes
-from models.parallel.tuning import BUCKET_BYTES, SMALL
+from models.config import GPTConfig
+from models.parallel.tuning import BUCKET_BYTES, SMALL_BYTES
 from models.parameters import Parameter, parameters
 
 if TYPE_CHECKING:
-    from engine.config.schema import Model
+    from engine.config.schema import ModelSettings
 
 POSITIONS = "wpe.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bucket:
+class BucketShape:
     """Gradients that are summed together, over one axis after the other."""
 
     axes: tuple[str, ...]
@@ -39,7 +39,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class LocalParameter:
     """A parameter's piece on one rank: entries, padding included; the axes that its gradient is
     summed over. A ``weight`` is what ZeRO shares out: of a linear layer or a token table."""
 
@@ -50,22 +50,22 @@ class Held:
     table: bool
 
 
-def held(local: Local, layers: range) -> list[Held]:
+def local_parameters(shapes: LocalShapes, layers: range) -> list[LocalParameter]:
     """The parameters of a virtual stage as each of its ranks has them, in the model's order."""
     return [
-        _piece(local, parameter)
-        for parameter in parameters(Sizes.of(local.settings.model), local.mode, layers)
+        _piece(shapes, parameter)
+        for parameter in parameters(GPTConfig.of(shapes.settings.model), shapes.mode, layers)
     ]
 
 
-def _piece(local: Local, parameter: Parameter) -> Held:
+def _piece(shapes: LocalShapes, parameter: Parameter) -> LocalParameter:
     matrix = len(parameter.shape) == 2
     weight = matrix and parameter.name != POSITIONS
     table = parameter.name.startswith(("wte", "lm_head"))
-    cut = local.zero_cut(parameter.cut, 1 if table else 0) if weight else parameter.cut
-    return Held(
-        entries=prod(map(local.width, parameter.shape, cut)),
-        summed=local.summed(cut),
+    spec = shapes.zero_spec(parameter.spec, 1 if table else 0) if weight else parameter.spec
+    return LocalParameter(
+        entries=prod(map(shapes.width, parameter.shape, spec)),
+        summed=shapes.summed_axes(spec),
         matrix=matrix,
         weight=weight,
         table=table,
@@ -73,20 +73,24 @@ def _piece(local: Local, parameter: Parameter) -> Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class LocalState:
     """The training state of one rank: the layers of its virtual stages, and their parameters."""
 
-    local: Local
+    shapes: LocalShapes
     ranges: Sequence[range]
-    chunks: Sequence[Sequence[Held]]
+    chunks: Sequence[Sequence[LocalParameter]]
 
     @classmethod
-    def of(cls, local: Local, ranges: Sequence[range]) -> State:
-        return cls(local=local, ranges=ranges, chunks=[held(local, layers) for layers in ranges])
+    def of(cls, shapes: LocalShapes, ranges: Sequence[range]) -> LocalState:
+        return cls(
+            shapes=shapes,
+            ranges=ranges,
+            chunks=[local_parameters(shapes, layers) for layers in ranges],
+        )
 
     @property
-    def _model(self) -> Model:
-        return self.local.settings.model
+    def _model(self) -> ModelSettings:
+        return self.shapes.settings.model
 
     @cached_property
     def parameters(self) -> int:
@@ -94,31 +98,37 @@ class State:
         return sum(one.entries for one in chain(*self.chunks))
 
     @cached_property
-    def between_steps(self) -> dict[Kind, int]:
+    def between_steps(self) -> dict[MemoryKind, int]:
         """Bytes on the device as a step begins: gradients outside of buckets are not there."""
-        local, size = self.local, self.local.parameter
-        here = [one for one in chain(*self.chunks) if not (one.weight and local.away)]
-        parameters = sum(one.entries for one in here if not (one.weight and local.reads))
+        shapes, size = self.shapes, self.shapes.parameter
+        here = [one for one in chain(*self.chunks) if not (one.weight and shapes.weights_on_host)]
+        parameters = sum(
+            one.entries for one in here if not (one.weight and shapes.reads_weights_from_disk)
+        )
         states = self.states * sum(one.entries for one in here)
-        if local.settings.zero.offload == "nvme" and local.device == "cpu":
+        if shapes.settings.zero.offload == "nvme" and shapes.device == "cpu":
             states = 0
         return {
-            Kind.PARAMETERS: size * parameters,
-            Kind.GRADIENTS: size * sum(one.entries for one in here if one.summed),
-            Kind.OPTIMIZER: size * states,
+            MemoryKind.PARAMETERS: size * parameters,
+            MemoryKind.GRADIENTS: size * sum(one.entries for one in here if one.summed),
+            MemoryKind.OPTIMIZER: size * states,
         }
 
     @cached_property
     def states(self) -> int:
         """Tensors that the optimizer keeps beside a parameter."""
-        return states_of(self.local.settings.optimizer)
+        return states_of(self.shapes.settings.optimizer)
 
     @cached_property
-    def weights(self) -> list[Weight]:
+    def weights(self) -> list[LocalWeight]:
         """Linear layers' and tables', as they are used, in the order of their gradients."""
-        block, ends, model = Block(local=self.local), Ends(local=self.local), self._model
+        block, ends, model = (
+            BlockMemory(shapes=self.shapes),
+            EmbeddingHeadMemory(shapes=self.shapes),
+            self._model,
+        )
         layer = [linear.weight for linear in (*reversed(block.mlp), *reversed(block.attention))]
-        found = list[Weight]()
+        found = list[LocalWeight]()
         for layers in reversed(self.ranges):
             first, last = layers.start == 0, layers.stop == model.n_layer
             found += [ends.head.weight] * last + layer * len(layers)
@@ -129,28 +139,28 @@ class State:
     def kept_weights(self) -> int:
         """Bytes of weights that stay in the compute type for a step: those that ZeRO's stages 1
         and 2 gather, or a rank's own pieces."""
-        local = self.local
-        if local.keeps_weights:
-            entries = sum(local.together(weight) for weight in self.weights)
-        elif local.keeps_pieces and (local.casts or local.away):
-            entries = sum(weight.piece(local.shared) for weight in self.weights)
+        shapes = self.shapes
+        if shapes.keeps_weights:
+            entries = sum(shapes.gathered_entries(weight) for weight in self.weights)
+        elif shapes.caches_shards and (shapes.casts or shapes.weights_on_host):
+            entries = sum(weight.piece(shapes.zero_ranks) for weight in self.weights)
         else:
             entries = 0
-        return entries * local.compute
+        return entries * shapes.compute
 
     @cached_property
     def vectors(self) -> list[int]:
         """Bytes of gradients of biases and norms that are in no bucket, by virtual stage."""
-        size = self.local.parameter
+        size = self.shapes.parameter
         return [
             size * sum(one.entries for one in chunk if not one.matrix and not one.summed)
             for chunk in self.chunks
         ]
 
     @cached_property
-    def buckets(self) -> list[Bucket]:
+    def buckets(self) -> list[BucketShape]:
         """Gradients as they are summed over ranks (engine/training/gradients.py)."""
-        size, found = self.local.parameter, list[Bucket]()
+        size, found = self.shapes.parameter, list[BucketShape]()
         filling: dict[tuple[str, ...], int] = {}
         for one in reversed(list(chain(*self.chunks))):
             if not one.summed:
@@ -158,45 +168,47 @@ class State:
             number = filling.get(one.summed)
             if number is None or found[number].entries * size > BUCKET_BYTES:
                 number = filling[one.summed] = len(found)
-                found.append(Bucket(axes=one.summed, entries=0))
+                found.append(BucketShape(axes=one.summed, entries=0))
             grown = found[number].entries + one.entries
-            found[number] = Bucket(axes=one.summed, entries=grown)
+            found[number] = BucketShape(axes=one.summed, entries=grown)
         return found
 
     @property
     def sums(self) -> int:
         """Bytes of all ranks' terms, which gloo's pairs hold until gradients are summed."""
-        if not self.local.direct or not self.buckets:
+        if not self.shapes.uses_gloo_pairs or not self.buckets:
             return 0
-        size = self.local.parameter
+        size = self.shapes.parameter
         terms = [
-            bucket.entries * size * (self.local.over(bucket.axes[0]).size if small else 1)
+            bucket.entries
+            * size
+            * (self.shapes.collective_axis(bucket.axes[0]).size if small else 1)
             for bucket in self.buckets
-            for small in [bucket.entries * size <= SMALL]
+            for small in [bucket.entries * size <= SMALL_BYTES]
         ]
         return sum(terms) + max(terms) // 2
 
     @property
     def tied(self) -> int:
         """Bytes of a tied table's gradient as the first and the last stage of several swap it."""
-        if not self._model.tie_embeddings or self.local.layout.pipeline == 1:
+        if not self._model.tie_embeddings or self.shapes.layout.pipeline == 1:
             return 0
-        return self.local.parameter * sum(one.entries for one in chain(*self.chunks) if one.table)
+        return self.shapes.parameter * sum(one.entries for one in chain(*self.chunks) if one.table)
 
-    def beside(self) -> dict[str, int]:
+    def off_device(self) -> dict[str, int]:
         """Bytes of weights, gradients and states that are offloaded: in ``host`` memory beside the
         device, where that is not the host itself, and on the ``nvme`` disk."""
-        local, zero = self.local, self.local.settings.zero
-        weights = local.parameter * sum(one.entries for one in chain(*self.chunks) if one.weight)
-        everything = local.parameter * self.parameters
-        if not local.offloads:
+        shapes, zero = self.shapes, self.shapes.settings.zero
+        weights = shapes.parameter * sum(one.entries for one in chain(*self.chunks) if one.weight)
+        everything = shapes.parameter * self.parameters
+        if not shapes.offloads:
             return {}
-        states = self.states * (weights if local.away else everything)
+        states = self.states * (weights if shapes.weights_on_host else everything)
         disk = {
             "states": states if zero.offload == "nvme" else 0,
             "weights": weights if zero.offload_params == "nvme" else 0,
         }
         on_disk = sum(disk.values())
         passing = min(zero.nvme_buffer, on_disk) + min(zero.nvme_buffer, disk["weights"])
-        host = 2 * weights + states - on_disk + passing if local.away else passing
+        host = 2 * weights + states - on_disk + passing if shapes.weights_on_host else passing
         return {"host": host, "nvme": on_disk}

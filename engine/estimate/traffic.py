@@ -13,25 +13,25 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from engine.estimate.block import Block
-from engine.estimate.embedding_head import Ends
-from engine.estimate.local_shapes import Linear, Local, Over, Weight
-from engine.estimate.result import Sent
-from engine.estimate.stage import Course
-from models.parallel.tuning import SMALL
+from engine.estimate.block import BlockMemory
+from engine.estimate.embedding_head import EmbeddingHeadMemory
+from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShapes, LocalWeight
+from engine.estimate.result import CommVolume
+from engine.estimate.stage import RankSimulation
+from models.parallel.tuning import SMALL_BYTES
 
 FLOAT32, FLOAT64 = 4, 8
 
 
 @dataclass
-class Traffic:
+class PredictedTraffic:
     """Counts what a rank sends."""
 
-    local: Local
+    shapes: LocalShapes
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, other: Traffic, times: int = 1) -> None:
+    def add(self, other: PredictedTraffic, times: int = 1) -> None:
         for mine, theirs in ((self.calls, other.calls), (self.bytes, other.bytes)):
             for key, number in theirs.items():
                 mine[key] += times * number
@@ -40,31 +40,31 @@ class Traffic:
         self.calls[axis, collective] += calls
         self.bytes[axis, collective] += size
 
-    def gather(self, over: Over, size: int, calls: int = 1) -> None:
+    def gather(self, axis: CollectiveAxis, size: int, calls: int = 1) -> None:
         """An all-gather of pieces of ``size`` bytes."""
-        if over.size > 1:
-            self.send(over.axis, "all_gather", (over.size - 1) * size, calls)
+        if axis.size > 1:
+            self.send(axis.axis, "all_gather", (axis.size - 1) * size, calls)
 
-    def scatter(self, over: Over, size: int, calls: int = 1) -> None:
+    def scatter(self, axis: CollectiveAxis, size: int, calls: int = 1) -> None:
         """A reduce-scatter into pieces of ``size`` bytes."""
-        if over.size > 1:
-            self.send(over.axis, "reduce_scatter", (over.size - 1) * size, calls)
+        if axis.size > 1:
+            self.send(axis.axis, "reduce_scatter", (axis.size - 1) * size, calls)
 
-    def all_reduce(self, over: Over, entries: int, entry: int) -> None:
+    def all_reduce(self, axis: CollectiveAxis, entries: int, entry: int) -> None:
         """gloo's pairs gather small ones whole."""
-        if over.size > 1:
+        if axis.size > 1:
             size = entries * entry
-            small = self.local.direct and (size <= SMALL or entries < over.size)
+            small = self.shapes.uses_gloo_pairs and (size <= SMALL_BYTES or entries < axis.size)
             all_ranks = size if small else 2 * size
-            sent = (over.size - 1) * all_ranks // (1 if small else over.size)
-            self.send(over.axis, "all_reduce", sent)
+            sent = (axis.size - 1) * all_ranks // (1 if small else axis.size)
+            self.send(axis.axis, "all_reduce", sent)
 
-    def sent(self) -> tuple[Sent, ...]:
+    def sent(self) -> tuple[CommVolume, ...]:
         """By axis, slowest first, then by collective."""
-        order = ["world", *self.local.layout.axes, "tensor"]
+        order = ["world", *self.shapes.layout.axes, "tensor"]
         keys = sorted(self.bytes, key=lambda key: (order.index(key[0]), key[1]))
         return tuple(
-            Sent(axis=key[0], collective=key[1], calls=self.calls[key], bytes=self.bytes[key])
+            CommVolume(axis=key[0], collective=key[1], calls=self.calls[key], bytes=self.bytes[key])
             for key in keys
         )
 
@@ -73,130 +73,138 @@ class Traffic:
         """Bytes of all."""
         return sum(self.bytes.values())
 
-    def use(self, weight: Weight) -> None:
+    def gather_weight(self, weight: LocalWeight) -> None:
         """A weight comes together where it is multiplied."""
-        if self.local.zero == 3:
+        if self.shapes.zero == 3:
             self._share(weight)
-        self.gather(weight.over, weight.held * self.local.compute)
+        self.gather(weight.axis, weight.held_entries * self.shapes.compute)
 
-    def settle(self, weight: Weight) -> None:
+    def reduce_gradient(self, weight: LocalWeight) -> None:
         """Its gradient is scattered."""
-        self.scatter(weight.over, weight.held * self.local.parameter)
-        if self.local.zero >= 2:
+        self.scatter(weight.axis, weight.held_entries * self.shapes.parameter)
+        if self.shapes.zero >= 2:
             self._reduce(weight)
 
-    def once(self, weight: Weight) -> None:
+    def once_per_step(self, weight: LocalWeight) -> None:
         """What ZeRO's stages 1 and 2 do once a step."""
-        if self.local.zero in (1, 2):
+        if self.shapes.zero in (1, 2):
             self._share(weight)
-        if self.local.zero == 1:
+        if self.shapes.zero == 1:
             self._reduce(weight)
 
-    def _share(self, weight: Weight) -> None:
-        for over, piece in self.local.shares(weight):
-            self.gather(over, piece * self.local.compute)
+    def _share(self, weight: LocalWeight) -> None:
+        for axis, piece in self.shapes.shares(weight):
+            self.gather(axis, piece * self.shapes.compute)
 
-    def _reduce(self, weight: Weight) -> None:
-        for over, piece in self.local.shares(weight):
-            self.scatter(over, piece * self.local.parameter)
+    def _reduce(self, weight: LocalWeight) -> None:
+        for axis, piece in self.shapes.shares(weight):
+            self.scatter(axis, piece * self.shapes.parameter)
 
 
-def block(local: Local) -> Traffic:
+def block(shapes: LocalShapes) -> PredictedTraffic:
     """A micro-batch's way through a block and back."""
-    found, forward, parts = Traffic(local), Traffic(local), Block(local=local)
-    (hidden,) = local.mode.outer.hidden or (None,)
-    norm, statistics = local.over(hidden), 2 * local.rows(local.mode.outer)
+    found, forward, parts = (
+        PredictedTraffic(shapes),
+        PredictedTraffic(shapes),
+        BlockMemory(shapes=shapes),
+    )
+    (hidden,) = shapes.mode.outer.hidden or (None,)
+    norm, statistics = shapes.collective_axis(hidden), 2 * shapes.rows(shapes.mode.outer)
     for _ in range(2):
-        forward.gather(norm, statistics * local.parameter)
-        found.all_reduce(norm, statistics, local.parameter)
+        forward.gather(norm, statistics * shapes.parameter)
+        found.all_reduce(norm, statistics, shapes.parameter)
     for linear in (*parts.attention, *parts.mlp):
         _forward(forward, linear)
         _backward(found, linear)
-    found.add(forward, 2 if local.settings.model.checkpoint else 1)
+    found.add(forward, 2 if shapes.settings.model.checkpoint else 1)
     return found
 
 
-def _forward(traffic: Traffic, linear: Linear) -> None:
-    c = traffic.local.compute
-    traffic.gather(linear.over_x, linear.x * c)
-    traffic.use(linear.weight)
-    traffic.scatter(linear.over_y, linear.y * c)
+def _forward(traffic: PredictedTraffic, linear: LocalLinear) -> None:
+    c = traffic.shapes.compute
+    traffic.gather(linear.axis_x, linear.x * c)
+    traffic.gather_weight(linear.weight)
+    traffic.scatter(linear.axis_y, linear.y * c)
 
 
-def _backward(traffic: Traffic, linear: Linear) -> None:
-    c = traffic.local.compute
-    traffic.gather(linear.over_y, linear.y * c)
-    traffic.scatter(linear.over_x, linear.x * c)
-    if not traffic.local.settings.keep_gathers:
-        traffic.use(linear.weight)
-        traffic.gather(linear.over_x, linear.x * c)
-    traffic.settle(linear.weight)
+def _backward(traffic: PredictedTraffic, linear: LocalLinear) -> None:
+    c = traffic.shapes.compute
+    traffic.gather(linear.axis_y, linear.y * c)
+    traffic.scatter(linear.axis_x, linear.x * c)
+    if not traffic.shapes.settings.keep_gathers:
+        traffic.gather_weight(linear.weight)
+        traffic.gather(linear.axis_x, linear.x * c)
+    traffic.reduce_gradient(linear.weight)
 
 
-def embeddings(local: Local) -> Traffic:
+def embeddings(shapes: LocalShapes) -> PredictedTraffic:
     """A micro-batch's lookup and its gradient."""
-    found, ends, lookup = Traffic(local), Ends(local=local), local.mode.lookup
-    over, x = local.over(lookup.scatter_y), local.x * local.compute
-    found.use(ends.table)
+    found, ends, lookup = (
+        PredictedTraffic(shapes),
+        EmbeddingHeadMemory(shapes=shapes),
+        shapes.mode.lookup,
+    )
+    over, x = shapes.collective_axis(lookup.scatter_y), shapes.x * shapes.compute
+    found.gather_weight(ends.table)
     found.scatter(over, x)
     found.gather(over, x)
-    found.settle(ends.table)
-    if lookup.swap and local.over(lookup.swap[0]).size > 1:
+    found.reduce_gradient(ends.table)
+    if lookup.swap and shapes.collective_axis(lookup.swap[0]).size > 1:
         found.send("tensor", "swap", 2 * x, calls=2)
     return found
 
 
-def loss(local: Local) -> Traffic:
+def loss(shapes: LocalShapes) -> PredictedTraffic:
     """A micro-batch's last norm, head and loss."""
-    found, ends, c = Traffic(local), Ends(local=local), local.compute
-    (hidden,) = local.mode.outer.hidden or (None,)
-    statistics = 2 * local.rows(local.mode.outer)
-    found.gather(local.over(hidden), statistics * local.parameter)
-    found.all_reduce(local.over(hidden), statistics, local.parameter)
-    head, rows = ends.head, local.rows(local.mode.outer)
+    found, ends, c = PredictedTraffic(shapes), EmbeddingHeadMemory(shapes=shapes), shapes.compute
+    (hidden,) = shapes.mode.outer.hidden or (None,)
+    statistics = 2 * shapes.rows(shapes.mode.outer)
+    found.gather(shapes.collective_axis(hidden), statistics * shapes.parameter)
+    found.all_reduce(shapes.collective_axis(hidden), statistics, shapes.parameter)
+    head, rows = ends.head, shapes.rows(shapes.mode.outer)
     chunks = -(-rows // min(ends.chunk, rows))
-    found.use(head.weight)
-    found.gather(head.over_x, head.x * c, chunks)
-    found.scatter(head.over_y, head.y * c, chunks)
-    (vocabulary,) = local.mode.up.weight_out or (None,)
+    found.gather_weight(head.weight)
+    found.gather(head.axis_x, head.x * c, chunks)
+    found.scatter(head.axis_y, head.y * c, chunks)
+    (vocabulary,) = shapes.mode.up.weight_out or (None,)
     merged = 2 * head.y // ends.table.outputs * max(FLOAT32, c)
-    found.gather(local.over(vocabulary), merged, chunks)
-    found.gather(head.over_y, head.y * c, chunks)
-    found.scatter(head.over_x, head.x * c, chunks)
-    found.settle(head.weight)
+    found.gather(shapes.collective_axis(vocabulary), merged, chunks)
+    found.gather(head.axis_y, head.y * c, chunks)
+    found.scatter(head.axis_x, head.x * c, chunks)
+    found.reduce_gradient(head.weight)
     return found
 
 
 @dataclass(frozen=True)
-class Steps:
+class TrafficEstimator:
     """All that ranks send in a step, one stage at a time."""
 
-    local: Local
+    shapes: LocalShapes
 
     @cached_property
-    def _block(self) -> Traffic:
-        return block(self.local)
+    def _block(self) -> PredictedTraffic:
+        return block(self.shapes)
 
-    def of(self, course: Course) -> Traffic:
+    def of(self, simulation: RankSimulation) -> PredictedTraffic:
         """What a rank of a stage sends."""
-        local, state, micro_batches = self.local, course.state, course.micro_batches
-        found, x = Traffic(local), local.x * local.compute
-        for chunk in course.chunks:
+        shapes, state, micro_batches = self.shapes, simulation.state, simulation.micro_batches
+        found, x = PredictedTraffic(shapes), shapes.x * shapes.compute
+        for chunk in simulation.chunks:
             found.add(self._block, micro_batches * chunk.layers)
             if chunk.first:
-                found.add(embeddings(local), micro_batches)
+                found.add(embeddings(shapes), micro_batches)
             if chunk.last:
-                found.add(loss(local), micro_batches)
+                found.add(loss(shapes), micro_batches)
             messages = micro_batches * ((not chunk.first) + (not chunk.last))
             if messages:
                 found.send("pipeline", "send", messages * x, messages)
         for weight in state.weights:
-            found.once(weight)
+            found.once_per_step(weight)
         for bucket in state.buckets:
             for axis in bucket.axes:
-                found.all_reduce(local.over(axis), bucket.entries, local.parameter)
+                found.all_reduce(shapes.collective_axis(axis), bucket.entries, shapes.parameter)
         if state.tied:
             found.send("pipeline", "swap", state.tied)
-        world = local.layout.gpus
-        found.all_reduce(Over(axis="world", size=world), 3 + 2 * world, FLOAT64)
+        world = shapes.layout.gpus
+        found.all_reduce(CollectiveAxis(axis="world", size=world), 3 + 2 * world, FLOAT64)
         return found

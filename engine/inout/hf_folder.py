@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.inout import hf_tokenizer
-from engine.inout.saved_model import Trained
+from engine.inout.saved_model import SavedModel
 from engine.inout.tensor_readers import (
     SafetensorsFile,
     ShardedFiles,
@@ -37,62 +37,62 @@ NAMES = (
 """What is in a folder that transformers wrote of a model in this form."""
 
 
-def read(folder: Path) -> Trained:
-    """The model in a folder. Raises Refused."""
+def read(folder: Path) -> SavedModel:
+    """The model in a folder. Raises UserError."""
     if not (folder / CONFIG).is_file():
-        raise Refused(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
+        raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        sizes = hf_config.sizes_of(config)
+        sizes = hf_config.config_from_hf(config)
         state = _state(folder)
         dtype = common_type({n: t for n, t in state.dtypes.items() if not hf_state_dict.is_mask(n)})
         hf_state_dict.from_hf(state, sizes)  # has all names
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"{folder}: {error}") from None
+        raise UserError(f"{folder}: {error}") from None
 
     def read() -> Iterator[tuple[str, Tensor]]:
         try:
             yield from hf_state_dict.from_hf(state, sizes)
         except ValueError as error:
-            raise Refused(f"{folder}: {error}") from None
+            raise UserError(f"{folder}: {error}") from None
 
     length = config.get(TRAINED_LENGTH)
-    return Trained(
+    return SavedModel(
         path=folder,
-        sizes=sizes,
+        config=sizes,
         dtype=dtype,
-        read=read,
+        read_tensors=read,
         tokenizer=hf_tokenizer.read(folder),
         trained_length=length if type(length) is int and length > 0 else None,
     )
 
 
-def write(folder: Path, model: Trained, *, dtype: torch.dtype, shard_bytes: int) -> None:
+def write(folder: Path, model: SavedModel, *, dtype: torch.dtype, shard_bytes: int) -> None:
     """Make the folder. Weights beyond ``shard_bytes`` come as several files and an index.
 
-    Raises ValueError for a model that GPT-2 has no words for, Refused, OSError.
+    Raises ValueError for a model that GPT-2 has no words for, UserError, OSError.
     """
     folder.mkdir()
     shapes = {hf_state_dict.hf_name(name): shape for name, shape in model.shapes.items()}
-    shards = name_shards(split(shapes, dtype.itemsize, shard_bytes))
+    shards = name_shards(split_into_files(shapes, dtype.itemsize, shard_bytes))
     with ExitStack() as files:
         file_of: dict[str, SafetensorsWriter] = {}
         for name, part in shards.items():
             writer = SafetensorsWriter(folder / name, part, dtype, {"format": "pt"})
             file_of |= dict.fromkeys(part, files.enter_context(writer))
-        for name, tensor in hf_state_dict.to_hf(model.read(), model.sizes):
+        for name, tensor in hf_state_dict.to_hf(model.read_tensors(), model.config):
             file_of[name].write(name, tensor)
     if len(shards) > 1:
         _write_json(folder / INDEX, _index(shards, dtype))
-    words = hf_tokenizer.ends(model.tokenizer)
-    config = hf_config.config_of(model.sizes) | {TRAINED_LENGTH: model.length} | words
+    special_ids = hf_tokenizer.special_ids(model.tokenizer)
+    config = hf_config.hf_config(model.config) | {TRAINED_LENGTH: model.length} | special_ids
     _write_json(folder / CONFIG, config | {"torch_dtype": str(dtype).removeprefix("torch.")})
-    _write_json(folder / "generation_config.json", {"_from_model_config": True} | words)
+    _write_json(folder / "generation_config.json", {"_from_model_config": True} | special_ids)
     for name, content in hf_tokenizer.files(model.tokenizer, model.length).items():
         (folder / name).write_bytes(content)
 
 
-def split(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
+def split_into_files(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
     """The tensors of each file, in huggingface_hub's way: a file is full before the tensor that
     would take it over ``limit`` bytes, and one that alone does has a file to itself."""
     shards: list[Shapes] = []
@@ -140,7 +140,7 @@ def _state(folder: Path) -> TensorFile:
         return TorchFile(folder / OLD_WEIGHTS)
     if (folder / OLD_INDEX).is_file():
         return ShardedFiles(folder / OLD_INDEX, TorchFile)
-    raise Refused(f"{folder} has no weights: none of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS}")
+    raise UserError(f"{folder} has no weights: none of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS}")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -68,7 +68,7 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
     }
 
 
-def ends(saved: dict[str, Any] | None) -> dict[str, int | None]:
+def special_ids(saved: dict[str, Any] | None) -> dict[str, int | None]:
     """Return the ids that begin and end a text, as a config names them. GPT-2's are meant where
     a config has none."""
     end = None if saved is None else tokenizer.load(saved).end_of_text

@@ -7,53 +7,55 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.atomic_write import draft
-from engine.errors import Refused
-from engine.inout.saved_model import OF_TRAINING, Trained
-from engine.inout.tensor_writers import size_of, write_safetensors
+from engine.atomic_write import atomic_path
+from engine.errors import UserError
+from engine.inout.saved_model import TRAINING_ONLY, SavedModel
+from engine.inout.tensor_writers import total_bytes, write_safetensors
 from engine.runs.folder import RunFolder
 from models.presets import GPT2_VOCABULARY
 
 
-def bring_in(model: Trained, out: Path) -> str:
+def import_model(model: SavedModel, out: Path) -> str:
     """Write model.safetensors, a config and, where it is known, tokenizer.json to a new folder;
     the command that trains it. Numbers keep their type.
 
     Raises:
-        Refused: there is something at ``out``, or the model is not what it says.
-        Failed: it could not be written.
+        UserError: there is something at ``out``, or the model is not what it says.
+        RunError: it could not be written.
     """
-    with draft(out, needs=size_of(model.shapes, model.dtype)) as new:
+    with atomic_path(out, required_bytes=total_bytes(model.shapes, model.dtype)) as new:
         new.mkdir()
         folder = RunFolder(new)
         try:
             write_safetensors(
                 folder.weights,
-                model.read(),
+                model.read_tensors(),
                 model.shapes,
                 dtype=model.dtype,
                 metadata=model.metadata,
             )
         except ValueError as error:
-            raise Refused(f"{model.path}: {error}") from None
+            raise UserError(f"{model.path}: {error}") from None
         (new / f"{out.name}.py").write_text(config_for(model, out), encoding="utf-8")
         if model.tokenizer is not None:
             folder.tokenizer.write_text(json.dumps(model.tokenizer), encoding="utf-8")
-    return training(model, out)
+    return train_command(model, out)
 
 
-def config_for(model: Trained, home: Path) -> str:
+def config_for(model: SavedModel, folder: Path) -> str:
     """A config that trains the model as it is, for the user to go on from."""
-    sizes = {name: value for name, value in asdict(model.sizes).items() if name not in OF_TRAINING}
+    sizes = {
+        name: value for name, value in asdict(model.config).items() if name not in TRAINING_ONLY
+    }
     fields = [f"    {name}={value!r}," for name, value in sizes.items()]
-    if _has_words(model):
-        words = (model.tokenizer or {"type": "gpt2"})["type"]
-        data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{words}")']
+    if _has_tokenizer(model):
+        tokenizer = (model.tokenizer or {"type": "gpt2"})["type"]
+        data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{tokenizer}")']
     else:
         data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its words are not known']
     lines = [
         f"# The model of {model.path.name}. To train it further:",
-        f"# {training(model, home)}",
+        f"# {train_command(model, folder)}",
         "BATCH_SIZE = 8",
         f"SEQ_LEN = {model.length}",
         *data,
@@ -65,12 +67,12 @@ def config_for(model: Trained, home: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def training(model: Trained, home: Path) -> str:
+def train_command(model: SavedModel, folder: Path) -> str:
     """The command that trains it, on a text where its words are known."""
-    command = ["cuboid", "train", f"{home / home.name}.py", "--init-from", f"{home}"]
-    return shlex.join([*command, "data.path=my.txt"] if _has_words(model) else command)
+    command = ["cuboid", "train", f"{folder / folder.name}.py", "--init-from", f"{folder}"]
+    return shlex.join([*command, "data.path=my.txt"] if _has_tokenizer(model) else command)
 
 
-def _has_words(model: Trained) -> bool:
+def _has_tokenizer(model: SavedModel) -> bool:
     """Whether it is known what its ids stand for: they are GPT-2's where there are as many."""
-    return model.tokenizer is not None or model.sizes.vocab_size >= GPT2_VOCABULARY
+    return model.tokenizer is not None or model.config.vocab_size >= GPT2_VOCABULARY

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.compatibility import ARCHITECTURE
-from engine.errors import Refused
-from engine.inout.open_model import open_trained
-from engine.inout.saved_model import Trained
+from engine.errors import UserError
+from engine.inout.open_model import open_saved_model
+from engine.inout.saved_model import SavedModel
 from engine.runs.folder import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from engine.plan import Plan
-    from engine.training.trainer import Run
+    from engine.training.trainer import Trainer
 
 RESIZABLE = {"model.vocab_size": "token ids", "model.block_size": "positions"}
 TABLES = ("wte.weight", "wpe.weight", "lm_head.weight")
@@ -26,7 +26,7 @@ FILES = {".json", ".safetensors", ".bin"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class InitialWeightsRecord:
     """``asked``: the path the user gave; ``path``: what it stood for when the run began, such as a
     run's latest checkpoint; ``stamp``: tells when its files have changed since."""
 
@@ -35,7 +35,7 @@ class Origin:
     stamp: str
 
     @classmethod
-    def of(cls, asked: Path, model: Trained) -> Origin:
+    def of(cls, asked: Path, model: SavedModel) -> InitialWeightsRecord:
         path = model.path.absolute()
         return cls(asked=str(asked), path=str(path), stamp=stamp(path))
 
@@ -44,29 +44,32 @@ class Origin:
         write_atomically(folder.initial, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def recorded(cls, folder: RunFolder) -> Origin | None:
-        """What the folder's run began with. Raises Refused for a record that is none."""
+    def recorded(cls, folder: RunFolder) -> InitialWeightsRecord | None:
+        """What the folder's run began with. Raises UserError for a record that is none."""
         try:
             return cls(**json.loads(folder.initial.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
-            raise Refused(f"{folder.initial} does not say what the run began with") from None
+            raise UserError(f"{folder.initial} does not say what the run began with") from None
 
 
-def find(asked: Path | None, home: Path | None) -> Path | None:
-    """Where the weights to begin with are, if any. ``home``: of a run that begins again, which
-    takes those that it began with, unless others are asked for.
+def find_initial_weights(asked: Path | None, run_folder: Path | None) -> Path | None:
+    """Where the weights to begin with are, if any. ``run_folder``: of a run that begins again,
+    which takes those that it began with, unless others are asked for.
 
-    Raises Refused where those have changed since.
+    Raises UserError where those have changed since.
     """
-    before = Origin.recorded(RunFolder(home)) if home is not None else None
+    before = (
+        InitialWeightsRecord.recorded(RunFolder(run_folder)) if run_folder is not None else None
+    )
     if before is None or (asked is not None and str(asked) != before.asked):
         return asked
     path = Path(before.path)
     if stamp(path) != before.stamp:
-        raise Refused(
-            f"{path} has changed or gone since {home} began with it, and there is no checkpoint to "
+        raise UserError(
+            f"{path} has changed or gone since {run_folder} began with it, and there is no "
+            f"checkpoint to "
             "go on from: another --output"
         )
     return path
@@ -78,20 +81,20 @@ def stamp(path: Path) -> str:
     if not path.exists():
         return ""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    told = [
+    stats = [
         (file.name, file.stat().st_size, file.stat().st_mtime_ns)
         for file in files
         if file.suffix in FILES and file.is_file()
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def open_initial(plan: Plan, path: Path) -> Trained:
+def open_initial(plan: Plan, path: Path) -> SavedModel:
     """The model at ``path``, which is that of the plan but for the rows of its tables.
 
-    Raises Refused where there is none, or it is another one; every difference.
+    Raises UserError where there is none, or it is another one; every difference.
     """
-    model = open_trained(path)
+    model = open_saved_model(path)
     other = [
         f"  {plan.cite(name)}; there {name.removeprefix('model.')} is {there!r}"
         for name, there in _differences(plan, model)
@@ -99,11 +102,11 @@ def open_initial(plan: Plan, path: Path) -> Trained:
     ]
     if other:
         first = f"--init-from={path} holds another model than {plan.settings.source}:"
-        raise Refused("\n".join([first, *other]))
+        raise UserError("\n".join([first, *other]))
     return model
 
 
-def told(plan: Plan, model: Trained) -> Iterator[str]:
+def notes(plan: Plan, model: SavedModel) -> Iterator[str]:
     """What is worth knowing of the weights that the plan's run begins with, a line each."""
     step = "" if model.step is None else f", of step {model.step}"
     yield f"beginning with the weights of {model.path}{step}"
@@ -118,20 +121,20 @@ def told(plan: Plan, model: Trained) -> Iterator[str]:
             yield f"{plan.cite(name)}, and there are {there:,} {what} in it: {fate}"
 
 
-def load(run: Run, model: Trained) -> None:
-    """Each rank's boxes, a tensor at a time. Raises Refused, Failed."""
+def load_initial_weights(trainer: Trainer, model: SavedModel) -> None:
+    """Each rank's boxes, a tensor at a time. Raises UserError, RunError."""
     try:
-        model.load(run.model, resize=TABLES)
+        model.load(trainer.model, resize=TABLES)
     except ValueError as error:
-        raise Refused(f"{model.path}: {error}") from None
-    kept = min(model.length, run.model.sizes.block_size)
-    run.trained_length = max(run.trained_length, kept)
+        raise UserError(f"{model.path}: {error}") from None
+    kept = min(model.length, trainer.model.config.block_size)
+    trainer.trained_length = max(trainer.trained_length, kept)
 
 
-def _differences(plan: Plan, model: Trained) -> Iterator[tuple[str, object]]:
+def _differences(plan: Plan, model: SavedModel) -> Iterator[tuple[str, object]]:
     """Settings of the architecture that are others there, and what they are there."""
     for name in ARCHITECTURE:
         field = name.removeprefix("model.")
-        there = getattr(model.sizes, field)
+        there = getattr(model.config, field)
         if getattr(plan.settings.model, field) != there:
             yield name, there

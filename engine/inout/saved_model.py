@@ -13,77 +13,77 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from engine.checkpoint.manifest import first_problem
-from engine.config.schema import Model
+from engine.config.schema import ModelSettings
 from engine.inout.tensor_writers import Shapes
 from models import load_state
-from models.chunks import Chunks
-from models.config import Sizes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.parallel.registry import modes
 from models.parameters import parameters
 
-OF_TRAINING = {"checkpoint"}
+TRAINING_ONLY = {"checkpoint"}
 """Among the sizes, what says how a model was trained and no more."""
 
 
-def no_problems(share: int = 0, of: int = 1) -> list[str]:
+def nothing_to_verify(share: int = 0, of: int = 1) -> list[str]:
     """Of files that carry no digests."""
     return []
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class SavedModel:
     """``path`` is what it is read from: a file, a checkpoint or a folder of Hugging Face's.
-    ``dtype`` holds the numbers of all its tensors. ``read`` yields every parameter by our name,
-    whole, on the CPU, in the order of ``models.parameters``; it raises Refused or Failed where that
-    cannot be. ``trained_length``: how many positions were trained; None: all. ``problems``: as
-    ``Stored``'s, how the files differ from what was written. ``fill``, where there is one,
-    loads a model of these shapes and reads only what the rank holds."""
+    ``dtype`` holds the numbers of all its tensors. ``read_tensors`` yields every parameter by our
+    name, whole, on the CPU, in the order of ``models.parameters``; it raises UserError or Failed
+    where that cannot be. ``trained_length``: how many positions were trained; None: all.
+    ``verify``: as ``SavedCheckpoint``'s, how the files differ from what was written. ``fill``,
+    where there is one, loads a model of these shapes and reads only what the rank holds."""
 
     path: Path
-    sizes: Sizes
+    config: GPTConfig
     dtype: torch.dtype
-    read: Callable[[], Iterator[tuple[str, Tensor]]]
+    read_tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     tokenizer: dict[str, Any] | None = None
     step: int | None = None
     trained_length: int | None = None
-    problems: Callable[[int, int], list[str]] = no_problems
-    fill: Callable[[Chunks], None] | None = None
+    verify: Callable[[int, int], list[str]] = nothing_to_verify
+    fill: Callable[[ModelChunks], None] | None = None
 
     @property
     def shapes(self) -> Shapes:
-        return shapes_of(self.sizes)
+        return shapes_of(self.config)
 
     @property
     def length(self) -> int:
         """The positions that can be used: those that there are, or fewer where fewer were
         trained."""
-        return min(self.trained_length or self.sizes.block_size, self.sizes.block_size)
+        return min(self.trained_length or self.config.block_size, self.config.block_size)
 
     @property
     def metadata(self) -> dict[str, str]:
         """What a file of ours says of it."""
         return metadata_of(
-            self.sizes, tokenizer=self.tokenizer, step=self.step, trained_length=self.length
+            self.config, tokenizer=self.tokenizer, step=self.step, trained_length=self.length
         )
 
-    def load(self, model: Chunks, *, resize: Collection[str] = ()) -> None:
+    def load(self, model: ModelChunks, *, resize: Collection[str] = ()) -> None:
         """Each rank's boxes; tables of ``resize`` may have other numbers of rows.
 
-        Raises ValueError for another model, Refused and Failed as ``read``.
+        Raises ValueError for another model, UserError and Failed as ``read_tensors``.
         """
-        if self.fill is not None and self.shapes == shapes_of(model.sizes):
+        if self.fill is not None and self.shapes == shapes_of(model.config):
             self.fill(model)
         else:
-            load_state.load(model, self.read(), resize=resize)
+            load_state.load_state(model, self.read_tensors(), resize=resize)
 
 
-def shapes_of(sizes: Sizes) -> Shapes:
+def shapes_of(config: GPTConfig) -> Shapes:
     """Whole tensors by our names."""
-    return {p.name: p.shape for p in parameters(sizes, modes()["serial"])}
+    return {p.name: p.shape for p in parameters(config, modes()["serial"])}
 
 
 def metadata_of(
-    sizes: Sizes,
+    config: GPTConfig,
     *,
     tokenizer: dict[str, Any] | None = None,
     step: int | None = None,
@@ -91,8 +91,8 @@ def metadata_of(
 ) -> dict[str, str]:
     """The metadata of a file of safetensors by our names, which tells in JSON all that its model is
     read with. ``tokenizer`` is as ``engine.data.tokenizer.dump`` gives it."""
-    told = {name: value for name, value in asdict(sizes).items() if name not in OF_TRAINING}
-    found = {"format": "pt", "model": json.dumps(told)}
+    fields = {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
+    found = {"format": "pt", "model": json.dumps(fields)}
     if tokenizer is not None:
         found["tokenizer"] = json.dumps(tokenizer)
     if step is not None:
@@ -102,9 +102,9 @@ def metadata_of(
     return found
 
 
-def sizes_from(section: Mapping[str, Any]) -> Sizes:
+def config_from(section: Mapping[str, Any]) -> GPTConfig:
     """The sizes that a file tells. Raises ValueError."""
     try:
-        return Sizes.of(Model.model_validate(dict(section)))
+        return GPTConfig.of(ModelSettings.model_validate(dict(section)))
     except ValidationError as error:
         raise ValueError(f"model.{first_problem(error)}") from None

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.inout.tensor_writers import SAFETENSORS_TYPES
 
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}
@@ -40,7 +40,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 class SafetensorsFile(TensorFile):
-    """Raises Refused for a file that is none."""
+    """Raises UserError for a file that is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,9 +52,9 @@ class SafetensorsFile(TensorFile):
                 self.dtypes = {n: _DTYPES.get(held.get_dtype()) for n, held in slices.items()}
                 self.shapes = {n: tuple(held.get_shape()) for n, held in slices.items()}
         except SafetensorError as error:
-            raise Refused(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
         except OSError as error:
-            raise Refused(f"{path} cannot be read: {error.strerror or error}") from None
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
@@ -63,7 +63,7 @@ class SafetensorsFile(TensorFile):
 
 
 class TorchFile(TensorFile):
-    """What torch.save wrote of a state dict. Raises Refused for a file that is none, and for one
+    """What torch.save wrote of a state dict. Raises UserError for a file that is none, and for one
     that holds more than tensors, of which nothing is run."""
 
     def __init__(self, path: Path) -> None:
@@ -79,21 +79,23 @@ class TorchFile(TensorFile):
 
     def _load(self) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(self._path):
-            raise Refused(
+            raise UserError(
                 f"{self._path} is not in the form torch.save has had since 1.6, which alone can be "
                 "read a tensor at a time; save it again"
             )
         try:
             found = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError:
-            raise Refused(f"{self._path} holds more than tensors; nothing of it was run") from None
+            raise UserError(
+                f"{self._path} holds more than tensors; nothing of it was run"
+            ) from None
         except (RuntimeError, OSError) as error:
             line = str(error).partition("\n")[0]
-            raise Refused(f"{self._path} cannot be read: {line}") from None
+            raise UserError(f"{self._path} cannot be read: {line}") from None
         if not isinstance(found, dict) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
         ):
-            raise Refused(f"{self._path} is no state dict: names and tensors")
+            raise UserError(f"{self._path} is no state dict: names and tensors")
         return found
 
 
@@ -105,13 +107,13 @@ class ShardedFiles(TensorFile):
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(places.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise Refused(f"{index} is no index of shards") from None
+            raise UserError(f"{index} is no index of shards") from None
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise Refused(f"{index} names files that are not beside it")
+            raise UserError(f"{index} names files that are not beside it")
         files = {name: kind(index.with_name(name)) for name in names}
         for name, file in places.items():
             if name not in files[file]:
-                raise Refused(f"{index.with_name(file)} has no {name}, which {index.name} says")
+                raise UserError(f"{index.with_name(file)} has no {name}, which {index.name} says")
         self._files = {name: files[file] for name, file in places.items()}
         self.metadata = {}
         self.dtypes = {name: file.dtypes[name] for name, file in self._files.items()}

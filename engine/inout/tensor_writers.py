@@ -20,7 +20,7 @@ from typing import IO, Any, Self, cast
 import torch
 from torch import Tensor
 
-from engine.errors import Refused
+from engine.errors import UserError
 
 SAFETENSORS_TYPES = {
     torch.float64: "F64",
@@ -39,17 +39,17 @@ ALIGNMENT = 8
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def size_of(shapes: Shapes, dtype: torch.dtype) -> int:
+def total_bytes(shapes: Shapes, dtype: torch.dtype) -> int:
     """Bytes of all the tensors."""
     return dtype.itemsize * sum(map(prod, shapes.values()))
 
 
-def fit(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def to_file_dtype(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The tensor as it goes into a file, in memory of its own or the one it has.
 
     Raises:
         ValueError: it has another shape.
-        Refused: it has numbers that ``dtype`` has no room for.
+        UserError: it has numbers that ``dtype`` has no room for.
     """
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} is {list(tensor.shape)}, wanted {list(shape)}")
@@ -57,7 +57,7 @@ def fit(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -
     narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
     if narrower and not torch.isfinite(found).all() and torch.isfinite(tensor).all():
         largest = float(tensor.abs().max())
-        raise Refused(f"{name} holds {largest:.3g}, which is too large for {_name(dtype)}")
+        raise UserError(f"{name} holds {largest:.3g}, which is too large for {_name(dtype)}")
     return found
 
 
@@ -76,7 +76,7 @@ class SafetensorsWriter:
         self._offsets, offset = dict[str, int](), 0
         for name in sorted(shapes):
             self._offsets[name] = offset
-            end = offset + size_of({name: shapes[name]}, dtype)
+            end = offset + total_bytes({name: shapes[name]}, dtype)
             header[name] = {
                 "dtype": SAFETENSORS_TYPES[dtype],
                 "shape": list(shapes[name]),
@@ -90,8 +90,8 @@ class SafetensorsWriter:
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Raises ValueError, Refused, as ``fit`` does."""
-        data = fit(name, tensor, self._shapes[name], self._dtype)
+        """Raises ValueError, UserError, as ``to_file_dtype`` does."""
+        data = to_file_dtype(name, tensor, self._shapes[name], self._dtype)
         self._file.seek(self._start + self._offsets[name])
         self._file.write(data.view(torch.uint8).numpy().data)
         self._left.remove(name)
@@ -117,7 +117,7 @@ def write_safetensors(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
 ) -> None:
-    """All tensors into one file. Raises ValueError, Refused, OSError."""
+    """All tensors into one file. Raises ValueError, UserError, OSError."""
     with SafetensorsWriter(path, shapes, dtype, metadata) as file:
         for name, tensor in tensors:
             file.write(name, tensor)
@@ -129,14 +129,14 @@ def write_pt(
     """The state dict that torch.save writes: a zip with the pickle of a dict, in which each tensor
     names its storage, and the storages.
 
-    Raises ValueError, Refused, OSError.
+    Raises ValueError, UserError, OSError.
     """
     keys = {name: str(number) for number, name in enumerate(shapes)}
     pickled = io.BytesIO()
-    state = {name: _Named(key, shapes[name], dtype) for name, key in keys.items()}
+    state = {name: _TensorStandIn(key, shapes[name], dtype) for name, key in keys.items()}
     _Pickler(pickled, protocol=2).dump(state)
     with path.open("xb") as file:
-        stream = _Stream(file)
+        stream = _CheckedFile(file)
         archive = torch._C.PyTorchFileWriter(cast("IO[bytes]", stream))
         try:
             for record, text in (
@@ -147,7 +147,7 @@ def write_pt(
             ):
                 archive.write_record(record, text, len(text))
             for name, tensor in tensors:
-                data = fit(name, tensor, shapes[name], dtype)
+                data = to_file_dtype(name, tensor, shapes[name], dtype)
                 if data.untyped_storage().nbytes() > data.nbytes:  # all of which would be written
                     data = data.clone()
                 storage: Any = data.untyped_storage()
@@ -159,7 +159,7 @@ def write_pt(
     assert not keys, f"not written: {keys}"
 
 
-class _Stream:
+class _CheckedFile:
     """A file whose failure is told by ``check``: torch's writer ends the process at what its
     destructor cannot write."""
 
@@ -191,7 +191,7 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class _Named:
+class _TensorStandIn:
     """Pickled as a tensor is, without having one."""
 
     key: str

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engine.errors import Failed
+from engine.errors import RunError
 
 BLOCK = 4 * 2**20
 """Bytes of one transfer. Larger tensors are cut: a disk is fast when several are under way."""
@@ -28,12 +28,12 @@ class Transfer:
     blocks: list[Future[None]] = field(default_factory=list)
 
     def wait(self) -> None:
-        """Until all of it is there. Raises Failed with the system's reason where it cannot be."""
+        """Until all of it is there. Raises RunError with the system's reason where it cannot be."""
         try:
             for block in self.blocks:
                 block.result()
         except OSError as error:
-            raise Failed(f"{self.file}: cannot {self.verb} it: {error.strerror}") from error
+            raise RunError(f"{self.file}: cannot {self.verb} it: {error.strerror}") from error
 
 
 class DirectFile:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 
 PREFIX = "cuboid-"
 LOCK = "in-use"
@@ -34,7 +34,7 @@ class Disk:
     def reserve(self, name: str, size: int) -> Path:
         """A new file of ``size`` bytes, all of them really there where the system can say so.
 
-        Raises Refused where the disk has not so many.
+        Raises UserError where the disk has not so many.
         """
         path = self.folder / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -46,7 +46,7 @@ class Disk:
             self.files[path] = os.fstat(descriptor).st_ino
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            raise Refused(
+            raise UserError(
                 self._too_small(size) if full else f"{self.setting}: {path}: {error.strerror}"
             ) from error
         finally:
@@ -54,19 +54,20 @@ class Disk:
         return path
 
     def check(self) -> None:
-        """Raises Failed where files of ours are no longer in their folder."""
+        """Raises RunError where files of ours are no longer in their folder."""
         for path, number in self.files.items():
             try:
                 there = path.stat().st_ino == number
             except OSError:
                 there = False
             if not there:
-                raise Failed(f"{self.setting}: {path} was removed while the run used it")
+                raise RunError(f"{self.setting}: {path} was removed while the run used it")
 
     def _too_small(self, size: int) -> str:
         others = f", and {self.ranks} ranks of this machine share it" if self.ranks > 1 else ""
         return (
-            f"{self.setting}: a rank offloads {in_units(size)} and {in_units(self.free)} are free"
+            f"{self.setting}: a rank offloads {format_bytes(size)} and "
+            f"{format_bytes(self.free)} are free"
             f"{others}"
         )
 
@@ -78,17 +79,17 @@ def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> It
     Folders of runs that were killed are removed first. Live ones are told by a lock that ends with
     the process that holds it, so runs at the same path do not meet.
 
-    Raises Refused where ``root`` is no folder, or nothing can be made in it.
+    Raises UserError where ``root`` is no folder, or nothing can be made in it.
     """
     setting = setting or str(root)
     if not root.is_dir():
-        raise Refused(f"{setting} is not a folder on this machine: make one on the NVMe disk")
+        raise UserError(f"{setting} is not a folder on this machine: make one on the NVMe disk")
     try:
-        clean(root)
+        remove_abandoned(root)
         folder, lock = _claim(root, PREFIX + re.sub(r"[^\w.-]", "_", name)[:100])
         free = shutil.disk_usage(root).free
     except OSError as error:
-        raise Refused(f"{setting}: cannot make a folder in it: {error.strerror}") from error
+        raise UserError(f"{setting}: cannot make a folder in it: {error.strerror}") from error
     try:
         yield Disk(folder=folder, free=free, ranks=ranks, setting=setting)
     finally:
@@ -96,7 +97,7 @@ def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> It
         os.close(lock)
 
 
-def clean(root: Path) -> None:
+def remove_abandoned(root: Path) -> None:
     """Remove the folders that processes left when they were killed."""
     for folder in root.glob(f"{PREFIX}*"):
         try:
@@ -110,7 +111,7 @@ def clean(root: Path) -> None:
             os.close(lock)
 
 
-def in_units(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes as a person reads them: 1.5 GiB."""
     amount, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while amount >= 1024 and len(units) > 1:
@@ -121,15 +122,15 @@ def in_units(size: int) -> str:
 def _claim(root: Path, name: str) -> tuple[Path, int]:
     """A folder of that name, or of name-2 ..., and its lock. It gets its name when it is locked,
     or another run would find it left alone."""
-    draft = root / f".{name}-{uuid.uuid4().hex}"
-    draft.mkdir(mode=0o700)
-    lock = os.open(draft / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    temporary = root / f".{name}-{uuid.uuid4().hex}"
+    temporary.mkdir(mode=0o700)
+    lock = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     held = _lock(lock)
     assert held, "a new file was locked by another"
     for number in count(1):
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
-            draft.rename(folder)
+            temporary.rename(folder)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise

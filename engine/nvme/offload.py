@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Offload:
+class NvmeOffload:
     """A rank's share. ``weights``: None where they stay in memory."""
 
     settings: Settings
@@ -34,7 +34,7 @@ class Offload:
     def optimizer(self, inner: torch.optim.Optimizer) -> StreamedOptimizer:
         """``inner``, which has not stepped yet, with its states here.
 
-        Raises Refused where the buffers or the disk are too small.
+        Raises UserError where the buffers or the disk are too small.
         """
         optimizer = self.settings.optimizer
         return StreamedOptimizer(
@@ -58,10 +58,10 @@ class Offload:
 
 
 @contextmanager
-def open_offload(plan: Plan, world: World) -> Iterator[Offload | None]:
+def open_offload(plan: Plan, world: World) -> Iterator[NvmeOffload | None]:
     """This rank's folder at zero.nvme_path, until the run ends; None where nothing goes there.
 
-    Raises Refused, on all ranks alike, where there can be no folder.
+    Raises UserError, on all ranks alike, where there can be no folder.
     """
     zero = plan.settings.zero
     if zero.offload != "nvme":
@@ -75,11 +75,11 @@ def open_offload(plan: Plan, world: World) -> Iterator[Offload | None]:
         setting=plan.cite("zero.nvme_path"),
     )
     with ExitStack() as stack:
-        opened = world.agree(lambda: stack.enter_context(disk))
+        opened = world.run_on_all(lambda: stack.enter_context(disk))
         weights = None
         if zero.offload_params == "nvme":
             pin = world.device.type == "cuda"
-            weights = WeightsOnDisk(disk=opened, ahead=zero.nvme_buffer, pin=pin)
-        offload = Offload(settings=plan.settings, disk=opened, weights=weights)
+            weights = WeightsOnDisk(disk=opened, prefetch_bytes=zero.nvme_buffer, pin=pin)
+        offload = NvmeOffload(settings=plan.settings, disk=opened, weights=weights)
         stack.callback(offload.close)
         yield offload

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from engine.nvme.direct_io import DirectFile, Transfer
 from engine.nvme.disk import Disk
 from engine.nvme.page_buffers import PAGE, Buffer, empty_pages, round_up
-from engine.nvme.update_groups import Piece
+from engine.nvme.update_groups import ParameterSlice
 
 
 @dataclass(frozen=True)
-class Place:
+class FileExtent:
     """Bytes of a weight in the file. Keeps the weight, whose id is its key."""
 
     weight: Tensor
@@ -33,17 +33,17 @@ class Place:
 
 @dataclass(kw_only=True)
 class WeightsOnDisk:
-    """``ahead``: bytes that may be read before they are asked for. ``pin``: whether they go on to
-    a GPU.
+    """``prefetch_bytes``: bytes that may be read before they are asked for. ``pin``: whether they
+    go on to a GPU.
 
     Which weight is next is what came after the last two the time before: so it knows forward from
     backward, and a pipeline's schedule, after one step.
     """
 
     disk: Disk
-    ahead: int
+    prefetch_bytes: int
     pin: bool = False
-    _places: dict[int, Place] = field(default_factory=dict)
+    _extents: dict[int, FileExtent] = field(default_factory=dict)
     _file: DirectFile | None = None
     _next: dict[tuple[int, int], int] = field(default_factory=dict)
     _last: tuple[int, int] = (0, 0)
@@ -53,11 +53,11 @@ class WeightsOnDisk:
         """Keep a weight, of whose shape and type the parameter is, and no more. All are known
         before the first is put."""
         assert self._file is None, "the file has its size"
-        end = sum(place.size for place in self._places.values())
-        self._places[id(weight)] = Place(weight, end)
+        end = sum(extent.size for extent in self._extents.values())
+        self._extents[id(weight)] = FileExtent(weight, end)
 
     def holds(self, weight: Tensor) -> bool:
-        return id(weight) in self._places
+        return id(weight) in self._extents
 
     def get(self, weight: Tensor) -> Tensor:
         """Its values, in host memory that lives as long as they are used."""
@@ -68,32 +68,32 @@ class WeightsOnDisk:
             transfer = self._reading.pop(number, None) or self._begin(number)
             self._next[self._last] = number
             self._last = self._last[1], number
-            self.look_ahead()
+            self.prefetch()
             transfer.wait()
             memory = transfer.memory[: weight.numel() * weight.itemsize]
             return memory.view(weight.dtype).view(weight.shape)
 
     def put(self, weight: Tensor, values: Tensor) -> None:
-        """Set its values. Raises Refused where the disk is too small, Failed where it fails."""
-        place = self._places[id(weight)]
-        memory = empty_pages(place.size)
+        """Set its values. Raises UserError where the disk is too small, RunError where it fails."""
+        extent = self._extents[id(weight)]
+        memory = empty_pages(extent.size)
         memory[: values.numel() * values.itemsize] = values.reshape(-1).view(torch.uint8)
         self._reading.pop(id(weight), None)
-        self.file.write(place.offset, memory).wait()
+        self.file.write(extent.offset, memory).wait()
 
-    def look_ahead(self) -> None:
+    def prefetch(self) -> None:
         """Begin to read what will probably be asked for next."""
-        last, free, wanted = self._last, self.ahead, list[int]()
-        while (number := self._next.get(last)) is not None and number not in wanted:
-            free -= self._places[number].size
-            if free < 0 and wanted:
+        last, free, next_number = self._last, self.prefetch_bytes, list[int]()
+        while (number := self._next.get(last)) is not None and number not in next_number:
+            free -= self._extents[number].size
+            if free < 0 and next_number:
                 break
-            wanted.append(number)
+            next_number.append(number)
             last = last[1], number
         reading = self._reading
-        self._reading = {n: reading.get(n) or self._begin(n) for n in wanted}
+        self._reading = {n: reading.get(n) or self._begin(n) for n in next_number}
 
-    def forget(self) -> None:
+    def drop_prefetched(self) -> None:
         """What was read ahead is about to change."""
         for transfer in self._reading.values():
             transfer.wait()
@@ -102,7 +102,7 @@ class WeightsOnDisk:
     @property
     def file(self) -> DirectFile:
         if self._file is None:
-            size = sum(place.size for place in self._places.values())
+            size = sum(extent.size for extent in self._extents.values())
             self._file = DirectFile(self.disk.reserve("weights", size))
         return self._file
 
@@ -110,25 +110,25 @@ class WeightsOnDisk:
         if self._file:
             self._file.close()
 
-    def lane(self, groups: Sequence[Sequence[Piece]]) -> WeightsLane:
-        return WeightsLane(self, groups)
+    def group_source(self, groups: Sequence[Sequence[ParameterSlice]]) -> WeightsGroupSource:
+        return WeightsGroupSource(self, groups)
 
-    def transfer(self, piece: Piece, buffer: Buffer, *, write: bool) -> Transfer:
+    def transfer(self, piece: ParameterSlice, buffer: Buffer, *, write: bool) -> Transfer:
         """Begin to move a piece's entries to or from its group's buffer."""
         size = piece.parameter.itemsize
         memory = buffer.tensor(piece.weight, round_up(piece.entries * size, PAGE))
         move = self.file.write if write else self.file.read
-        return move(self._places[id(piece.parameter)].offset + piece.start * size, memory)
+        return move(self._extents[id(piece.parameter)].offset + piece.start * size, memory)
 
     def _begin(self, number: int) -> Transfer:
-        place = self._places[number]
-        return self.file.read(place.offset, empty_pages(place.size, pin=self.pin))
+        extent = self._extents[number]
+        return self.file.read(extent.offset, empty_pages(extent.size, pin=self.pin))
 
 
-class WeightsLane:
+class WeightsGroupSource:
     """The weights of groups, for the optimizer."""
 
-    def __init__(self, weights: WeightsOnDisk, groups: Sequence[Sequence[Piece]]) -> None:
+    def __init__(self, weights: WeightsOnDisk, groups: Sequence[Sequence[ParameterSlice]]) -> None:
         self._weights = weights
         self._groups = [[p for p in group if weights.holds(p.parameter)] for group in groups]
         self._begun: list[Transfer] = []

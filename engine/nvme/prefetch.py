@@ -15,7 +15,7 @@ SHARES = BUFFERS + 1
 first states, by an optimizer."""
 
 
-class Lane(Protocol):
+class GroupSource(Protocol):
     """A part of each group, on a disk. What it begins lasts until it is waited for."""
 
     def take(self, group: int, buffer: Buffer) -> None:
@@ -27,14 +27,14 @@ class Lane(Protocol):
     def wait(self) -> None: ...
 
 
-class Stream:
+class PrefetchBuffers:
     """``groups`` of at most ``size`` bytes. Each is on the disk or in one of the buffers."""
 
-    def __init__(self, lanes: Sequence[Lane], groups: int, size: int) -> None:
-        self._lanes, self._groups = lanes, groups
+    def __init__(self, sources: Sequence[GroupSource], groups: int, size: int) -> None:
+        self._sources, self._groups = sources, groups
         self._free = [Buffer(size) for _ in range(min(BUFFERS, groups))]
         self._held: dict[int, Buffer] = {}
-        self._leaving: list[Buffer] = []
+        self._writing: list[Buffer] = []
 
     def __iter__(self) -> Iterator[tuple[int, Buffer]]:
         """Each group, in order; what is done to it until the next is asked for is kept.
@@ -55,7 +55,7 @@ class Stream:
             self._put(self._groups - 1)
             self._take(0)
 
-    def bring(self, group: int) -> Buffer:
+    def fetch(self, group: int) -> Buffer:
         """One group, until the next call of anything here."""
         if group not in self._held:
             self._put_all()
@@ -65,10 +65,10 @@ class Stream:
 
     def wait(self) -> None:
         """Until nothing is on its way."""
-        for lane in self._lanes:
-            lane.wait()
-        self._free += self._leaving
-        self._leaving = []
+        for source in self._sources:
+            source.wait()
+        self._free += self._writing
+        self._writing = []
 
     def _put_all(self, but: int | None = None) -> None:
         self.wait()
@@ -81,11 +81,11 @@ class Stream:
         if not self._free:
             self.wait()
         self._held[group] = self._free.pop()
-        for lane in self._lanes:
-            lane.take(group, self._held[group])
+        for source in self._sources:
+            source.take(group, self._held[group])
 
     def _put(self, group: int) -> None:
         buffer = self._held.pop(group)
-        self._leaving.append(buffer)
-        for lane in self._lanes:
-            lane.put(group, buffer)
+        self._writing.append(buffer)
+        for source in self._sources:
+            source.put(group, buffer)

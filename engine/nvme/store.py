@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 from engine.nvme.disk import Disk
 from engine.nvme.page_buffers import LINE, Buffer
 
@@ -28,7 +28,7 @@ class Transfers(Protocol):
         """Begin to write it."""
 
     def wait(self) -> None:
-        """Until all that was begun is done. Raises Failed, if it can tell."""
+        """Until all that was begun is done. Raises RunError, if it can tell."""
 
     def close(self) -> None: ...
 
@@ -64,19 +64,19 @@ class Store:
         self._transfers.read(slot, buffer)
 
     def wait(self) -> None:
-        """Until all is done. Raises Failed where it was not, or the disk lost what it had."""
+        """Until all is done. Raises RunError where it was not, or the disk lost what it had."""
         self._transfers.wait()
-        taken, self._taken = self._taken, []
-        for slot, buffer in taken:
+        reads, self._taken = self._taken, []
+        for slot, buffer in reads:
             expected = self._expected(slot)
             if not all(torch.equal(stamp, expected) for stamp in self._stamps(slot, buffer)):
-                raise Failed(
+                raise RunError(
                     f"{self._path}: part {slot} is not what was written to it; "
                     "is the disk full or failing?"
                 )
 
     def check(self) -> None:
-        """Raises Failed where the file was taken away: it would end with this process."""
+        """Raises RunError where the file was taken away: it would end with this process."""
         self._disk.check()
 
     def close(self) -> None:
@@ -93,12 +93,12 @@ class Store:
 def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> Store:
     """A store of ``kind``, or of the first that works here.
 
-    Raises Refused where ``kind`` does not work here, or the disk is too small.
+    Raises UserError where ``kind`` does not work here, or the disk is too small.
     """
     for name in (kind,) if kind else KINDS:
-        room = importlib.import_module(f"engine.nvme.stores.{name}")
-        problem: str | None = room.problem()
+        module = importlib.import_module(f"engine.nvme.stores.{name}")
+        problem: str | None = module.problem()
         if problem is None:
             path = disk.reserve("states", sum(sizes))
-            return Store(room.open_transfers(path, sizes), disk, path, sizes)
-    raise Refused(f"zero.nvme_store={name!r} {problem}")
+            return Store(module.open_transfers(path, sizes), disk, path, sizes)
+    raise UserError(f"zero.nvme_store={name!r} {problem}")

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.page_buffers import LARGEST, PAGE, Buffer
-from engine.nvme.prefetch import SHARES, Lane, Stream
+from engine.nvme.prefetch import SHARES, GroupSource, PrefetchBuffers
 from engine.nvme.store import Store
-from engine.nvme.update_groups import Piece, Room, grouped
+from engine.nvme.update_groups import GroupBudget, ParameterSlice, group_slices
 
-State = Mapping[str, Any]
+OptimizerState = Mapping[str, Any]
 
 
 class StreamedOptimizer:
@@ -43,10 +43,10 @@ class StreamedOptimizer:
         whether it updates by entry, so that parameters may be cut. ``memory``: bytes for all of
         them that are in memory at a time.
 
-        Raises Refused where ``memory`` is too little, or the disk is too small.
+        Raises UserError where ``memory`` is too little, or the disk is too small.
         """
         self.inner, self.param_groups, self._weights = inner, inner.param_groups, weights
-        self._room = room = Room(
+        self._budget = budget = GroupBudget(
             size=min(memory // SHARES, LARGEST) // PAGE * PAGE,
             states=states,
             weights=weights is not None,
@@ -55,25 +55,25 @@ class StreamedOptimizer:
         wholes = list(_pieces(self.param_groups))
         self._resident = [p for p in wholes if p.parameter.device.type != "cpu"]
         streamed = [p for p in wholes if p.parameter.device.type == "cpu"]
-        self._groups = grouped(streamed, room)
-        self._store = open_store([room.slot(group) for group in self._groups])
-        lanes: list[Lane] = [self._store]
+        self._groups = group_slices(streamed, budget)
+        self._store = open_store([budget.slot_bytes(group) for group in self._groups])
+        lanes: list[GroupSource] = [self._store]
         if weights:
-            lanes.append(weights.lane(self._groups))
-        self._stream = Stream(lanes, len(self._groups), room.size)
+            lanes.append(weights.group_source(self._groups))
+        self._buffers = PrefetchBuffers(lanes, len(self._groups), budget.size)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update all parameters that have a gradient. Raises Failed where the disk fails."""
+        """Update all parameters that have a gradient. Raises RunError where the disk fails."""
         self._store.check()
         if self._weights:
-            self._weights.forget()
+            self._weights.drop_prefetched()
         self._update(self._resident, None)
-        for group, buffer in self._stream:
+        for group, buffer in self._buffers:
             self._update(self._groups[group], buffer)
         if self._weights:
-            self._stream.wait()  # for what was written last and is read next
-            self._weights.look_ahead()
+            self._buffers.wait()  # for what was written last and is read next
+            self._weights.prefetch()
 
     def named_states(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each parameter's state by the parameter's name, made as it is asked for: copies on the
@@ -83,7 +83,7 @@ class StreamedOptimizer:
             if state := self.state_of(name):
                 yield name, state
 
-    def states_held(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def state_types(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The same without reading anything: of a state that is on the disk, its type."""
         pieces = [*self._resident, *(piece for group in self._groups for piece in group)]
         for name, parts in groupby(pieces, key=lambda piece: piece.name):
@@ -97,22 +97,22 @@ class StreamedOptimizer:
             for piece in (piece for piece in pieces if piece.name == name):
                 state |= {key: _copied(value) for key, value in piece.rest.items()}
                 if group is not None and piece.states:
-                    for key, part in _stored(piece, self._stream.bring(group)).items():
+                    for key, part in _stored(piece, self._buffers.fetch(group)).items():
                         empty = torch.empty(piece.parameter.shape, dtype=part.dtype)
                         piece.of(state.setdefault(key, empty)).copy_(part)
         return state
 
     @torch.no_grad()
-    def load_states(self, find: Callable[[str], State]) -> None:
+    def load_states(self, find: Callable[[str], OptimizerState]) -> None:
         """Set every parameter's state to what ``find`` gives for its name. It is asked for one
         after another, in the order of ``named_states``."""
-        last: tuple[str, State] = "", {}
-        for piece, buffer in self._passing():
+        last: tuple[str, OptimizerState] = "", {}
+        for piece, buffer in self._each_slice():
             if piece.name != last[0]:
                 last = piece.name, find(piece.name)
             self._keep(piece, self._part(piece, last[1]), buffer)
 
-    def _part(self, piece: Piece, state: State) -> dict[str, Any]:
+    def _part(self, piece: ParameterSlice, state: OptimizerState) -> dict[str, Any]:
         """A piece's own of its parameter's state, where its optimizer wants it."""
         fused, shape = self.param_groups[piece.group].get("fused"), piece.parameter.shape
         part: dict[str, Any] = {}
@@ -123,14 +123,14 @@ class StreamedOptimizer:
                 part[key] = part[key].to(piece.parameter.device)
         return part
 
-    def _passing(self) -> Iterator[tuple[Piece, Buffer | None]]:
+    def _each_slice(self) -> Iterator[tuple[ParameterSlice, Buffer | None]]:
         for piece in self._resident:
             yield piece, None
-        for group, buffer in self._stream:
+        for group, buffer in self._buffers:
             for piece in self._groups[group]:
                 yield piece, buffer
 
-    def _update(self, pieces: Sequence[Piece], buffer: Buffer | None) -> None:
+    def _update(self, pieces: Sequence[ParameterSlice], buffer: Buffer | None) -> None:
         """A step of ``inner`` on some pieces, as if there were no others."""
         own = [(piece, self._weight(piece, buffer)) for piece in pieces]
         own = [(piece, weight) for piece, weight in own if weight.grad is not None]
@@ -146,7 +146,7 @@ class StreamedOptimizer:
         for piece, weight in own:
             self._keep(piece, self.inner.state.pop(weight), buffer)
 
-    def _weight(self, piece: Piece, buffer: Buffer | None) -> Tensor:
+    def _weight(self, piece: ParameterSlice, buffer: Buffer | None) -> Tensor:
         """What is to be updated, with its gradient."""
         parameter = piece.parameter
         if buffer and self._weights and self._weights.holds(parameter):
@@ -156,7 +156,7 @@ class StreamedOptimizer:
         weight.grad = None if parameter.grad is None else piece.of(parameter.grad.contiguous())
         return weight
 
-    def _keep(self, piece: Piece, state: State, buffer: Buffer | None) -> None:
+    def _keep(self, piece: ParameterSlice, state: OptimizerState, buffer: Buffer | None) -> None:
         """States of the piece's size go into the buffer, where they are not there already; others,
         and all of a parameter that is not offloaded, stay in memory."""
         for key, value in state.items():
@@ -164,22 +164,22 @@ class StreamedOptimizer:
                 piece.rest[key] = value
                 continue
             if key not in piece.states:
-                piece.states[key] = self._room.state(piece, len(piece.states)), value.dtype
+                piece.states[key] = self._budget.state_offset(piece, len(piece.states)), value.dtype
             place = _stored(piece, buffer)[key]
             if place.data_ptr() != value.data_ptr():
                 place.copy_(value)
 
 
-def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
+def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[ParameterSlice]:
     """All parameters, whole."""
     for number, group in enumerate(groups):
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            yield Piece(
+            yield ParameterSlice(
                 name=name, parameter=parameter, group=number, start=0, stop=parameter.numel()
             )
 
 
-def _stored(piece: Piece, buffer: Buffer) -> dict[str, Tensor]:
+def _stored(piece: ParameterSlice, buffer: Buffer) -> dict[str, Tensor]:
     """A piece's states in its group's buffer."""
     return {
         key: buffer.tensor(place, piece.entries, dtype).view(piece.shape)

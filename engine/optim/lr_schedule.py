@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import Schedule
+    from engine.config.schema import LRScheduleSettings
 
 
-def lr_factor(done: int, whole: int, settings: Schedule) -> float:
+def lr_factor(done: int, whole: int, settings: LRScheduleSettings) -> float:
     """The share of the peak learning rate that a step takes after ``done`` steps of ``whole``, or,
     with ``by='epoch'``, after so many epochs: then it changes between epochs only.
 

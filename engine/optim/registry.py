@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from engine.config.schema import Optimizer
+    from engine.config.schema import OptimizerSettings
 
 # One of torch's parameter groups: 'params' as (name, parameter) pairs, 'weight_decay'.
 Group = dict[str, Any]
@@ -29,29 +29,31 @@ class Named(NamedTuple):
     is_matrix: bool
 
 
-def build_optimizer(settings: Optimizer, parameters: Iterable[Named]) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: OptimizerSettings, parameters: Iterable[Named]
+) -> torch.optim.Optimizer:
     """The optimizer that ``settings`` ask for, fused where torch has it fused.
 
     Its groups carry the parameters' names, so that a saved state tells them apart.
     """
     groups = decay_groups(settings, list(parameters))
-    optimizer: torch.optim.Optimizer = _room(settings).build(groups, settings)
+    optimizer: torch.optim.Optimizer = _module(settings).build(groups, settings)
     return optimizer
 
 
-def states_of(settings: Optimizer) -> int:
+def states_of(settings: OptimizerSettings) -> int:
     """Tensors that the optimizer keeps beside each parameter, of its size."""
-    states: int = _room(settings).states(settings)
+    states: int = _module(settings).states(settings)
     return states
 
 
-def is_by_entry(settings: Optimizer) -> bool:
+def is_by_entry(settings: OptimizerSettings) -> bool:
     """Whether an entry's update depends on no other entry, so that parts of a parameter can be
     updated by themselves. Only if the optimizer says so."""
-    return getattr(_room(settings), "BY_ENTRY", False)
+    return getattr(_module(settings), "BY_ENTRY", False)
 
 
-def decay_groups(settings: Optimizer, parameters: Sequence[Named]) -> list[Group]:
+def decay_groups(settings: OptimizerSettings, parameters: Sequence[Named]) -> list[Group]:
     """One group with weight decay and one without; an empty one is left out."""
     everything = settings.decay == "all"
     decayed = [p for p in parameters if everything or p.is_matrix]
@@ -63,5 +65,5 @@ def decay_groups(settings: Optimizer, parameters: Sequence[Named]) -> list[Group
     ]
 
 
-def _room(settings: Optimizer) -> ModuleType:
+def _module(settings: OptimizerSettings) -> ModuleType:
     return importlib.import_module(f"engine.optim.optimizers.{settings.type}")

@@ -22,13 +22,13 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from engine.disk import FULL, naming
-from engine.errors import Refused
+from engine.disk import FULL, name_file_in_errors
+from engine.errors import UserError
 
 LOCK_SECONDS = 0.5
 """How long a folder that is in use is tried for: a command that looks at it may hold it briefly."""
 
-State = Literal["running", "finished", "interrupted", "failed"]
+RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class RunFolder:
         return self.path / "status.json"
 
     @property
-    def lock(self) -> Path:
+    def lock_file(self) -> Path:
         return self.path / ".lock"
 
     def read_status(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class RunFolder:
         status = self._read_status()
         if status.get("state") != "running":
             return status
-        self.settle()
+        self.mark_if_killed()
         return self._read_status()
 
     def _read_status(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class RunFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def write_status(self, state: State, *, step: int, message: str = "") -> None:
+    def write_status(self, state: RunStatus, *, step: int, message: str = "") -> None:
         """Say how the run stands after ``step`` steps; keeps who claimed the folder and when."""
         status = self._read_status() | {"state": state, "step": step, "message": message}
         status["ended"] = None if state == "running" else _now()
@@ -122,31 +122,31 @@ class RunFolder:
             if error.errno not in FULL:
                 raise
             # Where a full disk has no room for another file, this one has its own
-            with naming(self.status), self.status.open("r+", encoding="utf-8") as file:
+            with name_file_in_errors(self.status), self.status.open("r+", encoding="utf-8") as file:
                 file.write(text)
                 file.truncate()
 
-    def hold(self) -> AbstractContextManager[Any]:
+    def lock(self) -> AbstractContextManager[Any]:
         """Keep other jobs out of the folder until what this returns is left, or the process ends.
         File systems without locks let them in.
 
-        Raises Refused where another job is in it, or it cannot be written.
+        Raises UserError where another job is in it, or it cannot be written.
         """
         deadline = time.monotonic() + LOCK_SECONDS
-        while (held := self._try_to_hold()) is None:
+        while (held := self._try_lock()) is None:
             if time.monotonic() > deadline:
                 status = self._read_status()
                 by = f"process {status.get('pid')} on {status.get('host')}"
-                raise Refused(f"{self.path} is in use by {by}; it must end first")
+                raise UserError(f"{self.path} is in use by {by}; it must end first")
             time.sleep(LOCK_SECONDS / 10)
         return held
 
-    def _try_to_hold(self) -> AbstractContextManager[Any] | None:
-        """Take the lock; None where another job has it. Raises Refused."""
+    def _try_lock(self) -> AbstractContextManager[Any] | None:
+        """Take the lock; None where another job has it. Raises UserError."""
         try:
-            file = self.lock.open("a")
+            file = self.lock_file.open("a")
         except OSError as error:
-            raise Refused(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -157,13 +157,13 @@ class RunFolder:
             return nullcontext()
         return file
 
-    def settle(self) -> None:
+    def mark_if_killed(self) -> None:
         """Record the end of a run that was killed before it could: its status is "running", and
         nobody holds its folder. A run that has not held it yet is starting. Nothing is written
         where that cannot be found out, or the folder cannot be written."""
-        if self._read_status().get("state") != "running" or not self.lock.exists():
+        if self._read_status().get("state") != "running" or not self.lock_file.exists():
             return
-        with suppress(Refused, OSError), self._try_to_hold() or nullcontext() as held:
+        with suppress(UserError, OSError), self._try_lock() or nullcontext() as held:
             status = self._read_status()
             if held is not None and status.get("state") == "running":
                 step = self._last_step() or status.get("step", 0)
@@ -175,7 +175,7 @@ class RunFolder:
         except (OSError, ValueError, IndexError, KeyError, TypeError):  # torn, perhaps
             return 0
 
-    def take_over(self, run_id: str) -> None:
+    def reassign(self, run_id: str) -> None:
         """Make a folder that is held this run's own, so that its restarts find it."""
         now = {"state": "running", "message": "", "ended": None}
         status = self._read_status() | _owner(run_id) | now
@@ -190,19 +190,21 @@ class RunFolder:
         write_atomically(self.statements, json.dumps(statements, indent=2) + "\n")
 
 
-def claim(
+def claim_folder(
     name: str, run_id: str, *, output: Path | None = None, root: Path = Path("runs")
 ) -> RunFolder:
     """A folder for the run: ``output``, or by default ROOT/NAME-TIME.
 
     The same ``run_id`` gets the same folder again, so that a restarted job goes on in it.
 
-    Raises Refused where ``output`` is in use by another run or cannot be made.
+    Raises UserError where ``output`` is in use by another run or cannot be made.
     """
     if output is not None:
         folder = RunFolder(output)
         if not _create(folder, run_id) and folder.read_status().get("run_id") != run_id:
-            raise Refused(f"{output}: {_holding(folder)}; give another --output or remove it first")
+            raise UserError(
+                f"{output}: {_why_in_use(folder)}; give another --output or remove it first"
+            )
         return folder
     for folder in _folders(root, f"{escape(name)}-*"):
         if folder.read_status().get("run_id") == run_id:
@@ -211,7 +213,7 @@ def claim(
     return next(folder for folder in paths if _create(folder, run_id))
 
 
-def runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
+def list_runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
     """The folders NAME-TIME under ``root``, of all names by default, the newest first."""
     return [RunFolder(path) for _, _, path in sorted(_dated(root, name), reverse=True)]
 
@@ -220,7 +222,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old or the new whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with naming(path), draft.open("w", encoding="utf-8") as file:
+        with name_file_in_errors(path), draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -242,7 +244,7 @@ def _create(folder: RunFolder, run_id: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise Refused(f"{folder.path}: cannot be the run's folder: {error.strerror}") from None
+        raise UserError(f"{folder.path}: cannot be the run's folder: {error.strerror}") from None
     return True
 
 
@@ -259,7 +261,7 @@ def _owner(run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid()}
 
 
-def _holding(folder: RunFolder) -> str:
+def _why_in_use(folder: RunFolder) -> str:
     """What keeps a folder from being claimed."""
     if not folder.path.is_dir():
         return "is not a folder"

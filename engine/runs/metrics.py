@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from engine.disk import naming
+from engine.disk import name_file_in_errors
 from engine.runs.folder import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StepMetrics:
     """One optimizer step, counted from 1.
 
     ``loss`` is the mean over all targets of the global batch, before the update; ``grad_norm`` is
@@ -56,19 +56,19 @@ class Row:
         values = {name: getattr(self, name) for name in names}
         optional = {name: getattr(self, name) for name in ("val_loss", "loss_scale", "skipped")}
         values |= {name: value for name, value in optional.items() if value is not None}
-        told = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        return told | ({"remark": self.remark} if self.remark else {})
+        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        return finite | ({"remark": self.remark} if self.remark else {})
 
 
 class Sink(Protocol):
     """Something that takes every row of a run, in order."""
 
-    def step(self, row: Row) -> None: ...
+    def step(self, row: StepMetrics) -> None: ...
 
     def close(self) -> None: ...
 
 
-class JsonLines:
+class JsonLinesLog:
     """log.jsonl: an object a step, on disk as soon as it is there.
 
     Rows that an earlier, interrupted try of this run wrote past ``last_step``, the step that this
@@ -80,9 +80,9 @@ class JsonLines:
             write_atomically(path, "".join(_rows_up_to(path, last_step)))
         self._path, self._file = path, path.open("ab", buffering=0)
 
-    def step(self, row: Row) -> None:
+    def step(self, row: StepMetrics) -> None:
         line = json.dumps(row.record()).encode() + b"\n"
-        with naming(self._path):
+        with name_file_in_errors(self._path):
             if self._file.write(line) < len(line):  # the disk took a part, and has no more
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -113,11 +113,11 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what an earlier try of this run wrote past the step it goes on from
-        with naming(folder):
+        with name_file_in_errors(folder):
             self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
         self._folder, self._report = folder, threading.excepthook
         threading.excepthook = self._thread_failed
-        with naming(folder):
+        with name_file_in_errors(folder):
             self._writer.add_custom_scalars(
                 {"memory": {"GiB by rank": ["Multiline", ["memory_GiB/rank_.*"]]}}
             )
@@ -125,7 +125,7 @@ class TensorBoard:
                 fenced = f"```\n{config.rstrip()}\n```"
                 self._writer.add_text("config", fenced, last_step)
 
-    def step(self, row: Row) -> None:
+    def step(self, row: StepMetrics) -> None:
         scalars = {
             "loss/train": row.loss,
             "optimizer/learning_rate": row.lr,
@@ -144,13 +144,13 @@ class TensorBoard:
         scalars |= {tag: value for tag, value in optional.items() if value is not None}
         for rank, peak in enumerate(row.memory_by_rank):
             scalars[f"memory_GiB/rank_{rank}"] = peak / 2**30
-        with naming(self._folder):
+        with name_file_in_errors(self._folder):
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, value, row.step)
 
     def close(self) -> None:
         try:
-            with naming(self._folder):
+            with name_file_in_errors(self._folder):
                 self._writer.close()
         finally:
             threading.excepthook = self._report

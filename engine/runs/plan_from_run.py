@@ -17,64 +17,64 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.checkpoint.compatibility import FIXED
 from engine.checkpoint.manifest import first_problem
 from engine.config import overrides as command_line
-from engine.config.declared.limits import Budget, Illegal
+from engine.config.declared.limits import Budget, ConfigValueError
 from engine.config.errors import ConfigError, Problem
-from engine.config.resolve import Stated, Weight, read_statements, show
+from engine.config.resolve import Precedence, SettingSource, read_setting_sources, show
 from engine.config.schema import Settings, all_settings, user_name
 from engine.config.values import (
     COMMAND_LINE,
     Document,
     Origin,
     Symbol,
-    Table,
+    TrackedDict,
     origins_of,
     plain,
 )
 from engine.config.values import Path as Keys
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import ConfigFile, Plan, plan_from
 from engine.runs.folder import RunFolder
 
 
-class _Object(BaseModel):
+class _RecordModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Statement(_Object):
-    """A ``Stated`` as JSON; ``written`` is the text that messages show."""
+class RecordedSetting(_RecordModel):
+    """A ``SettingSource`` as JSON; ``written`` is the text that messages show."""
 
     name: str
     written: str
     value: Any
     file: str
     line: int
-    weight: Weight
+    weight: Precedence
     remark: str = ""
 
     @classmethod
-    def of(cls, stated: Stated) -> Statement:
+    def of(cls, stated: SettingSource) -> RecordedSetting:
         return cls(
             name=stated.name,
             written=show(stated.written),
             value=stated.value,
             file=stated.origin.file,
             line=stated.origin.line,
-            weight=stated.weight,
+            weight=stated.precedence,
             remark=stated.remark,
         )
 
-    def stated(self) -> Stated:
-        return Stated(
+    def stated(self) -> SettingSource:
+        return SettingSource(
             name=self.name,
             written=Symbol(self.written),  # is shown as its text
             value=tuple(self.value) if isinstance(self.value, list) else self.value,
             origin=Origin(self.file, self.line, 0),
-            weight=self.weight,
+            precedence=self.weight,
             remark=self.remark,
         )
 
 
-class Note(_Object):
+class RecordedNote(_RecordModel):
     """A key of the config that has no effect, and why."""
 
     file: str
@@ -82,7 +82,7 @@ class Note(_Object):
     message: str
 
 
-class Record(_Object):
+class RunRecord(_RecordModel):
     """The content of statements.json, and ``text``, that of config.py.
 
     ``config`` is the absolute path of the config file, which identifies the run; "" where an older
@@ -96,23 +96,24 @@ class Record(_Object):
     source: str
     overrides: tuple[str, ...] = ()
     data_parallel: int = 1
-    statements: dict[str, Statement]
-    notes: tuple[Note, ...] = ()
+    statements: dict[str, RecordedSetting]
+    notes: tuple[RecordedNote, ...] = ()
     fixed: dict[str, Any]
     text: str = ""
 
     @classmethod
-    def of(cls, plan: Plan) -> Record:
-        said = plan.statements
+    def of(cls, plan: Plan) -> RunRecord:
+        said = plan.sources
         return cls(
             config=str(plan.config.path) if plan.config.path.is_absolute() else "",
             name=plan.settings.name,
             source=plan.settings.source,
             overrides=plan.config.overrides,
             data_parallel=plan.layout.data,
-            statements={key: Statement.of(stated) for key, stated in said.settings.items()},
+            statements={key: RecordedSetting.of(stated) for key, stated in said.settings.items()},
             notes=tuple(
-                Note(file=note.file, line=note.line, message=note.message) for note in said.notes
+                RecordedNote(file=note.file, line=note.line, message=note.message)
+                for note in said.notes
             ),
             fixed=_fixed(plan.settings),
             text=plan.config.text,
@@ -125,9 +126,12 @@ class Record(_Object):
         Raises ConfigError with every problem of the overrides.
         """
         given = _parse(overrides)
-        said = read_statements(self.source, _document(given), {})
+        said = read_setting_sources(self.source, _document(given), {})
         for setting, stated in self._recorded(given, said.settings).items():
-            if setting not in said.settings or said.settings[setting].weight < stated.weight:
+            if (
+                setting not in said.settings
+                or said.settings[setting].precedence < stated.precedence
+            ):
                 said.settings[setting] = stated
         said.notes += [Problem(note.file, note.line, None, note.message) for note in self.notes]
         config = ConfigFile(
@@ -136,8 +140,8 @@ class Record(_Object):
         return plan_from(said, name=self.name, gpus=gpus, config=config)
 
     def _recorded(
-        self, given: Mapping[Keys, object], overriding: Mapping[str, Stated]
-    ) -> dict[str, Stated]:
+        self, given: Mapping[Keys, object], overriding: Mapping[str, SettingSource]
+    ) -> dict[str, SettingSource]:
         """Select what the overrides leave: one of a section replaces all that is in it. The sizes
         of the model stay, though they followed from a setting that is overridden."""
         kept = {
@@ -148,12 +152,12 @@ class Record(_Object):
         if not given or "model.preset" in overriding:
             return kept
         pinned = {
-            setting: Stated(
+            setting: SettingSource(
                 name=user_name(setting),
                 written=value,
                 value=value,
                 origin=Origin(self.source, 0, 0),
-                weight=Weight.IMPLIED,
+                precedence=Precedence.IMPLIED,
                 remark=" of the run",
             )
             for setting, value in self.fixed.items()
@@ -162,32 +166,32 @@ class Record(_Object):
         return pinned | kept
 
 
-def keep(folder: RunFolder, plan: Plan) -> None:
+def write_record(folder: RunFolder, plan: Plan) -> None:
     """Write the config, its settings and what they were resolved from into the run's folder."""
     folder.record(
         config=plan.config.text,
         resolved=plan.settings.model_dump(mode="json"),
-        statements=Record.of(plan).model_dump(exclude={"text"}),
+        statements=RunRecord.of(plan).model_dump(exclude={"text"}),
     )
 
 
-def read_record(folder: RunFolder) -> Record:
+def read_record(folder: RunFolder) -> RunRecord:
     """Read what the run recorded; of a run of an older version, which recorded no statements, what
-    its settings resolved to. Raises Refused where there is neither."""
+    its settings resolved to. Raises UserError where there is neither."""
     if not folder.statements.is_file():
-        return _of_settings(folder, recorded_settings(folder))
+        return _record_from_settings(folder, recorded_settings(folder))
     try:
         found = json.loads(folder.statements.read_bytes())
-        return Record.model_validate({**found, "text": _text(folder)})
+        return RunRecord.model_validate({**found, "text": _text(folder)})
     except OSError as error:
-        raise Refused(f"{folder.statements} cannot be read: {error.strerror}") from None
+        raise UserError(f"{folder.statements} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise Refused(f"{folder.statements}: {first_problem(error)}") from None
+        raise UserError(f"{folder.statements}: {first_problem(error)}") from None
     except (ValueError, TypeError):
-        raise Refused(f"{folder.statements} is not a run's record") from None
+        raise UserError(f"{folder.statements} is not a run's record") from None
 
 
-def identity(folder: RunFolder) -> str | None:
+def recorded_config_path(folder: RunFolder) -> str | None:
     """Read the absolute path of the config file that the run is of; None where it was not
     recorded."""
     try:
@@ -198,14 +202,14 @@ def identity(folder: RunFolder) -> str | None:
 
 
 def recorded_settings(folder: RunFolder) -> Settings:
-    """Read what the run's settings resolved to. Raises Refused where it is no run of this
+    """Read what the run's settings resolved to. Raises UserError where it is no run of this
     version."""
     try:
         return Settings.model_validate_json(folder.resolved.read_bytes())
     except OSError as error:
-        raise Refused(f"{folder.resolved} cannot be read: {error.strerror}") from None
+        raise UserError(f"{folder.resolved} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise Refused(f"{folder.resolved}: {first_problem(error)}") from None
+        raise UserError(f"{folder.resolved}: {first_problem(error)}") from None
 
 
 def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str] = ()) -> Plan:
@@ -213,32 +217,32 @@ def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str]
     with ``overrides`` (``KEY=VALUE``) of what it recorded.
 
     Raises:
-        Refused: no settings were recorded, or the overrides are of another model.
+        UserError: no settings were recorded, or the overrides are of another model.
         ConfigError: with every problem of the overrides.
     """
     record = read_record(folder)
     plan = record.plan(gpus=gpus, overrides=overrides)
     for name, recorded in sorted(record.fixed.items()):
         if name.startswith("model.") and _value(plan.settings, name) != recorded:
-            raise Refused(f"{plan.cite(name)}, and the run's weights are of {recorded!r}")
+            raise UserError(f"{plan.cite(name)}, and the run's weights are of {recorded!r}")
     return plan
 
 
-def _of_settings(folder: RunFolder, settings: Settings) -> Record:
+def _record_from_settings(folder: RunFolder, settings: Settings) -> RunRecord:
     """Make a record in which every setting that is not its default is stated."""
     statements = {}
     for name, field in all_settings().items():
         value = _value(settings, name)
         if field.default_factory is not None or field.default != value:
-            statements[name] = Statement(
+            statements[name] = RecordedSetting(
                 name=user_name(name),
                 written=show(value),
                 value=value,
                 file=str(folder.resolved),
                 line=0,
-                weight=Weight.WRITTEN,
+                weight=Precedence.CONFIG_FILE,
             )
-    return Record(
+    return RunRecord(
         config="",
         name=settings.name,
         source=settings.source,
@@ -258,11 +262,11 @@ def _parse(overrides: Sequence[str]) -> dict[Keys, object]:
 
 def _document(given: Mapping[Keys, object]) -> Document:
     """Make a config of the overrides alone."""
-    table, problems = Table(), list[Problem]()
+    table, problems = TrackedDict(), list[Problem]()
     for path, value in given.items():
         try:
             command_line.apply(table, path, value)
-        except Illegal as error:
+        except ConfigValueError as error:
             problems.append(Problem(COMMAND_LINE, 0, None, str(error)))
     if problems:
         raise ConfigError(problems)

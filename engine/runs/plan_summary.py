@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from engine.plan import Plan
 
 
-def overview(plan: Plan) -> dict[str, str]:
+def plan_summary(plan: Plan) -> dict[str, str]:
     """Name -> text of each line, in their order."""
     settings, layout = plan.settings, plan.layout
     model = settings.model
     flops = flops_per_token(model, settings.seq_len)
     axes = " ".join(f"{axis}={size}" for axis, size in layout.tensor_axes.items())
-    ranks, batch = several(layout.gpus, "process", "es"), several(plan.global_batch, "sample")
+    ranks, batch = plural(layout.gpus, "process", "es"), plural(plan.global_batch, "sample")
     padding = plan.padded_micro_batch - plan.micro_batch
     return {
         "config": settings.source,
@@ -28,22 +28,23 @@ def overview(plan: Plan) -> dict[str, str]:
         f"width {model.n_embd}, vocabulary {model.vocab_size:,}",
         "layout": f"tensor {layout.tensor} ({layout.mode.name}{axes and ': ' + axes}) x "
         f"pipeline {layout.pipeline} x data {layout.data} = {ranks}",
-        "batch": f"{several(settings.batch_size, 'sample')} x data {layout.data} x accumulation "
+        "batch": f"{plural(settings.batch_size, 'sample')} x data {layout.data} x accumulation "
         f"{settings.gradient_accumulation} = {batch} of {settings.seq_len} "
         f"tokens a step, in micro-batches of {plan.micro_batch}"
         + (f" padded by {padding}" if padding else ""),
-        "work": f"{plan.tokens_per_step:,} tokens and {count(flops * plan.tokens_per_step)}FLOPs a "
-        f"step, {count(flops)}FLOPs a token; {settings.precision}",
+        "work": f"{plan.tokens_per_step:,} tokens and "
+        f"{format_count(flops * plan.tokens_per_step)}FLOPs a "
+        f"step, {format_count(flops)}FLOPs a token; {settings.precision}",
     }
 
 
-def remarks(plan: Plan) -> list[str]:
+def plan_remarks(plan: Plan) -> list[str]:
     """What the plan has to say, a line each."""
     warnings = [f"warning: {text}" for text in plan.warnings]
     return warnings + [f"note: {text}" for text in plan.notes]
 
 
-def table(lines: Mapping[str, str]) -> Table:
+def summary_table(lines: Mapping[str, str]) -> Table:
     """Lines as rich prints them: names on the left, long texts wrapped on the right."""
     grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in lines.items():
@@ -51,12 +52,12 @@ def table(lines: Mapping[str, str]) -> Table:
     return grid
 
 
-def several(number: int, noun: str, ending: str = "s") -> str:
+def plural(number: int, noun: str, ending: str = "s") -> str:
     """1 process, 2 processes."""
     return f"{number} {noun}" + ("" if number == 1 else ending)
 
 
-def count(number: float) -> str:
+def format_count(number: float) -> str:
     """A number to three digits and its unit: '124 M'; there is always a space before the unit."""
     for unit in ("", "K", "M", "G", "T"):
         if abs(number) < 999.5:

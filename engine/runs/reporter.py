@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
-from engine.disk import SAVED, explained
-from engine.errors import Failed, Refused
+from engine.disk import FREE_SPACE_REMEDY, full_disk_error
+from engine.errors import RunError, UserError
 from engine.estimate.flops import flops_per_token, peak_flops
 from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
-from engine.runs.folder import RunFolder, State
-from engine.runs.metrics import JsonLines, Row, Sink, TensorBoard
-from engine.runs.plan_summary import count, overview, remarks, several, table
-from engine.runs.terminal import Pace, Terminal, duration, say
+from engine.runs.folder import RunFolder, RunStatus
+from engine.runs.metrics import JsonLinesLog, Sink, StepMetrics, TensorBoard
+from engine.runs.plan_summary import format_count, plan_remarks, plan_summary, plural, summary_table
+from engine.runs.terminal import StepTimer, Terminal, format_duration, print_wrapped
 
 if TYPE_CHECKING:
     from engine.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class RunInfo:
     """What a run knows once it is up, and its plan did not.
 
     ``device`` is 'cpu' or the name CUDA gives; ``parameters`` counts the whole model, unpadded;
@@ -61,10 +61,10 @@ class Reporter:
         self._folder, self._terminal, self._files = folder, terminal, files
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._step = first_step
-        self.validation: Row | None = None
+        self.validation: StepMetrics | None = None
         """The last step that a validation followed."""
 
-    def step(self, row: Row) -> None:
+    def step(self, row: StepMetrics) -> None:
         """Report a step; its validation, if it had one, comes with it."""
         self._step = row.step
         if row.val_loss is not None:
@@ -77,12 +77,12 @@ class Reporter:
         if self._terminal is not None:
             self._terminal.step(row)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """A line on rank 0's terminal."""
         if self._terminal is not None:
-            self._terminal.say(text)
+            self._terminal.print_text(text)
 
-    def finish(self, state: State, message: str = "") -> None:
+    def finish(self, state: RunStatus, message: str = "") -> None:
         """Write how the run ended, close every file and take the bar away. Only once.
 
         Raises OSError where the disk did not take all of a run that has not failed already.
@@ -99,7 +99,7 @@ class Reporter:
         if state == "failed":
             problem = None  # what is written last is why it did
         elif problem is not None:
-            state, message = "failed", str(explained(problem, SAVED) or problem)
+            state, message = "failed", str(full_disk_error(problem, FREE_SPACE_REMEDY) or problem)
         if folder is not None:
             with suppress(OSError) if state == "failed" else nullcontext():
                 folder.write_status(state, step=self._step, message=message)
@@ -121,66 +121,66 @@ class Reporter:
         elif isinstance(error, KeyboardInterrupt):
             self.finish("interrupted", f"stopped by {error or 'SIGINT'}")
         else:
-            told = isinstance(error, Refused | Failed)
-            text = str(error) if told else f"{type(error).__name__}: {error}"
+            has_message = isinstance(error, UserError | RunError)
+            text = str(error) if has_message else f"{type(error).__name__}: {error}"
             self.finish("failed", text.partition("\n")[0])
 
 
 def open_reporter(
-    plan: Plan, facts: Facts, folder: RunFolder, console: Console | None = None
+    plan: Plan, info: RunInfo, folder: RunFolder, console: Console | None = None
 ) -> Reporter:
     """Rank 0's reporter: opens the files of the run, prints remarks and the table."""
     settings = plan.settings
     console = console or Console()
-    folder.write_status("running", step=facts.first_step)
-    files: list[Sink] = [JsonLines(folder.log, facts.first_step)]
+    folder.write_status("running", step=info.first_step)
+    files: list[Sink] = [JsonLinesLog(folder.log, info.first_step)]
     if settings.log.tensorboard:
         resolved = json.dumps(settings.model_dump(mode="json"), indent=2)
-        files.append(TensorBoard(folder.tensorboard, facts.first_step, resolved))
-    for line in remarks(plan):
-        say(console, line)
+        files.append(TensorBoard(folder.tensorboard, info.first_step, resolved))
+    for line in plan_remarks(plan):
+        print_wrapped(console, line)
     guess = None
-    if facts.cores is not None:
-        guess = guessed_seconds(settings, plan.tokens_per_step, facts.cores)
+    if info.cores is not None:
+        guess = guessed_seconds(settings, plan.tokens_per_step, info.cores)
     lines = {
         "run": str(folder.path),
-        **overview(plan),
-        "parameters": count(facts.parameters),
-        "device": facts.device,
-        "steps": f"{facts.total_steps:,}"
-        + (f", of which {facts.first_step:,} are done" if facts.first_step else ""),
-        **_guessed_time(facts, guess),
-        **facts.more,
+        **plan_summary(plan),
+        "parameters": format_count(info.parameters),
+        "device": info.device,
+        "steps": f"{info.total_steps:,}"
+        + (f", of which {info.first_step:,} are done" if info.first_step else ""),
+        **_guessed_time(info, guess),
+        **info.more,
     }
-    console.print(table(lines))
+    console.print(summary_table(lines))
     advise = None
     if guess is not None:
         advise = partial(smaller_run, settings)
-        if advice := advise(guess, facts.total_steps - facts.first_step, guessed=True):
-            say(console, advice)
-    peak = peak_flops(facts.device, settings.precision)
+        if advice := advise(guess, info.total_steps - info.first_step, guessed=True):
+            print_wrapped(console, advice)
+    peak = peak_flops(info.device, settings.precision)
     return Reporter(
         folder,
         Terminal(
             console,
-            Pace(total_steps=facts.total_steps),
+            StepTimer(total_steps=info.total_steps),
             every=settings.log.every,
-            first_step=facts.first_step,
+            first_step=info.first_step,
             advise=advise,
         ),
         files,
         flops_per_token=flops_per_token(settings.model, settings.seq_len),
         peak_flops=None if peak is None else peak * plan.layout.gpus,
-        first_step=facts.first_step,
+        first_step=info.first_step,
     )
 
 
-def _guessed_time(facts: Facts, seconds: float | None) -> dict[str, str]:
+def _guessed_time(info: RunInfo, seconds: float | None) -> dict[str, str]:
     """The opening table's row on the time that a run on a CPU will take, at so many seconds a step;
     none where steps will soon tell, and small models spend their time on other things than
     FLOPs."""
-    whole = 0.0 if seconds is None else seconds * (facts.total_steps - facts.first_step)
-    if whole < 60 or facts.cores is None:
+    whole = 0.0 if seconds is None else seconds * (info.total_steps - info.first_step)
+    if whole < 60 or info.cores is None:
         return {}
-    rate = f"{count(GUESSED_RATE)}FLOP/s a core on {several(facts.cores, 'core')}"
-    return {"time": f"about {duration(whole)}, a guess at {rate}"}
+    rate = f"{format_count(GUESSED_RATE)}FLOP/s a core on {plural(info.cores, 'core')}"
+    return {"time": f"about {format_duration(whole)}, a guess at {rate}"}

@@ -6,28 +6,32 @@ from collections.abc import Sequence
 
 from engine.plan import Plan
 from engine.runs.folder import RunFolder
-from engine.runs.plan_from_run import Record, read_record
-from engine.runs.resume_candidates import Asked, output_of, own_folder
-from engine.unsupported import refuse_not_yet
+from engine.runs.plan_from_run import RunRecord, read_record
+from engine.runs.resume_candidates import StartOptions, chosen_output, folder_of_launch
+from engine.unsupported import require_supported
 from engine.world.distributed import Restart
 
 
-def restart(*, name: str, size: int, overrides: Sequence[str], asked: Asked) -> Restart:
+def restart_of_launch(
+    *, name: str, size: int, overrides: Sequence[str], options: StartOptions
+) -> Restart:
     """Describe how the ranks of a launch find what its run recorded. ``name`` is the run's, where
     the config cannot be read any more; ``overrides`` those of the command line."""
 
-    def find(run_id: str, made: Plan | None) -> str:
-        output = output_of(made, asked) if made else asked.output
-        home = own_folder(run_id, made.settings.name if made else name, output, asked.resume)
-        if home is None or not RunFolder(home).resolved.is_file():
+    def find_record(run_id: str, made: Plan | None) -> str:
+        output = chosen_output(made, options) if made else options.output
+        run_folder = folder_of_launch(
+            run_id, made.settings.name if made else name, output, options.resume
+        )
+        if run_folder is None or not RunFolder(run_folder).resolved.is_file():
             return ""
-        return read_record(RunFolder(home)).model_dump_json()
+        return read_record(RunFolder(run_folder)).model_dump_json()
 
     def plan(text: str) -> Plan:
-        record = Record.model_validate_json(text)
+        record = RunRecord.model_validate_json(text)
         new = [override for override in overrides if override not in record.overrides]
         made = record.plan(gpus=size, overrides=new)
-        refuse_not_yet(made)
+        require_supported(made)
         return made
 
-    return Restart(find=find, plan=plan)
+    return Restart(find_record=find_record, plan=plan)

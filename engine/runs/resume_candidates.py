@@ -9,18 +9,18 @@ from operator import attrgetter
 from pathlib import Path
 from shlex import quote
 
-from engine.checkpoint.directory import Shelf
-from engine.errors import Refused
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.errors import UserError
 from engine.plan import Plan
-from engine.runs.folder import RunFolder, runs
-from engine.runs.plan_from_run import identity, recorded_settings
+from engine.runs.folder import RunFolder, list_runs
+from engine.runs.plan_from_run import recorded_config_path, recorded_settings
 
-FEW = 3
+MAX_LISTED = 3
 """Runs of other config files that are named one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class StartOptions:
     """What the user asks for: to go on from 'auto', 'none' or a path (a run's folder or one of its
     checkpoints), into ``output``, and with other data than the checkpoint's if need be; and where
     there is nothing to go on from, to begin with the weights at ``init_from``."""
@@ -32,7 +32,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class ResumeCandidate:
     """A way to begin: in the folder of a run there is (None: one is made), from the first of the
     checkpoints that verifies. Where none does, the next way is tried, or this one starts over.
 
@@ -40,57 +40,57 @@ class Way:
     left to do, where it has not.
     """
 
-    home: str | None
+    run_folder: str | None
     checkpoints: list[str]
     starts_over: bool = False
     remarks: list[str] = field(default_factory=list)
     finished: str = ""
 
 
-def ways(run_id: str, plan: Plan, asked: Asked) -> Iterator[Way]:
+def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator[ResumeCandidate]:
     """Yield the ways there are to begin, the best first.
 
-    Raises Refused for a path that is no run, one without a checkpoint, or a run that is finished.
+    Raises UserError for a path that is no run, one without a checkpoint, or a run that is finished.
     """
-    output = output_of(plan, asked)
-    named, source = read_resume(asked.resume)
-    home = own_folder(run_id, plan.settings.name, output, asked.resume)
-    if home is not None:
-        yield _in(home)
-        if source and home != named:
-            yield Way(home=str(home), checkpoints=source)
-        yield Way(home=str(home), checkpoints=[], starts_over=True)
-    elif asked.resume == "none":
-        yield Way(home=None, checkpoints=[], starts_over=True)
-    elif asked.resume != "auto":
+    output = chosen_output(plan, options)
+    named, source = parse_resume_option(options.resume)
+    run_folder = folder_of_launch(run_id, plan.settings.name, output, options.resume)
+    if run_folder is not None:
+        yield _candidate_in(run_folder)
+        if source and run_folder != named:
+            yield ResumeCandidate(run_folder=str(run_folder), checkpoints=source)
+        yield ResumeCandidate(run_folder=str(run_folder), checkpoints=[], starts_over=True)
+    elif options.resume == "none":
+        yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True)
+    elif options.resume != "auto":
         if named is not None:
-            _refuse_useless(plan, named, source)
+            _require_continuable(plan, named, source)
         stays = named is not None and output in (None, named)
-        yield Way(home=str(named) if stays else None, checkpoints=source)
+        yield ResumeCandidate(run_folder=str(named) if stays else None, checkpoints=source)
     elif output is not None and RunFolder(output).read_status():
-        theirs, config = identity(RunFolder(output)), str(plan.config.path)
-        other = theirs not in (None, config)
-        remarks = [f"{output} is a run of {theirs}, and goes on with {config}"] if other else []
-        way = _in(output, remarks=remarks)
-        yield replace(way, finished=_finished(plan, output, way.checkpoints))
-        yield Way(home=str(output), checkpoints=[], starts_over=True)
+        recorded, config = recorded_config_path(RunFolder(output)), str(plan.config.path)
+        other = recorded not in (None, config)
+        remarks = [f"{output} is a run of {recorded}, and goes on with {config}"] if other else []
+        way = _candidate_in(output, remarks=remarks)
+        yield replace(way, finished=_finished_message(plan, output, way.checkpoints))
+        yield ResumeCandidate(run_folder=str(output), checkpoints=[], starts_over=True)
     elif output is not None:
-        yield Way(home=None, checkpoints=[], starts_over=True)
+        yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True)
     else:
-        yield from _of_this_config(plan)
+        yield from _runs_of_config(plan)
 
 
-def own_folder(run_id: str, name: str, output: Path | None, resume: str) -> Path | None:
+def folder_of_launch(run_id: str, name: str, output: Path | None, resume: str) -> Path | None:
     """Find the folder of a launch that was here before: a restart by torchrun, a requeued job."""
-    named = run_named(resume)
+    named = run_of_resume_option(resume)
     chosen = [path for path in (output, named) if path is not None]
-    for home in chosen or [folder.path for folder in runs(name=name)]:
-        if RunFolder(home).read_status().get("run_id") == run_id:
-            return home
+    for run_folder in chosen or [folder.path for folder in list_runs(name=name)]:
+        if RunFolder(run_folder).read_status().get("run_id") == run_id:
+            return run_folder
     return None
 
 
-def run_named(resume: str) -> Path | None:
+def run_of_resume_option(resume: str) -> Path | None:
     """Find the run that --resume names by its folder or one of its checkpoints; None where it names
     no run."""
     if resume in ("auto", "none"):
@@ -100,45 +100,47 @@ def run_named(resume: str) -> Path | None:
     return run if RunFolder(run).read_status() else None
 
 
-def _of_this_config(plan: Plan) -> Iterator[Way]:
+def _runs_of_config(plan: Plan) -> Iterator[ResumeCandidate]:
     """Yield the runs of the plan's config file, the newest first, then a new run. A run of another
     file of the same name is skipped."""
     remarks, skipped, config = list[str](), 0, str(plan.config.path)
-    for folder in runs(name=plan.settings.name):
-        theirs = identity(folder)
+    for folder in list_runs(name=plan.settings.name):
+        theirs = recorded_config_path(folder)
         if theirs is not None and theirs != config:
             skipped += 1
-            if skipped <= FEW:
+            if skipped <= MAX_LISTED:
                 remarks.append(
                     f"{folder.path} is skipped: it is a run of {theirs}, and this is {config}; "
                     f"--resume {quote(str(folder.path))} continues it"
                 )
             continue
-        if skipped > FEW:
-            remarks.append(f"{skipped - FEW} more runs of other config files are skipped")
+        if skipped > MAX_LISTED:
+            remarks.append(f"{skipped - MAX_LISTED} more runs of other config files are skipped")
         if theirs is None:
             remarks.append(f"{folder.path} does not record its config file, and is taken by name")
-        way = _in(folder.path, remarks=remarks)
-        yield replace(way, finished=_finished(plan, folder.path, way.checkpoints))
+        candidate = _candidate_in(folder.path, remarks=remarks)
+        yield replace(
+            candidate, finished=_finished_message(plan, folder.path, candidate.checkpoints)
+        )
         remarks, skipped = [], 0
     if skipped:
         remarks.append(f"no run of {config} is left to continue: a new run begins")
-    yield Way(home=None, checkpoints=[], starts_over=True, remarks=remarks)
+    yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True, remarks=remarks)
 
 
-def _refuse_useless(plan: Plan, run: Path, checkpoints: list[str]) -> None:
-    """Raises Refused for a run that has nothing to continue from, or nothing left to do."""
-    if finished := _finished(plan, run, checkpoints):
-        raise Refused(finished)
+def _require_continuable(plan: Plan, run: Path, checkpoints: list[str]) -> None:
+    """Raises UserError for a run that has nothing to continue from, or nothing left to do."""
+    if finished := _finished_message(plan, run, checkpoints):
+        raise UserError(finished)
     if not checkpoints:
         status = RunFolder(run).read_status()
-        raise Refused(
+        raise UserError(
             f"{run} has no checkpoint to continue from ({status.get('state')} at step "
             f"{status.get('step')}): train its config without --resume"
         )
 
 
-def _finished(plan: Plan, run: Path, checkpoints: list[str]) -> str:
+def _finished_message(plan: Plan, run: Path, checkpoints: list[str]) -> str:
     """Explain that a run is finished, and how more can be trained; "" where it is not."""
     status, settings = RunFolder(run).read_status(), plan.settings
     if status.get("state") != "finished":
@@ -150,7 +152,7 @@ def _finished(plan: Plan, run: Path, checkpoints: list[str]) -> str:
     if settings.max_steps is not None:
         over, more = done >= settings.max_steps, f"MAX_STEPS=N, with N above {done}"
     else:
-        then = _recorded(run, "num_epochs", "max_steps")
+        then = _recorded_values(run, "num_epochs", "max_steps")
         over = then == (settings.num_epochs, None) and status.get("step") == done
         more = f"NUM_EPOCHS=N, with N above {settings.num_epochs}, or MAX_STEPS=N"
     if not over:
@@ -158,42 +160,46 @@ def _finished(plan: Plan, run: Path, checkpoints: list[str]) -> str:
     return f"{run} is finished at step {done}: {more}, trains it further; {weights}"
 
 
-def _in(home: Path, *, remarks: list[str] | None = None) -> Way:
-    shelf = Shelf(RunFolder(home).checkpoints)
-    newest_first = [str(shelf.folder(step)) for step in reversed(shelf.steps())]
-    return Way(home=str(home), checkpoints=newest_first, remarks=remarks or [])
+def _candidate_in(run_folder: Path, *, remarks: list[str] | None = None) -> ResumeCandidate:
+    checkpoints = CheckpointDirectory(RunFolder(run_folder).checkpoints)
+    newest_first = [str(checkpoints.folder(step)) for step in reversed(checkpoints.steps())]
+    return ResumeCandidate(
+        run_folder=str(run_folder), checkpoints=newest_first, remarks=remarks or []
+    )
 
 
-def read_resume(resume: str) -> tuple[Path | None, list[str]]:
-    """Find the run that --resume names, if any, and the checkpoints to try. Raises Refused."""
+def parse_resume_option(resume: str) -> tuple[Path | None, list[str]]:
+    """Find the run that --resume names, if any, and the checkpoints to try. Raises UserError."""
     if resume in ("auto", "none"):
         return None, []
-    path, named = Path(resume), run_named(resume)
+    path, named = Path(resume), run_of_resume_option(resume)
     if _is_checkpoint(path):
         return named, [resume]
     if named is not None:
-        return named, _in(named).checkpoints
+        return named, _candidate_in(named).checkpoints
     state = "is not there" if not path.exists() else "is neither a run's folder nor a checkpoint"
-    raise Refused(f"--resume={resume} {state} (RUN, or RUN/checkpoints/step-N of it)")
+    raise UserError(f"--resume={resume} {state} (RUN, or RUN/checkpoints/step-N of it)")
 
 
 def _is_checkpoint(path: Path) -> bool:
     return re.fullmatch(r"step-\d{8,}", path.name) is not None and path.is_dir()
 
 
-def output_of(plan: Plan, asked: Asked) -> Path | None:
+def chosen_output(plan: Plan, options: StartOptions) -> Path | None:
     """The folder that was chosen for the run; None: the run's that is resumed, or runs/NAME-TIME.
 
     A ``log.dir`` that the resumed run had as well chooses nothing: its folder may have moved."""
-    named, chosen = run_named(asked.resume), plan.settings.log.dir
-    if asked.output is not None or chosen is None:
-        return asked.output
-    return None if named is not None and _recorded(named, "log.dir") == chosen else Path(chosen)
+    named, chosen = run_of_resume_option(options.resume), plan.settings.log.dir
+    if options.output is not None or chosen is None:
+        return options.output
+    return (
+        None if named is not None and _recorded_values(named, "log.dir") == chosen else Path(chosen)
+    )
 
 
-def _recorded(run: Path, *names: str) -> object:
+def _recorded_values(run: Path, *names: str) -> object:
     """Settings that the run was trained with last; None where it recorded none."""
     try:
         return attrgetter(*names)(recorded_settings(RunFolder(run)))
-    except Refused:
+    except UserError:
         return None

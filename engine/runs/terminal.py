@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from engine.runs.metrics import Row
-from engine.runs.plan_summary import count
+from engine.runs.metrics import StepMetrics
+from engine.runs.plan_summary import format_count
 
 REFRESH_SECONDS = 0.2
-STEADY_SECONDS = 10.0
+RELIABLE_SECONDS = 10.0
 """How long steps are measured before advice rests on them; the first one, which warms up, aside."""
 LINES = 30
 """About how many rows a run prints whose config does not say how often."""
@@ -25,7 +25,7 @@ BAR_TEXT_COLUMNS = 60
 
 
 @dataclass(kw_only=True)
-class Pace:
+class StepTimer:
     """Seconds a step on the wall clock, validations and all, the first step aside."""
 
     total_steps: int
@@ -56,11 +56,11 @@ class Pace:
         return None if pace is None else pace * self.steps_left
 
     @property
-    def steady(self) -> bool:
+    def is_reliable(self) -> bool:
         """Whether enough was measured to act on."""
         if self._first is None or self._last is None:
             return False
-        return self._last[1] - self._first[1] >= STEADY_SECONDS
+        return self._last[1] - self._first[1] >= RELIABLE_SECONDS
 
 
 class Terminal:
@@ -73,58 +73,58 @@ class Terminal:
     def __init__(
         self,
         console: Console,
-        pace: Pace,
+        timer: StepTimer,
         *,
         every: int | None = None,
         first_step: int = 0,
         advise: Callable[[float, int], str | None] | None = None,
     ) -> None:
-        self._console, self._pace, self._advise = console, pace, advise
-        self._every = every or pleasant_interval(pace.total_steps - first_step)
+        self._console, self._timer, self._advise = console, timer, advise
+        self._every = every or round_interval(timer.total_steps - first_step)
         self._bar: Progress | None = None
         self._drawn, self._headed = 0.0, False
         if console.is_terminal:
             self._bar = _bar(console)
             self._task = self._bar.add_task(
-                "", total=pace.total_steps, completed=first_step, eta="-", loss=""
+                "", total=timer.total_steps, completed=first_step, eta="-", loss=""
             )
             self._bar.start()
             console.show_cursor(True)  # a process that is killed could not
 
-    def say(self, text: str) -> None:
+    def print_text(self, text: str) -> None:
         """Print text as it is: a command that is wrapped could not be copied."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def step(self, row: Row) -> None:
-        pace = self._pace
+    def step(self, row: StepMetrics) -> None:
+        timer = self._timer
         first = not self._headed
-        pace.mark(row.step)
-        eta, last = duration(pace.seconds_left), row.step == pace.total_steps
+        timer.mark(row.step)
+        eta, last = format_duration(timer.seconds_left), row.step == timer.total_steps
         if self._bar is not None:
             self._bar.update(self._task, completed=row.step, eta=eta, loss=f"loss {row.loss:.4f}")
         if row.step % self._every == 0 or first or last or row.val_loss is not None:
             self._print_row(row, eta)
         self._give_advice()
-        if self._bar is not None and (last or pace.clock() - self._drawn >= REFRESH_SECONDS):
-            self._drawn = pace.clock()
+        if self._bar is not None and (last or timer.clock() - self._drawn >= REFRESH_SECONDS):
+            self._drawn = timer.clock()
             self._bar.refresh()
 
-    def _print_row(self, row: Row, eta: str) -> None:
+    def _print_row(self, row: StepMetrics, eta: str) -> None:
         if not self._headed:
             self._headed = True
-            self.say(header(row, self._pace.total_steps))
-        self.say(line(row, self._pace.total_steps, eta))
+            self.print_text(format_header(row, self._timer.total_steps))
+        self.print_text(format_row(row, self._timer.total_steps, eta))
         if row.val_loss is not None:
-            self.say(val_line(row, self._pace.total_steps))
+            self.print_text(format_validation(row, self._timer.total_steps))
 
     def _give_advice(self) -> None:
-        seconds = self._pace.seconds_per_step
-        if self._advise is None or seconds is None or not self._pace.steady:
+        seconds = self._timer.seconds_per_step
+        if self._advise is None or seconds is None or not self._timer.is_reliable:
             return
-        advice = self._advise(seconds, self._pace.steps_left)
+        advice = self._advise(seconds, self._timer.steps_left)
         self._advise = None
         if advice is not None:
-            say(self._console, advice)
+            print_wrapped(self._console, advice)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -132,14 +132,14 @@ class Terminal:
             self._bar = None
 
 
-def say(console: Console, text: str) -> None:
+def print_wrapped(console: Console, text: str) -> None:
     """Print text on a console: on a terminal wrapped between words, in a file a line each."""
     if console.is_terminal:
-        text = "\n".join(wrapped(line, console.width) for line in text.split("\n"))
+        text = "\n".join(wrap(line, console.width) for line in text.split("\n"))
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def wrapped(text: str, width: int) -> str:
+def wrap(text: str, width: int) -> str:
     """A line of text in as many as it takes; words, such as paths, stay whole."""
     if len(text) <= width:
         return text
@@ -152,7 +152,7 @@ def wrapped(text: str, width: int) -> str:
     )
 
 
-def pleasant_interval(steps: int) -> int:
+def round_interval(steps: int) -> int:
     """1, 2, 5, 10, 20, 50 ...: the first that makes at most about thirty rows of so many steps."""
     power = 1
     while True:
@@ -163,9 +163,9 @@ def pleasant_interval(steps: int) -> int:
 
 
 def _bar(console: Console) -> Progress:
-    room = console.width - CTRL_C_COLUMNS - BAR_TEXT_COLUMNS
+    width = console.width - CTRL_C_COLUMNS - BAR_TEXT_COLUMNS
     columns = [
-        BarColumn(bar_width=max(4, min(room, 40))),
+        BarColumn(bar_width=max(4, min(width, 40))),
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),
         TextColumn("ETA {task.fields[eta]}"),
@@ -174,37 +174,37 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console, auto_refresh=False, transient=True)
 
 
-def header(row: Row, total_steps: int) -> str:
+def format_header(row: StepMetrics, total_steps: int) -> str:
     """The titles of the columns that rows such as ``row`` have."""
     cells = "".join(f"{title:>{width}}" for title, width, _ in _cells(row, ""))
-    return " " * len(_place(row, total_steps)) + cells
+    return " " * len(_step_column(row, total_steps)) + cells
 
 
-def line(row: Row, total_steps: int, eta: str) -> str:
+def format_row(row: StepMetrics, total_steps: int, eta: str) -> str:
     """A step in one line of at most 80 columns, up to 999,999 steps; each value has its place."""
     cells = "".join(f"{text:>{width}}" for _, width, text in _cells(row, eta))
-    return _place(row, total_steps) + cells
+    return _step_column(row, total_steps) + cells
 
 
-def val_line(row: Row, total_steps: int) -> str:
+def format_validation(row: StepMetrics, total_steps: int) -> str:
     """The validation that followed a step."""
-    return f"{_place(row, total_steps)}  val loss {row.val_loss:.4f}"
+    return f"{_step_column(row, total_steps)}  val loss {row.val_loss:.4f}"
 
 
-def _place(row: Row, total_steps: int) -> str:
+def _step_column(row: StepMetrics, total_steps: int) -> str:
     return f"step {row.step:{len(str(total_steps))}}/{total_steps}"
 
 
-def _cells(row: Row, eta: str) -> list[tuple[str, int, str]]:
+def _cells(row: StepMetrics, eta: str) -> list[tuple[str, int, str]]:
     """Title, width and text of each column behind the step."""
     return [
         ("loss", 8, f"{row.loss:.4f}"),
         ("lr", 8, f"{row.lr:.1e}"),
         ("norm", 8, _norm(row.grad_norm)),
-        ("tok/s", 6, count(row.tokens_per_second).replace(" ", "")),
+        ("tok/s", 6, format_count(row.tokens_per_second).replace(" ", "")),
         ("ms/step", 8, _milliseconds(1000 * row.seconds)),
         *([] if row.mfu is None else [("MFU", 6, f"{row.mfu:.1%}")]),
-        ("memory", 9, size(row.memory_bytes)),
+        ("memory", 9, format_bytes(row.memory_bytes)),
         ("ETA", 9, eta),
     ]
 
@@ -217,7 +217,7 @@ def _milliseconds(number: float) -> str:
     return f"{number:.1f}" if number < 10 else f"{number:.0f}"
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Seconds as 4:05 or 1:04:05, and from a day on as 1d 04h; '-' for None."""
     if seconds is None:
         return "-"
@@ -228,6 +228,6 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def size(number: float) -> str:
+def format_bytes(number: float) -> str:
     """Bytes as MiB, and as GiB from ten of them on."""
     return f"{number / 2**30:,.1f} GiB" if number >= 10 * 2**30 else f"{number / 2**20:.0f} MiB"

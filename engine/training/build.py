@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.config.schema import Settings
-from engine.estimate.flops import smallest_product
+from engine.estimate.flops import smallest_matmul_flops
 from engine.optim.registry import Named
 from engine.training.matmuls import MATMULS, choose_matmul
-from models.chunks import Chunks
-from models.config import Sizes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis
-from models.parallel.context import Partition, WeightStore
+from models.parallel.context import ParallelContext, WeightStore
 from models.parallel.mode import Mode
 from models.parallel.zero import Zero
 from models.stage_split import chunks_of, virtual_stages
 
 if TYPE_CHECKING:
-    from engine.nvme.offload import Offload
+    from engine.nvme.offload import NvmeOffload
     from engine.plan import Plan
     from engine.world.world import World
 
@@ -33,18 +33,18 @@ DTYPES = {  # precision -> (parameters and reductions, compute)
 }
 
 
-def partition(
+def parallel_context(
     settings: Settings,
     mode: Mode,
     axes: Mapping[str, Axis],
     device: torch.device,
     matmul: str = "torch",
     store: WeightStore | None = None,
-) -> Partition:
+) -> ParallelContext:
     """This rank's view of the cut. ``store``: where weights are that stay on a disk."""
     dtype, compute = DTYPES[settings.precision]
     zero = settings.zero
-    return Partition(
+    return ParallelContext(
         mode=mode,
         axes=axes,
         device=device,
@@ -55,26 +55,26 @@ def partition(
         zero=Zero(
             stage=zero.stage,
             axes=tuple(axes[axis] for axis in mode.zero_axes(zero.stage, depth=zero.depth)),
-            keeps_pieces=zero.offload_params is None,
+            caches_shards=zero.offload_params is None,
         ),
-        home=torch.device("cpu") if zero.offload or zero.offload_params else None,
+        offload_device=torch.device("cpu") if zero.offload or zero.offload_params else None,
         store=store,
     )
 
 
-def build_model(settings: Settings, part: Partition) -> Chunks:
+def build_model(settings: Settings, parallel: ParallelContext) -> ModelChunks:
     """The rank's share of the GPT, initialised from the seed: it builds no other rank's layers."""
-    sizes, pipeline = Sizes.of(settings.model), part.axes["pipeline"]
+    config, pipeline = GPTConfig.of(settings.model), parallel.axes["pipeline"]
     chunks = settings.model.num_chunks if pipeline.size > 1 else 1
     stages = virtual_stages(
-        sizes,
+        config,
         settings.seq_len,
         pipeline.size * chunks,
         balanced=settings.stages == "balanced",
     )
-    model = Chunks(
+    model = ModelChunks(
         [
-            GPT(sizes, part, layers=layers, loss_chunk=settings.loss_chunk)
+            GPT(config, parallel, layers=layers, loss_chunk=settings.loss_chunk)
             for layers in chunks_of(stages, pipeline.index, pipeline.size)
         ],
         stages,
@@ -87,33 +87,37 @@ def build_model(settings: Settings, part: Partition) -> Chunks:
     return model
 
 
-def matmul_of(world: World) -> str:
+def choose_run_matmul(world: World) -> str:
     """The matmul library of a run, chosen on rank 0 for all ranks: processors may differ. Raises
-    Refused where the setting asks for a library that is not there."""
+    UserError where the setting asks for a library that is not there."""
     plan = world.plan
     settings, tokens = plan.settings, plan.padded_micro_batch * plan.settings.seq_len
-    return world.share(
+    return world.run_on_rank_0(
         lambda: choose_matmul(
             DTYPES[settings.precision][1],
             world.device,
-            smallest_product(settings.model, tokens, plan.layout.tensor),
-            asked=settings.matmul,
+            smallest_matmul_flops(settings.model, tokens, plan.layout.tensor),
+            requested=settings.matmul,
         )
     )
 
 
-def build_on(world: World, plan: Plan, matmul: str, offload: Offload | None) -> Chunks:
+def build_on_world(
+    world: World, plan: Plan, matmul: str, offload: NvmeOffload | None
+) -> ModelChunks:
     """The rank's share of the plan's GPT, on the devices and axes of a running world; ``offload``:
-    where weights stay that go to a disk, if any. All ranks call it. Raises Refused."""
+    where weights stay that go to a disk, if any. All ranks call it. Raises UserError."""
     store = offload.weights if offload else None
-    part = partition(plan.settings, plan.layout.mode, world.axes, world.device, matmul, store)
-    return world.agree(lambda: build_model(plan.settings, part))
+    parallel = parallel_context(
+        plan.settings, plan.layout.mode, world.axes, world.device, matmul, store
+    )
+    return world.run_on_all(lambda: build_model(plan.settings, parallel))
 
 
-def named_parameters(model: Chunks) -> list[Named]:
+def named_parameters(model: ModelChunks) -> list[Named]:
     """Parameters as optimizers want them; a matrix by its global shape."""
-    boxes = model.boxes()
+    shards = model.shards()
     return [
-        Named(name, parameter, len(boxes[name].shape) == 2)
+        Named(name, parameter, len(shards[name].shape) == 2)
         for name, parameter in model.named_parameters()
     ]

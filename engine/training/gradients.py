@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 from models.parallel.collectives import Axis, Finish
-from models.parallel.shard import Box
+from models.parallel.shard import Shard
 from models.parallel.tuning import BUCKET_BYTES
 
 
@@ -25,7 +25,7 @@ class Bucket:
 
     axes: tuple[Axis, ...]
     parameters: list[nn.Parameter] = field(default_factory=list)
-    missing: int = 0
+    pending: int = 0
     finish: Finish | None = None
     flat: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -42,29 +42,32 @@ class Bucket:
         self.finish = self.axes[0].start_all_reduce(self.flat)
 
 
-class GradientSum:
+class GradientReducer:
     """Sums gradients in buckets while backward runs.
 
-    Within ``complete()``, around the work that leaves a gradient as it stays, a bucket's sum starts
-    as soon as its last gradient is there; before that, micro-batches only add up. ``wait()`` ends
-    all sums. Axes that a parameter is not cut by come from its box; where there are none, nothing
-    is bucketed and nothing is sent. A tied table's two copies are summed last.
+    Within ``final_backward()``, around the work that leaves a gradient as it stays, a bucket's sum
+    starts as soon as its last gradient is there; before that, micro-batches only add up.
+    ``wait()`` ends all sums. Axes that a parameter is not cut by come from its box; where there
+    are none, nothing is bucketed and nothing is sent. A tied table's two copies are summed last.
     """
 
-    def __init__(self, model: Chunks) -> None:
-        self.model, self.buckets, self.armed = model, list[Bucket](), False
+    def __init__(self, model: ModelChunks) -> None:
+        self.model, self.buckets, self.sync_enabled = model, list[Bucket](), False
         self.bucket_of: dict[int, Bucket] = {}
-        boxes, axes = model.boxes(), model.part.summed_axes
+        shards, axes = model.shards(), model.parallel.summed_axes
         open_buckets: dict[tuple[tuple[str, ...], torch.device], Bucket] = {}
         # Backward reaches the last parameters first.
         for name, parameter in reversed(list(model.named_parameters())):
-            over = uncut(boxes[name], axes)
-            if not over:
+            replicated = replicated_axes(shards[name], axes)
+            if not replicated:
                 continue
-            kind = over, parameter.device  # weights that are offloaded have their gradients there
+            kind = (
+                replicated,
+                parameter.device,
+            )  # weights that are offloaded have their gradients there
             bucket = open_buckets.get(kind)
             if bucket is None or sum(p.nbytes for p in bucket.parameters) > BUCKET_BYTES:
-                bucket = open_buckets[kind] = Bucket(tuple(axes[axis] for axis in over))
+                bucket = open_buckets[kind] = Bucket(tuple(axes[axis] for axis in replicated))
                 self.buckets.append(bucket)
             bucket.parameters.append(parameter)
             self.bucket_of[id(parameter)] = bucket
@@ -80,16 +83,16 @@ class GradientSum:
                 parameter.grad = None
         for bucket in self.buckets:
             bucket.flat.zero_()
-            bucket.missing, bucket.finish = len(bucket.parameters), None
+            bucket.pending, bucket.finish = len(bucket.parameters), None
 
     @contextmanager
-    def complete(self) -> Iterator[None]:
+    def final_backward(self) -> Iterator[None]:
         """Around a backward pass, or a part of one, that leaves its gradients complete."""
-        self.armed = True
+        self.sync_enabled = True
         try:
             yield
         finally:
-            self.armed = False
+            self.sync_enabled = False
 
     @torch.no_grad()
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
@@ -98,28 +101,28 @@ class GradientSum:
             parameter.grad = gradient
         else:
             parameter.grad += gradient
-        self.arrived(parameter)
+        self.mark_ready(parameter)
 
-    def arrived(self, parameter: Tensor) -> None:
+    def mark_ready(self, parameter: Tensor) -> None:
         """A gradient was added up; where it is complete, its bucket has one less to wait for."""
         bucket = self.bucket_of.get(id(parameter))
-        if self.armed and bucket is not None:
-            bucket.missing -= 1
-            if bucket.missing == 0:
+        if self.sync_enabled and bucket is not None:
+            bucket.pending -= 1
+            if bucket.pending == 0:
                 bucket.start()
 
     def _hook(self, parameter: Tensor) -> None:
         # Autograd calls it for a gradient of None, too.
-        part = self.model.part
-        if not part.deferred.holds(parameter) and not part.zero.holds(parameter):
-            self.arrived(parameter)
+        parallel = self.model.parallel
+        if not parallel.deferred.holds(parameter) and not parallel.zero.holds(parameter):
+            self.mark_ready(parameter)
 
     def wait(self) -> None:
         """End the sums. Buckets go on to their next axis together, so that waits overlap."""
-        self.armed = True
-        for weight, gradient in self.model.part.zero.finish():
+        self.sync_enabled = True
+        for weight, gradient in self.model.parallel.zero.reduce_deferred():
             self.add(weight, gradient)
-        self.armed = False
+        self.sync_enabled = False
         for bucket in self.buckets:
             if bucket.finish is None:
                 bucket.start()
@@ -131,49 +134,51 @@ class GradientSum:
                 bucket.finish = (
                     bucket.axes[axis + 1].start_all_reduce(bucket.flat) if more else None
                 )
-        self._sum_tied()
+        self._all_reduce_tied()
 
     @torch.no_grad()
-    def _sum_tied(self) -> None:
+    def _all_reduce_tied(self) -> None:
         """First and last stage each have a part of a tied table's gradient."""
         if self.model.tied is None:
             return
         table = dict(self.model.named_parameters())[self.model.tied]
-        pipeline = self.model.part.axes["pipeline"]
+        pipeline = self.model.parallel.axes["pipeline"]
         assert table.grad is not None
         table.grad += pipeline.swap(table.grad, pipeline.size - 1 - pipeline.index)
 
 
-def uncut(box: Box, axes: Mapping[str, Axis]) -> tuple[str, ...]:
+def replicated_axes(shard: Shard, axes: Mapping[str, Axis]) -> tuple[str, ...]:
     """The axes (of size 2 or more) that do not cut the box, in the order of ``axes``."""
-    return tuple(a for a, axis in axes.items() if axis.size > 1 and a not in box.cut_axes)
+    return tuple(a for a, axis in axes.items() if axis.size > 1 and a not in shard.sharded_axes)
 
 
 @torch.no_grad()
-def square_sum(model: Chunks) -> Tensor:
+def local_grad_norm_squared(model: ModelChunks) -> Tensor:
     """This rank's share of the squared global gradient norm, in float64.
 
     Ranks that hold the same piece of a parameter would count it twice: the one with index 0 on
     all axes that do not cut it reports it, and of a tied table's two copies the first. The sum of
     shares over all ranks is ||g||^2.
     """
-    boxes, axes = model.boxes(), model.part.summed_axes
+    shards, axes = model.shards(), model.parallel.summed_axes
     grads = [
         parameter.grad
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
         and name not in model.copies
-        and all(axes[axis].index == 0 for axis in uncut(boxes[name], axes))
+        and all(axes[axis].index == 0 for axis in replicated_axes(shards[name], axes))
     ]
     if not grads:
-        return torch.zeros((), dtype=torch.float64, device=model.part.device)
+        return torch.zeros((), dtype=torch.float64, device=model.parallel.device)
     # Offloaded weights have their gradients on another device.
-    norms = [norm.to(model.part.device) for norm in torch._foreach_norm(grads)]
+    norms = [norm.to(model.parallel.device) for norm in torch._foreach_norm(grads)]
     return torch.stack(norms).double().square().sum()
 
 
 @torch.no_grad()
-def rescale(model: Chunks, norm: float, limit: float | None, scale: float = 1.0) -> None:
+def unscale_and_clip(
+    model: ModelChunks, norm: float, limit: float | None, scale: float = 1.0
+) -> None:
     """Divide all gradients by the loss ``scale``, and multiply them by limit / norm where their
     global ``norm`` (without the scale) exceeds ``limit`` (Pascanu et al. 2013); 1e-6 as in
     torch.nn.utils.clip_grad_norm_."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import LossScale as Settings
+    from engine.config.schema import LossScaleSettings as Settings
 
 
 @dataclass
@@ -19,8 +19,8 @@ class LossScale:
 
     settings: Settings
     scale: float = 0.0
-    quiet: int = 0
-    borne: int = 0
+    steps_since_overflow: int = 0
+    consecutive_overflows: int = 0
     skipped: int = 0
 
     def __post_init__(self) -> None:
@@ -30,15 +30,19 @@ class LossScale:
         """Learn how a step went."""
         settings = self.settings
         if overflow:
-            self.quiet, self.borne, self.skipped = 0, self.borne + 1, self.skipped + 1
-            if self.borne >= settings.hysteresis:
+            self.steps_since_overflow, self.consecutive_overflows, self.skipped = (
+                0,
+                self.consecutive_overflows + 1,
+                self.skipped + 1,
+            )
+            if self.consecutive_overflows >= settings.hysteresis:
                 self.scale = max(self.scale * settings.backoff_factor, settings.min)
-                self.borne = 0
+                self.consecutive_overflows = 0
         else:
-            self.quiet, self.borne = self.quiet + 1, 0
-            if self.quiet >= settings.growth_interval:
+            self.steps_since_overflow, self.consecutive_overflows = self.steps_since_overflow + 1, 0
+            if self.steps_since_overflow >= settings.growth_interval:
                 self.scale = min(self.scale * settings.growth_factor, settings.max)
-                self.quiet = 0
+                self.steps_since_overflow = 0
 
     @property
     def exhausted(self) -> bool:

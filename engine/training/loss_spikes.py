@@ -7,20 +7,20 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import LossSpike as Settings
+    from engine.config.schema import LossSpikeSettings as Settings
 
 
 @dataclass
 class LossSpikes:
     """Compares each loss with the median of the ``window`` before it that were learned from.
 
-    ``recent``: those, and more where a larger window was kept; ``in_a_row`` and ``skipped``: steps
-    that were not, just now and in all.
+    ``recent``: those, and more where a larger window was kept; ``consecutive_skips`` and
+    ``skipped``: steps that were not, just now and in all.
     """
 
     settings: Settings
     recent: list[float] = field(default_factory=list)
-    in_a_row: int = 0
+    consecutive_skips: int = 0
     skipped: int = 0
 
     @property
@@ -38,17 +38,17 @@ class LossSpikes:
     @property
     def exhausted(self) -> bool:
         """Whether more steps in a row were skipped than may be."""
-        return self.in_a_row > self.settings.max_skips
+        return self.consecutive_skips > self.settings.max_skips
 
-    def finds(self, loss: float) -> str:
+    def check(self, loss: float) -> str:
         """Why the step of this loss is skipped; nothing where it is not."""
         limit, settings = self.limit, self.settings
         if limit is not None and loss > limit:
-            self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
+            self.consecutive_skips, self.skipped = self.consecutive_skips + 1, self.skipped + 1
             return (
                 f"loss {loss:.4f} is over {settings.factor:g} x {self._median:.4f}, the "
                 f"median of {settings.window} steps before"
             )
-        self.in_a_row = 0
+        self.consecutive_skips = 0
         self.recent = [*self.recent, loss][-settings.window :]
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.world.processor import Processor, this_processor
 from models.parallel.context import MatMul, torch_matmul
 
@@ -13,7 +13,7 @@ from models.parallel.context import MatMul, torch_matmul
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """By oneDNN, which torch leaves aside for float32 on a CPU."""
     # Inductor has a lowering of its own for this operator, which fails on weights that change.
-    multiply = opaque if torch.compiler.is_compiling() else _onednn
+    multiply = onednn_op if torch.compiler.is_compiling() else _onednn
     y: Tensor = multiply(a, b, bias)
     return y
 
@@ -24,12 +24,12 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("cuboid::onednn", mutates_args=())
-def opaque(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_op(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """The same, as an operator that a compiler does not look into."""
     return _onednn(a, b, bias)
 
 
-@opaque.register_fake
+@onednn_op.register_fake
 def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
@@ -46,29 +46,29 @@ def choose_matmul(
     device: torch.device,
     flops: int,
     *,
-    asked: str | None = None,
+    requested: str | None = None,
     processor: Processor | None = None,
 ) -> str:
     """Choose the library of float32 matmuls on a CPU, of which the smallest has so many ``flops``;
     everywhere else torch's own is used.
 
-    The choice is a function of the processor, the shapes and the setting ``asked`` (``matmul``),
-    never of a timing: two libraries round differently, so a timing would decide the bits of the
-    result. oneDNN is taken only where it was measured to be far ahead: torch.mm calls MKL, which
-    leaves AVX-512 aside on AMD's processors (2048^3 on Zen 5, one thread: 119 against 261
-    GFLOP/s). With AVX2 both are equally fast on AMD's, and MKL is twice as fast on Intel's.
+    The choice is a function of the processor, the shapes and the setting ``requested``
+    (``matmul``), never of a timing: two libraries round differently, so a timing would decide the
+    bits of the result. oneDNN is taken only where it was measured to be far ahead: torch.mm calls
+    MKL, which leaves AVX-512 aside on AMD's processors (2048^3 on Zen 5, one thread: 119 against
+    261 GFLOP/s). With AVX2 both are equally fast on AMD's, and MKL is twice as fast on Intel's.
 
     Raises:
-        Refused: the library that was asked for cannot multiply here.
+        UserError: the library that was asked for cannot multiply here.
     """
     if compute != torch.float32:
         return "torch"
     on_cpu, built = device.type == "cpu", torch.backends.mkldnn.is_available()
-    if asked == "onednn" and not (on_cpu and built):
+    if requested == "onednn" and not (on_cpu and built):
         why = "this torch was built without oneDNN" if on_cpu else "oneDNN multiplies on CPUs only"
-        raise Refused(f"matmul='onednn': {why}; accepted here: 'torch', None")
-    if asked is not None or not (on_cpu and built):
-        return asked or "torch"
+        raise UserError(f"matmul='onednn': {why}; accepted here: 'torch', None")
+    if requested is not None or not (on_cpu and built):
+        return requested or "torch"
     vendor = (processor or this_processor()).vendor
     mkl = torch.backends.mkl.is_available()
     ahead = vendor == "AuthenticAMD" and cpu_capability() == "AVX512" and mkl

@@ -8,39 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.data.loader import Batch, Batches, pad_samples
+from engine.data.loader import Batch, TrainBatches, pad_samples
 from engine.data.tokenizer import dump
 from engine.inout.saved_model import metadata_of
 from engine.optim.lr_schedule import lr_factor
 from engine.optim.registry import build_optimizer
 from engine.training import unsharded
-from engine.training.build import build_on, named_parameters
-from engine.training.gradients import GradientSum
+from engine.training.build import build_on_world, named_parameters
+from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
 from engine.training.memory import keep_freed_memory, peak_bytes
-from engine.training.pipeline import Pipeline, loss_of
-from engine.training.step import Optimizer, Outcome, Stepper, undisturbed
+from engine.training.pipeline import Pipeline, scaled_loss
+from engine.training.step import Optimizer, Stepper, StepResult, unchanged_loss
 
 if TYPE_CHECKING:
     from engine.faults import Fault
-    from engine.nvme.offload import Offload
+    from engine.nvme.offload import NvmeOffload
     from engine.plan import Plan
     from engine.world.world import World
 
 
-class Run:
+class Trainer:
     """The model, its optimizer and its data on one rank of the world."""
 
     def __init__(
         self,
         plan: Plan,
         world: World,
-        batches: Batches,
+        batches: TrainBatches,
         *,
         steps: int,
         matmul: str,
-        offload: Offload | None = None,
+        offload: NvmeOffload | None = None,
         fault: Fault | None = None,
     ) -> None:
         """``offload``: where optimizer states go, and weights, if they go to a disk."""
@@ -52,23 +52,23 @@ class Run:
         self.trained_length = settings.seq_len  # positions, those of weights it begins with too
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
-        self.model = build_on(world, plan, matmul, offload)
+        self.model = build_on_world(world, plan, matmul, offload)
         self.pipeline = Pipeline(self.model, world.axes["pipeline"], settings.schedule)
         fp16 = settings.precision == "fp16"
         self.stepper = Stepper(
             model=self.model,
             pipeline=self.pipeline,
-            optimizer=world.agree(lambda: self._build_optimizer(offload)),
-            gradients=GradientSum(self.model),
+            optimizer=world.run_on_all(lambda: self._build_optimizer(offload)),
+            gradients=GradientReducer(self.model),
             world=world.axes["world"],
             seed=settings.seed,
             clip_grad_norm=settings.clip_grad_norm,
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,
             spikes=LossSpikes(settings.loss_spike) if settings.loss_spike.factor else None,
-            disturbed=fault.in_step if fault else undisturbed,
+            loss_hook=fault.apply_to_step if fault else unchanged_loss,
         )
 
-    def _build_optimizer(self, offload: Offload | None) -> Optimizer:
+    def _build_optimizer(self, offload: NvmeOffload | None) -> Optimizer:
         optimizer = build_optimizer(self.plan.settings.optimizer, named_parameters(self.model))
         return offload.optimizer(optimizer) if offload else optimizer
 
@@ -76,19 +76,19 @@ class Run:
     def tokenizer(self) -> dict[str, Any] | None:
         """The tokenizer of the model's ids, for whoever reads the model; None where ids stand for
         no text."""
-        words = self.batches.corpus.tokenizer
-        return None if words is None else dump(self.plan.settings.data.tokenizer, words)
+        tokenizer = self.batches.corpus.tokenizer
+        return None if tokenizer is None else dump(self.plan.settings.data.tokenizer, tokenizer)
 
-    def step(self, step: int, *, save: bool = False) -> Outcome:
-        """Train on the samples of ``step``, counted from 1. ``save``: this rank asks for a
-        checkpoint after it."""
+    def step(self, step: int, *, save: bool = False) -> StepResult:
+        """Train on the samples of ``step``, counted from 1. ``save_unsharded``: this rank asks for
+        a checkpoint after it."""
         outcome = self.stepper.run(
             step,
             list(self.micro_batches(step)),
             targets=self.batches.targets(step),
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
-            stop=self.world.asked_to_stop,
+            stop=self.world.stop_requested,
             save=save,
         )
         self.done = step
@@ -108,7 +108,7 @@ class Run:
         for turn in range(self.plan.settings.gradient_accumulation):
             yield from self._split(self.batches.batch(step, turn, self.data_rank))
 
-    def validates(self, step: int, *, last: bool) -> bool:
+    def validates_after(self, step: int, *, last: bool) -> bool:
         """Whether a validation follows ``step``."""
         every = self.plan.settings.eval.every
         due = last if every is None else every > 0 and (last or step % every == 0)
@@ -116,27 +116,27 @@ class Run:
 
     def validate(self) -> float:
         """The mean loss over the validation samples, the same in every layout."""
-        sweep = self.batches.validation
+        eval_batches = self.batches.validation
         batches = [
             micro_batch
-            for number in range(sweep.batches)
-            for micro_batch in self._split(sweep.batch(number, self.data_rank))
+            for number in range(eval_batches.batches)
+            for micro_batch in self._split(eval_batches.batch(number, self.data_rank))
         ]
         self.model.train(False)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.pipeline.evaluate(batches, loss_of(1 / sweep.targets), loss)
+        self.pipeline.evaluate(batches, scaled_loss(1 / eval_batches.targets), loss)
         self.model.train()
         return float(self.world.axes["world"].all_reduce(loss))
 
     def save(self, path: Path) -> None:
         """The whole model's weights, gathered from all ranks and written by rank 0."""
         metadata = metadata_of(
-            self.model.sizes,
+            self.model.config,
             tokenizer=self.tokenizer,
             step=self.done,
             trained_length=self.trained_length,
         )
-        unsharded.save(self.model, path, metadata, writes=self.world.is_main)
+        unsharded.save_unsharded(self.model, path, metadata, writes=self.world.is_main)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         return micro_batches(self.plan, batch, self.device)

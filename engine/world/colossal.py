@@ -19,34 +19,34 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _abort_process_group, _set_pg_timeout
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.layout import Layout
 
 VERSION = "0.5.0"
 INSTALL = f"pip install --no-deps colossalai=={VERSION}"
 
 
-class Colossal:
+class ColossalContext:
     """The global ParallelContext, registered on an open default process group.
 
     Raises:
-        Refused: Colossal-AI is missing, of another version, or lacks what it imports.
+        UserError: Colossal-AI is missing, of another version, or lacks what it imports.
     """
 
     def __init__(self) -> None:
         try:
             found = version("colossalai")
         except PackageNotFoundError:
-            raise Refused(f"Colossal-AI is not installed: {INSTALL}") from None
+            raise UserError(f"Colossal-AI is not installed: {INSTALL}") from None
         if found != VERSION:
-            raise Refused(f"Colossal-AI {found} is installed, {VERSION} is needed: {INSTALL}")
+            raise UserError(f"Colossal-AI {found} is installed, {VERSION} is needed: {INSTALL}")
         try:
-            with _slim():
+            with _stub_packages():
                 core = importlib.import_module("colossalai.legacy.core")
                 modes = importlib.import_module("colossalai.legacy.context.parallel_mode")
                 variables = importlib.import_module("colossalai.legacy.global_variables")
         except ImportError as error:
-            raise Refused(f"Colossal-AI cannot be imported ({error}): {INSTALL}") from error
+            raise UserError(f"Colossal-AI cannot be imported ({error}): {INSTALL}") from error
         self.context: Any = core.global_context
         self.modes: Any = modes.ParallelMode
         self._variables: Any = variables.tensor_parallel_env
@@ -62,7 +62,7 @@ class Colossal:
         context._register_dist(rank, layout.gpus, dist.group.WORLD, cpu, everyone, world)
         context.add_global_rank(world, rank)
         tensor: dict[str, Any] = {"size": layout.tensor, "mode": layout.mode.name}
-        if not layout.mode.colossal:
+        if not layout.mode.colossal_groups:
             tensor["mode"] = None  # its word for no tensor parallelism
         if layout.mode.uses_depth:
             tensor["depth"] = layout.depth
@@ -115,7 +115,7 @@ class Colossal:
 
 
 @contextmanager
-def _slim() -> Iterator[None]:
+def _stub_packages() -> Iterator[None]:
     """Inside, the two packages above the context are empty: running their ``__init__`` takes 3 s,
     and needs peft, bitsandbytes and more, of which the context uses nothing."""
     spec = find_spec("colossalai")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from engine.errors import Failed
+from engine.errors import RunError
 from engine.plan import Plan
 
 
@@ -18,7 +18,7 @@ def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     """
     default = "clang++" if sys.platform == "darwin" else "g++"
     name = environ.get("CXX", default)
-    if not plan.settings.compile or _answers(name):
+    if not plan.settings.compile or _runs(name):
         return
     named = f"{name}, which CXX names," if "CXX" in environ else name
     yield (
@@ -27,7 +27,7 @@ def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     )
 
 
-def compiler_failure(error: BaseException) -> Failed | None:
+def compiler_failure(error: BaseException) -> RunError | None:
     """Return a failure of the C++ compiler as a line with its reason; None for any other error."""
     cause: BaseException | None = error
     while cause is not None:
@@ -36,14 +36,14 @@ def compiler_failure(error: BaseException) -> Failed | None:
             lines = [line for line in output if line]
             reason = next((line for line in lines if "error" in line), (lines or [""])[0])
             command = getattr(cause, "cmd", None) or ["the C++ compiler"]
-            return Failed(
+            return RunError(
                 f"compile=True: {command[0]} failed ({reason}); compile=False runs without it"
             )
         cause = getattr(cause, "inner_exception", None) or cause.__cause__
     return None
 
 
-def _answers(name: str) -> bool:
+def _runs(name: str) -> bool:
     try:
         subprocess.run([name, "--version"], check=True, capture_output=True)
     except (OSError, ValueError, subprocess.SubprocessError):

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import Refused
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class VisibleGpus:
     """What a rank tells of itself: the name of its machine, and the GPUs it sees, each by an id
     that no other GPU has."""
 
@@ -30,50 +30,56 @@ class Assignment:
     warnings: tuple[str, ...] = ()
 
 
-def assign(cards: Sequence[Card], asked: str | None = None, *, nccl: bool = True) -> Assignment:
-    """NCCL where each rank has a GPU of its own, gloo otherwise; ``asked`` decides where given.
+def assign_devices(
+    visible: Sequence[VisibleGpus], requested: str | None = None, *, nccl: bool = True
+) -> Assignment:
+    """NCCL where each rank has a GPU of its own, gloo otherwise; ``requested`` decides where given.
     ``nccl`` says whether this torch has it.
 
     Raises:
-        Refused: NCCL is asked for where ranks have no GPU, or share one.
+        UserError: NCCL is asked for where ranks have no GPU, or share one.
     """
     on_machine: Counter[str] = Counter()
     local_ranks = []
-    for card in cards:
+    for card in visible:
         local_ranks.append(on_machine[card.host])
         on_machine[card.host] += 1
 
-    without = [rank for rank, card in enumerate(cards) if not card.gpus]
+    without = [rank for rank, card in enumerate(visible) if not card.gpus]
     warnings = []
-    gpus: list[int | None] = [None] * len(cards)
+    gpus: list[int | None] = [None] * len(visible)
     sharing: list[int] = []
     if not without:
-        gpus = [n % len(card.gpus) for n, card in zip(local_ranks, cards, strict=True)]
-        mine = [card.gpus[n % len(card.gpus)] for n, card in zip(local_ranks, cards, strict=True)]
+        gpus = [n % len(card.gpus) for n, card in zip(local_ranks, visible, strict=True)]
+        mine = [card.gpus[n % len(card.gpus)] for n, card in zip(local_ranks, visible, strict=True)]
         sharing = [rank for rank, gpu in enumerate(mine) if mine.count(gpu) > 1]
         if sharing:
-            text = f"{name_ranks(sharing)} share GPUs, which is slow"
-            warnings.append(text if asked else f"{text}, and NCCL refuses: gloo carries messages")
-    elif len(without) < len(cards):
-        warnings.append(f"{name_ranks(without)} found no GPU: all ranks compute on CPUs")
-    if asked == "nccl" and (without or sharing):
+            text = f"{format_ranks(sharing)} share GPUs, which is slow"
+            warnings.append(
+                text if requested else f"{text}, and NCCL refuses: gloo carries messages"
+            )
+    elif len(without) < len(visible):
+        warnings.append(f"{format_ranks(without)} found no GPU: all ranks compute on CPUs")
+    if requested == "nccl" and (without or sharing):
         fault = (
-            f"{name_ranks(without)} found none" if without else f"{name_ranks(sharing)} share one"
+            f"{format_ranks(without)} found none"
+            if without
+            else f"{format_ranks(sharing)} share one"
         )
-        raise Refused(f"backend='nccl' needs a GPU for each rank, and {fault}; 'gloo' works")
+        raise UserError(f"backend='nccl' needs a GPU for each rank, and {fault}; 'gloo' works")
     own = not without and not sharing
     return Assignment(
         local_ranks=tuple(local_ranks),
-        local_sizes=tuple(on_machine[card.host] for card in cards),
+        local_sizes=tuple(on_machine[card.host] for card in visible),
         gpus=tuple(gpus),
-        backend=asked or ("nccl" if own and nccl else "gloo"),
+        backend=requested or ("nccl" if own and nccl else "gloo"),
         warnings=tuple(warnings),
     )
 
 
-def name_ranks(numbers: Sequence[int], most: int = 8) -> str:
-    """``rank 3``, ``ranks 0, 1 and 5``, and no more than ``most`` of them by number."""
-    if len(numbers) > most:
-        return f"ranks {', '.join(map(str, numbers[:most]))} and {len(numbers) - most} more"
+def format_ranks(numbers: Sequence[int], limit: int = 8) -> str:
+    """``rank 3``, ``ranks 0, 1 and 5``, and no more than ``limit`` of them by number."""
+    if len(numbers) > limit:
+        return f"ranks {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
     *first, last = map(str, numbers)
     return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
-from engine.errors import Refused
+from engine.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class LaunchInfo:
     """Rank ``rank`` of ``size``. They meet at ``host``:``port``: in a store of rank 0's, or where
-    ``agent`` is true in one of torchrun's own. ``launch`` names the launch where the launcher has
-    a name for it, the same over torchrun's restarts, of which this is number ``attempt``.
+    ``agent`` is true in one of torchrun's own. ``launch_id`` names the launch where the launcher
+    has a name for it, the same over torchrun's restarts, of which this is number ``attempt``.
     """
 
     rank: int
@@ -27,12 +27,12 @@ class Place:
     host: str = LOOPBACK
     port: int = 0
     launcher: str
-    launch: str | None = None
+    launch_id: str | None = None
     agent: bool = False
     attempt: int = 0
 
 
-def locate(
+def find_launch_info(
     environ: Mapping[str, str],
     *,
     host: str | None = None,
@@ -41,76 +41,78 @@ def locate(
     world_size: int | None = None,
     from_torch: bool = False,
     local_rank: int | None = None,
-) -> Place:
+) -> LaunchInfo:
     """Find the place of this process; alone where nothing says otherwise. ``local_rank`` is the
     argument that torch.distributed.launch adds to what it puts into the environment.
 
     Raises:
-        Refused: the environment or the arguments are incomplete or contradict each other.
+        UserError: the environment or the arguments are incomplete or contradict each other.
     """
     by_hand = rank is not None or world_size is not None
     if "RANK" in environ and "WORLD_SIZE" in environ:
         if by_hand or host is not None or port is not None:
-            raise Refused(
+            raise UserError(
                 "--host, --port, --rank and --world_size are for ranks started by hand, but "
                 "torchrun started this one: leave them out"
             )
         if local_rank is not None and environ.get("LOCAL_RANK") != str(local_rank):
-            raise Refused(
+            raise UserError(
                 f"--local-rank={local_rank} contradicts LOCAL_RANK={environ.get('LOCAL_RANK', '')} "
                 "in the environment: leave it out"
             )
         return _check(_torchrun(environ))
     for option, given in (("--from_torch", from_torch), ("--local-rank", local_rank is not None)):
         if given:
-            raise Refused(
+            raise UserError(
                 f"{option} needs the environment that torchrun gives (RANK, WORLD_SIZE): start "
                 "with torchrun, or leave it out"
             )
     if by_hand:
         if rank is None or world_size is None or host is None or port is None:
-            raise Refused(
+            raise UserError(
                 "ranks started by hand need all of --host, --port (where rank 0 is), --rank and "
                 "--world_size"
             )
-        return _check(Place(rank=rank, size=world_size, host=host, port=port, launcher="by hand"))
+        return _check(
+            LaunchInfo(rank=rank, size=world_size, host=host, port=port, launcher="by hand")
+        )
     if "SLURM_PROCID" in environ:
         return _check(_slurm(environ, host, port))
     if "OMPI_COMM_WORLD_RANK" in environ:
         return _check(_open_mpi(environ, host, port))
     if host is not None or port is not None:
-        raise Refused("--host and --port also need --rank and --world_size, Slurm or Open MPI")
-    _refuse_half_a_launch(environ)
-    return Place(rank=0, size=1, launcher="alone")
+        raise UserError("--host and --port also need --rank and --world_size, Slurm or Open MPI")
+    _require_complete_launch(environ)
+    return LaunchInfo(rank=0, size=1, launcher="alone")
 
 
 # A process that is started without these is alone, or its launcher is one that is not read.
-HALVES = (
+REQUIRED_TOGETHER = (
     (("RANK", "WORLD_SIZE"), ("RANK", "WORLD_SIZE"), "torchrun"),
     (("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",), "Open MPI"),
     (("SLURM_STEP_NUM_TASKS",), ("SLURM_PROCID",), "Slurm"),
 )
 
 
-def _refuse_half_a_launch(environ: Mapping[str, str]) -> None:
-    """Raise Refused where a launch of several ranks would run as many times, each rank alone."""
-    for present, needed, launcher in HALVES:
+def _require_complete_launch(environ: Mapping[str, str]) -> None:
+    """Raise UserError where a launch of several ranks would run as many times, each rank alone."""
+    for present, needed, launcher in REQUIRED_TOGETHER:
         found = [f"{name}={environ[name]}" for name in present if name in environ]
         missing = [name for name in needed if name not in environ]
         if found and found != ["WORLD_SIZE=1"]:
-            raise Refused(
+            raise UserError(
                 f"{', '.join(found)} in the environment, and no {' or '.join(missing)}, which "
                 f"{launcher} sets too: unset it to run alone, or start with {launcher}"
             )
     if environ.get("PMI_SIZE", "1") != "1":
-        raise Refused(
+        raise UserError(
             f"PMI_SIZE={environ['PMI_SIZE']} in the environment: an MPI that is not Open MPI "
             "started this. Start with torchrun, srun or Open MPI, or give each rank --host, "
             "--port, --rank and --world_size"
         )
 
 
-def spokesman(environ: Mapping[str, str]) -> bool:
+def is_rank_0(environ: Mapping[str, str]) -> bool:
     """Whether this is rank 0, as far as the environment tells."""
     for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
         if name in environ:
@@ -118,30 +120,30 @@ def spokesman(environ: Mapping[str, str]) -> bool:
     return True
 
 
-def _torchrun(environ: Mapping[str, str]) -> Place:
-    return Place(
+def _torchrun(environ: Mapping[str, str]) -> LaunchInfo:
+    return LaunchInfo(
         rank=_number(environ, "RANK"),
         size=_number(environ, "WORLD_SIZE"),
         host=_text(environ, "MASTER_ADDR"),
-        port=_number(environ, "MASTER_PORT", beside="RANK and WORLD_SIZE"),
+        port=_number(environ, "MASTER_PORT", required_with="RANK and WORLD_SIZE"),
         launcher="torchrun",
-        launch=environ.get("TORCHELASTIC_RUN_ID"),
+        launch_id=environ.get("TORCHELASTIC_RUN_ID"),
         agent=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
 
 
-def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
+def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> LaunchInfo:
     """A step's own variables go before the job's: ``srun -n 2`` may take a part of the job."""
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    size = _number(environ, tasks, beside="SLURM_PROCID")
+    size = _number(environ, tasks, required_with="SLURM_PROCID")
     if size > 1 and "SLURM_STEP_ID" not in environ:
-        raise Refused(
+        raise UserError(
             f"{tasks}={size}, and this process is the job's script itself, not one of {size} that "
             "srun starts: srun python train_gpt.py ..., or torchrun"
         )
     if environ.get("WORLD_SIZE", str(size)) != str(size):
-        raise Refused(
+        raise UserError(
             f"WORLD_SIZE={environ['WORLD_SIZE']} in the environment contradicts {tasks}={size}: "
             "unset it"
         )
@@ -150,38 +152,41 @@ def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> Pl
     if host is None:
         nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
         if not nodes and size > 1:
-            raise Refused("SLURM_NODELIST is not in the environment: give --host HOST of rank 0")
-        host = head(nodes) if nodes and several(nodes) else LOOPBACK
-    return Place(
+            raise UserError("SLURM_NODELIST is not in the environment: give --host HOST of rank 0")
+        host = first_node(nodes) if nodes and is_multi_node(nodes) else LOOPBACK
+    return LaunchInfo(
         rank=_number(environ, "SLURM_PROCID"),
         size=size,
         host=host,
         port=_port(environ, port, step),
         launcher="Slurm",
-        launch=f"slurm-{step}",
+        launch_id=f"slurm-{step}",
     )
 
 
-def several(nodes: str) -> bool:
+def is_multi_node(nodes: str) -> bool:
     """Whether a Slurm node list such as ``gpu-[003-010,012],n1`` names more than one machine."""
     return any(sign in nodes for sign in ",[")
 
 
-def head(nodes: str) -> str:
+def first_node(nodes: str) -> str:
     """The first machine of a Slurm node list: ``gpu-[003-010,012],n1`` -> ``gpu-003``."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     assert first is not None
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group())
 
 
-def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) -> Place:
-    size = _number(environ, "OMPI_COMM_WORLD_SIZE", beside="OMPI_COMM_WORLD_RANK")
+def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) -> LaunchInfo:
+    size = _number(environ, "OMPI_COMM_WORLD_SIZE", required_with="OMPI_COMM_WORLD_RANK")
     host = host or environ.get("MASTER_ADDR")
     if host is None:
-        if _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", beside="OMPI_COMM_WORLD_RANK") < size:
-            raise Refused("Open MPI over several machines needs --host HOST, that of rank 0")
+        if (
+            _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", required_with="OMPI_COMM_WORLD_RANK")
+            < size
+        ):
+            raise UserError("Open MPI over several machines needs --host HOST, that of rank 0")
         host = LOOPBACK
-    return Place(
+    return LaunchInfo(
         rank=_number(environ, "OMPI_COMM_WORLD_RANK"),
         size=size,
         host=host,
@@ -190,30 +195,30 @@ def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) ->
     )
 
 
-def _check(place: Place) -> Place:
-    if not 0 <= place.rank < place.size:
-        raise Refused(
-            f"rank {place.rank} is not one of {place.size} ranks: ranks count from 0 "
-            f"({place.launcher})"
+def _check(launch_info: LaunchInfo) -> LaunchInfo:
+    if not 0 <= launch_info.rank < launch_info.size:
+        raise UserError(
+            f"rank {launch_info.rank} is not one of {launch_info.size} ranks: ranks count from 0 "
+            f"({launch_info.launcher})"
         )
-    if not 0 < place.port < 1 << 16:
-        raise Refused(f"port {place.port} is not a port: give one from 1 to 65535")
-    return place
+    if not 0 < launch_info.port < 1 << 16:
+        raise UserError(f"port {launch_info.port} is not a port: give one from 1 to 65535")
+    return launch_info
 
 
 def _text(environ: Mapping[str, str], name: str) -> str:
     if not environ.get(name):
-        raise Refused(f"{name} is not in the environment, though RANK and WORLD_SIZE are")
+        raise UserError(f"{name} is not in the environment, though RANK and WORLD_SIZE are")
     return environ[name]
 
 
-def _number(environ: Mapping[str, str], name: str, *, beside: str = "") -> int:
+def _number(environ: Mapping[str, str], name: str, *, required_with: str = "") -> int:
     """A variable that is there, or that belongs to those that are."""
     value = environ.get(name)
-    if value is None and beside:
-        raise Refused(f"{name} is not in the environment, though {beside} is")
+    if value is None and required_with:
+        raise UserError(f"{name} is not in the environment, though {required_with} is")
     if value is None or not value.isdecimal():
-        raise Refused(f"{name}={value or ''} in the environment is not a whole number")
+        raise UserError(f"{name}={value or ''} in the environment is not a whole number")
     return int(value)
 
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """All that stop a run: Ctrl-C, launchers, a terminal that is closed, and two that queues send
 before a time limit."""
-ALWAYS = (signal.SIGINT, signal.SIGTERM)
+ALWAYS_HANDLED = (signal.SIGINT, signal.SIGTERM)
 """Those that stop it even if they were ignored when the process started, as in background jobs of
 scripts. ``nohup`` starts processes that ignore SIGHUP."""
-ECHO_SECONDS = 2.0
+REPEAT_SECONDS = 2.0
 """A Ctrl-C reaches a rank twice, from the terminal and from torchrun that passes it on. What comes
 later than this is the user insisting."""
 
@@ -31,14 +31,14 @@ class StopSignal:
 
     At first they end the process by KeyboardInterrupt, since there is nothing to save. Once
     ``deferred`` is set they only leave their name in ``requested``, for the training loop to find
-    between two steps. A user who insists by SIGINT still interrupts, but for what is ``unbroken``;
-    launchers repeat SIGTERM, which asks for no more than it did.
+    between two steps. A user who insists by SIGINT still interrupts, but for what is
+    ``deferred_until_done``; launchers repeat SIGTERM, which asks for no more than it did.
     """
 
     deferred: bool = False
     requested: str | None = None
     _since: float = 0.0
-    _unbroken: bool = False
+    _is_deferred_until_done: bool = False
     _insisted: bool = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -47,55 +47,55 @@ class StopSignal:
             self.requested, self._since = signal.Signals(number).name, now
             if self.deferred:
                 return
-        elif now - self._since < ECHO_SECONDS or (self.deferred and number != signal.SIGINT):
+        elif now - self._since < REPEAT_SECONDS or (self.deferred and number != signal.SIGINT):
             return
-        if self._unbroken:
+        if self._is_deferred_until_done:
             self._insisted = True
             return
         raise KeyboardInterrupt(self.requested)
 
     @contextmanager
-    def unbroken(self) -> Iterator[None]:
+    def deferred_until_done(self) -> Iterator[None]:
         """What is done inside is done to its end, whatever comes; then the user who insists gets
         KeyboardInterrupt."""
-        self._unbroken = True
+        self._is_deferred_until_done = True
         try:
             yield
         finally:
-            self._unbroken = False
+            self._is_deferred_until_done = False
         if self._insisted:
             raise KeyboardInterrupt(self.requested)
 
 
-def respected() -> tuple[signal.Signals, ...]:
+def handled_signals() -> tuple[signal.Signals, ...]:
     """The signals that stop this process: all but those that its parent made it ignore."""
     return tuple(
         number
-        for number in STOPPING
-        if number in ALWAYS or signal.getsignal(number) is not signal.SIG_IGN
+        for number in STOP_SIGNALS
+        if number in ALWAYS_HANDLED or signal.getsignal(number) is not signal.SIG_IGN
     )
 
 
-def hold_signals() -> None:
-    """Make signals that stop a run wait until ``release_signals``: a process that is still
+def block_signals() -> None:
+    """Make signals that stop a run wait until ``unblock_signals``: a process that is still
     importing torch would die of them without a message."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
-def release_signals() -> None:
+def unblock_signals() -> None:
     """Let signals come, and those that have waited."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @contextmanager
-def handled(handler: Handler) -> Iterator[None]:
+def handle_signals(handler: Handler) -> Iterator[None]:
     """Call ``handler`` for signals that stop a run; afterwards handlers, and signals that are held,
     are as before. Does nothing outside of the main thread, the only one that may have handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    before = {number: signal.signal(number, handler) for number in respected()}
+    before = {number: signal.signal(number, handler) for number in handled_signals()}
     try:
         yield
     finally:
@@ -106,14 +106,14 @@ def handled(handler: Handler) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signal() -> Iterator[StopSignal]:
+def catch_stop_signals() -> Iterator[StopSignal]:
     """Signals that stop a run go to the StopSignal inside."""
     stop = StopSignal()
-    with handled(stop):
+    with handle_signals(stop):
         yield stop
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def raise_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt with the signal's name: the handler of a command without a run."""
     raise KeyboardInterrupt(signal.Signals(number).name)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import torch.distributed as dist
 
-from engine.errors import Refused
-from engine.world.colossal import Colossal
-from engine.world.coordination.control_plane import Ranks
-from engine.world.coordination.failure_report import Absent
-from engine.world.devices import name_ranks
+from engine.errors import UserError
+from engine.world.colossal import ColossalContext
+from engine.world.coordination.control_plane import ControlPlane
+from engine.world.coordination.failure_report import LostRankError
+from engine.world.devices import format_ranks
 from models.parallel.collectives import Axis, Traffic
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class World:
     traffic: Traffic
     run_id: str
     attempt: int
-    ranks: Ranks
-    colossal: Colossal
+    control_plane: ControlPlane
+    colossal: ColossalContext
 
     @property
     def coordinates(self) -> dict[str, int]:
@@ -55,18 +55,18 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Return whether this rank got a signal that stops a run, for the ranks to agree on at the
         end of a step. From the first call on a signal no longer interrupts this rank: no rank is
         past the first agreement before all have called this, so none is interrupted while another
         reports the first step as done."""
-        self.ranks.stop.deferred = True
-        return self.ranks.stop.requested is not None
+        self.control_plane.stop.deferred = True
+        return self.control_plane.stop.requested is not None
 
     def stopped_by(self) -> str:
         """The name of the signal that a rank got; of several, the first rank's. All ranks call
         this after they have agreed to stop."""
-        names = self.ranks.exchange(self.ranks.stop.requested or "")
+        names = self.control_plane.all_gather(self.control_plane.stop.requested or "")
         return next(filter(None, names), "")
 
     @property
@@ -74,67 +74,69 @@ class World:
         """All ranks, over gloo whatever the backend is."""
         return self.colossal.cpu_group
 
-    def unbroken(self) -> AbstractContextManager[None]:
+    def uninterruptible(self) -> AbstractContextManager[None]:
         """Inside, not even a user who insists on stopping interrupts."""
-        return self.ranks.stop.unbroken()
+        return self.control_plane.stop.deferred_until_done()
 
-    def say(self, text: str) -> None:
+    def print_rank_0(self, text: str) -> None:
         """Print a line, on rank 0 only."""
         if self.is_main:
             print(text, flush=True)
 
-    def agree(self, task: Callable[[], T]) -> T:
+    def run_on_all(self, task: Callable[[], T]) -> T:
         """The result of ``task``, which every rank does; where one refuses, all do, told once."""
-        return self.ranks.agree(task)
+        return self.control_plane.run_on_all(task)
 
-    def share(self, task: Callable[[], str]) -> str:
+    def run_on_rank_0(self, task: Callable[[], str]) -> str:
         """The result of ``task``, which rank 0 alone does; where it refuses, all do, told once."""
-        return self.ranks.share(task)
+        return self.control_plane.run_on_rank_0(task)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all ranks are here."""
-        self.ranks.exchange("")
+        self.control_plane.all_gather("")
 
-    def require_same(self, value: str, otherwise: str) -> None:
-        """Refuse, on all ranks, where one has another ``value`` than rank 0; ``otherwise`` goes
+    def require_same(self, value: str, message: str) -> None:
+        """Refuse, on all ranks, where one has another ``value`` than rank 0; ``message`` goes
         after the ranks that do."""
-        told = self.ranks.exchange(value)
-        others = [rank for rank, theirs in enumerate(told) if theirs != told[0]]
-        self.ranks.agree(lambda: refuse_if(others, otherwise))
+        values = self.control_plane.all_gather(value)
+        others = [rank for rank, theirs in enumerate(values) if theirs != values[0]]
+        self.control_plane.run_on_all(lambda: raise_if_any(others, message))
 
     def begin_step(self, step: int) -> None:
         """What follows, until the next, is told as this step's if it fails."""
-        self.ranks.last_words.step = step
+        self.control_plane.failure_reporter.step = step
 
     @contextmanager
-    def explained(self, folder: RunFolder) -> Iterator[None]:
+    def naming_lost_ranks(self, folder: RunFolder) -> Iterator[None]:
         """Where a message does not come or go, all ranks fail of what became of whom it was from or
         for; it goes into the folder too where rank 0 cannot write that itself.
 
         Raises:
-            Failed: another rank is gone, stopped or late.
+            RunError: another rank is gone, stopped or late.
         """
 
         def write(why: str) -> None:
-            folder.write_status("failed", step=self.ranks.last_words.step - 1, message=why)
+            folder.write_status(
+                "failed", step=self.control_plane.failure_reporter.step - 1, message=why
+            )
 
         if self.is_main:
-            self.ranks.on_abandon(write)
+            self.control_plane.on_forced_exit(write)
         try:
             yield
         except Exception as error:
-            found = self.ranks.explain(error)
-            if isinstance(found, Absent) and found.stands_in:
+            found = self.control_plane.diagnose(error)
+            if isinstance(found, LostRankError) and found.reports_for_rank_0:
                 write(str(found))
             raise found from (None if found is error else error)
 
     def first_step_done(self) -> None:
         """From here on ranks are expected to keep pace."""
-        self.ranks.keep_pace(self.plan.settings.timeout)
+        self.control_plane.use_step_timeout(self.plan.settings.timeout)
         self.colossal.set_timeouts(self.plan.settings.timeout)
 
 
-def refuse_if(ranks: Sequence[int], what: str) -> None:
-    """Raises Refused where there are any: they, and what they did."""
+def raise_if_any(ranks: Sequence[int], what: str) -> None:
+    """Raises UserError where there are any: they, and what they did."""
     if ranks:
-        raise Refused(f"{name_ranks(ranks)} {what}")
+        raise UserError(f"{format_ranks(ranks)} {what}")

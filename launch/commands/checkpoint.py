@@ -7,12 +7,12 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.manifest import Damaged, read_manifest, read_training
-from engine.errors import Refused
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.manifest import CorruptCheckpointError, read_manifest, read_training
+from engine.errors import UserError
 from engine.runs.folder import RunFolder
 from engine.runs.resolve import run_with_checkpoints
-from engine.runs.terminal import size
+from engine.runs.terminal import format_bytes
 from launch.arguments import folder, positive
 
 EXAMPLES = (
@@ -37,76 +37,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Do it; 0, or 1 where a checkpoint is not what was written.
 
-    Raises Refused where there is no such run, or nothing that may be removed.
+    Raises UserError where there is no such run, or nothing that may be removed.
     """
     folder = run_with_checkpoints(args.run)
-    shelf = Shelf(folder.checkpoints)
+    checkpoints = CheckpointDirectory(folder.checkpoints)
     if args.keep is not None and args.action != "prune":
-        raise Refused(f"--keep is for prune, not for {args.action}")
+        raise UserError(f"--keep is for prune, not for {args.action}")
     if args.action == "ls":
         status = folder.read_status()
         state = f" ({status['state']} at step {status['step']})" if "state" in status else ""
-        print(f"{folder.path}{state}", *_rows(shelf), sep="\n")
+        print(f"{folder.path}{state}", *_rows(checkpoints), sep="\n")
         return 0
     if args.action == "verify":
-        damaged = [step for step in shelf.steps() if not _is_good(shelf, step)]
+        damaged = [step for step in checkpoints.steps() if not _verify(checkpoints, step)]
         return 1 if damaged else 0
-    with folder.hold():
-        return _prune(shelf, args.keep or _own_keep(folder))
+    with folder.lock():
+        return _prune(checkpoints, args.keep or _configured_keep(folder))
 
 
-def _own_keep(folder: RunFolder) -> int:
+def _configured_keep(folder: RunFolder) -> int:
     """What the run itself keeps."""
     try:
         return int(json.loads(folder.resolved.read_text())["checkpoint"]["keep"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"{folder.path} does not say how many it keeps: --keep N") from None
+        raise UserError(f"{folder.path} does not say how many it keeps: --keep N") from None
 
 
-def _rows(shelf: Shelf) -> Iterator[str]:
+def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
     """A line a checkpoint, as far as it can be read, below their title."""
     row = "{:>8}  {:19}  {:>10}  {:>15}  {}".format
     yield row("step", "written", "size", "validation loss", "layout")
-    for step in shelf.steps():
-        folder = shelf.folder(step)
+    for step in checkpoints.steps():
+        folder = checkpoints.folder(step)
         try:
             manifest, training = read_manifest(folder), read_training(folder)
-        except Damaged as damage:
+        except CorruptCheckpointError as damage:
             yield f"{step:8}  {damage}"
             continue
         loss = "" if training.val_loss is None else f"{training.val_loss:.4f}"
-        total = size(sum(file.bytes for file in manifest.files.values()))
+        total = format_bytes(sum(file.bytes for file in manifest.files.values()))
         written = manifest.written[:19].replace("T", " ")
         yield row(step, written, total, loss, manifest.layout)
 
 
-def _is_good(shelf: Shelf, step: int) -> bool:
+def _verify(checkpoints: CheckpointDirectory, step: int) -> bool:
     """Read all of a checkpoint, and say how it is."""
-    from engine.checkpoint.load import Stored  # imports torch, for which a list need not wait
+    from engine.checkpoint.load import (
+        SavedCheckpoint,  # imports torch, for which a list need not wait
+    )
 
-    problems = Stored(shelf.folder(step)).problems()
-    print(f"{shelf.folder(step)}: {'; '.join(problems) or 'as it was written'}")
+    problems = SavedCheckpoint(checkpoints.folder(step)).verify()
+    print(f"{checkpoints.folder(step)}: {'; '.join(problems) or 'as it was written'}")
     return not problems
 
 
-def _prune(shelf: Shelf, keep: int) -> int:
+def _prune(checkpoints: CheckpointDirectory, keep: int) -> int:
     """Remove what is not needed, once it is certain that what stays is good."""
     kept: set[int] = set()
-    for step in reversed(shelf.steps()):
-        if len(kept) < keep and _is_good(shelf, step):
+    for step in reversed(checkpoints.steps()):
+        if len(kept) < keep and _verify(checkpoints, step):
             kept.add(step)
     if not kept:
-        raise Refused(f"{shelf.path}: none is as it was written, so none is removed")
-    losses = [(loss, -step) for step, loss in shelf.losses().items() if loss is not None]
+        raise UserError(f"{checkpoints.path}: none is as it was written, so none is removed")
+    losses = [
+        (loss, -step) for step, loss in checkpoints.validation_losses().items() if loss is not None
+    ]
     for _, step in sorted(losses):
-        if -step in kept or _is_good(shelf, -step):
+        if -step in kept or _verify(checkpoints, -step):
             kept.add(-step)
             break
-    for step in shelf.steps():
+    for step in checkpoints.steps():
         if step not in kept:
-            shelf.remove(step)
-            print(f"{shelf.folder(step)}: removed")
-    for path in shelf.leftovers():
+            checkpoints.remove(step)
+            print(f"{checkpoints.folder(step)}: removed")
+    for path in checkpoints.leftovers():
         shutil.rmtree(path)
         print(f"{path}: removed")
     return 0

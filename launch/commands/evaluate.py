@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from engine.evaluation import Subject
+from engine.evaluation import EvaluationRequest
 from engine.plan import Plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run
-from engine.runs.resolve import pick_weights, run_with_weights
-from engine.unsupported import refuse_not_yet
+from engine.runs.resolve import resolve_weights, run_with_weights
+from engine.unsupported import require_supported
 from launch import torchrun
 from launch.arguments import add_ranks, add_step, positive, run_and_overrides
 from launch.machine import count_gpus
@@ -48,14 +48,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Start torchrun with evaluate_gpt.py in the layout of the run, or that of the overrides; its
     exit code.
 
-    Raises Refused or ConfigError, before anything starts, for what can be told by then.
+    Raises UserError or ConfigError, before anything starts, for what can be told by then.
     """
     run, overrides = run_and_overrides(args)
-    folder, subject = run_with_weights(run), subject_of(args)
-    pick_weights(folder, args.step)
-    one = plan_on(None, folder, overrides, subject)
+    folder, request = run_with_weights(run), evaluation_request(args)
+    resolve_weights(folder, args.step)
+    one = plan_on(None, folder, overrides, request)
     ranks = torchrun.processes(one.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
-    plan_on(ranks, folder, overrides, subject)
+    plan_on(ranks, folder, overrides, request)
     handed = [str(folder.path), *overrides, f"--step={args.step}", f"--split={args.split}"]
     for name in ("samples", "last_n", "backend"):
         value = getattr(args, name)
@@ -64,15 +64,15 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return torchrun.run(ranks, handed + ["--json"] * args.json, program="evaluate_gpt")
 
 
-def subject_of(args: argparse.Namespace) -> Subject:
-    return Subject(split=args.split, samples=args.samples, last_n=args.last_n)
+def evaluation_request(args: argparse.Namespace) -> EvaluationRequest:
+    return EvaluationRequest(split=args.split, samples=args.samples, last_n=args.last_n)
 
 
 def plan_on(
-    gpus: int | None, folder: RunFolder, overrides: Sequence[str], subject: Subject
+    gpus: int | None, folder: RunFolder, overrides: Sequence[str], request: EvaluationRequest
 ) -> Plan:
-    """The run's plan on so many GPUs, by default on the fewest. Raises Refused or ConfigError."""
+    """The run's plan on so many GPUs, by default on the fewest. Raises UserError or ConfigError."""
     plan = plan_of_run(folder, gpus=gpus, overrides=overrides)
-    refuse_not_yet(plan)
-    subject.check(plan)
+    require_supported(plan)
+    request.check(plan)
     return plan

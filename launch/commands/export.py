@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=discover.names("engine.inout.exports"),
+        choices=discover.module_names("engine.inout.exports"),
         help="a Hugging Face GPT-2 folder, a file of safetensors by our names, or what torch.save "
         "makes of them",
     )
@@ -55,20 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Write it and say where it is. Raises Refused, Failed."""
+    """Write it and say where it is. Raises UserError, RunError."""
     source = args.run or run_with_weights(None).path
     # Only now, as these import torch
-    from engine.inout.export import Options, export, form
-    from engine.inout.open_model import open_trained
+    from engine.inout.export import ExportOptions, export, exporter
+    from engine.inout.open_model import open_saved_model
     from engine.training.build import DTYPES
     from models.parameters import parameter_count
 
-    model = open_trained(source, args.step)
-    options = Options(dtype=DTYPES[args.dtype][1], shard_bytes=args.shard_size)
-    written = export(model, form(args.to), options, out=args.out, force=args.force)
-    count = parameter_count(model.sizes)
+    model = open_saved_model(source, args.step)
+    options = ExportOptions(dtype=DTYPES[args.dtype][1], shard_bytes=args.shard_size)
+    written = export(model, exporter(args.to), options, out=args.out, force=args.force)
+    count = parameter_count(model.config)
     print(f"{written}: {count:,} parameters in {args.dtype}, from {model.path}")
-    if model.length < model.sizes.block_size:
+    if model.length < model.config.block_size:
         print(
             f"positions from {model.length:,} on are untrained: give it at most {model.length:,} "
             "tokens at a time"

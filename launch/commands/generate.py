@@ -51,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the prompt and what follows as it is drawn, of several texts one after another; 0.
 
-    Raises Refused when there is no such model, or its tokens stand for no text.
+    Raises UserError when there is no such model, or its tokens stand for no text.
     """
     path = args.run or run_with_weights(None).path
     import torch  # only now: a wrong folder should not take seconds to refuse
 
-    from engine.generate import Sampling, continue_text, open_model
-    from engine.inout.open_model import open_trained
+    from engine.generate import Sampling, generate_text, load_model
+    from engine.inout.open_model import open_saved_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(
@@ -67,14 +67,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    trained = open_trained(path, args.step)
-    model, tokenizer = open_model(trained, device)
+    saved = open_saved_model(path, args.step)
+    model, tokenizer = load_model(saved, device)
     for number in range(args.num):
-        pieces = continue_text(model, tokenizer, args.prompt, sampling, number)
+        pieces = generate_text(model, tokenizer, args.prompt, sampling, number)
         first = next(pieces, "")  # refuses a prompt that cannot be read, which is not printed then
         if number == 0:  # stdout is for the text
-            step = "" if trained.step is None else f", step {trained.step:,}"
-            print(f"{trained.path}{step}", file=sys.stderr, flush=True)
+            step = "" if saved.step is None else f", step {saved.step:,}"
+            print(f"{saved.path}{step}", file=sys.stderr, flush=True)
         if args.num > 1:
             print(f"--- {number + 1} of {args.num} ---")
         for piece in chain([args.prompt, first], pieces):

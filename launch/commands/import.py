@@ -29,15 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Write it and say how to go on. Raises Refused, Failed."""
+    """Write it and say how to go on. Raises UserError, RunError."""
     out = args.out or IMPORTED / args.path.resolve().name
     # Only now, as these import torch
     from engine.inout import hf_folder
-    from engine.inout.import_hf import bring_in
+    from engine.inout.import_hf import import_model
     from models.parameters import parameter_count
 
     model = hf_folder.read(args.path)
-    command = bring_in(model, out)
-    print(f"{out}: {parameter_count(model.sizes):,} parameters, from {args.path}")
+    command = import_model(model, out)
+    print(f"{out}: {parameter_count(model.config):,} parameters, from {args.path}")
     print(command)
     return 0

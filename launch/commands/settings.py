@@ -13,7 +13,7 @@ from rich.text import Text
 from engine.config.fields import accepts, default_of
 from engine.config.name_hints import closest, fold, names_elsewhere, unknown_setting
 from engine.config.schema import all_settings, user_name
-from engine.errors import Refused
+from engine.errors import UserError
 from launch.settings_pages import by_section, meaning_of, names_page, section_of, settings_page
 
 EXAMPLES = (
@@ -41,16 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print them by section, a line each where nobody is looking; 0.
 
-    Raises Refused when no setting is about the words.
+    Raises UserError when no setting is about the words.
     """
     if args.markdown or args.names:
         if args.words:
-            raise Refused("a page is of all settings, without words")
+            raise UserError("a page is of all settings, without words")
         print(settings_page() if args.markdown else names_page(), end="")
         return 0
     chosen = [name for name in by_section() if all(_is_about(name, word) for word in args.words)]
     if not chosen:
-        raise Refused(_nothing_about(args.words))
+        raise UserError(_nothing_about(args.words))
     console = Console()
     for number, (section, names) in enumerate(groupby(chosen, key=section_of)):
         if number:

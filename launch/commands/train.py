@@ -8,25 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run, read_record
-from engine.runs.resume_candidates import ways
-from engine.unsupported import refuse_not_yet
+from engine.runs.resume_candidates import resume_candidates
+from engine.unsupported import require_supported
 from engine.world.processor import usable_cores
 from launch import torchrun
 from launch.arguments import (
     add_config,
     add_run,
-    beginning,
     config_and_overrides,
     not_negative,
     run_arguments,
     run_to_resume,
+    start_options,
 )
 from launch.machine import choose, count_gpus, this_machine
-from launch.preflight import refuse_unfit
+from launch.preflight import run_preflight
 
 # The demo, beside the code or where an installation puts it.
 DEMOS = tuple(
@@ -60,27 +60,32 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     Without a config, the settings are those that the run to resume recorded; without such a run,
     the demo's, cut to suit the machine unless overrides say how.
 
-    Raises Refused or ConfigError, before anything starts, for what can be told by then.
+    Raises UserError or ConfigError, before anything starts, for what can be told by then.
     """
     config, overrides = config_and_overrides(args)
-    asked = beginning(args)  # refuses what contradicts itself
-    number = args.gpus or _asked(environ)
-    if config is None and asked.resume not in ("auto", "none"):
-        plan = _of_the_run(run_to_resume(args), overrides, number, environ)
+    options = start_options(args)  # refuses what contradicts itself
+    number = args.gpus or _requested_ranks(environ)
+    if config is None and options.resume not in ("auto", "none"):
+        plan = _plan_of_run(run_to_resume(args), overrides, number, environ)
     else:
         config = config or _demo()
-        plan, overrides = _of_config(config, overrides, number, environ)
-    refuse_not_yet(plan)
-    way = next(ways("", plan, asked))
-    refuse_unfit(plan, this_machine(), environ, Path(way.home) if way.home else asked.output)
-    if way.finished:
-        print(*way.remarks, way.finished, sep="\n")
+        plan, overrides = _plan_of_config(config, overrides, number, environ)
+    require_supported(plan)
+    candidate = next(resume_candidates("", plan, options))
+    run_preflight(
+        plan,
+        this_machine(),
+        environ,
+        Path(candidate.run_folder) if candidate.run_folder else options.output,
+    )
+    if candidate.finished:
+        print(*candidate.remarks, candidate.finished, sep="\n")
         return 0
     handed = run_arguments(args, config, overrides)
     return torchrun.run(plan.layout.gpus, handed, restarts=args.max_restarts)
 
 
-def _of_config(
+def _plan_of_config(
     config: Path, overrides: list[str], number: int | None, environ: Mapping[str, str]
 ) -> tuple[Plan, list[str]]:
     """The plan of a config on ``number`` ranks, by default as many as suit the machine, and the
@@ -96,7 +101,7 @@ def _of_config(
     return make_plan(config, gpus=ranks, overrides=overrides, environ=environ), overrides
 
 
-def _of_the_run(
+def _plan_of_run(
     folder: RunFolder, overrides: list[str], number: int | None, environ: Mapping[str, str]
 ) -> Plan:
     """The plan of a run on ``number`` ranks, by default with as many copies of the model as it had,
@@ -120,7 +125,7 @@ def _demo() -> Path:
     """The demo's config, by a short path where it lies below the current folder."""
     found = next((path for path in DEMOS if path.is_file()), None)
     if found is None:
-        raise Refused("name a config: cuboid train FILE (the demo is not installed here)")
+        raise UserError("name a config: cuboid train FILE (the demo is not installed here)")
     here = Path.cwd()
     return found.relative_to(here) if found.is_relative_to(here) else found
 
@@ -133,11 +138,11 @@ def _sets_layout(overrides: Sequence[str]) -> bool:
     return any(override.partition("=")[0].split(".")[0] in LAYOUT for override in overrides)
 
 
-def _asked(environ: Mapping[str, str]) -> int | None:
+def _requested_ranks(environ: Mapping[str, str]) -> int | None:
     """What NPROC asks for."""
     text = environ.get("NPROC", "")
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise Refused(f"NPROC={text} in the environment is not 1 or more")
+        raise UserError(f"NPROC={text} in the environment is not 1 or more")
     return int(text)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engine.errors import Refused
+from engine.errors import UserError
 from launch.arguments import add_config, files_and_overrides, output_file, positive
-from launch.validate.alternatives import Request
+from launch.validate.alternatives import PlanRequest
 from launch.validate.config_files import config_files
-from launch.validate.inspection import ALTERNATIVES, Case, Inspection, inspect
-from launch.validate.units import parse_bytes, show_bytes, show_layers
+from launch.validate.inspection import ALTERNATIVES, EstimatedPlan, Inspection, inspect_config
+from launch.validate.units import format_bytes, format_layers, parse_bytes
 
 EXAMPLES = (
     "cuboid validate gpt_configs/gpt3_pp1d.py --gpus 128 --gpu-memory 80GiB",
@@ -67,35 +67,37 @@ def svg_file(text: str) -> Path:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print what was found; 0, or 2 where a config is refused.
 
-    Raises Refused for arguments that cannot be used.
+    Raises UserError for arguments that cannot be used.
     """
     named, overrides = files_and_overrides(args)
     files = config_files(named)
     if len(files) > 1 and (args.map or args.map_svg):
-        raise Refused(f"a map is of one config, not of {len(files)}")
+        raise UserError(f"a map is of one config, not of {len(files)}")
     if len(files) > 1 and args.modes and not args.json:
-        raise Refused(f"--modes compares those of one config, not of {len(files)}, without --json")
+        raise UserError(
+            f"--modes compares those of one config, not of {len(files)}, without --json"
+        )
     requests = [
-        Request(path=file, gpus=args.gpus, overrides=tuple(overrides), environ=environ)
+        PlanRequest(path=file, gpus=args.gpus, overrides=tuple(overrides), environ=environ)
         for file in files
     ]
-    found = _look(requests, args)
+    found = _inspect_all(requests, args)
     if args.json:
         from launch.validate.as_json import as_json
 
         print(as_json(found))
     else:
-        _tell(found, args.map)
+        _print_report(found, args.map)
     if args.map_svg and found[0].case:
         _write_picture(found[0].case, args.map_svg)
     return 2 if any(one.problems for one in found) else 0
 
 
-def _look(requests: list[Request], args: argparse.Namespace) -> list[Inspection]:
+def _inspect_all(requests: list[PlanRequest], args: argparse.Namespace) -> list[Inspection]:
     enough = ALTERNATIVES if len(requests) == 1 else 1
     if not args.here:
         return [
-            inspect(request, args.gpu_memory, enough=enough, modes=args.modes)
+            inspect_config(request, args.gpu_memory, enough=enough, modes=args.modes)
             for request in requests
         ]
     from launch.machine import this_machine
@@ -108,41 +110,41 @@ def _look(requests: list[Request], args: argparse.Namespace) -> list[Inspection]
     ]
 
 
-def _tell(found: list[Inspection], with_map: bool) -> None:
+def _print_report(found: list[Inspection], with_map: bool) -> None:
     """One config at length, or a line each; problems go to stderr."""
-    from launch.validate.listing import tell_all
-    from launch.validate.report import say_remarks, tell
+    from launch.validate.listing import print_listing
+    from launch.validate.report import print_remarks, print_report
 
     console = Console()
     if len(found) > 1:
-        tell_all(found, console)
+        print_listing(found, console)
     elif found[0].case:
-        tell(found[0].case, console)
+        print_report(found[0].case, console)
         if with_map:
-            _draw(found[0].case, console)
-        say_remarks(found[0].case.plan, console)
+            _print_map(found[0].case, console)
+        print_remarks(found[0].case.plan, console)
     sys.stdout.flush()
     for one in found:
         for problem in one.problems:
             print(problem, file=sys.stderr)
 
 
-def _draw(case: Case, console: Console) -> None:
+def _print_map(case: EstimatedPlan, console: Console) -> None:
     from launch.validate.terminal_map import terminal_map
 
-    layers = [show_layers(stage.layers) for stage in case.estimate.stages]
+    layers = [format_layers(stage.layers) for stage in case.estimate.stages]
     console.print(terminal_map(case.plan.layout, layers, console.width))
 
 
-def _write_picture(case: Case, path: Path) -> None:
+def _write_picture(case: EstimatedPlan, path: Path) -> None:
     from launch.validate.svg_map import Caption, svg_map
 
     captions = [
-        Caption(f"layers {show_layers(one.layers)}", f"{show_bytes(one.memory.total)} a GPU")
+        Caption(f"layers {format_layers(one.layers)}", f"{format_bytes(one.memory.total)} a GPU")
         for one in case.estimate.stages
     ]
     picture = svg_map(case.plan.layout, case.plan.settings.name, captions)
     try:
         path.write_text(picture, encoding="utf-8")
     except OSError as error:
-        raise Refused(f"--map-svg {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--map-svg {path}: cannot be written: {error.strerror}") from None

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from engine.config.errors import ConfigError
 from engine.estimate.estimate import estimate
-from engine.estimate.local_shapes import Device
+from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
-from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, Space, Steps, spaces
+from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, KnobSteps, Space, spaces
 from launch.validate.units import plural
 
-WORK = 800.0
+MAX_WORK = 800.0
 """Milliseconds, about, that the plans and estimates of a search take on a machine of 2025. Not
 measured as they are made, so that an answer never depends on the speed of the machine."""
 NEAREST = 3
@@ -30,7 +30,7 @@ NEAREST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PlanRequest:
     """A config as the user asked for it."""
 
     path: Path
@@ -56,7 +56,7 @@ class Alternative:
     plan: Plan
     estimate: Estimate
 
-    def words(self, plan: Plan) -> str:
+    def command_words(self, plan: Plan) -> str:
         """What to type behind a command that made ``plan``."""
         gpus = self.plan.layout.gpus
         return " ".join([*self.overrides, *([f"--gpus {gpus}"] * (gpus != plan.layout.gpus))])
@@ -73,14 +73,14 @@ class Findings:
 
 
 def alternatives(
-    request: Request, plan: Plan, gpu_memory: int, *, enough: int, device: Device = "cuda"
+    request: PlanRequest, plan: Plan, gpu_memory: int, *, enough: int, device: DeviceType = "cuda"
 ) -> Findings:
     """Search for the mildest changes that fit into ``gpu_memory`` bytes a GPU, at most ``enough``.
 
     A change that only adds to another one that fits is left out.
     """
     search = Search(request=request, plan=plan, gpu_memory=gpu_memory, device=device)
-    found: dict[tuple[Space, Steps], Alternative] = {}
+    found: dict[tuple[Space, KnobSteps], Alternative] = {}
     for space, steps in search.by_cost():
         if len(found) == enough:
             break
@@ -104,23 +104,23 @@ def alternatives(
 class Search:
     """Tries candidates, each once, until ``work`` is used up."""
 
-    request: Request
+    request: PlanRequest
     plan: Plan
     gpu_memory: int
-    device: Device
-    work: float = WORK
-    sizes: dict[tuple[Space, Steps], float] = field(default_factory=dict)
+    device: DeviceType
+    work: float = MAX_WORK
+    sizes: dict[tuple[Space, KnobSteps], float] = field(default_factory=dict)
     closed: dict[Space, list[frozenset[int]]] = field(default_factory=dict)
 
     @cached_property
     def spaces(self) -> list[Space]:
         return spaces(self.plan, gpus_given=self.request.gpus is not None)
 
-    def by_cost(self) -> Iterator[tuple[Space, Steps]]:
+    def by_cost(self) -> Iterator[tuple[Space, KnobSteps]]:
         """All candidates but the plan itself, by cost. Those of a layout are listed when the layout
         itself is up."""
         waiting = [(space.cost, number, (), space) for number, space in enumerate(self.spaces)]
-        heap: list[tuple[float, int, Steps, Space]] = list(waiting)
+        heap: list[tuple[float, int, KnobSteps, Space]] = list(waiting)
         heapify(heap)
         listed = set[Space]()
         while heap and self.work > 0:
@@ -135,7 +135,7 @@ class Search:
                 for cost, candidate in space.candidates():
                     heappush(heap, (cost, number, candidate, space))
 
-    def fits(self, space: Space, steps: Steps) -> Alternative | None:
+    def fits(self, space: Space, steps: KnobSteps) -> Alternative | None:
         """The candidate, if it fits; without a try where its kind is closed."""
         turned = frozenset(n for n, step in enumerate(steps) if step)
         # First all that can be changed, then all but offloading: they close the most at once.
@@ -147,14 +147,14 @@ class Search:
             return None
         return self.whole(space, steps)
 
-    def whole(self, space: Space, steps: Steps) -> Alternative | None:
+    def whole(self, space: Space, steps: KnobSteps) -> Alternative | None:
         """The candidate, if it fits by its whole estimate, not only by ``_size``."""
         answer = self.alternative(space, steps)
         if answer is None or answer.estimate.fullest.memory.total > self.gpu_memory:
             return None
         return answer
 
-    def fitting(self) -> list[tuple[Space, Steps]]:
+    def fitting(self) -> list[tuple[Space, KnobSteps]]:
         """All that fits of what was tried, by cost."""
         found = [
             (space.cost_of(steps), number, space, steps)
@@ -165,7 +165,7 @@ class Search:
 
     def nearest(self) -> tuple[Alternative, ...]:
         """The smallest of all that was tried, each size once."""
-        smallest: dict[float, tuple[Space, Steps]] = {}
+        smallest: dict[float, tuple[Space, KnobSteps]] = {}
         for (space, steps), size in self.sizes.items():
             other = smallest.setdefault(size, (space, steps))
             if space.cost_of(steps) < other[0].cost_of(other[1]):
@@ -183,7 +183,7 @@ class Search:
         counts = f"{fewest} to " * (fewest != most) + plural(most, "GPU")
         least = min(min(space.knobs.micro_batch) for space in legal)
         ways = [f"micro-batches down to {plural(least, 'sample')}"]
-        for name, words in WORDS.items():
+        for name, words in KNOB_NAMES.items():
             if any(len(getattr(space.knobs, name)) > 1 for space in legal):
                 ways.append(words)
         layouts = plural(len(legal), "layout")
@@ -201,7 +201,7 @@ class Search:
             self.closed.setdefault(space, []).append(turned)
         return fits
 
-    def _size(self, space: Space, steps: Steps) -> float:
+    def _size(self, space: Space, steps: KnobSteps) -> float:
         """Bytes of the fullest GPU, or a little less; endless where the candidate is not legal."""
         key = space, steps
         if key not in self.sizes:
@@ -214,14 +214,14 @@ class Search:
                 self.sizes[key] = float(total)
         return self.sizes[key]
 
-    def _plan(self, space: Space, steps: Steps) -> Plan | None:
+    def _plan(self, space: Space, steps: KnobSteps) -> Plan | None:
         self.work -= PLAN
         try:
             return self.request.plan(space.overrides(steps), space.layout.gpus)
         except ConfigError:
             return None
 
-    def alternative(self, space: Space, steps: Steps) -> Alternative | None:
+    def alternative(self, space: Space, steps: KnobSteps) -> Alternative | None:
         """The candidate with its whole estimate; None where it is not legal."""
         plan = self._plan(space, steps)
         if plan is None:
@@ -232,7 +232,7 @@ class Search:
         return Alternative(overrides=overrides, plan=plan, estimate=found)
 
 
-WORDS = {
+KNOB_NAMES = {
     "checkpoint": "activation checkpointing",
     "schedule": "schedule=1f1b",
     "precision": "a smaller precision",

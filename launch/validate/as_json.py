@@ -10,8 +10,8 @@ from typing import Any
 from engine.estimate.result import Memory
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative
-from launch.validate.inspection import Case, Inspection
-from launch.validate.mode_comparison import ModeRow
+from launch.validate.inspection import EstimatedPlan, Inspection
+from launch.validate.mode_comparison import ModeEstimate
 
 VERSION = 1  # counts up when something is renamed, removed or changes its meaning
 
@@ -62,7 +62,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _estimate(case: Case) -> dict[str, Any]:
+def _estimate(case: EstimatedPlan) -> dict[str, Any]:
     found = case.estimate
     return {
         "parameters": {"total": found.parameters, "per_gpu": found.parameters_per_rank},
@@ -102,7 +102,7 @@ def _alternative(other: Alternative) -> dict[str, Any]:
     }
 
 
-def _mode(row: ModeRow) -> dict[str, Any]:
+def _mode(row: ModeEstimate) -> dict[str, Any]:
     layout = row.plan.layout
     return {
         "mode": layout.mode.name,

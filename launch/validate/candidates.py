@@ -26,24 +26,24 @@ SURCHARGE = {"precision": 0.5, "micro_batches": 4.0, "offload": 8.0}
 UNASKED_GPUS = 100.0
 """Added where more GPUs are taken than the number that was given."""
 
-Checkpoint = bool | Literal["selective"]
-Offload = tuple[str | None, str | None]  # of the states, of the parameters
-Zero = tuple[int, bool]  # the stage, and whether over depth as well
-OFFLOADS: Sequence[Offload] = [(None, None), ("cpu", None), ("cpu", "cpu")]
+CheckpointChoice = bool | Literal["selective"]
+OffloadChoice = tuple[str | None, str | None]  # of the states, of the parameters
+ZeroChoice = tuple[int, bool]  # the stage, and whether over depth as well
+OFFLOADS: Sequence[OffloadChoice] = [(None, None), ("cpu", None), ("cpu", "cpu")]
 
-Steps = tuple[int, ...]
+KnobSteps = tuple[int, ...]
 """Of each knob: 0 is the plan's own value, or the nearest to it that a layout allows."""
 
 
 class Knobs(NamedTuple):
     """The values of each setting beside the layout, in the order of memory, most first."""
 
-    checkpoint: Sequence[Checkpoint]
+    checkpoint: Sequence[CheckpointChoice]
     micro_batch: Sequence[int]  # samples
     schedule: Sequence[str]
     precision: Sequence[str]
-    zero: Sequence[Zero]
-    offload: Sequence[Offload]
+    zero: Sequence[ZeroChoice]
+    offload: Sequence[OffloadChoice]
     micro_batches: Sequence[int | None]  # None: as many as the batch has
 
 
@@ -60,13 +60,13 @@ class Space:
     batch_size: int
     knobs: Knobs
 
-    def candidates(self) -> list[tuple[float, Steps]]:
+    def candidates(self) -> list[tuple[float, KnobSteps]]:
         """All legal combinations, by cost: the number of changed settings before all."""
         ranges = (range(len(values)) for values in self.knobs)
         found = [(self.cost_of(steps), steps) for steps in product(*ranges) if self.is_legal(steps)]
         return sorted(found)
 
-    def strongest(self, turned: frozenset[int]) -> Steps:
+    def strongest(self, turned: frozenset[int]) -> KnobSteps:
         """The combination of least memory of those that change no knobs but the ``turned``."""
         steps = [len(values) - 1 if n in turned else 0 for n, values in enumerate(self.knobs)]
         while steps[OFFLOAD] and not self.is_legal(tuple(steps)):
@@ -75,16 +75,16 @@ class Space:
             steps[ZERO] = 0  # nothing to share out
         return tuple(steps)
 
-    def value(self, knob: str, steps: Steps) -> Any:
+    def value(self, knob: str, steps: KnobSteps) -> Any:
         number = Knobs._fields.index(knob)
         return self.knobs[number][steps[number]]
 
-    def micro_batch_count(self, steps: Steps) -> int:
+    def micro_batch_count(self, steps: KnobSteps) -> int:
         """NUM_MICRO_BATCHES."""
         whole: int = self.batch_size // self.value("micro_batch", steps)
         return min(whole, self.value("micro_batches", steps) or whole)
 
-    def overrides(self, steps: Steps) -> tuple[str, ...]:
+    def overrides(self, steps: KnobSteps) -> tuple[str, ...]:
         """The difference between a candidate and the plan."""
         settings, layout = self.plan.settings, self.layout
         offload, offload_params = self.value("offload", steps)
@@ -111,7 +111,7 @@ class Space:
         ]
         return tuple(f"{name}={value}" for name, value, now in pairs if value != now)
 
-    def adds_to(self, steps: Steps, other: Space, others: Steps) -> bool:
+    def adds_to(self, steps: KnobSteps, other: Space, others: KnobSteps) -> bool:
         """Whether a candidate changes all that another one does, as far or farther, and more."""
         mine, theirs, own = self.layout, other.layout, self.plan.layout
         farther = (
@@ -121,14 +121,14 @@ class Space:
         )
         return (farther or other.cost == 0) and all(map(int.__ge__, steps, others))
 
-    def cost_of(self, steps: Steps) -> float:
+    def cost_of(self, steps: KnobSteps) -> float:
         return self.cost + sum(
             1 + STEP * (step - 1) + SURCHARGE.get(knob, 0)
             for knob, step in zip(Knobs._fields, steps, strict=True)
             if step
         )
 
-    def is_legal(self, steps: Steps) -> bool:
+    def is_legal(self, steps: KnobSteps) -> bool:
         """Whether offloading has its stage, and ZeRO anything to share out or to offload."""
         (stage, over_depth), offload = self.value("zero", steps), self.value("offload", steps)
         needed = 3 if offload[1] else 1 if offload[0] else 0
@@ -226,7 +226,7 @@ def _layout_cost(own: Layout, other: Layout, *, gpus_given: bool) -> float:
 
 def _knobs(plan: Plan, layout: Layout, batch_size: int) -> Knobs:
     settings = plan.settings
-    ladder: list[Checkpoint] = [False, "selective", True]
+    ladder: list[CheckpointChoice] = [False, "selective", True]
     lower = {"float64": ["float32"], "float32": ["bf16"]}.get(settings.precision, [])
     offload = settings.zero.offload, settings.zero.offload_params
     piped, schedule = layout.pipeline > 1, settings.schedule
@@ -261,7 +261,7 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
     return found
 
 
-def _zeros(plan: Plan, layout: Layout) -> list[Zero]:
+def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
     """Stages from the plan's on, each over data, then over depth as well if there are copies."""
     zero = plan.settings.zero
     copies = _copies(layout) > 1

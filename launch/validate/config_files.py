@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.errors import Refused
+from engine.errors import UserError
 
 
 def config_files(named: Sequence[Path]) -> list[Path]:
     """Files as they are, folders as the ``*.py`` directly in them, those with ``_`` in front aside:
     they are there to be imported by others. Each once.
 
-    Raises Refused where nothing is named or a folder holds no config.
+    Raises UserError where nothing is named or a folder holds no config.
     """
     if not named:
-        raise Refused("name a config: cuboid validate FILE|FOLDER...")
+        raise UserError("name a config: cuboid validate FILE|FOLDER...")
     return list(dict.fromkeys(file for path in named for file in _files(path)))
 
 
@@ -25,5 +25,5 @@ def _files(path: Path) -> Iterator[Path]:
         return
     found = sorted(file for file in path.glob("[!_]*.py") if file.is_file())
     if not found:
-        raise Refused(f"{path}: holds no config (*.py)")
+        raise UserError(f"{path}: holds no config (*.py)")
     yield from found

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.config.errors import ConfigError
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.estimate.estimate import estimate
-from engine.estimate.local_shapes import Device
+from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.plan import Plan
-from launch.validate.alternatives import Alternative, Findings, Request, alternatives
-from launch.validate.mode_comparison import ModeRow, compare_modes
-from launch.validate.units import show_bytes
+from launch.validate.alternatives import Alternative, Findings, PlanRequest, alternatives
+from launch.validate.mode_comparison import ModeEstimate, compare_modes
+from launch.validate.units import format_bytes
 
 ALTERNATIVES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class MachineCheck:
     """A question to the machine at hand: its subject, the answer, and the problems it shows."""
 
     about: str
@@ -27,7 +27,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class EstimatedPlan:
     """A legal config: its plan, what that takes, and bytes of a GPU's memory, if they are known.
     ``checks`` are of the machine and ``modes`` a comparison, where they were asked for.
 
@@ -39,8 +39,8 @@ class Case:
     gpu_memory: int | None = None
     alternatives: tuple[Alternative, ...] = ()
     nearest: tuple[Alternative, ...] = ()
-    checks: tuple[Check, ...] = ()
-    modes: tuple[ModeRow, ...] = ()
+    checks: tuple[MachineCheck, ...] = ()
+    modes: tuple[ModeEstimate, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -56,14 +56,14 @@ class Inspection:
 
     source: str
     problems: tuple[str, ...] = ()
-    case: Case | None = None
+    case: EstimatedPlan | None = None
 
 
-def inspect(
-    request: Request,
+def inspect_config(
+    request: PlanRequest,
     gpu_memory: int | None = None,
     *,
-    device: Device = "cuda",
+    device: DeviceType = "cuda",
     enough: int = ALTERNATIVES,
     modes: bool = False,
 ) -> Inspection:
@@ -77,9 +77,9 @@ def inspect(
         plan = request.plan()
     except ConfigError as error:
         return Inspection(source=source, problems=tuple(map(str, error.problems)))
-    except Refused as error:
+    except UserError as error:
         return Inspection(source=source, problems=(str(error),))
-    case = Case(plan=plan, estimate=estimate(plan, device=device), gpu_memory=gpu_memory)
+    case = EstimatedPlan(plan=plan, estimate=estimate(plan, device=device), gpu_memory=gpu_memory)
     if modes:
         case = replace(case, modes=tuple(compare_modes(request, plan, device=device)))
     if gpu_memory is None or case.fits:
@@ -97,7 +97,8 @@ def too_large(found: Estimate, limit: int) -> str:
     fullest = found.fullest
     where = f"stage {fullest.stage}" if len(found.stages) > 1 else "the model"
     return (
-        f"{where} takes {show_bytes(fullest.memory.total)} of a GPU, which has {show_bytes(limit)}"
+        f"{where} takes {format_bytes(fullest.memory.total)} of a GPU, which has "
+        f"{format_bytes(limit)}"
     )
 
 
@@ -105,12 +106,12 @@ def _remedy(plan: Plan, gpu_memory: int, found: Findings) -> str:
     """The mildest change that fits, or all that was tried and by how much the best of it misses."""
     if found.fitting:
         best = found.fitting[0]
-        return f"{show_bytes(best.estimate.fullest.memory.total)} with {best.words(plan)}"
+        return f"{format_bytes(best.estimate.fullest.memory.total)} with {best.command_words(plan)}"
     if not found.nearest:
         return f"nothing fits ({found.tried})"
     best = found.nearest[0]
     size = best.estimate.fullest.memory.total
     return (
-        f"nothing fits ({found.tried}); nearest: {show_bytes(size)}, "
-        f"{show_bytes(size - gpu_memory)} too much, with {best.words(plan)}"
+        f"nothing fits ({found.tried}); nearest: {format_bytes(size)}, "
+        f"{format_bytes(size - gpu_memory)} too much, with {best.command_words(plan)}"
     )

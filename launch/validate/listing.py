@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.validate.inspection import Case, Inspection
-from launch.validate.units import plural, show_bytes
+from launch.validate.inspection import EstimatedPlan, Inspection
+from launch.validate.units import format_bytes, plural
 
-ROOMY = 100  # columns of a terminal
+WIDE = 100  # columns of a terminal
 
 
-def tell_all(inspections: Sequence[Inspection], console: Console) -> None:
+def print_listing(inspections: Sequence[Inspection], console: Console) -> None:
     """Verdict, GPUs, layout and what the fullest GPU takes, a line each: as long as it needs to be
     where nobody is looking."""
     limits = {one.case.gpu_memory for one in inspections if one.case}
     limit = limits.pop() if len(limits) == 1 else None
-    grid = _grid(inspections, limit, gap=2 if console.width >= ROOMY else 1)
+    grid = _grid(inspections, limit, gap=2 if console.width >= WIDE else 1)
     if not console.is_terminal:
         endless = console.options.update(max_width=10_000)
         console.width = max(console.width, console.measure(grid, options=endless).maximum)
@@ -35,15 +35,15 @@ def _grid(inspections: Sequence[Inspection], limit: int | None, gap: int) -> Tab
         grid.add_column(name, no_wrap=True)
     grid.add_column("GPUs", justify="right", no_wrap=True)
     grid.add_column("layout", no_wrap=True)
-    for name in ["of a GPU"] + ([] if limit is None else [f"of {show_bytes(limit)}"]):
+    for name in ["of a GPU"] + ([] if limit is None else [f"of {format_bytes(limit)}"]):
         grid.add_column(name, justify="right", no_wrap=True)
     for one in inspections:
         name = os.path.relpath(one.source, folder) if folder else one.source
-        grid.add_row(Text(name), _verdict(one), *(_told(one.case) if one.case else ()))
+        grid.add_row(Text(name), _verdict(one), *(_row_cells(one.case) if one.case else ()))
     return grid
 
 
-def _told(case: Case) -> list[Text]:
+def _row_cells(case: EstimatedPlan) -> list[Text]:
     layout, found = case.plan.layout, case.estimate
     ways = {
         f"{layout.mode.name} {layout.tensor}": layout.tensor,
@@ -51,9 +51,9 @@ def _told(case: Case) -> list[Text]:
         f"data {layout.data}": layout.data,
     }
     zero = case.plan.settings.zero.stage
-    words = [words for words, size in ways.items() if size > 1] + [f"ZeRO {zero}"] * (zero > 0)
+    parts = [parts for parts, size in ways.items() if size > 1] + [f"ZeRO {zero}"] * (zero > 0)
     taken = found.fullest.memory.total
-    cells = [f"{layout.gpus:,}", " x ".join(words) or "serial", show_bytes(taken)]
+    cells = [f"{layout.gpus:,}", " x ".join(parts) or "serial", format_bytes(taken)]
     if case.gpu_memory is not None:
         cells.append(f"{taken / case.gpu_memory:.0%}")
     return [Text(cell) for cell in cells]

@@ -6,38 +6,38 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from engine.config.errors import ConfigError
-from engine.errors import Refused
+from engine.errors import UserError
 from launch import torchrun
 from launch.machine import Machine
 from launch.preflight import checks_here
-from launch.validate.alternatives import Request
-from launch.validate.inspection import Inspection, inspect
+from launch.validate.alternatives import PlanRequest
+from launch.validate.inspection import Inspection, inspect_config
 from launch.validate.units import plural
 
 
 def inspect_on(
     machine: Machine,
-    request: Request,
+    request: PlanRequest,
     gpu_memory: int | None,
     *,
     enough: int,
     modes: bool = False,
 ) -> Inspection:
-    """Like ``inspect``, on as many ranks as would be started, each with the memory it would have
-    unless ``gpu_memory`` says otherwise; further problems are the machine's."""
+    """Like ``inspect_config``, on as many ranks as would be started, each with the memory it would
+    have unless ``gpu_memory`` says otherwise; further problems are the machine's."""
     problems: list[str] = []
     try:
         one = request.plan()
-    except (ConfigError, Refused):
-        return inspect(request)
+    except (ConfigError, UserError):
+        return inspect_config(request)
     try:
         ranks = torchrun.processes(one.layout.gpus, machine.gpus, request.gpus)
-    except Refused as error:
+    except UserError as error:
         problems.append(f"{request.path}: {error}")
         ranks = one.layout.gpus
     gpu_memory = gpu_memory or machine.gpu_memory_for(ranks)
     asked = replace(request, gpus=ranks)
-    found = inspect(asked, gpu_memory, device=machine.device, enough=enough, modes=modes)
+    found = inspect_config(asked, gpu_memory, device=machine.device, enough=enough, modes=modes)
     if found.case is None:
         return found
     plan, taken = found.case.plan, found.case.estimate

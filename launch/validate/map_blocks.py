@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.layout import Layout
 
 LINE = 8  # ranks of a single axis that stand side by side
-MOST = 4096  # GPUs that are drawn
+MAX_GPUS = 4096  # GPUs that are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Plane:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class GpuBlock:
     """GPUs that are drawn together: a pipeline stage of one copy of the model, cut by the tensor
     axes; or, where tensors are not cut, a stage of all copies."""
 
@@ -36,22 +36,22 @@ class Block:
         return self.index["pipeline"]
 
 
-def blocks(layout: Layout) -> list[Block]:
+def blocks(layout: Layout) -> list[GpuBlock]:
     """Every rank, once, in the order of data, then of stages.
 
-    Raises Refused where there are more GPUs than anyone could look at.
+    Raises UserError where there are more GPUs than anyone could look at.
     """
-    if layout.gpus > MOST:
-        raise Refused(f"a map shows up to {MOST} GPUs, not {layout.gpus}")
+    if layout.gpus > MAX_GPUS:
+        raise UserError(f"a map shows up to {MAX_GPUS} GPUs, not {layout.gpus}")
     inner = layout.tensor_axes if layout.tensor > 1 else {"data": layout.data}
     outer = {axis: size for axis, size in layout.axes.items() if axis not in inner}
     outer = {axis: outer[axis] for axis in ("data", "pipeline") if axis in outer}
     return [
-        Block(index=index, planes=tuple(_planes(layout, index, inner))) for index in _walk(outer)
+        GpuBlock(index=index, planes=tuple(_planes(layout, index, inner))) for index in _walk(outer)
     ]
 
 
-def title(block: Block, layout: Layout) -> str:
+def title(block: GpuBlock, layout: Layout) -> str:
     """What tells a block from the others."""
     if layout.pipeline > 1 or layout.data == 1:
         return f"stage {block.stage}"

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 from engine.config.errors import ConfigError
 from engine.estimate.estimate import estimate
-from engine.estimate.local_shapes import Device
+from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.plan import Plan
-from launch.validate.alternatives import Request
+from launch.validate.alternatives import PlanRequest
 from launch.validate.candidates import Space, on_gpus
 from models.parallel.registry import modes
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModeRow:
+class ModeEstimate:
     """One mode, size and depth: the overrides that make it, its plan and the estimate of that."""
 
     overrides: tuple[str, ...]
@@ -43,7 +43,9 @@ class ModeRow:
         return 1 - self.plan.micro_batch / self.plan.padded_micro_batch
 
 
-def compare_modes(request: Request, plan: Plan, *, device: Device = "cuda") -> list[ModeRow]:
+def compare_modes(
+    request: PlanRequest, plan: Plan, *, device: DeviceType = "cuda"
+) -> list[ModeEstimate]:
     """Estimate each legal mode, tensor-parallel size and depth on the plan's GPUs: by mode, then by
     size and depth."""
     order = list(modes())
@@ -60,5 +62,5 @@ def compare_modes(request: Request, plan: Plan, *, device: Device = "cuda") -> l
         except ConfigError:
             continue
         found = estimate(other, device=device)
-        rows.append(ModeRow(overrides=overrides, plan=other, estimate=found))
+        rows.append(ModeEstimate(overrides=overrides, plan=other, estimate=found))
     return rows

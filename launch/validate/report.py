@@ -12,9 +12,9 @@ from rich.text import Text
 
 from engine.estimate.result import Estimate, StageEstimate
 from engine.plan import Plan
-from engine.runs.plan_summary import overview, table
-from launch.validate.inspection import Case
-from launch.validate.units import digits, plural, show_bytes, show_layers, unit
+from engine.runs.plan_summary import plan_summary, summary_table
+from launch.validate.inspection import EstimatedPlan
+from launch.validate.units import digits, format_bytes, format_layers, plural, unit
 
 # Columns of the memory table: head, field.
 PARTS = (
@@ -26,16 +26,16 @@ PARTS = (
     ("buffers", "buffers"),
     ("total", "total"),
 )
-ELSEWHERE = (("host", "host"), ("NVMe", "nvme"))
+OFF_DEVICE = (("host", "host"), ("NVMe", "nvme"))
 MOST_ROWS = 12
 WIDE = 100  # columns of a terminal that has room
 NEARLY = 0.9  # of a GPU's memory
 
 
-def tell(case: Case, console: Console) -> None:
+def print_report(case: EstimatedPlan, console: Console) -> None:
     """The whole of it, but for remarks."""
     plan, found = case.plan, case.estimate
-    console.print(table({**overview(plan), **_more(plan, found)}))
+    console.print(summary_table({**plan_summary(plan), **_more(plan, found)}))
     console.print()
     console.print(memory_table(case, console))
     if found.traffic:
@@ -53,7 +53,7 @@ def tell(case: Case, console: Console) -> None:
         console.print()
 
 
-def say_remarks(plan: Plan, console: Console) -> None:
+def print_remarks(plan: Plan, console: Console) -> None:
     """Warnings and notes: on a terminal wrapped between words, in a file a line each."""
     for kind, style, lines in (("warning", "yellow", plan.warnings), ("note", "cyan", plan.notes)):
         for line in lines:
@@ -71,29 +71,29 @@ def _more(plan: Plan, found: Estimate) -> dict[str, str]:
     return lines
 
 
-def memory_table(case: Case, console: Console) -> Table:
+def memory_table(case: EstimatedPlan, console: Console) -> Table:
     """A row a stage; stages that take the same share one, and of many only some are shown."""
     stages, gpu = case.estimate.stages, case.gpu_memory
     name, size = unit(max(stage.memory.total for stage in stages))
     parts = [
         (head, part)
-        for head, part in (*PARTS, *ELSEWHERE)
+        for head, part in (*PARTS, *OFF_DEVICE)
         if any(getattr(stage.memory, part) for stage in stages)
     ]
     heads = [head for head, _ in parts]
     grid = _grid(f"memory of a GPU, {name}", ["stage", "layers"], heads, console)
     grid.columns[1].no_wrap = False  # chunks make it long
     grid.columns[1].min_width = len("layers")
-    room = 24 if console.width >= WIDE else 8 if len(parts) <= len(PARTS) else 0
+    bar_width = 24 if console.width >= WIDE else 8 if len(parts) <= len(PARTS) else 0
     if gpu is not None:
-        grid.add_column(f"of {show_bytes(gpu)}", no_wrap=True)
+        grid.add_column(f"of {format_bytes(gpu)}", no_wrap=True)
     for row in _some([list(same) for _, same in groupby(stages, key=lambda one: one.memory)]):
         if row is None:
             grid.add_row("...")
             continue
         memory = row[0].memory
         sizes = [digits(getattr(memory, part) / size) for _, part in parts]
-        share = [] if gpu is None else [_share(memory.total / gpu, room, console)]
+        share = [] if gpu is None else [_share(memory.total / gpu, bar_width, console)]
         grid.add_row(_numbers(row), _layers(row), *sizes, *share)
     return grid
 
@@ -102,11 +102,11 @@ def traffic_table(found: Estimate, console: Console) -> Table:
     """What the busiest GPU sends in a step."""
     grid = _grid("sent by a GPU in a step", ["axis", "collective"], ["calls", "bytes"], console)
     for sent in found.traffic:
-        grid.add_row(sent.axis, sent.collective, f"{sent.calls:,}", show_bytes(sent.bytes))
+        grid.add_row(sent.axis, sent.collective, f"{sent.calls:,}", format_bytes(sent.bytes))
     return grid
 
 
-def alternatives_table(case: Case, console: Console) -> Table:
+def alternatives_table(case: EstimatedPlan, console: Console) -> Table:
     """The changes that would fit, or that miss by the least; and what they take."""
     title = "what would fit" if case.alternatives else "nothing fits; nearest"
     others = case.alternatives or case.nearest
@@ -116,18 +116,18 @@ def alternatives_table(case: Case, console: Console) -> Table:
     grid = _grid(title, ["with"], numbers, console)
     for other in others:
         memory = other.estimate.fullest.memory
-        cells = [show_bytes(memory.total), f"{other.plan.layout.gpus:,}"]
+        cells = [format_bytes(memory.total), f"{other.plan.layout.gpus:,}"]
         cells += [f"{other.plan.global_batch:,}"] * samples
-        cells += [show_bytes(memory.host)] * on_host
-        grid.add_row(Text(other.words(case.plan)), *cells)
+        cells += [format_bytes(memory.host)] * on_host
+        grid.add_row(Text(other.command_words(case.plan)), *cells)
     grid.columns[0].no_wrap = False
     return grid
 
 
-def modes_table(case: Case, console: Console) -> Table:
+def modes_table(case: EstimatedPlan, console: Console) -> Table:
     """Every legal mode on these GPUs; the plan's own row in bold."""
     limit = case.gpu_memory
-    share = [] if limit is None else [f"of {show_bytes(limit)}"]
+    share = [] if limit is None else [f"of {format_bytes(limit)}"]
     batch = {row.plan.global_batch for row in case.modes} != {case.plan.global_batch}
     numbers = ["data", *(["samples"] * batch), "of a GPU", *share, "sent", "padding"]
     title = f"modes on {plural(case.plan.layout.gpus, 'GPU')}, a step"
@@ -138,9 +138,9 @@ def modes_table(case: Case, console: Console) -> Table:
         depth = f" depth {layout.depth}" if layout.mode.uses_depth else ""
         size = f" {layout.tensor}" if layout.tensor > 1 else ""
         cells = [f"{layout.mode.name}{size}{depth}", f"{layout.data}"]
-        cells += [f"{row.plan.global_batch:,}"] * batch + [show_bytes(row.memory)]
+        cells += [f"{row.plan.global_batch:,}"] * batch + [format_bytes(row.memory)]
         cells += [] if limit is None else [f"{row.memory / limit:.0%}"]
-        cells += [show_bytes(row.sent), f"{row.padding:.0%}"]
+        cells += [format_bytes(row.sent), f"{row.padding:.0%}"]
         grid.add_row(
             *cells,
             Text(" ".join(row.overrides) or "as it is"),
@@ -149,7 +149,7 @@ def modes_table(case: Case, console: Console) -> Table:
     return grid
 
 
-def checks_table(case: Case, console: Console) -> Table:
+def checks_table(case: EstimatedPlan, console: Console) -> Table:
     """All that was asked of this machine, and each answer."""
     grid = _grid("this machine", ["about", "finding"], [], console)
     grid.show_header = False
@@ -175,14 +175,14 @@ def _grid(title: str, names: Sequence[str], numbers: Sequence[str], console: Con
     return grid
 
 
-def _share(ratio: float, room: int, console: Console) -> Text:
+def _share(ratio: float, width: int, console: Console) -> Text:
     """A percentage, above 100% as soon as it is too much, and a bar of ``room`` characters."""
     style = "red" if ratio > 1 else "yellow" if ratio > NEARLY else "green"
     percent = ceil(100 * ratio) if ratio > 1 else round(100 * ratio)
-    done = min(room, ceil(ratio * room))
+    done = min(width, ceil(ratio * width))
     mark = "#" if console.options.ascii_only else "━"
     text = Text(f"{percent:3}% ", style=style).append(mark * done)
-    return text.append(mark * (room - done), style="dim white") if console.is_terminal else text
+    return text.append(mark * (width - done), style="dim white") if console.is_terminal else text
 
 
 def _some(rows: Sequence[list[StageEstimate]]) -> Iterator[list[StageEstimate] | None]:
@@ -208,7 +208,7 @@ def _numbers(stages: Sequence[StageEstimate]) -> str:
 
 def _layers(stages: Sequence[StageEstimate]) -> str:
     if len(stages) == 1:
-        return show_layers(stages[0].layers)
+        return format_layers(stages[0].layers)
     if len(stages[0].layers) == 1:
-        return show_layers([range(stages[0].layers[0].start, stages[-1].layers[0].stop)])
+        return format_layers([range(stages[0].layers[0].start, stages[-1].layers[0].stop)])
     return f"{sum(map(len, stages[0].layers))} each"

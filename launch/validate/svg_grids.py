@@ -8,7 +8,7 @@ from typing import Protocol
 from xml.etree.ElementTree import Element, SubElement
 
 from engine.layout import Layout
-from launch.validate.map_blocks import Block, Plane
+from launch.validate.map_blocks import GpuBlock, Plane
 from launch.validate.svg import (
     GREY,
     LINE,
@@ -37,14 +37,14 @@ class Body(Protocol):
         """All GPUs of a block, the upper left corner at (x, y)."""
 
 
-def body(block: Block, gpus: int) -> Body:
+def body(block: GpuBlock, gpus: int) -> Body:
     """How a block of a layout of so many ``gpus`` is drawn: larger where they are few."""
     if len(block.planes) == 1:
-        return Grid(block.planes[0], gpus)
+        return TileGrid(block.planes[0], gpus)
     return Cube(block.planes)
 
 
-class Grid:
+class TileGrid:
     """Rows and columns of tiles, named at their edges."""
 
     gap = 6.0
@@ -78,7 +78,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Slope:
+class IsometricGrid:
     """An isometric plane: columns go down to the right, rows down to the left."""
 
     half_width: float
@@ -99,7 +99,7 @@ class Cube:
         self._planes = planes
         self._rows, self._columns = len(planes[0].rows), len(planes[0].columns)
         size = {2: 64.0, 3: 52.0}.get(max(self._rows, self._columns), 44.0)
-        self._slope = slope = Slope(size, 0.56 * size, 0.5 * size)
+        self._isometric = slope = IsometricGrid(size, 0.56 * size, 0.5 * size)
         self._side = 28.0  # beside the planes, for names
         self._top = 6.0
         self._left = self._rows * slope.half_width + self._side
@@ -119,11 +119,11 @@ class Cube:
 
     def _edges(self, parent: Element, origin: Point) -> None:
         """Dashed verticals between the planes' outer corners: they are one cube."""
-        edge, down = self.fill * self._slope.half_width, self._slope.thickness
+        edge, down = self.fill * self._isometric.half_width, self._isometric.thickness
         corners = (self._rows - 0.5, 0.5, -edge), (0.5, self._columns - 0.5, edge)
         for number in range(len(self._planes) - 1):
             for row, column, aside in corners:
-                dx, dy = self._slope.at(row, column)
+                dx, dy = self._isometric.at(row, column)
                 x, y = origin[0] + dx + aside, origin[1] + dy + number * self._step
                 style = {"stroke": mix(LINE, GREY, 0.6), "stroke_dasharray": "3 4"}
                 line(parent, (x, y + down), (x, y + self._step), **style)
@@ -131,23 +131,23 @@ class Cube:
     def _names(self, parent: Element, plane: Plane, top: Point) -> None:
         away = -0.42
         for row, name in enumerate(plane.rows):
-            dx, dy = self._slope.at(row + 0.5, away)
+            dx, dy = self._isometric.at(row + 0.5, away)
             label(parent, top[0] + dx, top[1] + dy, name, size=SMALL, anchor="end", fill=GREY)
         for column, name in enumerate(plane.columns):
-            dx, dy = self._slope.at(away, column + 0.5)
+            dx, dy = self._isometric.at(away, column + 0.5)
             label(parent, top[0] + dx, top[1] + dy, name, size=SMALL, fill=GREY)
         name = " ".join(f"{axis}{index}" for axis, index in plane.index.items())
         left = top[0] - self._left + 4
-        below = top[1] + self._step - self.air - self._slope.thickness
+        below = top[1] + self._step - self.air - self._isometric.thickness
         label(parent, left, below, name, size=1.3 * SMALL, fill=GREY, bold=True)
 
     def _slab(
         self, tile: Element, top: Point, row: int, column: int, rank: int, colour: str
     ) -> None:
-        dx, dy = self._slope.at(row + 0.5, column + 0.5)
+        dx, dy = self._isometric.at(row + 0.5, column + 0.5)
         x, y = top[0] + dx, top[1] + dy
-        a, b = self.fill * self._slope.half_width, self.fill * self._slope.half_height
-        down = self._slope.thickness
+        a, b = self.fill * self._isometric.half_width, self.fill * self._isometric.half_height
+        down = self._isometric.thickness
         left, right, front, back = (x - a, y), (x + a, y), (x, y + b), (x, y - b)
         polygon(
             tile,
@@ -168,8 +168,8 @@ def _gpu(parent: Element, layout: Layout, rank: int) -> Element:
     coordinates = layout.coordinates(rank)
     data = {f"data-{axis}": str(index) for axis, index in coordinates.items()}
     tile = group(parent, id=f"gpu-{rank}", **data)
-    words = ", ".join(f"{axis} {index}" for axis, index in coordinates.items())
-    SubElement(tile, "title").text = f"GPU {rank}: {words}"
+    description = ", ".join(f"{axis} {index}" for axis, index in coordinates.items())
+    SubElement(tile, "title").text = f"GPU {rank}: {description}"
     return tile
 
 

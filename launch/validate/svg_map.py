@@ -8,7 +8,7 @@ from itertools import groupby
 from xml.etree.ElementTree import Element
 
 from engine.layout import Layout
-from launch.validate.map_blocks import Block, blocks, title
+from launch.validate.map_blocks import GpuBlock, blocks, title
 from launch.validate.svg import (
     GREY,
     INK,
@@ -43,7 +43,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Card:
-    block: Block
+    block: GpuBlock
     body: Body
     title: str
     caption: Caption
@@ -61,29 +61,29 @@ class Card:
 def svg_map(layout: Layout, name: str, captions: Sequence[Caption]) -> str:
     """The picture's text, for a config of this ``name`` whose stages have these captions.
 
-    Raises Refused where there are too many GPUs.
+    Raises UserError where there are too many GPUs.
     """
     cards = [_card(block, layout, captions[block.stage]) for block in blocks(layout)]
-    shelves = [Shelf(heading, those) for heading, those in _copies(cards, layout)]
+    card_rows = [CardRow(heading, those) for heading, those in _copies(cards, layout)]
     notes = _notes(layout)
     headline = _headline(layout)
     texts = [(name, TITLE), (headline, 14), *((note, 12) for note in notes)]
-    inner = max(*(shelf.width for shelf in shelves), *(text_width(*text) for text in texts))
+    inner = max(*(card_row.width for card_row in card_rows), *(text_width(*text) for text in texts))
     top = MARGIN + 62
-    bottom = top + sum(shelf.height + APART for shelf in shelves) + 4
+    bottom = top + sum(card_row.height + APART for card_row in card_rows) + 4
     height = bottom + 19 * len(notes) + MARGIN - 12
     root = canvas(inner + 2 * MARGIN, height, f"{name}: which GPU holds what", headline)
     label(root, MARGIN, MARGIN + 8, name, size=TITLE, bold=True)
     label(root, MARGIN, MARGIN + 36, headline, size=14, fill=GREY)
-    for shelf in shelves:
-        shelf.draw(root, MARGIN, top, layout)
-        top += shelf.height + APART
+    for card_row in card_rows:
+        card_row.draw(root, MARGIN, top, layout)
+        top += card_row.height + APART
     for number, note in enumerate(notes):
         label(root, MARGIN, bottom + 19 * number, note, size=12, fill=GREY)
     return render(root)
 
 
-class Shelf:
+class CardRow:
     """Cards of one copy of the model, or of all: in rows of equal cards."""
 
     def __init__(self, heading: str, cards: Sequence[Card]) -> None:
@@ -135,7 +135,7 @@ class Shelf:
         card.body.draw(box, inside, y + HEAD, layout, colour)
 
 
-def _card(block: Block, layout: Layout, caption: Caption) -> Card:
+def _card(block: GpuBlock, layout: Layout, caption: Caption) -> Card:
     return Card(
         block=block,
         body=body(block, layout.gpus),

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.layout import Layout
-from launch.validate.map_blocks import Block, Plane, blocks, title
+from launch.validate.map_blocks import GpuBlock, Plane, blocks, title
 
 GAP = 3  # columns between planes
 LABEL, RANK = "dim", "bold"
@@ -23,7 +23,7 @@ LABEL, RANK = "dim", "bold"
 def terminal_map(layout: Layout, layers: Sequence[str], width: int) -> RenderableType:
     """Which GPU is where; ``layers`` says what each stage holds, ``width`` is the terminal's.
 
-    Raises Refused where there are too many GPUs.
+    Raises UserError where there are too many GPUs.
     """
     parts: list[RenderableType] = []
     digits = len(str(layout.gpus - 1))
@@ -36,11 +36,11 @@ def terminal_map(layout: Layout, layers: Sequence[str], width: int) -> Renderabl
         panels = [
             _panel(block, digits, layers[block.stage], title(block, layout)) for block in group
         ]
-        parts.append(Padding(_flow(panels, width), (0, 0, 1, 0), expand=False))
+        parts.append(Padding(_arrange(panels, width), (0, 0, 1, 0), expand=False))
     return Group(*parts)
 
 
-def _panel(block: Block, digits: int, layers: str, name: str) -> Panel:
+def _panel(block: GpuBlock, digits: int, layers: str, name: str) -> Panel:
     planes = [_plane(plane, digits) for plane in block.planes]
     content = Text("\n").join(
         Text(" " * GAP).join(part for part in parts if part is not None)
@@ -76,7 +76,7 @@ def _plane(plane: Plane, digits: int) -> list[Text]:
     return lines
 
 
-def _flow(panels: Sequence[Panel], width: int) -> Table:
+def _arrange(panels: Sequence[Panel], width: int) -> Table:
     """Panels of the widest one's width, in rows."""
     widest = max(panel.width or 0 for panel in panels)
     across = max(1, (width + 1) // (widest + 1))

@@ -20,7 +20,7 @@ def parse_bytes(text: str) -> int:
     return int(number)
 
 
-def show_bytes(number: float) -> str:
+def format_bytes(number: float) -> str:
     """Up to three digits and a unit: '1.25 GiB', '80 GiB', '1,020 MiB', '12 B'."""
     name, size = unit(number)
     number /= size
@@ -40,7 +40,7 @@ def digits(number: float) -> str:
     return f"{number:.1f}" if abs(number) >= 9.995 else f"{number:.2f}"
 
 
-def show_layers(ranges: Iterable[range]) -> str:
+def format_layers(ranges: Iterable[range]) -> str:
     """'0-5', or '0-2 6-8' for a rank of several chunks."""
     return " ".join(
         f"{layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"{layers.start}"

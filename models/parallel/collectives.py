@@ -17,7 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from models.parallel.tuning import SMALL
+from models.parallel.tuning import SMALL_BYTES
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ class Axis:
         x = x.contiguous()
         self.traffic.count(self.name, "all_gather", (self.size - 1) * x.nbytes)
         out = x.new_empty((self.size, *x.shape))
-        if self._direct(x):
+        if self._uses_gloo_pairs(x):
             self._exchange([x] * self.size, list(out))()
         else:
             _all_gather(out.view(-1), x.view(-1), group=self.group)
@@ -80,7 +80,7 @@ class Axis:
             return x.squeeze(0)
         x = x.contiguous()
         self.traffic.count(self.name, "reduce_scatter", (self.size - 1) * x[0].nbytes)
-        if self._direct(x):
+        if self._uses_gloo_pairs(x):
             parts = torch.empty_like(x)
             self._exchange(list(x), list(parts))()
             return _add(parts)
@@ -100,7 +100,7 @@ class Axis:
         if self.group is None:
             return lambda: None
         assert x.is_contiguous()
-        if not self._direct(x):
+        if not self._uses_gloo_pairs(x):
             self.traffic.count(self.name, "all_reduce", 2 * (self.size - 1) * x.nbytes // self.size)
             staged = self._staged(x) if x.device.type == "cpu" else x
             work = dist.all_reduce(staged, group=self.group, async_op=True)
@@ -113,7 +113,7 @@ class Axis:
 
             return finish
         flat = x.view(-1)
-        if flat.nbytes <= SMALL or flat.numel() < self.size:
+        if flat.nbytes <= SMALL_BYTES or flat.numel() < self.size:
             self.traffic.count(self.name, "all_reduce", (self.size - 1) * x.nbytes)
             parts = flat.new_empty((self.size, flat.numel()))
             arrived = self._exchange([flat] * self.size, list(parts))
@@ -127,12 +127,12 @@ class Axis:
         self.traffic.count(self.name, "all_reduce", 2 * (self.size - 1) * x.nbytes // self.size)
         pieces = list(flat.tensor_split(self.size))
         mine = pieces[self.index]
-        terms = mine.new_empty((self.size, mine.numel()))
-        arrived = self._exchange(pieces, list(terms))
+        contributions = mine.new_empty((self.size, mine.numel()))
+        arrived = self._exchange(pieces, list(contributions))
 
         def scatter_then_gather() -> None:
             arrived()
-            mine.copy_(_add(terms))
+            mine.copy_(_add(contributions))
             self._exchange([mine] * self.size, pieces)()
 
         return scatter_then_gather
@@ -197,7 +197,7 @@ class Axis:
             return x.cpu()
         return x.cuda() if backend == "nccl" else x
 
-    def _direct(self, x: Tensor) -> bool:
+    def _uses_gloo_pairs(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and dist.get_backend(self.group) == "gloo"
 
     def _exchange(self, send: list[Tensor], receive: list[Tensor]) -> Finish:

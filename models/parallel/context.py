@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.mode import Activation, Mode
+from models.parallel.mode import ActivationSharding, Mode
 from models.parallel.registry import modes
-from models.parallel.shard import Box, Cut, place
+from models.parallel.shard import PartitionSpec, Shard, shard_of
 from models.parallel.zero import Zero
 
 
@@ -30,7 +30,7 @@ def torch_matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
 
-Later = list[tuple[Tensor, Callable[[], Tensor | None]]]
+DeferredGradients = list[tuple[Tensor, Callable[[], Tensor | None]]]
 """Parameters, and how to compute the gradient that each still lacks."""
 
 
@@ -56,10 +56,10 @@ class Deferred:
     """Weight gradients that nobody waits for, put off where a schedule has better to do."""
 
     def __init__(self) -> None:
-        self._later: Later | None = None
+        self._later: DeferredGradients | None = None
 
     @contextmanager
-    def collect(self) -> Iterator[Later]:
+    def collect(self) -> Iterator[DeferredGradients]:
         """Within, gradients of weights are put into the list instead of being computed."""
         self._later, before = [], self._later
         try:
@@ -80,14 +80,14 @@ class Deferred:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partition:
+class ParallelContext:
     """What layers need to know: the mode, this rank's place on its axes, and how to multiply.
 
     ``axes`` holds the mode's own axes, "tensor" (all of them at once) and "data". ``compute`` is
     the type that activations have and weights are cast to before they travel; parameters keep
     ``dtype``. ``keep_gathers`` trades memory for time: gathered x and w are kept for backward
-    instead of being gathered again. Weights stay at ``home`` between uses, where that is not the
-    device that computes, or in ``store``; their gradients come back to ``home``.
+    instead of being gathered again. Weights stay at ``offload_device`` between uses, where that is
+    not the device that computes, or in ``store``; their gradients come back to ``offload_device``.
     """
 
     mode: Mode
@@ -98,7 +98,7 @@ class Partition:
     matmul: MatMul = torch_matmul
     keep_gathers: bool = False
     zero: Zero = field(default_factory=Zero)
-    home: torch.device | None = None
+    offload_device: torch.device | None = None
     store: WeightStore | None = None
     deferred: Deferred = field(default_factory=Deferred)
     sizes: Mapping[str, int] = field(init=False)
@@ -114,7 +114,9 @@ class Partition:
         return axis if axis and axis.size > 1 else None
 
     @classmethod
-    def alone(cls, device: torch.device, *, dtype: torch.dtype, compute: torch.dtype) -> Partition:
+    def single_device(
+        cls, device: torch.device, *, dtype: torch.dtype, compute: torch.dtype
+    ) -> ParallelContext:
         """A model that is not cut, on one device and without a process group."""
         traffic = Traffic()
         axes = {
@@ -127,11 +129,11 @@ class Partition:
     @property
     def summed_axes(self) -> dict[str, Axis]:
         """The axes that a gradient is summed over where they do not cut its parameter."""
-        return {name: self.axes[name] for name in (*self.mode.colossal, "data")}
+        return {name: self.axes[name] for name in (*self.mode.colossal_groups, "data")}
 
-    def box(self, shape: tuple[int, ...], cut: Cut) -> Box:
+    def shard(self, shape: tuple[int, ...], spec: PartitionSpec) -> Shard:
         """This rank's piece of a parameter of global ``shape``."""
-        return place(shape, cut, self.sizes, self.index)
+        return shard_of(shape, spec, self.sizes, self.index)
 
     def read(self, weight: Tensor) -> Tensor:
         """The values of this rank's piece of a parameter, wherever they are."""
@@ -140,7 +142,7 @@ class Partition:
         return self.store.get(weight)
 
     @contextmanager
-    def rewrite(self, weight: Tensor) -> Iterator[Tensor]:
+    def overwrite(self, weight: Tensor) -> Iterator[Tensor]:
         """Memory for new values of this rank's piece of a parameter, all of which are to be set."""
         if self.store is None or not self.store.holds(weight):
             yield weight.detach()
@@ -151,7 +153,7 @@ class Partition:
 
     def rows(self, tokens: int, axes: tuple[str, ...]) -> slice:
         """The rows of a [tokens, ...] tensor that this rank holds when ``axes`` cut it."""
-        (rows,) = place((tokens,), (axes,), self.sizes, self.index).slices
+        (rows,) = shard_of((tokens,), (axes,), self.sizes, self.index).slices
         return rows
 
     @property
@@ -159,16 +161,16 @@ class Partition:
         """The axes that ZeRO cuts weights by, beside the mode's own."""
         return tuple(axis.name for axis in self.zero.axes)
 
-    def pieces(self, axes: tuple[str, ...]) -> int:
+    def num_shards(self, axes: tuple[str, ...]) -> int:
         return prod(self.sizes[axis] for axis in axes)
 
-    def salt(self, activation: Activation) -> tuple[int, ...]:
+    def activation_key(self, activation: ActivationSharding) -> tuple[int, ...]:
         """Differs between ranks that hold different pieces of an activation, data included."""
         axes = ("data", *activation.tokens, *activation.hidden)
         return tuple(self.index[axis] for axis in axes)
 
 
-def key(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a function of ``parts`` alone (BLAKE2b), the same on every machine."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -8,15 +8,15 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from models.parallel.context import key
-from models.parallel.shard import Box
+from models.parallel.context import derive_seed
+from models.parallel.shard import Shard
 
 BLOCK = 256
 """Edge of a block: a rank draws at most this much beyond its box in each dimension."""
 
 
 @torch.no_grad()
-def draw_normal(local: Tensor, box: Box, *, std: float, seed: int, name: str) -> None:
+def init_normal_(local: Tensor, shard: Shard, *, std: float, seed: int, name: str) -> None:
     """Fill ``local`` with its piece of a normal tensor of mean 0 and standard deviation ``std``.
 
     The global tensor falls into blocks of at most ``BLOCK`` entries a side, each a function of
@@ -26,17 +26,17 @@ def draw_normal(local: Tensor, box: Box, *, std: float, seed: int, name: str) ->
     local.zero_()
     spans = [
         range(offset // BLOCK, -(-(offset + size) // BLOCK)) if size else range(0)
-        for offset, size in zip(box.offset, box.size, strict=True)
+        for offset, size in zip(shard.offset, shard.size, strict=True)
     ]
     generator = torch.Generator()
     for block in product(*spans):
         starts = [n * BLOCK for n in block]
-        ends = [min(s + BLOCK, n) for s, n in zip(starts, box.shape, strict=True)]
-        generator.manual_seed(key(seed, name, *block))
+        ends = [min(s + BLOCK, n) for s, n in zip(starts, shard.shape, strict=True)]
+        generator.manual_seed(derive_seed(seed, name, *block))
         values = torch.empty([e - s for s, e in zip(starts, ends, strict=True)])
         values.normal_(0.0, std, generator=generator)
         inner, outer = [], []
-        for start, end, offset, size in zip(starts, ends, box.offset, box.size, strict=True):
+        for start, end, offset, size in zip(starts, ends, shard.offset, shard.size, strict=True):
             low, high = max(start, offset), min(end, offset + size)
             inner.append(slice(low - start, high - start))
             outer.append(slice(low - offset, high - offset))

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from models.parallel.collectives import Axis, gather, scatter
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.matmul import gathered_x
-from models.parallel.shard import Box
+from models.parallel.shard import Shard
 from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
-from models.parallel.zero import Pieces
+from models.parallel.zero import WeightSharding
 
 IGNORED = -100
 """A target that carries no weight, as in torch's cross_entropy."""
@@ -29,15 +29,15 @@ IGNORED = -100
 class Head:
     """What the loss needs to know of the head: its table, and how many tokens a chunk has."""
 
-    part: Partition
-    box: Box
-    pieces: Pieces
+    parallel: ParallelContext
+    shard: Shard
+    weight_sharding: WeightSharding
     chunk: int | None = None
 
     @property
     def vocabulary(self) -> Axis | None:
-        (name,) = self.part.mode.up.weight_out or (None,)
-        return self.part.axis(name)
+        (name,) = self.parallel.mode.up.weight_out or (None,)
+        return self.parallel.axis(name)
 
     @property
     def counts_loss(self) -> bool:
@@ -50,14 +50,14 @@ class Head:
         ``tokens`` in the micro-batch, of which this rank holds ``rows`` in the outer layout. The
         logits of a chunk are its rows gathered over a, then scattered over c; so are their numbers.
         """
-        part, up = self.part, self.part.mode.up
+        parallel, up = self.parallel, self.parallel.mode.up
         size = self.chunk or self._default_chunk()
-        gathers = part.axis(up.gather_x.axis) if up.gather_x and up.gather_x.on == "T" else None
-        scatters = part.axis(up.scatter_y)
+        gathers = parallel.axis(up.gather_x.axis) if up.gather_x and up.gather_x.on == "T" else None
+        scatters = parallel.axis(up.scatter_y)
         for start in range(0, rows, size):
             chunk = slice(start, min(start + size, rows))
-            own = part.rows(tokens, part.mode.outer.tokens).start
-            number = torch.arange(own + chunk.start, own + chunk.stop, device=part.device)
+            own = parallel.rows(tokens, parallel.mode.outer.tokens).start
+            number = torch.arange(own + chunk.start, own + chunk.stop, device=parallel.device)
             if gathers:  # the gathered axis cuts tokens fastest, so its blocks are ``rows`` apart
                 first = number - gathers.index * rows
                 number = torch.cat([first + block * rows for block in range(gathers.size)])
@@ -65,10 +65,12 @@ class Head:
                 number = number.tensor_split(scatters.size)[scatters.index]
             yield chunk, number
 
-    def logits(self, xs: Tensor, ws: Tensor) -> Tensor:
+    def logits(self, x_gathered: Tensor, w_gathered: Tensor) -> Tensor:
         """Of a chunk's gathered x and the gathered table: [rows, vocabulary_local]."""
-        up = self.part.mode.up
-        return scatter(self.part.matmul(xs, ws.t()), self.part.axis(up.scatter_y), "T")
+        up = self.parallel.mode.up
+        return scatter(
+            self.parallel.matmul(x_gathered, w_gathered.t()), self.parallel.axis(up.scatter_y), "T"
+        )
 
     def blocks(self, logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """A chunk's logits and targets, so many rows at a time."""
@@ -78,27 +80,27 @@ class Head:
     def block(self, rows: int) -> int:
         """How many of a chunk's rows to take the softmax of at once: few enough for the caches of
         a CPU; all of them where kernel launches or exchanges cost more than that gains."""
-        if self.part.device.type != "cpu" or self.vocabulary:
+        if self.parallel.device.type != "cpu" or self.vocabulary:
             return rows
-        return self._words(BLOCK_BYTES, torch.float32)
+        return self._vocabularies_within(BLOCK_BYTES, torch.float32)
 
     @property
     def piece(self) -> int:
         """How many rows of dw [hidden, vocabulary] to make at once."""
-        return self._words(self._budget, torch.float32)
+        return self._vocabularies_within(self._budget, torch.float32)
 
     def _default_chunk(self) -> int:
-        gathered = self.part.mode.up.gather_x
-        rows = self.part.sizes[gathered.axis] if gathered and gathered.on == "T" else 1
-        return self._words(self._budget // rows, self.part.compute)
+        gathered = self.parallel.mode.up.gather_x
+        rows = self.parallel.sizes[gathered.axis] if gathered and gathered.on == "T" else 1
+        return self._vocabularies_within(self._budget // rows, self.parallel.compute)
 
     @property
     def _budget(self) -> int:
-        return CHUNK_BYTES.get(self.part.device.type, CHUNK_BYTES["cpu"])
+        return CHUNK_BYTES.get(self.parallel.device.type, CHUNK_BYTES["cpu"])
 
-    def _words(self, budget: int, dtype: torch.dtype) -> int:
+    def _vocabularies_within(self, budget: int, dtype: torch.dtype) -> int:
         """How many times the rank's vocabulary fits in ``budget`` bytes."""
-        return max(1, budget // (self.box.local[0] * dtype.itemsize))
+        return max(1, budget // (self.shard.local[0] * dtype.itemsize))
 
 
 class HeadLoss(torch.autograd.Function):
@@ -114,30 +116,42 @@ class HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w: Tensor, targets: Tensor, scale: float, head: Head
     ) -> Tensor:
-        part, up = head.part, head.part.mode.up
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        ws = head.pieces.gather(w, part)
-        dx = torch.empty_like(x) if wanted else None
+        parallel, up = head.parallel, head.parallel.mode.up
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        w_gathered = head.weight_sharding.gather(w, parallel)
+        dx = torch.empty_like(x) if needs_grad else None
         # [hidden, vocabulary]: x is turned over to be multiplied, not the far larger logits.
-        dw = ws.new_zeros((ws.shape[1], ws.shape[0]), dtype=w.dtype) if wanted else None
+        dw = (
+            w_gathered.new_zeros((w_gathered.shape[1], w_gathered.shape[0]), dtype=w.dtype)
+            if needs_grad
+            else None
+        )
         loss = x.new_zeros((), dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
         for chunk, rows in head.chunks(len(targets), len(x)):
-            xs = gathered_x(x[chunk], up, part)
-            logits = head.logits(xs, ws)
+            x_gathered = gathered_x(x[chunk], up, parallel)
+            logits = head.logits(x_gathered, w_gathered)
             for block, ids in head.blocks(logits, targets[rows]):
-                block_loss = cross_entropy(block, ids, scale, head, wanted)
+                block_loss = cross_entropy(block, ids, scale, head, needs_grad)
                 if head.counts_loss:
                     loss += block_loss
             if dx is None or dw is None:
                 continue
-            dys = gather(logits, part.axis(up.scatter_y), "T")
-            dxs = part.matmul(dys, ws)
+            dy_gathered = gather(logits, parallel.axis(up.scatter_y), "T")
+            dxs = parallel.matmul(dy_gathered, w_gathered)
             if up.gather_x:
-                dxs = scatter(dxs, part.axis(up.gather_x.axis), up.gather_x.on)
+                dxs = scatter(dxs, parallel.axis(up.gather_x.axis), up.gather_x.on)
             dx[chunk] = dxs
-            for sums, features in zip(dw.split(head.piece), xs.t().split(head.piece), strict=True):
-                sums.add_(part.matmul(features, dys))
-            del xs, logits, block, dys, dxs  # or the next chunk is made beside this one
+            for sums, features in zip(
+                dw.split(head.piece), x_gathered.t().split(head.piece), strict=True
+            ):
+                sums.add_(parallel.matmul(features, dy_gathered))
+            del (
+                x_gathered,
+                logits,
+                block,
+                dy_gathered,
+                dxs,
+            )  # or the next chunk is made beside this one
         if dw is not None:
             ctx.save_for_backward(dx, dw.t().contiguous())
             ctx.weight, ctx.head = w, head
@@ -149,23 +163,29 @@ class HeadLoss(torch.autograd.Function):
         dx, dw = ctx.saved_tensors
         if g.device.type != "cpu" or g.item() != 1.0:
             dx, dw = dx * g.to(dx.dtype), dw * g
-        return dx, ctx.head.pieces.scatter(ctx.weight, dw, ctx.head.part), None, None, None
+        return (
+            dx,
+            ctx.head.weight_sharding.scatter(ctx.weight, dw, ctx.head.parallel),
+            None,
+            None,
+            None,
+        )
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, scale: float, head: Head, wanted: bool
+    logits: Tensor, targets: Tensor, scale: float, head: Head, needs_grad: bool
 ) -> Tensor:
-    """Loss of some rows; where ``wanted``, their logits become its gradient, in place.
+    """Loss of some rows; where ``needs_grad``, their logits become its gradient, in place.
 
     logits [rows, vocabulary_local], targets [rows]. Each rank's softmax is local; log-sum-exp and
     the picked logit are then merged over the vocabulary's axis in one exchange.
     """
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if head.box.padded:
+    if head.shard.is_padded:
         # Never wins a softmax, even alone.
-        x[:, head.box.size[0] :] = torch.finfo(x.dtype).min / 2
+        x[:, head.shard.size[0] :] = torch.finfo(x.dtype).min / 2
     counted = targets != IGNORED
-    column, here = columns(targets, head)
+    column, here = local_columns(targets, head)
     column = column.where(here, 0).unsqueeze(1)
     picked = x.gather(1, column).squeeze(1)
     p = torch.softmax(x, 1)
@@ -176,49 +196,51 @@ def cross_entropy(
         pieces = axis.all_gather(torch.stack((local, picked * here)))
         total, picked = pieces[:, 0].logsumexp(0), pieces[:, 1].sum(0)
         p.mul_((local - total).exp_().unsqueeze(1))
-    if wanted:
+    if needs_grad:
         p.scatter_add_(1, column, here.unsqueeze(1).to(p.dtype).neg_())
         torch.mul(p, counted.unsqueeze(1).to(p.dtype).mul_(scale), out=logits)
     return ((total - picked) * counted).sum() * scale
 
 
-def columns(targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def local_columns(targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """Where each target is in this rank's part of the vocabulary, and whether it is there."""
-    column = targets - head.box.offset[0]
-    return column, (targets != IGNORED) & (column >= 0) & (column < head.box.size[0])
+    column = targets - head.shard.offset[0]
+    return column, (targets != IGNORED) & (column >= 0) & (column < head.shard.size[0])
 
 
 @torch.no_grad()
-def scores(x: Tensor, w: Tensor, targets: Tensor, head: Head, tops: Sequence[int]) -> Tensor:
+def loss_and_top_k(
+    x: Tensor, w: Tensor, targets: Tensor, head: Head, tops: Sequence[int]
+) -> Tensor:
     """The sum over targets of -log softmax(x @ w^T)[target], and for each of ``tops`` how many
     targets are among so many likeliest: float64 [1 + len(tops)].
 
     Arguments and shares are those of HeadLoss, and so are the chunks.
     """
-    ws = head.pieces.gather(w, head.part)
+    w_gathered = head.weight_sharding.gather(w, head.parallel)
     sums = torch.zeros(1 + len(tops), dtype=torch.float64, device=x.device)
     for chunk, rows in head.chunks(len(targets), len(x)):
-        xs = gathered_x(x[chunk], head.part.mode.up, head.part)
-        for block, ids in head.blocks(head.logits(xs, ws), targets[rows]):
-            place = places(block, ids, head)[ids != IGNORED]
-            loss = cross_entropy(block, ids, 1.0, head, wanted=False)
+        x_gathered = gathered_x(x[chunk], head.parallel.mode.up, head.parallel)
+        for block, ids in head.blocks(head.logits(x_gathered, w_gathered), targets[rows]):
+            place = target_ranks(block, ids, head)[ids != IGNORED]
+            loss = cross_entropy(block, ids, 1.0, head, needs_grad=False)
             if head.counts_loss:
                 sums += torch.stack([loss.double(), *((place < top).sum() for top in tops)])
     return sums
 
 
-def places(logits: Tensor, targets: Tensor, head: Head) -> Tensor:
+def target_ranks(logits: Tensor, targets: Tensor, head: Head) -> Tensor:
     """How many entries of the vocabulary are likelier than each target, int64 [rows]; of equals the
     lower id is.
 
     logits [rows, vocabulary_local], targets [rows]. The parts of the vocabulary are told the
     target's logit, which one of them has, and add up what they count.
     """
-    column, here = columns(targets, head)
+    column, here = local_columns(targets, head)
     picked = logits.gather(1, column.where(here, 0).unsqueeze(1)).where(here.unsqueeze(1), 0)
     if axis := head.vocabulary:
         axis.all_reduce(picked)
-    held = logits[:, : head.box.size[0]]
+    held = logits[:, : head.shard.size[0]]
     lower = torch.arange(held.shape[1], device=held.device) < column.unsqueeze(1)
     count = ((held > picked) | ((held == picked) & lower)).sum(1)
     return axis.all_reduce(count) if axis else count

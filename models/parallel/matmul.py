@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from models.parallel.collectives import gather, scatter
-from models.parallel.context import Partition
-from models.parallel.mode import Product
-from models.parallel.zero import Pieces
+from models.parallel.context import ParallelContext
+from models.parallel.mode import LinearSharding
+from models.parallel.zero import WeightSharding
 
 
 class Matmul(torch.autograd.Function):
@@ -27,21 +27,24 @@ class Matmul(torch.autograd.Function):
         x: Tensor,
         w: Tensor,
         bias: Tensor | None,
-        product: Product,
-        pieces: Pieces,
-        part: Partition,
+        sharding: LinearSharding,
+        weight_sharding: WeightSharding,
+        parallel: ParallelContext,
     ) -> Tensor:
-        xs, ws = gathered_x(x, product, part), pieces.gather(w, part)
-        added = None if bias is None else bias.to(part.compute)
-        if over := part.axis(product.scatter_y):
-            y = scatter(part.matmul(xs, ws), over, "T")
+        x_gathered, w_gathered = (
+            gathered_x(x, sharding, parallel),
+            weight_sharding.gather(w, parallel),
+        )
+        added = None if bias is None else bias.to(parallel.compute)
+        if over := parallel.axis(sharding.scatter_y):
+            y = scatter(parallel.matmul(x_gathered, w_gathered), over, "T")
             y = y if added is None else y.add_(added)
         else:
-            y = part.matmul(xs, ws, added)
-        ctx.save_for_backward(*((xs, ws) if part.keep_gathers else (x,)))
+            y = parallel.matmul(x_gathered, w_gathered, added)
+        ctx.save_for_backward(*((x_gathered, w_gathered) if parallel.keep_gathers else (x,)))
         # The parameter itself, which may be stale no sooner than after backward.
         ctx.weight, ctx.biased = w, bias is not None
-        ctx.product, ctx.pieces, ctx.part = product, pieces, part
+        ctx.sharding, ctx.weight_sharding, ctx.parallel = sharding, weight_sharding, parallel
         return y
 
     @staticmethod
@@ -49,28 +52,35 @@ class Matmul(torch.autograd.Function):
         (dy,) = gradients
         # Detached: a gradient that is put off would keep the whole graph, with the inputs' own.
         x, *gathered = (tensor.detach() for tensor in ctx.saved_tensors)
-        weight, product, pieces, part = ctx.weight, ctx.product, ctx.pieces, ctx.part
+        weight, sharding, weight_sharding, parallel = (
+            ctx.weight,
+            ctx.sharding,
+            ctx.weight_sharding,
+            ctx.parallel,
+        )
         dbias = dy.sum(0, dtype=weight.dtype) if ctx.biased else None
-        dys = gather(dy, part.axis(product.scatter_y), "T")
+        dy_gathered = gather(dy, parallel.axis(sharding.scatter_y), "T")
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            ws = gathered[0] if gathered else pieces.gather(weight, part)
-            dx = part.matmul(dys, ws.t())
-            if product.gather_x:
-                dx = scatter(dx, part.axis(product.gather_x.axis), product.gather_x.on)
+            w_gathered = gathered[0] if gathered else weight_sharding.gather(weight, parallel)
+            dx = parallel.matmul(dy_gathered, w_gathered.t())
+            if sharding.gather_x:
+                dx = scatter(dx, parallel.axis(sharding.gather_x.axis), sharding.gather_x.on)
         if ctx.needs_input_grad[1]:
 
             def gradient() -> Tensor | None:
-                xs = x if gathered else gathered_x(x, product, part)
-                piece: Tensor | None = pieces.scatter(weight, part.matmul(xs.t(), dys), part)
+                x_gathered = x if gathered else gathered_x(x, sharding, parallel)
+                piece: Tensor | None = weight_sharding.scatter(
+                    weight, parallel.matmul(x_gathered.t(), dy_gathered), parallel
+                )
                 return piece
 
-            dw = part.deferred.gradient(weight, gradient)
+            dw = parallel.deferred.gradient(weight, gradient)
         return dx, dw, dbias, None, None, None
 
 
-def gathered_x(x: Tensor, product: Product, part: Partition) -> Tensor:
+def gathered_x(x: Tensor, sharding: LinearSharding, parallel: ParallelContext) -> Tensor:
     """all_gather_a(x)"""
-    if product.gather_x is None:
+    if sharding.gather_x is None:
         return x
-    return gather(x, part.axis(product.gather_x.axis), product.gather_x.on)
+    return gather(x, parallel.axis(sharding.gather_x.axis), sharding.gather_x.on)

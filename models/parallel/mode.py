@@ -22,7 +22,7 @@ Axes = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activation:
+class ActivationSharding:
     """Axes that cut an activation's tokens (T) and hidden features (H), slowest first."""
 
     tokens: Axes = ()
@@ -38,7 +38,7 @@ class Gather:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class LinearSharding:
     """One row of the table: how a linear layer multiplies.
 
     ``weight_in`` and ``weight_out`` cut w [in, out]; w is gathered on its input dimension, y is
@@ -53,7 +53,7 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lookup:
+class EmbeddingSharding:
     """How token embeddings leave a table that is cut like an *up* weight [hidden, vocabulary].
 
     ``tokens`` cut the ids before the lookup, ``gather_w`` gathers the table's hidden dimension, the
@@ -72,21 +72,21 @@ class Mode:
     """A tensor-parallel mode.
 
     ``axes(size, depth)`` gives the axes of a tensor group and their sizes, slowest-varying rank
-    first, or None where ``size`` ranks cannot be cut so; ``rule`` says in words what ``size`` must
-    be. ``outer`` is the layout between blocks, ``inner`` the one inside attention and MLP; *up*
-    layers go outer to inner, *down* layers inner to outer. ``colossal`` names the ``ParallelMode``
-    whose groups are an axis', slowest first too.
+    first, or None where ``size`` ranks cannot be cut so; ``size_rule`` says in words what ``size``
+    must be. ``outer`` is the layout between blocks, ``inner`` the one inside attention and MLP;
+    *up* layers go outer to inner, *down* layers inner to outer. ``colossal_groups`` names the
+    ``ParallelMode`` whose groups are an axis', slowest first too.
     """
 
     name: str
-    rule: str
+    size_rule: str
     axes: Callable[[int, int], dict[str, int] | None]
-    outer: Activation
-    inner: Activation
-    up: Product
-    down: Product
-    lookup: Lookup
-    colossal: dict[str, str]
+    outer: ActivationSharding
+    inner: ActivationSharding
+    up: LinearSharding
+    down: LinearSharding
+    lookup: EmbeddingSharding
+    colossal_groups: dict[str, str]
     whole_samples: bool = True
     uses_depth: bool = False
 
@@ -95,7 +95,7 @@ class Mode:
         """The axes that cut activations and no weight: along them are copies of all weights."""
         cutting = {*self.up.weight_in, *self.up.weight_out}
         cutting |= {*self.down.weight_in, *self.down.weight_out}
-        return tuple(axis for axis in self.colossal if axis not in cutting)
+        return tuple(axis for axis in self.colossal_groups if axis not in cutting)
 
     def zero_axes(self, stage: int, *, depth: bool) -> Axes:
         """The axes that ZeRO of ``stage`` cuts weights by beside the mode's own, slowest first:

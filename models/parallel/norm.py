@@ -9,35 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis
-from models.parallel.context import Partition
-from models.parallel.layers import Constant, CutModule
+from models.parallel.context import ParallelContext
+from models.parallel.layers import Constant, ShardedModule
 
 
-class LayerNorm(CutModule):
+class LayerNorm(ShardedModule):
     """Layer norm over the outer hidden axis (Ba et al. 2016)."""
 
     weight: nn.Parameter
     bias: nn.Parameter
 
-    def __init__(self, part: Partition, hidden: int, *, eps: float) -> None:
-        super().__init__(part)
+    def __init__(self, parallel: ParallelContext, hidden: int, *, eps: float) -> None:
+        super().__init__(parallel)
         self.hidden, self.eps = hidden, eps
-        cut = (part.mode.outer.hidden,)
-        self.declare("weight", (hidden,), cut, Constant(value=1.0))
-        self.declare("bias", (hidden,), cut, Constant(value=0.0))
+        spec = (parallel.mode.outer.hidden,)
+        self.register_sharded("weight", (hidden,), spec, Constant(value=1.0))
+        self.register_sharded("bias", (hidden,), spec, Constant(value=0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T_local, hidden_local] -> the same shape."""
-        (name,) = self.part.mode.outer.hidden or (None,)
-        axis = self.part.axis(name)
+        (name,) = self.parallel.mode.outer.hidden or (None,)
+        axis = self.parallel.axis(name)
         if axis is None:
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, (self.hidden,), weight, bias, self.eps)
-        y: Tensor = CutNorm.apply(x, self.weight, self.bias, axis, self.eps)
+        y: Tensor = ShardedLayerNorm.apply(x, self.weight, self.bias, axis, self.eps)
         return y
 
 
-class CutNorm(torch.autograd.Function):
+class ShardedLayerNorm(torch.autograd.Function):
     """Layer norm where hidden is cut over ``axis``: one exchange forward, one backward.
 
     Each rank's mean and centred squares are merged by the parallel form of Chan, Golub & LeVeque

@@ -22,7 +22,7 @@ def modes() -> Mapping[str, Mode]:
     return MappingProxyType({mode.name: mode for mode in found})
 
 
-def nearest(mode: Mode, size: int, depth: int) -> list[int]:
+def nearest_sizes(mode: Mode, size: int, depth: int) -> list[int]:
     """The legal tensor-parallel sizes next below and next above ``size``, where there are any."""
     below = (n for n in range(size - 1, 0, -1) if mode.axes(n, depth) is not None)
     above = (n for n in range(size + 1, 4 * size + 8 * depth) if mode.axes(n, depth) is not None)

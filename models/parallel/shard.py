@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Cut = tuple[tuple[str, ...], ...]
+PartitionSpec = tuple[tuple[str, ...], ...]
 """Per dimension of a parameter: the axes that cut it, slowest first; ``()`` where it is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Box:
+class Shard:
     """One rank's piece of a parameter.
 
     ``shape`` is global and unpadded; ``offset`` and ``size`` place the valid piece in it; ``local``
@@ -23,7 +23,7 @@ class Box:
     offset: tuple[int, ...]
     size: tuple[int, ...]
     local: tuple[int, ...]
-    cut: Cut
+    spec: PartitionSpec
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -31,30 +31,30 @@ class Box:
         return tuple(slice(o, o + n) for o, n in zip(self.offset, self.size, strict=True))
 
     @property
-    def valid(self) -> tuple[slice, ...]:
+    def valid_slices(self) -> tuple[slice, ...]:
         """The valid piece within the local tensor."""
         return tuple(slice(0, n) for n in self.size)
 
     @property
-    def padded(self) -> bool:
+    def is_padded(self) -> bool:
         return self.size != self.local
 
     @property
-    def cut_axes(self) -> frozenset[str]:
-        return frozenset(axis for axes in self.cut for axis in axes)
+    def sharded_axes(self) -> frozenset[str]:
+        return frozenset(axis for axes in self.spec for axis in axes)
 
 
-def place(
-    shape: Sequence[int], cut: Cut, sizes: Mapping[str, int], index: Mapping[str, int]
-) -> Box:
+def shard_of(
+    shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int], index: Mapping[str, int]
+) -> Shard:
     """The box of one rank: ``sizes`` of all axes, ``index`` of the rank on each.
 
     A dimension of n entries cut by axes (c, b) falls into |c| pieces of ceil(n / |c|), and each of
     these into |b|; the rank holds number ``index[b]`` of number ``index[c]``.
     """
-    assert len(shape) == len(cut), f"{len(shape)} dimensions, {len(cut)} cuts"
+    assert len(shape) == len(spec), f"{len(shape)} dimensions, {len(spec)} cuts"
     offset, size, local = [], [], []
-    for n, axes in zip(shape, cut, strict=True):
+    for n, axes in zip(shape, spec, strict=True):
         start, stop, held = 0, n, n
         for axis in axes:
             held = -(-held // sizes[axis])
@@ -63,6 +63,6 @@ def place(
         offset.append(start)
         size.append(stop - start)
         local.append(held)
-    return Box(
-        shape=tuple(shape), offset=tuple(offset), size=tuple(size), local=tuple(local), cut=cut
+    return Shard(
+        shape=tuple(shape), offset=tuple(offset), size=tuple(size), local=tuple(local), spec=spec
     )

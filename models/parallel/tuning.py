@@ -19,6 +19,6 @@ BLOCK_BYTES = 4 << 20
 IN_FLIGHT = 4
 """Sends of a pipeline rank that may be under way at once: their tensors are held meanwhile."""
 
-SMALL = 1 << 16
+SMALL_BYTES = 1 << 16
 """Below this an all-reduce gathers and adds at once instead of scattering the sum: one exchange
 instead of two (64 KiB at two ranks on loopback: 180 against 410 us)."""

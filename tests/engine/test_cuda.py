@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import rng
-from engine.checkpoint.async_save import Copies
-from engine.checkpoint.dcp_shard import Boxed
+from engine.checkpoint.async_save import HostStaging
+from engine.checkpoint.dcp_shard import DCPShard
 from engine.plan import make_plan
-from engine.training.trainer import Run
+from engine.training.trainer import Trainer
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.layers import Dropout
-from models.parallel.mode import Activation
-from tests.support.runs import StandIn, run_of
+from models.parallel.mode import ActivationSharding
+from tests.support.runs import StandInWorld, run_of
 from tests.support.worlds import run_world
 
 CONFIG = """
@@ -42,17 +42,19 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def opened(config: Path, device: str, *overrides: str) -> Run:
+def opened(config: Path, device: str, *overrides: str) -> Trainer:
     """A run on one rank, without a process group."""
     plan = make_plan(config, gpus=1, overrides=overrides, environ={})
     axes = dict(
-        Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32).axes
+        ParallelContext.single_device(
+            torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+        ).axes
     )
-    world = StandIn(axes=axes, traffic=Traffic(), is_main=True, device=torch.device(device))
+    world = StandInWorld(axes=axes, traffic=Traffic(), is_main=True, device=torch.device(device))
     return run_of(plan, world, cache=config.parent / "cache")
 
 
-def losses(run: Run, steps: int = 4) -> list[float]:
+def losses(run: Trainer, steps: int = 4) -> list[float]:
     return [run.step(number).loss for number in range(1, steps + 1)]
 
 
@@ -114,9 +116,9 @@ def test_offloaded_weights_are_pinned_and_train_the_same(config: Path, device: s
 @on_devices
 def test_copies_for_a_checkpoint_are_those_of_the_moment(device: str) -> None:
     kept = torch.arange(1000.0, device=device)
-    (copied,) = Copies().of({"w": Boxed.whole(kept.view(10, 100))}).values()
+    (copied,) = HostStaging().stage({"w": DCPShard.unsharded(kept.view(10, 100))}).values()
     kept.zero_()
-    assert isinstance(copied, Boxed)
+    assert isinstance(copied, DCPShard)
     held = copied.fetch()
     assert held.is_pinned() == (device == "cuda")
     assert torch.equal(held, torch.arange(1000.0).view(10, 100))
@@ -125,16 +127,18 @@ def test_copies_for_a_checkpoint_are_those_of_the_moment(device: str) -> None:
 @on_devices
 def test_random_generators_come_back(device: str) -> None:
     where = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    saved = rng.snapshot(where)
+    saved = rng.rng_state(where)
     first = torch.rand(5, device=where)
-    rng.restore(saved, where)
+    rng.restore_rng_state(saved, where)
     assert torch.equal(torch.rand(5, device=where), first)
 
 
 @on_devices
 def test_a_dropout_mask_depends_on_its_key_alone(device: str) -> None:
-    part = Partition.alone(torch.device(device), dtype=torch.float32, compute=torch.float32)
-    dropout = Dropout(part, 0.5, Activation(tokens=(), hidden=()), "here")
+    part = ParallelContext.single_device(
+        torch.device(device), dtype=torch.float32, compute=torch.float32
+    )
+    dropout = Dropout(part, 0.5, ActivationSharding(tokens=(), hidden=()), "here")
     x = torch.ones(64, 64, device=device)
     first = dropout(x, 1)
     torch.rand(7, device=device)

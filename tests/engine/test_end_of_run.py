@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine import end_of_run
-from engine.checkpoint.directory import Shelf
-from engine.config.schema import Data
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.config.schema import DataSettings
 from engine.data import tokenizer
 from engine.data.tokenizers.char import Char
 from engine.inout.tensor_writers import write_safetensors
@@ -26,9 +26,9 @@ def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
     write_safetensors(
         folder.weights, numbers.items(), model.shapes, dtype=model.dtype, metadata=model.metadata
     )
-    Shelf(folder.checkpoints).folder(30).mkdir(parents=True)
+    CheckpointDirectory(folder.checkpoints).folder(30).mkdir(parents=True)
     lines: list[str] = []
-    end_of_run.epilogue(
+    end_of_run.print_end_of_run(
         folder, torch.device("cpu"), lines.append, command="./run.sh", sample=True, steps=30
     )
     assert lines[-6:] == ["", *closing(folder)]
@@ -63,14 +63,14 @@ def test_nor_does_one_that_overflows(tmp_path: Path) -> None:
 
 def test_a_run_that_was_stopped_names_what_continues_it_first(tmp_path: Path) -> None:
     folder, lines = RunFolder(tmp_path / "my run"), list[str]()
-    end_of_run.epilogue(
+    end_of_run.print_end_of_run(
         folder,
         torch.device("cpu"),
         lines.append,
         command="cuboid",
         sample=False,
         steps=30,
-        evaluation=end_of_run.evaluate_options(Data(type="synthetic", validation=0.0)),
+        evaluation=end_of_run.evaluate_options(DataSettings(type="synthetic", validation=0.0)),
         validation="loss 2.3457 after step 300, over the first 128 of 363 samples",
     )
     assert lines[1] == "validation  loss 2.3457 after step 300, over the first 128 of 363 samples"

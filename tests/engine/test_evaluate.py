@@ -18,16 +18,16 @@ import torch.nn.functional as F
 
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.errors import Failed, Refused
-from engine.evaluate import evaluate, last_positions
-from engine.evaluation import Evaluation, Subject
-from engine.generate import open_model
-from engine.inout.open_model import open_trained
+from engine.errors import RunError, UserError
+from engine.evaluate import evaluate, mask_all_but_last
+from engine.evaluation import Evaluation, EvaluationRequest
+from engine.generate import load_model
+from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run
-from engine.runs.resolve import pick_weights
+from engine.runs.resolve import resolve_weights
 from engine.world.distributed import open_world
-from engine.world.launch_environment import LOOPBACK, Place
+from engine.world.launch_environment import LOOPBACK, LaunchInfo
 from tests.support.jobs import TINY, Job, run
 from tests.support.worlds import free_port, run_world
 
@@ -61,11 +61,11 @@ LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
     8: {"3d": ("TENSOR_PARALLEL=8", "MODE=3d", "BATCH_SIZE=3")},
 }
 SUBJECTS = (
-    Subject(),
-    Subject(samples=5, last_n=SEQ - 1),
-    Subject(split="train", samples=30, last_n=1),
+    EvaluationRequest(),
+    EvaluationRequest(samples=5, last_n=SEQ - 1),
+    EvaluationRequest(split="train", samples=30, last_n=1),
 )
-Found = dict[tuple[str, Subject], Evaluation]
+Found = dict[tuple[str, EvaluationRequest], Evaluation]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def evaluate_all(
 @contextlib.contextmanager
 def opened(rank: int, size: int, port: int, overrides: tuple[str, ...]) -> Any:
     """The world of a rank of the run in this folder."""
-    place = Place(rank=rank, size=size, host=LOOPBACK, port=port, launcher="by hand")
+    place = LaunchInfo(rank=rank, size=size, host=LOOPBACK, port=port, launcher="by hand")
 
     def plan() -> Any:
         return plan_of_run(RunFolder(Path("run")), gpus=size, overrides=overrides)
@@ -117,10 +117,10 @@ def evaluations(path: Path, size: int) -> list[Found]:
 
 
 @torch.no_grad()
-def plainly(path: Path, subject: Subject) -> dict[str, float]:
+def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
     """By whole logits of one sample after the other, and from the text itself."""
     folder = RunFolder(path / "run")
-    model, words = open_model(open_trained(folder.path, "20"), torch.device("cpu"))
+    model, words = load_model(open_saved_model(folder.path, "20"), torch.device("cpu"))
     cut = len(TEXT) - len(TEXT) // 10
     text = TEXT[:cut] if subject.split == "train" else TEXT[cut:]
     samples = min((len(text) - 1) // SEQ, subject.samples or 10**9)
@@ -171,18 +171,18 @@ def test_every_layout_finds_what_whole_logits_say(folder: Path, size: int, name:
 
 def test_a_whole_split_is_what_the_run_validated_on(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-    one = evaluations(folder, 1)[0]["serial", Subject()]
+    one = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
     assert one.samples == one.split_samples == 20
     assert one.loss == pytest.approx(rows[19]["val_loss"], rel=1e-12)
 
 
 def alone(
-    folder: Path, *overrides: str, subject: Subject = SUBJECTS[0], step: str = "latest"
+    folder: Path, *overrides: str, subject: EvaluationRequest = SUBJECTS[0], step: str = "latest"
 ) -> str:
     """What is said where nothing is found."""
     with free_port() as port, contextlib.redirect_stderr(io.StringIO()) as err:
         with (
-            pytest.raises((Refused, Failed)),
+            pytest.raises((UserError, RunError)),
             opened(0, 1, port, overrides) as world,
         ):
             evaluate(world, RunFolder(Path("run")), step, subject, cache=folder / "cache")
@@ -200,14 +200,14 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
         in told
     )
     assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in alone(
-        folder, subject=Subject(last_n=9)
+        folder, subject=EvaluationRequest(last_n=9)
     )
     assert "data.validation=0.0 leaves nothing" in alone(folder, "data.validation=0.0")
-    endless = Subject(split="train")
+    endless = EvaluationRequest(split="train")
     told = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
     assert "data.type='synthetic' never ends: --samples N" in told
     assert "no checkpoint 3; there are: 20, 40" in alone(folder, step="3")
-    damaged = pick_weights(RunFolder(folder / "run"), "latest")
+    damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])
     assert f"step-00000040: {data.name}" in alone(folder)
@@ -225,7 +225,9 @@ def test_data_that_has_changed_is_told(
         corpus.write_text(TEXT[1:] + TEXT[0], encoding="utf-8")
         for overrides, count in (((), 1), (("SEQ_LEN=4",), 0)):
             with free_port() as port, opened(0, 1, port, overrides) as world:
-                evaluate(world, RunFolder(Path("run")), "20", Subject(), cache=folder / "cache")
+                evaluate(
+                    world, RunFolder(Path("run")), "20", EvaluationRequest(), cache=folder / "cache"
+                )
             assert capfd.readouterr().err.count(told) == count
     finally:
         corpus.write_text(TEXT, encoding="utf-8")
@@ -233,12 +235,12 @@ def test_data_that_has_changed_is_told(
 
 def test_the_last_positions() -> None:
     ids, targets = torch.arange(12).view(2, 6), torch.arange(1, 13).view(2, 6)
-    assert last_positions((ids, targets), 2)[1].tolist() == [
+    assert mask_all_but_last((ids, targets), 2)[1].tolist() == [
         [-100] * 4 + [5, 6],
         [-100] * 4 + [11, 12],
     ]
-    assert torch.equal(last_positions((ids, targets), 6)[1], targets)
-    assert torch.equal(last_positions((ids, targets), None)[1], targets)
+    assert torch.equal(mask_all_but_last((ids, targets), 6)[1], targets)
+    assert torch.equal(mask_all_but_last((ids, targets), None)[1], targets)
     assert targets[0, 0] == 1, "what was read stays as it is"
 
 

@@ -17,13 +17,13 @@ from unittest.mock import patch
 
 import pytest
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
-from engine.errors import Refused
-from engine.faults import planted
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
+from engine.errors import UserError
+from engine.faults import parse_fault
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked
-from engine.training.trainer import Run
+from engine.runs.resume_candidates import StartOptions
+from engine.training.trainer import Trainer
 from engine.world import signals
 from engine.world.coordination import liveness
 from engine.world.world import World
@@ -38,25 +38,25 @@ RUN = Path("run")
 
 def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
     text = "kill:1:3,,raise-save:0:6"
-    assert planted("", 0, 0) is None
-    assert [planted(text, rank, 0) is None for rank in range(3)] == [True, False, True]
-    assert [planted(text, 0, attempt) is None for attempt in range(4)] == [
+    assert parse_fault("", 0, 0) is None
+    assert [parse_fault(text, rank, 0) is None for rank in range(3)] == [True, False, True]
+    assert [parse_fault(text, 0, attempt) is None for attempt in range(4)] == [
         *(True, True, False, True)
     ]
-    fault = planted(text, 0, 2)
+    fault = parse_fault(text, 0, 2)
     assert fault is not None
     assert (fault.kind, fault.moment, fault.step) == ("raise", "save", 6)
 
 
 @pytest.mark.parametrize("text", ["kill", "kill:1", "die:1:3", "kill-lunch:1:3", "kill:x:3", "a b"])
 def test_what_is_no_fault_is_refused(text: str) -> None:
-    with pytest.raises(Refused, match=r"^FAULT=.* is not KIND:RANK:STEP.*kill, stop.*-save"):
-        planted(text, 0, 0)
+    with pytest.raises(UserError, match=r"^FAULT=.* is not KIND:RANK:STEP.*kill, stop.*-save"):
+        parse_fault(text, 0, 0)
 
 
 def test_a_loss_has_no_part_in_a_save() -> None:
-    with pytest.raises(Refused, match="nan is of a step"):
-        planted("nan-save:0:3", 0, 0)
+    with pytest.raises(UserError, match="nan is of a step"):
+        parse_fault("nan-save:0:3", 0, 0)
 
 
 # A rank that is lost
@@ -66,14 +66,14 @@ def test_a_loss_has_no_part_in_a_save() -> None:
 def job(tmp_path: Path) -> Job:
     (tmp_path / "tiny.py").write_text(TINY)
     overrides = ("MAX_STEPS=9", "TENSOR_PARALLEL=2", "MODE=1d")
-    return Job(folder=tmp_path, overrides=overrides, asked=Asked(output=RUN))
+    return Job(folder=tmp_path, overrides=overrides, options=StartOptions(output=RUN))
 
 
 def good_checkpoints(job: Job) -> list[int]:
     """Their steps, all of which verify."""
-    shelf = Shelf(RunFolder(job.folder / RUN).checkpoints)
+    shelf = CheckpointDirectory(RunFolder(job.folder / RUN).checkpoints)
     for step in shelf.steps():
-        assert Stored(shelf.folder(step)).problems() == []
+        assert SavedCheckpoint(shelf.folder(step)).verify() == []
     return shelf.steps()
 
 
@@ -116,7 +116,7 @@ def test_a_rank_that_is_gone_or_stopped_is_told_once(
 )
 def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> None:
     ended: list[Ended] = run(replace(job, fault=fault), 2)
-    assert [one.error for one in ended] == ["Failed", "Failed"]
+    assert [one.error for one in ended] == ["RunError", "RunError"]
     said = job.said(2)
     assert said.count("Traceback") == ("raise" in fault)
     assert said.count(told) == 1
@@ -130,9 +130,9 @@ def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> No
 @contextlib.contextmanager
 def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
     """Rank 0 is at something else in its third step, for longer than the others wait."""
-    healthy, begun = Run.step, Path("held-up")
+    healthy, begun = Trainer.step, Path("held-up")
 
-    def step(self: Run, step: int, **more: Any) -> Any:
+    def step(self: Trainer, step: int, **more: Any) -> Any:
         if step == 3 and world.is_main:
             begun.touch()
             time.sleep(3600)
@@ -144,8 +144,8 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
             lose_patience(world)
         return healthy(self, step, **more)
 
-    seconds = 0.5 if world.is_main else liveness.LEAVE_SECONDS
-    with patch.object(Run, "step", step), patch.object(liveness, "LEAVE_SECONDS", seconds):
+    seconds = 0.5 if world.is_main else liveness.EXIT_SECONDS
+    with patch.object(Trainer, "step", step), patch.object(liveness, "EXIT_SECONDS", seconds):
         yield
 
 
@@ -176,14 +176,17 @@ def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(
 @contextlib.contextmanager
 def insisting(world: World) -> Iterator[None]:
     """Whoever stops is told to once more, a while later, when the last checkpoint is half done."""
-    healthy = Shelf.publish
+    healthy = CheckpointDirectory.commit
 
-    def publish(self: Shelf, step: int) -> None:
-        if world.asked_to_stop():
-            os.kill(os.getpid(), signal.Signals[str(world.ranks.stop.requested)])
+    def publish(self: CheckpointDirectory, step: int) -> None:
+        if world.stop_requested():
+            os.kill(os.getpid(), signal.Signals[str(world.control_plane.stop.requested)])
         healthy(self, step)
 
-    with patch.object(signals, "ECHO_SECONDS", 0.0), patch.object(Shelf, "publish", publish):
+    with (
+        patch.object(signals, "REPEAT_SECONDS", 0.0),
+        patch.object(CheckpointDirectory, "commit", publish),
+    ):
         yield
 
 
@@ -215,7 +218,7 @@ def test_who_is_told_to_stop_saves_and_leaves(
 
 def test_a_user_who_insists_leaves_once_it_is_saved(job: Job) -> None:
     ended: list[Ended] = run(replace(job, fault="int:0:3", planted=insisting), 2)
-    assert "Failed" in [one.error for one in ended]
+    assert "RunError" in [one.error for one in ended]
     assert good_checkpoints(job) == [2, 3]
     assert ended[0].out.count("saved run/checkpoints/step-00000003") == 1
     assert ended[0].err == "rank 0: stopped by SIGINT\n"

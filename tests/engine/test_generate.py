@@ -12,12 +12,12 @@ import torch
 
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.errors import Failed, Refused
-from engine.generate import Sampling, continue_ids, continue_text, probabilities
-from models.chunks import Chunks
+from engine.errors import RunError, UserError
+from engine.generate import Sampling, generate_ids, generate_text, probabilities
+from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.hf_state_dict import to_hf
-from models.parallel.context import key
+from models.parallel.context import derive_seed
 from tests.models.test_kv_cache import SIZES, make
 
 GREEDY = Sampling(tokens=40, temperature=0)
@@ -25,15 +25,15 @@ PROMPT = [3, 1, 4, 1, 5]
 
 
 def ids_of(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -> list[int]:
-    vocabulary = model.sizes.vocab_size
-    return list(continue_ids(model, prompt, sampling, vocabulary=vocabulary, number=number))
+    vocabulary = model.config.vocab_size
+    return list(generate_ids(model, prompt, sampling, vocabulary=vocabulary, number=number))
 
 
 @torch.no_grad()
 def plainly(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -> list[int]:
     """The same without a cache: all that the positions hold is read again for every token. When
     they are full, half of it is left out."""
-    draw = torch.Generator().manual_seed(key("sample", sampling.seed, number))
+    draw = torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number))
     ids, start = list(prompt), max(0, len(prompt) - SIZES.block_size)
     for _ in range(sampling.tokens):
         if len(ids) - start > SIZES.block_size:
@@ -70,7 +70,7 @@ def test_greedy_text_is_that_of_transformers() -> None:
         eos_token_id=None,
     )
     theirs = transformers.GPT2LMHeadModel(config).double().eval()
-    state = to_hf(((n, p.detach()) for n, p in Chunks([model]).named_parameters()), sizes)
+    state = to_hf(((n, p.detach()) for n, p in ModelChunks([model]).named_parameters()), sizes)
     left = theirs.load_state_dict(dict(state), strict=False)
     assert (left.missing_keys, left.unexpected_keys) == (["lm_head.weight"], [])  # it is tied
     prompt, tokens = torch.tensor([PROMPT]), 16 - len(PROMPT)
@@ -88,7 +88,7 @@ def test_weights_that_are_no_numbers_fail_in_a_line() -> None:
     model = make()
     with torch.no_grad():
         model.get_parameter("h.1.mlp.c_fc.weight")[0, 0] = torch.nan
-    with pytest.raises(Failed, match="no finite logits"):
+    with pytest.raises(RunError, match="no finite logits"):
         ids_of(model, PROMPT, GREEDY)
 
 
@@ -104,7 +104,7 @@ def test_seeds_and_numbers() -> None:
 
 def test_rows_of_the_table_that_stand_for_nothing_are_never_drawn() -> None:
     hot = Sampling(tokens=300, temperature=1e6)
-    found = set(continue_ids(make(), PROMPT, hot, vocabulary=7))
+    found = set(generate_ids(make(), PROMPT, hot, vocabulary=7))
     assert found == set(range(7))
 
 
@@ -170,7 +170,7 @@ def told(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, Any]:
         asked.update(prompt=prompt, vocabulary=vocabulary, number=number)
         yield from ids
 
-    monkeypatch.setattr("engine.generate.continue_ids", say)
+    monkeypatch.setattr("engine.generate.generate_ids", say)
     return asked
 
 
@@ -179,22 +179,22 @@ def test_pieces_are_whole_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "naïve 🙂 日本"
     ids = [int(n) for n in words.encode(text)]
     asked = told(monkeypatch, ids)
-    pieces = list(continue_text(model, words, "Hi", Sampling(), 2))
+    pieces = list(generate_text(model, words, "Hi", Sampling(), 2))
     assert "".join(pieces) == text
     assert len(ids) > len(pieces) > 4
     assert not any("\ufffd" in piece for piece in pieces)
     assert asked == {"prompt": [17250], "vocabulary": 50257, "number": 2}
     told(monkeypatch, ids[:-1])
-    assert "".join(continue_text(model, words, "Hi", Sampling())).endswith("\ufffd")
+    assert "".join(generate_text(model, words, "Hi", Sampling())).endswith("\ufffd")
 
 
 def test_a_text_ends_where_the_model_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     words, model = GPT2(), make()
     asked = told(monkeypatch, [17250, 50256, 17250])
-    assert "".join(continue_text(model, words, "", Sampling())) == "Hi"
+    assert "".join(generate_text(model, words, "", Sampling())) == "Hi"
     assert asked["prompt"] == [50256], "an empty prompt starts a document"
     asked = told(monkeypatch, [1, 0])
-    assert "".join(continue_text(model, Char("abc"), "", Sampling())) == "ba"
+    assert "".join(generate_text(model, Char("abc"), "", Sampling())) == "ba"
     assert asked["prompt"] == [0]
 
 
@@ -206,5 +206,5 @@ def test_a_text_ends_where_the_model_ends_it(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_unknown_characters_are_refused(words, prompt, told):
-    with pytest.raises(Refused, match=told):
-        next(continue_text(make(), words, prompt, Sampling()))
+    with pytest.raises(UserError, match=told):
+        next(generate_text(make(), words, prompt, Sampling()))

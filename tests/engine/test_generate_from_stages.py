@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.generate import Sampling, continue_text, open_model
-from engine.inout.open_model import open_trained
+from engine.generate import Sampling, generate_text, load_model
+from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from tests.support.jobs import TINY, Job, run
 
@@ -44,8 +44,8 @@ def trained(folder: Path, ranks: int, overrides: tuple[str, ...]) -> RunFolder:
 
 
 def continued(folder: RunFolder) -> str:
-    model, words = open_model(open_trained(folder.path), torch.device("cpu"))
-    pieces = continue_text(model, words, "The qu", Sampling(tokens=60, seed=1))
+    model, words = load_model(open_saved_model(folder.path), torch.device("cpu"))
+    pieces = generate_text(model, words, "The qu", Sampling(tokens=60, seed=1))
     return "".join(pieces)
 
 

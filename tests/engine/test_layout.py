@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 
 from engine.layout import Layout
-from models.config import Sizes
+from models.config import GPTConfig
 from models.parallel.registry import modes
-from models.parallel.shard import place
+from models.parallel.shard import shard_of
 from models.parameters import parameters
-from tests.support.mode_sizes import cuts
+from tests.support.mode_sizes import mode_sizes
 
 LARGEST = 27
 # Nothing here need divide anything: boxes alone carry the remainder.
-UNEVEN = Sizes(n_layer=1, n_head=5, n_embd=23, head_dim=3, n_inner=50, vocab_size=29, block_size=7)
+UNEVEN = GPTConfig(
+    n_layer=1, n_head=5, n_embd=23, head_dim=3, n_inner=50, vocab_size=29, block_size=7
+)
 
 
 def layouts() -> list[Layout]:
     """Every legal (TENSOR_PARALLEL, DEPTH) up to ``LARGEST``, the smaller ones with PIPELINE and
     data ranks too."""
     found = []
-    for cut in cuts(LARGEST):
+    for cut in mode_sizes(LARGEST):
         size = {"tensor": cut.tensor, "depth": cut.depth}
         found.append(Layout(mode=modes()[cut.mode], **size))
         if cut.tensor <= 9:
@@ -75,41 +77,41 @@ def test_groups_of_an_axis_partition_the_ranks(layout: Layout) -> None:
 def test_boxes_tile_every_parameter(layout: Layout, tied: bool) -> None:
     """Ranks that differ along the cutting axes hold every entry exactly once; the others hold the
     same boxes."""
-    sizes = Sizes(**{**vars(UNEVEN), "tie_embeddings": tied})
+    sizes = GPTConfig(**{**vars(UNEVEN), "tie_embeddings": tied})
     for parameter in parameters(sizes, layout.mode):
-        boxes = [layout.box(parameter.shape, parameter.cut, r) for r in range(layout.gpus)]
+        boxes = [layout.shard(parameter.shape, parameter.spec, r) for r in range(layout.gpus)]
         assert len({box.local for box in boxes}) == 1, "collectives want equal shapes"
-        for group in layout.groups(*boxes[0].cut_axes):
+        for group in layout.groups(*boxes[0].sharded_axes):
             held = np.zeros(parameter.shape, int)
             for rank in group:
                 held[boxes[rank].slices] += 1
             assert (held == 1).all(), parameter.name
-        for group in layout.groups(*(layout.axes.keys() - boxes[0].cut_axes)):
+        for group in layout.groups(*(layout.axes.keys() - boxes[0].sharded_axes)):
             assert all(boxes[rank] == boxes[group[0]] for rank in group), parameter.name
 
 
 def test_every_cut_of_a_mode_is_among_its_axes() -> None:
     for layout in layouts():
         for parameter in parameters(UNEVEN, layout.mode):
-            assert {a for axes in parameter.cut for a in axes} <= layout.tensor_axes.keys()
+            assert {a for axes in parameter.spec for a in axes} <= layout.tensor_axes.keys()
 
 
 def test_the_last_pieces_of_an_uneven_cut_are_padded() -> None:
     """5 entries over c, of 2 ranks: 3 and 2. Each of these over b, of 2 ranks: 2 and 1, 2 and 0."""
     sizes = {"c": 2, "b": 2}
-    boxes = [place((5,), (("c", "b"),), sizes, {"c": n // 2, "b": n % 2}) for n in range(4)]
+    boxes = [shard_of((5,), (("c", "b"),), sizes, {"c": n // 2, "b": n % 2}) for n in range(4)]
     assert [box.offset for box in boxes] == [(0,), (2,), (3,), (5,)]
     assert [box.size for box in boxes] == [(2,), (1,), (2,), (0,)]
     assert [box.local for box in boxes] == [(2,)] * 4
-    assert [box.padded for box in boxes] == [False, True, False, True]
+    assert [box.is_padded for box in boxes] == [False, True, False, True]
 
 
 def test_an_inner_cut_stays_within_the_outer_one() -> None:
     """What a gather over the fastest axis brings together is a piece of the cut without it."""
     for n in range(1, 40):
         for c, b in product(range(3), range(4)):
-            fine = place((n,), (("c", "b"),), {"c": 3, "b": 4}, {"c": c, "b": b})
-            coarse = place((n,), (("c",),), {"c": 3}, {"c": c})
+            fine = shard_of((n,), (("c", "b"),), {"c": 3, "b": 4}, {"c": c, "b": b})
+            coarse = shard_of((n,), (("c",),), {"c": 3}, {"c": c})
             assert coarse.offset[0] <= fine.offset[0]
             assert fine.offset[0] + fine.size[0] <= coarse.offset[0] + coarse.size[0]
 

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from engine.layout import Layout
-from engine.world.colossal import Colossal
+from engine.world.colossal import ColossalContext
 from models.parallel.registry import modes
 
 SIZES = [
@@ -22,15 +22,15 @@ SIZES = [
 
 
 @pytest.fixture
-def colossal(monkeypatch: pytest.MonkeyPatch) -> Colossal:
+def colossal(monkeypatch: pytest.MonkeyPatch) -> ColossalContext:
     """Colossal-AI on a process group that only remembers: a group is the list of its ranks."""
     monkeypatch.setattr(dist, "new_group", lambda ranks=None, backend=None: ranks)
     monkeypatch.setattr(dist, "get_backend", lambda group=None: "gloo")
     monkeypatch.setattr(dist, "destroy_process_group", lambda group=None: None)
-    return Colossal()
+    return ColossalContext()
 
 
-def groups_of(colossal: Colossal, layout: Layout, rank: int) -> dict[str, Any]:
+def groups_of(colossal: ColossalContext, layout: Layout, rank: int) -> dict[str, Any]:
     """The ranks of every group of a rank, by the name of the ParallelMode."""
     colossal.open(layout, rank)
     context = colossal.context
@@ -49,7 +49,7 @@ def groups_of(colossal: Colossal, layout: Layout, rank: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("mode", "tensor", "depth"), SIZES)
 def test_every_rank_is_in_the_groups_of_its_axes(
-    colossal: Colossal, mode: str, tensor: int, depth: int
+    colossal: ColossalContext, mode: str, tensor: int, depth: int
 ) -> None:
     for pipeline, data in product((1, 2, 3), (1, 2)):
         layout = Layout(
@@ -61,7 +61,7 @@ def test_every_rank_is_in_the_groups_of_its_axes(
             "DATA": ("data",),
             "MODEL": ("pipeline", *inside),
             "TENSOR": inside,
-            **{theirs: (ours,) for ours, theirs in layout.mode.colossal.items()},
+            **{theirs: (ours,) for ours, theirs in layout.mode.colossal_groups.items()},
         }
         if pipeline > 1:
             axes["PIPELINE"] = ("pipeline",)
@@ -79,7 +79,7 @@ def test_every_mode_is_held_against_colossal_ai() -> None:
     assert {mode for mode, _, _ in SIZES} == set(modes())
 
 
-def test_a_world_after_a_world_starts_afresh(colossal: Colossal) -> None:
+def test_a_world_after_a_world_starts_afresh(colossal: ColossalContext) -> None:
     """Colossal-AI keeps a mode's sizes in a global, and asserts that they never change."""
     for tensor in (4, 9):
         layout = Layout(mode=modes()["2d"], tensor=tensor)

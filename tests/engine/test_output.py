@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.output import Unfailing, never_fail, reader_left
+from engine.output import UnfailingWriter, install_unfailing_streams, reader_left
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def pipe():
 def take_over(monkeypatch: pytest.MonkeyPatch, stream: io.TextIOBase | None) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
-    never_fail()
+    install_unfailing_streams()
 
 
 def test_all_that_is_printed_arrives_in_order(monkeypatch, pipe, tmp_path):
@@ -68,7 +68,7 @@ def test_a_reader_that_left_is_known(monkeypatch, pipe):
 
 def test_a_reader_that_stops_holds_a_rank_up_once(pipe):
     """Text is dropped until the reader goes on; then it arrives again."""
-    stream = Unfailing(pipe[1], patience=0.01)
+    stream = UnfailingWriter(pipe[1], max_stall=0.01)
     room = len(os.read(pipe[0], 1 << 20)) if stream.write(b"x" * (1 << 20)) else 0
     assert 0 < room < 1 << 20
     assert stream.write(b"again") == 5

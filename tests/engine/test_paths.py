@@ -15,8 +15,8 @@ import pytest
 from engine import paths
 from engine.config.errors import ConfigError
 from engine.config.schema import all_settings, path_settings
-from engine.data.data_file import File
-from engine.errors import Refused
+from engine.data.data_file import DataFile
+from engine.errors import UserError
 from engine.plan import make_plan
 
 CONFIG = "BATCH_SIZE = 8\nSEQ_LEN = 8\nMAX_STEPS = 1\nmodel = dict(n_layer=1, n_head=1, n_embd=8)\n"
@@ -50,8 +50,8 @@ def test_every_other_kind_of_file_is_refused_by_name(
     tmp_path_factory: pytest.TempPathFactory, config: Path
 ) -> None:
     for path, kind in kinds_in(tmp_path_factory.mktemp("k")):  # messages shorten long paths
-        with pytest.raises(Refused) as refusal:
-            File(str(path))
+        with pytest.raises(UserError) as refusal:
+            DataFile(str(path))
         assert str(refusal.value) == f"data.path={str(path)!r} is {kind}; a file is needed"
         with pytest.raises(ConfigError) as error:
             make_plan(path, gpus=None, environ={})

@@ -11,24 +11,27 @@ from engine.pipeline_schedule import (
     SCHEDULES,
     Action,
     Costs,
-    Shape,
-    Transfer,
+    P2POp,
+    PipelineShape,
     actions,
     idle_fraction,
-    with_transfers,
+    insert_p2p,
 )
 
-SHAPES = [Shape(ranks=p, micro_batches=m) for p, m in product((1, 2, 3, 4, 8), (1, 2, 4, 8, 24))]
+SHAPES = [
+    PipelineShape(ranks=p, micro_batches=m) for p, m in product((1, 2, 3, 4, 8), (1, 2, 4, 8, 24))
+]
 CHUNKED = [
-    Shape(ranks=p, micro_batches=m * p, chunks=c) for p, m, c in product((2, 4), (1, 2, 3), (2, 3))
+    PipelineShape(ranks=p, micro_batches=m * p, chunks=c)
+    for p, m, c in product((2, 4), (1, 2, 3), (2, 3))
 ]
 
 
-def orders(name: str, shape: Shape) -> list[list[Action]]:
+def orders(name: str, shape: PipelineShape) -> list[list[Action]]:
     return [actions(name, shape, rank) for rank in range(shape.ranks)]
 
 
-def shapes(name: str) -> list[Shape]:
+def shapes(name: str) -> list[PipelineShape]:
     return CHUNKED if name == "interleaved" else SHAPES
 
 
@@ -37,7 +40,7 @@ def test_every_micro_batch_goes_forward_and_back_once_in_every_chunk(name: str) 
     for shape in shapes(name):
         wanted = {(n, c) for n in range(shape.micro_batches) for c in range(shape.chunks)}
         for order in orders(name, shape):
-            for half in ("forward", "input", "weight"):
+            for half in ("forward", "backward_input", "backward_weight"):
                 kinds = {half, "backward"} - ({"backward"} if half == "forward" else set())
                 did = [(a.micro_batch, a.chunk) for a in order if a.kind in kinds]
                 assert sorted(did) == sorted(wanted), (shape, half)
@@ -83,13 +86,15 @@ def test_bubble_of_zero_bubble_is_a_third() -> None:
     ],
 )
 def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(
-    name: str, most: Callable[[Shape, int], int]
+    name: str, most: Callable[[PipelineShape, int], int]
 ) -> None:
     for shape in SHAPES:
         for rank, order in enumerate(orders(name, shape)):
             held = peak = 0
             for action in order:
-                held += (action.kind == "forward") - (action.kind in ("backward", "weight"))
+                held += (action.kind == "forward") - (
+                    action.kind in ("backward", "backward_weight")
+                )
                 peak = max(peak, held)
             assert peak == most(shape, rank), (shape, rank)
 
@@ -97,7 +102,7 @@ def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_two_ranks_see_their_messages_in_one_order(name: str) -> None:
     for shape in shapes(name):
-        lists = with_transfers(orders(name, shape), shape)
+        lists = insert_p2p(orders(name, shape), shape)
         for a, b in product(range(shape.ranks), repeat=2):
             if a != b:
                 assert messages(lists, shape, a, b) == messages(lists, shape, b, a)
@@ -107,39 +112,41 @@ def test_two_ranks_see_their_messages_in_one_order(name: str) -> None:
 def test_what_an_action_needs_is_received_before_it_and_sent_after_it_was_made(name: str) -> None:
     for shape in shapes(name):
         last = shape.ranks * shape.chunks - 1
-        for rank, plan in enumerate(with_transfers(orders(name, shape), shape)):
+        for rank, plan in enumerate(insert_p2p(orders(name, shape), shape)):
             received: set[tuple[str, int, int]] = set()
             made: set[tuple[str, int, int]] = set()
             for item in plan:
-                if isinstance(item, Transfer):
-                    key: tuple[str, int, int] = (item.of, item.micro_batch, item.chunk)
-                    assert item.way == "receive" or key in made
-                    received |= {key} if item.way == "receive" else set()
+                if isinstance(item, P2POp):
+                    key: tuple[str, int, int] = (item.payload, item.micro_batch, item.chunk)
+                    assert item.direction == "receive" or key in made
+                    received |= {key} if item.direction == "receive" else set()
                     continue
                 stage = item.chunk * shape.ranks + rank
-                kind = "forward" if item.kind == "forward" else "input"
+                kind = "forward" if item.kind == "forward" else "backward_input"
                 key = (kind, item.micro_batch, item.chunk)
                 first_of_all = stage == (0 if kind == "forward" else last)
-                assert item.kind == "weight" or first_of_all or key in received
+                assert item.kind == "backward_weight" or first_of_all or key in received
                 made.add(key)
 
 
 def messages(
-    lists: list[list[Action | Transfer]], shape: Shape, rank: int, peer: int
+    lists: list[list[Action | P2POp]], shape: PipelineShape, rank: int, peer: int
 ) -> list[tuple[str, int, int, int]]:
     """(what, micro-batch, virtual stage of the sender, sending rank), as ``rank`` lists them."""
     found: list[tuple[str, int, int, int]] = []
     for item in lists[rank]:
-        if isinstance(item, Transfer) and item.peer == peer:
+        if isinstance(item, P2POp) and item.peer == peer:
             stage = item.chunk * shape.ranks + rank
-            if item.way == "receive":
-                stage += -1 if item.of == "forward" else 1
-            found.append((item.of, item.micro_batch, stage, rank if item.way == "send" else peer))
+            if item.direction == "receive":
+                stage += -1 if item.payload == "forward" else 1
+            found.append(
+                (item.payload, item.micro_batch, stage, rank if item.direction == "send" else peer)
+            )
     return found
 
 
 def test_a_stage_that_costs_more_makes_the_others_wait() -> None:
-    shape = Shape(ranks=2, micro_batches=4)
+    shape = PipelineShape(ranks=2, micro_batches=4)
     even = idle_fraction(orders("1f1b", shape), [Costs(), Costs()], shape)
-    heavy = Costs(forward=2, input=2, weight=2)
+    heavy = Costs(forward=2, backward_input=2, backward_weight=2)
     assert idle_fraction(orders("1f1b", shape), [Costs(), heavy], shape) > even

@@ -13,7 +13,7 @@ from tests.support.setting_effects import (
     CONFIG,
     OTHER,
     TEXT,
-    Effect,
+    SettingEffect,
     blocks_run,
     calls,
     compiled,
@@ -45,122 +45,142 @@ JUMPS = ("loss_spike.factor=1.001", "loss_spike.window=1", "optimizer.lr=1.0")
 DECAYS = ("lr_scheduler.type=linear",)
 
 EFFECTS = {
-    "batch_size": Effect(change="BATCH_SIZE=8", probe=micro_batches),
-    "seq_len": Effect(change="SEQ_LEN=6", probe=micro_batches),
-    "num_epochs": Effect(
+    "batch_size": SettingEffect(change="BATCH_SIZE=8", probe=micro_batches),
+    "seq_len": SettingEffect(change="SEQ_LEN=6", probe=micro_batches),
+    "num_epochs": SettingEffect(
         change="NUM_EPOCHS=3", probe=steps, given=(*FROM_TEXT, "MAX_STEPS=None", "NUM_EPOCHS=2")
     ),
-    "max_steps": Effect(change="MAX_STEPS=5", probe=steps),
-    "num_micro_batches": Effect(change="NUM_MICRO_BATCHES=2", probe=micro_batches),
-    "gradient_accumulation": Effect(change="gradient_accumulation=2", probe=micro_batches),
-    "tensor_parallel": Effect(change="TENSOR_PARALLEL=4", probe=pieces, given=ONE_D),
-    "mode": Effect(change="MODE=2d", probe=pieces, given=("TENSOR_PARALLEL=4", "MODE=1d")),
-    "depth": Effect(
+    "max_steps": SettingEffect(change="MAX_STEPS=5", probe=steps),
+    "num_micro_batches": SettingEffect(change="NUM_MICRO_BATCHES=2", probe=micro_batches),
+    "gradient_accumulation": SettingEffect(change="gradient_accumulation=2", probe=micro_batches),
+    "tensor_parallel": SettingEffect(change="TENSOR_PARALLEL=4", probe=pieces, given=ONE_D),
+    "mode": SettingEffect(change="MODE=2d", probe=pieces, given=("TENSOR_PARALLEL=4", "MODE=1d")),
+    "depth": SettingEffect(
         change="DEPTH=2", probe=pieces, given=("TENSOR_PARALLEL=8", "MODE=2.5d", "DEPTH=8")
     ),
-    "pipeline": Effect(change="PIPELINE=2", probe=pieces),
-    "model.preset": Effect(
+    "pipeline": SettingEffect(change="PIPELINE=2", probe=pieces),
+    "model.preset": SettingEffect(
         change="model.type=gpt2_medium",
         probe=pieces,
         given=("model=dict(type='gpt2_small')",),
     ),
-    "model.n_layer": Effect(change="model.n_layer=5", probe=pieces),
-    "model.n_head": Effect(change="model.n_head=2", probe=training),
-    "model.n_embd": Effect(change="model.n_embd=32", probe=pieces),
-    "model.head_dim": Effect(change="model.head_dim=8", probe=pieces),
-    "model.n_inner": Effect(change="model.n_inner=32", probe=pieces),
-    "model.vocab_size": Effect(change="model.vocab_size=48", probe=pieces),
-    "model.block_size": Effect(change="model.block_size=16", probe=pieces),
-    "model.embd_pdrop": Effect(change="model.embd_pdrop=0.1", probe=training),
-    "model.resid_pdrop": Effect(change="model.resid_pdrop=0.1", probe=training),
-    "model.attn_pdrop": Effect(change="model.attn_pdrop=0.1", probe=training),
-    "model.tie_embeddings": Effect(change="model.tie_embeddings=False", probe=pieces),
-    "model.checkpoint": Effect(change="model.checkpoint=True", probe=blocks_run),
-    "model.num_chunks": Effect(change="model.num_chunks=2", probe=pieces, given=STAGES),
-    "model.activation": Effect(change="model.activation=gelu", probe=training),
-    "model.layer_norm_epsilon": Effect(change="model.layer_norm_epsilon=0.1", probe=training),
-    "model.init_std": Effect(change="model.init_std=0.1", probe=training),
-    "schedule": Effect(change="schedule=gpipe", probe=order),
-    "stages": Effect(
+    "model.n_layer": SettingEffect(change="model.n_layer=5", probe=pieces),
+    "model.n_head": SettingEffect(change="model.n_head=2", probe=training),
+    "model.n_embd": SettingEffect(change="model.n_embd=32", probe=pieces),
+    "model.head_dim": SettingEffect(change="model.head_dim=8", probe=pieces),
+    "model.n_inner": SettingEffect(change="model.n_inner=32", probe=pieces),
+    "model.vocab_size": SettingEffect(change="model.vocab_size=48", probe=pieces),
+    "model.block_size": SettingEffect(change="model.block_size=16", probe=pieces),
+    "model.embd_pdrop": SettingEffect(change="model.embd_pdrop=0.1", probe=training),
+    "model.resid_pdrop": SettingEffect(change="model.resid_pdrop=0.1", probe=training),
+    "model.attn_pdrop": SettingEffect(change="model.attn_pdrop=0.1", probe=training),
+    "model.tie_embeddings": SettingEffect(change="model.tie_embeddings=False", probe=pieces),
+    "model.checkpoint": SettingEffect(change="model.checkpoint=True", probe=blocks_run),
+    "model.num_chunks": SettingEffect(change="model.num_chunks=2", probe=pieces, given=STAGES),
+    "model.activation": SettingEffect(change="model.activation=gelu", probe=training),
+    "model.layer_norm_epsilon": SettingEffect(
+        change="model.layer_norm_epsilon=0.1", probe=training
+    ),
+    "model.init_std": SettingEffect(change="model.init_std=0.1", probe=training),
+    "schedule": SettingEffect(change="schedule=gpipe", probe=order),
+    "stages": SettingEffect(
         change="stages=balanced", probe=pieces, given=(*STAGES, "model.vocab_size=2000")
     ),
-    "optimizer.type": Effect(change="optimizer.type=sgd", probe=training),
-    "optimizer.lr": Effect(change="optimizer.lr=0.01", probe=training),
-    "optimizer.betas": Effect(change="optimizer.betas=(0.5,0.9)", probe=training),
-    "optimizer.eps": Effect(change="optimizer.eps=0.1", probe=training),
-    "optimizer.weight_decay": Effect(change="optimizer.weight_decay=0.5", probe=training),
-    "optimizer.momentum": Effect(
+    "optimizer.type": SettingEffect(change="optimizer.type=sgd", probe=training),
+    "optimizer.lr": SettingEffect(change="optimizer.lr=0.01", probe=training),
+    "optimizer.betas": SettingEffect(change="optimizer.betas=(0.5,0.9)", probe=training),
+    "optimizer.eps": SettingEffect(change="optimizer.eps=0.1", probe=training),
+    "optimizer.weight_decay": SettingEffect(change="optimizer.weight_decay=0.5", probe=training),
+    "optimizer.momentum": SettingEffect(
         change="optimizer.momentum=0.9", probe=training, given=("optimizer.type=sgd",)
     ),
-    "optimizer.decay": Effect(
+    "optimizer.decay": SettingEffect(
         change="optimizer.decay=all", probe=training, given=("optimizer.weight_decay=0.5",)
     ),
-    "lr_scheduler.type": Effect(change="lr_scheduler.type=cosine", probe=training),
-    "lr_scheduler.warmup": Effect(change="lr_scheduler.warmup=3", probe=training),
-    "lr_scheduler.total": Effect(change="lr_scheduler.total=2", probe=training, given=DECAYS),
-    "lr_scheduler.floor": Effect(change="lr_scheduler.floor=0.5", probe=training, given=DECAYS),
-    "lr_scheduler.by": Effect(
+    "lr_scheduler.type": SettingEffect(change="lr_scheduler.type=cosine", probe=training),
+    "lr_scheduler.warmup": SettingEffect(change="lr_scheduler.warmup=3", probe=training),
+    "lr_scheduler.total": SettingEffect(
+        change="lr_scheduler.total=2", probe=training, given=DECAYS
+    ),
+    "lr_scheduler.floor": SettingEffect(
+        change="lr_scheduler.floor=0.5", probe=training, given=DECAYS
+    ),
+    "lr_scheduler.by": SettingEffect(
         change="lr_scheduler.by=epoch", probe=training, given=(*FROM_TEXT, *DECAYS)
     ),
-    "clip_grad_norm": Effect(change="clip_grad_norm=0.01", probe=training),
-    "precision": Effect(change="precision=bf16", probe=training),
-    "loss_scale.initial": Effect(change="loss_scale.initial=128.0", probe=scales),
-    "loss_scale.growth_interval": Effect(change="loss_scale.growth_interval=2", probe=scales),
-    "loss_scale.growth_factor": Effect(
+    "clip_grad_norm": SettingEffect(change="clip_grad_norm=0.01", probe=training),
+    "precision": SettingEffect(change="precision=bf16", probe=training),
+    "loss_scale.initial": SettingEffect(change="loss_scale.initial=128.0", probe=scales),
+    "loss_scale.growth_interval": SettingEffect(
+        change="loss_scale.growth_interval=2", probe=scales
+    ),
+    "loss_scale.growth_factor": SettingEffect(
         change="loss_scale.growth_factor=4.0",
         probe=scales,
         given=("loss_scale.initial=8.0", "loss_scale.growth_interval=2"),
     ),
-    "loss_scale.max": Effect(
+    "loss_scale.max": SettingEffect(
         change="loss_scale.max=9.0",
         probe=scales,
         given=("loss_scale.initial=8.0", "loss_scale.growth_interval=2"),
     ),
-    "loss_scale.backoff_factor": Effect(change="loss_scale.backoff_factor=0.25", probe=overflowing),
-    "loss_scale.hysteresis": Effect(change="loss_scale.hysteresis=2", probe=overflowing),
-    "loss_scale.min": Effect(change="loss_scale.min=2.6e8", probe=overflowing),
-    "loss_spike.factor": Effect(change="loss_spike.factor=1.001", probe=skips, given=JUMPS[1:]),
-    "loss_spike.window": Effect(change="loss_spike.window=3", probe=skips, given=JUMPS),
-    "loss_spike.max_skips": Effect(change="loss_spike.max_skips=1", probe=skips, given=JUMPS),
-    "zero.stage": Effect(change="zero.stage=3", probe=pieces),
-    "zero.depth": Effect(
+    "loss_scale.backoff_factor": SettingEffect(
+        change="loss_scale.backoff_factor=0.25", probe=overflowing
+    ),
+    "loss_scale.hysteresis": SettingEffect(change="loss_scale.hysteresis=2", probe=overflowing),
+    "loss_scale.min": SettingEffect(change="loss_scale.min=2.6e8", probe=overflowing),
+    "loss_spike.factor": SettingEffect(
+        change="loss_spike.factor=1.001", probe=skips, given=JUMPS[1:]
+    ),
+    "loss_spike.window": SettingEffect(change="loss_spike.window=3", probe=skips, given=JUMPS),
+    "loss_spike.max_skips": SettingEffect(
+        change="loss_spike.max_skips=1", probe=skips, given=JUMPS
+    ),
+    "zero.stage": SettingEffect(change="zero.stage=3", probe=pieces),
+    "zero.depth": SettingEffect(
         change="zero.depth=True",
         probe=pieces,
         given=("TENSOR_PARALLEL=8", "MODE=2.5d", "DEPTH=8", "zero.stage=1"),
     ),
-    "zero.offload": Effect(change="zero.offload=cpu", probe=homes, given=("zero.stage=3",)),
-    "zero.offload_params": Effect(
+    "zero.offload": SettingEffect(change="zero.offload=cpu", probe=homes, given=("zero.stage=3",)),
+    "zero.offload_params": SettingEffect(
         change="zero.offload_params=cpu", probe=homes, given=("zero.stage=3", "zero.offload=cpu")
     ),
-    "data.type": Effect(
+    "data.type": SettingEffect(
         change="data.type=text",
         probe=first_ids,
         given=("data.tokenizer=char", "model.vocab_size=128"),
     ),
-    "data.path": Effect(change="data.path={folder}/other", probe=first_ids, given=FROM_TEXT),
-    "data.tokenizer": Effect(
+    "data.path": SettingEffect(change="data.path={folder}/other", probe=first_ids, given=FROM_TEXT),
+    "data.tokenizer": SettingEffect(
         change="data.tokenizer=gpt2",
         probe=first_ids,
         given=(*FROM_TEXT, "model.vocab_size=50257"),
     ),
-    "data.validation": Effect(change="data.validation=0.01", probe=validations, given=FROM_TEXT),
-    "data.cache": Effect(change="data.cache={folder}/mine", probe=tokenised_in, given=FROM_TEXT),
-    "eval.every": Effect(change="eval.every=2", probe=validations),
-    "eval.batches": Effect(change="eval.batches=3", probe=validations),
-    "log.every": Effect(change="log.every=3", probe=files),
-    "log.dir": Effect(change="log.dir=elsewhere", probe=files),
-    "log.tensorboard": Effect(change="log.tensorboard=True", probe=files),
-    "checkpoint.every": Effect(change="checkpoint.every=2", probe=files),
-    "seed": Effect(change="seed=7", probe=training),
-    "deterministic": Effect(change="deterministic=True", probe=determinism),
-    "compile": Effect(change="compile=True", probe=compiled),
-    "keep_gathers": Effect(change="keep_gathers=True", probe=calls, given=ONE_D),
-    "matmul": Effect(change="matmul=onednn", probe=library),
-    "loss_chunk": Effect(change="loss_chunk=5", probe=loss_chunks),
+    "data.validation": SettingEffect(
+        change="data.validation=0.01", probe=validations, given=FROM_TEXT
+    ),
+    "data.cache": SettingEffect(
+        change="data.cache={folder}/mine", probe=tokenised_in, given=FROM_TEXT
+    ),
+    "eval.every": SettingEffect(change="eval.every=2", probe=validations),
+    "eval.batches": SettingEffect(change="eval.batches=3", probe=validations),
+    "log.every": SettingEffect(change="log.every=3", probe=files),
+    "log.dir": SettingEffect(change="log.dir=elsewhere", probe=files),
+    "log.tensorboard": SettingEffect(change="log.tensorboard=True", probe=files),
+    "checkpoint.every": SettingEffect(change="checkpoint.every=2", probe=files),
+    "seed": SettingEffect(change="seed=7", probe=training),
+    "deterministic": SettingEffect(change="deterministic=True", probe=determinism),
+    "compile": SettingEffect(change="compile=True", probe=compiled),
+    "keep_gathers": SettingEffect(change="keep_gathers=True", probe=calls, given=ONE_D),
+    "matmul": SettingEffect(change="matmul=onednn", probe=library),
+    "loss_chunk": SettingEffect(change="loss_chunk=5", probe=loss_chunks),
 }
 ALSO = [  # values that a type of their own would be needed for
-    Effect(change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)),
-    Effect(change="schedule=zero_bubble", probe=order),
+    SettingEffect(
+        change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)
+    ),
+    SettingEffect(change="schedule=zero_bubble", probe=order),
 ]
 ELSEWHERE = {
     "data.key": "engine/data/test_detect_format.py::test_a_key_names_where_the_text_is",
@@ -200,11 +220,11 @@ def test_a_setting_changes_what_happens(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("effect", ALSO, ids=[effect.change for effect in ALSO])
-def test_a_value_is_not_another_s_synonym(folder: Path, effect: Effect) -> None:
+def test_a_value_is_not_another_s_synonym(folder: Path, effect: SettingEffect) -> None:
     changes(folder, effect)
 
 
-def changes(folder: Path, effect: Effect) -> None:
+def changes(folder: Path, effect: SettingEffect) -> None:
     before = effect.probe(folder / "small.py", placed(folder, effect.given))
     after = effect.probe(folder / "small.py", placed(folder, (*effect.given, effect.change)))
     assert before != after

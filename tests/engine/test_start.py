@@ -17,24 +17,24 @@ import pytest
 import torch
 
 from engine.checkpoint.dcp_metadata import METADATA
-from engine.checkpoint.load import Stored
-from engine.data.loader import load
-from engine.errors import Refused
+from engine.checkpoint.load import SavedCheckpoint
+from engine.data.loader import load_batches
+from engine.errors import UserError
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked
+from engine.runs.resume_candidates import StartOptions
 from engine.training.matmuls import MATMULS
-from engine.training.trainer import Run
+from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Ended, Job, digest, run, run_all, shelf_of
+from tests.support.jobs import RUN, TINY, Ended, Job, checkpoints_of, digest, run, run_all
 
 
 def job(folder: Path, *overrides: str, resume: str = "none", **more: Any) -> Job:
-    asked = Asked(
+    asked = StartOptions(
         resume=resume, output=more.pop("output", RUN), new_data=more.pop("new_data", False)
     )
-    return Job(folder=folder, overrides=overrides, asked=asked, **more)
+    return Job(folder=folder, overrides=overrides, options=asked, **more)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def flip_a_bit(folder: Path, name: str = "__0_0.distcp") -> None:
     shard.write_bytes(data)
 
 
-def same(one: Stored, other: Stored) -> bool:
+def same(one: SavedCheckpoint, other: SavedCheckpoint) -> bool:
     ours, theirs = dict(one.parameters()), dict(other.parameters())
     assert ours.keys() == theirs.keys()
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -78,9 +78,9 @@ class Bomb:
 
 
 def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder, six_steps):
-    flip_a_bit(shelf_of(folder).folder(6))
-    shelf_of(folder).draft(8).mkdir()  # of a save that died
-    damaged = shelf_of(folder).folder(4)
+    flip_a_bit(checkpoints_of(folder).folder(6))
+    checkpoints_of(folder).temporary(8).mkdir()  # of a save that died
+    damaged = checkpoints_of(folder).folder(4)
     (damaged / METADATA).write_bytes(pickle.dumps(Bomb()))
     reseal(damaged)
     (ended,) = run(job(folder, "MAX_STEPS=6", resume="auto"))
@@ -95,19 +95,22 @@ def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder,
         "going on from run/checkpoints/step-00000002",
     ]
     assert not (folder / "canary").exists()
-    assert [path.name for path in shelf_of(folder).leftovers()] == [
+    assert [path.name for path in checkpoints_of(folder).leftovers()] == [
         "step-00000004.aside",
         "step-00000006.aside",
     ]
     assert rows(folder) == [1, 2, 3, 4, 5, 6]
-    assert same(Stored(shelf_of(folder).folder(6)), Stored(shelf_of(six_steps).folder(6)))
+    assert same(
+        SavedCheckpoint(checkpoints_of(folder).folder(6)),
+        SavedCheckpoint(checkpoints_of(six_steps).folder(6)),
+    )
 
 
 def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(folder):
     """Rank 1's is the second of the large ones."""
     both = ("MAX_STEPS=8", "checkpoint.every=1")
     assert [one.error for one in run(job(folder, *both, resume="auto"), 2)] == ["", ""]
-    flip_a_bit(shelf_of(folder).folder(8), "__1_0.distcp")
+    flip_a_bit(checkpoints_of(folder).folder(8), "__1_0.distcp")
     ended = run(job(folder, *both, resume="auto"), 2)
     assert [one.error for one in ended] == ["", ""]
     assert ended[0].out.splitlines()[:2] == [
@@ -128,9 +131,9 @@ def test_a_run_that_is_done_has_nothing_left_to_do(folder):
     moved, told, *_ = auto[0].out.splitlines(keepends=True)
     assert re.fullmatch(r"run is a run of .*/tiny.py, and goes on with .*/tiny.py\n", moved)
     assert told == finished
-    assert (named[0].error, named[0].err) == ("Refused", finished)
+    assert (named[0].error, named[0].err) == ("UserError", finished)
     assert (folder / RUN / "log.jsonl").read_text() == before
-    assert shelf_of(folder).steps() == [2, 4, 6]
+    assert checkpoints_of(folder).steps() == [2, 4, 6]
     assert RunFolder(folder / RUN).read_status()["state"] == "finished"
     assert RunFolder(folder / RUN).read_status()["step"] == 6
 
@@ -151,9 +154,9 @@ def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
         ]
     )
     assert [fork[0].error, back[0].error] == ["", ""]
-    assert shelf_of(folder, Path("fork")).steps() == [5]
+    assert checkpoints_of(folder, Path("fork")).steps() == [5]
     assert rows(folder, Path("fork")) == [5]
-    assert shelf_of(folder).steps() == [2, 4, 5]
+    assert checkpoints_of(folder).steps() == [2, 4, 5]
     assert rows(folder) == [1, 2, 3, 4, 5]
 
 
@@ -161,7 +164,7 @@ def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
 def test_another_architecture_is_refused_and_nothing_is_touched(folder, resume):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=9", "model.n_layer=4", resume=resume))
-    assert ended.error == "Refused"
+    assert ended.error == "UserError"
     first, second = ended.err.splitlines()
     assert first.endswith("is of another model or optimizer, and cannot go on as this one:")
     assert second == "  command line: model.n_layer=4; in the checkpoint model.n_layer is 2"
@@ -181,7 +184,7 @@ def test_other_data_goes_on_only_with_the_users_word(folder):
             job(folder, "seed=7", "MAX_STEPS=7", resume="auto", new_data=True),
         ]
     )
-    assert refused[0].error == "Refused"
+    assert refused[0].error == "UserError"
     assert refused[0].err.splitlines()[-1] == "--allow-new-data goes on all the same"
     assert allowed[0].error == ""
     assert list(allowed[0].batches) == [7]
@@ -201,7 +204,7 @@ def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
     assert "written by tensor 1 (serial) x pipeline 1 x data 1, goes on as" in ended[0].out
     read = [digest for step in (7, 8) for one in ended for digest in one.batches[step]]
     assert read == [digest_of(folder, step) for step in (7, 8, 9, 10)]
-    stored = Stored(shelf_of(folder).folder(8))
+    stored = SavedCheckpoint(checkpoints_of(folder).folder(8))
     assert stored.training.samples == (6 + 4) * 4
     last = json.loads((folder / RUN / "log.jsonl").read_text().splitlines()[-1])
     assert last["tokens"] == (6 + 4) * 4 * 8
@@ -210,14 +213,14 @@ def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
 def digest_of(folder: Path, step: int) -> str:
     """Of the batch that one process would read in a step."""
     settings = make_plan(folder / "tiny.py", gpus=1, environ={}).settings
-    return digest(load(settings, data_size=1, cache=folder).batch(step, 0, 0))
+    return digest(load_batches(settings, data_size=1, cache=folder).batch(step, 0, 0))
 
 
 def test_a_folder_in_use_is_refused_and_untouched(folder):
     before = snapshot(folder)
-    with RunFolder(folder / RUN).hold():
+    with RunFolder(folder / RUN).lock():
         refused = [run(job(folder, "MAX_STEPS=7", resume=resume))[0] for resume in ("auto", "run")]
-    assert [one.error for one in refused] == ["Refused", "Refused"]
+    assert [one.error for one in refused] == ["UserError", "UserError"]
     assert all("run is in use by process" in one.err for one in refused)
     assert snapshot(folder) == before
     assert run(job(folder, "MAX_STEPS=7", resume="run"))[0].error == ""
@@ -226,14 +229,14 @@ def test_a_folder_in_use_is_refused_and_untouched(folder):
 @contextlib.contextmanager
 def entered_meanwhile(world: World) -> Iterator[None]:
     """While it trains, someone tries to come in."""
-    healthy = Run.step
+    healthy = Trainer.step
 
-    def step(self: Run, step: int, **more: Any) -> Any:
-        with pytest.raises(Refused, match="run is in use by process"):
-            RunFolder(RUN).hold()
+    def step(self: Trainer, step: int, **more: Any) -> Any:
+        with pytest.raises(UserError, match="run is in use by process"):
+            RunFolder(RUN).lock()
         return healthy(self, step, **more)
 
-    with patch.object(Run, "step", step):
+    with patch.object(Trainer, "step", step):
         yield
 
 
@@ -247,7 +250,7 @@ def test_a_run_holds_its_folder_while_it_trains_from_its_start_or_a_checkpoint(f
 
 def test_the_lock_ends_with_the_process(folder):
     assert run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run", dies=8)) == []
-    assert shelf_of(folder).steps()[-1] == 7
+    assert checkpoints_of(folder).steps()[-1] == 7
     assert RunFolder(folder / RUN).read_status()["state"] == "failed", "settled by this look"
     (ended,) = run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run"))
     assert list(ended.batches) == [8, 9]
@@ -297,26 +300,26 @@ def test_auto_without_a_run_begins_one(tmp_path):
 
 def test_nothing_good_to_go_on_from(folder):
     for step in (2, 4, 6):
-        flip_a_bit(shelf_of(folder).folder(step))
+        flip_a_bit(checkpoints_of(folder).folder(step))
     refused, finished = run_all(
         [job(folder, "MAX_STEPS=7", resume=resume) for resume in ("run", "auto")]
     )
-    assert refused[0].error == "Refused"
+    assert refused[0].error == "UserError"
     assert refused[0].err == "--resume=run: no checkpoint there that verifies\n"
     assert finished[0].err == "run: a finished run without a checkpoint: another --output\n"
-    assert shelf_of(folder).steps() == [2, 4, 6]
+    assert checkpoints_of(folder).steps() == [2, 4, 6]
 
 
 @contextlib.contextmanager
 def slow_onednn(world: World) -> Iterator[None]:
-    with patch("engine.train.matmul_of", lambda world: "torch"):
+    with patch("engine.train.choose_run_matmul", lambda world: "torch"):
         yield
 
 
 def test_the_matmul_is_the_one_it_was(folder):
     """Whatever is the faster one today."""
     for step in (2, 4, 6):
-        path = shelf_of(folder).folder(step) / "training.json"
+        path = checkpoints_of(folder).folder(step) / "training.json"
         path.write_text(path.read_text().replace('"matmul": "torch"', '"matmul": "onednn"'))
         reseal(path.parent)
     assert "onednn" in MATMULS
@@ -327,7 +330,9 @@ def test_the_matmul_is_the_one_it_was(folder):
         ]
     )
     assert [same[0].error, other[0].error] == ["", ""]
-    machine = [Stored(shelf_of(folder).folder(step)).training.matmul for step in (7, 8)]
+    machine = [
+        SavedCheckpoint(checkpoints_of(folder).folder(step)).training.matmul for step in (7, 8)
+    ]
     assert machine == ["onednn", "torch"]
 
 
@@ -336,18 +341,18 @@ def other_data(world: World) -> Iterator[None]:
     """Rank 1 finds other samples under the same name."""
 
     def loaded(settings: Any, **more: Any) -> Any:
-        batches = load(settings, **more)
+        batches = load_batches(settings, **more)
         if world.rank == 1:
             object.__setattr__(batches.corpus, "fingerprint", "another")
         return batches
 
-    with patch("engine.open_data.load", loaded):
+    with patch("engine.open_data.load_batches", loaded):
         yield
 
 
 def test_ranks_that_read_different_data_are_refused(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     ended: list[Ended] = run(job(tmp_path, planted=other_data), 2)
-    assert [one.error for one in ended] == ["Refused", "Refused"]
+    assert [one.error for one in ended] == ["UserError", "UserError"]
     assert "".join(one.err for one in ended) == "rank 1 reads other data than rank 0\n"
     assert not (tmp_path / RUN).exists()

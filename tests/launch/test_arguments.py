@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 
 from engine import discover
-from engine.errors import Refused
-from engine.runs.resume_candidates import Asked
+from engine.errors import UserError
+from engine.runs.resume_candidates import StartOptions
 from launch import cli
 from launch.arguments import (
     Parser,
     add_config,
     add_run,
-    beginning,
     config_and_overrides,
     files_and_overrides,
     positive,
     run_and_overrides,
     run_arguments,
+    start_options,
 )
 
 
@@ -55,7 +55,7 @@ def test_no_file_and_a_file_whose_folder_has_a_sign():
 
 
 def test_two_files_are_refused():
-    with pytest.raises(Refused, match=r"one config file, not 2: a\.py b\.py"):
+    with pytest.raises(UserError, match=r"one config file, not 2: a\.py b\.py"):
         parse("--config a.py b.py")
 
 
@@ -78,12 +78,12 @@ def test_beginning_with_weights_contradicts_going_on(tmp_path):
     parser = Parser(prog="train")
     add_run(parser)
 
-    def told(*argv: str) -> Asked:
-        return beginning(parser.parse_args([*argv, f"--init-from={tmp_path}"]))
+    def told(*argv: str) -> StartOptions:
+        return start_options(parser.parse_args([*argv, f"--init-from={tmp_path}"]))
 
     assert told().init_from == tmp_path
     assert told("--resume=auto").resume == "auto"
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         told("--resume=runs/x")
     assert str(caught.value) == (
         f"--resume=runs/x goes on with a run, and --init-from={tmp_path} begins one: give one of "
@@ -94,7 +94,7 @@ def test_beginning_with_weights_contradicts_going_on(tmp_path):
     )
 
 
-COMMANDS = discover.names("launch.commands")
+COMMANDS = discover.module_names("launch.commands")
 
 
 def path_options(command: str) -> list[argparse.Action]:
@@ -130,11 +130,11 @@ def test_words_that_are_paths_are_expanded_and_checked(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse("~/gpt.py seed=1") == (tmp_path / "gpt.py", ["seed=1"])
-    with pytest.raises(Refused, match=r"^'\\udcff' is not UTF-8 \(byte 0xff\); rename it$"):
+    with pytest.raises(UserError, match=r"^'\\udcff' is not UTF-8 \(byte 0xff\); rename it$"):
         parse("\udcff seed=1")
     os.mkfifo(tmp_path / "pipe")
     for name, told in (("pipe", "is a named pipe; a folder is needed"), ("no", "does not exist")):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(UserError, match=told):
             run_and_overrides(argparse.Namespace(words=[str(tmp_path / name)]))
 
 

@@ -16,12 +16,12 @@ import evaluate_gpt
 import train_gpt
 from engine import discover
 from engine.config.errors import ConfigError, Problem
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 from engine.plan import make_plan
 from launch import cli
 from launch.arguments import config_and_overrides
 
-COMMANDS = discover.names(cli.COMMANDS)
+COMMANDS = discover.module_names(cli.COMMANDS)
 ROOT = Path(__file__).parents[2]
 
 
@@ -103,9 +103,9 @@ PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")
     ("error", "code", "told"),
     [
         (None, 0, ""),
-        (Refused("not like this"), 2, "not like this\n"),
+        (UserError("not like this"), 2, "not like this\n"),
         (ConfigError(PROBLEMS), 2, "a.py:1: nor this\na.py:2: no\n"),
-        (Failed("it broke"), 1, "it broke\n"),
+        (RunError("it broke"), 1, "it broke\n"),
         (KeyboardInterrupt(), 1, ""),
         (KeyboardInterrupt("SIGUSR1"), 1, "stopped by SIGUSR1\n"),
         (OSError(errno.ENOSPC, "No space", "/dev/full"), 1, FULL_DISK),

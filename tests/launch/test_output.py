@@ -112,7 +112,9 @@ STREAMS = [closed_pipe, full_disk, ascii_only, closed]
 
 
 def test_it_does_its_work_and_exits_as_without(tmp_path):
-    assert sorted(DONE) == discover.names(cli.COMMANDS), "a command without a line in this test"
+    assert sorted(DONE) == discover.module_names(cli.COMMANDS), (
+        "a command without a line in this test"
+    )
     (codes,) = run_world(1, all_commands, tmp_path, open_group=False)
     for streams, of_lines in codes.items():
         wanted = {line: 2 if "nonsense" in line else 0 for line in of_lines}

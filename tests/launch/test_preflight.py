@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Estimate, Memory
 from launch import preflight
 from launch.machine import Machine
-from launch.preflight import checks_here, refuse_unfit
-from launch.validate.inspection import Check
+from launch.preflight import checks_here, run_preflight
+from launch.validate.inspection import MachineCheck
 from tests.launch.validate.support import GIB, made_up, plan, write
 
 CONFIG = """
@@ -59,7 +59,7 @@ def problems(environ: dict[str, str]) -> Callable[..., list[str]]:
     return find
 
 
-def problems_of(checks: Iterable[Check]) -> list[str]:
+def problems_of(checks: Iterable[MachineCheck]) -> list[str]:
     return [problem for check in checks for problem in check.problems]
 
 
@@ -232,15 +232,15 @@ def test_train_refuses_all_of_it_at_once(folder, environ):
     path = write(folder, CONFIG + "data = dict(path='a.txt')\nlog = dict(dir='/proc/1/run')\n")
     asked = plan(path)
     memory = estimate(asked).fullest.memory.total
-    with pytest.raises(Refused) as caught:
-        refuse_unfit(asked, Machine(gpus=1, memory=GIB, gpu_memory=memory - 1), environ, None)
+    with pytest.raises(UserError) as caught:
+        run_preflight(asked, Machine(gpus=1, memory=GIB, gpu_memory=memory - 1), environ, None)
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[1][:9] for line in lines] == ["the model", "data.path", "log.dir='"]
     (folder / "a.txt").write_text("text")
     enough = Machine(gpus=1, memory=GIB, gpu_memory=memory)
-    refuse_unfit(plan(path, "log.dir=out"), enough, environ, None)
-    with pytest.raises(Refused, match="the model takes"):  # two ranks on one GPU
-        refuse_unfit(plan(path, "log.dir=out", gpus=2), enough, environ, None)
+    run_preflight(plan(path, "log.dir=out"), enough, environ, None)
+    with pytest.raises(UserError, match="the model takes"):  # two ranks on one GPU
+        run_preflight(plan(path, "log.dir=out", gpus=2), enough, environ, None)
 
 
 def test_every_check_has_an_answer(folder, environ):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from engine.errors import Refused
+from engine.errors import UserError
 from launch.torchrun import command, exit_code, processes
 from tests.support.programs import Start, run_ranks
 from tests.support.worlds import free_port
@@ -333,7 +333,7 @@ def test_how_many_ranks(model_ranks: int, gpus: int, asked: int | None, expected
 
 
 def test_too_few_gpus() -> None:
-    with pytest.raises(Refused, match="takes 4 GPUs, and this machine has 2; --gpus 4 lets"):
+    with pytest.raises(UserError, match="takes 4 GPUs, and this machine has 2; --gpus 4 lets"):
         processes(4, 2)
 
 
@@ -361,7 +361,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code({0: failure(-signal.SIGABRT), 1: terminated}) == 1
     assert capsys.readouterr().err == "rank 0 was killed by SIGABRT\n"
     killed = failure(-signal.SIGKILL)
-    assert exit_code({1: killed}, told=[killed.pid + 1]) == 1
+    assert exit_code({1: killed}, reported=[killed.pid + 1]) == 1
     assert capsys.readouterr().err == "rank 1 was killed by SIGKILL (out of memory?)\n"
-    assert exit_code({1: killed}, told=[killed.pid]) == 1
+    assert exit_code({1: killed}, reported=[killed.pid]) == 1
     assert capsys.readouterr().err == "", "another rank has"

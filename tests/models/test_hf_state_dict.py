@@ -11,21 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.chunks import Chunks
-from models.config import Sizes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
 from models.hf_state_dict import from_hf, to_hf
-from models.load_state import load
-from models.parallel.context import Partition
-from models.parallel.layers import initialise, named_boxes
-from tests.support.training import Run, open_partition
+from models.load_state import load_state
+from models.parallel.context import ParallelContext
+from models.parallel.layers import initialise, named_shards
+from tests.support.training import TrainingCase, open_partition
 from tests.support.worlds import run_world
 
-SIZES = Sizes(n_layer=3, n_head=4, n_embd=32, head_dim=8, n_inner=80, vocab_size=67, block_size=24)
+SIZES = GPTConfig(
+    n_layer=3, n_head=4, n_embd=32, head_dim=8, n_inner=80, vocab_size=67, block_size=24
+)
 IGNORED = -100
 
 
-def theirs(sizes: Sizes, seed: int = 0) -> Any:
+def theirs(sizes: GPTConfig, seed: int = 0) -> Any:
     """A GPT2LMHeadModel in training, with biases and norms as random as its weights."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
@@ -51,9 +53,12 @@ def theirs(sizes: Sizes, seed: int = 0) -> Any:
     return model
 
 
-def ours(sizes: Sizes) -> GPT:
+def ours(sizes: GPTConfig) -> GPT:
     model = GPT(
-        sizes, Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+        sizes,
+        ParallelContext.single_device(
+            torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+        ),
     )
     initialise(model, 1)
     return model
@@ -73,7 +78,7 @@ def test_logits_loss_and_every_gradient_are_theirs(
     sizes = replace(SIZES, activation=activation, tie_embeddings=tied)
     reference, model = theirs(sizes), ours(sizes)
     model.head = replace(model.head, chunk=chunk)
-    load(Chunks([model]), from_hf(reference.state_dict(), sizes))
+    load_state(ModelChunks([model]), from_hf(reference.state_dict(), sizes))
 
     draw = torch.Generator().manual_seed(5)
     ids = torch.randint(sizes.vocab_size, (3, 20), generator=draw)
@@ -104,7 +109,7 @@ def test_a_round_trip_changes_no_bit(tied: bool) -> None:
     sizes = replace(SIZES, tie_embeddings=tied)
     state = theirs(sizes).state_dict()
     model = ours(sizes)
-    load(Chunks([model]), from_hf(state, sizes))
+    load_state(ModelChunks([model]), from_hf(state, sizes))
     back = dict(to_hf(((n, p.detach()) for n, p in model.named_parameters()), sizes))
     assert back.keys() == state.keys() - ({"lm_head.weight"} if tied else set())
     assert all(torch.equal(back[name], state[name]) for name in back)
@@ -130,7 +135,7 @@ def test_a_bare_model_and_masks_of_old_states_are_accepted() -> None:
     assert [name for name, _ in from_hf(old, SIZES)] == [name for name, _ in from_hf(state, SIZES)]
 
 
-def faulty_states() -> Iterator[tuple[str, dict[str, Any], Sizes, str]]:
+def faulty_states() -> Iterator[tuple[str, dict[str, Any], GPTConfig, str]]:
     untied = replace(SIZES, tie_embeddings=False)
     wide = replace(SIZES, vocab_size=68)
     extra = {"transformer.h.3.ln_1.weight": torch.ones(32)}
@@ -147,7 +152,7 @@ def faulty_states() -> Iterator[tuple[str, dict[str, Any], Sizes, str]]:
     ids=[case[0] for case in faulty_states()],
 )
 def test_a_state_of_another_model_is_refused(
-    change: dict[str, Tensor | None], sizes: Sizes, message: str
+    change: dict[str, Tensor | None], sizes: GPTConfig, message: str
 ) -> None:
     state = theirs(SIZES).state_dict() | change
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
@@ -169,12 +174,12 @@ def test_loading_refuses_what_is_not_the_models() -> None:
     model = ours(SIZES)
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match=r"h\.9\.x is not a parameter"):
-        load(Chunks([model]), [("h.9.x", torch.ones(1))])
+        load_state(ModelChunks([model]), [("h.9.x", torch.ones(1))])
     with pytest.raises(ValueError, match=r"ln_f\.bias is \[31\], the model's is \[32\]"):
-        load(Chunks([model]), [("ln_f.bias", torch.ones(31))])
+        load_state(ModelChunks([model]), [("ln_f.bias", torch.ones(31))])
     del whole["h.1.ln_2.bias"]
     with pytest.raises(ValueError, match=r"missing: h\.1\.ln_2\.bias$"):
-        load(Chunks([model]), whole.items())
+        load_state(ModelChunks([model]), whole.items())
 
 
 class Reads(Mapping[str, Tensor]):
@@ -201,17 +206,17 @@ def test_a_state_is_read_one_tensor_at_a_time() -> None:
     assert len(reads.asked) == len(reads)
 
 
-def load_parts(rank: int, size: int, run: Run, state: dict[str, Tensor]) -> list[str]:
+def load_parts(rank: int, size: int, run: TrainingCase, state: dict[str, Tensor]) -> list[str]:
     """Names of parameters of which the rank does not hold exactly its slice of the whole."""
-    model = GPT(run.sizes, open_partition(run, rank))
+    model = GPT(run.config, open_partition(run, rank))
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
-    load(Chunks([model]), state.items())
+    load_state(ModelChunks([model]), state.items())
     wrong = []
-    for name, box in named_boxes(model).items():
+    for name, box in named_shards(model).items():
         held = model.get_parameter(name).detach().clone()
-        right = torch.equal(held[box.valid], state[name][box.slices])
-        held[box.valid] = 0
+        right = torch.equal(held[box.valid_slices], state[name][box.slices])
+        held[box.valid_slices] = 0
         if not right or held.count_nonzero():  # padding must be zero
             wrong.append(name)
     return wrong
@@ -219,10 +224,14 @@ def load_parts(rank: int, size: int, run: Run, state: dict[str, Tensor]) -> list
 
 @pytest.mark.parametrize(
     "run",
-    [Run(mode="1d", tensor=3), Run(mode="2d", tensor=4), Run(mode="2.5d", tensor=2, depth=2)],
+    [
+        TrainingCase(mode="1d", tensor=3),
+        TrainingCase(mode="2d", tensor=4),
+        TrainingCase(mode="2.5d", tensor=2, depth=2),
+    ],
     ids=lambda run: run.name,
 )
-def test_a_cut_model_loads_its_slices(run: Run) -> None:
-    whole = ours(run.sizes)
+def test_a_cut_model_loads_its_slices(run: TrainingCase) -> None:
+    whole = ours(run.config)
     state = {name: parameter.detach() for name, parameter in whole.named_parameters()}
     assert run_world(run.layout.gpus, load_parts, run, state) == [[]] * run.layout.gpus

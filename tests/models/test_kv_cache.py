@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import Sizes
+from models.config import GPTConfig
 from models.gpt import GPT
-from models.kv_cache import Cache
-from models.parallel.context import Partition
+from models.kv_cache import KVCache
+from models.parallel.context import ParallelContext
 from models.parallel.layers import initialise
 
-SIZES = Sizes(n_layer=3, n_head=4, n_embd=20, head_dim=6, n_inner=28, vocab_size=29, block_size=16)
+SIZES = GPTConfig(
+    n_layer=3, n_head=4, n_embd=20, head_dim=6, n_inner=28, vocab_size=29, block_size=16
+)
 
 
-def make(sizes: Sizes = SIZES, dtype: torch.dtype = torch.float64) -> GPT:
-    model = GPT(sizes, Partition.alone(torch.device("cpu"), dtype=dtype, compute=dtype)).eval()
+def make(sizes: GPTConfig = SIZES, dtype: torch.dtype = torch.float64) -> GPT:
+    model = GPT(
+        sizes, ParallelContext.single_device(torch.device("cpu"), dtype=dtype, compute=dtype)
+    ).eval()
     initialise(model, 1)
     with torch.no_grad():
         for parameter in model.parameters():  # or all texts would be nearly alike
@@ -24,7 +28,7 @@ def make(sizes: Sizes = SIZES, dtype: torch.dtype = torch.float64) -> GPT:
     return model
 
 
-def read(model: GPT, ids: Tensor, cache: Cache | None = None) -> Tensor:
+def read(model: GPT, ids: Tensor, cache: KVCache | None = None) -> Tensor:
     """Logits [B, S, vocabulary] of ids [B, S], after what the cache holds."""
     x = model.embed(ids, start=cache.length if cache else 0)
     x = model(x, ids.shape[1], cache=cache)
@@ -38,7 +42,7 @@ def test_logits_are_those_without_a_cache(first: int, batch: int) -> None:
     """Texts of one batch stay apart, each token at its own position, to the last there is."""
     model, length = make(), SIZES.block_size
     ids = torch.randint(29, (batch, length), generator=torch.Generator().manual_seed(3))
-    wanted, cache = read(model, ids), Cache(length)
+    wanted, cache = read(model, ids), KVCache(length)
     found = [read(model, ids[:, :first], cache)]
     for place in range(first, length):
         assert cache.length == place
@@ -48,10 +52,10 @@ def test_logits_are_those_without_a_cache(first: int, batch: int) -> None:
 
 @torch.no_grad()
 def test_what_would_be_wrong_is_not_done() -> None:
-    model, cache = make(), Cache(9)
+    model, cache = make(), KVCache(9)
     read(model, torch.zeros(1, 5, dtype=torch.long), cache)
     with pytest.raises(AssertionError, match="mask"):
         read(model, torch.zeros(1, 2, dtype=torch.long), cache)
-    cache = Cache(6)
+    cache = KVCache(6)
     with pytest.raises(AssertionError):
         read(model, torch.zeros(1, 7, dtype=torch.long), cache)

@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from engine.layout import Layout
-from models.config import Sizes
+from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.context import Partition
-from models.parallel.layers import named_boxes
+from models.parallel.context import ParallelContext
+from models.parallel.layers import named_shards
 from models.parallel.mode import Mode
 from models.parallel.registry import modes
 from models.parameters import parameters
 
-SMALL = Sizes(n_layer=4, n_head=6, n_embd=36, head_dim=4, n_inner=72, vocab_size=29, block_size=16)
-GPT2 = Sizes(
+SMALL = GPTConfig(
+    n_layer=4, n_head=6, n_embd=36, head_dim=4, n_inner=72, vocab_size=29, block_size=16
+)
+GPT2 = GPTConfig(
     n_layer=12, n_head=12, n_embd=768, head_dim=64, n_inner=3072, vocab_size=50257, block_size=1024
 )
 
@@ -39,10 +41,10 @@ def test_list_is_what_a_rank_builds(mode: Mode, tied: bool, layers: range) -> No
         for name, n in layout.axes.items()
     }
     axes["tensor"] = Axis(name="tensor", size=size, index=rank, group=None, traffic=Traffic())
-    part = Partition(mode=mode, axes=axes, device=torch.device("meta"))
+    part = ParallelContext(mode=mode, axes=axes, device=torch.device("meta"))
     model = GPT(sizes, part, layers=layers)
-    listed = {p.name: layout.box(p.shape, p.cut, rank) for p in parameters(sizes, mode, layers)}
-    assert listed == named_boxes(model)
+    listed = {p.name: layout.shard(p.shape, p.spec, rank) for p in parameters(sizes, mode, layers)}
+    assert listed == named_shards(model)
     built = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert built == {name: box.local for name, box in listed.items()}
 

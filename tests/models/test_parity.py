@@ -9,31 +9,31 @@ import pytest
 import torch
 
 from tests.support.all_pairs import pairs
-from tests.support.mode_sizes import Cut, cuts, full_cuts
+from tests.support.mode_sizes import ModeSize, full_mode_sizes, mode_sizes
 from tests.support.parity import Parity
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 
 LARGEST = 8
 
 
-def is_common(cut: Cut) -> bool:
+def is_common(cut: ModeSize) -> bool:
     """Sizes that get every pair of options; the others get one row."""
     return cut.tensor in (1, 2, 3, 4, 8) and cut.depth in (1, 2)
 
 
-def fits(cut: Cut, data: int, *_: object) -> bool:
+def fits(cut: ModeSize, data: int, *_: object) -> bool:
     return cut.tensor * data <= LARGEST
 
 
-def many_runs() -> Iterator[Run]:
+def many_runs() -> Iterator[TrainingCase]:
     """In float64 every pair of options at common sizes; in float32 and bf16 few."""
-    every = list(cuts(LARGEST))
+    every = list(mode_sizes(LARGEST))
     common = [cut for cut in every if is_common(cut)]
     both = (False, True)
     rows = pairs(common, (1, 2), (1, 2), both, both, both, legal=fits)
     rows += [(cut, 1, 2, True, False, False) for cut in every if not is_common(cut)]
     for cut, data, accumulation, tied, checkpoint, keep in rows:
-        yield Run(
+        yield TrainingCase(
             **cut._asdict(),
             data=data,
             accumulation=accumulation,
@@ -42,15 +42,15 @@ def many_runs() -> Iterator[Run]:
             keep_gathers=keep,
             dtype=torch.float64,
         )
-    smallest: dict[str, Cut] = {}
+    smallest: dict[str, ModeSize] = {}
     for cut in common:
         if cut.tensor > 1:
-            yield Run(**cut._asdict())
+            yield TrainingCase(**cut._asdict())
             smallest.setdefault(cut.mode, cut)
-    for cut in full_cuts():  # an MLP that no cut divides
-        yield Run(**cut._asdict(), inner=27, dtype=torch.float64, steps=3)
+    for cut in full_mode_sizes():  # an MLP that no cut divides
+        yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64, steps=3)
     for cut in smallest.values():
-        yield Run(**cut._asdict(), compute=torch.bfloat16)
+        yield TrainingCase(**cut._asdict(), compute=torch.bfloat16)
 
 
 RUNS = list(many_runs())
@@ -58,5 +58,5 @@ PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_a_layout_trains_the_same_model(run: Run) -> None:
+def test_a_layout_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)

@@ -10,14 +10,16 @@ import pytest
 from tests.support import planted_faults, planted_pipeline_faults
 from tests.support.parity import TOLERANCE
 from tests.support.planted_faults import FAULTS
-from tests.support.training import Run, Trained, assert_same, train, train_all
+from tests.support.training import TrainingCase, TrainingResult, assert_same, train, train_all
 from tests.support.worlds import run_world
 
 FAULTY = 1e-5  # at least: the parity tests' tolerance in float32, of a run in float64
 RUNS = [*planted_faults.RUNS, *planted_pipeline_faults.RUNS]
 
 
-def train_faulty(rank: int, size: int, runs: list[Run], names: list[str]) -> list[Trained]:
+def train_faulty(
+    rank: int, size: int, runs: list[TrainingCase], names: list[str]
+) -> list[TrainingResult]:
     """Healthy runs, then faulty ones; rank 0 tells."""
     results = train_all(rank, size, runs)
     for name in names:
@@ -27,7 +29,7 @@ def train_faulty(rank: int, size: int, runs: list[Run], names: list[str]) -> lis
 
 
 @cache
-def trained(world: int) -> dict[Run | str, Trained]:
+def trained(world: int) -> dict[TrainingCase | str, TrainingResult]:
     """All runs of one world size, in one world: healthy ones by run, faulty ones by name."""
     runs = [run for run in RUNS if run.layout.gpus == world]
     if world == 1:
@@ -38,7 +40,7 @@ def trained(world: int) -> dict[Run | str, Trained]:
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_without_a_fault_the_comparison_passes(run: Run) -> None:
+def test_without_a_fault_the_comparison_passes(run: TrainingCase) -> None:
     tolerance = TOLERANCE[run.compute or run.dtype]
     assert_same(trained(run.layout.gpus)[run], trained(1)[run.alone], tolerance)
 

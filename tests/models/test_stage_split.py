@@ -7,8 +7,8 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from models.config import Sizes
-from models.stage_split import chunks_of, head_cost, split, virtual_stages
+from models.config import GPTConfig
+from models.stage_split import chunks_of, head_cost, split_balanced, virtual_stages
 
 
 def test_split_is_as_even_as_any_cut_can_be() -> None:
@@ -17,7 +17,7 @@ def test_split_is_as_even_as_any_cut_can_be() -> None:
         n = draw.randint(1, 9)
         stages = draw.randint(1, n)
         costs = [draw.choice([0.5, 1.0, 1.0, 3.0, 7.0]) for _ in range(n)]
-        runs = split(costs, stages)
+        runs = split_balanced(costs, stages)
         assert [item for run in runs for item in run] == list(range(n))
         assert all(len(run) >= 1 for run in runs)
         assert heaviest(costs, [run.start for run in runs[1:]]) == pytest.approx(
@@ -30,7 +30,7 @@ def heaviest(costs: list[float], cuts: list[int]) -> float:
     return max(sum(costs[a:b]) for a, b in pairwise(edges))
 
 
-GPT2 = Sizes(
+GPT2 = GPTConfig(
     n_layer=12, n_head=12, n_embd=768, head_dim=64, n_inner=3072, vocab_size=50257, block_size=1024
 )
 

@@ -21,8 +21,8 @@ import engine.training.trainer
 from engine.data.loader import Batch
 from engine.plan import Plan
 from engine.training.matmuls import MATMULS
-from engine.training.step import Outcome, Stepper
-from engine.training.trainer import Run, micro_batches
+from engine.training.step import Stepper, StepResult
+from engine.training.trainer import Trainer, micro_batches
 from models.parallel.context import torch_matmul
 from tests.support.runs import open_run
 from tests.support.training import process_group
@@ -32,7 +32,7 @@ Sends = dict[tuple[str, str], tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredMemory:
     """Of one rank: entries of its parameters, the most bytes that were allocated at a time in its
     second step and those that it leaves, and what it sent meanwhile."""
 
@@ -54,11 +54,11 @@ def world_of_one(rank: int, size: int) -> Iterator[None]:
         process_group.cache_clear()
 
 
-def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Measured:
+def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> MeasuredMemory:
     """In a world that is open; steps are cut short where ranks would agree on their loss."""
     gc.collect()  # what is freed in the meantime would count
     with (
-        patch.object(Stepper, "agree", _agree),
+        patch.object(Stepper, "all_reduce_result", _agree),
         # Ids are copied, as they are to a GPU: what numpy has read is not torch's.
         patch.object(engine.training.trainer, "micro_batches", _copied),
         patch.dict(MATMULS, torch=product),
@@ -71,7 +71,7 @@ def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> Mea
             run.step(2)
         sent = _sent(run)
     most, left = allocated(profiler, "second step")
-    return Measured(
+    return MeasuredMemory(
         stage=run.world.axes["pipeline"].index,
         parameters=sum(p.numel() for p in run.model.parameters()),
         most=most,
@@ -87,7 +87,7 @@ def _copied(plan: Plan, batch: Batch, device: torch.device) -> Iterator[Batch]:
 
 def measure_all(
     rank: int, size: int, config: Path, cases: Sequence[Sequence[str]]
-) -> list[Measured]:
+) -> list[MeasuredMemory]:
     """One world serves many cases."""
     return [measure(rank, size, config, overrides) for overrides in cases]
 
@@ -99,14 +99,14 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch_matmul(a, b, bias)
 
 
-def _agree(self: Stepper, step: int, loss: Tensor, *rest: Any) -> Outcome:
+def _agree(self: Stepper, step: int, loss: Tensor, *rest: Any) -> StepResult:
     """The control message is sent, and not looked at."""
     world = self.world
     world.all_reduce(torch.zeros(3 + 2 * world.size, dtype=torch.float64))
-    return Outcome(loss=0.0, grad_norm=0.0, memory_bytes=(), stop=False)
+    return StepResult(loss=0.0, grad_norm=0.0, memory_bytes=(), stop=False)
 
 
-def _sent(run: Run) -> Sends:
+def _sent(run: Trainer) -> Sends:
     traffic = run.world.traffic
     return {key: (traffic.calls[key], sent) for key, sent in traffic.bytes.items() if sent}
 

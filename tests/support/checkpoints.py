@@ -13,17 +13,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.checkpoint import state_dict
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
-from engine.checkpoint.manifest import MANIFEST, File, Layout, Manifest, Training, read_manifest
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
+from engine.checkpoint.manifest import (
+    MANIFEST,
+    FileDigest,
+    Manifest,
+    SavedLayout,
+    TrainingState,
+    read_manifest,
+)
 from engine.checkpoint.save import save
 from engine.training.step import Stepper
-from models.chunks import Chunks
-from tests.support.training import LR, Run, build, gathered, make_stepper, open_partition, rounds
+from models.chunks import ModelChunks
+from tests.support.training import (
+    LR,
+    TrainingCase,
+    build,
+    gathered,
+    make_stepper,
+    open_partition,
+    rounds,
+)
 from tests.support.training import samples as batch_of
 
 
-def training_at(step: int, **more: Any) -> Training:
+def training_at(step: int, **more: Any) -> TrainingState:
     """Where a training without data or settings stands."""
     fields: dict[str, Any] = {
         **dict.fromkeys(("val_loss", "loss_scale")),
@@ -33,11 +48,11 @@ def training_at(step: int, **more: Any) -> Training:
         "corpus": "",
         "settings": {},
     }
-    return Training(step=step, **{**fields, **more})
+    return TrainingState(step=step, **{**fields, **more})
 
 
-def layout_of(run: Run) -> Layout:
-    return Layout(
+def layout_of(run: TrainingCase) -> SavedLayout:
+    return SavedLayout(
         mode=run.mode,
         tensor_parallel=run.tensor,
         depth=run.depth,
@@ -52,38 +67,38 @@ def layout_of(run: Run) -> Layout:
 class Trainee:
     """A model and its optimizer on one rank."""
 
-    run: Run
-    model: Chunks
+    run: TrainingCase
+    model: ModelChunks
     stepper: Stepper
 
     @classmethod
-    def make(cls, run: Run, rank: int, seed: int = 1) -> Trainee:
-        part = open_partition(run, rank)
-        model = build(run, part, seed)
-        return cls(run, model, make_stepper(run, model, part.axes["world"]))
+    def make(cls, run: TrainingCase, rank: int, seed: int = 1) -> Trainee:
+        parallel = open_partition(run, rank)
+        model = build(run, parallel, seed)
+        return cls(run, model, make_stepper(run, model, parallel.axes["world"]))
 
     def train(self, steps: Iterable[int]) -> list[float]:
         """The loss of each of the steps."""
         losses = []
         for step in steps:
             batch = batch_of(self.run, step)
-            shares = rounds(self.run, batch, self.model.part.axes["data"].index)
+            shares = rounds(self.run, batch, self.model.parallel.axes["data"].index)
             count = int((batch[1] != -100).sum())
             losses.append(self.stepper.run(step, shares, targets=count, lr=LR).loss)
         return losses
 
-    def save(self, shelf: Shelf, step: int, **more: Any) -> None:
+    def save(self, shelf: CheckpointDirectory, step: int, **more: Any) -> None:
         world = self.stepper.world
         state = {
-            **state_dict.of_model(self.model),
-            **state_dict.of_optimizer(self.model, self.stepper.optimizer),
-            **state_dict.of_rng(world.index, torch.device("cpu")),
+            **state_dict.model_tensors(self.model),
+            **state_dict.optimizer_tensors(self.model, self.stepper.optimizer),
+            **state_dict.rng_tensors(world.index, torch.device("cpu")),
         }
         group = world.group or dist.group.WORLD
         training = training_at(step, **more)
         save(shelf, state, training, layout=layout_of(self.run), group=group)
 
-    def load(self, stored: Stored) -> None:
+    def load(self, stored: SavedCheckpoint) -> None:
         stored.load_model(self.model)
         stored.load_optimizer(self.model, self.stepper.optimizer)
 
@@ -100,17 +115,17 @@ class Trainee:
         return found
 
 
-def write(rank: int, size: int, run: Run, path: Path, steps: int = 2) -> None:
+def write(rank: int, size: int, run: TrainingCase, path: Path, steps: int = 2) -> None:
     """A checkpoint after so many steps."""
     trainee = Trainee.make(run, rank)
     trainee.train(range(1, steps + 1))
-    trainee.save(Shelf(path), steps, settings={"model": asdict(run.sizes)})
+    trainee.save(CheckpointDirectory(path), steps, settings={"model": asdict(run.config)})
 
 
-def everything(stored: Stored) -> dict[str, Tensor]:
+def everything(stored: SavedCheckpoint) -> dict[str, Tensor]:
     """All tensors of a checkpoint, the states of random generators included."""
-    assert stored.problems() == []
-    return {name: stored._whole(name) for name in stored.metadata.state_dict_metadata}
+    assert stored.verify() == []
+    return {name: stored._read_unsharded(name) for name in stored.metadata.state_dict_metadata}
 
 
 def reseal(folder: Path) -> None:
@@ -119,6 +134,6 @@ def reseal(folder: Path) -> None:
     files = {}
     for name in manifest.files:
         data = (folder / name).read_bytes()
-        files[name] = File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        files[name] = FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     fields = {**dict(manifest), "files": files}
     (folder / MANIFEST).write_bytes(Manifest(**fields).dump())

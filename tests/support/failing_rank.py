@@ -12,25 +12,27 @@ import time
 
 import torch
 
-from engine.errors import Failed
+from engine.errors import RunError
 from engine.plan import make_plan
 from engine.world.distributed import open_world
-from engine.world.launch_environment import locate
+from engine.world.launch_environment import find_launch_info
 
 
 def main(config: str, attempts: int) -> int:
-    place = locate(os.environ)
+    place = find_launch_info(os.environ)
     if place.attempt and place.rank == 0:
         time.sleep(1)  # the others come first, and must not find the last attempt's store
     try:
         with open_world(lambda: make_plan(config, gpus=place.size, environ={}), place) as world:
             total = world.axes["world"].all_reduce(torch.ones(1))
             world.first_step_done()
-            world.say(f"attempt {world.attempt}: {total.item():.0f} ranks, run {world.run_id}")
+            world.print_rank_0(
+                f"attempt {world.attempt}: {total.item():.0f} ranks, run {world.run_id}"
+            )
             if world.attempt < attempts and world.rank == world.size - 1:
-                raise Failed("on purpose")
+                raise RunError("on purpose")
             world.axes["world"].all_reduce(total)
-    except Failed:
+    except RunError:
         return 1
     return 0
 

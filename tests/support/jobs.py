@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any, TextIO
 from unittest.mock import patch
 
-from engine.checkpoint.directory import Shelf
-from engine.data.loader import Batch, Batches
-from engine.errors import Failed, Refused
-from engine.faults import Fault, planted
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.data.loader import Batch, TrainBatches
+from engine.errors import RunError, UserError
+from engine.faults import Fault, parse_fault
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.restart import restart
-from engine.runs.resume_candidates import Asked
+from engine.runs.restart import restart_of_launch
+from engine.runs.resume_candidates import StartOptions
 from engine.train import train
-from engine.training.step import Outcome
-from engine.training.trainer import Run
-from engine.world.coordination.liveness import Process
+from engine.training.step import StepResult
+from engine.training.trainer import Trainer
+from engine.world.coordination.liveness import RankProcess
 from engine.world.distributed import open_world
-from engine.world.launch_environment import LOOPBACK, Place
+from engine.world.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.world import World
 from tests.support.worlds import WorldError, free_port, run_world
 
@@ -52,14 +52,14 @@ PATIENCE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run in ``folder``, where its config is tiny.py. ``launch`` is what a launcher calls it, the
-    same over restarts. All ranks are killed in the middle of step ``dies``, once there is a
-    checkpoint where it ``dies_saved``. ``planted`` is entered on every rank before it trains.
+    """A run in ``folder``, where its config is tiny.py. ``launch_id`` is what a launcher calls it,
+    the same over restarts. All ranks are killed in the middle of step ``dies``, once there is a
+    checkpoint where it ``dies_saved``. ``parse_fault`` is entered on every rank before it trains.
     ``fault``: as FAULT in the environment."""
 
     folder: Path
     overrides: tuple[str, ...] = ()
-    asked: Asked = field(default_factory=Asked)
+    options: StartOptions = field(default_factory=StartOptions)
     launch: str | None = None
     dies: int | None = None
     dies_saved: bool = False
@@ -93,12 +93,12 @@ def into_run(folder: Path, *overrides: str, **more: Any) -> Job:
     """The tiny training, into RUN of a folder that is made."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.py").write_text(TINY)
-    return Job(folder=folder, overrides=overrides, **{"asked": Asked(output=RUN), **more})
+    return Job(folder=folder, overrides=overrides, **{"asked": StartOptions(output=RUN), **more})
 
 
-def shelf_of(folder: Path, run: Path = RUN) -> Shelf:
+def checkpoints_of(folder: Path, run: Path = RUN) -> CheckpointDirectory:
     """The checkpoints of a run there."""
-    return Shelf(RunFolder(folder / run).checkpoints)
+    return CheckpointDirectory(RunFolder(folder / run).checkpoints)
 
 
 def run(job: Job, ranks: int = 1) -> list[Ended]:
@@ -128,30 +128,32 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(job.folder)
     launcher = "by hand" if job.launch is None else "Slurm"
-    place = Place(
-        rank=rank, size=size, host=LOOPBACK, port=port, launcher=launcher, launch=job.launch
+    place = LaunchInfo(
+        rank=rank, size=size, host=LOOPBACK, port=port, launcher=launcher, launch_id=job.launch
     )
 
     def plan() -> Any:
         return make_plan("tiny.py", gpus=size, overrides=job.overrides, environ={})
 
-    out, fault = io.StringIO(), planted(job.fault, rank, place.attempt)
+    out, fault = io.StringIO(), parse_fault(job.fault, rank, place.attempt)
     batches: dict[int, list[str]] = {}
     ended = ""
     with (
         contextlib.redirect_stdout(out),
         _stderr(rank, job) as err,
         contextlib.redirect_stderr(err),
-        patch.object(Batches, "batch", _recorded(Batches.batch, batches)),
-        patch.object(Run, "step", _mortal(Run.step, job)),
+        patch.object(TrainBatches, "batch", _recorded(TrainBatches.batch, batches)),
+        patch.object(Trainer, "step", _mortal(Trainer.step, job)),
     ):
         try:
-            again = restart(name="tiny", size=size, overrides=job.overrides, asked=job.asked)
+            again = restart_of_launch(
+                name="tiny", size=size, overrides=job.overrides, options=job.options
+            )
             with open_world(plan, place, restart=again) as world, job.planted(world):
                 fault = fault or witness(job.fault, world)
-                train(world, world.plan, job.asked, cache=job.folder / "cache", fault=fault)
-        except (Refused, Failed) as error:
-            ended = "Refused" if isinstance(error, Refused) else "Failed"
+                train(world, world.plan, job.options, cache=job.folder / "cache", fault=fault)
+        except (UserError, RunError) as error:
+            ended = "UserError" if isinstance(error, UserError) else "RunError"
         err.seek(0)
         return Ended(error=ended, out=out.getvalue(), err=err.read(), batches=batches)
 
@@ -164,13 +166,13 @@ class Witness(Fault):
     world: World
     victim: int
 
-    def _strike(self) -> None:
+    def _trigger(self) -> None:
         if self._done:
             return
         self._done = True
-        assert self.world.ranks.last_words.roll is not None
-        process = self.world.ranks.last_words.roll.processes[self.victim]
-        while process.state(Process.this()) != "stopped":
+        assert self.world.control_plane.failure_reporter.liveness is not None
+        process = self.world.control_plane.failure_reporter.liveness.processes[self.victim]
+        while process.state(RankProcess.current()) != "stopped":
             time.sleep(0.01)
         lose_patience(self.world)
 
@@ -186,7 +188,7 @@ def witness(fault: str, world: World) -> Witness | None:
 
 def lose_patience(world: World) -> None:
     """This rank waits ``PATIENCE`` seconds for others from now on."""
-    world.ranks.keep_pace(PATIENCE)
+    world.control_plane.use_step_timeout(PATIENCE)
     world.colossal.set_timeouts(PATIENCE)
 
 
@@ -200,7 +202,7 @@ def digest(batch: Batch) -> str:
 
 
 def _recorded(read: Callable[..., Batch], batches: dict[int, list[str]]) -> Callable[..., Batch]:
-    def batch(self: Batches, step: int, turn: int, data_rank: int) -> Batch:
+    def batch(self: TrainBatches, step: int, turn: int, data_rank: int) -> Batch:
         found = read(self, step, turn, data_rank)
         batches.setdefault(step, []).append(digest(found))
         return found
@@ -208,8 +210,8 @@ def _recorded(read: Callable[..., Batch], batches: dict[int, list[str]]) -> Call
     return batch
 
 
-def _mortal(healthy: Callable[..., Outcome], job: Job) -> Callable[..., Outcome]:
-    def step(self: Run, step: int, **more: Any) -> Outcome:
+def _mortal(healthy: Callable[..., StepResult], job: Job) -> Callable[..., StepResult]:
+    def step(self: Trainer, step: int, **more: Any) -> StepResult:
         outcome = healthy(self, step, **more)
         if step == job.dies:  # weights are new, and nothing has been told or saved of it
             while job.dies_saved and not saved():

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import torch
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked
+from engine.runs.resume_candidates import StartOptions
 from tests.support.checkpoints import everything
 from tests.support.jobs import TINY, Job, run_all
 from tests.support.worlds import WorldError
@@ -49,18 +49,18 @@ class Campaign:
         (self.folder / "tiny.py").write_text(TINY)
         self.draw = random.Random(self.seed)
         self.run = RunFolder(self.folder / "run")
-        self.shelf = Shelf(self.run.checkpoints)
+        self.checkpoints = CheckpointDirectory(self.run.checkpoints)
 
     @property
     def latest(self) -> int:
         """The step of the latest checkpoint; 0 before the first."""
-        return max(self.shelf.steps(), default=0)
+        return max(self.checkpoints.steps(), default=0)
 
     def job(self, *overrides: str, fault: str = "") -> Job:
         return Job(
             folder=self.folder,
             overrides=(*SMALL, f"MAX_STEPS={self.steps}", *overrides),
-            asked=Asked(resume="auto", output=Path("run")),
+            options=StartOptions(resume="auto", output=Path("run")),
             fault=fault,
         )
 
@@ -161,14 +161,16 @@ class Campaign:
 
     def check(self) -> None:
         """Whatever has a checkpoint's name is one, and there is one after the first save."""
-        for step in self.shelf.steps():
-            assert Stored(self.shelf.folder(step)).problems() == [], step
+        for step in self.checkpoints.steps():
+            assert SavedCheckpoint(self.checkpoints.folder(step)).verify() == [], step
 
 
 def same_end(one: Campaign, other: Campaign) -> None:
     """The same weights, optimizer, RNG and log, to the bit."""
     assert one.run.weights.read_bytes() == other.run.weights.read_bytes()
-    ours, theirs = (Stored(campaign.shelf.folder(campaign.steps)) for campaign in (one, other))
+    ours, theirs = (
+        SavedCheckpoint(campaign.checkpoints.folder(campaign.steps)) for campaign in (one, other)
+    )
     found, expected = everything(ours), everything(theirs)
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.training.gradients import uncut
-from models.parallel.context import Partition
-from models.parallel.mode import Activation
-from models.parallel.shard import Box
+from engine.training.gradients import replicated_axes
+from models.parallel.context import ParallelContext
+from models.parallel.mode import ActivationSharding
+from models.parallel.shard import Shard
 
 
-def piece(whole: Tensor, activation: Activation, part: Partition) -> Tensor:
+def piece(whole: Tensor, activation: ActivationSharding, part: ParallelContext) -> Tensor:
     """What this rank holds of a whole activation [T, H]."""
     rows = part.rows(whole.shape[0], activation.tokens)
     columns = part.rows(whole.shape[1], activation.hidden)
     return whole[rows, columns].clone()
 
 
-def summed(gradient: Tensor, box: Box, part: Partition) -> Tensor:
+def summed(gradient: Tensor, box: Shard, part: ParallelContext) -> Tensor:
     """A parameter's gradient by the one rule: over every axis that does not cut it."""
     total = gradient.clone()
-    for axis in uncut(box, part.summed_axes):
+    for axis in replicated_axes(box, part.summed_axes):
         part.axes[axis].all_reduce(total)
     return total

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from models.parallel.registry import modes
 
 
-class Cut(NamedTuple):
+class ModeSize(NamedTuple):
     """MODE, TENSOR_PARALLEL, DEPTH."""
 
     mode: str
@@ -21,19 +21,19 @@ class Cut(NamedTuple):
         return f"{self.mode}x{self.tensor}{depth}"
 
 
-def cuts(largest: int) -> Iterator[Cut]:
+def mode_sizes(largest: int) -> Iterator[ModeSize]:
     """Every legal cut of every mode into up to ``largest`` ranks."""
     for name, mode in modes().items():
         for depth in range(1, largest + 1 if mode.uses_depth else 2):
             for tensor in range(1, largest + 1):
                 if mode.axes(tensor, depth) is not None:
-                    yield Cut(name, tensor, depth)
+                    yield ModeSize(name, tensor, depth)
 
 
-def full_cuts(largest: int = 8) -> list[Cut]:
+def full_mode_sizes(largest: int = 8) -> list[ModeSize]:
     """Of each mode the smallest cut in which none of its axes has size 1."""
-    smallest: dict[str, Cut] = {}
-    for cut in sorted(cuts(largest), key=lambda cut: cut.tensor):
+    smallest: dict[str, ModeSize] = {}
+    for cut in sorted(mode_sizes(largest), key=lambda cut: cut.tensor):
         axes = modes()[cut.mode].axes(cut.tensor, cut.depth)
         if axes is not None and 1 not in axes.values():
             smallest.setdefault(cut.mode, cut)

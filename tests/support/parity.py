@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from tests.support.training import Run, Trained, assert_same, train_all
+from tests.support.training import TrainingCase, TrainingResult, assert_same, train_all
 from tests.support.worlds import TIMEOUT_SECONDS, run_world
 
 TOLERANCE = {
@@ -23,18 +23,18 @@ up to 0.024 of a bias in bf16 and 0.003 in fp16, which has three bits more."""
 class Parity:
     """One world of each size trains all runs of that size when the first of them is asked for."""
 
-    def __init__(self, runs: Iterable[Run], *, timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, runs: Iterable[TrainingCase], *, timeout: float = TIMEOUT_SECONDS) -> None:
         self.runs, self.timeout = list(dict.fromkeys(runs)), timeout
         self.trained = cache(self._trained)
 
-    def _trained(self, world: int) -> dict[Run, Trained]:
+    def _trained(self, world: int) -> dict[TrainingCase, TrainingResult]:
         runs = [run for run in self.runs if run.layout.gpus == world]
         if world == 1:
             runs = list(dict.fromkeys([*runs, *(run.alone for run in self.runs)]))
         results = run_world(world, train_all, runs, timeout=self.timeout)
         return dict(zip(runs, results[0], strict=True))
 
-    def check(self, run: Run) -> None:
+    def check(self, run: TrainingCase) -> None:
         """Losses, norms and parameters of ``run`` are those of one process."""
         result, wanted = self.trained(run.layout.gpus)[run], self.trained(1)[run.alone]
         assert_same(result, wanted, TOLERANCE[run.compute or run.dtype])

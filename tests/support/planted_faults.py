@@ -16,22 +16,22 @@ from torch import Tensor
 import engine.training.step
 from engine.data.loader import Batch
 from engine.training import gradients
-from engine.training.gradients import GradientSum
-from models.chunks import Chunks
+from engine.training.gradients import GradientReducer
+from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel import layers, loss, matmul
 from models.parallel.collectives import Axis, gather
-from models.parallel.context import Partition
-from models.parallel.initialise import draw_normal
-from models.parallel.layers import CutModule, Linear, Positions
+from models.parallel.context import ParallelContext
+from models.parallel.initialise import init_normal_
+from models.parallel.layers import Linear, PositionEmbedding, ShardedModule
 from models.parallel.mode import Gather, Mode
 from models.parallel.norm import LayerNorm
 from models.parallel.registry import modes
-from models.parallel.shard import Box
+from models.parallel.shard import Shard
 from tests.support import training
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 
-Few = partial(Run, dtype=torch.float64, steps=2)
+Few = partial(TrainingCase, dtype=torch.float64, steps=2)
 COLUMNS = Few(mode="1d", tensor=2, data=2, accumulation=2)
 GRID = Few(mode="2d", tensor=4, samples=6, accumulation=2)  # three a round: one is added
 DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, tied=False)
@@ -40,45 +40,45 @@ RUNS = [COLUMNS, GRID, DEEP, CUBE]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class PlantedFault:
     """What is planted, and the run that must show it."""
 
-    run: Run
+    run: TrainingCase
     plant: Callable[[], AbstractContextManager[Any]]
 
 
-FAULTS: dict[str, Fault] = {}
+FAULTS: dict[str, PlantedFault] = {}
 
 
-def shown_by(run: Run) -> Callable[[Callable[[], Iterator[None]]], None]:
+def shown_by(run: TrainingCase) -> Callable[[Callable[[], Iterator[None]]], None]:
     """Register a context manager in which the fault is there."""
 
     def register(plant: Callable[[], Iterator[None]]) -> None:
-        FAULTS[plant.__name__] = Fault(run=run, plant=contextmanager(plant))
+        FAULTS[plant.__name__] = PlantedFault(run=run, plant=contextmanager(plant))
 
     return register
 
 
-def unsummed(lost: Callable[[CutModule, str, str], bool]) -> AbstractContextManager[Any]:
+def unsummed(lost: Callable[[ShardedModule, str, str], bool]) -> AbstractContextManager[Any]:
     """Gradients of (module, parameter) are not summed over an axis where ``lost`` says so."""
 
-    def faulty(model: Chunks) -> GradientSum:
+    def faulty(model: ModelChunks) -> GradientReducer:
         owners = {
             id(box): (module, name)
             for chunk in model
             for module in chunk.modules()
-            if isinstance(module, CutModule)
-            for name, box in module.boxes.items()
+            if isinstance(module, ShardedModule)
+            for name, box in module.shards.items()
         }
-        healthy = gradients.uncut
+        healthy = gradients.replicated_axes
 
-        def uncut(box: Box, axes: dict[str, Axis]) -> tuple[str, ...]:
+        def uncut(box: Shard, axes: dict[str, Axis]) -> tuple[str, ...]:
             return tuple(a for a in healthy(box, axes) if not lost(*owners[id(box)], a))
 
-        with patch.object(gradients, "uncut", uncut):
-            return GradientSum(model)
+        with patch.object(gradients, "replicated_axes", uncut):
+            return GradientReducer(model)
 
-    return patch.object(training, "GradientSum", faulty)
+    return patch.object(training, "GradientReducer", faulty)
 
 
 def table(name: str, change: Callable[[Mode], Mode]) -> AbstractContextManager[Any]:
@@ -112,15 +112,15 @@ def gradients_are_not_summed_over_data() -> Iterator[None]:
 
 @shown_by(COLUMNS)
 def only_the_last_round_counts() -> Iterator[None]:
-    healthy = GradientSum.complete
+    healthy = GradientReducer.final_backward
 
-    def complete(self: GradientSum) -> AbstractContextManager[None]:
+    def complete(self: GradientReducer) -> AbstractContextManager[None]:
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
         return healthy(self)
 
-    with patch.object(GradientSum, "complete", complete):
+    with patch.object(GradientReducer, "final_backward", complete):
         yield
 
 
@@ -182,7 +182,7 @@ def every_rank_reports_the_loss_of_shared_rows() -> Iterator[None]:
 
 @shown_by(GRID)
 def padding_of_the_vocabulary_has_a_share_of_the_softmax() -> Iterator[None]:
-    with patch.object(Box, "padded", False):
+    with patch.object(Shard, "is_padded", False):
         yield
 
 
@@ -191,8 +191,8 @@ def targets_are_looked_up_at_the_wrong_offset() -> Iterator[None]:
     healthy = loss.cross_entropy
 
     def shifted(logits: Tensor, targets: Tensor, scale: float, head: Any, wanted: bool) -> Any:
-        box = replace(head.box, offset=(0, 0))
-        return healthy(logits, targets, scale, replace(head, box=box), wanted)
+        box = replace(head.shard, offset=(0, 0))
+        return healthy(logits, targets, scale, replace(head, shard=box), wanted)
 
     with patch.object(loss, "cross_entropy", shifted):
         yield
@@ -210,19 +210,19 @@ def padded_samples_count() -> Iterator[None]:
 
 @shown_by(COLUMNS)
 def a_shard_is_shifted() -> Iterator[None]:
-    healthy = Partition.box
+    healthy = ParallelContext.shard
 
-    def box(self: Partition, shape: tuple[int, ...], cut: Any) -> Box:
-        if shape == (COLUMNS.sizes.n_embd, COLUMNS.sizes.n_inner):
+    def box(self: ParallelContext, shape: tuple[int, ...], cut: Any) -> Shard:
+        if shape == (COLUMNS.config.n_embd, COLUMNS.config.n_inner):
             index = {**self.index, "t": (self.index["t"] + 1) % self.sizes["t"]}
             return healthy(replace_index(self, index), shape, cut)
         return healthy(self, shape, cut)
 
-    with patch.object(Partition, "box", box):
+    with patch.object(ParallelContext, "shard", box):
         yield
 
 
-def replace_index(part: Partition, index: dict[str, int]) -> Partition:
+def replace_index(part: ParallelContext, index: dict[str, int]) -> ParallelContext:
     moved = replace(part)
     object.__setattr__(moved, "index", index)
     return moved
@@ -231,10 +231,10 @@ def replace_index(part: Partition, index: dict[str, int]) -> Partition:
 @shown_by(GRID)
 def weights_are_drawn_by_local_position() -> Iterator[None]:
 
-    def local(tensor: Tensor, box: Box, **how: Any) -> None:
-        draw_normal(tensor, replace(box, offset=(0,) * len(box.offset)), **how)
+    def local(tensor: Tensor, box: Shard, **how: Any) -> None:
+        init_normal_(tensor, replace(box, offset=(0,) * len(box.offset)), **how)
 
-    with patch.object(layers, "draw_normal", local):
+    with patch.object(layers, "init_normal_", local):
         yield
 
 
@@ -293,30 +293,32 @@ def a_norm_adds_nothing_up_in_backward() -> Iterator[None]:
 
 @shown_by(COLUMNS)
 def positions_start_anew_on_every_rank() -> Iterator[None]:
-    def anew(self: Positions, batch: int, length: int, start: int = 0) -> Tensor:
-        rows = self.part.rows(batch * length, self.part.mode.outer.tokens)
+    def anew(self: PositionEmbedding, batch: int, length: int, start: int = 0) -> Tensor:
+        rows = self.parallel.rows(batch * length, self.parallel.mode.outer.tokens)
         return self.weight[start + torch.arange(rows.stop - rows.start) % length]
 
-    with patch.object(Positions, "forward", anew):
+    with patch.object(PositionEmbedding, "forward", anew):
         yield
 
 
 @shown_by(GRID)
 def gradients_are_clipped_by_the_local_norm() -> Iterator[None]:
-    def local(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
-        gradients.rescale(model, gradients.square_sum(model).sqrt().item(), limit, scale)
+    def local(model: ModelChunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.unscale_and_clip(
+            model, gradients.local_grad_norm_squared(model).sqrt().item(), limit, scale
+        )
 
-    with patch.object(engine.training.step, "rescale", local):
+    with patch.object(engine.training.step, "unscale_and_clip", local):
         yield
 
 
 @shown_by(GRID)
 def copies_count_in_the_gradient_norm() -> Iterator[None]:
-    def everything(model: Chunks) -> Tensor:
+    def everything(model: ModelChunks) -> Tensor:
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         return torch.stack([g.double().square().sum() for g in grads]).sum()
 
-    with patch.object(engine.training.step, "square_sum", everything):
+    with patch.object(engine.training.step, "local_grad_norm_squared", everything):
         yield
 
 

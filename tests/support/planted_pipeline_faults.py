@@ -16,18 +16,18 @@ from torch import Tensor
 
 import engine.training.step
 from engine import pipeline_schedule
-from engine.pipeline_schedule import Action, Shape, Transfer
+from engine.pipeline_schedule import Action, P2POp, PipelineShape
 from engine.training import gradients, pipeline
-from engine.training.gradients import GradientSum
-from engine.training.pipeline import _Pass
-from models.chunks import Chunks
+from engine.training.gradients import GradientReducer
+from engine.training.pipeline import _PipelineRun
+from models.chunks import ModelChunks
 from models.parallel import layers, zero
 from models.parallel.collectives import Axis, scatter
-from models.parallel.initialise import draw_normal
-from models.parallel.shard import Box
-from models.parallel.zero import Pieces, Zero
+from models.parallel.initialise import init_normal_
+from models.parallel.shard import Shard
+from models.parallel.zero import WeightSharding, Zero
 from tests.support.planted_faults import Few, flipped, shown_by, unsummed
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 
 STAGES = Few(pipeline=2, micro_batches=4, schedule="gpipe", samples=16)
 DRAIN = Few(pipeline=2, data=2, micro_batches=2, samples=16)
@@ -37,19 +37,19 @@ UNEVEN = Few(data=3, zero=2, accumulation=2)  # no width divides by three
 ALWAYS = Few(data=2, zero=3, accumulation=2)
 DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, zero=1, accumulation=2)
 OVER_DEPTH = Few(mode="2.5d", tensor=2, depth=2, zero=3, zero_depth=True, accumulation=2)
-FP16 = Run(pipeline=2, samples=16, steps=2, compute=torch.float16)
+FP16 = TrainingCase(pipeline=2, samples=16, steps=2, compute=torch.float16)
 RUNS = [STAGES, DRAIN, BUBBLE, ONCE, UNEVEN, ALWAYS, DEEP, OVER_DEPTH, FP16]
 
 
 @shown_by(STAGES)
 def tied_gradients_are_not_swapped() -> Iterator[None]:
-    with patch.object(GradientSum, "_sum_tied", lambda self: None):
+    with patch.object(GradientReducer, "_all_reduce_tied", lambda self: None):
         yield
 
 
 @shown_by(STAGES)
 def a_tied_table_counts_twice_in_the_norm() -> Iterator[None]:
-    with patch.object(Chunks, "copies", frozenset()):
+    with patch.object(ModelChunks, "copies", frozenset()):
         yield
 
 
@@ -61,30 +61,32 @@ def a_stage_s_norm_is_not_everyone_s() -> Iterator[None]:
 
 @shown_by(STAGES)
 def layers_are_drawn_by_their_place_in_the_stage() -> Iterator[None]:
-    def local(tensor: Tensor, box: Box, *, name: str, **how: Any) -> None:
-        draw_normal(tensor, box, name=re.sub(r"h\.\d+", "h.0", name), **how)
+    def local(tensor: Tensor, box: Shard, *, name: str, **how: Any) -> None:
+        init_normal_(tensor, box, name=re.sub(r"h\.\d+", "h.0", name), **how)
 
-    with patch.object(layers, "draw_normal", local):
+    with patch.object(layers, "init_normal_", local):
         yield
 
 
 @shown_by(STAGES)
 def messages_of_micro_batches_are_crossed() -> Iterator[None]:
     """The first two that a rank receives, where both come before either is used."""
-    healthy = pipeline_schedule.with_transfers
+    healthy = pipeline_schedule.insert_p2p
 
-    def crossed(orders: Sequence[Sequence[Action]], shape: Shape) -> list[list[Action | Transfer]]:
+    def crossed(
+        orders: Sequence[Sequence[Action]], shape: PipelineShape
+    ) -> list[list[Action | P2POp]]:
         return [_crossed(items) for items in healthy(orders, shape)]
 
-    with patch.object(pipeline, "with_transfers", crossed):
+    with patch.object(pipeline, "insert_p2p", crossed):
         yield
 
 
-def _crossed(items: list[Action | Transfer]) -> list[Action | Transfer]:
+def _crossed(items: list[Action | P2POp]) -> list[Action | P2POp]:
     places = [
         place
         for place, item in enumerate(items)
-        if isinstance(item, Transfer) and item.way == "receive" and item.of == "forward"
+        if isinstance(item, P2POp) and item.direction == "receive" and item.payload == "forward"
     ][:2]
     if len(places) == 2 and not any(isinstance(item, Action) for item in items[: places[1]]):
         one, other = (items[place] for place in places)
@@ -95,40 +97,40 @@ def _crossed(items: list[Action | Transfer]) -> list[Action | Transfer]:
 
 @shown_by(DRAIN)
 def sums_begin_before_the_last_micro_batch() -> Iterator[None]:
-    def early(self: _Pass, action: Action) -> AbstractContextManager[None]:
-        assert self.sums is not None
-        return self.sums.complete()
+    def early(self: _PipelineRun, action: Action) -> AbstractContextManager[None]:
+        assert self.reducer is not None
+        return self.reducer.final_backward()
 
-    with patch.object(_Pass, "_sums", early):
+    with patch.object(_PipelineRun, "_final_backward", early):
         yield
 
 
 @shown_by(BUBBLE)
 def put_off_gradients_are_lost() -> Iterator[None]:
-    def lazy(self: _Pass, action: Action) -> None:
+    def lazy(self: _PipelineRun, action: Action) -> None:
         self.weights.pop((action.chunk, action.micro_batch))
 
-    with patch.object(_Pass, "weight", lazy):
+    with patch.object(_PipelineRun, "backward_weight", lazy):
         yield
 
 
 @shown_by(BUBBLE)
 def put_off_gradients_are_summed_before_they_are_there() -> Iterator[None]:
     """Autograd calls for a gradient that it was not given, too."""
-    with patch.object(GradientSum, "_hook", lambda self, parameter: self.arrived(parameter)):
+    with patch.object(GradientReducer, "_hook", lambda self, parameter: self.mark_ready(parameter)):
         yield
 
 
 @shown_by(ONCE)
 def gathered_weights_are_stale() -> Iterator[None]:
-    with patch.object(Zero, "forget", lambda self: None):
+    with patch.object(Zero, "clear_gathered", lambda self: None):
         yield
 
 
 @shown_by(ONCE)
 def only_the_last_micro_batch_is_scattered() -> Iterator[None]:
-    def forgetful(self: Zero, weight: Tensor, gradient: Tensor, pieces: Pieces) -> None:
-        self._whole[id(weight)] = weight, pieces, gradient
+    def forgetful(self: Zero, weight: Tensor, gradient: Tensor, pieces: WeightSharding) -> None:
+        self._deferred[id(weight)] = weight, pieces, gradient
 
     with patch.object(Zero, "scatter", forgetful):
         yield
@@ -202,38 +204,38 @@ def one_rank_s_pieces_make_the_norm() -> Iterator[None]:
 
 @shown_by(FP16)
 def the_loss_scale_is_not_divided_out() -> Iterator[None]:
-    def unscaled(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
-        gradients.rescale(model, norm, limit)
+    def unscaled(model: ModelChunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.unscale_and_clip(model, norm, limit)
 
-    with patch.object(engine.training.step, "rescale", unscaled):
+    with patch.object(engine.training.step, "unscale_and_clip", unscaled):
         yield
 
 
 @shown_by(FP16)
 def the_norm_is_scaled() -> Iterator[None]:
-    def scaled(model: Chunks, norm: float, limit: float | None, scale: float) -> None:
-        gradients.rescale(model, norm * scale, limit, scale)
+    def scaled(model: ModelChunks, norm: float, limit: float | None, scale: float) -> None:
+        gradients.unscale_and_clip(model, norm * scale, limit, scale)
 
-    with patch.object(engine.training.step, "rescale", scaled):
+    with patch.object(engine.training.step, "unscale_and_clip", scaled):
         yield
 
 
 def summed_over(axis: str) -> AbstractContextManager[Any]:
     """All gradients are summed over an axis, those that it cuts too."""
-    healthy = gradients.uncut
+    healthy = gradients.replicated_axes
 
-    def uncut(box: Box, axes: dict[str, Axis]) -> tuple[str, ...]:
+    def uncut(box: Shard, axes: dict[str, Axis]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*healthy(box, axes), axis)))
 
-    return patch.object(gradients, "uncut", uncut)
+    return patch.object(gradients, "replicated_axes", uncut)
 
 
 def norm_of(counts: Callable[[Any], bool]) -> AbstractContextManager[Any]:
     """Ranks for which ``counts`` is false have no share in the gradient's norm."""
-    healthy = gradients.square_sum
+    healthy = gradients.local_grad_norm_squared
 
-    def share(model: Chunks) -> Tensor:
+    def share(model: ModelChunks) -> Tensor:
         squares = healthy(model)
-        return squares if counts(model.part.axes) else torch.zeros_like(squares)
+        return squares if counts(model.parallel.axes) else torch.zeros_like(squares)
 
-    return patch.object(engine.training.step, "square_sum", share)
+    return patch.object(engine.training.step, "local_grad_norm_squared", share)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from engine.world.colossal import Colossal
+from engine.world.colossal import ColossalContext
 
 for name in (
     "einops._torch_specific",
@@ -20,4 +20,4 @@ for name in (
     "train_gpt",
 ):
     import_module(name)
-Colossal()  # imports Colossal-AI
+ColossalContext()  # imports Colossal-AI

@@ -8,8 +8,8 @@ import torch
 
 from engine.pipeline_schedule import SCHEDULES
 from models.parallel.registry import modes
-from tests.support.mode_sizes import cuts
-from tests.support.training import Run
+from tests.support.mode_sizes import mode_sizes
+from tests.support.training import TrainingCase
 
 LARGEST = 8
 TYPES = [(torch.float64, None)] * 5 + [
@@ -21,7 +21,7 @@ TYPES = [(torch.float64, None)] * 5 + [
 
 GRIDS = [
     (cut, data, pipeline)
-    for cut in cuts(LARGEST)
+    for cut in mode_sizes(LARGEST)
     if cut.tensor > 1 or cut.mode == "serial"
     for data in (1, 2, 3, 4)
     for pipeline in (1, 2, 3, 4)
@@ -29,7 +29,7 @@ GRIDS = [
 ]
 
 
-def draw(number: int) -> Run:
+def draw(number: int) -> TrainingCase:
     """Layout ``number``: the same on every machine."""
     pick = random.Random(number).choice
     mode = pick(list(modes()))
@@ -41,7 +41,7 @@ def draw(number: int) -> Run:
         micro_batches = pick((1, 2)) * pipeline
     dtype, compute = pick(TYPES)
     samples = data * accumulation * micro_batches * pick((1, 2))
-    return Run(
+    return TrainingCase(
         **cut._asdict(),
         data=data,
         pipeline=pipeline,

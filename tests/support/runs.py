@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from engine.data.loader import load
+from engine.data.loader import load_batches
 from engine.layout import Layout
 from engine.plan import Plan, make_plan
-from engine.training.build import build_model, partition
-from engine.training.trainer import Run
+from engine.training.build import build_model, parallel_context
+from engine.training.trainer import Trainer
 from engine.world.world import World
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 from models.parallel.collectives import Axis, Traffic
 from tests.support.training import open_axes
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandIn:
+class StandInWorld:
     """What a run needs of its world."""
 
     axes: dict[str, Axis]
@@ -36,25 +36,25 @@ class StandIn:
     is_main: bool
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def agree(self, task: Callable[[], T]) -> T:
+    def run_on_all(self, task: Callable[[], T]) -> T:
         return task()
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         return False
 
 
-def open_run(rank: int, size: int, config: Path, overrides: Sequence[str], **more: Any) -> Run:
+def open_run(rank: int, size: int, config: Path, overrides: Sequence[str], **more: Any) -> Trainer:
     """The run of ``config`` on ``rank`` of ``size``, over synthetic or cached data."""
     plan = make_plan(config, gpus=size, overrides=overrides, environ={})
     traffic = Traffic()
     axes = open_axes(plan.layout, rank, traffic)
-    world = StandIn(axes=axes, traffic=traffic, is_main=rank == 0)
+    world = StandInWorld(axes=axes, traffic=traffic, is_main=rank == 0)
     return run_of(plan, world, cache=config.parent / "cache", **more)
 
 
-def run_of(plan: Plan, world: StandIn, *, cache: Path, steps: int = 10) -> Run:
-    batches = load(plan.settings, data_size=plan.layout.data, cache=cache)
-    return Run(plan, cast(World, world), batches, steps=steps, matmul="torch")
+def run_of(plan: Plan, world: StandInWorld, *, cache: Path, steps: int = 10) -> Trainer:
+    batches = load_batches(plan.settings, data_size=plan.layout.data, cache=cache)
+    return Trainer(plan, cast(World, world), batches, steps=steps, matmul="torch")
 
 
 # Without other ranks, and without memory
@@ -83,9 +83,9 @@ def lonely_axes(layout: Layout, rank: int) -> dict[str, Axis]:
     return found
 
 
-def build_empty(plan: Plan, rank: int) -> Chunks:
+def build_empty(plan: Plan, rank: int) -> ModelChunks:
     """A rank's share of the model: shapes without values."""
     axes = lonely_axes(plan.layout, rank)
-    part = partition(plan.settings, plan.layout.mode, axes, torch.device("meta"))
-    with patch.object(Chunks, "initialise", lambda self, seed: None):
+    part = parallel_context(plan.settings, plan.layout.mode, axes, torch.device("meta"))
+    with patch.object(ModelChunks, "initialise", lambda self, seed: None):
         return build_model(plan.settings, part)

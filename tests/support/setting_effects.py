@@ -14,9 +14,9 @@ import torch
 
 from engine.plan import Plan, make_plan
 from engine.train import total_steps
-from engine.training.build import matmul_of
+from engine.training.build import choose_run_matmul
 from engine.training.pipeline import Pipeline
-from engine.training.step import Diverged, NotFinite
+from engine.training.step import DivergedError, NonFiniteError
 from engine.world.world import World
 from models.gpt import Block
 from tests.support.jobs import Job
@@ -40,7 +40,7 @@ OTHER = "Another. " * 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class SettingEffect:
     """``probe`` gives something else once ``change`` is added to ``given``."""
 
     change: str
@@ -55,7 +55,7 @@ class Chooser:
     plan: Plan
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def share(self, task: Callable[[], str]) -> str:
+    def run_on_rank_0(self, task: Callable[[], str]) -> str:
         return task()
 
 
@@ -84,7 +84,7 @@ def scales(config: Path, overrides: Overrides) -> list[float]:
     run = open_run(0, 1, config, ("precision=fp16", *overrides))
     assert run.stepper.loss_scale is not None
     found = []
-    with contextlib.suppress(NotFinite):
+    with contextlib.suppress(NonFiniteError):
         for step in range(1, 5):
             run.step(step)
             found.append(run.stepper.loss_scale.scale)
@@ -94,7 +94,7 @@ def scales(config: Path, overrides: Overrides) -> list[float]:
 def skips(config: Path, overrides: Overrides) -> list[bool]:
     """Which of eight steps are skipped; fewer where too many in a row were."""
     run, found = open_run(0, 1, config, overrides, steps=8), list[bool]()
-    with contextlib.suppress(Diverged):
+    with contextlib.suppress(DivergedError):
         for step in range(1, 9):
             found.append(run.step(step).skipped)
     return found
@@ -144,7 +144,7 @@ def matmuls(config: Path, overrides: Overrides) -> int:
 def library(config: Path, overrides: Overrides) -> str:
     """The library that a run's matmuls are made by."""
     plan = make_plan(config, gpus=1, overrides=overrides, environ={})
-    return matmul_of(cast(World, Chooser(plan=plan)))
+    return choose_run_matmul(cast(World, Chooser(plan=plan)))
 
 
 def loss_chunks(config: Path, overrides: Overrides) -> int:
@@ -168,7 +168,7 @@ def validations(config: Path, overrides: Overrides) -> tuple[list[bool], int]:
     """After which of four steps, and of how many samples."""
     run = open_run(0, 1, config, overrides)
     held_out = run.batches.validation.samples
-    return [run.validates(step, last=step == 4) for step in range(1, 5)], held_out
+    return [run.validates_after(step, last=step == 4) for step in range(1, 5)], held_out
 
 
 def tokenised_in(config: Path, overrides: Overrides) -> list[str]:
@@ -201,22 +201,22 @@ def calls(config: Path, overrides: Overrides) -> dict[Any, int]:
         chunk = model[0]
         y = chunk(chunk.embed(ids), 8)
         y.backward(torch.empty_like(y))
-        return dict(model.part.axes["world"].traffic.calls)
+        return dict(model.parallel.axes["world"].traffic.calls)
 
 
 def order(config: Path, overrides: Overrides) -> list[Any]:
     """What the first of two stages does in a step."""
     plan = plan_of(config, ("PIPELINE=2", "NUM_MICRO_BATCHES=4", *overrides))
     model = build_empty(plan, 0)
-    pipeline = Pipeline(model, model.part.axes["pipeline"], plan.settings.schedule)
+    pipeline = Pipeline(model, model.parallel.axes["pipeline"], plan.settings.schedule)
     return pipeline.plan(4, True)
 
 
 def homes(config: Path, overrides: Overrides) -> tuple[object, bool, bool]:
     """Where weights stay between uses, what of them is kept here, and whether a disk has them."""
     plan = plan_of(config, overrides)
-    part = build_empty(plan, 0).part
-    return part.home, part.zero.keeps_pieces, plan.settings.zero.offload == "nvme"
+    part = build_empty(plan, 0).parallel
+    return part.offload_device, part.zero.caches_shards, plan.settings.zero.offload == "nvme"
 
 
 # A whole run

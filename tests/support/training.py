@@ -15,18 +15,18 @@ from torch import Tensor
 from engine.config import schema
 from engine.data.loader import pad_samples
 from engine.layout import Layout
-from engine.training.gradients import GradientSum
+from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
 from engine.training.pipeline import Batch, Pipeline
 from engine.training.step import Stepper
-from models.chunks import Chunks
-from models.config import Sizes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.registry import modes
 from models.parallel.zero import Zero
-from models.stage_split import chunks_of, split
+from models.stage_split import chunks_of, split_balanced
 from tests.support.offloading import open_offloaded
 
 LR, EPS = 1e-2, 1e-4
@@ -37,7 +37,7 @@ may be a matter of rounding, and a step of Adam is a sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingCase:
     """A layout and what to train in it. ``samples`` are those of a step, over all ranks and rounds,
     and ``ignored`` the first so many of their targets: some ranks have none left. ``micro_batches``
     are those of a rank and round. ``scale`` is the loss scale that fp16 begins with. ``disk``: what
@@ -85,11 +85,11 @@ class Run:
         )
 
     @property
-    def sizes(self) -> Sizes:
+    def config(self) -> GPTConfig:
         """Nothing divides more than it must: n_head x head_dim is not n_embd, the vocabulary is
         odd, and the MLP falls into uneven parts."""
         parts = prod(self.layout.tensor_axes[axis] for axis in self.layout.mode.inner.hidden)
-        return Sizes(
+        return GPTConfig(
             n_layer=self.layers,
             n_head=self.heads or (12 if 12 % parts == 0 else parts),
             n_embd=20,
@@ -133,9 +133,9 @@ class Run:
         return "-".join([where, *flags, str(self.compute or self.dtype).removeprefix("torch.")])
 
     @property
-    def alone(self) -> Run:
+    def alone(self) -> TrainingCase:
         """The same training in one process: nothing cut, padded, accumulated or checkpointed."""
-        whole = Run(heads=self.sizes.n_head, loss_chunk=None)
+        whole = TrainingCase(heads=self.config.n_head, loss_chunk=None)
         model = "layers tied dtype compute dropout inner"
         course = "samples length ignored steps clip scale gentle"
         kept = f"{model} {course}".split()
@@ -143,7 +143,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainingResult:
     """What a run ends with: by step, and whole parameters by name. ``skipped``: steps in which
     fp16 overflowed."""
 
@@ -175,26 +175,26 @@ def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
     return axes
 
 
-def open_partition(run: Run, rank: int, traffic: Traffic | None = None) -> Partition:
+def open_partition(run: TrainingCase, rank: int, traffic: Traffic | None = None) -> ParallelContext:
     axes, mode = open_axes(run.layout, rank, traffic or Traffic()), run.layout.mode
     shared = mode.zero_axes(run.zero, depth=run.zero_depth)
-    return Partition(
+    return ParallelContext(
         mode=mode,
         axes=axes,
         zero=Zero(stage=run.zero, axes=tuple(axes[axis] for axis in shared)),
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
-        home=torch.device("cpu") if run.offload or run.disk else None,
+        offload_device=torch.device("cpu") if run.offload or run.disk else None,
     )
 
 
-def build(run: Run, part: Partition, seed: int = 1) -> Chunks:
-    stages = split([1.0] * run.layers, run.pipeline * run.chunks)
-    model = Chunks(
+def build(run: TrainingCase, parallel: ParallelContext, seed: int = 1) -> ModelChunks:
+    stages = split_balanced([1.0] * run.layers, run.pipeline * run.chunks)
+    model = ModelChunks(
         [
-            GPT(run.sizes, part, layers=layers, loss_chunk=run.loss_chunk)
-            for layers in chunks_of(stages, part.axes["pipeline"].index, run.pipeline)
+            GPT(run.config, parallel, layers=layers, loss_chunk=run.loss_chunk)
+            for layers in chunks_of(stages, parallel.axes["pipeline"].index, run.pipeline)
         ],
         stages,
     )
@@ -202,16 +202,16 @@ def build(run: Run, part: Partition, seed: int = 1) -> Chunks:
     return model
 
 
-def samples(run: Run, step: int) -> Batch:
+def samples(run: TrainingCase, step: int) -> Batch:
     """The global batch of a step, the same for every layout."""
     draw = np.random.default_rng([7, step])
-    ids = torch.from_numpy(draw.integers(0, run.sizes.vocab_size, (run.samples, run.length + 1)))
+    ids = torch.from_numpy(draw.integers(0, run.config.vocab_size, (run.samples, run.length + 1)))
     targets = ids[:, 1:].clone()
     targets.flatten()[: run.ignored] = -100
     return ids[:, :-1].contiguous(), targets
 
 
-def rounds(run: Run, batch: Batch, index: int) -> list[Batch]:
+def rounds(run: TrainingCase, batch: Batch, index: int) -> list[Batch]:
     """Micro-batches of data-parallel rank ``index``, padded to what the mode can cut."""
     multiple = run.layout.sample_multiple(run.length)
     share, rest = divmod(run.samples, run.data * run.accumulation * run.micro_batches)
@@ -227,10 +227,10 @@ def rounds(run: Run, batch: Batch, index: int) -> list[Batch]:
     ]
 
 
-def gathered(model: Chunks, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+def gathered(model: ModelChunks, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:
     """Whole tensors from the pieces of all ranks, placed by their boxes alone: NaN where no rank
     has an entry. Ranks that hold the same piece must hold the same bits."""
-    boxes = model.boxes()
+    boxes = model.shards()
     pieces = {name: (boxes[name], tensor.detach()) for name, tensor in tensors.items()}
     everyone = [pieces] * world
     if world > 1:
@@ -240,81 +240,81 @@ def gathered(model: Chunks, tensors: dict[str, Tensor], world: int) -> dict[str,
         if name not in whole:
             whole[name] = piece.new_full(theirs.shape, torch.nan)
         full = whole[name]
-        place, there = full[theirs.slices], piece[theirs.valid]
+        place, there = full[theirs.slices], piece[theirs.valid_slices]
         if not place.isnan().all() and not torch.equal(place, there):
             there = torch.full_like(there, torch.nan)
         full[theirs.slices] = there
     return whole
 
 
-def make_stepper(run: Run, model: Chunks, world: Axis) -> Stepper:
+def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
     fp16 = run.compute == torch.float16
     return Stepper(
         model=model,
-        pipeline=Pipeline(model, model.part.axes["pipeline"], run.schedule),
+        pipeline=Pipeline(model, model.parallel.axes["pipeline"], run.schedule),
         optimizer=torch.optim.AdamW(
             model.named_parameters(), lr=run.lr, eps=run.eps, weight_decay=0.1
         ),
-        gradients=GradientSum(model),
+        gradients=GradientReducer(model),
         world=world,
         seed=3,
         clip_grad_norm=run.clip,
-        loss_scale=LossScale(schema.LossScale(initial=run.scale)) if fp16 else None,
+        loss_scale=LossScale(schema.LossScaleSettings(initial=run.scale)) if fp16 else None,
     )
 
 
-def train(rank: int, size: int, run: Run) -> Trained:
+def train(rank: int, size: int, run: TrainingCase) -> TrainingResult:
     """``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
     assert size == run.layout.gpus, f"{run.layout.gpus} ranks wanted"
-    part = open_partition(run, rank)
+    parallel = open_partition(run, rank)
     if run.disk is None:
-        model = build(run, part)
-        return train_model(run, model, make_stepper(run, model, part.axes["world"]))
+        model = build(run, parallel)
+        return train_model(run, model, make_stepper(run, model, parallel.axes["world"]))
     with open_offloaded(rank, weights=run.disk == "weights") as offloaded:
-        model = build(run, replace(part, store=offloaded.weights))
-        stepper = make_stepper(run, model, part.axes["world"])
+        model = build(run, replace(parallel, store=offloaded.weights))
+        stepper = make_stepper(run, model, parallel.axes["world"])
         assert isinstance(stepper.optimizer, torch.optim.Optimizer)
         streamed = offloaded.optimizer(stepper.optimizer)
         return train_model(run, model, replace(stepper, optimizer=streamed))
 
 
-def train_model(run: Run, model: Chunks, stepper: Stepper) -> Trained:
+def train_model(run: TrainingCase, model: ModelChunks, stepper: Stepper) -> TrainingResult:
     """The steps of ``train``."""
-    part, losses, norms = model.part, list[float](), list[float]()
+    parallel, losses, norms = model.parallel, list[float](), list[float]()
     for step in range(1, run.steps + 1):
         batch = samples(run, step)
         count = int((batch[1] != -100).sum())
-        shares = rounds(run, batch, part.axes["data"].index)
+        shares = rounds(run, batch, parallel.axes["data"].index)
         outcome = stepper.run(step, shares, targets=count, lr=run.lr)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
-    pieces = {name: part.read(parameter) for name, parameter in model.named_parameters()}
+    pieces = {name: parallel.read(parameter) for name, parameter in model.named_parameters()}
     parameters = gathered(model, pieces, run.layout.gpus)
     skipped = stepper.loss_scale.skipped if stepper.loss_scale else 0
-    return Trained(losses=losses, norms=norms, parameters=parameters, skipped=skipped)
+    return TrainingResult(losses=losses, norms=norms, parameters=parameters, skipped=skipped)
 
 
-def train_all(rank: int, size: int, runs: list[Run]) -> list[Trained]:
+def train_all(rank: int, size: int, runs: list[TrainingCase]) -> list[TrainingResult]:
     """One world serves many runs; rank 0 tells."""
     results = [train(rank, size, run) for run in runs]
     return results if rank == 0 else []
 
 
-def differences(result: Trained, reference: Trained) -> dict[str, float]:
+def differences(result: TrainingResult, reference: TrainingResult) -> dict[str, float]:
     """||a - b|| / ||b|| of every parameter, and of losses and gradient norms over the steps."""
     ours, theirs = whole_record(result), whole_record(reference)
     assert ours.keys() == theirs.keys()
     return {name: float((ours[name] - b).norm() / b.norm()) for name, b in theirs.items()}
 
 
-def whole_record(result: Trained) -> dict[str, Tensor]:
+def whole_record(result: TrainingResult) -> dict[str, Tensor]:
     """All that a training is judged by, in float64."""
     numbers = {"losses": result.losses, "gradient norms": result.norms}
     record = {name: torch.tensor(some, dtype=torch.float64) for name, some in numbers.items()}
     return record | {name: tensor.double() for name, tensor in result.parameters.items()}
 
 
-def assert_same(result: Trained, reference: Trained, tolerance: float) -> None:
+def assert_same(result: TrainingResult, reference: TrainingResult, tolerance: float) -> None:
     """Every difference is within ``tolerance``; NaN is not."""
     found = differences(result, reference)
     wrong = {name: error for name, error in found.items() if not error <= tolerance}

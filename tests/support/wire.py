@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch.distributed as dist
 
-from engine.training.trainer import Run
+from engine.training.trainer import Trainer
 from models.parallel.collectives import Axis
 from tests.support.runs import open_run
 from tests.support.worlds import run_world
@@ -41,7 +41,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Bytes of one step: what this rank counted by axis, and the device's payload over all ranks.
     ``library``: gloo's own collectives in place of ours."""
-    theirs = patch.object(Axis, "_direct", lambda self, x: False)
+    theirs = patch.object(Axis, "_uses_gloo_pairs", lambda self, x: False)
     with theirs if library else nullcontext():
         run = open_run(rank, size, config, overrides)
         run.step(1)  # connections are made
@@ -49,7 +49,7 @@ def _measure(
         return min((_measure_step(run, step) for step in (2, 3, 4)), key=lambda one: one["device"])
 
 
-def _measure_step(run: Run, step: int) -> dict[str, Any]:
+def _measure_step(run: Trainer, step: int) -> dict[str, Any]:
     run.world.traffic.reset()
     dist.barrier()
     before = sent_by_device()

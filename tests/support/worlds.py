@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.world.launch_environment import LOOPBACK
-from engine.world.signals import STOPPING
+from engine.world.signals import STOP_SIGNALS
 
 # Ranks are forked from a server that has imported all of this but never computed with it: a fork
 # costs milliseconds, and no thread pool is lost on the way.
@@ -129,7 +129,7 @@ def _collect(pipes: dict[Connection, int], size: int, timeout: float, grace: flo
 def default_signals() -> None:
     """Give signals that stop a run their default effect in this process: its parent may ignore
     some, as nohup does and scripts that start it in the background, and so would it."""
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

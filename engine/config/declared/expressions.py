@@ -10,22 +10,22 @@ from itertools import chain
 from typing import TypeVar
 
 from engine.config.declared import calls, operations
-from engine.config.declared.forbidden_syntax import NOT_HERE, name_of
-from engine.config.declared.limits import EXPRESSION_DEPTH, Budget, Illegal
+from engine.config.declared.forbidden_syntax import NOT_ALLOWED, name_of
+from engine.config.declared.limits import EXPRESSION_DEPTH, Budget, ConfigValueError
 from engine.config.declared.sources import Source
 from engine.config.errors import Problem
-from engine.config.values import COMMAND_LINE, Symbol, Table
+from engine.config.values import COMMAND_LINE, Symbol, TrackedDict
 
 T = TypeVar("T")
-SUGGESTED_AMONG = 100  # names; comparing strings is slow
+MAX_SUGGESTED_AMONG = 100  # names; comparing strings is slow
 SUGGESTED_LENGTH = 40
 
 
-class Unknown(Exception):
+class UnresolvedValueError(Exception):
     """This value cannot be had; why has been reported."""
 
 
-UNKNOWN = object()  # what a name stands for whose value is Unknown
+UNRESOLVED = object()  # what a name stands for whose value is UnresolvedValueError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Module:
     """Another config file, imported by name: its values are its attributes."""
 
     file: str
-    values: Table
+    values: TrackedDict
 
 
 class Evaluator:
@@ -42,7 +42,7 @@ class Evaluator:
     def __init__(
         self,
         source: Source,
-        scope: Table,
+        scope: TrackedDict,
         budget: Budget,
         environ: Mapping[str, str],
         report: Callable[[Problem], None],
@@ -56,26 +56,27 @@ class Evaluator:
         self._depth = 0
 
     def evaluate(self, node: ast.expr) -> object:
-        """The value of ``node``; Unknown where there is none, with the problem reported."""
+        """The value of ``node``; UnresolvedValueError where there is none, with the problem
+        reported."""
         self._depth += 1
         try:
             if self._depth > EXPRESSION_DEPTH:
-                raise Illegal(f"an expression nested more than {EXPRESSION_DEPTH} deep")
+                raise ConfigValueError(f"an expression nested more than {EXPRESSION_DEPTH} deep")
             value = self._value(node)
             self.budget.charge(value)
             return value
-        except Illegal as error:
+        except ConfigValueError as error:
             raise self.fail(node, f"{self.source.excerpt(node)}{error}") from None
         finally:
             self._depth -= 1
 
-    def fail(self, node: ast.AST, message: str, *, column: bool = False) -> Unknown:
+    def fail(self, node: ast.AST, message: str, *, column: bool = False) -> UnresolvedValueError:
         self._report(self.source.problem(node, message, column=column))
-        return Unknown()
+        return UnresolvedValueError()
 
-    def forbid(self, node: ast.AST) -> Unknown:
+    def forbid(self, node: ast.AST) -> UnresolvedValueError:
         """Reports a construct that a config may not contain."""
-        return self.fail(node, f"{name_of(node)} {NOT_HERE}", column=True)
+        return self.fail(node, f"{name_of(node)} {NOT_ALLOWED}", column=True)
 
     def each(self, steps: Iterable[Callable[[], T]]) -> list[T]:
         """What every step gives; all are tried, so that the problems of all are reported."""
@@ -84,10 +85,10 @@ class Evaluator:
         for step in steps:
             try:
                 results.append(step())
-            except Unknown:
+            except UnresolvedValueError:
                 known = False
         if not known:
-            raise Unknown
+            raise UnresolvedValueError
         return results
 
     def items(self, nodes: Sequence[ast.expr]) -> list[object]:
@@ -105,12 +106,12 @@ class Evaluator:
     def _value(self, node: ast.expr) -> object:
         match node:
             case ast.Constant(value=float(value)) if math.isinf(value):
-                raise Illegal("too large for a float")
+                raise ConfigValueError("too large for a float")
             case ast.Constant(value=None | bool() | int() | float() | str() as value):
                 return value
             case ast.Constant(value=value):
                 what = operations.kind(value)
-                raise self.fail(node, f"a constant of type {what} {NOT_HERE}", column=True)
+                raise self.fail(node, f"a constant of type {what} {NOT_ALLOWED}", column=True)
             case ast.Name():
                 return self._name(node)
             case ast.Attribute():
@@ -152,39 +153,41 @@ class Evaluator:
         if name == "__file__" and self.source.path is not None:
             return str(self.source.path)
         if name.startswith("__"):
-            raise self.fail(node, f"{name} {NOT_HERE}", column=True)
+            raise self.fail(node, f"{name} {NOT_ALLOWED}", column=True)
         if name in operations.FUNCTIONS or name == "dict":
             raise self.fail(node, f"{name} is a function; a config can only call it")
         if not self.complete:
-            raise Unknown
+            raise UnresolvedValueError
         raise self.fail(node, f"{name} is not defined{self._suggestion(name)}")
 
     def _suggestion(self, name: str) -> str:
         if self.source.file == COMMAND_LINE:
             return "; a string needs quotes"
         known = [other for other in map(str, self.scope) if len(other) <= SUGGESTED_LENGTH]
-        near = difflib.get_close_matches(name[:SUGGESTED_LENGTH], known[:SUGGESTED_AMONG], n=1)
+        near = difflib.get_close_matches(name[:SUGGESTED_LENGTH], known[:MAX_SUGGESTED_AMONG], n=1)
         return f"; did you mean {near[0]}?" if near else ""
 
     def _attribute(self, node: ast.Attribute) -> object:
         if node.attr.startswith("__"):
-            raise self.fail(node, f".{node.attr} {NOT_HERE}", column=True)
+            raise self.fail(node, f".{node.attr} {NOT_ALLOWED}", column=True)
         module = self.scope.get(node.value.id) if isinstance(node.value, ast.Name) else None
         if isinstance(module, Module):
             if node.attr not in module.values:
-                raise Illegal(f"{module.file} has no {node.attr}")
+                raise ConfigValueError(f"{module.file} has no {node.attr}")
             return self._known(module.values[node.attr])
         value = self.evaluate(node.value)
         if isinstance(value, Symbol):
             return Symbol(f"{value}.{node.attr}")
         what = operations.kind(value)
-        raise self.fail(node, f".{node.attr} of {what} {NOT_HERE}", column=True)
+        raise self.fail(node, f".{node.attr} of {what} {NOT_ALLOWED}", column=True)
 
     def _known(self, value: object) -> object:
-        if value is UNKNOWN:
-            raise Unknown
+        if value is UNRESOLVED:
+            raise UnresolvedValueError
         if isinstance(value, Module):
-            raise Illegal(f"{value.file} is a config file, not a value; take one of its names")
+            raise ConfigValueError(
+                f"{value.file} is a config file, not a value; take one of its names"
+            )
         return value
 
     def _set(self, nodes: Sequence[ast.expr]) -> object:
@@ -195,23 +198,23 @@ class Evaluator:
         return tuple(dict.fromkeys(values))
 
     def _dict(self, node: ast.Dict) -> object:
-        table = Table()
+        table = TrackedDict()
         entries = zip(node.keys, node.values, strict=True)
         self.each(partial(self._entry, table, key, value) for key, value in entries)
         return table
 
-    def _entry(self, table: Table, key_node: ast.expr | None, value_node: ast.expr) -> None:
+    def _entry(self, table: TrackedDict, key_node: ast.expr | None, value_node: ast.expr) -> None:
         if key_node is None:
-            table.absorb(self.table(value_node))
+            table.update_from(self.table(value_node))
             return
         key, value = self.items([key_node, value_node])
         operations.check_key(key)
         table.put(key, value, self.source.origin(key_node))
 
-    def table(self, node: ast.expr) -> Table:
+    def table(self, node: ast.expr) -> TrackedDict:
         """The value of ``node``, which stands after ``**`` and so must be a dict."""
         value = self.evaluate(node)
-        if not isinstance(value, Table):
+        if not isinstance(value, TrackedDict):
             raise self.fail(node, f"** of {operations.kind(value)}, which is not a dict")
         return value
 

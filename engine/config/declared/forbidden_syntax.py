@@ -3,8 +3,8 @@
 import ast
 from collections.abc import Mapping
 
-NOT_HERE = "cannot stand in a config, which is read and never run"
-CONSTRUCTS: Mapping[type[ast.AST], str] = {
+NOT_ALLOWED = "cannot stand in a config, which is read and never run"
+FORBIDDEN: Mapping[type[ast.AST], str] = {
     ast.AsyncFor: "a for loop",
     ast.AsyncFunctionDef: "a function",
     ast.AsyncWith: "a with block",
@@ -58,4 +58,4 @@ def _is_model(target: ast.expr) -> bool:
 
 
 def name_of(node: ast.AST) -> str:
-    return CONSTRUCTS.get(type(node), type(node).__name__)
+    return FORBIDDEN.get(type(node), type(node).__name__)

@@ -6,11 +6,16 @@ from functools import partial
 from pathlib import Path
 
 from engine.config.declared import operations
-from engine.config.declared.expressions import UNKNOWN, Evaluator, Module, Unknown
-from engine.config.declared.forbidden_syntax import MODEL_SIZES, NOT_HERE, name_of, names_in_model
-from engine.config.declared.limits import Illegal
+from engine.config.declared.expressions import UNRESOLVED, Evaluator, Module, UnresolvedValueError
+from engine.config.declared.forbidden_syntax import (
+    MODEL_SIZES,
+    NOT_ALLOWED,
+    name_of,
+    names_in_model,
+)
+from engine.config.declared.limits import ConfigValueError
 from engine.config.declared.sources import file_in, locate
-from engine.config.values import Origin, Symbol, Table
+from engine.config.values import Origin, Symbol, TrackedDict
 
 
 class Interpreter:
@@ -24,12 +29,12 @@ class Interpreter:
         self,
         path: Path,
         evaluator: Evaluator,
-        overrides: Table,
+        overrides: TrackedDict,
         inherit: Callable[[Path], "Interpreter"],
     ) -> None:
         self.evaluator = evaluator
         self.scope = evaluator.scope
-        self.scope.absorb(overrides)
+        self.scope.update_from(overrides)
         self.imported: set[str] = set()
         self._path = path
         self._overrides = overrides
@@ -39,18 +44,18 @@ class Interpreter:
     def run(self, tree: ast.Module) -> None:
         """Carries the whole file out."""
         self._tree = tree
-        self._carry_out(tree.body)
+        self._run_body(tree.body)
 
-    def _carry_out(self, body: Sequence[ast.stmt]) -> None:
-        """Carries ``body`` out; a statement that fails leaves its names Unknown."""
+    def _run_body(self, body: Sequence[ast.stmt]) -> None:
+        """Carries ``body`` out; a statement that fails leaves its names UnresolvedValueError."""
         for node in body:
             try:
                 self._statement(node)
-            except Unknown:
-                self._forget(node)
-            except Illegal as error:
+            except UnresolvedValueError:
+                self._unbind(node)
+            except ConfigValueError as error:
                 self.evaluator.fail(node, str(error))
-                self._forget(node)
+                self._unbind(node)
 
     def _statement(self, node: ast.stmt) -> None:
         match node:
@@ -78,22 +83,22 @@ class Interpreter:
                 message = "an expression on its own has no effect; assign it to a name"
                 raise self.evaluator.fail(node, message)
             case ast.FunctionDef(name) | ast.ClassDef(name) if name in names_in_model(self._tree):
-                message = f"{name_of(node)} {NOT_HERE}; state the model's sizes: {MODEL_SIZES}"
+                message = f"{name_of(node)} {NOT_ALLOWED}; state the model's sizes: {MODEL_SIZES}"
                 raise self.evaluator.fail(node, message, column=True)
             case _:
                 raise self.evaluator.forbid(node)
 
-    def _forget(self, node: ast.stmt) -> None:
-        """Makes the names that ``node`` might have bound Unknown."""
+    def _unbind(self, node: ast.stmt) -> None:
+        """Makes the names that ``node`` might have bound UnresolvedValueError."""
         origin = self.evaluator.source.origin(node)
         for inner in ast.walk(node):
             match inner:
                 case ast.Name(name, ast.Store()) | ast.FunctionDef(name) | ast.ClassDef(name):
-                    self._bind(name, UNKNOWN, origin)
+                    self._bind(name, UNRESOLVED, origin)
                 case ast.alias("*"):
                     self.evaluator.complete = False
                 case ast.alias(name, asname):
-                    self._bind(asname or name.partition(".")[0], UNKNOWN, origin)
+                    self._bind(asname or name.partition(".")[0], UNRESOLVED, origin)
 
     def _bind(self, name: str, value: object, origin: Origin, *, foreign: bool = False) -> None:
         """Gives ``name`` its value, unless the command line has."""
@@ -129,21 +134,21 @@ class Interpreter:
                 if starred:
                     raise self.evaluator.forbid(starred[0])
                 if not isinstance(value, list | tuple):
-                    raise Illegal(f"{len(targets)} names for {operations.kind(value)}")
+                    raise ConfigValueError(f"{len(targets)} names for {operations.kind(value)}")
                 if len(value) != len(targets):
-                    raise Illegal(f"{len(targets)} names for {len(value)} values")
+                    raise ConfigValueError(f"{len(targets)} names for {len(value)} values")
                 for part, item in zip(targets, value, strict=True):
                     self._store(part, item)
             case ast.Subscript():
                 if not self._is_overridden(target):
                     self._store_item(target, value)
             case _:
-                message = f"an assignment to an attribute {NOT_HERE}"
+                message = f"an assignment to an attribute {NOT_ALLOWED}"
                 raise self.evaluator.fail(target, message, column=True)
 
     def _store_name(self, target: ast.Name, name: str, value: object) -> None:
         if name.startswith("__"):
-            raise self.evaluator.fail(target, f"{name} {NOT_HERE}", column=True)
+            raise self.evaluator.fail(target, f"{name} {NOT_ALLOWED}", column=True)
         if name == "_base_":
             message = "_base_ has no meaning here; to inherit base.py, write 'from .base import *'"
             raise self.evaluator.fail(target, message)
@@ -152,14 +157,14 @@ class Interpreter:
     def _store_item(self, target: ast.Subscript, value: object) -> None:
         container = self.evaluator.evaluate(target.value)
         key = self.evaluator.key(target)
-        if isinstance(container, Table):
+        if isinstance(container, TrackedDict):
             operations.check_key(key)
             container.put(key, value, self.evaluator.source.origin(target))
         elif isinstance(container, list) and isinstance(key, int):
             operations.index(container, key)
             container[key] = value
         else:
-            raise Illegal(f"an assignment to an item of {operations.kind(container)}")
+            raise ConfigValueError(f"an assignment to an item of {operations.kind(container)}")
         self.evaluator.budget.charge(container)
 
     def _augment(self, node: ast.AugAssign) -> None:
@@ -182,9 +187,9 @@ class Interpreter:
             match node.orelse:
                 case [ast.If() as node]:  # elif
                     continue
-            self._carry_out(node.orelse)
+            self._run_body(node.orelse)
             return
-        self._carry_out(node.body)
+        self._run_body(node.body)
 
     def _import(self, node: ast.Import, alias: ast.alias) -> None:
         first, _, rest = alias.name.partition(".")
@@ -194,7 +199,7 @@ class Interpreter:
             self._bind_symbol(alias.asname or first, symbol, node)
         elif rest and not alias.asname:
             parent, _, name = alias.name.rpartition(".")
-            raise Illegal(f"a config file is imported by 'from {parent} import {name}'")
+            raise ConfigValueError(f"a config file is imported by 'from {parent} import {name}'")
         else:
             self._bind_module(alias.asname or first, found, node)
 
@@ -207,7 +212,7 @@ class Interpreter:
             if found is not None:
                 self._import_name(node, alias, found)
             elif alias.name == "*":
-                raise Illegal(f"{module} is no config file; import its names one by one")
+                raise ConfigValueError(f"{module} is no config file; import its names one by one")
             else:
                 symbol = Symbol(f"{module}.{alias.name}")
                 self._bind_symbol(alias.asname or alias.name, symbol, node)
@@ -221,7 +226,7 @@ class Interpreter:
                 return
             found = found / "__init__.py"
             if not found.is_file():
-                raise Illegal(f"no config file {alias.name}.py in {found.parent.name}")
+                raise ConfigValueError(f"no config file {alias.name}.py in {found.parent.name}")
         other = self._inherit(found)
         if alias.name == "*":
             self.evaluator.complete &= other.evaluator.complete
@@ -231,9 +236,9 @@ class Interpreter:
         elif alias.name in other.scope:
             self._bind_from(other, alias.name, alias.asname or alias.name)
         elif other.evaluator.complete:
-            raise Illegal(f"{other.evaluator.source.file} has no {alias.name}")
+            raise ConfigValueError(f"{other.evaluator.source.file} has no {alias.name}")
         else:
-            raise Unknown
+            raise UnresolvedValueError
 
     def _bind_from(self, other: "Interpreter", name: str, target: str) -> None:
         value, origin = other.scope[name], other.scope.origins[name]
@@ -244,7 +249,7 @@ class Interpreter:
 
     def _bind_module(self, name: str, path: Path, node: ast.stmt) -> None:
         if path.is_dir():
-            raise Illegal(f"{path.name} is a folder; import a config file of it")
+            raise ConfigValueError(f"{path.name} is a folder; import a config file of it")
         other = self._inherit(path)
         module = Module(other.evaluator.source.file, other.scope)
         self._bind(name, module, self.evaluator.source.origin(node))

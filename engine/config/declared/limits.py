@@ -15,16 +15,16 @@ VALUE_DEPTH = 50
 VALUE_WEIGHT = 20_000
 STRING_LENGTH = 65_536
 INTEGER_BITS = 1024  # that of the largest float
-WORK = 300_000
+TOTAL_WORK = 300_000
 PROBLEMS = 50
 CHARACTERS_PER_WEIGHT = 16
 
 
-class Illegal(Exception):
+class ConfigValueError(Exception):
     """A value that cannot be had; the message says why, whoever catches it knows where."""
 
 
-class Exhausted(Exception):
+class BudgetExceededError(Exception):
     """The reading ends here: too much work or too many problems."""
 
 
@@ -32,11 +32,11 @@ class Budget:
     """The work left for one reading of a config."""
 
     def __init__(self) -> None:
-        self._left = WORK
+        self._left = TOTAL_WORK
 
     def charge(self, value: object) -> None:
-        """Pays for having ``value``; Illegal where it is too large, deep (or cyclic) or not text.
-        Exhausted where the work done is too much.
+        """Pays for having ``value``; ConfigValueError where it is too large, deep (or cyclic) or
+        not text. Exhausted where the work done is too much.
 
         Shared parts count as often as they occur: that is the work of printing or copying them.
         """
@@ -44,7 +44,7 @@ class Budget:
         while level:
             weight += len(level)
             if depth > VALUE_DEPTH:
-                raise Illegal(f"nested more than {VALUE_DEPTH} deep, or in itself")
+                raise ConfigValueError(f"nested more than {VALUE_DEPTH} deep, or in itself")
             below: list[object] = []
             for item in level:
                 if isinstance(item, str):
@@ -55,24 +55,24 @@ class Budget:
                     below += _children(item)
                 if weight + len(below) > VALUE_WEIGHT:
                     self._spend(weight)
-                    raise Illegal(f"larger than {VALUE_WEIGHT:,} items")
+                    raise ConfigValueError(f"larger than {VALUE_WEIGHT:,} items")
             level, depth = below, depth + 1
         self._spend(weight)
 
     def _spend(self, weight: int) -> None:
         self._left -= weight
         if self._left < 0:
-            raise Exhausted("more work than any config needs: the values are too large")
+            raise BudgetExceededError("more work than any config needs: the values are too large")
 
 
 def check_repeat(length: int, times: int, limit: int) -> None:
     if length * times > limit:
-        raise Illegal(f"longer than {limit:,}")
+        raise ConfigValueError(f"longer than {limit:,}")
 
 
 def check_bits(bits: int) -> None:
     if bits > INTEGER_BITS:
-        raise Illegal(f"an integer of more than {INTEGER_BITS} bits")
+        raise ConfigValueError(f"an integer of more than {INTEGER_BITS} bits")
 
 
 def _children(item: object) -> list[object]:
@@ -89,10 +89,12 @@ def _children(item: object) -> list[object]:
 def _check_text(text: str) -> int:
     """What ``text`` weighs, in addition to being an item."""
     if len(text) > STRING_LENGTH:
-        raise Illegal(f"a string of {len(text):,} characters, of at most {STRING_LENGTH:,}")
+        raise ConfigValueError(
+            f"a string of {len(text):,} characters, of at most {STRING_LENGTH:,}"
+        )
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Illegal("a string that is not text: half a surrogate pair") from None
+            raise ConfigValueError("a string that is not text: half a surrogate pair") from None
     return len(text) // CHARACTERS_PER_WEIGHT

@@ -1,6 +1,6 @@
 """The operators and functions a config may use, each bounded before it is carried out.
 
-All take values and return a value; Illegal says what is wrong with them.
+All take values and return a value; ConfigValueError says what is wrong with them.
 """
 
 import ast
@@ -14,11 +14,11 @@ from engine.config.declared.limits import (
     INTEGER_BITS,
     STRING_LENGTH,
     VALUE_WEIGHT,
-    Illegal,
+    ConfigValueError,
     check_bits,
     check_repeat,
 )
-from engine.config.values import Symbol, Table
+from engine.config.values import Symbol, TrackedDict
 
 Binary = Callable[[Any, Any], object]
 FORMAT_WIDTH_DIGITS = 3
@@ -29,7 +29,7 @@ def kind(value: object) -> str:
     """How a message calls the type of ``value``."""
     if isinstance(value, Symbol):
         return f"{shown(value)} (its value is not known here)"
-    return {Table: "dict", type(None): "None"}.get(type(value), type(value).__name__.lower())
+    return {TrackedDict: "dict", type(None): "None"}.get(type(value), type(value).__name__.lower())
 
 
 def shown(value: object) -> str:
@@ -40,12 +40,12 @@ def shown(value: object) -> str:
 
 def is_plain(value: object) -> bool:
     """Whether what ``value`` is can be known without running anything foreign."""
-    return isinstance(value, None | bool | int | float | str | list | tuple | Table)
+    return isinstance(value, None | bool | int | float | str | list | tuple | TrackedDict)
 
 
 def truth(value: object) -> bool:
     if not is_plain(value):
-        raise Illegal(f"a condition on {kind(value)}")
+        raise ConfigValueError(f"a condition on {kind(value)}")
     return bool(value)
 
 
@@ -59,7 +59,7 @@ def _multiply(left: Any, right: Any) -> object:
 
 def _modulo(left: Any, right: Any) -> object:
     if isinstance(left, str):
-        raise Illegal("% does not format strings here; write an f-string")
+        raise ConfigValueError("% does not format strings here; write an f-string")
     return left % right
 
 
@@ -77,10 +77,10 @@ def _shift_left(left: Any, right: Any) -> object:
 
 
 def _or(left: Any, right: Any) -> object:
-    if isinstance(left, Table) and isinstance(right, Table):
-        union = Table()
-        union.absorb(left)
-        union.absorb(right)
+    if isinstance(left, TrackedDict) and isinstance(right, TrackedDict):
+        union = TrackedDict()
+        union.update_from(left)
+        union.update_from(right)
         return union
     return left | right
 
@@ -106,17 +106,17 @@ def binary(kind_of: type[ast.operator], left: object, right: object) -> object:
     try:
         result = compute(left, right)
     except TypeError:
-        raise Illegal(f"{sign} between {kind(left)} and {kind(right)}") from None
+        raise ConfigValueError(f"{sign} between {kind(left)} and {kind(right)}") from None
     except ZeroDivisionError:
-        raise Illegal("division by zero") from None
+        raise ConfigValueError("division by zero") from None
     except OverflowError:
-        raise Illegal("too large for a float") from None
+        raise ConfigValueError("too large for a float") from None
     except ValueError as error:
-        raise Illegal(str(error)) from None
+        raise ConfigValueError(str(error)) from None
     if isinstance(result, complex):
-        raise Illegal("a complex number")
+        raise ConfigValueError("a complex number")
     if isinstance(result, float) and not math.isfinite(result) and _finite(left, right):
-        raise Illegal("too large for a float")
+        raise ConfigValueError("too large for a float")
     return result
 
 
@@ -125,8 +125,8 @@ def in_place(kind_of: type[ast.operator], left: object, right: object) -> object
     if kind_of is ast.Add and isinstance(left, list) and isinstance(right, list | tuple):
         left.extend(right)
         return left
-    if kind_of is ast.BitOr and isinstance(left, Table) and isinstance(right, Table):
-        left.absorb(right)
+    if kind_of is ast.BitOr and isinstance(left, TrackedDict) and isinstance(right, TrackedDict):
+        left.update_from(right)
         return left
     result = binary(kind_of, left, right)
     if isinstance(left, list) and isinstance(result, list):
@@ -153,7 +153,7 @@ def unary(node: ast.unaryop, value: object) -> object:
     try:
         return compute(value)
     except TypeError:
-        raise Illegal(f"{sign} on {kind(value)}") from None
+        raise ConfigValueError(f"{sign} on {kind(value)}") from None
 
 
 COMPARISONS: Mapping[type[ast.cmpop], tuple[str, Binary]] = {
@@ -178,16 +178,16 @@ def compare(node: ast.cmpop, left: object, right: object) -> bool:
     sign, compute = COMPARISONS[type(node)]
     identity = isinstance(node, ast.Is | ast.IsNot)
     if identity and not any(item is None or isinstance(item, bool) for item in (left, right)):
-        raise Illegal(f"'{sign}' compares with None, True or False; use == or !=")
+        raise ConfigValueError(f"'{sign}' compares with None, True or False; use == or !=")
     named = isinstance(node, ast.Eq | ast.NotEq) and _is_name(left) and _is_name(right)
     operands = [left, right, *(right if isinstance(right, list | tuple) else ())]
     for item in operands:
         if not is_plain(item) and not named and not (identity and _is_name(item)):
-            raise Illegal(f"{sign} with {kind(item)}")
+            raise ConfigValueError(f"{sign} with {kind(item)}")
     try:
         return bool(compute(left, right))
     except TypeError:
-        raise Illegal(f"{sign} between {kind(left)} and {kind(right)}") from None
+        raise ConfigValueError(f"{sign} between {kind(left)} and {kind(right)}") from None
 
 
 def _is_name(value: object) -> bool:
@@ -198,27 +198,27 @@ def index(base: object, key: Any) -> object:
     """``base[key]`` of a dict, list, tuple or str; a foreign symbol gives a symbol."""
     if isinstance(base, Symbol):
         if isinstance(key, slice):
-            raise Illegal(f"a slice of {kind(base)}")
+            raise ConfigValueError(f"a slice of {kind(base)}")
         return Symbol(f"{base}[{key!r}]")
-    if not isinstance(base, str | list | tuple | Table):
-        raise Illegal(f"[...] on {kind(base)}")
+    if not isinstance(base, str | list | tuple | TrackedDict):
+        raise ConfigValueError(f"[...] on {kind(base)}")
     try:
         return base[key]
     except KeyError:
         known = ", ".join(map(shown, list(base)[:10]))
-        raise Illegal(f"no key {shown(key)}; there are: {known or 'none'}") from None
+        raise ConfigValueError(f"no key {shown(key)}; there are: {known or 'none'}") from None
     except IndexError:
-        raise Illegal(f"index {shown(key)} of {len(base)} items") from None
+        raise ConfigValueError(f"index {shown(key)} of {len(base)} items") from None
     except TypeError:
-        raise Illegal(f"[{kind(key)}] on {kind(base)}") from None
+        raise ConfigValueError(f"[{kind(key)}] on {kind(base)}") from None
 
 
 def check_key(key: object) -> None:
     """Keys whose hashes an author cannot choose to collide: text and numbers of 64 bits."""
     if isinstance(key, int) and key.bit_length() > 64:
-        raise Illegal("an integer of more than 64 bits as a key")
+        raise ConfigValueError("an integer of more than 64 bits as a key")
     if not isinstance(key, None | bool | int | float | str):
-        raise Illegal(f"{kind(key)} as a key")
+        raise ConfigValueError(f"{kind(key)} as a key")
 
 
 CONVERSIONS: Mapping[str, Callable[[object], str]] = {"s": str, "r": repr, "a": ascii}
@@ -227,17 +227,17 @@ CONVERSIONS: Mapping[str, Callable[[object], str]] = {"s": str, "r": repr, "a": 
 def formatted(value: object, conversion: str, spec: str) -> str:
     """``f"{value!conversion:spec}"``."""
     if not is_plain(value):
-        raise Illegal(f"the text of {kind(value)}")
+        raise ConfigValueError(f"the text of {kind(value)}")
     if re.search(rf"\d{{{FORMAT_WIDTH_DIGITS + 1}}}", spec):
-        raise Illegal(f"a format {spec[:20]!r} wider than {10**FORMAT_WIDTH_DIGITS - 1}")
+        raise ConfigValueError(f"a format {spec[:20]!r} wider than {10**FORMAT_WIDTH_DIGITS - 1}")
     if conversion:
         value = CONVERSIONS[conversion](value)
     try:
         return format(value, spec)
     except TypeError:
-        raise Illegal(f"the format {spec[:20]!r} of {kind(value)}") from None
+        raise ConfigValueError(f"the format {spec[:20]!r} of {kind(value)}") from None
     except (ValueError, OverflowError) as error:
-        raise Illegal(f"the format {spec[:20]!r}: {error}") from None
+        raise ConfigValueError(f"the format {spec[:20]!r}: {error}") from None
 
 
 def _range(*bounds: Any) -> object:
@@ -249,7 +249,7 @@ def _range(*bounds: Any) -> object:
 def _round(number: Any, digits: Any = None) -> object:
     # round(1, -10**9) would compute 10**10**9
     if isinstance(digits, int) and abs(digits) > INTEGER_BITS:
-        raise Illegal(f"round to {shown(digits)} digits")
+        raise ConfigValueError(f"round to {shown(digits)} digits")
     return round(number, digits)
 
 
@@ -291,10 +291,10 @@ def call(name: str, args: list[object]) -> object:
     """One of FUNCTIONS on ``args``."""
     for item in args:
         if not is_plain(item):
-            raise Illegal(f"{name}() of {kind(item)}")
+            raise ConfigValueError(f"{name}() of {kind(item)}")
     try:
         return FUNCTIONS[name](*args)
     except TypeError:
-        raise Illegal(f"{name}() cannot take ({', '.join(map(kind, args))})") from None
+        raise ConfigValueError(f"{name}() cannot take ({', '.join(map(kind, args))})") from None
     except (ValueError, OverflowError) as error:
-        raise Illegal(f"{name}(): {str(error)[:80]}") from None
+        raise ConfigValueError(f"{name}(): {str(error)[:80]}") from None

@@ -7,7 +7,7 @@ again on each. ``~`` is expanded by the environment that the reader was given.
 import os
 from collections.abc import Callable, Mapping
 
-from engine.config.declared.limits import STRING_LENGTH, Illegal
+from engine.config.declared.limits import STRING_LENGTH, ConfigValueError
 
 TEXT: Mapping[str, Callable[..., object]] = {
     "os.getcwd": os.getcwd,
@@ -26,17 +26,17 @@ MODULES = ("os", "pathlib")  # whose other functions are refused with the names 
 
 
 def call(name: str, args: list[object], environ: Mapping[str, str]) -> object:
-    """One of FUNCTIONS on ``args``; Illegal where it cannot take them."""
+    """One of FUNCTIONS on ``args``; ConfigValueError where it cannot take them."""
     if not all(isinstance(item, str) for item in args):
-        raise Illegal(f"{name}() takes strings")
+        raise ConfigValueError(f"{name}() takes strings")
     if sum(len(str(item)) for item in args) > STRING_LENGTH:
-        raise Illegal(f"{name}() of more than {STRING_LENGTH:,} characters")
+        raise ConfigValueError(f"{name}() of more than {STRING_LENGTH:,} characters")
     try:
         if name == EXPANDUSER:
             return _expanduser(*map(str, args), environ=environ)
         return TEXT[name](*args)
     except TypeError:
-        raise Illegal(f"{name}() cannot take {len(args)} arguments") from None
+        raise ConfigValueError(f"{name}() cannot take {len(args)} arguments") from None
 
 
 def _expanduser(path: str, *, environ: Mapping[str, str]) -> str:
@@ -44,7 +44,7 @@ def _expanduser(path: str, *, environ: Mapping[str, str]) -> str:
     if not first.startswith("~"):
         return path
     if first != "~":
-        raise Illegal(f"{first[:20]} is another user's folder; only ~ is expanded")
+        raise ConfigValueError(f"{first[:20]} is another user's folder; only ~ is expanded")
     if "HOME" not in environ:
-        raise Illegal("HOME is not set in the environment")
+        raise ConfigValueError("HOME is not set in the environment")
     return environ["HOME"].rstrip("/") + separator + rest or "/"

@@ -9,13 +9,13 @@ import warnings
 from pathlib import Path
 
 from engine import paths
-from engine.config.declared.limits import SOURCE_BYTES, Illegal
+from engine.config.declared.limits import SOURCE_BYTES, ConfigValueError
 from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin
 
 # An absolute import of these is never a config file, whatever lies beside the config: json.py
 # does not hide the standard library, model.py not the package that Colossal-AI's examples import.
-FOREIGN = sys.stdlib_module_names | {
+EXTERNAL_PACKAGES = sys.stdlib_module_names | {
     "apex",
     "colossalai",
     "deepspeed",
@@ -28,7 +28,7 @@ FOREIGN = sys.stdlib_module_names | {
 COUNTED_LINE = 1000  # characters; in longer lines columns are bytes, as counting them all is slow
 EXCERPT_LENGTH = 50
 # Configs of other programs; YAML of simple lines would parse as annotations of Python.
-SUFFIXES = {
+OTHER_FORMATS = {
     ".cfg": "an INI file",
     ".ini": "an INI file",
     ".json": "JSON",
@@ -70,8 +70,8 @@ class Source:
         end = node.end_col_offset if node.end_lineno == node.lineno else None
         text = line[: None if end is None else end - node.col_offset].decode(errors="replace")
         text = text if text.isprintable() else repr(text)[1:-1]
-        cut = end is None or len(text) > EXCERPT_LENGTH
-        return f"{text[:EXCERPT_LENGTH]}{'...' if cut else ''}: "
+        truncated = end is None or len(text) > EXCERPT_LENGTH
+        return f"{text[:EXCERPT_LENGTH]}{'...' if truncated else ''}: "
 
     def problem(self, node: ast.AST, message: str, *, column: bool) -> Problem:
         origin = self.origin(node)
@@ -82,21 +82,21 @@ class Source:
         nul = self.text.find("\0")
         if nul >= 0:
             line = self.text.count("\n", 0, nul) + 1
-            raise refusal(self.file, "a null byte, which Python does not allow", line)
+            raise config_error(self.file, "a null byte, which Python does not allow", line)
         try:
             with warnings.catch_warnings():  # of "\d" and the like, which are Python's to change
                 warnings.simplefilter("ignore")
                 return ast.parse(self.text)
         except SyntaxError as error:
             line, column = error.lineno or 1, max(error.offset or 1, 1)
-            raise refusal(self.file, f"syntax error: {error.msg}", line, column) from None
+            raise config_error(self.file, f"syntax error: {error.msg}", line, column) from None
         except ValueError as error:
-            raise refusal(self.file, f"not Python: {error}") from None
+            raise config_error(self.file, f"not Python: {error}") from None
         except (RecursionError, MemoryError):
-            raise refusal(self.file, "nested too deeply to be read") from None
+            raise config_error(self.file, "nested too deeply to be read") from None
 
 
-def refusal(file: str, message: str, line: int = 0, column: int | None = None) -> ConfigError:
+def config_error(file: str, message: str, line: int = 0, column: int | None = None) -> ConfigError:
     return ConfigError([Problem(file, line, column, message)])
 
 
@@ -104,21 +104,21 @@ def load(path: Path, file: str) -> Source:
     """The text of ``path``; ConfigError where it is missing, too long or not UTF-8."""
     try:
         if problem := paths.problem_at(path, paths.FILE):
-            raise refusal(file, problem)
+            raise config_error(file, problem)
         with path.open("rb") as stream:
             data = stream.read(SOURCE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise refusal(file, f"cannot be read: {reason}") from None
+        raise config_error(file, f"cannot be read: {reason}") from None
     if len(data) > SOURCE_BYTES:
-        raise refusal(file, f"longer than {SOURCE_BYTES // 1024} KiB, which no config needs")
+        raise config_error(file, f"longer than {SOURCE_BYTES // 1024} KiB, which no config needs")
     try:
         text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise refusal(file, f"byte {error.start} is not UTF-8", line) from None
+        raise config_error(file, f"byte {error.start} is not UTF-8", line) from None
     if other := _other_format(path, text):
-        raise refusal(
+        raise config_error(
             file,
             f"is {other}, and a config is Python: lines such as BATCH_SIZE = 8 and "
             "optimizer = dict(lr=3e-4); cuboid settings lists what can be set",
@@ -128,8 +128,8 @@ def load(path: Path, file: str) -> Source:
 
 def _other_format(path: Path, text: str) -> str | None:
     """The format of a config of another program, by its suffix; JSON by its content too."""
-    if path.suffix in SUFFIXES:
-        return SUFFIXES[path.suffix]
+    if path.suffix in OTHER_FORMATS:
+        return OTHER_FORMATS[path.suffix]
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -151,9 +151,11 @@ def locate(module: str, level: int, importer: Path) -> Path | None:
         folder = importer.parents[min(level, len(importer.parents)) - 1]
         found = _file_or_folder(folder, parts)
         if found is None:
-            raise Illegal(f"no config file {'/'.join(parts)}.py in {folder.name or folder}")
+            raise ConfigValueError(
+                f"no config file {'/'.join(parts)}.py in {folder.name or folder}"
+            )
         return found
-    if parts[0] in FOREIGN:
+    if parts[0] in EXTERNAL_PACKAGES:
         return None
     folders = _search_folders(importer)
     for folder in folders:
@@ -162,7 +164,9 @@ def locate(module: str, level: int, importer: Path) -> Path | None:
             return found
     for folder in folders:
         if _holds_python(folder / parts[0]):
-            raise Illegal(f"no config file {'/'.join(parts)}.py in {folder.name or folder}")
+            raise ConfigValueError(
+                f"no config file {'/'.join(parts)}.py in {folder.name or folder}"
+            )
     return None
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import user_name
 from engine.config.value_hints import nearest_multiples
-from engine.data.max_samples import most_samples
+from engine.data.max_samples import max_samples
 
 
-def batch_falls_into_micro_batches(facts: Facts) -> Iterator[Finding]:
+def batch_falls_into_micro_batches(facts: RuleContext) -> Iterator[Finding]:
     """BATCH_SIZE is worked through in parts of the same size."""
     batch, parts = facts.settings.batch_size, facts.settings.num_micro_batches
     if batch % parts:
@@ -21,7 +21,7 @@ def batch_falls_into_micro_batches(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def micro_batch_falls_into_pieces(facts: Facts) -> Iterator[Finding]:
+def micro_batch_falls_into_pieces(facts: RuleContext) -> Iterator[Finding]:
     """A micro-batch whose samples the mode cannot split evenly is padded."""
     settings = facts.settings
     if settings.batch_size % settings.num_micro_batches:
@@ -40,7 +40,7 @@ def micro_batch_falls_into_pieces(facts: Facts) -> Iterator[Finding]:
     )
 
 
-def _unpadded(facts: Facts, multiple: int) -> Iterator[str]:
+def _unpadded(facts: RuleContext, multiple: int) -> Iterator[str]:
     """List overrides that leave no padding: fewer micro-batches of the same batch, where it can be
     split into multiples of ``multiple``, then the next larger batch."""
     settings = facts.settings
@@ -54,7 +54,7 @@ def _unpadded(facts: Facts, multiple: int) -> Iterator[str]:
     )
 
 
-def samples_fit_the_positions(facts: Facts) -> Iterator[Finding]:
+def samples_fit_the_positions(facts: RuleContext) -> Iterator[Finding]:
     """Every token of a sample has a position."""
     if facts.settings.seq_len > facts.settings.model.block_size:
         yield facts.error(
@@ -64,13 +64,13 @@ def samples_fit_the_positions(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def run_ends(facts: Facts) -> Iterator[Finding]:
+def run_ends(facts: RuleContext) -> Iterator[Finding]:
     """Something says how long to train; epochs of data without end do not."""
     settings = facts.settings
     if settings.max_steps is not None:
         return
     if settings.num_epochs is None:
-        owns = ((name, facts.statements.own_name_for(name)) for name in ("num_epochs", "max_steps"))
+        owns = ((name, facts.sources.own_name_for(name)) for name in ("num_epochs", "max_steps"))
         meant = next(
             (f"; did you mean {user_name(name)} by {own}?" for name, own in owns if own), ""
         )
@@ -83,7 +83,7 @@ def run_ends(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def tensor_shape_agrees(facts: Facts) -> Iterator[Finding]:
+def tensor_shape_agrees(facts: RuleContext) -> Iterator[Finding]:
     """TENSOR_SHAPE, in Colossal-AI's reckoning: grids divide samples and width, depth neither."""
     settings = facts.settings
     stated = settings.tensor_shape
@@ -91,10 +91,10 @@ def tensor_shape_agrees(facts: Facts) -> Iterator[Finding]:
         return
     outer = facts.mode.outer
     samples = settings.batch_size // settings.num_micro_batches
-    width = settings.model.n_embd // facts.pieces(*outer.hidden)
+    width = settings.model.n_embd // facts.num_shards(*outer.hidden)
     if facts.mode.whole_samples:
         grids = settings.depth if facts.mode.uses_depth else 1
-        samples //= facts.pieces(*outer.tokens) // grids
+        samples //= facts.num_shards(*outer.tokens) // grids
     shape = (samples, settings.seq_len, width)
     if stated != shape:
         yield facts.warning(
@@ -105,10 +105,10 @@ def tensor_shape_agrees(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def step_is_within_the_data(facts: Facts) -> Iterator[Finding]:
+def step_is_within_the_data(facts: RuleContext) -> Iterator[Finding]:
     """A step takes no sample twice. A token stands for a byte of the data or more, so the size of
     files tells where that is certain; ``cuboid train`` knows in all cases."""
-    settings, most = facts.settings, most_samples(facts.settings)
+    settings, most = facts.settings, max_samples(facts.settings)
     taken = settings.batch_size * facts.layout.data * settings.gradient_accumulation
     if most is not None and most < taken:
         yield facts.warning(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 
 
-def checkpoints_without_a_loss(facts: Facts) -> Iterator[Finding]:
+def checkpoints_without_a_loss(facts: RuleContext) -> Iterator[Finding]:
     """The best of them is the best of those that were written right after a validation."""
     settings = facts.settings
     saves, validates = settings.checkpoint.every, settings.eval.every

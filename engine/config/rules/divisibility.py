@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd, lcm
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
 
 
-def heads_are_cut_whole(facts: Facts) -> Iterator[Finding]:
+def heads_are_cut_whole(facts: RuleContext) -> Iterator[Finding]:
     """Attention stays local, so that a rank holds whole heads."""
-    inner = facts.pieces(*facts.mode.inner.hidden)
+    inner = facts.num_shards(*facts.mode.inner.hidden)
     yield from _divides(facts, "model.n_head", facts.settings.model.n_head, inner)
 
 
-def attention_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
+def attention_is_cut_evenly(facts: RuleContext) -> Iterator[Finding]:
     """The projection's input, n_head x head_dim, is cut like a weight too."""
     model = facts.settings.model
-    width, pieces = model.n_head * model.head_dim, facts.pieces(*facts.mode.down.weight_in)
-    if width % pieces and not model.n_head % facts.pieces(*facts.mode.inner.hidden):
+    width, pieces = model.n_head * model.head_dim, facts.num_shards(*facts.mode.down.weight_in)
+    if width % pieces and not model.n_head % facts.num_shards(*facts.mode.inner.hidden):
         step = pieces // gcd(pieces, model.n_head)
         yield facts.error(
             "model.n_head",
@@ -29,38 +29,38 @@ def attention_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def width_is_cut_evenly(facts: Facts) -> Iterator[Finding]:
+def width_is_cut_evenly(facts: RuleContext) -> Iterator[Finding]:
     """The width: cut in activations, in what goes into *up* and comes out of *down* weights."""
     mode = facts.mode
     cuts = (mode.outer.hidden, mode.up.weight_in, mode.down.weight_out)
-    pieces = lcm(*(facts.pieces(*axes) for axes in cuts))
+    pieces = lcm(*(facts.num_shards(*axes) for axes in cuts))
     yield from _divides(facts, "model.n_embd", facts.settings.model.n_embd, pieces)
 
 
-def mlp_is_cut_alike(facts: Facts) -> Iterator[Finding]:
+def mlp_is_cut_alike(facts: RuleContext) -> Iterator[Finding]:
     """The MLP's width: cut in activations, in what leaves *up* and goes into *down* weights. It is
     padded, and the padding stays zero, where a product's x and w come to the same width."""
     mode, width = facts.mode, facts.settings.model.n_inner
     cuts = (mode.inner.hidden, mode.up.weight_out, mode.down.weight_in)
-    pieces = lcm(*(facts.pieces(*axes) for axes in cuts))
+    pieces = lcm(*(facts.num_shards(*axes) for axes in cuts))
     x, w = mode.down.gather_x, mode.down.gather_w
-    gathered_x = -(-width // facts.pieces(*mode.inner.hidden))
-    gathered_x *= facts.pieces(x.axis) if x and x.on == "H" else 1
-    gathered_w = -(-width // facts.pieces(*mode.down.weight_in))
-    gathered_w *= facts.pieces(w) if w else 1
+    gathered_x = -(-width // facts.num_shards(*mode.inner.hidden))
+    gathered_x *= facts.num_shards(x.axis) if x and x.on == "H" else 1
+    gathered_w = -(-width // facts.num_shards(*mode.down.weight_in))
+    gathered_w *= facts.num_shards(w) if w else 1
     if gathered_x == gathered_w:
         yield from _padded(facts, "model.n_inner", width, pieces)
-    elif facts.states("model.n_inner") or not facts.settings.model.n_embd % pieces:
+    elif facts.is_stated("model.n_inner") or not facts.settings.model.n_embd % pieces:
         yield from _divides(facts, "model.n_inner", width, pieces)
 
 
-def vocabulary_is_padded(facts: Facts) -> Iterator[Finding]:
+def vocabulary_is_padded(facts: RuleContext) -> Iterator[Finding]:
     """The vocabulary is padded to what the cut needs."""
-    pieces = facts.pieces(*facts.mode.up.weight_out)
+    pieces = facts.num_shards(*facts.mode.up.weight_out)
     yield from _padded(facts, "model.vocab_size", facts.settings.model.vocab_size, pieces)
 
 
-def _padded(facts: Facts, name: str, value: int, pieces: int) -> Iterator[Finding]:
+def _padded(facts: RuleContext, name: str, value: int, pieces: int) -> Iterator[Finding]:
     if value % pieces:
         yield facts.note(
             name,
@@ -69,7 +69,7 @@ def _padded(facts: Facts, name: str, value: int, pieces: int) -> Iterator[Findin
         )
 
 
-def _divides(facts: Facts, name: str, value: int, pieces: int) -> Iterator[Finding]:
+def _divides(facts: RuleContext, name: str, value: int, pieces: int) -> Iterator[Finding]:
     if value % pieces:
         yield facts.error(
             name,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
-from models.parallel.registry import modes, nearest
+from models.parallel.registry import modes, nearest_sizes
 
 
-def tensor_parallel_needs_a_mode(facts: Facts) -> Iterator[Finding]:
+def tensor_parallel_needs_a_mode(facts: RuleContext) -> Iterator[Finding]:
     """Something must say how tensors are cut."""
     settings = facts.settings
     if settings.tensor_parallel > 1 and settings.mode == "serial":
@@ -21,7 +21,7 @@ def tensor_parallel_needs_a_mode(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def mode_takes_the_size(facts: Facts) -> Iterator[Finding]:
+def mode_takes_the_size(facts: RuleContext) -> Iterator[Finding]:
     """2d takes squares, 2.5d squares times DEPTH, 3d cubes."""
     settings, mode = facts.settings, facts.mode
     size, depth = settings.tensor_parallel, settings.depth
@@ -32,15 +32,15 @@ def mode_takes_the_size(facts: Facts) -> Iterator[Finding]:
         if mode.uses_depth
         else facts.cite("mode")
     )
-    legal = ", ".join(map(str, nearest(mode, size, depth)))
+    legal = ", ".join(map(str, nearest_sizes(mode, size, depth)))
     yield facts.error(
         "tensor_parallel",
-        f"{facts.cite('tensor_parallel')} is not {mode.rule}, which {needing} needs; "
+        f"{facts.cite('tensor_parallel')} is not {mode.size_rule}, which {needing} needs; "
         f"nearest: {legal}",
     )
 
 
-def depth_needs_its_mode(facts: Facts) -> Iterator[Finding]:
+def depth_needs_its_mode(facts: RuleContext) -> Iterator[Finding]:
     """DEPTH says nothing to the modes that have none."""
     if facts.settings.depth > 1 and not facts.mode.uses_depth:
         using = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.uses_depth)
@@ -49,9 +49,9 @@ def depth_needs_its_mode(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def processes_hold_whole_copies(facts: Facts) -> Iterator[Finding]:
+def processes_hold_whole_copies(facts: RuleContext) -> Iterator[Finding]:
     """GPUS = TENSOR_PARALLEL x PIPELINE x DATA, and DATA is whole."""
-    one, processes = facts.replica, facts.processes
+    one, processes = facts.gpus_per_replica, facts.processes
     if processes is not None and processes % one:
         yield facts.error(
             "tensor_parallel",

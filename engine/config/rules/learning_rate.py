@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 
 
-def warmup_ends_before_the_decay(facts: Facts) -> Iterator[Finding]:
+def warmup_ends_before_the_decay(facts: RuleContext) -> Iterator[Finding]:
     """The decay has something left to do."""
     schedule = facts.settings.lr_scheduler
     if schedule.total is not None and schedule.warmup >= schedule.total:
@@ -18,7 +18,7 @@ def warmup_ends_before_the_decay(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def warmup_ends_before_the_run(facts: Facts) -> Iterator[Finding]:
+def warmup_ends_before_the_run(facts: RuleContext) -> Iterator[Finding]:
     """A run that ends in its warm-up never trains at its learning rate."""
     settings, schedule = facts.settings, facts.settings.lr_scheduler
     end = settings.max_steps if schedule.by == "step" else settings.num_epochs
@@ -33,7 +33,7 @@ def warmup_ends_before_the_run(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def warmup_is_not_a_share(facts: Facts) -> Iterator[Finding]:
+def warmup_is_not_a_share(facts: RuleContext) -> Iterator[Finding]:
     """Other trainers take a share of the run; here, less than one step warms nothing up."""
     settings, schedule = facts.settings, facts.settings.lr_scheduler
     if schedule.by != "step" or not 0 < schedule.warmup < 1:
@@ -56,7 +56,7 @@ def warmup_is_not_a_share(facts: Facts) -> Iterator[Finding]:
     )
 
 
-def epochs_need_data_that_ends(facts: Facts) -> Iterator[Finding]:
+def epochs_need_data_that_ends(facts: RuleContext) -> Iterator[Finding]:
     """Synthetic data has no epochs to count."""
     settings = facts.settings
     if settings.lr_scheduler.by == "epoch" and settings.data.type == "synthetic":
@@ -67,7 +67,7 @@ def epochs_need_data_that_ends(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def loss_scale_is_within_its_bounds(facts: Facts) -> Iterator[Finding]:
+def loss_scale_is_within_its_bounds(facts: RuleContext) -> Iterator[Finding]:
     """min <= initial <= max."""
     scale = facts.settings.loss_scale
     if not scale.min <= scale.initial <= scale.max:

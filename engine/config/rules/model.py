@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from engine import paths
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import path_settings
 from engine.config.value_hints import nearest_multiples
 from models.presets import GPT2_VOCABULARY, PRESETS
@@ -15,7 +15,7 @@ from models.presets import GPT2_VOCABULARY, PRESETS
 NEED_A_FILE = frozenset({"json", "jsonl"})
 
 
-def hidden_size_agrees(facts: Facts) -> Iterator[Finding]:
+def hidden_size_agrees(facts: RuleContext) -> Iterator[Finding]:
     """HIDDEN_SIZE repeats the model's width."""
     hidden, width = facts.settings.hidden_size, facts.settings.model.n_embd
     if hidden is not None and hidden != width:
@@ -24,11 +24,11 @@ def hidden_size_agrees(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def heads_divide_the_width(facts: Facts) -> Iterator[Finding]:
+def heads_divide_the_width(facts: RuleContext) -> Iterator[Finding]:
     """Unless a head's width is stated, the heads share the model's out."""
     model = facts.settings.model
     heads, width = model.n_head, model.n_embd
-    if width % heads and not facts.states("model.head_dim"):
+    if width % heads and not facts.is_stated("model.head_dim"):
         yield facts.error(
             "model.n_embd",
             f"{facts.cite('model.n_embd')} is not a multiple of {facts.cite('model.n_head')}; "
@@ -36,7 +36,7 @@ def heads_divide_the_width(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def preset_differs_from_the_published(facts: Facts) -> Iterator[Finding]:
+def preset_differs_from_the_published(facts: RuleContext) -> Iterator[Finding]:
     """Some of titans' sizes go by a published model's name."""
     name = facts.settings.model.preset
     preset = PRESETS[name] if name else None
@@ -51,7 +51,7 @@ def preset_differs_from_the_published(facts: Facts) -> Iterator[Finding]:
     )
 
 
-def vocabulary_holds_the_tokens(facts: Facts) -> Iterator[Finding]:
+def vocabulary_holds_the_tokens(facts: RuleContext) -> Iterator[Finding]:
     """Every token that the tokenizer gives has an embedding."""
     settings = facts.settings
     if settings.data.type == "synthetic" or settings.data.tokenizer != "gpt2":
@@ -64,7 +64,7 @@ def vocabulary_holds_the_tokens(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def every_position_is_trained(facts: Facts) -> Iterator[Finding]:
+def every_position_is_trained(facts: RuleContext) -> Iterator[Finding]:
     """Positions beyond the samples are never looked up in training."""
     settings = facts.settings
     if settings.model.block_size > settings.seq_len:
@@ -76,14 +76,14 @@ def every_position_is_trained(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def source_has_a_file(facts: Facts) -> Iterator[Finding]:
+def source_has_a_file(facts: RuleContext) -> Iterator[Finding]:
     """Only text comes with Python."""
     data = facts.settings.data
     if data.type in NEED_A_FILE and data.path is None:
         yield facts.error("data.type", f"{facts.cite('data.type')} needs data.path, a file")
 
 
-def paths_exist(facts: Facts) -> Iterator[Finding]:
+def paths_exist(facts: RuleContext) -> Iterator[Finding]:
     """Warn of a path that is missing or of another kind: the job may run on another machine."""
     for name, mark in path_settings().items():
         given = attrgetter(name)(facts.settings)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
 
 WORTH_A_WARNING = 0.25  # of a step spent waiting
 
 
-def every_chunk_has_a_layer(facts: Facts) -> Iterator[Finding]:
+def every_chunk_has_a_layer(facts: RuleContext) -> Iterator[Finding]:
     """PIPELINE x num_chunks pieces of the model, each with a block at least."""
     model, stages = facts.settings.model, facts.settings.pipeline
     chunks = stages * model.num_chunks
@@ -33,20 +33,20 @@ def every_chunk_has_a_layer(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def chunks_need_the_interleaved_schedule(facts: Facts) -> Iterator[Finding]:
+def chunks_need_the_interleaved_schedule(facts: RuleContext) -> Iterator[Finding]:
     """Several chunks on a rank are interleaved, and only several can be."""
     settings = facts.settings
     if settings.pipeline == 1:
         return
     if (settings.model.num_chunks > 1) != (settings.schedule == "interleaved"):
         yield facts.error(
-            "schedule" if facts.states("schedule") else "model.num_chunks",
+            "schedule" if facts.is_stated("schedule") else "model.num_chunks",
             f"{facts.cite('model.num_chunks')} does not go with {facts.cite('schedule')}; either "
             "schedule='interleaved' with model.num_chunks of 2 or more, or model.num_chunks=1",
         )
 
 
-def interleaving_needs_rounds(facts: Facts) -> Iterator[Finding]:
+def interleaving_needs_rounds(facts: RuleContext) -> Iterator[Finding]:
     """Interleaved 1F1B sends micro-batches in rounds of PIPELINE (Narayanan et al. 2021)."""
     settings = facts.settings
     stages, parts = settings.pipeline, settings.num_micro_batches
@@ -58,7 +58,7 @@ def interleaving_needs_rounds(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def micro_batches_fill_the_pipeline(facts: Facts) -> Iterator[Finding]:
+def micro_batches_fill_the_pipeline(facts: RuleContext) -> Iterator[Finding]:
     """The bubble, (p - 1) / (v m + p - 1) of a step for m micro-batches through p stages of v
     chunks (Narayanan et al. 2021, section 2.2), wants many micro-batches. A third of a micro-batch
     counts where weight gradients fill it (Qi et al. 2023): v is 3."""
@@ -77,7 +77,7 @@ def micro_batches_fill_the_pipeline(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def chunks_need_a_pipeline(facts: Facts) -> Iterator[Finding]:
+def chunks_need_a_pipeline(facts: RuleContext) -> Iterator[Finding]:
     """Chunks are of a pipeline rank."""
     if facts.settings.pipeline == 1 and facts.settings.model.num_chunks > 1:
         yield facts.note(

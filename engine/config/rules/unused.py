@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from engine.config.rule_context import Facts, Finding
-from engine.config.schema import LossScale, Settings
+from engine.config.rule_context import Finding, RuleContext
+from engine.config.schema import LossScaleSettings, Settings
 
 SAVES = "checkpoint.every or checkpoint.minutes"
 
@@ -28,10 +28,10 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
         lambda s: not s.eval.every or s.data.validation > 0,
         "data.validation above 0",
     ),
-    "checkpoint.keep": (lambda s: s.checkpoint.wanted, SAVES),
-    "checkpoint.asynchronous": (lambda s: s.checkpoint.wanted, SAVES),
+    "checkpoint.keep": (lambda s: s.checkpoint.is_enabled, SAVES),
+    "checkpoint.asynchronous": (lambda s: s.checkpoint.is_enabled, SAVES),
     "checkpoint.best": (
-        lambda s: s.checkpoint.wanted and bool(s.eval.every) and s.data.validation > 0,
+        lambda s: s.checkpoint.is_enabled and bool(s.eval.every) and s.data.validation > 0,
         f"{SAVES}, and validations by eval.every",
     ),
     "matmul": (lambda s: s.precision == "float32", "precision='float32'"),
@@ -43,7 +43,7 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     },
     **{
         f"loss_scale.{name}": (lambda s: s.precision == "fp16", "precision='fp16'")
-        for name in LossScale.model_fields
+        for name in LossScaleSettings.model_fields
     },
     **{
         f"loss_spike.{name}": (lambda s: s.loss_spike.factor is not None, "a loss_spike.factor")
@@ -52,10 +52,10 @@ USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
 }
 
 
-def stated_for_nothing(facts: Facts) -> Iterator[Finding]:
+def stated_for_nothing(facts: RuleContext) -> Iterator[Finding]:
     """What was stated and does nothing here, beside what it would take."""
     for name, (has_effect, needed) in USED.items():
-        if facts.states(name) and not has_effect(facts.settings):
+        if facts.is_stated(name) and not has_effect(facts.settings):
             yield facts.note(name, f"{facts.cite(name)} has no effect: that takes {needed}")
 
 

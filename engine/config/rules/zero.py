@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from engine.config.rule_context import Facts, Finding
+from engine.config.rule_context import Finding, RuleContext
 from models.parallel.registry import modes
 
 
-def offloading_needs_its_stage(facts: Facts) -> Iterator[Finding]:
+def offloading_needs_its_stage(facts: RuleContext) -> Iterator[Finding]:
     """Only what ZeRO manages can be offloaded."""
     zero = facts.settings.zero
     for name, place, stage in (
@@ -25,7 +25,7 @@ def offloading_needs_its_stage(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def depth_needs_copies(facts: Facts) -> Iterator[Finding]:
+def depth_needs_copies(facts: RuleContext) -> Iterator[Finding]:
     """What is shared out over depth is what 2.5d has copies of there."""
     zero = facts.settings.zero
     if not zero.depth:
@@ -36,7 +36,7 @@ def depth_needs_copies(facts: Facts) -> Iterator[Finding]:
             f"{facts.cite('zero.depth')} needs zero.stage=1, 2 or 3, not "
             f"{facts.cite('zero.stage')}",
         )
-    if facts.pieces(*facts.mode.replicated) == 1:
+    if facts.num_shards(*facts.mode.replicated) == 1:
         having = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.replicated)
         yield facts.error(
             "zero.depth",
@@ -45,7 +45,7 @@ def depth_needs_copies(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def nvme_needs_a_path(facts: Facts) -> Iterator[Finding]:
+def nvme_needs_a_path(facts: RuleContext) -> Iterator[Finding]:
     """What goes to the disk goes to a folder."""
     zero = facts.settings.zero
     for name, place in (("offload", zero.offload), ("offload_params", zero.offload_params)):
@@ -56,7 +56,7 @@ def nvme_needs_a_path(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def states_go_with_weights(facts: Facts) -> Iterator[Finding]:
+def states_go_with_weights(facts: RuleContext) -> Iterator[Finding]:
     """An optimizer updates weights on the disk there, beside its states."""
     zero = facts.settings.zero
     if zero.offload_params == "nvme" and zero.offload != "nvme":
@@ -67,7 +67,7 @@ def states_go_with_weights(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def copies_come_back(facts: Facts) -> Iterator[Finding]:
+def copies_come_back(facts: RuleContext) -> Iterator[Finding]:
     """An asynchronous checkpoint is written from a copy of everything."""
     settings = facts.settings
     if settings.zero.offload == "nvme" and settings.checkpoint.asynchronous:
@@ -78,12 +78,12 @@ def copies_come_back(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def sharing_needs_copies(facts: Facts) -> Iterator[Finding]:
+def sharing_needs_copies(facts: RuleContext) -> Iterator[Finding]:
     """One rank has nobody to share with."""
     zero = facts.settings.zero
     if zero.stage and _sharers(facts) == 1:
         saves = "only offloading saves memory" if zero.offload else "nothing is saved"
-        if facts.pieces(*facts.mode.replicated) > 1:
+        if facts.num_shards(*facts.mode.replicated) > 1:
             saves += f"; zero.depth=True shares over {facts.cite('depth')}"
         yield facts.note(
             "zero.stage",
@@ -91,7 +91,7 @@ def sharing_needs_copies(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def gathering_per_micro_batch(facts: Facts) -> Iterator[Finding]:
+def gathering_per_micro_batch(facts: RuleContext) -> Iterator[Finding]:
     """Stage 3 gathers a stage's parameters anew for each micro-batch, forward and backward."""
     settings = facts.settings
     if settings.zero.stage == 3 and settings.pipeline > 1 and _sharers(facts) > 1:
@@ -103,7 +103,7 @@ def gathering_per_micro_batch(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _sharers(facts: Facts) -> int:
+def _sharers(facts: RuleContext) -> int:
     """Ranks that share out a weight."""
     zero = facts.settings.zero
     axes = facts.mode.zero_axes(zero.stage, depth=zero.depth)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from engine.data.data_file import File
+from engine.data.data_file import DataFile
 from engine.data.detect_format import format_of
 from engine.data.documents import Documents, read_files
-from engine.data.source import Corpus, Request
+from engine.data.source import Corpus, SourceRequest
 from engine.data.sources import json, jsonl, text
-from engine.data.tokenize import corpus_of
+from engine.data.tokenize import build_corpus
 
 
-def open_corpus(request: Request) -> Corpus:
+def open_corpus(request: SourceRequest) -> Corpus:
     if request.path is None:
         return text.open_corpus(request)
 
-    def read(file: File) -> Documents:
+    def read(file: DataFile) -> Documents:
         match format_of(file):
             case "jsonl":
                 return jsonl.JsonLines(file, request.key)
@@ -23,4 +23,4 @@ def open_corpus(request: Request) -> Corpus:
             case _:
                 return text.TextFile(file)
 
-    return corpus_of(read_files(request.path, request.cache, read), request)
+    return build_corpus(read_files(request.path, request.cache, read), request)

@@ -6,24 +6,24 @@ import json
 import re
 from collections.abc import Iterator
 
-from engine.data.data_file import File
+from engine.data.data_file import DataFile
 from engine.data.documents import FileDocuments, read_files
-from engine.data.source import Corpus, Request
+from engine.data.source import Corpus, SourceRequest
 from engine.data.sources.jsonl import encodable, kind_of, text_in
 from engine.data.sources.text import TextFile
-from engine.data.tokenize import corpus_of
+from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece
-from engine.errors import Refused
+from engine.errors import UserError
 
 # The longest escape: it is reported as an error at its first character where its last is missing
 LONGEST = len(r"\ud83d\ude42")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def open_corpus(request: Request) -> Corpus:
+def open_corpus(request: SourceRequest) -> Corpus:
     if request.path is None:
-        raise Refused("data.type='json' needs a file: set DATA or data.path")
-    return corpus_of(
+        raise UserError("data.type='json' needs a file: set DATA or data.path")
+    return build_corpus(
         read_files(request.path, request.cache, lambda file: JsonArray(file, request.key)), request
     )
 
@@ -31,7 +31,7 @@ def open_corpus(request: Request) -> Corpus:
 class JsonArray(FileDocuments):
     """Documents joined by end-of-text. Memory holds one element and a block of the file."""
 
-    def __init__(self, file: File, key: str) -> None:
+    def __init__(self, file: DataFile, key: str) -> None:
         super().__init__(file)
         self._text, self._key = TextFile(file), key
         self.kind = kind_of("json", key)
@@ -47,9 +47,9 @@ class JsonArray(FileDocuments):
                 yield text_in(value, self._key, where)
 
     def _elements(self) -> Iterator[object]:
-        stream = _Stream(piece or "" for piece in self._text.pieces())
+        stream = _JsonStream(piece or "" for piece in self._text.pieces())
         if stream.next() != "[":
-            raise Refused(f"{self.name} is not a JSON array: it does not begin with [")
+            raise UserError(f"{self.name} is not a JSON array: it does not begin with [")
         stream.take()
         number, after = 0, stream.next()
         if after == "]":
@@ -60,16 +60,16 @@ class JsonArray(FileDocuments):
                 yield stream.value()
             except (ValueError, RecursionError) as error:
                 what = error.msg if isinstance(error, json.JSONDecodeError) else error
-                raise Refused(f"{self.name}, element {number}: not JSON: {what}") from None
+                raise UserError(f"{self.name}, element {number}: not JSON: {what}") from None
             after = stream.next()
             if after not in (",", "]"):
-                raise Refused(f"{self.name}, element {number}: a comma or ] is missing after it")
+                raise UserError(f"{self.name}, element {number}: a comma or ] is missing after it")
             stream.take()
         if stream.next():
-            raise Refused(f"{self.name}: there is more after the array's end")
+            raise UserError(f"{self.name}: there is more after the array's end")
 
 
-class _Stream:
+class _JsonStream:
     """Text that comes in blocks, read value by value."""
 
     def __init__(self, blocks: Iterator[str]) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from engine.data.data_file import File
+from engine.data.data_file import DataFile
 from engine.data.documents import FileDocuments, read_files
-from engine.data.source import Corpus, Request
-from engine.data.tokenize import corpus_of
+from engine.data.source import Corpus, SourceRequest
+from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece
-from engine.errors import Refused
+from engine.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-FEW = 12  # keys in a message
+MAX_LISTED = 12  # keys in a message
 
 
-def open_corpus(request: Request) -> Corpus:
+def open_corpus(request: SourceRequest) -> Corpus:
     if request.path is None:
-        raise Refused("data.type='jsonl' needs a file: set DATA or data.path")
-    return corpus_of(
+        raise UserError("data.type='jsonl' needs a file: set DATA or data.path")
+    return build_corpus(
         read_files(request.path, request.cache, lambda file: JsonLines(file, request.key)), request
     )
 
@@ -27,7 +27,7 @@ def open_corpus(request: Request) -> Corpus:
 class JsonLines(FileDocuments):
     """Documents joined by end-of-text; empty lines between them are skipped."""
 
-    def __init__(self, file: File, key: str) -> None:
+    def __init__(self, file: DataFile, key: str) -> None:
         super().__init__(file)
         self._key = key
         self.kind = kind_of("jsonl", key)
@@ -49,17 +49,17 @@ class JsonLines(FileDocuments):
         try:
             value = json.loads(line.decode().rstrip())
         except UnicodeDecodeError as error:
-            raise Refused(
+            raise UserError(
                 f"{where}: not UTF-8: byte {offset + error.start:,} "
                 f"is 0x{line[error.start]:02x} ({error.reason})"
             ) from None
         except json.JSONDecodeError as error:
-            raise Refused(
+            raise UserError(
                 f"{where}: not JSON: {error.msg} (column {error.colno}); each line is to be an "
                 f"object with a \"{self._key}\"; data.type='text' learns the file as it is"
             ) from None
         except (ValueError, RecursionError) as error:  # a number too long, nesting too deep
-            raise Refused(f"{where}: not JSON that can be read: {error}") from None
+            raise UserError(f"{where}: not JSON that can be read: {error}") from None
         return text_in(value, self._key, where)
 
 
@@ -69,26 +69,27 @@ def kind_of(source: str, key: str) -> str:
 
 
 def text_in(value: object, key: str, where: str) -> str:
-    """The text of a document that JSON holds. Raises Refused, beginning with ``where``."""
+    """The text of a document that JSON holds. Raises UserError, beginning with ``where``."""
     if not isinstance(value, dict):
-        raise Refused(f'{where}: not an object with a "{key}"')
+        raise UserError(f'{where}: not an object with a "{key}"')
     if key not in value:
         keys = [str(name) for name in value]
-        more = f" and {len(keys) - FEW} more" if len(keys) > FEW else ""
-        there = ", ".join(map(repr, keys[:FEW])) + more if keys else "none"
-        raise Refused(
+        more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
+        there = ", ".join(map(repr, keys[:MAX_LISTED])) + more if keys else "none"
+        raise UserError(
             f'{where}: no "{key}" in it; its keys: {there}; data.key names the one to read'
         )
     text = value[key]
     if not isinstance(text, str):
-        raise Refused(f'{where}: not an object with a "{key}" that is a string')
+        raise UserError(f'{where}: not an object with a "{key}" that is a string')
     return encodable(text, f'{where}: "{key}"')
 
 
 def encodable(text: str, what: str) -> str:
-    """Return ``text``, which JSON held as ``what``. Raises Refused where UTF-8 cannot encode it."""
+    """Return ``text``, which JSON held as ``what``. Raises UserError where UTF-8 cannot encode
+    it."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Refused(f"{what} holds half of a surrogate pair") from None
+        raise UserError(f"{what} holds half of a surrogate pair") from None
     return text

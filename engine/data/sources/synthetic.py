@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.sampler import permutation, raw_bits
-from engine.data.source import Corpus, Request
-from engine.errors import Refused
+from engine.data.source import Corpus, SourceRequest
+from engine.errors import UserError
 
 STATES = 256
 VALIDATION = 1024  # samples
@@ -22,23 +22,23 @@ STEPS = np.array([0, 0, 0, 0, 1, 1, 2, 3])  # the three lowest bits of a draw ch
 TABLE, TRAIN, HELD_OUT = range(100, 103)  # what a draw is for: no two share a stream
 
 
-def open_corpus(request: Request) -> Corpus:
+def open_corpus(request: SourceRequest) -> Corpus:
     if request.vocab_size < 1:
-        raise Refused(f"model.vocab_size={request.vocab_size}: a vocabulary has 1 token or more")
+        raise UserError(f"model.vocab_size={request.vocab_size}: a vocabulary has 1 token or more")
     samples = VALIDATION if request.validation > 0 else 0
     return Corpus(
-        train=Chain(request, TRAIN, samples=None),
-        validation=Chain(request, HELD_OUT, samples=samples),
+        train=MarkovChain(request, TRAIN, samples=None),
+        validation=MarkovChain(request, HELD_OUT, samples=samples),
         tokenizer=None,
         description=f"synthetic tokens, seed {request.seed}, without end",
         fingerprint=f"synthetic {request.seed} {request.vocab_size} {request.seq_len} {samples}",
     )
 
 
-class Chain:
+class MarkovChain:
     """Sample i is a walk of seq_len + 1 states, a function of (seed, i) alone."""
 
-    def __init__(self, request: Request, stream: int, *, samples: int | None) -> None:
+    def __init__(self, request: SourceRequest, stream: int, *, samples: int | None) -> None:
         self.samples = samples
         self._seed, self._stream, self.seq_len = request.seed, stream, request.seq_len
         states = min(STATES, request.vocab_size)

@@ -10,19 +10,19 @@ from collections.abc import Iterator
 
 from engine.data.detect_format import not_text
 from engine.data.documents import FileDocuments, read_files
-from engine.data.source import Corpus, Request
-from engine.data.tokenize import corpus_of
+from engine.data.source import Corpus, SourceRequest
+from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece
-from engine.errors import Refused
+from engine.errors import UserError
 
 BOM = "\ufeff"
 
 
-def open_corpus(request: Request) -> Corpus:
+def open_corpus(request: SourceRequest) -> Corpus:
     documents = (
-        BuiltIn() if request.path is None else read_files(request.path, request.cache, TextFile)
+        BuiltInText() if request.path is None else read_files(request.path, request.cache, TextFile)
     )
-    return corpus_of(documents, request)
+    return build_corpus(documents, request)
 
 
 class TextFile(FileDocuments):
@@ -44,14 +44,14 @@ class TextFile(FileDocuments):
             return codecs.utf_8_decode(data, "strict", final)
         except UnicodeDecodeError as error:
             looks = not_text(self._file)
-            raise Refused(
+            raise UserError(
                 f"{self.name} is not UTF-8: byte {offset + error.start:,} "
                 f"is 0x{data[error.start]:02x} ({error.reason})"
                 + (f"; it is {looks}" if looks else "")
             ) from None
 
 
-class BuiltIn:
+class BuiltInText:
     """The help topics of CPython's language reference, which every installation has."""
 
     kind = "text"
@@ -60,7 +60,7 @@ class BuiltIn:
         try:
             topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
         except ImportError:
-            raise Refused("this Python came without pydoc_data: set DATA or data.path") from None
+            raise UserError("this Python came without pydoc_data: set DATA or data.path") from None
         self._text = "\n".join(topics[name] for name in sorted(topics))
         content = self._text.encode()
         self.digest = hashlib.sha256(content).hexdigest()

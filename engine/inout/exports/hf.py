@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.inout import hf_folder
-from engine.inout.export import Export, Options
-from engine.inout.saved_model import Trained
+from engine.inout.export import Exporter, ExportOptions
+from engine.inout.saved_model import SavedModel
 
 
-def write(path: Path, model: Trained, options: Options) -> None:
+def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
     hf_folder.write(path, model, dtype=options.dtype, shard_bytes=options.shard_bytes)
 
 
-EXPORT = Export(suffix="-hf", write=write, names=hf_folder.NAMES)
+EXPORT = Exporter(suffix="-hf", write=write, names=hf_folder.NAMES)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.inout.export import Export, Options
-from engine.inout.saved_model import Trained
+from engine.inout.export import Exporter, ExportOptions
+from engine.inout.saved_model import SavedModel
 from engine.inout.tensor_writers import write_pt
 
 
-def write(path: Path, model: Trained, options: Options) -> None:
-    write_pt(path, model.read(), model.shapes, dtype=options.dtype)
+def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
+    write_pt(path, model.read_tensors(), model.shapes, dtype=options.dtype)
 
 
-EXPORT = Export(suffix=".pt", write=write)
+EXPORT = Exporter(suffix=".pt", write=write)

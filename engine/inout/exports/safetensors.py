@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.inout.export import Export, Options
-from engine.inout.saved_model import Trained
+from engine.inout.export import Exporter, ExportOptions
+from engine.inout.saved_model import SavedModel
 from engine.inout.tensor_writers import write_safetensors
 
 
-def write(path: Path, model: Trained, options: Options) -> None:
+def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
     write_safetensors(
-        path, model.read(), model.shapes, dtype=options.dtype, metadata=model.metadata
+        path, model.read_tensors(), model.shapes, dtype=options.dtype, metadata=model.metadata
     )
 
 
-EXPORT = Export(suffix=".safetensors", write=write)
+EXPORT = Exporter(suffix=".safetensors", write=write)

@@ -9,18 +9,18 @@ from engine.optim.fused import has_fused
 if TYPE_CHECKING:
     import torch
 
-    from engine.config.schema import Optimizer
+    from engine.config.schema import OptimizerSettings
     from engine.optim.registry import Group
 
 BY_ENTRY = True  # each entry's update is its own affair
 
 
-def states(settings: Optimizer) -> int:
+def states(settings: OptimizerSettings) -> int:
     """Tensors kept beside each parameter, of its size: its two moments."""
     return 2
 
 
-def build(groups: list[Group], settings: Optimizer) -> torch.optim.Optimizer:
+def build(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Weight decay is an L2 term: weight_decay x weight is added to the gradient."""
     import torch
 

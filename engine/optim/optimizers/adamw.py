@@ -9,18 +9,18 @@ from engine.optim.fused import has_fused
 if TYPE_CHECKING:
     import torch
 
-    from engine.config.schema import Optimizer
+    from engine.config.schema import OptimizerSettings
     from engine.optim.registry import Group
 
 BY_ENTRY = True  # each entry's update is its own affair
 
 
-def states(settings: Optimizer) -> int:
+def states(settings: OptimizerSettings) -> int:
     """Tensors kept beside each parameter, of its size: its two moments."""
     return 2
 
 
-def build(groups: list[Group], settings: Optimizer) -> torch.optim.Optimizer:
+def build(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Weight decay shrinks the weights by lr x weight_decay each step, beside the gradient's."""
     import torch
 

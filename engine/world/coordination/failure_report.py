@@ -13,134 +13,145 @@ from typing import TypeVar
 from torch.distributed import DistError, Store
 
 from engine.config.errors import ConfigError
-from engine.errors import Failed, Refused
-from engine.world.coordination.liveness import ANSWER_SECONDS, RollCall, bounded
-from engine.world.launch_environment import Place
+from engine.errors import RunError, UserError
+from engine.world.coordination.liveness import ANSWER_SECONDS, LivenessMonitor, call_with_timeout
+from engine.world.launch_environment import LaunchInfo
 from engine.world.signals import StopSignal
 
 T = TypeVar("T")
 
 FAILED = "failed"
 """In our part of the store: how many ranks have failed."""
-WHY = "why"
+REASON = "why"
 """There, of the first of them: the reason, and the ranks that are to blame for not coming."""
 SILENCE_SECONDS = 3.0
 """How long rank 0 must be gone for rank 1 to speak while the ranks are still meeting. torchrun,
 which tells itself who was killed, stops rank 1 sooner."""
 
 
-class Late(Failed):
+class RankTimeoutError(RunError):
     """Another rank did not come within the timeout."""
 
 
-class Absent(Failed):
-    """Another rank is gone, stopped or late, in words. ``stands_in``: this rank is the one that
-    tells, and rank 0, which would write it down, is among those it is about. ``processes``: their
-    ids."""
+class LostRankError(RunError):
+    """Another rank is gone, stopped or late, in words. ``reports_for_rank_0``: this rank is the
+    one that tells, and rank 0, which would write it down, is among those it is about.
+    ``processes``: their ids."""
 
-    def __init__(self, text: str, *, stands_in: bool, processes: Sequence[int]) -> None:
+    def __init__(self, text: str, *, reports_for_rank_0: bool, processes: Sequence[int]) -> None:
         super().__init__(text)
-        self.stands_in, self.processes = stands_in, processes
+        self.reports_for_rank_0, self.processes = reports_for_rank_0, processes
 
 
-class LastWords:
+class FailureReporter:
     """The voice of this rank in a store that rank 0 serves at ``address`` (None: in this process).
 
-    ``step``: the one it is in, if any. ``roll``: who is there, once the world is up.
+    ``step``: the one it is in, if any. ``liveness``: who is there, once the world is up.
     """
 
     def __init__(
-        self, place: Place, stop: StopSignal, store: Store, address: tuple[str, int] | None
+        self,
+        launch_info: LaunchInfo,
+        stop: StopSignal,
+        store: Store,
+        address: tuple[str, int] | None,
     ) -> None:
-        self._place, self._stop, self._store, self._address = place, stop, store, address
+        self._launch_info, self._stop, self._store, self._address = (
+            launch_info,
+            stop,
+            store,
+            address,
+        )
         self._first: bool | None = None
-        self._told = self._lost = False
-        self.roll: RollCall | None = None
+        self._reported = self._lost = False
+        self.liveness: LivenessMonitor | None = None
         self.step = 0
 
-    def explain(self, error: BaseException, timeout: float) -> Absent | None:
+    def diagnose(self, error: BaseException, timeout: float) -> LostRankError | None:
         """What an error means that comes of another rank's absence, after up to ``timeout`` seconds
         of waiting; None for any other error. Ranks that are stopped on this machine are ended."""
-        if self.roll is None or not _is_of_another(error):
+        if self.liveness is None or not _is_peer_failure(error):
             return None
         if self._is_first():
-            text, ranks = self._blame(self.roll, error, timeout)
-            self._leave_word(text, ranks)
+            text, ranks = self._find_cause(self.liveness, error, timeout)
+            self._publish(text, ranks)
         else:
-            text, ranks = self.others_word()
-        self.roll.end(ranks)
-        return Absent(
+            text, ranks = self.first_failure()
+        self.liveness.kill_suspended(ranks)
+        return LostRankError(
             text,
-            stands_in=self._is_first() and 0 in ranks,
-            processes=[self.roll.processes[rank].pid for rank in ranks],
+            reports_for_rank_0=self._is_first() and 0 in ranks,
+            processes=[self.liveness.processes[rank].pid for rank in ranks],
         )
 
-    def tell(self, error: BaseException) -> bool:
+    def report(self, error: BaseException) -> bool:
         """Say why this rank fails, unless another rank has been first: the connections that it
         broke fail here too. Whether it did."""
-        if self._told:
+        if self._reported:
             return False
-        self._told = True
+        self._reported = True
         try:
             if self._is_first():
                 text = self._describe(error)
-                self._leave_word(text.splitlines()[-1], [])
+                self._publish(text.splitlines()[-1], [])
                 print(text, file=sys.stderr, flush=True)
                 return True
         except KeyboardInterrupt:
             pass  # torchrun ends the others once one has failed
         return False
 
-    def hush(self) -> None:
+    def mark_reported(self) -> None:
         """All has been said."""
-        self._told = True
+        self._reported = True
 
-    def count(self, what: str) -> int:
+    def count_arrivals(self, event: str) -> int:
         """How many ranks have come here, this one included; 0 where the store is gone."""
-        return self._ask(lambda: int(self._store.add(what, 1))) or 0
+        return self._query(lambda: int(self._store.add(event, 1))) or 0
 
     def _is_first(self) -> bool:
         if self._first is None:
-            count = self.count(FAILED)
-            self._first = count == 1 if count else self._speaks_for_0()
+            count = self.count_arrivals(FAILED)
+            self._first = count == 1 if count else self._reports_for_rank_0()
         return self._first
 
-    def _speaks_for_0(self) -> bool:
+    def _reports_for_rank_0(self) -> bool:
         """Rank 0 is gone, and its store."""
-        if self._place.rank != 1 or (self.roll and self.roll.seen):
+        if self._launch_info.rank != 1 or (self.liveness and self.liveness.seen):
             return False
         deadline = time.monotonic() + SILENCE_SECONDS
-        while self._stop.requested is None and not self.roll and time.monotonic() < deadline:
+        while self._stop.requested is None and not self.liveness and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.roll is not None or self._stop.requested is None
+        return self.liveness is not None or self._stop.requested is None
 
-    def _blame(self, roll: RollCall, error: BaseException, timeout: float) -> tuple[str, list[int]]:
-        late = isinstance(error, Late) or "imed out" in str(error)
+    def _find_cause(
+        self, liveness: LivenessMonitor, error: BaseException, timeout: float
+    ) -> tuple[str, list[int]]:
+        late = isinstance(error, RankTimeoutError) or "imed out" in str(error)
         waited = f" within {timeout:g} s" if late else ""
-        if self._ask(lambda: self._store.check([FAILED])):
-            text, ranks = roll.missing(waited)
+        if self._query(lambda: self._store.check([FAILED])):
+            text, ranks = liveness.lost_ranks(waited)
         else:
-            roll.settle(0)
-            text, ranks = roll.describe([0], waited), [0]
+            liveness.wait_until_dead(0)
+            text, ranks = liveness.describe([0], waited), [0]
         reason = text or str(error).partition("\n")[0]
         return (f"step {self.step}: {reason}" if self.step else reason), ranks
 
-    def _leave_word(self, text: str, ranks: list[int]) -> None:
-        if self._place.size > 1:
-            self._ask(lambda: self._set(WHY, json.dumps([text, ranks])))
+    def _publish(self, text: str, ranks: list[int]) -> None:
+        if self._launch_info.size > 1:
+            self._query(lambda: self._set(REASON, json.dumps([text, ranks])))
 
-    def others_word(self) -> tuple[str, list[int]]:
+    def first_failure(self) -> tuple[str, list[int]]:
         """What the first to fail has said, or will have soon."""
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while time.monotonic() < deadline:
-            found = self._ask(lambda: self._store.check([WHY]))
-            if found is None and self.roll and self.roll.seen:
+            found = self._query(lambda: self._store.check([REASON]))
+            if found is None and self.liveness and self.liveness.seen:
                 break  # rank 0 has left since
             if found is None:  # rank 1 looks first what has become of rank 0, and says so
                 time.sleep(SILENCE_SECONDS)
                 return "rank 0 is gone", [0]
             if found:
-                text, ranks = json.loads(self._store.get(WHY))
+                text, ranks = json.loads(self._store.get(REASON))
                 return text, ranks
             time.sleep(0.05)
         return "another rank failed", []
@@ -149,17 +160,17 @@ class LastWords:
         self._store.set(key, value)
         return True
 
-    def _ask(self, task: Callable[[], T]) -> T | None:
+    def _query(self, task: Callable[[], T]) -> T | None:
         """The store's answer; None where it is gone or its process stopped."""
-        if self._address is None or self._place.rank == 0:
+        if self._address is None or self._launch_info.rank == 0:
             return task()
-        found = None if self._lost or not self.reachable() else bounded(task)
+        found = None if self._lost or not self.reachable() else call_with_timeout(task)
         self._lost = found is None
         return found
 
     def reachable(self) -> bool:
         """Whether the store is still there; asking it would print a C++ trace if not."""
-        if self._address is None or self._place.rank == 0:
+        if self._address is None or self._launch_info.rank == 0:
             return True
         try:
             socket.create_connection(self._address, timeout=2).close()
@@ -168,10 +179,10 @@ class LastWords:
         return True
 
     def _describe(self, error: BaseException) -> str:
-        place = [f"rank {self._place.rank}"] if self._place.size > 1 else []
-        if isinstance(error, Absent):
+        place = [f"rank {self._launch_info.rank}"] if self._launch_info.size > 1 else []
+        if isinstance(error, LostRankError):
             return str(error)
-        if isinstance(error, Refused | Failed | ConfigError):
+        if isinstance(error, UserError | RunError | ConfigError):
             return ": ".join([*place, str(error)])
         if not self.reachable():
             place.append("rank 0 is gone")
@@ -182,8 +193,8 @@ class LastWords:
         return trace + ": ".join([*place, f"failed: {type(error).__name__}: {error}"])
 
 
-def _is_of_another(error: BaseException) -> bool:
+def _is_peer_failure(error: BaseException) -> bool:
     """Whether it says that a message did not come or go. gloo's have no type of their own."""
-    if isinstance(error, Late | DistError):
+    if isinstance(error, RankTimeoutError | DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)

@@ -24,15 +24,15 @@ from torch.distributed import PrefixStore, Store
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
-LOOKS_PER_SECOND = 500.0
+POLLS_PER_SECOND = 500.0
 """How often all ranks together may look into the store, which one thread of rank 0 serves."""
 ANSWER_SECONDS = 5.0
 """How long ranks have to answer, and the store for anything at all."""
-LEAVE_SECONDS = 20.0
+EXIT_SECONDS = 20.0
 """How long after another's failure a rank may still be held up by what it waits for."""
 CLOCK_SECONDS = 5.0
 """How far a clock that is set may shift what a machine says of its start."""
-WAITS = (
+WAITING_FILES = (
     "models/parallel/collectives.py",
     "torch/distributed/",
     "engine/world/coordination/control_plane.py",
@@ -42,7 +42,7 @@ WAITS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class RankProcess:
     """Where a rank runs. Machines may have one name, and numbers of processes come again: so when
     both ``booted`` and ``started``, in seconds since 1970."""
 
@@ -52,7 +52,7 @@ class Process:
     started: float
 
     @classmethod
-    def this(cls) -> Process:
+    def current(cls) -> RankProcess:
         """The process that asks."""
         own = psutil.Process()
         return cls(
@@ -62,7 +62,7 @@ class Process:
             started=own.create_time(),
         )
 
-    def state(self, here: Process) -> str:
+    def state(self, here: RankProcess) -> str:
         """'gone', 'stopped' or 'running', as the machine of ``here`` tells; '' of another's."""
         if self.host != here.host or abs(self.booted - here.booted) > CLOCK_SECONDS:
             return ""
@@ -77,14 +77,14 @@ class Process:
         return states.get(status, "running")
 
 
-class RollCall:
+class LivenessMonitor:
     """Answers for this rank from ``start`` to ``stop``, and knows the others."""
 
     def __init__(
         self,
         store: Store,
         rank: int,
-        processes: Sequence[Process],
+        processes: Sequence[RankProcess],
         *,
         failed: str,
         reachable: Callable[[], bool],
@@ -96,11 +96,11 @@ class RollCall:
         self._reachable = reachable
         self._answers = PrefixStore("here", store)
         self._failed, self._main = failed, threading.main_thread().ident
-        self._period = spaced(POLL_SECONDS, len(processes))
+        self._period = poll_interval(POLL_SECONDS, len(processes))
         self._left = threading.Event()
         self.seen = False  # a failure
-        self.abandon: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self.on_forced_exit: Callable[[], None] = lambda: None
+        self._thread = threading.Thread(target=self._respond, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -109,7 +109,7 @@ class RollCall:
         """This rank leaves, in whatever way."""
         self._left.set()
 
-    def missing(self, waited: str) -> tuple[str, list[int]]:
+    def lost_ranks(self, waited: str) -> tuple[str, list[int]]:
         """Why another's message did not come, and the ranks to blame: after the failure is known in
         the store. ``waited`` goes behind those that are late."""
         answers: dict[int, str] = {}
@@ -125,13 +125,13 @@ class RollCall:
             return self.describe(silent, waited), silent
         busy = {rank: at for rank, at in answers.items() if at and rank != self._rank}
         if busy:
-            words = [
+            phrases = [
                 f"rank {rank} did not come{waited}: it is at {at}" for rank, at in busy.items()
             ]
-            return "; ".join(words), list(busy)
+            return "; ".join(phrases), list(busy)
         return "", []
 
-    def settle(self, rank: int) -> None:
+    def wait_until_dead(self, rank: int) -> None:
         """Wait until a rank whose connections have closed is gone or stopped, up to
         ``ANSWER_SECONDS``: the kernel closes those of a killed process before it ends the process,
         on a busy machine long before."""
@@ -147,53 +147,54 @@ class RollCall:
 
     def describe(self, ranks: Sequence[int], waited: str) -> str:
         """What has become of ranks that do not answer."""
-        words = []
+        phrases = []
         for rank in ranks:
             process, state = self.processes[rank], self._state(rank)
             who = f"rank {rank} (process {process.pid} on {process.host})"
             if state == "gone":
-                words.append(f"{who} is gone: killed, or out of memory")
+                phrases.append(f"{who} is gone: killed, or out of memory")
             elif state == "stopped":
-                words.append(f"{who} is stopped, and did not come{waited}")
+                phrases.append(f"{who} is stopped, and did not come{waited}")
             else:
-                words.append(f"{who} does not answer, and did not come{waited}")
-        return "; ".join(words)
+                phrases.append(f"{who} does not answer, and did not come{waited}")
+        return "; ".join(phrases)
 
-    def end(self, ranks: Sequence[int]) -> None:
+    def kill_suspended(self, ranks: Sequence[int]) -> None:
         """Kill those of the ranks that are stopped on this machine: SIGTERM does not reach them."""
         for rank in ranks:
             if self._state(rank) == "stopped":
                 os.kill(self.processes[rank].pid, signal.SIGKILL)
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         with suppress(RuntimeError):  # the store has gone in between
             self._left.wait(self._period * self._rank / len(self.processes))  # not all at once
             while not self._left.wait(self._period) and self._reachable():
                 if self._store.check([self._failed]):
                     self.seen = True
-                    self._answers.set(str(self._rank), self._where())
+                    self._answers.set(str(self._rank), self._current_line())
                     break
-        if not self._left.wait(LEAVE_SECONDS) and self.seen:
+        if not self._left.wait(EXIT_SECONDS) and self.seen:
             try:
-                self.abandon()
+                self.on_forced_exit()
             finally:
                 os._exit(1)
 
-    def _where(self) -> str:
+    def _current_line(self) -> str:
         """The line this rank is at; nothing where it waits for others."""
         frame = sys._current_frames().get(self._main or 0)
         stack = traceback.extract_stack(frame)
-        if not stack or any(part in line.filename for line in stack for part in WAITS):
+        if not stack or any(part in line.filename for line in stack for part in WAITING_FILES):
             return ""
         return f"{stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name}"
 
 
-def spaced(least: float, ranks: int) -> float:
-    """Seconds between two looks of one of so many ``ranks`` into the store, ``least`` for a few."""
-    return min(max(least, ranks / LOOKS_PER_SECOND), ANSWER_SECONDS / 2)
+def poll_interval(minimum: float, ranks: int) -> float:
+    """Seconds between two looks of one of so many ``ranks`` into the store, ``minimum`` for a
+    few."""
+    return min(max(minimum, ranks / POLLS_PER_SECOND), ANSWER_SECONDS / 2)
 
 
-def bounded(task: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T | None:
+def call_with_timeout(task: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T | None:
     """The result of a task that may hang or fail, such as asking a store whose process is stopped;
     None in both cases."""
     found: list[T] = []

@@ -1,16 +1,16 @@
 """No tensor parallelism: nothing is cut."""
 
-from models.parallel.mode import Activation, Lookup, Mode, Product
+from models.parallel.mode import ActivationSharding, EmbeddingSharding, LinearSharding, Mode
 
 MODE = Mode(
     name="serial",
-    rule="1",
+    size_rule="1",
     axes=lambda size, depth: {} if size == 1 else None,
-    outer=Activation(),
-    inner=Activation(),
-    up=Product(),
-    down=Product(),
-    lookup=Lookup(),
-    colossal={},
+    outer=ActivationSharding(),
+    inner=ActivationSharding(),
+    up=LinearSharding(),
+    down=LinearSharding(),
+    lookup=EmbeddingSharding(),
+    colossal_groups={},
     whole_samples=False,
 )

@@ -2,7 +2,7 @@
 
 from math import isqrt
 
-from models.parallel.mode import Activation, Gather, Lookup, Mode, Product
+from models.parallel.mode import ActivationSharding, EmbeddingSharding, Gather, LinearSharding, Mode
 
 
 def axes(size: int, depth: int) -> dict[str, int] | None:
@@ -10,19 +10,19 @@ def axes(size: int, depth: int) -> dict[str, int] | None:
     return {"r": q, "c": q} if q and q * q == size else None
 
 
-_grid = Activation(tokens=("r",), hidden=("c",))
-_product = Product(
+_grid = ActivationSharding(tokens=("r",), hidden=("c",))
+_product = LinearSharding(
     weight_in=("r",), weight_out=("c",), gather_x=Gather(axis="c", on="H"), gather_w="r"
 )
 
 MODE = Mode(
     name="2d",
-    rule="a square",
+    size_rule="a square",
     axes=axes,
     outer=_grid,
     inner=_grid,
     up=_product,
     down=_product,
-    lookup=Lookup(scatter_y="c", swap=("r", "c")),
-    colossal={"r": "PARALLEL_2D_COL", "c": "PARALLEL_2D_ROW"},
+    lookup=EmbeddingSharding(scatter_y="c", swap=("r", "c")),
+    colossal_groups={"r": "PARALLEL_2D_COL", "c": "PARALLEL_2D_ROW"},
 )

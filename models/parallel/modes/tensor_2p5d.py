@@ -2,7 +2,7 @@
 
 from math import isqrt
 
-from models.parallel.mode import Activation, Gather, Lookup, Mode, Product
+from models.parallel.mode import ActivationSharding, EmbeddingSharding, Gather, LinearSharding, Mode
 
 
 def axes(size: int, depth: int) -> dict[str, int] | None:
@@ -12,20 +12,20 @@ def axes(size: int, depth: int) -> dict[str, int] | None:
     return {"d": depth, "r": q, "c": q} if q * q * depth == size else None
 
 
-_grid = Activation(tokens=("d", "r"), hidden=("c",))
-_product = Product(
+_grid = ActivationSharding(tokens=("d", "r"), hidden=("c",))
+_product = LinearSharding(
     weight_in=("r",), weight_out=("c",), gather_x=Gather(axis="c", on="H"), gather_w="r"
 )
 
 MODE = Mode(
     name="2.5d",
-    rule="DEPTH times a square",
+    size_rule="DEPTH times a square",
     axes=axes,
     outer=_grid,
     inner=_grid,
     up=_product,
     down=_product,
-    lookup=Lookup(tokens=("d",), scatter_y="c", swap=("r", "c")),
-    colossal={"d": "PARALLEL_2P5D_DEP", "r": "PARALLEL_2P5D_COL", "c": "PARALLEL_2P5D_ROW"},
+    lookup=EmbeddingSharding(tokens=("d",), scatter_y="c", swap=("r", "c")),
+    colossal_groups={"d": "PARALLEL_2P5D_DEP", "r": "PARALLEL_2P5D_COL", "c": "PARALLEL_2P5D_ROW"},
     uses_depth=True,
 )

@@ -1,7 +1,7 @@
 """3d: an l x l x l cube with inputs along a, weights along b, outputs along c (Bian et al. 2021,
 "Maximizing Parallelism in Distributed Training for Huge Neural Networks")."""
 
-from models.parallel.mode import Activation, Gather, Lookup, Mode, Product
+from models.parallel.mode import ActivationSharding, EmbeddingSharding, Gather, LinearSharding, Mode
 
 
 def axes(size: int, depth: int) -> dict[str, int] | None:
@@ -11,24 +11,28 @@ def axes(size: int, depth: int) -> dict[str, int] | None:
 
 MODE = Mode(
     name="3d",
-    rule="a cube",
+    size_rule="a cube",
     axes=axes,
-    outer=Activation(tokens=("b", "a"), hidden=("c",)),
-    inner=Activation(tokens=("b", "c"), hidden=("a",)),
-    up=Product(
+    outer=ActivationSharding(tokens=("b", "a"), hidden=("c",)),
+    inner=ActivationSharding(tokens=("b", "c"), hidden=("a",)),
+    up=LinearSharding(
         weight_in=("c", "b"),
         weight_out=("a",),
         gather_x=Gather(axis="a", on="T"),
         gather_w="b",
         scatter_y="c",
     ),
-    down=Product(
+    down=LinearSharding(
         weight_in=("a", "b"),
         weight_out=("c",),
         gather_x=Gather(axis="c", on="T"),
         gather_w="b",
         scatter_y="a",
     ),
-    lookup=Lookup(tokens=("b",), gather_w="b", scatter_y="a"),
-    colossal={"c": "PARALLEL_3D_OUTPUT", "a": "PARALLEL_3D_INPUT", "b": "PARALLEL_3D_WEIGHT"},
+    lookup=EmbeddingSharding(tokens=("b",), gather_w="b", scatter_y="a"),
+    colossal_groups={
+        "c": "PARALLEL_3D_OUTPUT",
+        "a": "PARALLEL_3D_INPUT",
+        "b": "PARALLEL_3D_WEIGHT",
+    },
 )

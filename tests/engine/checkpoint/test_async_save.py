@@ -13,26 +13,26 @@ import pytest
 import torch
 
 from engine.checkpoint import saver
-from engine.checkpoint.async_save import BESIDE, Background, Copies
-from engine.checkpoint.dcp_shard import Boxed
-from engine.checkpoint.directory import Shelf
-from engine.errors import Failed
-from engine.training.trainer import Run
+from engine.checkpoint.async_save import THREAD_NAME, Background, HostStaging
+from engine.checkpoint.dcp_shard import DCPShard
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.errors import RunError
+from engine.training.trainer import Trainer
 from engine.world.world import World
-from tests.support.jobs import into_run, run, shelf_of
+from tests.support.jobs import checkpoints_of, into_run, run
 
 
 @contextlib.contextmanager
 def failing_once(world: World) -> Iterator[None]:
     """No checkpoint after the first step's can be published."""
-    healthy = Shelf.publish
+    healthy = CheckpointDirectory.commit
 
-    def publish(self: Shelf, step: int) -> None:
+    def publish(self: CheckpointDirectory, step: int) -> None:
         if step > 1:
-            raise OSError(5, "Input/output error", str(self.draft(step)))
+            raise OSError(5, "Input/output error", str(self.temporary(step)))
         healthy(self, step)
 
-    with patch.object(Shelf, "publish", publish):
+    with patch.object(CheckpointDirectory, "commit", publish):
         yield
 
 
@@ -40,46 +40,46 @@ def failing_once(world: World) -> Iterator[None]:
 def test_a_save_that_fails_ends_the_run_and_leaves_the_one_before(tmp_path, asynchronous):
     more = ("checkpoint.every=1", f"checkpoint.asynchronous={asynchronous}", "MAX_STEPS=9")
     ended = run(into_run(tmp_path, *more, planted=failing_once), 2)
-    assert [one.error for one in ended] == ["Failed", "Failed"]
+    assert [one.error for one in ended] == ["RunError", "RunError"]
     said = "".join(one.err for one in ended)
     assert said.count("checkpoint of step 2: ") == 1
     assert "step-00000002 cannot be written: Input/output error" in said
-    assert shelf_of(tmp_path).steps() == [1]
-    assert shelf_of(tmp_path).leftovers() == []
+    assert checkpoints_of(tmp_path).steps() == [1]
+    assert checkpoints_of(tmp_path).leftovers() == []
 
 
 @contextlib.contextmanager
 def failing_beside(world: World) -> Iterator[None]:
     """The same, and the next step waits until that is so."""
-    healthy = Run.step
+    healthy = Trainer.step
 
-    def step(self: Run, step: int, **more: Any) -> Any:
+    def step(self: Trainer, step: int, **more: Any) -> Any:
         for thread in threading.enumerate():
-            if thread.name == BESIDE:
+            if thread.name == THREAD_NAME:
                 thread.join()
         return healthy(self, step, **more)
 
-    with failing_once(world), patch.object(Run, "step", step):
+    with failing_once(world), patch.object(Trainer, "step", step):
         yield
 
 
 def test_a_save_beside_the_training_that_fails_ends_the_run_before_the_next(tmp_path):
     more = ("checkpoint.every=3", "checkpoint.asynchronous=True", "MAX_STEPS=9")
     ended = run(into_run(tmp_path, *more, planted=failing_beside), 2)
-    assert [one.error for one in ended] == ["Failed", "Failed"]
+    assert [one.error for one in ended] == ["RunError", "RunError"]
     said = "".join(one.err for one in ended)
     assert said.count("checkpoint of step 3: ") == said.count("\n") == 1
     assert [max(one.batches) for one in ended] == [5, 5], "the next would be after step 6"
-    assert shelf_of(tmp_path).leftovers() == []
+    assert checkpoints_of(tmp_path).leftovers() == []
 
 
 @contextlib.contextmanager
 def slow_to_publish(world: World) -> Iterator[None]:
     """A checkpoint is on its way for longer than a failed run waits for it: until half a second
     after the run has begun to leave."""
-    leaving, publish, leave = threading.Event(), Shelf.publish, saver.Saver.__exit__
+    leaving, publish, leave = threading.Event(), CheckpointDirectory.commit, saver.Saver.__exit__
 
-    def publish_late(self: Shelf, step: int) -> None:
+    def publish_late(self: CheckpointDirectory, step: int) -> None:
         leaving.wait()
         time.sleep(0.5)
         publish(self, step)
@@ -89,9 +89,9 @@ def slow_to_publish(world: World) -> Iterator[None]:
         leave(self, *how)
 
     with (
-        patch.object(Shelf, "publish", publish_late),
+        patch.object(CheckpointDirectory, "commit", publish_late),
         patch.object(saver.Saver, "__exit__", begin_to_leave),
-        patch.object(saver, "LEAVE_SECONDS", 0.1),
+        patch.object(saver, "EXIT_WAIT_SECONDS", 0.1),
     ):
         yield
 
@@ -99,18 +99,20 @@ def slow_to_publish(world: World) -> Iterator[None]:
 def test_a_run_that_diverges_leaves_the_checkpoint_on_its_way(tmp_path):
     more = ("checkpoint.every=2", "checkpoint.asynchronous=True", "MAX_STEPS=9")
     ended = run(into_run(tmp_path, *more, fault="nan:1:3", planted=slow_to_publish), 2)
-    assert [one.error for one in ended] == ["Failed", "Failed"]
-    assert shelf_of(tmp_path).steps() == [2]
-    assert shelf_of(tmp_path).leftovers() == []
+    assert [one.error for one in ended] == ["RunError", "RunError"]
+    assert checkpoints_of(tmp_path).steps() == [2]
+    assert checkpoints_of(tmp_path).leftovers() == []
 
 
 # Beside the training
 
 
 def test_a_copy_stays_as_it_was():
-    copies, tensor = Copies(), torch.arange(6.0).view(2, 3)
+    copies, tensor = HostStaging(), torch.arange(6.0).view(2, 3)
     for _ in range(2):  # the second time in memory that is there already
-        boxed: Any = copies.of({"a": Boxed.whole(tensor), "b": Boxed.whole(tensor[0, 0])})
+        boxed: Any = copies.stage(
+            {"a": DCPShard.unsharded(tensor), "b": DCPShard.unsharded(tensor[0, 0])}
+        )
         held = boxed["a"].fetch(), boxed["b"].fetch()
         expected = tensor.clone()
         tensor += 1
@@ -124,13 +126,13 @@ def test_one_task_at_a_time_and_its_error_is_raised_once():
     def first() -> None:
         go.wait()
         done.append(1)
-        raise Failed("first")
+        raise RunError("first")
 
     background.start(first)
     background.wait(0.01)
     assert done == []
     go.set()
-    with pytest.raises(Failed, match="first"):
+    with pytest.raises(RunError, match="first"):
         background.start(lambda: done.append(2))
     background.wait()
     background.start(lambda: done.append(3))

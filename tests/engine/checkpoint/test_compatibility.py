@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.compatibility import FIXED, SILENT, batch, compare, moved, threads
-from engine.checkpoint.manifest import Training
+from engine.checkpoint.compatibility import (
+    FIXED,
+    NOT_REPORTED,
+    batch_change,
+    check_compatible,
+    layout_change,
+    thread_change,
+)
+from engine.checkpoint.manifest import TrainingState
 from engine.checkpoint.save import layout_of
 from engine.config.schema import all_settings, user_name
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan, make_plan
 from tests.support.checkpoints import training_at
 from tests.support.jobs import TINY
@@ -22,15 +29,15 @@ def plan_with(folder: Path, *overrides: str, gpus: int = 4) -> Plan:
 
 
 @pytest.fixture
-def before(tmp_path: Path) -> Training:
+def before(tmp_path: Path) -> TrainingState:
     settings = plan_with(tmp_path).settings.model_dump(mode="json")
     return training_at(2, corpus="these samples", settings=settings)
 
 
-def lines(folder: Path, before: Training, *overrides: str, **more: object) -> list[str]:
+def lines(folder: Path, before: TrainingState, *overrides: str, **more: object) -> list[str]:
     corpus = str(more.get("corpus", before.corpus))
     new_data = bool(more.get("new_data"))
-    return compare(
+    return check_compatible(
         plan_with(folder, *overrides), corpus, before, path="step-00000002", new_data=new_data
     )
 
@@ -45,7 +52,7 @@ def test_nothing_is_told_where_nothing_has_changed(tmp_path, before):
     "model.activation='gelu' optimizer.type='sgd'".split(),
 )
 def test_another_model_or_optimizer_is_refused_with_the_difference(tmp_path, before, override):
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         lines(tmp_path, before, override, "optimizer.lr=1.0")
     first, *differences = str(refusal.value).splitlines()
     assert first.startswith("step-00000002 is of another model or optimizer")
@@ -60,7 +67,7 @@ def test_each_that_tensors_stand_for_is_refused(tmp_path, before, name):
     for section in sections:
         values = values[section]
     values[last] = "other"
-    with pytest.raises(Refused, match=f"{user_name(name)} is 'other'"):
+    with pytest.raises(UserError, match=f"{user_name(name)} is 'other'"):
         lines(tmp_path, before)
 
 
@@ -71,7 +78,7 @@ def test_all_of_the_model_but_what_only_training_sees_is_fixed():
 
 
 def test_each_difference_has_its_place_and_its_old_value(tmp_path, before):
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         lines(tmp_path, before, "model.n_layer=4")
     where = "command line: model.n_layer=4"
     assert f"  {where}; in the checkpoint model.n_layer is 2" in str(refusal.value).splitlines()
@@ -97,7 +104,7 @@ def test_what_changes_nothing_is_not_told(tmp_path, before, override):
 
 
 def test_another_order_of_samples_needs_the_users_word(tmp_path, before):
-    with pytest.raises(Refused, match=r"seed=7; in the checkpoint seed is 42\n--allow-new-data"):
+    with pytest.raises(UserError, match=r"seed=7; in the checkpoint seed is 42\n--allow-new-data"):
         lines(tmp_path, before, "seed=7")
     (line,) = lines(tmp_path, before, "seed=7", new_data=True)
     assert "seed=7" in line
@@ -111,7 +118,7 @@ def test_other_samples_need_the_users_word(tmp_path, before):
             "data.validation=0.25; in the checkpoint data.validation is 0.1",
         ),
     ):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(UserError, match=told):
             lines(tmp_path, before, *overrides, corpus="others")
         assert told in lines(tmp_path, before, *overrides, corpus="others", new_data=True)[0]
 
@@ -126,8 +133,8 @@ def test_settings_that_a_checkpoint_does_not_know_have_not_changed(tmp_path, bef
 
 
 def test_the_lists_name_settings():
-    assert {*all_settings(), "name", "source"} >= FIXED | SILENT
-    assert not FIXED & SILENT
+    assert {*all_settings(), "name", "source"} >= FIXED | NOT_REPORTED
+    assert not FIXED & NOT_REPORTED
 
 
 def test_another_layout_is_told(tmp_path):
@@ -135,8 +142,8 @@ def test_another_layout_is_told(tmp_path):
         layout_of(plan.settings, plan.layout.data)
         for plan in (plan_with(tmp_path), plan_with(tmp_path, "PIPELINE=2", "zero.stage=1"))
     ]
-    assert moved(layouts[0], layouts[0]) is None
-    told = moved(*layouts)
+    assert layout_change(layouts[0], layouts[0]) is None
+    told = layout_change(*layouts)
     assert told is not None
     assert "written by tensor 1 (serial) x pipeline 1 x data 4, goes on as" in told
     assert "pipeline 2 x data 2, ZeRO 1" in told
@@ -158,19 +165,19 @@ def test_another_global_batch_is_reported_with_what_keeps_it(
     tmp_path, before, overrides, gpus, told
 ):
     layout = layout_of(plan_with(tmp_path).settings, 4)
-    found = batch(before, layout, plan_with(tmp_path, *overrides, gpus=gpus))
+    found = batch_change(before, layout, plan_with(tmp_path, *overrides, gpus=gpus))
     assert len(found) == (told is not None)
     assert all(told in line for line in found)
     if found and "no whole" not in found[0]:
         keeps = found[0].partition("checkpoint: ")[2].split()[0]
         kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)
-        assert batch(before, layout, kept) == []
+        assert batch_change(before, layout, kept) == []
 
 
 def test_another_number_of_threads_is_reported_on_a_cpu_alone() -> None:
     then = training_at(2, threads=2, device="cpu")
     line = "1 thread a rank, 2 at the checkpoint: sums round differently; OMP_NUM_THREADS=2 keeps "
-    assert threads(then, "cpu", 1) == [line + "the bits"]
-    assert threads(then, "cpu", 2) == []
-    assert threads(then, "cuda", 1) == []
-    assert threads(training_at(2, threads=0, device="cpu"), "cpu", 1) == []
+    assert thread_change(then, "cpu", 1) == [line + "the bits"]
+    assert thread_change(then, "cpu", 2) == []
+    assert thread_change(then, "cuda", 1) == []
+    assert thread_change(training_at(2, threads=0, device="cpu"), "cpu", 1) == []

@@ -22,22 +22,22 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from engine.checkpoint.dcp_metadata import METADATA, parse
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.manifest import (
     BLOCK_BYTES,
     MANIFEST,
     TRAINING,
-    File,
-    compare,
+    FileDigest,
     read_manifest,
+    verify_files,
 )
-from engine.errors import Failed
+from engine.errors import RunError
 from tests.support.checkpoints import reseal, write
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
-RUN = Run(mode="1d", tensor=2)
+RUN = TrainingCase(mode="1d", tensor=2)
 SHARD = "__1_0.distcp"
 
 
@@ -45,7 +45,7 @@ SHARD = "__1_0.distcp"
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("damage") / "checkpoints"
     run_world(2, write, RUN, path)
-    return Shelf(path).folder(2)
+    return CheckpointDirectory(path).folder(2)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ class Bomb:
 
 
 def test_what_was_written_is_whole(folder):
-    assert Stored(folder).problems() == []
-    assert Stored(folder).manifest.layout.tensor_parallel == 2
+    assert SavedCheckpoint(folder).verify() == []
+    assert SavedCheckpoint(folder).manifest.layout.tensor_parallel == 2
     assert not list(folder.parent.glob("*.tmp"))
 
 
@@ -127,7 +127,7 @@ def name_a_file_elsewhere(path: Path) -> None:
 )
 def test_damage_is_found_and_named(folder, name, damage, told):
     damage(folder / name)
-    (problem,) = Stored(folder).problems()
+    (problem,) = SavedCheckpoint(folder).verify()
     assert re.fullmatch(told, problem), problem
 
 
@@ -135,22 +135,22 @@ def test_damage_is_found_and_named(folder, name, damage, told):
 def test_a_digest_is_of_all_of_a_file(tmp_path, at):
     """Of every block that it is read in."""
     file, data = tmp_path / "file", bytearray(2 * BLOCK_BYTES + 5)
-    told = {"file": File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
+    told = {"file": FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
     file.write_bytes(data)
-    assert compare(tmp_path, told, told) == []
+    assert verify_files(tmp_path, told, told) == []
     data[at] ^= 128
     file.write_bytes(data)
-    assert compare(tmp_path, told, told) == ["file was changed: its SHA-256 differs"]
+    assert verify_files(tmp_path, told, told) == ["file was changed: its SHA-256 differs"]
 
 
 def test_a_folder_under_another_step_is_no_checkpoint_of_it(folder):
     moved = folder.rename(folder.with_name("step-00000003"))
-    assert Stored(moved).problems() == ["holds what was saved as step-00000002"]
+    assert SavedCheckpoint(moved).verify() == ["holds what was saved as step-00000002"]
 
 
 def test_every_file_is_in_the_share_of_one_rank(folder):
     flip_a_bit(folder / SHARD)
-    found = [Stored(folder).problems(share, 3) for share in range(3)]
+    found = [SavedCheckpoint(folder).verify(share, 3) for share in range(3)]
     assert sorted(map(len, found)) == [0, 0, 1]
 
 
@@ -160,17 +160,17 @@ def test_every_file_is_in_the_share_of_one_rank(folder):
 def test_a_pickle_in_the_metadata_is_not_run(folder, canary):
     (folder / METADATA).write_bytes(pickle.dumps(Bomb(canary)))
     reseal(folder)
-    (problem,) = Stored(folder).problems()
+    (problem,) = SavedCheckpoint(folder).verify()
     assert problem == ".metadata names posix.system, which is not a part of any metadata"
     assert not canary.exists()
 
 
 def test_nor_where_it_hides_in_metadata(folder, canary):
-    metadata = Stored(folder).metadata
+    metadata = SavedCheckpoint(folder).metadata
     metadata.planner_data = Bomb(canary)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     reseal(folder)
-    assert "posix.system" in Stored(folder).problems()[0]
+    assert "posix.system" in SavedCheckpoint(folder).verify()[0]
     assert not canary.exists()
 
 
@@ -182,11 +182,11 @@ def test_getattr_is_for_members_of_the_one_enum(folder, kind):
     name = "TORCH_CONTIGUOUS_FORMAT" if kind is _MEM_FORMAT_ENCODING else "__class__"
     asked: dict[type, Any] = {_MEM_FORMAT_ENCODING: lambda member: (getattr, (kind, name))}
     pickler.dispatch_table = {**copyreg.dispatch_table, **asked}
-    pickler.dump(Stored(folder).metadata)
+    pickler.dump(SavedCheckpoint(folder).metadata)
     assert b"getattr" in told.getvalue()
     (folder / METADATA).write_bytes(told.getvalue())
     reseal(folder)
-    problems = Stored(folder).problems()
+    problems = SavedCheckpoint(folder).verify()
     if kind is _MEM_FORMAT_ENCODING:
         assert problems == []
     else:
@@ -196,12 +196,12 @@ def test_getattr_is_for_members_of_the_one_enum(folder, kind):
 
 def test_bytes_that_torch_would_unpickle_are_no_tensor(folder, canary):
     """DCP reads an entry of this kind with torch.load(weights_only=False)."""
-    metadata = Stored(folder).metadata
+    metadata = SavedCheckpoint(folder).metadata
     name = "model.wpe.weight"
     metadata.state_dict_metadata[name] = BytesStorageMetadata()
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     reseal(folder)
-    assert "BytesStorageMetadata" in Stored(folder).problems()[0]
+    assert "BytesStorageMetadata" in SavedCheckpoint(folder).verify()[0]
     assert not canary.exists()
 
 
@@ -213,7 +213,7 @@ def bomb_of(canary: Path) -> bytes:
 
 def plant_in_shard(folder: Path, canary: Path) -> None:
     """Every tensor of a .pt inside a shard becomes a bomb of the same length."""
-    stored = Stored(folder)
+    stored = SavedCheckpoint(folder)
     bomb = bomb_of(canary)
     for name in stored.manifest.files:
         if name.endswith(".distcp"):
@@ -230,9 +230,9 @@ def plant_in_shard(folder: Path, canary: Path) -> None:
 
 def test_a_pickle_in_a_tensor_is_not_run(folder, canary):
     plant_in_shard(folder, canary)
-    assert Stored(folder).problems() == [], "planted well"
-    with pytest.raises(Failed, match="a pickle where a tensor was; nothing of it was run"):
-        list(Stored(folder).parameters())
+    assert SavedCheckpoint(folder).verify() == [], "planted well"
+    with pytest.raises(RunError, match="a pickle where a tensor was; nothing of it was run"):
+        list(SavedCheckpoint(folder).parameters())
     assert not canary.exists()
     torch.load(io.BytesIO(bomb_of(canary)), weights_only=False)
     assert canary.exists(), "the bomb works"
@@ -249,11 +249,11 @@ def test_a_pickle_in_a_tensor_is_not_run(folder, canary):
     ],
 )
 def test_metadata_that_points_elsewhere_is_refused(folder, change):
-    metadata = Stored(folder).metadata
+    metadata = SavedCheckpoint(folder).metadata
     change(metadata)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     reseal(folder)
-    (problem,) = Stored(folder).problems()
+    (problem,) = SavedCheckpoint(folder).verify()
     assert problem.startswith(METADATA)
 
 
@@ -265,4 +265,4 @@ def first_place(metadata: Metadata) -> Any:
 def test_what_is_no_metadata_is_refused(data: bytes) -> None:
     with pytest.raises(Exception, match=r"\.metadata") as caught:
         parse(data, set())
-    assert type(caught.value).__name__ == "Damaged"
+    assert type(caught.value).__name__ == "CorruptCheckpointError"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.checkpoint.load import Stored
-from engine.runs.resume_candidates import Asked
+from engine.checkpoint.load import SavedCheckpoint
+from engine.runs.resume_candidates import StartOptions
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Job, run, run_all, shelf_of, without_sample
+from tests.support.jobs import RUN, TINY, Job, checkpoints_of, run, run_all, without_sample
 
 SEQ, EPOCHS, PEAK, FORK = 8, 3, 0.01, 7
 TEXT = "the cat sat on the mat; " * 7  # 168 tokens: 20 samples of 8, 10 of 16
@@ -23,13 +23,13 @@ OVERRIDES = (
 
 
 def job(folder: Path, *overrides: str, **more: Any) -> Job:
-    asked = Asked(
+    asked = StartOptions(
         output=Path(more.pop("output", RUN)),
         resume=more.pop("resume", "none"),
         new_data=more.pop("new_data", False),
     )
     overrides = (*OVERRIDES, *overrides)
-    return Job(folder=folder, overrides=overrides, asked=asked, planted=without_sample, **more)
+    return Job(folder=folder, overrides=overrides, options=asked, planted=without_sample, **more)
 
 
 def rows(folder: Path, run: str) -> dict[int, dict[str, Any]]:
@@ -81,7 +81,7 @@ def test_history_goes_on(folder: Path, name: str) -> None:
     for step, row in found.items():
         assert row["tokens"] == expected[step][0], step
         assert row["lr"] == pytest.approx(expected[step][1]), step
-    training = Stored(shelf_of(folder, Path(name)).folder(max(found))).training
+    training = SavedCheckpoint(checkpoints_of(folder, Path(name)).folder(max(found))).training
     assert training.tokens == tokens
     assert training.epochs == pytest.approx(epochs, abs=0.5 / samples)
 
@@ -101,7 +101,7 @@ def test_other_samples_are_told(folder: Path) -> None:
 
 def test_a_checkpoint_that_does_not_say_goes_on_as_its_settings_do(folder: Path) -> None:
     """As checkpoints were before they said how many tokens and epochs."""
-    checkpoint = shelf_of(folder).folder(FORK)
+    checkpoint = checkpoints_of(folder).folder(FORK)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())
     assert content.pop("tokens") == FORK * 4 * SEQ

@@ -10,23 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.directory import Shelf, surplus
+from engine.checkpoint.directory import CheckpointDirectory, checkpoints_to_delete
 from engine.checkpoint.manifest import TRAINING
 from tests.support.checkpoints import training_at
 
 
-def fill(shelf: Shelf, step: int, val_loss: float | None = None) -> Path:
+def fill(shelf: CheckpointDirectory, step: int, val_loss: float | None = None) -> Path:
     """A checkpoint as far as the shelf looks at it."""
-    draft = shelf.draft(step)
+    draft = shelf.temporary(step)
     draft.mkdir(parents=True)
     (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).model_dump_json())
-    shelf.publish(step)
+    shelf.commit(step)
     return shelf.folder(step)
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "checkpoints")
+def shelf(tmp_path: Path) -> CheckpointDirectory:
+    return CheckpointDirectory(tmp_path / "checkpoints")
 
 
 def test_the_order_is_that_of_steps_whatever_the_clock_said(shelf):
@@ -43,16 +43,16 @@ def test_drafts_and_strangers_are_no_checkpoints(shelf):
         (shelf.path / name).mkdir()
     (shelf.path / "step-00000006").touch()
     assert shelf.steps() == [2]
-    assert Shelf(shelf.path / "nowhere").steps() == []
+    assert CheckpointDirectory(shelf.path / "nowhere").steps() == []
 
 
 def test_no_checkpoint_is_published_over_another(shelf):
     kept = fill(shelf, 2) / TRAINING
     before = kept.read_text()
-    shelf.draft(2).mkdir()
-    (shelf.draft(2) / TRAINING).write_text("new")
+    shelf.temporary(2).mkdir()
+    (shelf.temporary(2) / TRAINING).write_text("new")
     with pytest.raises(OSError, match="not empty"):
-        shelf.publish(2)
+        shelf.commit(2)
     assert kept.read_text() == before
 
 
@@ -70,19 +70,19 @@ def test_what_interrupts_a_removal_leaves_no_part_of_a_checkpoint(shelf, monkeyp
         with pytest.raises(KeyboardInterrupt):
             shelf.remove(2)
     assert shelf.steps() == []
-    shelf.clear_drafts()
+    shelf.remove_temporaries()
     assert list(shelf.path.iterdir()) == []
 
 
 def test_what_is_ahead_is_kept_aside_under_names_of_its_own(shelf):
     for step in (1, 2, 3):
         fill(shelf, step)
-    assert [path.name for path in shelf.set_aside(after=1)] == [
+    assert [path.name for path in shelf.archive_after(after=1)] == [
         "step-00000002.aside",
         "step-00000003.aside",
     ]
     fill(shelf, 3)
-    assert [path.name for path in shelf.set_aside(after=2)] == ["step-00000003.aside-2"]
+    assert [path.name for path in shelf.archive_after(after=2)] == ["step-00000003.aside-2"]
     assert shelf.steps() == [1]
     assert len(shelf.leftovers()) == 3
 
@@ -91,7 +91,7 @@ def test_losses_are_those_of_validations(shelf):
     fill(shelf, 10, 2.5)
     fill(shelf, 9)
     (fill(shelf, 11) / TRAINING).write_text("{")
-    assert shelf.losses() == {9: None, 10: 2.5, 11: None}
+    assert shelf.validation_losses() == {9: None, 10: 2.5, 11: None}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_losses_are_those_of_validations(shelf):
     ],
 )
 def test_the_latest_and_the_best_are_kept(losses, keep, best, gone):
-    assert surplus(losses, keep=keep, best=best) == gone
+    assert checkpoints_to_delete(losses, keep=keep, best=best) == gone
 
 
 @settings(derandomize=True, database=None)
@@ -116,7 +116,7 @@ def test_the_latest_and_the_best_are_kept(losses, keep, best, gone):
     st.booleans(),
 )
 def test_what_is_kept_is_no_more_than_was_asked_for(losses, keep, best):
-    gone = set(surplus(losses, keep=keep, best=best))
+    gone = set(checkpoints_to_delete(losses, keep=keep, best=best))
     kept = losses.keys() - gone
     assert gone <= losses.keys()
     assert set(sorted(losses)[-keep:]) <= kept

@@ -18,16 +18,16 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint import manifest
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
-from engine.errors import Failed
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
+from engine.errors import RunError
 from engine.runs.folder import RunFolder
-from engine.runs.metrics import JsonLines, Row
-from engine.runs.resume_candidates import Asked
+from engine.runs.metrics import JsonLinesLog, StepMetrics
+from engine.runs.resume_candidates import StartOptions
 from engine.world.world import World
 from tests.support.checkpoints import Trainee
-from tests.support.jobs import Job, into_run, run, run_all, shelf_of
-from tests.support.training import Run as SmallRun
+from tests.support.jobs import Job, checkpoints_of, into_run, run, run_all
+from tests.support.training import TrainingCase as SmallRun
 from tests.support.worlds import WorldError, run_world
 
 
@@ -81,7 +81,7 @@ def test_all_is_synced_and_read_back_before_it_has_a_name_and_then_others_go(
     folder = "run/checkpoints"
     last, name = f"{folder}/step-00000001.tmp", f"{folder}/step-00000002"
     draft = f"{name}.tmp"
-    files = {file.name for file in shelf_of(tmp_path).folder(2).iterdir()}
+    files = {file.name for file in checkpoints_of(tmp_path).folder(2).iterdir()}
     assert {".metadata", "manifest.json", "training.json", "__0_0.distcp"} == files
     for file in files:
         synced = f"{file}.tmp" if file == ".metadata" else file  # as DCP writes it
@@ -113,8 +113,8 @@ def save_on_a_bad_disk(rank: int, size: int, path: Path) -> str:
         sync(handle)
 
     trainee = Trainee.make(SmallRun(data=2), rank)
-    with patch("os.fsync", flipping), pytest.raises(Failed) as failure:
-        trainee.save(Shelf(path), 1)
+    with patch("os.fsync", flipping), pytest.raises(RunError) as failure:
+        trainee.save(CheckpointDirectory(path), 1)
     return str(failure.value)
 
 
@@ -123,8 +123,8 @@ def test_what_the_disk_made_of_it_is_read_back(tmp_path):
     (one,) = said
     assert one.startswith("checkpoint of step 1: rank 1: ")
     assert one.endswith("__1_0.distcp was changed: its SHA-256 differs right after it was written")
-    assert Shelf(tmp_path).steps() == []
-    assert Shelf(tmp_path).leftovers() == []
+    assert CheckpointDirectory(tmp_path).steps() == []
+    assert CheckpointDirectory(tmp_path).leftovers() == []
 
 
 def save_apart(rank: int, size: int, path: Path) -> list[str]:
@@ -132,10 +132,10 @@ def save_apart(rank: int, size: int, path: Path) -> list[str]:
     has a folder of that name, too."""
     trainee, said = Trainee.make(SmallRun(data=2), rank), []
     for step in (1, 2):
-        shelf = Shelf(path / str(rank))
+        shelf = CheckpointDirectory(path / str(rank))
         if step == 2 and rank == 1:
-            shelf.draft(step).mkdir(parents=True)
-        with pytest.raises(Failed) as failure:
+            shelf.temporary(step).mkdir(parents=True)
+        with pytest.raises(RunError) as failure:
             trainee.save(shelf, step)
         said.append(str(failure.value))
     return said
@@ -159,10 +159,10 @@ def save_where_there_is_no_space(rank: int, size: int, path: Path) -> str:
     trainee.train([1])
     with (
         patch("shutil.disk_usage", lambda path: SimpleNamespace(free=1234)),
-        pytest.raises(Failed) as failure,
+        pytest.raises(RunError) as failure,
     ):
-        trainee.save(Shelf(path), 1)
-    trainee.save(Shelf(path), 1)
+        trainee.save(CheckpointDirectory(path), 1)
+    trainee.save(CheckpointDirectory(path), 1)
     return str(failure.value)
 
 
@@ -175,23 +175,23 @@ def test_the_bytes_it_names_are_enough_and_not_many_more(tmp_path):
     )
     assert told is not None, said
     needed = int(told[1].replace(",", ""))
-    taken = sum(path.stat().st_size for path in Shelf(tmp_path).folder(1).iterdir())
+    taken = sum(path.stat().st_size for path in CheckpointDirectory(tmp_path).folder(1).iterdir())
     assert taken <= needed <= 2 * taken
 
 
 def save_twice(rank: int, size: int, path: Path) -> None:
     trainee = Trainee.make(SmallRun(), rank)
     trainee.train([1])
-    trainee.save(Shelf(path), 1)
+    trainee.save(CheckpointDirectory(path), 1)
     trainee.train([2])
-    trainee.save(Shelf(path), 1)
+    trainee.save(CheckpointDirectory(path), 1)
 
 
 def test_no_checkpoint_is_written_over(tmp_path):
     with pytest.raises(WorldError, match="is there already, and no checkpoint is written over"):
         run_world(1, save_twice, tmp_path)
-    assert Stored(Shelf(tmp_path).folder(1)).problems() == []
-    assert Shelf(tmp_path).leftovers() == []
+    assert SavedCheckpoint(CheckpointDirectory(tmp_path).folder(1)).verify() == []
+    assert CheckpointDirectory(tmp_path).leftovers() == []
 
 
 # Disks that will not. Linux, as root.
@@ -225,9 +225,9 @@ def hopeful(world: World) -> Iterator[None]:
 def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, planted):
     more = ("model.n_embd=32", "checkpoint.every=1", "checkpoint.keep=9", "MAX_STEPS=9")
     first, second = run(into_run(disk, *more, planted=planted), 2)
-    assert first.error == second.error == "Failed"
+    assert first.error == second.error == "RunError"
     (line,) = (first.err + second.err).splitlines()
-    steps = shelf_of(disk).steps()
+    steps = checkpoints_of(disk).steps()
     assert steps
     name = f"run/checkpoints/step-{steps[-1] + 1:08}"
     told = (
@@ -237,17 +237,17 @@ def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, plante
         else rf"{name} needs [\d,]+ bytes, and its disk has [\d,]+ free"
     )
     assert re.fullmatch(rf"(rank \d: )?checkpoint of step {steps[-1] + 1}: {told}", line)
-    assert shelf_of(disk).leftovers() == []
-    assert Stored(shelf_of(disk).folder(steps[-1])).problems() == []
+    assert checkpoints_of(disk).leftovers() == []
+    assert SavedCheckpoint(checkpoints_of(disk).folder(steps[-1])).verify() == []
     assert RunFolder(disk / "run").read_status()["state"] == "failed"
 
 
 @contextlib.contextmanager
 def filled(world: World) -> Iterator[None]:
     """Another program fills the disk while a row of the log is on its way, between two pages."""
-    healthy, waste = JsonLines.step, Path("waste")
+    healthy, waste = JsonLinesLog.step, Path("waste")
 
-    def step(self: JsonLines, row: Row) -> None:
+    def step(self: JsonLinesLog, row: StepMetrics) -> None:
         if row.step == 3 and not waste.exists():
             with contextlib.suppress(OSError), waste.open("wb", buffering=0) as file:
                 while file.write(bytes(4096)):
@@ -255,7 +255,7 @@ def filled(world: World) -> Iterator[None]:
             row = replace(row, remark="x" * 4096)
         healthy(self, row)
 
-    with patch.object(JsonLines, "step", step):
+    with patch.object(JsonLinesLog, "step", step):
         yield
 
 
@@ -263,7 +263,7 @@ def filled(world: World) -> Iterator[None]:
 def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(disk, tensorboard):
     more = ("checkpoint.every=2", f"log.tensorboard={tensorboard}")
     (ended,) = run(into_run(disk, *more, planted=filled))
-    assert ended.error == "Failed"
+    assert ended.error == "RunError"
     told = (
         "run/log.jsonl cannot be written: No space left on device; 0 bytes are free there. "
         "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
@@ -272,9 +272,9 @@ def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(
     status = RunFolder(disk / "run").read_status()
     assert (status["state"], status["step"], status["message"]) == ("failed", 3, told)
     assert status["ended"]
-    assert Stored(shelf_of(disk).folder(2)).problems() == []
+    assert SavedCheckpoint(checkpoints_of(disk).folder(2)).verify() == []
     (disk / "waste").unlink()
-    (again,) = run(into_run(disk, *more, asked=Asked(resume="run")))
+    (again,) = run(into_run(disk, *more, asked=StartOptions(resume="run")))
     assert again.error == ""
     rows = [json.loads(line) for line in RunFolder(disk / "run").log.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -283,8 +283,8 @@ def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(
 def test_a_read_only_disk_is_refused(disk):
     into_run(disk)
     subprocess.run(["mount", "-o", "remount,ro", "none", str(disk)], check=True)
-    (ended,) = run(Job(folder=disk, asked=Asked(output=Path("run"))))
-    assert ended.error == "Refused"
+    (ended,) = run(Job(folder=disk, options=StartOptions(output=Path("run"))))
+    assert ended.error == "UserError"
     assert ended.err == "run: cannot be the run's folder: Read-only file system\n"
 
 
@@ -295,10 +295,13 @@ def test_a_run_on_a_read_only_disk_goes_on_elsewhere_only(disk, tmp_path):
     refused, other = run_all(
         [
             into_run(elsewhere, "MAX_STEPS=5", asked=asked)
-            for asked in (Asked(resume=there), Asked(resume=there, output=Path("run")))
+            for asked in (
+                StartOptions(resume=there),
+                StartOptions(resume=there, output=Path("run")),
+            )
         ]
     )
-    assert refused[0].error == "Refused"
+    assert refused[0].error == "UserError"
     assert refused[0].err == f"{there}: cannot be written: Read-only file system\n"
     assert other[0].error == ""
-    assert shelf_of(elsewhere).steps() == [5]
+    assert checkpoints_of(elsewhere).steps() == [5]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from tests.support.checkpoints import Trainee
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
 WRITTEN, MORE = 2, 3  # steps before and after
@@ -46,8 +46,8 @@ CHAIN = {(NAMES[i - j], NAMES[i - 1 + j]) for i in range(len(NAMES)) for j in (0
 Pair = tuple[str, str]
 
 
-def run_of(name: str) -> Run:
-    return Run(**LAYOUTS[name], layers=4, heads=12, dtype=torch.float64)
+def run_of(name: str) -> TrainingCase:
+    return TrainingCase(**LAYOUTS[name], layers=4, heads=12, dtype=torch.float64)
 
 
 def by_size() -> dict[int, list[str]]:
@@ -58,7 +58,7 @@ def by_size() -> dict[int, list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class CheckpointState:
     """Parameters and optimizer states at the checkpoint, and the losses of the steps after it, of
     which serial's are what those of all others are compared with."""
 
@@ -66,55 +66,57 @@ class State:
     losses: list[float]
 
 
-def write_all(rank: int, size: int, names: list[str], path: Path) -> dict[str, State]:
+def write_all(rank: int, size: int, names: list[str], path: Path) -> dict[str, CheckpointState]:
     """A checkpoint of each layout."""
     written = {}
     for name in names:
         trainee = Trainee.make(run_of(name), rank)
         trainee.train(range(1, WRITTEN + 1))
-        trainee.save(Shelf(path / name), WRITTEN)
+        trainee.save(CheckpointDirectory(path / name), WRITTEN)
         written[name] = state_of(trainee, more=MORE if name == SERIAL else 0)
     return written if rank == 0 else {}
 
 
-def read_all(rank: int, size: int, pairs: list[Pair], path: Path) -> dict[Pair, State]:
+def read_all(rank: int, size: int, pairs: list[Pair], path: Path) -> dict[Pair, CheckpointState]:
     """What readers make of what the writers wrote."""
     found = {}
     for writer, reader in pairs:
         trainee = Trainee.make(run_of(reader), rank, seed=2)
-        trainee.load(Stored(Shelf(path / writer).folder(WRITTEN)))
+        trainee.load(SavedCheckpoint(CheckpointDirectory(path / writer).folder(WRITTEN)))
         found[writer, reader] = state_of(trainee)
     return found if rank == 0 else {}
 
 
-def state_of(trainee: Trainee, more: int = MORE) -> State:
+def state_of(trainee: Trainee, more: int = MORE) -> CheckpointState:
     tensors = {name: tensor.clone() for name, tensor in trainee.whole().items()}
-    return State(tensors=tensors, losses=trainee.train(range(WRITTEN + 1, WRITTEN + more + 1)))
+    return CheckpointState(
+        tensors=tensors, losses=trainee.train(range(WRITTEN + 1, WRITTEN + more + 1))
+    )
 
 
-class Worlds:
+class LayoutWorlds:
     """One world of each size writes, and one reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.written, self.read = cache(self._written), cache(self._read)
 
-    def _written(self) -> dict[str, State]:
-        found: dict[str, State] = {}
+    def _written(self) -> dict[str, CheckpointState]:
+        found: dict[str, CheckpointState] = {}
         for size, names in by_size().items():
             found |= run_world(size, write_all, names, self.path)[0]
         return found
 
-    def _read(self, size: int, everything: bool) -> dict[Pair, State]:
+    def _read(self, size: int, everything: bool) -> dict[Pair, CheckpointState]:
         pairs = product(NAMES, by_size()[size]) if everything else sorted(CHAIN)
         mine = [pair for pair in pairs if pair[1] in by_size()[size]]
-        found: dict[Pair, State] = run_world(size, read_all, mine, self.path)[0]
+        found: dict[Pair, CheckpointState] = run_world(size, read_all, mine, self.path)[0]
         return found
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    return Worlds(tmp_path_factory.mktemp("layouts"))
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> LayoutWorlds:
+    return LayoutWorlds(tmp_path_factory.mktemp("layouts"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
         for pair in product(NAMES, NAMES)
     ],
 )
-def test_what_one_layout_writes_another_goes_on_from(worlds: Worlds, pair: Pair) -> None:
+def test_what_one_layout_writes_another_goes_on_from(worlds: LayoutWorlds, pair: Pair) -> None:
     writer, reader = pair
     written, serial = worlds.written()[writer], worlds.written()[SERIAL]
     size = run_of(reader).layout.gpus

@@ -11,16 +11,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.checkpoint import state_dict
-from engine.checkpoint.dcp_shard import Boxed
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.dcp_shard import DCPShard
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.save import save
 from tests.support.allocations import allocated
 from tests.support.checkpoints import Trainee, layout_of, training_at
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
-RUN = Run(layers=6)
+RUN = TrainingCase(layers=6)
 
 
 def peak(task: Callable[[], object]) -> tuple[int, int]:
@@ -38,7 +38,7 @@ class Fetched:
     def __init__(self) -> None:
         self.alive = self.most = 0
 
-    def of(self, boxed: Any) -> Boxed:
+    def of(self, boxed: Any) -> DCPShard:
         def fetch() -> torch.Tensor:
             piece: torch.Tensor = boxed.fetch().clone()
             weakref.finalize(piece.untyped_storage(), self._gone)
@@ -46,7 +46,7 @@ class Fetched:
             self.most = max(self.most, self.alive)
             return piece
 
-        return Boxed(fetch, boxed.box, boxed.dtype)
+        return DCPShard(fetch, boxed.shard, boxed.dtype)
 
     def _gone(self) -> None:
         self.alive -= 1
@@ -56,11 +56,11 @@ def measure(rank: int, size: int, path: Path) -> dict[str, int]:
     trainee = Trainee.make(RUN, rank)
     trainee.train([1])
     model, optimizer = trainee.model, trainee.stepper.optimizer
-    state = {**state_dict.of_model(model), **state_dict.of_optimizer(model, optimizer)}
-    fetched, shelf = Fetched(), Shelf(path)
+    state = {**state_dict.model_tensors(model), **state_dict.optimizer_tensors(model, optimizer)}
+    fetched, shelf = Fetched(), CheckpointDirectory(path)
     state = {name: fetched.of(tensor) for name, tensor in state.items()}
     save(shelf, state, training_at(1), layout=layout_of(RUN), group=None)
-    stored, other = Stored(shelf.folder(1)), Trainee.make(RUN, rank, seed=2)
+    stored, other = SavedCheckpoint(shelf.folder(1)), Trainee.make(RUN, rank, seed=2)
     loading, _ = peak(lambda: stored.load_model(other.model))
     going_on, left = peak(lambda: stored.load_optimizer(other.model, other.stepper.optimizer))
     reading, _ = peak(lambda: [name for name, _ in stored.parameters()])

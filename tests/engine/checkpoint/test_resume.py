@@ -15,15 +15,15 @@ import numpy
 import pytest
 import torch
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.manifest import LossScaleState
-from engine.runs.resume_candidates import Asked
-from engine.training.trainer import Run
+from engine.runs.resume_candidates import StartOptions
+from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.checkpoints import everything
 from tests.support.jobs import TINY, Ended, Job, run, run_all
-from tests.support.mode_sizes import full_cuts
+from tests.support.mode_sizes import full_mode_sizes
 
 SAVED, DIES, STEPS = 2, 4, 4  # killed in the middle of step 4, after step 3 was logged
 DROPOUT = ("model.embd_pdrop=0.1", "model.resid_pdrop=0.1", "model.attn_pdrop=0.1")
@@ -34,7 +34,7 @@ PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", "PIPELINE=2", "NUM_MICRO_BATCHES=2", *
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """Name -> ranks and overrides: every mode there is, and what else has a state of its own."""
     found: dict[str, tuple[int, tuple[str, ...]]] = {}
-    for cut in full_cuts():
+    for cut in full_mode_sizes():
         depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
         layout = (f"MODE='{cut.mode}'", f"TENSOR_PARALLEL={cut.tensor}", *depth)
         found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
@@ -62,14 +62,14 @@ CASES = cases()
 @contextlib.contextmanager
 def drawing(world: World) -> Iterator[None]:
     """Every step draws from all global generators, as a library might: on each rank more."""
-    healthy = Run.step
+    healthy = Trainer.step
 
-    def step(self: Run, step: int, **more: Any) -> Any:
+    def step(self: Trainer, step: int, **more: Any) -> Any:
         for _ in range(world.rank + 1):
             torch.rand(1), numpy.random.rand(), random.random()
         return healthy(self, step, **more)
 
-    with patch.object(Run, "step", step):
+    with patch.object(Trainer, "step", step):
         yield
 
 
@@ -81,7 +81,7 @@ def job(folder: Path, case: str, **more: Any) -> Job:
     return Job(folder=folder, overrides=overrides, planted=drawing, **more)
 
 
-class Worlds:
+class ResumeWorlds:
     """Each case is killed in a world of its own; then one world of each size brings all of its
     cases to their ends, and runs the same without an interruption."""
 
@@ -95,15 +95,15 @@ class Worlds:
         for name in names:
             killed = job(self.path / name / "killed", name, dies=DIES, dies_saved=True)
             assert run(killed, ranks) == []
-            jobs.append(job(killed.folder, name, asked=Asked(resume="auto")))
+            jobs.append(job(killed.folder, name, asked=StartOptions(resume="auto")))
             jobs.append(job(self.path / name / "straight", name))
         ended = run_all(jobs, ranks)
         return dict(zip(names, zip(ended[::2], ended[1::2], strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    return Worlds(tmp_path_factory.mktemp("resume"))
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> ResumeWorlds:
+    return ResumeWorlds(tmp_path_factory.mktemp("resume"))
 
 
 def only_run(folder: Path) -> Path:
@@ -117,12 +117,14 @@ def losses(run: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_ends_with_the_same_bits(worlds: Worlds, case: str) -> None:
+def test_it_ends_with_the_same_bits(worlds: ResumeWorlds, case: str) -> None:
     resumed, straight = worlds.finished(CASES[case][0])[case]
     assert [ended.error for ended in resumed + straight] == [""] * len(resumed + straight)
     runs = [only_run(worlds.path / case / name) for name in ("killed", "straight")]
     for step in (SAVED, STEPS):
-        ours, theirs = (Stored(Shelf(run / "checkpoints").folder(step)) for run in runs)
+        ours, theirs = (
+            SavedCheckpoint(CheckpointDirectory(run / "checkpoints").folder(step)) for run in runs
+        )
         expected, found = everything(theirs), everything(ours)
         assert found.keys() == expected.keys()
         assert [name for name in found if not torch.equal(found[name], expected[name])] == []
@@ -135,16 +137,19 @@ def test_it_ends_with_the_same_bits(worlds: Worlds, case: str) -> None:
         assert after.batches == {s: b for s, b in never.batches.items() if s > SAVED}
 
 
-def scales(worlds: Worlds, case: str) -> list[LossScaleState]:
+def scales(worlds: ResumeWorlds, case: str) -> list[LossScaleState]:
     """Where the loss scale stood at the checkpoints."""
     worlds.finished(1)
     folder = only_run(worlds.path / case / "straight") / "checkpoints"
-    found = [Stored(Shelf(folder).folder(step)).training.loss_scale for step in (SAVED, STEPS)]
+    found = [
+        SavedCheckpoint(CheckpointDirectory(folder).folder(step)).training.loss_scale
+        for step in (SAVED, STEPS)
+    ]
     assert None not in found
     return [state for state in found if state]
 
 
-def test_the_fp16_runs_have_loss_scales_that_move(worlds: Worlds) -> None:
+def test_the_fp16_runs_have_loss_scales_that_move(worlds: ResumeWorlds) -> None:
     saved, last = scales(worlds, "fp16")
     assert saved != last
     assert (saved.skipped, saved.quiet, saved.borne) == (1, 1, 0)

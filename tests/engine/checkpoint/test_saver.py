@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import pytest
 
-from engine.checkpoint.load import Stored
+from engine.checkpoint.load import SavedCheckpoint
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked
-from engine.training.trainer import Run
+from engine.runs.resume_candidates import StartOptions
+from engine.training.trainer import Trainer
 from engine.world.world import World
-from tests.support.jobs import RUN, Ended, into_run, run, run_all, shelf_of
+from tests.support.jobs import RUN, Ended, checkpoints_of, into_run, run, run_all
 
 LOSSES = [5.0, 1.0, 4.0, float("nan"), 2.0, 3.0]
 
@@ -25,7 +25,7 @@ LOSSES = [5.0, 1.0, 4.0, float("nan"), 2.0, 3.0]
 @contextlib.contextmanager
 def validating(world: World) -> Iterator[None]:
     losses = iter(LOSSES)
-    with patch.object(Run, "validate", lambda self: next(losses)):
+    with patch.object(Trainer, "validate", lambda self: next(losses)):
         yield
 
 
@@ -72,28 +72,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, End
 )
 def test_when_it_saves_and_what_it_keeps(saved, name, steps):
     folder, ended = saved[name]
-    assert shelf_of(folder).steps() == steps
-    assert shelf_of(folder).leftovers() == []
+    assert checkpoints_of(folder).steps() == steps
+    assert checkpoints_of(folder).leftovers() == []
     for step in steps:
-        assert Stored(shelf_of(folder).folder(step)).problems() == []
+        assert SavedCheckpoint(checkpoints_of(folder).folder(step)).verify() == []
     assert (f"{steps[-1]:08}" in ended.out) if steps else ("saved" not in ended.out)
 
 
 def test_losses_that_are_no_numbers_are_never_the_best(saved):
-    assert shelf_of(saved["best"][0]).losses() == {2: 1.0, 5: 2.0, 6: 3.0}
+    assert checkpoints_of(saved["best"][0]).validation_losses() == {2: 1.0, 5: 2.0, 6: 3.0}
 
 
 @contextlib.contextmanager
 def told_to_stop(world: World) -> Iterator[None]:
     """The last rank gets SIGTERM during the second step."""
-    healthy = Run.step
+    healthy = Trainer.step
 
-    def step(self: Run, step: int, **more: Any) -> Any:
+    def step(self: Trainer, step: int, **more: Any) -> Any:
         if step == 2 and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return healthy(self, step, **more)
 
-    with patch.object(Run, "step", step):
+    with patch.object(Trainer, "step", step):
         yield
 
 
@@ -102,14 +102,14 @@ def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, every):
     saving = f"checkpoint.every={every}"
     ended = run(into_run(tmp_path, "MAX_STEPS=50", saving, planted=told_to_stop), 2)
     assert [one.error for one in ended] == ["", ""]
-    assert shelf_of(tmp_path).steps() == [2]
-    assert Stored(shelf_of(tmp_path).folder(2)).problems() == []
+    assert checkpoints_of(tmp_path).steps() == [2]
+    assert SavedCheckpoint(checkpoints_of(tmp_path).folder(2)).verify() == []
     assert RunFolder(tmp_path / "run").read_status()["state"] == "interrupted"
     assert max(ended[0].batches) == 2
 
     # The older checkpoint does not stay the latest: evaluate, export and --resume go by that
-    goes_on = Asked(resume="run", output=RUN)
+    goes_on = StartOptions(resume="run", output=RUN)
     ended = run(into_run(tmp_path, "MAX_STEPS=5", saving, asked=goes_on), 2)
     assert [one.error for one in ended] == ["", ""]
-    assert shelf_of(tmp_path).steps() == [2, 5]
+    assert checkpoints_of(tmp_path).steps() == [2, 5]
     assert RunFolder(tmp_path / "run").read_status()["state"] == "finished"

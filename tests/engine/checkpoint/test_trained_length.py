@@ -9,29 +9,29 @@ from typing import Any
 import pytest
 
 from engine.evaluate import evaluate
-from engine.evaluation import Subject
-from engine.inout.open_model import open_trained
+from engine.evaluation import EvaluationRequest
+from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.plan_summary import remarks
-from engine.runs.resume_candidates import Asked
+from engine.runs.plan_summary import plan_remarks
+from engine.runs.resume_candidates import StartOptions
 from launch import cli
 from tests.engine.test_evaluate import opened
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Job, run_all, shelf_of
+from tests.support.jobs import RUN, TINY, Job, checkpoints_of, run_all
 from tests.support.worlds import free_port
 
 POSITIONS = "model.block_size=32"
 
 
 def job(folder: Path, *overrides: str, **more: Any) -> Job:
-    asked = Asked(
+    asked = StartOptions(
         output=Path(more.pop("output", RUN)),
         resume=more.pop("resume", "none"),
         new_data=True,
         init_from=more.pop("init", None),
     )
-    return Job(folder=folder, overrides=overrides, asked=asked, **more)
+    return Job(folder=folder, overrides=overrides, options=asked, **more)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_longest_that_was_trained_is_kept(folder: Path) -> None:
-    lengths = [open_trained(shelf_of(folder).folder(step)).length for step in (1, 2, 3)]
+    lengths = [open_saved_model(checkpoints_of(folder).folder(step)).length for step in (1, 2, 3)]
     assert lengths == [8, 16, 16]
-    final = open_trained(folder / "run" / "model.safetensors")
-    assert (final.length, final.step, final.sizes.block_size) == (16, 3, 32)
-    assert open_trained(folder / "new").length == 16
-    assert open_trained(folder / "cut").length == 12
+    final = open_saved_model(folder / "run" / "model.safetensors")
+    assert (final.length, final.step, final.config.block_size) == (16, 3, 32)
+    assert open_saved_model(folder / "new").length == 16
+    assert open_saved_model(folder / "cut").length == 12
 
 
 def test_an_older_checkpoint_says_it_by_its_settings(folder: Path) -> None:
-    checkpoint = shelf_of(folder, Path("new")).folder(1)
+    checkpoint = checkpoints_of(folder, Path("new")).folder(1)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())
     assert content.pop("trained_length") == 16
     file.write_text(json.dumps(content))
     reseal(checkpoint)
-    assert open_trained(checkpoint).length == 4
+    assert open_saved_model(checkpoint).length == 4
 
 
 def test_export_says_it(
@@ -81,7 +81,7 @@ def test_export_says_it(
         command = ["export", "run", "--step", "2", "--to", form, "--out", out]
         assert cli.main(command, {}) == 0
         assert line in capsys.readouterr().out.splitlines()
-        assert open_trained(Path(out)).length == 16
+        assert open_saved_model(Path(out)).length == 16
 
 
 def test_evaluations_of_longer_samples_are_warned_of(
@@ -92,7 +92,7 @@ def test_evaluations_of_longer_samples_are_warned_of(
     told = []
     for length in (16, 17):
         with free_port() as port, opened(0, 1, port, (f"SEQ_LEN={length}",)) as world:
-            evaluate(world, RunFolder(RUN), "2", Subject(samples=4), cache=folder)
+            evaluate(world, RunFolder(RUN), "2", EvaluationRequest(samples=4), cache=folder)
         told.append(capsys.readouterr().err)
     assert told == [
         "",
@@ -108,6 +108,6 @@ def test_a_plan_says_which_positions_it_leaves_untrained(tmp_path: Path) -> None
     assert (
         "note: command line: model.block_size=32 is more than SEQ_LEN=8: this run does not train "
         "the positions from 8 on; model.block_size=8 leaves them out"
-    ) in remarks(plan)
+    ) in plan_remarks(plan)
     plan = make_plan(tmp_path / "tiny.py", gpus=1, environ={})
-    assert not [line for line in remarks(plan) if "positions" in line]
+    assert not [line for line in plan_remarks(plan) if "positions" in line]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.aliases import SPELLINGS
+from engine.config.aliases import ALIASES
 from engine.config.errors import ConfigError
-from engine.config.ignored_keys import NO_EFFECT
+from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.schema import all_settings, user_name
 from engine.plan import Plan, make_plan
 
@@ -166,11 +166,11 @@ def test_colossal_ai_files_are_accepted_as_they_are(path: Path) -> None:
 
 
 def test_every_setting_can_be_stated_by_its_name() -> None:
-    assert all(user_name(name) in SPELLINGS for name in all_settings())
+    assert all(user_name(name) in ALIASES for name in all_settings())
 
 
 def test_a_key_has_one_meaning() -> None:
-    assert not SPELLINGS.keys() & NO_EFFECT.keys()
+    assert not ALIASES.keys() & IGNORED_KEYS.keys()
 
 
 @pytest.mark.parametrize(
@@ -258,12 +258,12 @@ def test_keys_without_effect_are_told_once_with_the_reason(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize("name", NO_EFFECT)
+@pytest.mark.parametrize("name", IGNORED_KEYS)
 def test_every_key_without_effect_is_accepted_and_changes_nothing(
     tmp_path: Path, name: str
 ) -> None:
     sections = name.split(".")[:-1]
-    only = NO_EFFECT[name].only
+    only = IGNORED_KEYS[name].only
     override = f"{name}={only[0] if only else 3}"
     # What a section implies by being there is not the key's doing.
     others = [f"{'.'.join(sections[:2])}={{}}"] if sections[:1] == ["zero"] else []
@@ -272,5 +272,5 @@ def test_every_key_without_effect_is_accepted_and_changes_nothing(
     after = plan(tmp_path, REST + MODEL, *base, override)
     assert before.settings == after.settings
     assert any(
-        note.endswith(f"has no effect here: {NO_EFFECT[name].reason}") for note in after.notes
+        note.endswith(f"has no effect here: {IGNORED_KEYS[name].reason}") for note in after.notes
     )

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from engine.config.aliases import SPELLINGS
+from engine.config.aliases import ALIASES
 from engine.config.declared.limits import Budget
 from engine.config.fields import takes
 from engine.config.name_hints import assignment, closest, fold, known, unknown_setting
 from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.overrides import parse
 from engine.config.schema import all_settings, user_name
-from engine.config.value_hints import misspelt
+from engine.config.value_hints import closest_spelling
 from models.presets import PRESETS
 
 OWN = {user_name(name): field for name, field in all_settings().items()}
@@ -25,7 +25,7 @@ SECTIONS = {name.rpartition(".")[0] for name in OWN}
 @pytest.mark.parametrize("target", SYNONYMS)
 def test_a_synonym_stands_for_a_setting_with_a_value_that_it_takes(target: str) -> None:
     name, equals, _ = target.partition("=")
-    assert name in OWN or name in SECTIONS or name in SPELLINGS
+    assert name in OWN or name in SECTIONS or name in ALIASES
     if equals:
         field, problems = OWN[name], list[Any]()
         ((_, value),) = parse([target], Budget(), problems.append).items()
@@ -41,7 +41,7 @@ def test_a_name_has_one_meaning() -> None:
         for name in each.split()
     ]
     assert sorted(names) == sorted({*names})
-    assert not {*names} & {fold(name) for name in (*OWN, *SPELLINGS)}
+    assert not {*names} & {fold(name) for name in (*OWN, *ALIASES)}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -102,11 +102,11 @@ def test_the_line_says_how_a_file_states_it() -> None:
     ],
 )
 def test_a_preset_of_another_size_is_not_meant(word: str, meant: str | None) -> None:
-    assert misspelt(word, PRESETS) == meant
+    assert closest_spelling(word, PRESETS) == meant
 
 
 def test_a_number_is_not_misspelt() -> None:
-    assert misspelt("gpt_3500M", ["gpt_350M"]) is None
+    assert closest_spelling("gpt_3500M", ["gpt_350M"]) is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -116,5 +116,5 @@ def test_no_typo_leads_to_another_size(name: str) -> None:
 
     for place in range(len(name)):
         typo = name[:place] + name[place + 1 :]
-        meant = misspelt(typo, PRESETS)
+        meant = closest_spelling(typo, PRESETS)
         assert typo in PRESETS or meant is None or sizes(meant) == sizes(name), typo

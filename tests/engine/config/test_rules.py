@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.config.run_rules import rules
+from engine.config.run_rules import all_rules
 from engine.plan import Plan, make_plan
 from models.parallel.registry import modes
 
@@ -257,6 +257,6 @@ def test_a_size_is_legal_exactly_where_the_mode_has_axes_for_it(
 
 
 def test_every_rule_says_what_it_is_for() -> None:
-    found = rules()
+    found = all_rules()
     assert len({rule.__name__ for rule in found}) == len(found)
     assert all(rule.__doc__ for rule in found)

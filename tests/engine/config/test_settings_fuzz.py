@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.aliases import SPELLINGS
+from engine.config.aliases import ALIASES
 from engine.config.errors import ConfigError
-from engine.config.ignored_keys import NO_EFFECT
-from engine.config.resolve import read_statements
+from engine.config.ignored_keys import IGNORED_KEYS
+from engine.config.resolve import read_setting_sources
 from engine.config.values import Document, Origin, Path, Symbol
 from engine.plan import ConfigFile, plan_from
 
@@ -64,7 +64,7 @@ def nested(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(
-    keys=st.dictionaries(st.sampled_from([*SPELLINGS, *NO_EFFECT]), VALUES, max_size=6),
+    keys=st.dictionaries(st.sampled_from([*ALIASES, *IGNORED_KEYS]), VALUES, max_size=6),
     gpus=st.none() | st.integers(1, 64),
 )
 @settings(max_examples=200, deadline=None)
@@ -82,7 +82,7 @@ def test_any_values_are_planned_or_refused(keys: dict[str, Any], gpus: int | Non
 def refusal(document: Document, gpus: int | None) -> list[str]:
     """The lines of a refusal; none for a plan."""
     try:
-        statements = read_statements("c.py", document, {})
+        statements = read_setting_sources("c.py", document, {})
         plan = plan_from(statements, name="c", gpus=gpus, config=CONFIG)
     except ConfigError as error:
         return str(error).splitlines()

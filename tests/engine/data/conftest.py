@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from engine.data.source import Request
+from engine.data.source import SourceRequest
 from tests.engine.data.support import Ask
 
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Ask:
-    def make(path: Path | str | tuple[str, ...] | None = None, **changes: Any) -> Request:
+    def make(path: Path | str | tuple[str, ...] | None = None, **changes: Any) -> SourceRequest:
         settings: dict[str, Any] = {
             "tokenizer": "char",
             "validation": 0.1,
@@ -21,6 +21,6 @@ def ask(tmp_path: Path) -> Ask:
             "cache": tmp_path / "cache",
         }
         given = str(path) if isinstance(path, Path) else path
-        return Request(path=given, **settings | changes)
+        return SourceRequest(path=given, **settings | changes)
 
     return make

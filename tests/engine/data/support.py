@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.source import Corpus, Request
+from engine.data.source import Corpus, SourceRequest
 from engine.data.split import Windows
 from engine.data.tokenizer import Tokenizer
 
-Ask = Callable[..., Request]
+Ask = Callable[..., SourceRequest]
 
 
 def tokenizer_of(corpus: Corpus) -> Tokenizer:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.data.tokenizer import dump, load
 from engine.data.tokenizers.char import Char
-from engine.errors import Refused
+from engine.errors import UserError
 
 
 @given(st.lists(st.text(), min_size=1))
@@ -39,12 +39,12 @@ def test_the_end_of_text_is_a_character_where_documents_end() -> None:
 
 @pytest.mark.parametrize("stranger", ["b", "\ue000", "\U0001f600", "\x00"])
 def test_an_unknown_character_is_refused_by_name(stranger: str) -> None:
-    with pytest.raises(Refused, match=f"U\\+{ord(stranger):04X}.* 2 of the vocabulary: 'ac'"):
+    with pytest.raises(UserError, match=f"U\\+{ord(stranger):04X}.* 2 of the vocabulary: 'ac'"):
         Char.fit(["ca"]).encode("a" + stranger)
 
 
 def test_a_long_vocabulary_is_not_printed_whole() -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         Char.fit(map(chr, range(0x4E00, 0x6000))).encode("a")
     assert "not among the 4,608 of the vocabulary: '一丁" in str(refusal.value)
     assert len(str(refusal.value)) < 250
@@ -66,7 +66,7 @@ def test_the_empty_text() -> None:
     tokenizer = Char.fit([])
     assert tokenizer.size == 0
     assert len(tokenizer.encode("")) == 0
-    with pytest.raises(Refused, match="'a'"):
+    with pytest.raises(UserError, match="'a'"):
         tokenizer.encode("a")
 
 
@@ -85,5 +85,5 @@ def test_ids_past_the_vocabulary_decode_to_a_mark() -> None:
     ],
 )
 def test_a_damaged_vocabulary_is_refused(saved: dict[str, object]) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         load(saved)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data.source import Corpus, Request, open_corpus
+from engine.data.source import Corpus, SourceRequest, open_corpus
 from tests.engine.data.support import Ask, ids_of, tokenizer_of
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -19,7 +19,7 @@ def _seen(corpus: Corpus) -> tuple[str, int, dict[str, Any]]:
     return corpus.fingerprint, weighed, tokenizer_of(corpus).state()
 
 
-def _open(request: Request, start: Barrier, results: Any) -> None:
+def _open(request: SourceRequest, start: Barrier, results: Any) -> None:
     start.wait()
     results.put(_seen(open_corpus("text", request)))
 

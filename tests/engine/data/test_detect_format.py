@@ -20,11 +20,11 @@ import torch
 from safetensors.numpy import save as safetensors
 
 from engine.data import data_file
-from engine.data.data_file import File
+from engine.data.data_file import DataFile
 from engine.data.source import open_corpus
 from engine.data.sources import json as json_source
 from engine.data.sources.json import JsonArray
-from engine.errors import Refused
+from engine.errors import UserError
 from tests.engine.data.support import Ask, ids_of, text_of
 
 TEXTS = ["first document\n", "zweites, größer 🙂\u2028 und mehr", 'the third: "quoted" \\ [{end']
@@ -96,7 +96,7 @@ def test_what_is_compressed_is_the_same_data(
         assert text_of(one) == text_of(other)
         assert one.fingerprint == other.fingerprint
     packed.write_bytes(pack(POEM.encode())[:-20])
-    with pytest.raises(Refused, match="is compressed and damaged"):
+    with pytest.raises(UserError, match="is compressed and damaged"):
         open_corpus("auto", ask(packed))
 
 
@@ -113,7 +113,7 @@ def test_the_suffix_of_a_compressed_file_is_the_one_before_the_compression(
     ):
         path = tmp_path / f"{name}.{suffix}"
         path.write_bytes(pack(content))
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(UserError, match=told):
             open_corpus("auto", ask(path))
 
 
@@ -179,7 +179,7 @@ def test_other_formats_are_named_in_one_line(
 ) -> None:
     path = tmp_path / "data.bin"
     path.write_bytes(content)
-    with pytest.raises(Refused, match=told) as refusal:
+    with pytest.raises(UserError, match=told) as refusal:
         open_corpus("auto", ask(path))
     (line,) = str(refusal.value).splitlines()
     assert line.startswith(f"data.path={str(path)!r}")
@@ -190,7 +190,7 @@ def test_other_formats_are_named_in_one_line(
 def test_the_command_that_converts_works(tmp_path: Path, ask: Ask, encoding: str) -> None:
     path = tmp_path / "it's mine.txt"
     path.write_bytes(POEM.encode(encoding))
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         open_corpus("auto", ask(path))
     command = str(refusal.value).partition(": iconv")[2]
     subprocess.run(f"iconv{command}", shell=True, check=True, cwd=tmp_path)
@@ -222,7 +222,7 @@ def test_a_bad_array_is_refused_by_element(
 ) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         open_corpus("json", ask(path))
     assert told in str(refusal.value)
 
@@ -238,7 +238,7 @@ def test_an_element_may_be_cut_anywhere(
     path.write_text(content)
     for size in range(1, len(content)):
         monkeypatch.setattr(data_file, "BLOCK", size)
-        pieces = JsonArray(File(path), "text").pieces()
+        pieces = JsonArray(DataFile(path), "text").pieces()
         assert list(pieces) == ['\u00e9\U0001f642"', None, "last"], f"blocks of {size}"
 
 
@@ -246,16 +246,16 @@ def test_an_element_may_be_cut_anywhere(
 def longest_held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """The most characters of an array's text that were held at once, in blocks of 64."""
     longest = 0
-    more = json_source._Stream._more
+    more = json_source._JsonStream._more
 
-    def measured(self: json_source._Stream, least: int = 1) -> bool:
+    def measured(self: json_source._JsonStream, least: int = 1) -> bool:
         nonlocal longest
         found = more(self, least)
         longest = max(longest, len(self._text))
         return found
 
     monkeypatch.setattr(data_file, "BLOCK", 64)
-    monkeypatch.setattr(json_source._Stream, "_more", measured)
+    monkeypatch.setattr(json_source._JsonStream, "_more", measured)
     return lambda: longest
 
 
@@ -276,7 +276,7 @@ def test_a_malformed_element_is_refused_without_reading_the_rest(
     path = tmp_path / "a.json"
     good = json.dumps({"text": "x" * 40})
     path.write_text(f"[{before * ' '}{', '.join([good, bad, *[good] * 300])}]")
-    with pytest.raises(Refused, match="element 2: not JSON"):
+    with pytest.raises(UserError, match="element 2: not JSON"):
         open_corpus("json", ask(path))
     assert longest_held() <= 4 * 64
 
@@ -290,5 +290,7 @@ def test_a_key_names_where_the_text_is(tmp_path: Path, ask: Ask, as_array: bool)
     assert text_of(corpus) == JOINED
     other = open_corpus("auto", ask(path, seq_len=1, validation=0.3))
     assert text_of(other) == "\x03".join(["no"] * 3)
-    with pytest.raises(Refused, match=r"no \"body\" in it; its keys: 'text', 'content'; data.key"):
+    with pytest.raises(
+        UserError, match=r"no \"body\" in it; its keys: 'text', 'content'; data.key"
+    ):
         open_corpus("auto", ask(path, key="body"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.data.source import open_corpus
-from engine.errors import Refused
+from engine.errors import UserError
 from tests.engine.data.support import Ask, text_of
 
 TEXTS = {
@@ -112,6 +112,6 @@ def test_what_cannot_be_read_is_named(
     Path("none/.hidden").write_text("hidden")
     Path("bad/x.png").write_bytes(b"\x89PNG\r\n")
     Path("broken/x").symlink_to("nowhere")
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         open_corpus("auto", ask(path=path))
     assert told in str(refusal.value)

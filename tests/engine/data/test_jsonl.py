@@ -7,7 +7,7 @@ import pytest
 
 from engine.data import data_file
 from engine.data.sources.jsonl import open_corpus
-from engine.errors import Refused
+from engine.errors import UserError
 from tests.engine.data.support import Ask, ids_of, text_of, tokenizer_of
 
 TEXTS = ["first document\n", "zweites, größer 🙂\u2028 und mehr", "", 'the third: "quoted" \\ end']
@@ -80,25 +80,25 @@ GOOD = b'{"text": "good"}\n'
 def test_a_bad_line_is_refused_by_number(
     tmp_path: Path, ask: Ask, line: bytes, message: str
 ) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         open_corpus(ask(_write(tmp_path, GOOD + GOOD + line + b"\n" + GOOD)))
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
 
 def test_the_byte_is_counted_from_the_start_of_the_file(tmp_path: Path, ask: Ask) -> None:
     content = b"\xef\xbb\xbf" + b'{"text": "a\xff"}'
-    with pytest.raises(Refused, match=f"line 1: .*byte {content.index(0xFF)} is"):
+    with pytest.raises(UserError, match=f"line 1: .*byte {content.index(0xFF)} is"):
         open_corpus(ask(_write(tmp_path, content)))
 
 
 def test_a_file_is_needed_and_must_hold_text(tmp_path: Path, ask: Ask) -> None:
-    with pytest.raises(Refused, match="needs a file"):
+    with pytest.raises(UserError, match="needs a file"):
         open_corpus(ask())
-    with pytest.raises(Refused, match="holds no text"):
+    with pytest.raises(UserError, match="holds no text"):
         open_corpus(ask(_write(tmp_path, b"\n\n")))
-    with pytest.raises(Refused, match="holds no text"):
+    with pytest.raises(UserError, match="holds no text"):
         open_corpus(ask(_write(tmp_path, b'{"text": ""}\n')))
-    with pytest.raises(Refused, match="is empty"):
+    with pytest.raises(UserError, match="is empty"):
         open_corpus(ask(_write(tmp_path, b"")))
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine.config.schema import Data, Eval, Model, Settings
+from engine.config.schema import DataSettings, EvalSettings, ModelSettings, Settings
 from engine.data.consumed import Consumed
-from engine.data.loader import Batches, load, pad_samples
+from engine.data.loader import TrainBatches, load_batches, pad_samples
 from engine.data.sampler import Sampler
-from engine.data.source import Corpus, Request
-from engine.data.sources.synthetic import Chain
+from engine.data.source import Corpus, SourceRequest
+from engine.data.sources.synthetic import MarkovChain
 from engine.data.split import Windows
-from engine.errors import Refused
+from engine.errors import UserError
 
 SEQ = 4
 
@@ -39,7 +39,7 @@ def _corpus(train: int = 23, validation: int = 11, seed: int = 3) -> Corpus:
 LAYOUTS = [(12, 1, 1), (6, 2, 1), (6, 1, 2), (3, 2, 2), (1, 4, 3), (2, 3, 2)]
 
 
-def _step(batches: Batches, step: int, data: int, rounds: int) -> torch.Tensor:
+def _step(batches: TrainBatches, step: int, data: int, rounds: int) -> torch.Tensor:
     """All ids of a step, by (round, data rank, sample)."""
     return torch.cat([batches.batch(step, a, r)[0] for a in range(rounds) for r in range(data)])
 
@@ -49,7 +49,7 @@ def test_a_step_has_the_same_samples_in_every_layout(
     batch_size: int, data: int, rounds: int
 ) -> None:
     corpus = _corpus()
-    batches = Batches(corpus, seed=5, batch_size=batch_size, data_size=data, rounds=rounds)
+    batches = TrainBatches(corpus, seed=5, batch_size=batch_size, data_size=data, rounds=rounds)
     assert batches.global_batch == 12
     order = Sampler(23, 5).order(0, 12 * 6)
     for step in (1, 2, 3, 6):  # step 2 straddles two epochs
@@ -60,7 +60,7 @@ def test_a_step_has_the_same_samples_in_every_layout(
 
 
 def test_a_batch_is_int64_and_targets_are_the_next_tokens() -> None:
-    batches = Batches(_corpus(), seed=5, batch_size=3)
+    batches = TrainBatches(_corpus(), seed=5, batch_size=3)
     ids, targets = batches.batch(1, 0, 0)
     assert ids.shape == targets.shape == (3, SEQ)
     assert ids.dtype == targets.dtype == torch.int64
@@ -72,7 +72,7 @@ def test_a_batch_is_int64_and_targets_are_the_next_tokens() -> None:
 
 
 def test_every_sample_is_consumed_once_an_epoch() -> None:
-    batches = Batches(_corpus(), seed=5, batch_size=2, data_size=2)
+    batches = TrainBatches(_corpus(), seed=5, batch_size=2, data_size=2)
     steps = batches.steps(3)
     assert steps == 18  # 69 samples, 4 a step
     assert [batches.epoch(step) for step in (1, 6, 7, 12, 13)] == [0, 0, 1, 1, 2]
@@ -84,10 +84,10 @@ def test_every_sample_is_consumed_once_an_epoch() -> None:
 @pytest.mark.parametrize(("batch_size", "data"), [(4, 1), (1, 2), (5, 3), (40, 1)])
 def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data: int) -> None:
     """After 5 steps of 4 samples, of 3 epochs of 23: none is passed over and none comes twice."""
-    before = Batches(_corpus(), seed=5, batch_size=4)
+    before = TrainBatches(_corpus(), seed=5, batch_size=4)
     done = before.consumed(5)
     assert done == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=20 / 23)
-    after = Batches(_corpus(), seed=5, batch_size=batch_size, data_size=data).continued(done)
+    after = TrainBatches(_corpus(), seed=5, batch_size=batch_size, data_size=data).resumed_at(done)
     steps = after.steps(3)
     assert steps is not None
     assert steps == 5 + -(-49 // (batch_size * data))
@@ -103,13 +103,13 @@ def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data
 
 
 def test_an_end_that_is_passed_is_where_one_is() -> None:
-    batches = Batches(_corpus(), seed=5, batch_size=4)
-    assert batches.continued(batches.consumed(9)).steps(1) == 9
+    batches = TrainBatches(_corpus(), seed=5, batch_size=4)
+    assert batches.resumed_at(batches.consumed(9)).steps(1) == 9
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(100, 3), (9, 7), (3, 4), (1000, 7), (10, 10)])
 def test_a_step_is_of_the_epoch_of_its_first_sample(samples: int, batch: int) -> None:
-    batches = Batches(_corpus(train=samples), seed=5, batch_size=batch)
+    batches = TrainBatches(_corpus(train=samples), seed=5, batch_size=batch)
     steps = batches.steps(10)
     assert steps is not None
     epoch_of = [sample // samples for sample in range(10 * samples + batch)]  # one by one
@@ -119,12 +119,12 @@ def test_a_step_is_of_the_epoch_of_its_first_sample(samples: int, batch: int) ->
 
 def test_epochs_go_on_over_resumes_that_change_everything() -> None:
     """Another global batch, then other data, then samples of another length, then the first."""
-    whole = Batches(_corpus(), seed=5, batch_size=4)
+    whole = TrainBatches(_corpus(), seed=5, batch_size=4)
     first = whole.consumed(8)  # 32 of 23 samples
-    larger = Batches(_corpus(), seed=5, batch_size=6).continued(first)
+    larger = TrainBatches(_corpus(), seed=5, batch_size=6).resumed_at(first)
     second = larger.consumed(10)
     assert second == Consumed(step=10, samples=44, tokens=44 * SEQ, epochs=44 / 23)
-    data = Batches(_corpus(train=230), seed=5, batch_size=10).continued(second)
+    data = TrainBatches(_corpus(train=230), seed=5, batch_size=10).resumed_at(second)
     third = data.consumed(13)
     assert third == Consumed(step=13, samples=74, tokens=74 * SEQ, epochs=(440 + 30) / 230)
     assert [data.epoch(step) for step in (11, 12, 13, 14)] == [1, 1, 2, 2]
@@ -134,29 +134,29 @@ def test_epochs_go_on_over_resumes_that_change_everything() -> None:
     tokens = np.arange(23 * 2 * SEQ + 1)
     windows = Windows(tokens, 2 * SEQ)
     corpus = replace(_corpus(), train=windows, validation=windows)
-    longer = Batches(corpus, seed=5, batch_size=1).continued(third)
+    longer = TrainBatches(corpus, seed=5, batch_size=1).resumed_at(third)
     fourth = longer.consumed(15)
     assert (fourth.samples, fourth.tokens) == (76, 74 * SEQ + 2 * 2 * SEQ)
     assert fourth.epochs == (47 + 2) / 23
-    back = Batches(_corpus(), seed=5, batch_size=4).continued(fourth)
+    back = TrainBatches(_corpus(), seed=5, batch_size=4).resumed_at(fourth)
     assert back.consumed(15) == fourth
 
 
 def test_data_without_end_has_no_epochs() -> None:
     synthetic = replace(_corpus(), train=_Endless())
-    batches = Batches(synthetic, seed=5, batch_size=4)
+    batches = TrainBatches(synthetic, seed=5, batch_size=4)
     assert batches.consumed(3) == Consumed(step=3, samples=12, tokens=12 * SEQ)
-    text = Batches(_corpus(), seed=5, batch_size=4).continued(batches.consumed(3))
+    text = TrainBatches(_corpus(), seed=5, batch_size=4).resumed_at(batches.consumed(3))
     assert text.consumed(4) == Consumed(step=4, samples=16, tokens=16 * SEQ, epochs=4 / 23)
-    again = Batches(synthetic, seed=5, batch_size=4).continued(text.consumed(4))
+    again = TrainBatches(synthetic, seed=5, batch_size=4).resumed_at(text.consumed(4))
     assert again.consumed(5) == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=4 / 23)
     assert again.batch(5, 0, 0)[0][:, 0].tolist() == [16, 17, 18, 19]
-    with pytest.raises(Refused, match="by='epoch' needs data that ends"):
+    with pytest.raises(UserError, match="by='epoch' needs data that ends"):
         batches.epoch(1)
 
 
 def test_a_global_batch_larger_than_an_epoch() -> None:
-    batches = Batches(_corpus(train=2), seed=5, batch_size=7)
+    batches = TrainBatches(_corpus(train=2), seed=5, batch_size=7)
     ids, _ = batches.batch(1, 0, 0)
     assert sorted(Counter(ids[:, 0].tolist()).values()) in ([3, 4],)
     assert batches.steps(1) == 1
@@ -167,7 +167,7 @@ def test_a_global_batch_larger_than_an_epoch() -> None:
 def test_validation_counts_each_sample_once(
     batch_size: int, data: int, rounds: int, limit: int | None, count: int
 ) -> None:
-    batches = Batches(
+    batches = TrainBatches(
         _corpus(validation=29),
         seed=5,
         batch_size=batch_size,
@@ -219,7 +219,7 @@ def test_targets_are_counted_over_the_global_batch() -> None:
     corpus = Corpus(
         train=_Masked(), validation=_Masked(), tokenizer=None, description="", fingerprint=""
     )
-    batches = Batches(corpus, seed=5, batch_size=2, data_size=2, rounds=3)
+    batches = TrainBatches(corpus, seed=5, batch_size=2, data_size=2, rounds=3)
     for step in (1, 2, 5):
         parts = [batches.batch(step, a, r)[1] for a in range(3) for r in range(2)]
         assert batches.targets(step) == int((torch.cat(parts) != -100).sum())
@@ -227,18 +227,18 @@ def test_targets_are_counted_over_the_global_batch() -> None:
 
 
 def test_samples_without_end() -> None:
-    request = Request(
+    request = SourceRequest(
         path=None, tokenizer="char", validation=0.1, seq_len=SEQ, vocab_size=9, seed=1,
         cache=Path("nowhere"),
     )  # fmt: skip
     corpus = Corpus(
-        train=Chain(request, 1, samples=None),
-        validation=Chain(request, 2, samples=5),
+        train=MarkovChain(request, 1, samples=None),
+        validation=MarkovChain(request, 2, samples=5),
         tokenizer=None,
         description="",
         fingerprint="",
     )
-    batches = Batches(corpus, seed=5, batch_size=2, data_size=2, rounds=2)
+    batches = TrainBatches(corpus, seed=5, batch_size=2, data_size=2, rounds=2)
     assert batches.steps(3) is None
     ids = torch.cat([_step(batches, s, 2, 2) for s in (1, 2)])
     assert torch.equal(ids, torch.from_numpy(corpus.train.batch(np.arange(16))[0]))
@@ -248,7 +248,7 @@ def test_samples_without_end() -> None:
 def test_the_loader_leaves_global_generators_alone() -> None:
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), _numpy_state(), torch.get_rng_state()
-    batches = Batches(_corpus(), seed=5, batch_size=3)
+    batches = TrainBatches(_corpus(), seed=5, batch_size=3)
     first = batches.batch(2, 0, 0)[0]
     batches.targets(2), batches.validation.batch(1, 0)
     assert random.getstate() == before[0]
@@ -256,7 +256,7 @@ def test_the_loader_leaves_global_generators_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before[2])
     torch.manual_seed(2)
     np.random.seed(2)
-    assert torch.equal(Batches(_corpus(), seed=5, batch_size=3).batch(2, 0, 0)[0], first)
+    assert torch.equal(TrainBatches(_corpus(), seed=5, batch_size=3).batch(2, 0, 0)[0], first)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +290,9 @@ def _settings(folder: Path, **data: Any) -> Settings:
     return Settings(
         name="it",
         source="it.py",
-        model=Model(**sizes),
-        data=Data(path=str(folder / "it.txt"), tokenizer="char", **data),
-        eval=Eval(batches=1),
+        model=ModelSettings(**sizes),
+        data=DataSettings(path=str(folder / "it.txt"), tokenizer="char", **data),
+        eval=EvalSettings(batches=1),
         **given,
     )
 
@@ -301,7 +301,7 @@ def test_batches_are_those_that_settings_ask_for(tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text("".join(map(chr, range(32, 132))) * 4)
     told: list[str] = []
     settings = _settings(tmp_path, validation=0.25)
-    batches = load(settings, data_size=2, cache=tmp_path / "default", notify=told.append)
+    batches = load_batches(settings, data_size=2, cache=tmp_path / "default", notify=told.append)
     assert len(told) == 1
     assert list((tmp_path / "default").glob("*.tokens"))
     assert batches.global_batch == 12
@@ -315,6 +315,6 @@ def test_batches_are_those_that_settings_ask_for(tmp_path: Path) -> None:
 def test_the_cache_that_settings_name_comes_first(tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text("abcd" * 100)
     settings = _settings(tmp_path, cache=str(tmp_path / "mine"))
-    load(settings, data_size=1, cache=tmp_path / "default")
+    load_batches(settings, data_size=1, cache=tmp_path / "default")
     assert list((tmp_path / "mine").glob("*.tokens"))
     assert not (tmp_path / "default").exists()

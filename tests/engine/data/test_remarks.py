@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.loader import load
-from engine.data.remarks import remarks
+from engine.data.loader import load_batches
+from engine.data.remarks import data_remarks
 from engine.plan import Plan, make_plan
 
 CONFIG = """
@@ -35,8 +35,8 @@ def plan(*overrides: str, gpus: int | None = None) -> Plan:
 
 def told(*overrides: str, gpus: int | None = None, begins: bool = True) -> list[str]:
     asked = plan("model.vocab_size=26", *overrides, gpus=gpus)
-    batches = load(asked.settings, data_size=asked.layout.data, cache=Path("cache"))
-    return list(remarks(asked, batches, begins=begins))
+    batches = load_batches(asked.settings, data_size=asked.layout.data, cache=Path("cache"))
+    return list(data_remarks(asked, batches, begins=begins))
 
 
 @pytest.mark.parametrize("layout", [(), ("gradient_accumulation=7",), ("BATCH_SIZE=29",)])
@@ -84,9 +84,9 @@ def test_validate_tells_where_the_size_of_the_file_makes_it_certain(folder: Path
 def test_a_vocabulary_far_larger_than_the_tokenizers_is_told_with_the_override() -> None:
     def line_for(*overrides: str) -> str:
         asked = plan(*overrides)
-        batches = load(asked.settings, data_size=1, cache=Path("cache"))
-        (line,) = remarks(asked, batches, begins=True)
-        assert list(remarks(asked, batches, begins=False)) == []
+        batches = load_batches(asked.settings, data_size=1, cache=Path("cache"))
+        (line,) = data_remarks(asked, batches, begins=True)
+        assert list(data_remarks(asked, batches, begins=False)) == []
         return line
 
     tokens = 8 * (50257 - 26)

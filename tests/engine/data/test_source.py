@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from engine.data import source, tokenizer
-from engine.errors import Refused
+from engine.errors import UserError
 from tests.engine.data.support import Ask
 
 
 def test_names_are_the_files() -> None:
     folder = Path(source.__file__).parent
-    for registry, room in ((source, "sources"), (tokenizer, "tokenizers")):
-        files = {path.stem for path in (folder / room).glob("*.py")} - {"__init__"}
+    for registry, package in ((source, "sources"), (tokenizer, "tokenizers")):
+        files = {path.stem for path in (folder / package).glob("*.py")} - {"__init__"}
         assert set(registry.names()) == files
     assert {"auto", "text", "json", "jsonl", "synthetic"} <= set(source.names())
     assert {"char", "gpt2"} <= set(tokenizer.names())
@@ -52,9 +52,9 @@ def test_a_new_source_is_one_file(
 
 
 def test_unknown_names_are_refused_with_what_there_is(ask: Ask) -> None:
-    with pytest.raises(Refused, match=r"data.type='parquet' is not a source; .*jsonl.*text"):
+    with pytest.raises(UserError, match=r"data.type='parquet' is not a source; .*jsonl.*text"):
         source.open_corpus("parquet", ask())
-    with pytest.raises(Refused, match=r"data.tokenizer='llama' is not a tokenizer; .*char.*gpt2"):
+    with pytest.raises(UserError, match=r"data.tokenizer='llama' is not a tokenizer; .*char.*gpt2"):
         source.open_corpus("text", ask(tokenizer="llama"))
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.split import Windows, split
-from engine.errors import Refused
+from engine.data.split import Windows, split_tokens
+from engine.errors import UserError
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
@@ -33,10 +33,10 @@ def test_the_tail_validates(count: int, share: float, length: int) -> None:
     held_out = int(count * share)
     fits = count - held_out > length and (share == 0 or held_out > length)
     if not fits:
-        with pytest.raises(Refused, match="too short"):
-            split(tokens, validation=share, seq_len=length, name="it")
+        with pytest.raises(UserError, match="too short"):
+            split_tokens(tokens, validation=share, seq_len=length, name="it")
         return
-    train, validation = split(tokens, validation=share, seq_len=length, name="it")
+    train, validation = split_tokens(tokens, validation=share, seq_len=length, name="it")
     assert train.tokens.tolist() == list(range(count - held_out))
     assert validation.tokens.tolist() == list(range(count - held_out, count))
     assert train.samples >= 1
@@ -45,15 +45,15 @@ def test_the_tail_validates(count: int, share: float, length: int) -> None:
 
 def test_too_short_says_what_there_is_and_what_is_needed() -> None:
     with pytest.raises(
-        Refused,
+        UserError,
         match=r"^it is too short: 600 tokens, 540 to train on and 60 to validate "
         r"\(data.validation=0.1\); SEQ_LEN=64 needs 65 in each part, so about 650$",
     ):
-        split(np.zeros(600), validation=0.1, seq_len=64, name="it")
-    split(np.zeros(650), validation=0.1, seq_len=64, name="it")
-    with pytest.raises(Refused, match=r"so about 65$"):
-        split(np.zeros(64), validation=0.0, seq_len=64, name="it")
-    split(np.zeros(65), validation=0.0, seq_len=64, name="it")
+        split_tokens(np.zeros(600), validation=0.1, seq_len=64, name="it")
+    split_tokens(np.zeros(650), validation=0.1, seq_len=64, name="it")
+    with pytest.raises(UserError, match=r"so about 65$"):
+        split_tokens(np.zeros(64), validation=0.0, seq_len=64, name="it")
+    split_tokens(np.zeros(65), validation=0.0, seq_len=64, name="it")
 
 
 def test_no_sample_wraps_around() -> None:

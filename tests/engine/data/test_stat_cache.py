@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from engine.data import data_file, stat_cache, token_cache
-from engine.data.data_file import File
+from engine.data.data_file import DataFile
 from engine.data.source import open_corpus
-from engine.data.token_cache import obtain
+from engine.data.token_cache import load_or_build
 from tests.engine.data.support import Ask
 from tests.engine.data.test_token_cache import IDS, _build, _build_backwards
 
@@ -66,7 +66,7 @@ def count_hashed(put: Callable[[Any, str, Any], None]) -> Callable[[], int]:
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that was last changed long ago."""
-    monkeypatch.setattr(stat_cache, "SETTLED", 0.0)
+    monkeypatch.setattr(stat_cache, "SETTLED_SECONDS", 0.0)
     path = tmp_path / "data.txt"
     path.write_bytes(b"some text" * (SIZE // 9))
     return path
@@ -86,7 +86,7 @@ def next_tick(path: Path) -> None:
 
 
 def digest_of(path: Path, records: Path) -> str:
-    found = File(path, records=records).digest
+    found = DataFile(path, records=records).digest
     assert found == hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -94,7 +94,7 @@ def digest_of(path: Path, records: Path) -> str:
 def test_data_is_hashed_once(tmp_path: Path, data: Path, hashed: Callable[[], int]) -> None:
     def bytes_for(path: Path) -> int:
         hashed()
-        File(path, records=tmp_path / "digests").digest  # noqa: B018
+        DataFile(path, records=tmp_path / "digests").digest  # noqa: B018
         return hashed()
 
     size = data.stat().st_size
@@ -141,7 +141,7 @@ def test_any_change_is_hashed_again(
 def test_a_file_that_may_still_change_unseen_is_not_recorded(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stat_cache, "SETTLED", 3600.0)
+    monkeypatch.setattr(stat_cache, "SETTLED_SECONDS", 3600.0)
     digest_of(data, tmp_path / "digests")
     assert not list((tmp_path / "digests").glob("*.json"))
 
@@ -164,14 +164,14 @@ def test_a_cache_that_cannot_be_written_hashes_every_time(
     data: Path, hashed: Callable[[], int]
 ) -> None:
     for _ in range(2):
-        File(data, records=Path("/proc/none")).digest  # noqa: B018
+        DataFile(data, records=Path("/proc/none")).digest  # noqa: B018
         assert hashed() == data.stat().st_size
 
 
 def test_a_file_whose_stamp_cannot_be_read_is_not_recorded(tmp_path: Path) -> None:
     """A network file system may fail once and then work again."""
     records = tmp_path / "digests"
-    assert stat_cache.remembered(tmp_path / "none", records, lambda: {"size": 1}) == {"size": 1}
+    assert stat_cache.cached_by_stat(tmp_path / "none", records, lambda: {"size": 1}) == {"size": 1}
     assert not list(records.glob("*.json"))
 
 
@@ -180,10 +180,10 @@ def test_tokens_are_verified_once_in_a_start(tmp_path: Path, hashed: Callable[[]
 
     def bytes_for(start: str | None) -> int:
         hashed()
-        assert obtain(path, _build, start=start).ids.tolist() == IDS.tolist()
+        assert load_or_build(path, _build, start=start).ids.tolist() == IDS.tolist()
         return hashed()
 
-    obtain(path, _build)
+    load_or_build(path, _build)
     assert [bytes_for("one") for _ in range(4)] == [size, 0, 0, 0]
     assert [bytes_for("two") for _ in range(2)] == [size, 0]
     assert bytes_for("one") == 0  # ranks of both may come in any order
@@ -195,7 +195,7 @@ def test_a_damaged_cache_is_found_by_the_same_start_and_by_the_next(
     tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "a.tokens"
-    obtain(path, _build, start="one")
+    load_or_build(path, _build, start="one")
     next_tick(path)
     good = path.read_bytes()
     for start in ("one", "two"):
@@ -204,7 +204,7 @@ def test_a_damaged_cache_is_found_by_the_same_start_and_by_the_next(
         if damage == "replaced":
             path.unlink()
         path.write_bytes(bad[:-60] if damage == "cut" else bad)
-        assert obtain(path, _build, start=start).ids.tolist() == IDS.tolist()
+        assert load_or_build(path, _build, start=start).ids.tolist() == IDS.tolist()
         assert path.read_bytes() == good
         next_tick(path)
 
@@ -214,26 +214,26 @@ def test_a_bit_that_rots_unseen_is_found_by_the_next_start(
 ) -> None:
     """The disk gives other bytes, and the file system says nothing of it."""
     path = tmp_path / "a.tokens"
-    obtain(path, _build, start="one")
-    stamp = stat_cache.Stamp.of(path)
+    load_or_build(path, _build, start="one")
+    stamp = stat_cache.Stamp.of_file(path)
     bad = bytearray(path.read_bytes())
     bad[100] ^= 4
     path.write_bytes(bad)
-    monkeypatch.setattr(stat_cache.Stamp, "of", classmethod(lambda cls, path: stamp))
-    assert obtain(path, _build, start="two").ids.tolist() == IDS.tolist()
+    monkeypatch.setattr(stat_cache.Stamp, "of_file", classmethod(lambda cls, path: stamp))
+    assert load_or_build(path, _build, start="two").ids.tolist() == IDS.tolist()
 
 
 def test_what_is_built_anew_is_verified_anew(tmp_path: Path, hashed: Callable[[], int]) -> None:
     path = tmp_path / "a.tokens"
-    obtain(path, _build, start="one")
+    load_or_build(path, _build, start="one")
     token_cache._write(path, _build_backwards)
     hashed()
-    assert obtain(path, _build, start="one").ids.tolist() == IDS[::-1].tolist()
+    assert load_or_build(path, _build, start="one").ids.tolist() == IDS[::-1].tolist()
     assert hashed() == IDS.nbytes
 
 
 def _open(request: Any, start: Any, results: Any, locks: bool) -> None:
-    stat_cache.SETTLED = 0.0
+    stat_cache.SETTLED_SECONDS = 0.0
     if not locks:
 
         def refuse(*args: object) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.data import data_file, tokenize
 from engine.data.sources.text import TextFile, open_corpus
 from engine.data.tokenizer import Tokenizer, tokenizer_type
-from engine.errors import Refused
+from engine.errors import UserError
 from tests.engine.data.support import Ask, ids_of, text_of, tokenizer_of
 
 
@@ -74,7 +74,7 @@ def test_a_tokenizer_that_leaves_its_range_is_refused(
     from engine.data.tokenizers.char import Char
 
     monkeypatch.setattr(Char, "encode", lambda self, text: np.full(len(text), 9, np.uint32))
-    with pytest.raises(Refused, match="token id 9, out of its own range 0 to 1"):
+    with pytest.raises(UserError, match="token id 9, out of its own range 0 to 1"):
         open_corpus(ask(_write(tmp_path, "ab" * 50)))
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
@@ -92,21 +92,21 @@ def test_a_tokenizer_that_leaves_its_range_is_refused(
 def test_not_utf_8_is_refused_with_the_byte(
     tmp_path: Path, ask: Ask, content: bytes, offset: str, byte: str
 ) -> None:
-    with pytest.raises(Refused, match=rf"corpus.txt' is not UTF-8: byte {offset} is {byte} \("):
+    with pytest.raises(UserError, match=rf"corpus.txt' is not UTF-8: byte {offset} is {byte} \("):
         open_corpus(ask(_write(tmp_path, content)))
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
 
 def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, ask: Ask) -> None:
-    with pytest.raises(Refused, match=r"data.path='nowhere.txt' does not exist in /"):
+    with pytest.raises(UserError, match=r"data.path='nowhere.txt' does not exist in /"):
         open_corpus(ask("nowhere.txt"))
-    with pytest.raises(Refused, match=r"corpus.txt/x' does not exist"):
+    with pytest.raises(UserError, match=r"corpus.txt/x' does not exist"):
         open_corpus(ask(_write(tmp_path, "a") / "x"))
-    with pytest.raises(Refused, match=r"corpus.txt' is empty"):
+    with pytest.raises(UserError, match=r"corpus.txt' is empty"):
         open_corpus(ask(_write(tmp_path, "")))
-    with pytest.raises(Refused, match=r"is a device; a file is needed"):
+    with pytest.raises(UserError, match=r"is a device; a file is needed"):
         open_corpus(ask("/dev/null"))
-    with pytest.raises(Refused, match=r"holds no text"):
+    with pytest.raises(UserError, match=r"holds no text"):
         open_corpus(ask(_write(tmp_path, "\ufeff")))
 
 
@@ -114,17 +114,17 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, ask: Ask)
 def test_a_file_without_permission(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "a")
     path.chmod(0)
-    with pytest.raises(Refused, match="cannot be read: Permission denied"):
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
         open_corpus(ask(path))
 
 
 def test_a_file_changed_while_it_is_read_is_refused(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "ab" * 100)
-    documents = TextFile(data_file.File(path))
+    documents = TextFile(data_file.DataFile(path))
     assert documents.digest
     _write(tmp_path, "ba" * 100)
-    with pytest.raises(Refused, match="changed while it was read"):
-        tokenize.corpus_of(documents, ask(path))
+    with pytest.raises(UserError, match="changed while it was read"):
+        tokenize.build_corpus(documents, ask(path))
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
 
@@ -134,7 +134,7 @@ def test_memory_stays_bounded(
 ) -> None:
     """Neither words nor spaces: the longest piece that is ever encoded is bounded all the same."""
     monkeypatch.setattr(data_file, "BLOCK", 100)
-    monkeypatch.setattr(tokenize, "LONGEST", 1000)
+    monkeypatch.setattr(tokenize, "MAX_UNBROKEN_LENGTH", 1000)
     kind, longest = tokenizer_type(tokenizer), 0
     encode = kind.encode
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from engine.data import token_cache
-from engine.data.token_cache import Write, obtain, read
-from engine.errors import Refused
+from engine.data.token_cache import Write, load_or_build, read
+from engine.errors import UserError
 
 IDS = np.arange(5000, dtype="<u2")
 SPAWN = multiprocessing.get_context("spawn")
@@ -45,7 +45,7 @@ def _never(write: Write) -> tuple[str, dict[str, str]]:
 def test_what_was_written_is_read_back_mapped(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.tokens"
     for build in (_build, _never):
-        found = obtain(path, build)
+        found = load_or_build(path, build)
         assert isinstance(found.ids, np.memmap)
         assert not found.ids.flags.writeable
         assert found.ids.dtype == np.uint16
@@ -57,23 +57,23 @@ def test_what_was_written_is_read_back_mapped(tmp_path: Path) -> None:
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
     with pytest.raises(KeyboardInterrupt):
-        obtain(path, _fail)
+        load_or_build(path, _fail)
     assert [p.name for p in tmp_path.iterdir()] == ["a.lock"]
-    assert obtain(path, _build).ids.tolist() == IDS.tolist()
+    assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
 
 
 @pytest.mark.parametrize("keep", [0, 1, 47, 48, 5000, 9999, 10000, 10001, -49, -48, -1])
 def test_a_truncated_file_is_built_again(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "a.tokens"
-    obtain(path, _build)
+    load_or_build(path, _build)
     path.write_bytes(path.read_bytes()[:keep])
     assert read(path) is None
-    assert obtain(path, _build).ids.tolist() == IDS.tolist()
+    assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
 
 
 def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
-    obtain(path, _build)
+    load_or_build(path, _build)
     good = path.read_bytes()
     rng = random.Random(1)
     tail = range(len(IDS) * 2, len(good))
@@ -84,15 +84,15 @@ def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
         assert read(path) is None, f"byte {place}"
     path.write_bytes(good + b"\0")
     assert read(path) is None
-    assert obtain(path, _build).ids.tolist() == IDS.tolist()
+    assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
 
 
 def test_a_reader_keeps_its_file_while_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
-    first = obtain(path, _build)
+    first = load_or_build(path, _build)
     token_cache._write(path, _build_backwards)
     assert first.ids.tolist() == IDS.tolist()
-    assert obtain(path, _never).ids.tolist() == IDS[::-1].tolist()
+    assert load_or_build(path, _never).ids.tolist() == IDS[::-1].tolist()
 
 
 def test_what_killed_builders_left_goes_when_it_is_old(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_killed_builders_left_goes_when_it_is_old(tmp_path: Path) -> None:
         path.touch()
     for path in (old, other):
         os.utime(path, (1, 1))
-    obtain(tmp_path / "a.tokens", _build)
+    load_or_build(tmp_path / "a.tokens", _build)
     assert not old.exists()
     assert young.exists()
     assert other.exists()
@@ -119,7 +119,7 @@ def _slow(log: Path, seconds: float) -> token_cache.Build:
 
 def _come(path: Path, log: Path, seconds: float, start: Barrier, results: Any) -> None:
     start.wait()
-    found = obtain(path, _slow(log, seconds))
+    found = load_or_build(path, _slow(log, seconds))
     results.put((int(found.ids.sum()), found.about["said"]))
 
 
@@ -183,8 +183,8 @@ def test_a_killed_builder_hands_over_to_who_waits(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Refused, match=r"data.cache: .*/file/a.tokens cannot be used: "):
-        obtain(tmp_path / "file" / "a.tokens", _build)
+    with pytest.raises(UserError, match=r"data.cache: .*/file/a.tokens cannot be used: "):
+        load_or_build(tmp_path / "file" / "a.tokens", _build)
 
 
 def test_a_full_disk_is_refused_and_leaves_nothing(
@@ -194,6 +194,6 @@ def test_a_full_disk_is_refused_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Refused, match=r"cannot be used: No space left on device"):
-        obtain(tmp_path / "a.tokens", _build)
+    with pytest.raises(UserError, match=r"cannot be used: No space left on device"):
+        load_or_build(tmp_path / "a.tokens", _build)
     assert [p.name for p in tmp_path.iterdir()] == ["a.lock"]

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from engine.checkpoint.load import Stored
-from engine.data.loader import load
+from engine.checkpoint.load import SavedCheckpoint
+from engine.data.loader import load_batches
 from engine.data.tokenizer import load as load_tokenizer
-from engine.data.vocabulary import adopt
+from engine.data.vocabulary import use_saved_ids
 from engine.evaluate import evaluate
-from engine.evaluation import Subject
-from engine.inout.open_model import open_trained
+from engine.evaluation import EvaluationRequest
+from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked
+from engine.runs.resume_candidates import StartOptions
 from engine.world.world import World
 from launch import cli
 from tests.engine.test_evaluate import alone, opened
 from tests.support.checkpoints import reseal
-from tests.support.jobs import RUN, TINY, Job, run, run_all, shelf_of, without_sample
+from tests.support.jobs import RUN, TINY, Job, checkpoints_of, run, run_all, without_sample
 from tests.support.worlds import free_port
 
 FIRST = "the cat sat on the mat; " * 40
@@ -37,18 +37,18 @@ NEW = "'\\n', '!', ',', 'd', 'i', 'l', 'é', '😀'"
 
 
 def job(folder: Path, *overrides: str, init: str | None = None, **more: Any) -> Job:
-    asked = Asked(
+    asked = StartOptions(
         output=Path(more.pop("output", RUN)),
         init_from=Path(init) if init else None,
         resume=more.pop("resume", "none"),
         new_data=more.pop("new_data", False),
     )
     fields = {"planted": without_sample, **more}
-    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), asked=asked, **fields)
+    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), options=asked, **fields)
 
 
 def words_of(folder: Path, step: int, run: str = str(RUN)) -> Any:
-    saved = Stored(shelf_of(folder, Path(run)).folder(step)).training.tokenizer
+    saved = SavedCheckpoint(checkpoints_of(folder, Path(run)).folder(step)).training.tokenizer
     assert saved is not None
     return load_tokenizer(saved)
 
@@ -64,7 +64,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert first.error == "", first.err
     (folder / "corpus.txt").write_text(SECOND)
     again = job(folder, *every, "MAX_STEPS=4", resume="run", new_data=True)
-    ended = run_all([replace(again, asked=replace(again.asked, new_data=False)), again])
+    ended = run_all([replace(again, options=replace(again.options, new_data=False)), again])
     refused, second = (of_ranks[0] for of_ranks in ended)
     assert refused.err.splitlines()[-1] == "--allow-new-data goes on all the same"
     assert second.error == "", second.err
@@ -95,9 +95,9 @@ def test_what_is_trained_is_the_text_by_those_ids(both: Path) -> None:
         update={"path": str(both / "corpus.txt"), "cache": str(both / "cache")}
     )
     settings = plan.settings.model_copy(update={"data": data})
-    batches = load(settings, data_size=1, cache=both / "cache")
-    saved = Stored(shelf_of(both).folder(2)).training.tokenizer
-    adopted = batches.of(adopt(batches.corpus, saved)[0])
+    batches = load_batches(settings, data_size=1, cache=both / "cache")
+    saved = SavedCheckpoint(checkpoints_of(both).folder(2)).training.tokenizer
+    adopted = batches.with_corpus(use_saved_ids(batches.corpus, saved)[0])
     words, plain = words_of(both, 4), batches.corpus.tokenizer
     assert plain is not None
     for step in (1, 2, 7):
@@ -120,13 +120,13 @@ def test_every_checkpoint_is_read_by_its_own_vocabulary(
         command = ["export", "run", "--step", str(step), "--to", "safetensors"]
         assert cli.main(command, {}) == 0
         written = Path(capsys.readouterr().out.partition(": ")[0])
-        assert open_trained(written).tokenizer == {
+        assert open_saved_model(written).tokenizer == {
             "type": "char",
             "characters": words_of(both, step).characters,
         }
     assert cli.main(["generate", "run", "--step", "2", "--prompt", "dish"], {}) == 2
     assert "the character 'd' (U+0064)" in capsys.readouterr().err
-    final = open_trained(both / "run" / "model.safetensors").tokenizer
+    final = open_saved_model(both / "run" / "model.safetensors").tokenizer
     assert final == {"type": "char", "characters": words_of(both, 4).characters}
 
 
@@ -136,9 +136,11 @@ def test_an_evaluation_is_by_the_checkpoints_ids(
     monkeypatch.chdir(both)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (both / "first.txt").write_text(FIRST)
-    told = Stored(shelf_of(both).folder(2)).training.val_loss
+    told = SavedCheckpoint(checkpoints_of(both).folder(2)).training.val_loss
     with free_port() as port, opened(0, 1, port, ("data.path=first.txt",)) as world:
-        found = evaluate(world, RunFolder(Path(RUN)), "2", Subject(), cache=both / "cache")
+        found = evaluate(
+            world, RunFolder(Path(RUN)), "2", EvaluationRequest(), cache=both / "cache"
+        )
     assert found.loss == pytest.approx(told, rel=1e-6)
     refused = alone(both, step="2")
     assert f"it has {NEW}, which run/checkpoints/step-00000002 has no ids for" in refused
@@ -185,13 +187,13 @@ def with_another_character(world: World) -> Iterator[None]:
 
 def test_checkpoints_without_a_tokenizer_are_read_by_the_runs(folder: Path) -> None:
     """As they were written before they had one; and another tokenizer is refused all the same."""
-    checkpoint = shelf_of(folder).folder(4)
+    checkpoint = checkpoints_of(folder).folder(4)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())
     told = content.pop("tokenizer")
     file.write_text(json.dumps(content))
     reseal(checkpoint)
-    assert open_trained(checkpoint).tokenizer == told
+    assert open_saved_model(checkpoint).tokenizer == told
     assert json.loads((RunFolder(folder / RUN).tokenizer).read_text()) == told
     other = ("data.tokenizer=gpt2", "model.vocab_size=50257", "MAX_STEPS=5")
     refused, ended = run_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config.schema import Model, Optimizer, Settings, Zero
+from engine.config.schema import ModelSettings, OptimizerSettings, Settings, ZeroSettings
 from engine.layout import Layout
 from engine.plan import Plan
 from models.parallel.registry import modes
@@ -42,9 +42,9 @@ def plan(
             tensor_parallel=tensor,
             depth=depth,
             pipeline=pipeline,
-            model=Model(**model),
-            optimizer=Optimizer(**(optimizer or {})),
-            zero=Zero(**(zero or {})),
+            model=ModelSettings(**model),
+            optimizer=OptimizerSettings(**(optimizer or {})),
+            zero=ZeroSettings(**(zero or {})),
             **given,
         ),
         layout=layout,

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from engine.config.schema import Model
-from engine.estimate.flops import PEAKS, flops_per_token, matmul_parameters, peak_flops
+from engine.config.schema import ModelSettings
+from engine.estimate.flops import PEAK_FLOPS, flops_per_token, matmul_parameters, peak_flops
 
 
-def model(**changes: Any) -> Model:
+def model(**changes: Any) -> ModelSettings:
     sizes = {"n_layer": 3, "n_head": 4, "n_embd": 32, "vocab_size": 101, "block_size": 16}
     derived = {"head_dim": 8, "n_inner": 128}
-    return Model(**sizes | derived | changes)
+    return ModelSettings(**sizes | derived | changes)
 
 
 def test_flops_are_what_torch_counts_in_a_step_of_gpt2():
@@ -41,18 +41,18 @@ def test_gpt2_small_has_its_published_size():
 @pytest.mark.parametrize(
     ("device", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", PEAKS["H100"][0]),
-        ("NVIDIA H100 PCIe", PEAKS["H100 PCIe"][0]),
-        ("NVIDIA H100 NVL", PEAKS["H100 NVL"][0]),
-        ("NVIDIA H200", PEAKS["H200"][0]),
-        ("NVIDIA GH200 480GB", PEAKS["GH200"][0]),
-        ("NVIDIA A100-SXM4-80GB", PEAKS["A100"][0]),
-        ("NVIDIA A100-PCIE-40GB", PEAKS["A100"][0]),
-        ("NVIDIA A10", PEAKS["A10"][0]),
-        ("NVIDIA A10G", PEAKS["A10G"][0]),
-        ("NVIDIA L4", PEAKS["L4"][0]),
-        ("NVIDIA L40S", PEAKS["L40S"][0]),
-        ("NVIDIA GeForce RTX 4090", PEAKS["RTX 4090"][0]),
+        ("NVIDIA H100 80GB HBM3", PEAK_FLOPS["H100"][0]),
+        ("NVIDIA H100 PCIe", PEAK_FLOPS["H100 PCIe"][0]),
+        ("NVIDIA H100 NVL", PEAK_FLOPS["H100 NVL"][0]),
+        ("NVIDIA H200", PEAK_FLOPS["H200"][0]),
+        ("NVIDIA GH200 480GB", PEAK_FLOPS["GH200"][0]),
+        ("NVIDIA A100-SXM4-80GB", PEAK_FLOPS["A100"][0]),
+        ("NVIDIA A100-PCIE-40GB", PEAK_FLOPS["A100"][0]),
+        ("NVIDIA A10", PEAK_FLOPS["A10"][0]),
+        ("NVIDIA A10G", PEAK_FLOPS["A10G"][0]),
+        ("NVIDIA L4", PEAK_FLOPS["L4"][0]),
+        ("NVIDIA L40S", PEAK_FLOPS["L40S"][0]),
+        ("NVIDIA GeForce RTX 4090", PEAK_FLOPS["RTX 4090"][0]),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce RTX 4080 SUPER", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),

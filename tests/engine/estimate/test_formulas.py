@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import discover
-from engine.config.schema import Optimizer
+from engine.config.schema import OptimizerSettings
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Memory
 from engine.optim.registry import Named, build_optimizer, states_of
@@ -180,11 +180,11 @@ def test_bubble(p: int, m: int) -> None:
     assert bubble("zero_bubble") == pytest.approx((p - 1) / (3 * m + p - 1))
 
 
-@pytest.mark.parametrize("name", discover.names("engine.optim.optimizers"))
+@pytest.mark.parametrize("name", discover.module_names("engine.optim.optimizers"))
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_states_of_every_optimizer(name: str, momentum: float) -> None:
     parameter = torch.nn.Parameter(torch.ones(8, 8))
-    settings = Optimizer(type=name, momentum=momentum)
+    settings = OptimizerSettings(type=name, momentum=momentum)
     optimizer = build_optimizer(settings, [Named("weight", parameter, True)])
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()

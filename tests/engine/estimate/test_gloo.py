@@ -11,7 +11,7 @@ import pytest
 from engine.estimate.estimate import estimate
 from engine.plan import make_plan
 from tests.engine.estimate.test_measured import told
-from tests.support.allocations import Measured, measure_all
+from tests.support.allocations import MeasuredMemory, measure_all
 from tests.support.worlds import run_world
 
 WITHIN = 0.03
@@ -54,7 +54,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def measured(config: Path, ranks: int) -> dict[tuple[str, ...], list[Measured]]:
+def measured(config: Path, ranks: int) -> dict[tuple[str, ...], list[MeasuredMemory]]:
     """Of all ranks, by overrides."""
     by_rank = run_world(ranks, measure_all, config, CASES[ranks])
     return {

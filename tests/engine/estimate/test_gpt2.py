@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine.estimate.estimate import estimate
 from engine.optim.registry import build_optimizer
 from engine.plan import Plan
-from engine.training.build import build_model, named_parameters, partition
-from engine.training.gradients import GradientSum
+from engine.training.build import build_model, named_parameters, parallel_context
+from engine.training.gradients import GradientReducer
 from engine.training.pipeline import Pipeline
-from models.chunks import Chunks
-from models.parallel.context import Partition
+from models.chunks import ModelChunks
+from models.parallel.context import ParallelContext
 from tests.engine.estimate.plans import GPT2, plan
 from tests.support.live_bytes import Alive, held
 
@@ -27,10 +27,10 @@ CPU = torch.device("cpu")
 def most_alive(plan: Plan) -> int:
     """Bytes at the peak of the second step's passes."""
     settings, mode = plan.settings, plan.layout.mode
-    axes = Partition.alone(CPU, dtype=torch.float32, compute=torch.float32).axes
-    model = build_model(settings, partition(settings, mode, axes, CPU))
+    axes = ParallelContext.single_device(CPU, dtype=torch.float32, compute=torch.float32).axes
+    model = build_model(settings, parallel_context(settings, mode, axes, CPU))
     optimizer = build_optimizer(settings.optimizer, named_parameters(model))
-    sums, pipeline = GradientSum(model), Pipeline(model, axes["pipeline"], settings.schedule)
+    sums, pipeline = GradientReducer(model), Pipeline(model, axes["pipeline"], settings.schedule)
 
     def step() -> None:
         sums.zero()
@@ -59,6 +59,6 @@ def test_gpt2_small(model: dict[str, Any], settings: dict[str, Any]) -> None:
     """As on a GPU, where the loss is scaled anew in the backward pass."""
     wanted = plan(model=GPT2 | model, loss_chunk=333, **settings)
     without_values = patch.object(torch.Tensor, "item", lambda self: 2.0)
-    with FakeTensorMode(), patch.object(Chunks, "initialise"), without_values:
+    with FakeTensorMode(), patch.object(ModelChunks, "initialise"), without_values:
         most = most_alive(wanted)
     assert estimate(wanted).fullest.memory.total == pytest.approx(most, rel=WITHIN)

@@ -13,11 +13,11 @@ from unittest.mock import patch
 import pytest
 
 from engine.estimate.estimate import estimate
-from engine.estimate.local_shapes import Local
+from engine.estimate.local_shapes import LocalShapes
 from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
-from tests.support.allocations import Measured, Sends, measure, world_of_one
-from tests.support.mode_sizes import full_cuts
+from tests.support.allocations import MeasuredMemory, Sends, measure, world_of_one
+from tests.support.mode_sizes import full_mode_sizes
 
 WITHIN = 0.01
 CONFIG = """
@@ -60,7 +60,7 @@ def cases() -> Iterator[tuple[int, list[str]]]:
     yield 1, ["model.n_inner=300", "model.head_dim=24", "loss_chunk=None"]
     for settings in SETTINGS:
         yield 2, settings
-    for cut in full_cuts():
+    for cut in full_mode_sizes():
         mode = [f"TENSOR_PARALLEL={cut.tensor}", f"MODE={cut.mode}", f"DEPTH={cut.depth}"]
         for settings in SETTINGS:
             yield cut.tensor, [*mode, *settings]
@@ -112,9 +112,9 @@ def test_a_rank_takes_and_sends_what_the_estimate_says(
     config: Path, ranks: int, overrides: tuple[str, ...]
 ) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
-    with patch.object(Local, "direct", False):
+    with patch.object(LocalShapes, "uses_gloo_pairs", False):
         found = estimate(plan, device="cpu")
-    measured: list[Measured] = []
+    measured: list[MeasuredMemory] = []
     for rank in ranks_to_measure(plan):
         with world_of_one(rank, ranks):
             measured.append(measure(rank, ranks, config, overrides))

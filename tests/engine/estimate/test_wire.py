@@ -41,7 +41,7 @@ FLOAT32, BF16 = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class WireCase:
     """What is measured, and how many bytes a rank of n should send in a step, over (n - 1) / n.
 
     Weights are gathered in the compute type, gradients are summed in float32. The token table is
@@ -54,40 +54,40 @@ class Case:
 
 
 ALL_REDUCED = 2 * FLOAT32 * REST
-STAGE_3 = Case(
+STAGE_3 = WireCase(
     overrides=("zero.stage=3",),
     formula=3 * FLOAT32 * BLOCKS + 4 * FLOAT32 * TABLE + ALL_REDUCED,
 )
 CASES = [
-    Case(overrides=(), formula=2 * FLOAT32 * (BLOCKS + TABLE + REST)),
-    Case(overrides=("zero.stage=1",), formula=2 * FLOAT32 * (BLOCKS + TABLE) + ALL_REDUCED),
-    Case(
+    WireCase(overrides=(), formula=2 * FLOAT32 * (BLOCKS + TABLE + REST)),
+    WireCase(overrides=("zero.stage=1",), formula=2 * FLOAT32 * (BLOCKS + TABLE) + ALL_REDUCED),
+    WireCase(
         overrides=("zero.stage=2",),
         formula=2 * FLOAT32 * BLOCKS + 3 * FLOAT32 * TABLE + ALL_REDUCED,
     ),
     STAGE_3,
-    Case(
+    WireCase(
         overrides=("zero.stage=3", "model.tie_embeddings=False"),
         formula=3 * FLOAT32 * BLOCKS + 2 * 2 * FLOAT32 * TABLE + ALL_REDUCED,
     ),
-    Case(
+    WireCase(
         overrides=("zero.stage=3", "model.checkpoint=True"),  # a block is gathered once more
         formula=4 * FLOAT32 * BLOCKS + 4 * FLOAT32 * TABLE + ALL_REDUCED,
     ),
-    Case(
+    WireCase(
         overrides=("zero.stage=3", "keep_gathers=True"),
         formula=2 * FLOAT32 * BLOCKS + 4 * FLOAT32 * TABLE + ALL_REDUCED,
     ),
-    Case(
+    WireCase(
         overrides=("zero.stage=1", "precision=bf16"),
         formula=(FLOAT32 + BF16) * (BLOCKS + TABLE) + ALL_REDUCED,
     ),
-    Case(
+    WireCase(
         overrides=("zero.stage=3", "precision=bf16"),
         formula=(FLOAT32 + 2 * BF16) * BLOCKS + 2 * (FLOAT32 + BF16) * TABLE + ALL_REDUCED,
     ),
 ]
-DEEP = Case(  # weights are shared out over depth, then over data
+DEEP = WireCase(  # weights are shared out over depth, then over data
     overrides=(*STAGE_3.overrides, "TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True"),
     formula=STAGE_3.formula,
     axes=("d", "data"),
@@ -132,20 +132,20 @@ def measured(config: Path) -> dict[tuple[int, bool, tuple[str, ...]], list[dict[
     }
 
 
-def each(cases: list[tuple[int, Case]]) -> Callable[..., Any]:
+def each(cases: list[tuple[int, WireCase]]) -> Callable[..., Any]:
     names = [f"{ranks}-{' '.join(case.overrides) or 'data parallel'}" for ranks, case in cases]
     return pytest.mark.parametrize(("ranks", "case"), cases, ids=names)
 
 
 @each(BY_WORLD)
-def test_the_device_sends_what_the_formula_says(config: Path, ranks: int, case: Case) -> None:
+def test_the_device_sends_what_the_formula_says(config: Path, ranks: int, case: WireCase) -> None:
     for of_rank in measured(config)[ranks, False, case.overrides]:
         wanted = case.formula * (ranks - 1) / ranks
         assert of_rank["device"] / ranks == pytest.approx(wanted, rel=WITHIN)
 
 
 @each(BY_WORLD)
-def test_ranks_count_what_they_send(config: Path, ranks: int, case: Case) -> None:
+def test_ranks_count_what_they_send(config: Path, ranks: int, case: WireCase) -> None:
     """Over their axes; the control all-reduce of a step is some bytes."""
     for of_rank in measured(config)[ranks, False, case.overrides]:
         wanted = case.formula * (ranks - 1) / ranks
@@ -156,7 +156,7 @@ def test_ranks_count_what_they_send(config: Path, ranks: int, case: Case) -> Non
 
 
 @each(BY_WORLD)
-def test_the_estimate_told_it_before(config: Path, ranks: int, case: Case) -> None:
+def test_the_estimate_told_it_before(config: Path, ranks: int, case: WireCase) -> None:
     plan = make_plan(config, gpus=ranks, overrides=case.overrides, environ={})
     told = estimate(plan, device="cpu").traffic
     wanted = case.formula * (ranks - 1) / ranks

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.inout.saved_model import Trained, shapes_of
+from engine.inout.saved_model import SavedModel, shapes_of
 from models import hf_config
-from models.config import Sizes
+from models.config import GPTConfig
 
-SIZES = Sizes(n_layer=3, n_head=4, n_embd=32, head_dim=8, n_inner=80, vocab_size=67, block_size=24)
+SIZES = GPTConfig(
+    n_layer=3, n_head=4, n_embd=32, head_dim=8, n_inner=80, vocab_size=67, block_size=24
+)
 
 
-def drawn(sizes: Sizes, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def drawn(sizes: GPTConfig, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Parameters by our names, none of them small, so that nothing misplaced goes unseen."""
     draw = torch.Generator().manual_seed(seed)
     return {
@@ -26,22 +28,22 @@ def drawn(sizes: Sizes, seed: int = 1, dtype: torch.dtype = torch.float32) -> di
     }
 
 
-def trained(sizes: Sizes = SIZES, seed: int = 1, **more: Any) -> Trained:
+def trained(sizes: GPTConfig = SIZES, seed: int = 1, **more: Any) -> SavedModel:
     """A model that is made up as it is read."""
     dtype = more.pop("dtype", torch.float32)
-    return Trained(
+    return SavedModel(
         path=Path("made/up"),
-        sizes=sizes,
+        config=sizes,
         dtype=dtype,
-        read=lambda: iter(drawn(sizes, seed, dtype).items()),
+        read_tensors=lambda: iter(drawn(sizes, seed, dtype).items()),
         **more,
     )
 
 
-def theirs(sizes: Sizes = SIZES, seed: int = 0) -> Any:
+def theirs(sizes: GPTConfig = SIZES, seed: int = 0) -> Any:
     """A GPT2LMHeadModel with biases and norms as random as its weights."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(**hf_config.config_of(sizes))
+    config = transformers.GPT2Config(**hf_config.hf_config(sizes))
     model = transformers.GPT2LMHeadModel(config).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -9,30 +9,30 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
-from engine.errors import Refused
-from engine.inout.export import Options, export, form, forms
-from engine.inout.open_model import open_trained
-from engine.inout.saved_model import Trained, metadata_of
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
+from engine.errors import UserError
+from engine.inout.export import ExportOptions, export, exporter, exporter_names
+from engine.inout.open_model import open_saved_model
+from engine.inout.saved_model import SavedModel, metadata_of
 from engine.runs.folder import RunFolder
-from engine.training.unsharded import save
-from models.chunks import Chunks
+from engine.training.unsharded import save_unsharded
+from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from tests.engine.inout.support import SIZES, UNTIED, drawn, trained
 from tests.support.checkpoints import write
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
-FULL = Options(dtype=torch.float32, shard_bytes=10**9)
-HALF = Options(dtype=torch.bfloat16, shard_bytes=10**9)
-RUN = Run(mode="1d", tensor=2, heads=10)
+FULL = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
+HALF = ExportOptions(dtype=torch.bfloat16, shard_bytes=10**9)
+RUN = TrainingCase(mode="1d", tensor=2, heads=10)
 
 
-def to(name: str, model: Trained, out: Path | None = None, **more: Any) -> Path:
+def to(name: str, model: SavedModel, out: Path | None = None, **more: Any) -> Path:
     options = more.pop("options", FULL)
-    return export(model, form(name), options, out=out, force=more.pop("force", False))
+    return export(model, exporter(name), options, out=out, force=more.pop("force", False))
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +40,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with two checkpoints, the first of which has the lower loss."""
     folder = RunFolder(tmp_path_factory.mktemp("exports") / "run")
     run_world(2, write, RUN, folder.checkpoints)
-    run_world(1, write, Run(heads=10), folder.checkpoints, 3)
+    run_world(1, write, TrainingCase(heads=10), folder.checkpoints, 3)
     return folder
 
 
 def test_every_checkpoint_goes_to_its_runs_exports(run: RunFolder) -> None:
-    assert forms() == ["hf", "pt", "safetensors"]
+    assert exporter_names() == ["hf", "pt", "safetensors"]
     for name, suffix in (("hf", "-hf"), ("pt", ".pt"), ("safetensors", ".safetensors")):
-        assert to(name, open_trained(run.path)) == run.path / "exports" / f"step-00000003{suffix}"
-        older = open_trained(run.path, "2")
+        assert (
+            to(name, open_saved_model(run.path)) == run.path / "exports" / f"step-00000003{suffix}"
+        )
+        older = open_saved_model(run.path, "2")
         assert to(name, older) == run.path / "exports" / f"step-00000002{suffix}"
-    wanted = dict(Stored(Shelf(run.checkpoints).folder(2)).parameters())
+    wanted = dict(SavedCheckpoint(CheckpointDirectory(run.checkpoints).folder(2)).parameters())
     found = torch.load(run.path / "exports" / "step-00000002.pt", weights_only=True)
-    again = dict(open_trained(run.path / "exports" / "step-00000002.safetensors").read())
+    again = dict(
+        open_saved_model(run.path / "exports" / "step-00000002.safetensors").read_tensors()
+    )
     assert found.keys() == again.keys() == wanted.keys()
     for name, tensor in wanted.items():  # whole and without padding
         assert torch.equal(found[name], tensor)
@@ -60,12 +64,14 @@ def test_every_checkpoint_goes_to_its_runs_exports(run: RunFolder) -> None:
 
 
 def test_weights_a_run_ended_with_are_exported_beside_them(tmp_path: Path) -> None:
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float64, compute=torch.float64)
-    model = Chunks([GPT(UNTIED, part)])
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float64, compute=torch.float64
+    )
+    model = ModelChunks([GPT(UNTIED, part)])
     model.initialise(1)
-    save(model, RunFolder(tmp_path).weights, metadata_of(UNTIED), writes=True)
-    found = open_trained(tmp_path)
-    assert (found.sizes, found.dtype) == (UNTIED, torch.float64)
+    save_unsharded(model, RunFolder(tmp_path).weights, metadata_of(UNTIED), writes=True)
+    found = open_saved_model(tmp_path)
+    assert (found.config, found.dtype) == (UNTIED, torch.float64)
     out = to("pt", found)
     assert out == tmp_path / "exports" / "model.pt"
     rounded = torch.load(out, weights_only=True)
@@ -76,18 +82,18 @@ def test_weights_a_run_ended_with_are_exported_beside_them(tmp_path: Path) -> No
 def test_a_file_of_ours_says_what_it_is(tmp_path: Path) -> None:
     words = {"type": "char", "characters": "ab"}
     model = trained(UNTIED, tokenizer=words, step=7)
-    found = open_trained(to("safetensors", model, tmp_path / "x", options=HALF))
-    assert (found.sizes, found.tokenizer, found.step) == (UNTIED, words, 7)
+    found = open_saved_model(to("safetensors", model, tmp_path / "x", options=HALF))
+    assert (found.config, found.tokenizer, found.step) == (UNTIED, words, 7)
     assert found.dtype == torch.bfloat16
     wanted = drawn(UNTIED)
-    assert all(torch.equal(t, wanted[name].bfloat16()) for name, t in found.read())
+    assert all(torch.equal(t, wanted[name].bfloat16()) for name, t in found.read_tensors())
 
 
-@pytest.mark.parametrize("name", forms())
+@pytest.mark.parametrize("name", exporter_names())
 def test_nothing_is_written_over_unless_forced(name: str, tmp_path: Path) -> None:
     model, out = trained(), tmp_path / "out"
     to(name, model, out)
-    with pytest.raises(Refused) as told:
+    with pytest.raises(UserError) as told:
         to(name, model, out)
     assert str(told.value) == (
         f"{out} exists already: name another --out, or --force to replace it"
@@ -108,12 +114,12 @@ def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
     to("hf", trained(), out)
     (out / "thesis.tex").touch()
     with pytest.raises(
-        Refused, match=r"out holds thesis\.tex, which --force does not remove: name another"
+        UserError, match=r"out holds thesis\.tex, which --force does not remove: name another"
     ):
         to("hf", trained(), out, force=True)
-    with pytest.raises(Refused, match=r"out is a folder: name another --out$"):
+    with pytest.raises(UserError, match=r"out is a folder: name another --out$"):
         to("pt", trained(), out, force=True)
-    with pytest.raises(Refused, match=r"thesis\.tex is no folder: name another --out$"):
+    with pytest.raises(UserError, match=r"thesis\.tex is no folder: name another --out$"):
         to("hf", trained(), out / "thesis.tex", force=True)
     assert len([*out.iterdir()]) == 4
 
@@ -121,14 +127,14 @@ def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
 def test_a_checkpoint_that_was_changed_is_not_exported(run: RunFolder, tmp_path: Path) -> None:
     path = tmp_path / "step-00000002"
     path.mkdir()
-    for file in Shelf(run.checkpoints).folder(2).iterdir():
+    for file in CheckpointDirectory(run.checkpoints).folder(2).iterdir():
         (path / file.name).write_bytes(file.read_bytes())
     shard = sorted(path.glob("*.distcp"))[0]
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(Refused) as told:
-        to("pt", open_trained(path), tmp_path / "out")
+    with pytest.raises(UserError) as told:
+        to("pt", open_saved_model(path), tmp_path / "out")
     wrong = f"{shard.name} was changed: its SHA-256 differs"
     assert str(told.value) == f"{path} is not what was written: {wrong}"
     assert not (tmp_path / "out").exists()
@@ -169,17 +175,17 @@ def test_what_holds_no_model_is_refused(
     make: Callable[[Path], None], told: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
-    with pytest.raises(Refused) as caught:
-        open_trained(tmp_path / "x")
+    with pytest.raises(UserError) as caught:
+        open_saved_model(tmp_path / "x")
     assert told in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_steps_are_of_runs_with_checkpoints(run: RunFolder, tmp_path: Path) -> None:
     out = to("hf", trained(), tmp_path / "out")
-    with pytest.raises(Refused, match=r"out has no checkpoints, of which to take 4$"):
-        open_trained(out, "4")
-    with pytest.raises(Refused, match=r"run: no checkpoint 4; there are: 2, 3$"):
-        open_trained(run.path, "4")
-    with pytest.raises(Refused, match="nowhere holds no model"):
-        open_trained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"out has no checkpoints, of which to take 4$"):
+        open_saved_model(out, "4")
+    with pytest.raises(UserError, match=r"run: no checkpoint 4; there are: 2, 3$"):
+        open_saved_model(run.path, "4")
+    with pytest.raises(UserError, match="nowhere holds no model"):
+        open_saved_model(tmp_path / "nowhere")

@@ -14,40 +14,40 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.errors import Refused
-from engine.inout.export import Options, export, form
-from engine.inout.import_hf import bring_in
-from engine.inout.open_model import open_trained
-from models.chunks import Chunks
-from models.config import Sizes
+from engine.errors import UserError
+from engine.inout.export import ExportOptions, export, exporter
+from engine.inout.import_hf import import_model
+from engine.inout.open_model import open_saved_model
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from tests.engine.inout.support import SIZES, UNTIED, theirs, trained
 from tests.engine.inout.test_tensor_files import Bomb, zipped
 from tests.support.checkpoints import write
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
 transformers = pytest.importorskip("transformers")
 
-PLAIN = Options(dtype=torch.float32, shard_bytes=10**9)
+PLAIN = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
 TOKENIZER = {"type": "gpt2", **GPT2().state()}
 # n_head x head_dim is n_embd; the vocabulary is odd, which two ranks pad
 RUNS = {
-    "2d": Run(mode="2d", tensor=4, heads=10),
-    "pp1d": Run(mode="1d", tensor=2, pipeline=2, heads=10, tied=False),
-    "zero3": Run(data=4, zero=3, heads=10, dtype=torch.float64),
+    "2d": TrainingCase(mode="2d", tensor=4, heads=10),
+    "pp1d": TrainingCase(mode="1d", tensor=2, pipeline=2, heads=10, tied=False),
+    "zero3": TrainingCase(data=4, zero=3, heads=10, dtype=torch.float64),
 }
 
 
-def to_hf(model: Any, out: Path, options: Options = PLAIN) -> Path:
-    return export(model, form("hf"), options, out=out, force=False)
+def to_hf(model: Any, out: Path, options: ExportOptions = PLAIN) -> Path:
+    return export(model, exporter("hf"), options, out=out, force=False)
 
 
-def write_all(rank: int, size: int, runs: dict[str, Run], folder: Path) -> None:
+def write_all(rank: int, size: int, runs: dict[str, TrainingCase], folder: Path) -> None:
     for name, run in runs.items():
         write(rank, size, run, folder / name)
 
@@ -59,7 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same_logits(sizes: Sizes, ours: GPT, exported: Path) -> bool:
+def same_logits(sizes: GPTConfig, ours: GPT, exported: Path) -> bool:
     model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
     assert type(model) is transformers.GPT2LMHeadModel
     assert model.config.vocab_size == sizes.vocab_size
@@ -71,10 +71,12 @@ def same_logits(sizes: Sizes, ours: GPT, exported: Path) -> bool:
     return float((found - wanted).norm() / wanted.norm()) <= 1e-5
 
 
-def loaded(stored: Stored, sizes: Sizes) -> GPT:
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+def loaded(stored: SavedCheckpoint, sizes: GPTConfig) -> GPT:
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
     model = GPT(sizes, part).eval()
-    stored.load_model(Chunks([model]))
+    stored.load_model(ModelChunks([model]))
     return model
 
 
@@ -82,22 +84,24 @@ def loaded(stored: Stored, sizes: Sizes) -> GPT:
 def test_a_checkpoint_of_any_layout_has_its_logits_in_transformers(
     name: str, written: Path, tmp_path: Path
 ) -> None:
-    sizes, path = RUNS[name].sizes, Shelf(written / name).folder(2)
-    exported = to_hf(open_trained(path), tmp_path / "out")
-    assert same_logits(sizes, loaded(Stored(path), sizes), exported)
+    sizes, path = RUNS[name].config, CheckpointDirectory(written / name).folder(2)
+    exported = to_hf(open_saved_model(path), tmp_path / "out")
+    assert same_logits(sizes, loaded(SavedCheckpoint(path), sizes), exported)
 
 
 @pytest.mark.parametrize("sizes", [SIZES, UNTIED], ids=["tied, tanh", "untied, erf"])
-def test_no_parameter_may_be_in_the_wrong_place(sizes: Sizes, tmp_path: Path) -> None:
+def test_no_parameter_may_be_in_the_wrong_place(sizes: GPTConfig, tmp_path: Path) -> None:
     """As above, with numbers of which every one matters."""
     model = trained(sizes)
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
     ours = GPT(sizes, part).eval()
     with torch.no_grad():
-        for name, tensor in model.read():
+        for name, tensor in model.read_tensors():
             ours.get_parameter(name).copy_(tensor)
     assert same_logits(sizes, ours, to_hf(model, tmp_path / "out"))
-    small = Options(dtype=torch.float32, shard_bytes=9000)
+    small = ExportOptions(dtype=torch.float32, shard_bytes=9000)
     sharded = to_hf(model, tmp_path / "sharded", small)
     assert len([*sharded.glob("model-*.safetensors")]) > 5
     assert same_logits(sizes, ours, sharded)
@@ -107,13 +111,13 @@ def test_no_parameter_may_be_in_the_wrong_place(sizes: Sizes, tmp_path: Path) ->
 @pytest.mark.parametrize("shard", [None, 9000, 20_000], ids=lambda shard: f"shards of {shard}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_in_and_out_again_changes_no_byte(
-    sizes: Sizes, shard: int | None, dtype: torch.dtype, tmp_path: Path
+    sizes: GPTConfig, shard: int | None, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     model, there, back = theirs(sizes).to(dtype), tmp_path / "there", tmp_path / "back"
     model.save_pretrained(there, max_shard_size=shard or "5GB")
-    bring_in(open_trained(there), tmp_path / "ours")
-    options = Options(dtype=dtype, shard_bytes=shard or 10**9)
-    to_hf(open_trained(tmp_path / "ours"), back, options)
+    import_model(open_saved_model(there), tmp_path / "ours")
+    options = ExportOptions(dtype=dtype, shard_bytes=shard or 10**9)
+    to_hf(open_saved_model(tmp_path / "ours"), back, options)
 
     def weights(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.glob("model*")}
@@ -132,9 +136,9 @@ def test_pytorch_bins_are_read(shard: int | None, tmp_path: Path) -> None:
     model = theirs()
     model.save_pretrained(tmp_path, max_shard_size=shard or "5GB", safe_serialization=False)
     assert [*tmp_path.glob("pytorch_model*.bin")]
-    found = dict(open_trained(tmp_path).read())
+    found = dict(open_saved_model(tmp_path).read_tensors())
     model.save_pretrained(tmp_path / "safe")
-    wanted = dict(open_trained(tmp_path / "safe").read())
+    wanted = dict(open_saved_model(tmp_path / "safe").read_tensors())
     assert {*found} == {*wanted}
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -149,11 +153,11 @@ def test_old_folders_name_no_transformer_and_hold_masks(tmp_path: Path) -> None:
     config = model.config.to_dict()
     sizes = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner", "model_type")
     (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in sizes}))
-    found = open_trained(tmp_path)
+    found = open_saved_model(tmp_path)
     assert found.dtype == torch.float16
-    assert found.sizes == replace(SIZES, embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1)
+    assert found.config == replace(SIZES, embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1)
     model.save_pretrained(tmp_path / "new")
-    assert same(found, open_trained(tmp_path / "new"))
+    assert same(found, open_saved_model(tmp_path / "new"))
 
 
 def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +165,10 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     theirs().save_pretrained(tmp_path / "x", safe_serialization=False)
     planted = zipped(pickle.dumps({"transformer.wte.weight": Bomb()}, protocol=2))
     (tmp_path / "x" / "pytorch_model.bin").write_bytes(planted)
-    with pytest.raises(Refused, match=r"pytorch_model\.bin holds more than tensors; nothing of it"):
-        open_trained(Path("x"))
+    with pytest.raises(
+        UserError, match=r"pytorch_model\.bin holds more than tensors; nothing of it"
+    ):
+        open_saved_model(Path("x"))
     assert not (tmp_path / "canary").exists()
 
 
@@ -179,11 +185,11 @@ def test_gpt2s_words_go_with_it(tmp_path: Path) -> None:
         words.save_pretrained(tmp_path / str(fast))
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert model.generation_config.eos_token_id == model.config.eos_token_id == 50_256
-    assert open_trained(out).tokenizer == TOKENIZER
+    assert open_saved_model(out).tokenizer == TOKENIZER
     shutil.copy(tmp_path / "False" / "vocab.json", out)  # as transformers writes it
-    assert open_trained(out).tokenizer == TOKENIZER
+    assert open_saved_model(out).tokenizer == TOKENIZER
     (out / "vocab.json").write_text('{"a": 0}')
-    assert open_trained(out).tokenizer is None
+    assert open_saved_model(out).tokenizer is None
 
 
 def test_without_gpt2s_words_no_id_ends_a_text(tmp_path: Path) -> None:
@@ -221,8 +227,8 @@ def test_what_our_gpt_is_not_is_refused(fields: dict[str, Any], told: str, tmp_p
     out = to_hf(trained(), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | fields))
-    with pytest.raises(Refused) as caught:
-        open_trained(out)
+    with pytest.raises(UserError) as caught:
+        open_saved_model(out)
     assert str(caught.value).startswith(f"{out}: ")
     assert told in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -232,34 +238,34 @@ def test_sizes_that_the_tensors_do_not_have_leave_nothing_behind(tmp_path: Path)
     out = to_hf(trained(), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"n_inner": 81}))
-    with pytest.raises(Refused, match=r"c_fc\.weight is \[32, 80\], wanted \[32, 81\]"):
-        bring_in(open_trained(out), tmp_path / "in")
+    with pytest.raises(UserError, match=r"c_fc\.weight is \[32, 80\], wanted \[32, 81\]"):
+        import_model(open_saved_model(out), tmp_path / "in")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_folder_without_weights_or_with_another_config_is_refused(tmp_path: Path) -> None:
     out = to_hf(trained(), tmp_path / "out")
     (out / "model.safetensors").unlink()
-    with pytest.raises(Refused, match=r"out has no weights: none of model\.safetensors, model\."):
-        open_trained(out)
+    with pytest.raises(UserError, match=r"out has no weights: none of model\.safetensors, model\."):
+        open_saved_model(out)
     for text in ("", "[]", "{"):
         (out / "config.json").write_text(text)
-        with pytest.raises(Refused, match=r"out: "):
-            open_trained(out)
+        with pytest.raises(UserError, match=r"out: "):
+            open_saved_model(out)
 
 
 def test_a_model_that_gpt2_cannot_be_is_refused_and_others_can_hold_it(tmp_path: Path) -> None:
     model = trained(replace(SIZES, n_head=3))
     with pytest.raises(
-        Refused,
+        UserError,
         match=r"^made/up: n_head=3 x head_dim=8 is 24, not n_embd=32: Hugging Face's GPT-2 cannot "
         r"hold this model$",
     ):
         to_hf(model, tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
-    out = export(model, form("safetensors"), PLAIN, out=tmp_path / "x.safetensors", force=False)
-    again = open_trained(out)
-    assert again.sizes == model.sizes
+    out = export(model, exporter("safetensors"), PLAIN, out=tmp_path / "x.safetensors", force=False)
+    again = open_saved_model(out)
+    assert again.config == model.config
     assert same(again, model)
 
 

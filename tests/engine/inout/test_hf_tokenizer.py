@@ -12,11 +12,11 @@ import torch
 
 from engine.data.tokenizer import dump
 from engine.data.tokenizers.char import Char
-from engine.errors import Refused
-from engine.generate import Sampling, continue_ids, open_model
-from engine.inout.export import Options, export, form
+from engine.errors import UserError
+from engine.generate import Sampling, generate_ids, load_model
+from engine.inout.export import ExportOptions, export, exporter
 from engine.inout.import_hf import config_for
-from engine.inout.open_model import open_trained
+from engine.inout.open_model import open_saved_model
 from launch import cli
 from tests.engine.inout.support import SIZES, trained
 
@@ -29,9 +29,9 @@ SAVED = dump("char", WORDS)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("char") / "hf"
-    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
     model = trained(replace(SIZES, vocab_size=80), tokenizer=SAVED, trained_length=11)
-    return export(model, form("hf"), options, out=path, force=False)
+    return export(model, exporter("hf"), options, out=path, force=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_every_id_is_ours(theirs: Any) -> None:
 
 
 def test_an_unknown_character_is_an_error_in_both(theirs: Any) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         WORDS.encode("Q")
     with pytest.raises(Exception, match="UNK"):
         theirs("Q")
@@ -69,12 +69,12 @@ def test_an_unknown_character_is_an_error_in_both(theirs: Any) -> None:
 def test_we_read_it_back_after_transformers_wrote_it(
     folder: Path, theirs: Any, tmp_path: Path
 ) -> None:
-    found = open_trained(folder)
-    assert (found.tokenizer, found.length, found.sizes.block_size) == (SAVED, 11, 24)
+    found = open_saved_model(folder)
+    assert (found.tokenizer, found.length, found.config.block_size) == (SAVED, 11, 24)
     theirs.save_pretrained(tmp_path)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert open_trained(tmp_path).tokenizer == SAVED
+    assert open_saved_model(tmp_path).tokenizer == SAVED
     assert 'data = dict(tokenizer="char")' in config_for(found, tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_generate_and_import_take_the_folder(
     assert cli.main(command, {}) == 0
     assert capsys.readouterr().out.removesuffix("\n") == text
     assert cli.main(["import", "hf", "--from", "hf", "--out", "in"], {}) == 0
-    found = open_trained(Path("in"))
+    found = open_saved_model(Path("in"))
     assert (found.tokenizer, found.length) == (SAVED, 11)
 
 
@@ -121,22 +121,25 @@ def test_generated_text_never_sees_an_untrained_position(length: int | None) -> 
     kept = length or SIZES.block_size
 
     def poisoned() -> Any:
-        for name, tensor in whole.read():
+        for name, tensor in whole.read_tensors():
             if name == "wpe.weight":
                 tensor = tensor.clone()
                 tensor[kept:] = float("nan")
             yield name, tensor
 
     def cut() -> Any:
-        for name, tensor in whole.read():
+        for name, tensor in whole.read_tensors():
             yield name, tensor[:kept] if name == "wpe.weight" else tensor
 
-    sizes = replace(whole.sizes, block_size=kept)
+    sizes = replace(whole.config, block_size=kept)
     texts = []
-    for one in (replace(whole, read=poisoned), replace(whole, read=cut, sizes=sizes)):
-        model, words = open_model(one, torch.device("cpu"))
+    for one in (
+        replace(whole, read_tensors=poisoned),
+        replace(whole, read_tensors=cut, config=sizes),
+    ):
+        model, words = load_model(one, torch.device("cpu"))
         prompt = words.encode("two").tolist()
-        ids = continue_ids(model, prompt, Sampling(tokens=60), vocabulary=words.size)
+        ids = generate_ids(model, prompt, Sampling(tokens=60), vocabulary=words.size)
         texts.append(list(ids))  # an end of text does not end them
     assert texts[0] == texts[1]
     assert len(texts[0]) == 60

@@ -17,22 +17,24 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
-from engine.data.loader import load
-from engine.inout.export import Options, export, form
-from engine.inout.import_hf import bring_in
-from engine.inout.open_model import open_trained
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
+from engine.data.loader import load_batches
+from engine.inout.export import ExportOptions, export, exporter
+from engine.inout.import_hf import import_model
+from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import Asked
+from engine.runs.resume_candidates import StartOptions
 from engine.world.world import World
-from models.config import Sizes
+from models.config import GPTConfig
 from tests.engine.inout.support import drawn, theirs, trained
 from tests.support.jobs import TINY, Ended, Job, run, run_all
 
-SIZES = Sizes(n_layer=2, n_head=4, n_embd=16, head_dim=4, n_inner=64, vocab_size=33, block_size=8)
-EXACT = Options(dtype=torch.float64, shard_bytes=9000)
+SIZES = GPTConfig(
+    n_layer=2, n_head=4, n_embd=16, head_dim=4, n_inner=64, vocab_size=33, block_size=8
+)
+EXACT = ExportOptions(dtype=torch.float64, shard_bytes=9000)
 LAYOUTS = {
     "2d": ("TENSOR_PARALLEL=4", "MODE=2d"),
     "pp1d": ("TENSOR_PARALLEL=2", "MODE=1d", "PIPELINE=2", "NUM_MICRO_BATCHES=2"),
@@ -55,17 +57,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def job(folder: Path, source: str | None, *overrides: str, **more: Any) -> Job:
-    asked = Asked(
+    asked = StartOptions(
         init_from=Path(source) if source else None,
         output=Path(more.pop("output", "run")),
         resume=more.pop("resume", "none"),
     )
-    return Job(folder=folder, overrides=overrides, asked=asked, **more)
+    return Job(folder=folder, overrides=overrides, options=asked, **more)
 
 
-def weights(path: Path, sizes: Sizes = SIZES, **more: Any) -> None:
+def weights(path: Path, sizes: GPTConfig = SIZES, **more: Any) -> None:
     model = trained(sizes, dtype=torch.float64, **more)
-    export(model, form("safetensors"), EXACT, out=path, force=False)
+    export(model, exporter("safetensors"), EXACT, out=path, force=False)
 
 
 def losses(folder: Path, output: str = "run") -> list[float]:
@@ -94,7 +96,9 @@ def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder
     alone = job(folder, "hf", "MAX_STEPS=2", DOUBLE)
     worked(*run(alone))
     cut = [
-        replace(alone, overrides=(*alone.overrides, *more), asked=replace(alone.asked, output=name))
+        replace(
+            alone, overrides=(*alone.overrides, *more), options=replace(alone.options, output=name)
+        )
         for name, more in ((Path(name), LAYOUTS[name]) for name in LAYOUTS)
     ]
     for ended in run_all(cut, 4):
@@ -104,7 +108,7 @@ def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder
             assert found == pytest.approx(wanted, rel=1e-12)
 
     settings = make_plan(folder / "tiny.py", gpus=1, environ={}).settings
-    batches = load(settings, data_size=1, cache=folder / "cache")
+    batches = load_batches(settings, data_size=1, cache=folder / "cache")
     ids, targets = batches.batch(1, 0, 0)
     with torch.no_grad():
         logits = model(ids).logits
@@ -114,9 +118,9 @@ def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder
 
 def test_from_wherever_weights_are(folder: Path) -> None:
     weights(folder / "x.safetensors")
-    model = open_trained(folder / "x.safetensors")
-    export(model, form("hf"), EXACT, out=folder / "hf", force=False)
-    bring_in(open_trained(folder / "hf"), folder / "ours")
+    model = open_saved_model(folder / "x.safetensors")
+    export(model, exporter("hf"), EXACT, out=folder / "hf", force=False)
+    import_model(open_saved_model(folder / "hf"), folder / "ours")
     first = job(folder, "x.safetensors", *STILL, output="0")
     more = [
         job(folder, source, *STILL, output=str(number))
@@ -134,7 +138,7 @@ def test_from_wherever_weights_are(folder: Path) -> None:
 @contextlib.contextmanager
 def nothing_whole(world: World) -> Iterator[None]:
     """No tensor of a checkpoint may be read whole."""
-    with patch.object(Stored, "parameter", side_effect=AssertionError):
+    with patch.object(SavedCheckpoint, "parameter", side_effect=AssertionError):
         yield
 
 
@@ -192,7 +196,7 @@ def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
 def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
     weights(folder / "x.safetensors", replace(SIZES, n_layer=3, n_inner=60, activation="gelu"))
     (ended,) = run(job(folder, "x.safetensors"))
-    assert (ended.error, ended.out) == ("Refused", "")
+    assert (ended.error, ended.out) == ("UserError", "")
     assert ended.err.splitlines() == [
         "--init-from=x.safetensors holds another model than tiny.py:",
         "  tiny.py:5: model.n_layer=2; there n_layer is 3",
@@ -204,20 +208,20 @@ def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
 
 def test_a_path_without_weights_is_refused(folder: Path) -> None:
     (ended,) = run(job(folder, "nowhere"))
-    assert (ended.error, ended.out) == ("Refused", "")
+    assert (ended.error, ended.out) == ("UserError", "")
     assert ended.err.startswith("nowhere holds no model: it may be a run, one of its checkpoints, ")
     assert not (folder / "run").exists()
 
 
 def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
     worked(*run(job(folder, None, output="first")))
-    checkpoint = Shelf(RunFolder(folder / "first").checkpoints).folder(4)
+    checkpoint = CheckpointDirectory(RunFolder(folder / "first").checkpoints).folder(4)
     (shard,) = checkpoint.glob("*.distcp")
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     for ended in run(job(folder, "first", *LAYOUTS["zero3"]), 2):
-        assert ended.error == "Refused"
+        assert ended.error == "UserError"
         if ended.err:
             assert ended.err == (
                 "first/checkpoints/step-00000004 is not what was written: "
@@ -228,10 +232,10 @@ def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
 def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
     """Before its first checkpoint; the run that it began with has gone on since."""
     worked(*run(job(folder, None, "optimizer.lr=0.1", DOUBLE, output="first")))
-    shelf = Shelf(RunFolder(folder / "first").checkpoints)
+    shelf = CheckpointDirectory(RunFolder(folder / "first").checkpoints)
     shelf.folder(4).rename(folder / "later")
     begins = job(folder, "first", *STILL, launch="1")
-    wanted = dict(open_trained(folder / "first").read())
+    wanted = dict(open_saved_model(folder / "first").read_tensors())
     assert run(replace(begins, dies=1)) == []
     (folder / "later").rename(shelf.folder(4))
     copies = {name: folder / name for name in ("again", "auto", "other", "changed")}
@@ -253,7 +257,7 @@ def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
     file.write_text(file.read_text() + "\n")
     (ended,) = run(again("changed", "first", launch="1"))
     assert (ended.error, ended.err) == (
-        "Refused",
+        "UserError",
         f"{shelf.folder(2)} has changed or gone since changed began with it, and there is no "
         "checkpoint to go on from: another --output\n",
     )

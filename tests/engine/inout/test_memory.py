@@ -13,22 +13,22 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from engine.checkpoint.directory import Shelf
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.save import save
-from engine.checkpoint.state_dict import of_model
-from engine.inout.export import Options, export, form
+from engine.checkpoint.state_dict import model_tensors
+from engine.inout.export import ExportOptions, export, exporter
 from engine.inout.saved_model import shapes_of
-from engine.inout.tensor_writers import size_of
-from models.chunks import Chunks
-from models.config import Sizes
+from engine.inout.tensor_writers import total_bytes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from tests.engine.inout.support import trained
 from tests.support.checkpoints import layout_of, training_at
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
-SIZES = Sizes(
+SIZES = GPTConfig(
     n_layer=16, n_head=4, n_embd=256, head_dim=64, n_inner=1024, vocab_size=900, block_size=64
 )
 # In a process of its own, which says what it holds beyond what it began with: a small model first,
@@ -86,10 +86,18 @@ print(json.dumps(peaks))
 
 def save_large(rank: int, size: int, path: Path) -> None:
     """A checkpoint of the large model."""
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
-    model = Chunks([GPT(SIZES, part)])
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
+    model = ModelChunks([GPT(SIZES, part)])
     training = training_at(1, settings={"model": asdict(SIZES)})
-    save(Shelf(path), of_model(model), training, layout=layout_of(Run()), group=dist.group.WORLD)
+    save(
+        CheckpointDirectory(path),
+        model_tensors(model),
+        training,
+        layout=layout_of(TrainingCase()),
+        group=dist.group.WORLD,
+    )
 
 
 def old_form(there: Path, folder: Path) -> None:
@@ -101,13 +109,13 @@ def old_form(there: Path, folder: Path) -> None:
 
 def test_no_more_than_a_few_of_the_largest_tensors_are_held(tmp_path: Path) -> None:
     run_world(1, save_large, tmp_path / "run" / "checkpoints")
-    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
     for name, model in (("small", trained()), ("large", trained(SIZES))):
-        export(model, form("hf"), options, out=tmp_path / name, force=False)
+        export(model, exporter("hf"), options, out=tmp_path / name, force=False)
     old_form(tmp_path / "large", tmp_path / "bin")
     shapes = shapes_of(SIZES)
-    whole = size_of(shapes, options.dtype)
-    largest = max(size_of({name: shape}, options.dtype) for name, shape in shapes.items())
+    whole = total_bytes(shapes, options.dtype)
+    largest = max(total_bytes({name: shape}, options.dtype) for name, shape in shapes.items())
     assert whole > 45 * largest
     done = subprocess.run(
         [

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.atomic_write import clear_drafts, draft
-from engine.errors import Failed, Refused
+from engine.atomic_write import atomic_path, remove_temporaries
+from engine.errors import RunError, UserError
 from engine.inout.tensor_readers import SafetensorsFile, ShardedFiles, TorchFile, common_type
 from engine.inout.tensor_writers import write_pt, write_safetensors
 from tests.engine.inout.support import SIZES, drawn
@@ -75,7 +75,7 @@ def test_the_common_type_loses_nothing() -> None:
 
 def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     large, shapes = {"w": torch.tensor([1.0, -7e4])}, {"w": (2,)}
-    with pytest.raises(Refused, match=r"^w holds 7e\+04, which is too large for float16$"):
+    with pytest.raises(UserError, match=r"^w holds 7e\+04, which is too large for float16$"):
         write_pt(tmp_path / "x", large.items(), shapes, dtype=torch.float16)
     write_pt(tmp_path / "y", large.items(), shapes, dtype=torch.bfloat16)
     nan = {"w": torch.tensor([torch.nan, torch.inf])}  # as they were trained
@@ -113,10 +113,12 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     path, planted = tmp_path / "x.bin", pickle.dumps({"wte.weight": Bomb()}, protocol=2)
     path.write_bytes(zipped(planted))
-    with pytest.raises(Refused, match=r"x\.bin holds more than tensors; nothing of it was run$"):
+    with pytest.raises(UserError, match=r"x\.bin holds more than tensors; nothing of it was run$"):
         TorchFile(path)
     path.write_bytes(planted)
-    with pytest.raises(Refused, match=r"x\.bin is not in the form torch\.save has had since 1\.6"):
+    with pytest.raises(
+        UserError, match=r"x\.bin is not in the form torch\.save has had since 1\.6"
+    ):
         TorchFile(path)
     assert not (tmp_path / "canary").exists()
     torch.load(io.BytesIO(zipped(planted)), weights_only=False)  # it would have been
@@ -127,21 +129,21 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     for other in ([torch.ones(2)], {"a": 1}, {1: torch.ones(1)}):
         torch.save(other, path)
-        with pytest.raises(Refused, match="is no state dict: names and tensors"):
+        with pytest.raises(UserError, match="is no state dict: names and tensors"):
             TorchFile(path)
     torch.save({"a": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(Refused, match=r"x\.bin"):
+    with pytest.raises(UserError, match=r"x\.bin"):
         TorchFile(path)
 
 
 def test_what_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    with pytest.raises(Refused, match=r"x\.safetensors"):
+    with pytest.raises(UserError, match=r"x\.safetensors"):
         SafetensorsFile(path)
     save_file({"a": torch.ones(5)}, path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(Refused, match=r"x\.safetensors: Error while deserializing header"):
+    with pytest.raises(UserError, match=r"x\.safetensors: Error while deserializing header"):
         SafetensorsFile(path)
 
 
@@ -160,7 +162,7 @@ def test_an_index_names_what_is_beside_it(index: str, told: str, tmp_path: Path)
     save_file({"a": torch.ones(5)}, tmp_path / "a.safetensors")
     path = tmp_path / "x.index.json"
     path.write_text(index)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(UserError, match=told):
         ShardedFiles(path, SafetensorsFile)
     path.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
     assert torch.equal(ShardedFiles(path, SafetensorsFile)["a"], torch.ones(5))
@@ -182,19 +184,19 @@ def die_within(path: Path) -> None:
 
 def test_a_draft_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x"
-    with draft(path) as new:
+    with atomic_path(path) as new:
         new.write_text("1")
         assert not path.exists()
     assert path.read_text() == "1"
     with (
-        pytest.raises(Refused, match=r"x exists already: name another --out$"),
-        draft(path),
+        pytest.raises(UserError, match=r"x exists already: name another --out$"),
+        atomic_path(path),
     ):
         raise AssertionError
-    with pytest.raises(ZeroDivisionError), draft(path, replace=True) as new:
+    with pytest.raises(ZeroDivisionError), atomic_path(path, replace=True) as new:
         die(new)
     assert path.read_text() == "1"
-    with draft(path, replace=True) as new:
+    with atomic_path(path, replace=True) as new:
         new.write_text("3")
     assert path.read_text() == "3"
     assert [file.name for file in path.parent.iterdir()] == ["x"]
@@ -207,7 +209,7 @@ def write_both(one: Path, other: Path) -> None:
 
 def test_what_was_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    with pytest.raises(Refused, match="x exists already"), draft(path) as new:
+    with pytest.raises(UserError, match="x exists already"), atomic_path(path) as new:
         write_both(new, path)
     assert path.read_text() == "2"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
@@ -217,18 +219,18 @@ def test_drafts_of_the_killed_are_cleared(tmp_path: Path) -> None:
     path = tmp_path / "[x].y"
     for name in (".[x].y.17.tmp", ".x.y.17.tmp", "[x].y"):
         (tmp_path / name).touch()
-    clear_drafts(path)
+    remove_temporaries(path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".x.y.17.tmp", "[x].y"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "x"
     for text in "12":
-        with draft(path, replace=True) as new:
+        with atomic_path(path, replace=True) as new:
             new.mkdir()
             (new / text).write_text(text)
         assert [file.name for file in path.iterdir()] == [text]
-    with pytest.raises(ZeroDivisionError), draft(path, replace=True) as new:
+    with pytest.raises(ZeroDivisionError), atomic_path(path, replace=True) as new:
         die_within(new)
     assert [file.name for file in path.iterdir()] == ["2"]
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
@@ -237,8 +239,8 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path: Path) -> None:
     needs = 2**60
     with (
-        pytest.raises(Failed, match=rf"x needs {needs:,} bytes, and its disk has [\d,]+ free$"),
-        draft(tmp_path / "x", needs=needs),
+        pytest.raises(RunError, match=rf"x needs {needs:,} bytes, and its disk has [\d,]+ free$"),
+        atomic_path(tmp_path / "x", required_bytes=needs),
     ):
         raise AssertionError
 
@@ -246,8 +248,8 @@ def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path: Path) -> None:
 def test_a_place_where_nothing_can_be_made_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(Failed, match=r"file/x cannot be written: (File exists|Not a directory)$"),
-        draft(tmp_path / "file" / "x"),
+        pytest.raises(RunError, match=r"file/x cannot be written: (File exists|Not a directory)$"),
+        atomic_path(tmp_path / "file" / "x"),
     ):
         raise AssertionError
 
@@ -265,8 +267,8 @@ def test_a_disk_that_fills_up_keeps_nothing(kind: str, tmp_path: Path) -> None:
 
     with mounted(tmp_path / "disk", "size=1m") as disk:
         with (
-            pytest.raises(Failed, match=r"x cannot be written: ") as told,
-            draft(disk / "x") as new,
+            pytest.raises(RunError, match=r"x cannot be written: ") as told,
+            atomic_path(disk / "x") as new,
         ):
             write(new, tensors)
         assert len(str(told.value).splitlines()) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 from engine.nvme.disk import LOCK, open_disk
 from tests.engine.nvme.support import mounted
 
@@ -118,7 +118,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         if path.name == "file":
             path.touch()
         setting = f"gpt.py:9: zero.nvme_path={str(path)!r}"
-        with pytest.raises(Refused) as refusal, open_disk(path, "job", setting=setting):
+        with pytest.raises(UserError) as refusal, open_disk(path, "job", setting=setting):
             pass
         told = f"{setting} is not a folder on this machine: make one on the NVMe disk"
         assert str(refusal.value) == told
@@ -126,7 +126,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "ro") as root:
-        with pytest.raises(Refused) as refusal, open_disk(root, "job", setting="zero.nvme_path"):
+        with pytest.raises(UserError) as refusal, open_disk(root, "job", setting="zero.nvme_path"):
             pass
         reason = "zero.nvme_path: cannot make a folder in it: Read-only file system"
         assert str(refusal.value) == reason
@@ -135,7 +135,7 @@ def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=4m") as root:
         with (
-            pytest.raises(Refused) as refusal,
+            pytest.raises(UserError) as refusal,
             open_disk(root, "job", ranks=2, setting="zero.nvme_path") as disk,
         ):
             disk.reserve("states", 5 * MIB + MIB // 2)
@@ -152,6 +152,6 @@ def test_a_folder_that_vanishes_is_noticed(tmp_path: Path) -> None:
     with open_disk(tmp_path, "job", setting="zero.nvme_path") as disk:
         path = disk.reserve("states", 10)
         path.rename(tmp_path / "elsewhere")
-        with pytest.raises(Failed) as failure:
+        with pytest.raises(RunError) as failure:
             disk.check()
         assert str(failure.value) == f"zero.nvme_path: {path} was removed while the run used it"

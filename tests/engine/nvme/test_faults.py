@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from engine.checkpoint.load import Stored
+from engine.checkpoint.load import SavedCheckpoint
 from engine.nvme.direct_io import DirectFile
-from engine.runs.resume_candidates import Asked
-from engine.training.trainer import Run
+from engine.runs.resume_candidates import StartOptions
+from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.engine.nvme.support import mounted
 from tests.support.jobs import TINY, Ended, Job, run
@@ -41,14 +41,14 @@ class OnRank1:
 
     @contextmanager
     def __call__(self, world: World) -> Iterator[None]:
-        healthy = Run.step
+        healthy = Trainer.step
 
-        def step(run: Run, step: int, **more: Any) -> Any:
+        def step(run: Trainer, step: int, **more: Any) -> Any:
             if step == self.step and world.rank == 1:
                 self.worst(*self.arguments)
             return healthy(run, step, **more)
 
-        with patch.object(Run, "step", step):
+        with patch.object(Trainer, "step", step):
             yield
 
 
@@ -64,7 +64,7 @@ def fail_to_write(number: int) -> None:
 
 
 def assert_failed_in_one_line(ended: list[Ended], told: str) -> None:
-    assert {one.error for one in ended} == {"Failed"}
+    assert {one.error for one in ended} == {"RunError"}
     lines = [line for one in ended for line in one.err.splitlines() if "warning" not in line]
     assert len(lines) == 1, lines
     assert told in lines[0]
@@ -73,10 +73,10 @@ def assert_failed_in_one_line(ended: list[Ended], told: str) -> None:
 def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
     """From the last checkpoint, which is whole."""
     (home,) = (folder / "runs").iterdir()
-    stored = [Stored(path) for path in sorted((home / "checkpoints").iterdir())]
+    stored = [SavedCheckpoint(path) for path in sorted((home / "checkpoints").iterdir())]
     assert [one.path.name for one in stored] == ["step-00000002", "step-00000004"]
-    assert [one.problems() for one in stored] == [[], []]
-    ended = run(job(folder, disk, *overrides, asked=Asked(resume="auto")), ranks=2)
+    assert [one.verify() for one in stored] == [[], []]
+    ended = run(job(folder, disk, *overrides, asked=StartOptions(resume="auto")), ranks=2)
     assert [one.error for one in ended] == ["", ""]
     assert "going on from" in ended[0].out
     assert list(disk.iterdir()) == []
@@ -104,7 +104,7 @@ def test_a_disk_that_fails_with_weights_on_it(tmp_path: Path) -> None:
 def test_a_full_disk_is_refused_before_the_first_step(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=64k") as disk:
         ended = run(job(tmp_path, disk, "model.n_embd=64"), ranks=2)
-        assert [one.error for one in ended] == ["Refused", "Refused"]
+        assert [one.error for one in ended] == ["UserError", "UserError"]
         (line,) = [line for one in ended for line in one.err.splitlines() if "offloads" in line]
         assert f"zero.nvme_path={str(disk)!r}: a rank offloads" in line
         assert "64 KiB are free, and 2 ranks of this machine share it" in line
@@ -117,6 +117,6 @@ def test_what_a_killed_run_left_goes_when_the_next_begins(tmp_path: Path) -> Non
     disk.mkdir()
     assert run(job(tmp_path, disk, dies=3), ranks=2) == []
     assert len(list(disk.iterdir())) == 2
-    ended = run(job(tmp_path, disk, asked=Asked(resume="auto")), ranks=2)
+    ended = run(job(tmp_path, disk, asked=StartOptions(resume="auto")), ranks=2)
     assert [one.error for one in ended] == ["", ""]
     assert list(disk.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.nvme.direct_io import DirectFile
 from engine.nvme.disk import open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
@@ -24,7 +24,7 @@ SIZES = (3, 1024, 5000, 1025, 70_000)
 def kept(root: Path, ahead: int) -> Iterator[tuple[WeightsOnDisk, list[nn.Parameter]]]:
     """Weights of which entry i of number n is n + i."""
     with open_disk(root, "job") as disk:
-        weights = WeightsOnDisk(disk=disk, ahead=ahead)
+        weights = WeightsOnDisk(disk=disk, prefetch_bytes=ahead)
         parameters = [nn.Parameter(torch.full((), torch.nan).expand(1, size)) for size in SIZES]
         for parameter in parameters:
             weights.add(parameter)
@@ -79,7 +79,7 @@ def test_forward_and_backward_are_read_ahead_from_the_second_step_on(
                 before = len(read)
                 weights.get(parameters[number])
                 if step:
-                    assert weights._places[id(parameters[number])].offset in read[:before]
+                    assert weights._extents[id(parameters[number])].offset in read[:before]
             assert len(read) <= len(order) * (step + 1) + 4
 
 
@@ -95,9 +95,9 @@ def test_no_more_is_read_ahead_than_there_is_room_for(tmp_path: Path) -> None:
 
 def test_a_disk_too_small_for_the_weights_is_refused(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=64k") as root, open_disk(root, "job") as disk:
-        weights = WeightsOnDisk(disk=disk, ahead=PAGE)
+        weights = WeightsOnDisk(disk=disk, prefetch_bytes=PAGE)
         parameter = nn.Parameter(torch.full((), torch.nan).expand(70_000))
         weights.add(parameter)
-        with pytest.raises(Refused, match="a rank offloads 276 KiB and 64 KiB are free"):
+        with pytest.raises(UserError, match="a rank offloads 276 KiB and 64 KiB are free"):
             weights.put(parameter, torch.zeros(70_000))
         weights.close()

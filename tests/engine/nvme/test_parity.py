@@ -10,25 +10,25 @@ import pytest
 import torch
 
 from tests.support.parity import Parity
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 
 
-def runs() -> Iterator[Run]:
+def runs() -> Iterator[TrainingCase]:
     """Every stage at DP 1 and 2 in both types; weights on the disk, which takes stage 3, with what
     uses them again: checkpoints, accumulation, gathers that are kept, pipelines, half precision."""
     types = (torch.float32, torch.float64)
     for stage, data, dtype in product((1, 2, 3), (1, 2), types):
-        yield Run(zero=stage, data=data, dtype=dtype, disk="states")
+        yield TrainingCase(zero=stage, data=data, dtype=dtype, disk="states")
     for data, dtype in product((1, 2), types):
-        yield Run(zero=3, data=data, dtype=dtype, disk="weights")
+        yield TrainingCase(zero=3, data=data, dtype=dtype, disk="weights")
     common: dict[str, Any] = {"zero": 3, "disk": "weights", "dtype": torch.float64}
-    yield Run(**common, data=2, accumulation=2, checkpoint=True, tied=False)
-    yield Run(**common, keep_gathers=True, checkpoint="selective")
-    yield Run(**common, mode="1d", tensor=2, micro_batches=2)
-    yield Run(**common, pipeline=2, micro_batches=2, schedule="1f1b")
-    yield Run(**common, mode="2.5d", tensor=2, depth=2, zero_depth=True)
-    yield Run(**common | {"dtype": torch.float32}, compute=torch.bfloat16)
-    yield Run(**common | {"dtype": torch.float32}, compute=torch.float16)
+    yield TrainingCase(**common, data=2, accumulation=2, checkpoint=True, tied=False)
+    yield TrainingCase(**common, keep_gathers=True, checkpoint="selective")
+    yield TrainingCase(**common, mode="1d", tensor=2, micro_batches=2)
+    yield TrainingCase(**common, pipeline=2, micro_batches=2, schedule="1f1b")
+    yield TrainingCase(**common, mode="2.5d", tensor=2, depth=2, zero_depth=True)
+    yield TrainingCase(**common | {"dtype": torch.float32}, compute=torch.bfloat16)
+    yield TrainingCase(**common | {"dtype": torch.float32}, compute=torch.float16)
 
 
 RUNS = list(runs())
@@ -36,5 +36,5 @@ PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_a_disk_trains_the_same_model(run: Run) -> None:
+def test_a_disk_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from engine.nvme.page_buffers import PAGE, Buffer
-from engine.nvme.prefetch import BUFFERS, Stream
+from engine.nvme.prefetch import BUFFERS, PrefetchBuffers
 
 
-class Disk:
+class DelayedSource:
     """A lane that moves bytes only when it is waited for, or never sees what it was given."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Disk:
 
 @pytest.mark.parametrize("groups", [0, 1, 2, 3, 4, 5, 7])
 def test_every_group_is_what_it_was_left_as(groups: int) -> None:
-    disk = Disk()
-    stream = Stream([disk], groups, PAGE)
+    disk = DelayedSource()
+    stream = PrefetchBuffers([disk], groups, PAGE)
     for turn in range(4):
         seen = []
         for group, buffer in stream:
@@ -56,12 +56,12 @@ def test_every_group_is_what_it_was_left_as(groups: int) -> None:
             memory.fill_(10 * turn + group)
         assert seen == list(range(groups))
         for group in range(groups) if turn == 2 else ():
-            assert stream.bring(group).tensor(0, PAGE).eq(10 * turn + group).all()
+            assert stream.fetch(group).tensor(0, PAGE).eq(10 * turn + group).all()
 
 
 def test_while_a_group_is_updated_the_next_is_read_and_the_last_is_written() -> None:
-    disk = Disk()
-    stream = Stream([disk], 6, PAGE)
+    disk = DelayedSource()
+    stream = PrefetchBuffers([disk], 6, PAGE)
     for turn in range(3):
         for group, _ in stream:
             under_way = {(verb, number) for verb, number, _ in disk.begun}
@@ -83,7 +83,7 @@ def test_no_more_memory_than_its_buffers(monkeypatch: pytest.MonkeyPatch) -> Non
         return Buffer(size)
 
     monkeypatch.setattr("engine.nvme.prefetch.Buffer", make)
-    stream = Stream([Disk()], 9, PAGE)
+    stream = PrefetchBuffers([DelayedSource()], 9, PAGE)
     for _ in range(2):
         for _ in stream:
             pass
@@ -91,7 +91,7 @@ def test_no_more_memory_than_its_buffers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_turn_that_was_broken_off_loses_nothing() -> None:
-    stream = Stream([Disk()], 5, PAGE)
+    stream = PrefetchBuffers([DelayedSource()], 5, PAGE)
     for group, buffer in stream:
         buffer.tensor(0, PAGE).fill_(group)
     for group, buffer in stream:

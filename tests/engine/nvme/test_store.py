@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.page_buffers import LINE, PAGE, Buffer
 from engine.nvme.store import Store, open_store
@@ -122,7 +122,7 @@ def test_what_the_disk_lost_is_noticed(tmp_path: Path, kind: str, where: str) ->
             else:
                 file.seek({"start": 0, "end": 8 * PAGE - LINE, "all": 0}[where])
                 file.write(bytes(8 * PAGE if where == "all" else LINE))
-        with pytest.raises(Failed, match=r"states: part \d is not what was written to it"):
+        with pytest.raises(RunError, match=r"states: part \d is not what was written to it"):
             take_all(store, buffer)
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_fills_up_is_noticed(tmp_path: Path, kind: str) -> None:
         disk.reserve = promise  # type: ignore[method-assign]
         store, buffer = open_store(disk, [2**20, 2**20], kind), Buffer(2**20)
         told = r"No space left on device|is not what was written"
-        with closing(store), pytest.raises(Failed, match=told):
+        with closing(store), pytest.raises(RunError, match=told):
             put_and_take(store, buffer)
 
 
@@ -157,7 +157,7 @@ def test_a_read_that_brings_nothing_is_noticed(tmp_path: Path, kind: str) -> Non
         with (disk.folder / "states").open("r+b") as file:
             file.truncate(0)
         store.take(0, buffer)
-        with pytest.raises(Failed, match=r"has become shorter|is not what was written"):
+        with pytest.raises(RunError, match=r"has become shorter|is not what was written"):
             store.wait()
 
 
@@ -186,7 +186,7 @@ def test_a_disk_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
         with path.open("r+b") as file:
             file.truncate(PAGE)
         store.take(0, buffer)
-        with pytest.raises(Failed) as failure:
+        with pytest.raises(RunError) as failure:
             store.wait()
         assert str(failure.value) == f"{path}: cannot read it: it has become shorter"
 
@@ -196,7 +196,7 @@ def test_a_kind_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(tensornvme, "problem", lambda: "needs TensorNVMe")
     with open_disk(tmp_path, "job") as disk:
-        with pytest.raises(Refused, match=r"zero.nvme_store='tensornvme' needs TensorNVMe"):
+        with pytest.raises(UserError, match=r"zero.nvme_store='tensornvme' needs TensorNVMe"):
             open_store(disk, SIZES, "tensornvme")
         open_store(disk, SIZES).close()  # threads
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 from engine.nvme.direct_io import DirectFile
 from engine.nvme.disk import open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
@@ -216,7 +216,7 @@ def test_an_update_that_is_not_by_entry_gets_whole_parameters(tmp_path: Path) ->
         assert sorted(seen) == sorted(SHAPES.values())
         (disk.folder / "states").unlink()
         with (
-            pytest.raises(Refused, match="for long, which is updated as a whole"),
+            pytest.raises(UserError, match="for long, which is updated as a whole"),
             streamed(disk, "adamw", ours, divisible=False),
         ):
             pass
@@ -237,7 +237,7 @@ def test_weights_on_the_disk_are_updated_there(
     ours, theirs = parameters(), parameters()
     resident = build("adamw", theirs)
     with open_disk(tmp_path, "job") as disk:
-        weights = WeightsOnDisk(disk=disk, ahead=2**18)
+        weights = WeightsOnDisk(disk=disk, prefetch_bytes=2**18)
         kept = {name: p for name, p in ours.items() if p.dim() > 1 or name == "long"}
         for name, parameter in kept.items():
             ours[name] = nn.Parameter(torch.full((), torch.nan).expand(parameter.shape))
@@ -263,6 +263,6 @@ def test_a_vanished_folder_ends_the_run_before_the_update(tmp_path: Path) -> Non
         optimizer.step()
         before = ours["weight"].clone()
         shutil.rmtree(disk.folder)
-        with pytest.raises(Failed, match="states was removed while the run used it"):
+        with pytest.raises(RunError, match="states was removed while the run used it"):
             optimizer.step()
         assert torch.equal(ours["weight"], before)

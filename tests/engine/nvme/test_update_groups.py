@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.nvme.page_buffers import LINE, PAGE
 from engine.nvme.prefetch import SHARES
-from engine.nvme.update_groups import GRAIN, Piece, Room, grouped
+from engine.nvme.update_groups import ALIGNMENT, GroupBudget, ParameterSlice, group_slices
 
 
-def piece(name: str, entries: int, dtype: torch.dtype = torch.float32) -> Piece:
+def piece(name: str, entries: int, dtype: torch.dtype = torch.float32) -> ParameterSlice:
     parameter = nn.Parameter(torch.zeros(entries, dtype=dtype))
-    return Piece(name=name, parameter=parameter, group=0, start=0, stop=entries)
+    return ParameterSlice(name=name, parameter=parameter, group=0, start=0, stop=entries)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    entries=st.lists(st.integers(0, 5 * GRAIN), min_size=1, max_size=12),
+    entries=st.lists(st.integers(0, 5 * ALIGNMENT), min_size=1, max_size=12),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     states=st.integers(1, 3),
     weights=st.booleans(),
@@ -39,11 +39,11 @@ def test_everything_is_in_one_group_and_no_group_is_too_large(
     pages: int,
     divisible: bool,
 ) -> None:
-    least = (GRAIN if divisible else max(entries)) * dtype.itemsize * (states + weights)
+    least = (ALIGNMENT if divisible else max(entries)) * dtype.itemsize * (states + weights)
     size = (least // PAGE + 5 + pages) * PAGE
-    room = Room(size=size, states=states, weights=weights, divisible=divisible)
+    room = GroupBudget(size=size, states=states, weights=weights, divisible=divisible)
     wholes = [piece(str(number), count, dtype) for number, count in enumerate(entries)]
-    groups = grouped(wholes, room)
+    groups = group_slices(wholes, room)
 
     found = [part for group in groups for part in group]
     for number, count in enumerate(entries):
@@ -51,17 +51,17 @@ def test_everything_is_in_one_group_and_no_group_is_too_large(
         assert spans[0][0] == 0
         assert spans[-1][1] == count
         assert all(one[1] == two[0] for one, two in pairwise(spans))
-        assert all(start % GRAIN == 0 for start, _ in spans)
+        assert all(start % ALIGNMENT == 0 for start, _ in spans)
         assert divisible or len(spans) == 1
     for group in groups:
         taken = set[int]()
         for part in group:
             bytes_ = part.entries * dtype.itemsize
-            spans = [(room.state(part, number), bytes_) for number in range(states)]
+            spans = [(room.state_offset(part, number), bytes_) for number in range(states)]
             assert all(start >= LINE for start, _ in spans)
-            assert all(start + size <= room.slot(group) - LINE for start, size in spans)
+            assert all(start + size <= room.slot_bytes(group) - LINE for start, size in spans)
             if weights:
-                assert part.weight >= room.slot(group)
+                assert part.weight >= room.slot_bytes(group)
                 assert part.weight % PAGE == 0
                 spans.append((part.weight, -(-bytes_ // PAGE) * PAGE))
             for start, length in spans:
@@ -69,13 +69,13 @@ def test_everything_is_in_one_group_and_no_group_is_too_large(
                 assert not lines & taken, "two tensors overlap"
                 taken |= lines
         assert max(taken, default=0) < size // LINE
-    few = sum(room.taken(part.entries, dtype.itemsize) for part in found)
+    few = sum(room.slice_bytes(part.entries, dtype.itemsize) for part in found)
     assert len(groups) <= 1 + 2 * few // room.empty or not divisible
 
 
 def test_states_of_a_part_are_its_own() -> None:
-    room = Room(size=2 * GRAIN * 8, states=2)
-    groups = grouped([piece("w", 5 * GRAIN)], room)
+    room = GroupBudget(size=2 * ALIGNMENT * 8, states=2)
+    groups = group_slices([piece("w", 5 * ALIGNMENT)], room)
     groups[0][0].states["a"] = 0, torch.float32
     assert not groups[1][0].states
 
@@ -83,14 +83,14 @@ def test_states_of_a_part_are_its_own() -> None:
 @pytest.mark.parametrize("divisible", [True, False])
 def test_too_little_room_is_refused_with_what_would_do(divisible: bool) -> None:
     wholes = [piece("v", 10), piece("w", 20_000)]
-    with pytest.raises(Refused) as refusal:
-        grouped(wholes, Room(size=5 * PAGE, states=2, divisible=divisible))
+    with pytest.raises(UserError) as refusal:
+        group_slices(wholes, GroupBudget(size=5 * PAGE, states=2, divisible=divisible))
     whole = "" if divisible else ", which is updated as a whole"
     told = re.fullmatch(
         rf"zero.nvme_buffer must be at least (\d+) for w{whole}", str(refusal.value)
     )
     assert told
     least = int(told[1]) // SHARES
-    grouped(wholes, Room(size=least, states=2, divisible=divisible))
-    with pytest.raises(Refused):
-        grouped(wholes, Room(size=least - PAGE, states=2, divisible=divisible))
+    group_slices(wholes, GroupBudget(size=least, states=2, divisible=divisible))
+    with pytest.raises(UserError):
+        group_slices(wholes, GroupBudget(size=least - PAGE, states=2, divisible=divisible))

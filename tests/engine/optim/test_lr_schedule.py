@@ -14,17 +14,17 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from engine import discover
-from engine.config.schema import Schedule
+from engine.config.schema import LRScheduleSettings
 from engine.optim.lr_schedule import lr_factor
 
-SHAPES = discover.names("engine.optim.schedules")
+SHAPES = discover.module_names("engine.optim.schedules")
 
 
-def schedule(**settings: Any) -> Schedule:
-    return Schedule(**{"type": "cosine", "warmup": 0, "floor": 0.0, **settings})
+def schedule(**settings: Any) -> LRScheduleSettings:
+    return LRScheduleSettings(**{"type": "cosine", "warmup": 0, "floor": 0.0, **settings})
 
 
-def factors(settings: Schedule, total: int) -> list[float]:
+def factors(settings: LRScheduleSettings, total: int) -> list[float]:
     return [lr_factor(done, total, settings) for done in range(total)]
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from engine import discover
-from engine.config.schema import Optimizer
+from engine.config.schema import OptimizerSettings
 from engine.optim.registry import Named, build_optimizer, decay_groups
 
-OPTIMIZERS = discover.names("engine.optim.optimizers")
+OPTIMIZERS = discover.module_names("engine.optim.optimizers")
 TORCH: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
@@ -21,8 +21,8 @@ TORCH: dict[str, type[torch.optim.Optimizer]] = {
 SHAPES = {"weight": (7, 5), "bias": (5,), "norm": (7,), "embedding": (11, 7)}
 
 
-def settings(kind: str, **changes: Any) -> Optimizer:
-    return Optimizer(**{"type": kind, "lr": 1e-2, "weight_decay": 0.1, **changes})
+def settings(kind: str, **changes: Any) -> OptimizerSettings:
+    return OptimizerSettings(**{"type": kind, "lr": 1e-2, "weight_decay": 0.1, **changes})
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[Named]:

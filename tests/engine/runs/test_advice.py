@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.schema import Model, Settings
+from engine.config.schema import ModelSettings, Settings
 from engine.estimate.flops import flops_per_token
 from engine.runs.advice import GUESSED_RATE, HOUR, MINUTES, guessed_seconds, smaller_run
 
@@ -21,7 +21,7 @@ def settings(**changes: Any) -> Settings:
         "block_size": 1024,
     }
     given = {"batch_size": 8, "seq_len": 1024, "max_steps": 1000}
-    model = Model(**sizes, head_dim=64, n_inner=3072)
+    model = ModelSettings(**sizes, head_dim=64, n_inner=3072)
     return Settings(name="big", source="big.py", model=model, **given | changes)
 
 

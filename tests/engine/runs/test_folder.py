@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.runs import folder as run_folder
-from engine.runs.folder import RunFolder, claim, runs, write_atomically
+from engine.runs.folder import RunFolder, claim_folder, list_runs, write_atomically
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_the_default_is_name_and_time(root):
-    folder = claim("demo", "a", root=root)
+    folder = claim_folder("demo", "a", root=root)
     assert folder.path.parent == root
     assert re.fullmatch(r"demo-\d{8}-\d{6}", folder.path.name)
     status = folder.read_status()
@@ -32,21 +32,21 @@ def test_the_default_is_name_and_time(root):
 
 
 def test_a_restart_gets_the_folder_again_and_another_run_does_not(root):
-    first, second = claim("demo", "a", root=root), claim("demo", "b", root=root)
+    first, second = claim_folder("demo", "a", root=root), claim_folder("demo", "b", root=root)
     first.write_status("failed", step=7, message="killed")
     assert first.path != second.path
-    assert claim("demo", "a", root=root) == first
-    assert claim("demo", "b", root=root) == second
+    assert claim_folder("demo", "a", root=root) == first
+    assert claim_folder("demo", "b", root=root) == second
 
 
 def test_names_are_no_patterns(root):
-    first = claim("de[mo]*", "a", root=root)
-    assert claim("de[mo]*", "a", root=root) == first
+    first = claim_folder("de[mo]*", "a", root=root)
+    assert claim_folder("de[mo]*", "a", root=root) == first
 
 
 def test_runs_that_start_together_get_a_folder_each(root):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda n: claim("demo", str(n), root=root), range(24)))
+        folders = list(pool.map(lambda n: claim_folder("demo", str(n), root=root), range(24)))
     assert len({folder.path for folder in folders}) == 24
     assert sorted(int(f.read_status()["run_id"]) for f in folders) == list(range(24))
 
@@ -58,8 +58,8 @@ def test_the_newest_run_is_the_last_one_whatever_the_clock_said(root, monkeypatc
         with monkeypatch.context() as set_back:
             set_back.setattr(run_folder, "datetime", clock)
             set_back.setattr(run_folder, "_now", str)
-            begun.append(claim(name, str(len(begun)), root=root))
-    assert runs(root) == begun[::-1]
+            begun.append(claim_folder(name, str(len(begun)), root=root))
+    assert list_runs(root) == begun[::-1]
     assert [folder.path.name for folder in begun] == [
         "b-20260502-000000",
         "b-20260503-000000",
@@ -73,9 +73,9 @@ def test_the_newest_run_is_the_last_one_whatever_the_clock_said(root, monkeypatc
 def test_of_two_that_want_one_folder_one_is_refused(tmp_path):
     def attempt(run_id: str) -> str | None:
         try:
-            folder = claim("demo", run_id, output=tmp_path / "out")
+            folder = claim_folder("demo", run_id, output=tmp_path / "out")
             return str(folder.read_status()["run_id"])
-        except Refused:
+        except UserError:
             return None
 
     with ThreadPoolExecutor(8) as pool:
@@ -84,45 +84,45 @@ def test_of_two_that_want_one_folder_one_is_refused(tmp_path):
 
 
 def test_who_comes_between_a_look_and_a_claim_is_seen(tmp_path, monkeypatch):
-    claim("demo", "a", output=tmp_path / "out")
+    claim_folder("demo", "a", output=tmp_path / "out")
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))  # it looked empty
-    with pytest.raises(Refused, match="holds a run"):
-        claim("demo", "b", output=tmp_path / "out")
+    with pytest.raises(UserError, match="holds a run"):
+        claim_folder("demo", "b", output=tmp_path / "out")
 
 
 def test_a_used_folder_is_refused_and_says_why(tmp_path):
     output = tmp_path / "out"
-    claim("demo", "a", output=output).write_status("finished", step=30)
+    claim_folder("demo", "a", output=output).write_status("finished", step=30)
     with pytest.raises(
-        Refused, match=r"out: holds a run \(finished at step 30\); --resume .* continues"
+        UserError, match=r"out: holds a run \(finished at step 30\); --resume .* continues"
     ):
-        claim("demo", "b", output=output)
-    assert claim("demo", "a", output=output) == RunFolder(output)
+        claim_folder("demo", "b", output=output)
+    assert claim_folder("demo", "a", output=output) == RunFolder(output)
 
 
 def test_an_empty_folder_is_taken_and_a_foreign_one_is_not(tmp_path):
     (tmp_path / "empty").mkdir()
-    claim("demo", "a", output=tmp_path / "empty")
+    claim_folder("demo", "a", output=tmp_path / "empty")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").touch()
-    with pytest.raises(Refused, match="is not empty"):
-        claim("demo", "a", output=tmp_path / "notes")
+    with pytest.raises(UserError, match="is not empty"):
+        claim_folder("demo", "a", output=tmp_path / "notes")
     (tmp_path / "file").touch()
-    with pytest.raises(Refused, match="is not a folder"):
-        claim("demo", "a", output=tmp_path / "file")
-    with pytest.raises(Refused, match="Not a directory"):
-        claim("demo", "a", output=tmp_path / "file" / "below")
+    with pytest.raises(UserError, match="is not a folder"):
+        claim_folder("demo", "a", output=tmp_path / "file")
+    with pytest.raises(UserError, match="Not a directory"):
+        claim_folder("demo", "a", output=tmp_path / "file" / "below")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(Refused, match="Permission denied"):
-        claim("demo", "a", output=tmp_path / "out")
+    with pytest.raises(UserError, match="Permission denied"):
+        claim_folder("demo", "a", output=tmp_path / "out")
 
 
 def test_a_run_is_recorded_and_ends(tmp_path):
-    folder = claim("demo", "a", output=tmp_path / "out")
+    folder = claim_folder("demo", "a", output=tmp_path / "out")
     text = "BATCH_SIZE = 8  # größer\n"
     folder.record(config=text, resolved={"batch_size": 8}, statements={"name": "demo"})
     assert folder.config.read_bytes() == text.encode()
@@ -137,13 +137,13 @@ def test_a_run_is_recorded_and_ends(tmp_path):
 
 
 def test_who_looks_writes_down_that_a_run_was_killed(tmp_path):
-    folder = claim("demo", "a", output=tmp_path / "out")
+    folder = claim_folder("demo", "a", output=tmp_path / "out")
     folder.log.write_text('{"step": 1}\n{"step": 2}\n')
-    with folder.hold():
-        folder.settle()
+    with folder.lock():
+        folder.mark_if_killed()
         assert folder.read_status()["state"] == "running", "it is"
-    with pytest.raises(Refused, match=r"holds a run \(failed at step 2\)"):
-        claim("demo", "b", output=tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds a run \(failed at step 2\)"):
+        claim_folder("demo", "b", output=tmp_path / "out")
     status = folder.read_status()
     assert (status["state"], status["step"]) == ("failed", 2)
     assert status["message"] == "killed before it could say why"
@@ -152,10 +152,10 @@ def test_who_looks_writes_down_that_a_run_was_killed(tmp_path):
 
 @pytest.mark.parametrize("state", ["finished", "interrupted", "failed"])
 def test_how_a_run_ended_is_not_written_over(tmp_path, state):
-    folder = claim("demo", "a", output=tmp_path / "out")
+    folder = claim_folder("demo", "a", output=tmp_path / "out")
     folder.write_status(state, step=7, message="so it was")
     before = folder.status.read_bytes()
-    folder.settle()
+    folder.mark_if_killed()
     assert folder.status.read_bytes() == before
 
 

@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 import pytest
 
-from engine.runs.metrics import JsonLines, Row, TensorBoard
+from engine.runs.metrics import JsonLinesLog, StepMetrics, TensorBoard
 
 
-def row(step: int, **changes: Any) -> Row:
+def row(step: int, **changes: Any) -> StepMetrics:
     values: dict[str, Any] = {
         "step": step,
         "loss": 3.0 / step,
@@ -28,7 +28,7 @@ def row(step: int, **changes: Any) -> Row:
         "seconds": 0.5,
         "memory_by_rank": (100, 300, 200),
     }
-    return Row(**values | changes)
+    return StepMetrics(**values | changes)
 
 
 def steps(path: Path) -> list[int]:
@@ -36,7 +36,7 @@ def steps(path: Path) -> list[int]:
 
 
 def test_a_row_has_exactly_these_fields(tmp_path):
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, mfu=0.4, flops_per_second=1e9))
     log.step(row(2, val_loss=2.5))
     first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
@@ -53,7 +53,7 @@ def test_a_row_has_exactly_these_fields(tmp_path):
 
 
 def test_fp16_has_its_loss_scale_and_the_steps_it_cost(tmp_path):
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, loss_scale=2.0**15, skipped=1, grad_norm=math.inf))
     log.step(row(2, loss_scale=2.0**15, skipped=0))
     first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
@@ -62,20 +62,20 @@ def test_fp16_has_its_loss_scale_and_the_steps_it_cost(tmp_path):
 
 
 def test_a_loss_is_logged_to_its_last_bit(tmp_path):
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, loss=0.1 + 0.2))
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 0.1 + 0.2
 
 
 def test_each_row_is_there_before_the_next(tmp_path):
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesLog(tmp_path / "log.jsonl")
     for step in range(1, 4):
         log.step(row(step))
         assert steps(tmp_path / "log.jsonl") == list(range(1, step + 1))
 
 
 def test_what_is_not_finite_is_null_since_json_has_no_nan(tmp_path):
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, grad_norm=math.inf, val_loss=math.nan))
     text = (tmp_path / "log.jsonl").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -85,18 +85,18 @@ def test_what_is_not_finite_is_null_since_json_has_no_nan(tmp_path):
 
 def test_going_on_cuts_what_is_past(tmp_path):
     path = tmp_path / "log.jsonl"
-    log = JsonLines(path)
+    log = JsonLinesLog(path)
     for step in range(1, 7):
         log.step(row(step))
     log.close()
     with path.open("a") as file:
         file.write('{"step": 3, "lo')  # torn by a crash
-    log = JsonLines(path, last_step=4)
+    log = JsonLinesLog(path, last_step=4)
     assert steps(path) == [1, 2, 3, 4]
     log.step(row(5))
     assert steps(path) == [1, 2, 3, 4, 5]
     log.close()
-    JsonLines(path).close()
+    JsonLinesLog(path).close()
     assert steps(path) == []
 
 

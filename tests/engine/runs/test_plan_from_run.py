@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import (
-    Record,
-    identity,
-    keep,
+    RunRecord,
     plan_of_run,
     read_record,
+    recorded_config_path,
     recorded_settings,
+    write_record,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,7 @@ FOREIGN = sorted((ROOT / "tests" / "foreign_configs").glob("*.py"))
 def record(path: Path, plan: Plan) -> RunFolder:
     folder = RunFolder(path / "run")
     folder.path.mkdir()
-    keep(folder, plan)
+    write_record(folder, plan)
     return folder
 
 
@@ -41,7 +41,9 @@ def test_the_same_plan_is_made_again(config: Path, tmp_path: Path) -> None:
     again = plan_of_run(folder, gpus=None)
     assert (again.settings, again.layout) == (plan.settings, plan.layout)
     assert (again.warnings, again.notes) == (plan.warnings, plan.notes)
-    assert [again.cite(name) for name in plan.stated] == [plan.cite(name) for name in plan.stated]
+    assert [again.cite(name) for name in plan.source_of] == [
+        plan.cite(name) for name in plan.source_of
+    ]
     assert again.config == plan.config
     assert recorded_settings(folder) == plan.settings
 
@@ -85,7 +87,9 @@ def test_the_users_files_and_environment_are_not_read_again(child: RunFolder) ->
     assert again.cite("batch_size").endswith("child.py:3: BATCH_SIZE=4")
     record = read_record(child)
     assert record.data_parallel == 2
-    assert Record.model_validate_json(record.model_dump_json()) == record, "is sent to other ranks"
+    assert RunRecord.model_validate_json(record.model_dump_json()) == record, (
+        "is sent to other ranks"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,9 +113,9 @@ def test_overrides_apply_to_what_was_recorded(child, overrides, changed):
 
 
 def test_another_model_is_refused(child):
-    with pytest.raises(Refused, match=r"model.n_layer=3, and the run's weights are of 2"):
+    with pytest.raises(UserError, match=r"model.n_layer=3, and the run's weights are of 2"):
         plan_of_run(child, gpus=4, overrides=["model.n_layer=3"])
-    with pytest.raises(Refused, match=r"the run's weights are of "):
+    with pytest.raises(UserError, match=r"the run's weights are of "):
         plan_of_run(child, gpus=4, overrides=["model=dict(type='gpt2_small')"])
 
 
@@ -121,9 +125,9 @@ def test_a_run_of_an_older_version_has_its_resolved_settings(child):
     child.statements.unlink()
     again = plan_of_run(child, gpus=4)
     assert again.settings == before.settings
-    assert identity(child) is None
-    keep(child, again)
-    assert identity(child) is None, "it is still not known"
+    assert recorded_config_path(child) is None
+    write_record(child, again)
+    assert recorded_config_path(child) is None, "it is still not known"
 
 
 @pytest.fixture
@@ -159,12 +163,12 @@ def test_what_is_wrong_is_told_of_the_right_place(folder):
 def test_what_is_no_run_is_refused(folder):
     told = json.loads(folder.resolved.read_text())
     folder.resolved.write_text(json.dumps({**told, "of_another_version": 1}))
-    with pytest.raises(Refused, match=r"resolved.json: of_another_version: Extra inputs"):
+    with pytest.raises(UserError, match=r"resolved.json: of_another_version: Extra inputs"):
         recorded_settings(folder)
     folder.statements.write_text('{"config": 3}')
-    with pytest.raises(Refused, match=r"statements.json: config: Input should be a valid string"):
+    with pytest.raises(UserError, match=r"statements.json: config: Input should be a valid string"):
         plan_of_run(folder, gpus=None)
     folder.statements.unlink()
     folder.resolved.unlink()
-    with pytest.raises(Refused, match=r"resolved\.json cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"resolved\.json cannot be read: No such file"):
         plan_of_run(folder, gpus=None)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from engine.plan import Plan, make_plan
-from engine.runs.plan_summary import count, overview, remarks, table
+from engine.runs.plan_summary import format_count, plan_remarks, plan_summary, summary_table
 
 CONFIG = """
 BATCH_SIZE = 6
@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def test_the_numbers_are_the_plans(plan):
-    lines = overview(plan)
+    lines = plan_summary(plan)
     assert lines["model"] == "2 layers, 4 heads of 16, width 64, vocabulary 1,000"
     assert lines["layout"] == "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes"
     assert lines["batch"] == (
@@ -42,24 +42,26 @@ def test_the_numbers_are_the_plans(plan):
     # 6 x (2 x (4 x 64^2 + 2 x 64 x 256) + 64 x 1000) + 12 x 2 x 64 x 32 FLOPs a token
     flops = 6 * (2 * 49152 + 64000) + 49152
     assert lines["work"] == (
-        f"1,152 tokens and {count(1152 * flops)}FLOPs a step, 1.02 MFLOPs a token; float32"
+        f"1,152 tokens and {format_count(1152 * flops)}FLOPs a step, 1.02 MFLOPs a token; float32"
     )
 
 
 def test_remarks_are_all_told(plan):
     said = replace(plan, warnings=("a.py:1: slow",), notes=("a.py:2: so",))
-    assert remarks(said) == ["warning: a.py:1: slow", "note: a.py:2: so"]
+    assert plan_remarks(said) == ["warning: a.py:1: slow", "note: a.py:2: so"]
 
 
 def test_a_table_keeps_its_words_on_a_narrow_terminal():
     file = io.StringIO()
-    Console(file=file, width=30).print(table({"model": "two layers and [bold]four heads, wide"}))
+    Console(file=file, width=30).print(
+        summary_table({"model": "two layers and [bold]four heads, wide"})
+    )
     assert len(file.getvalue().splitlines()) > 1
     assert "[bold]four" in file.getvalue()
 
 
 def test_counts():
-    assert [count(n) for n in (5, 999.6, 124_439_808, 1.75e11, 3.1e15)] == [
+    assert [format_count(n) for n in (5, 999.6, 124_439_808, 1.75e11, 3.1e15)] == [
         "5 ",
         "1 K",
         "124 M",

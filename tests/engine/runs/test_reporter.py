@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from engine.config.schema import Model, Settings
-from engine.estimate.flops import PEAKS, flops_per_token
+from engine.config.schema import ModelSettings, Settings
+from engine.estimate.flops import PEAK_FLOPS, flops_per_token
 from engine.layout import Layout
 from engine.plan import ConfigFile, Plan
 from engine.runs.advice import HOUR
-from engine.runs.folder import RunFolder, claim
-from engine.runs.metrics import Row
-from engine.runs.reporter import Facts, Reporter, open_reporter
-from engine.runs.terminal import duration
+from engine.runs.folder import RunFolder, claim_folder
+from engine.runs.metrics import StepMetrics
+from engine.runs.reporter import Reporter, RunInfo, open_reporter
+from engine.runs.terminal import format_duration
 from models.parallel.registry import modes
 
-ROW = Row(
+ROW = StepMetrics(
     step=1,
     loss=3.0,
     lr=1e-3,
@@ -56,7 +56,7 @@ def plan(tmp_path: Path) -> Plan:
         tensor_parallel=4,
         mode="2d",
         precision="bf16",
-        model=Model(**sizes, head_dim=8, n_inner=128),
+        model=ModelSettings(**sizes, head_dim=8, n_inner=128),
     )
     return Plan(
         settings=settings,
@@ -68,12 +68,12 @@ def plan(tmp_path: Path) -> Plan:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    return claim("demo", "a", output=tmp_path / "run")
+    return claim_folder("demo", "a", output=tmp_path / "run")
 
 
 def report(plan: Plan, folder: RunFolder, device: str = "cpu") -> tuple[Reporter, io.StringIO]:
     file = io.StringIO()
-    facts = Facts(device=device, parameters=26_000, total_steps=20, more={"data": "poems"})
+    facts = RunInfo(device=device, parameters=26_000, total_steps=20, more={"data": "poems"})
     return open_reporter(plan, facts, folder, Console(file=file, width=200)), file
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
         assert folder.read_status()["state"] == "running"
         reporter.step(ROW)
         reporter.step(replace(ROW, step=2, val_loss=2.5))
-        reporter.say("a word")
+        reporter.print_line("a word")
     status = folder.read_status()
     assert (status["state"], status["step"]) == ("finished", 2)
     rows = [json.loads(line) for line in folder.log.read_text().splitlines()]
@@ -143,7 +143,7 @@ def test_what_was_said_first_of_the_end_stays(plan, folder):
     with reporter:
         reporter.step(ROW)
         reporter.finish("interrupted", "asked to")
-        reporter.say("good bye")
+        reporter.print_line("good bye")
     assert folder.read_status()["message"] == "asked to"
     assert "good bye" in file.getvalue()
 
@@ -155,7 +155,7 @@ def test_mfu_is_of_all_devices_together(plan, folder):
     flops = flops_per_token(plan.settings.model, 64) * 1e10
     assert flops > 1e14
     titles, values = (line.split() for line in file.getvalue().splitlines()[-2:])
-    assert values[titles.index("MFU") + 2] == f"{flops / (8 * PEAKS['H200'][0]):.1%}"
+    assert values[titles.index("MFU") + 2] == f"{flops / (8 * PEAK_FLOPS['H200'][0]):.1%}"
 
 
 def test_without_a_known_peak_there_is_no_mfu(plan, folder):
@@ -169,12 +169,12 @@ def test_without_a_known_peak_there_is_no_mfu(plan, folder):
 def test_the_time_on_a_cpu_is_told_before_the_first_step(plan, folder, cores):
     """And a smaller run where it is long."""
     file = io.StringIO()
-    facts = Facts(device="cpu", parameters=26_000, total_steps=10_000_000, cores=cores)
+    facts = RunInfo(device="cpu", parameters=26_000, total_steps=10_000_000, cores=cores)
     open_reporter(plan, facts, folder, Console(file=file, width=200)).finish("finished")
     text = " ".join(file.getvalue().split())
     seconds = flops_per_token(plan.settings.model, 64) * plan.tokens_per_step / 30e9 / 4 * 1e7
     assert seconds > HOUR
-    told = f"time about {duration(seconds)}, a guess at 30 GFLOP/s a core on 4 cores"
+    told = f"time about {format_duration(seconds)}, a guess at 30 GFLOP/s a core on 4 cores"
     assert (told in text) == (cores is not None)
     assert ("for a run of 10 minutes: MAX_STEPS=" in text) == (cores is not None)
 
@@ -192,6 +192,6 @@ def test_the_other_ranks_are_silent(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Reporter() as reporter:
         reporter.step(ROW)
-        reporter.say("not heard")
+        reporter.print_line("not heard")
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []

@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.directory import Shelf
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import TRAINING
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.runs.folder import RunFolder
-from engine.runs.resolve import pick, pick_weights, run_with_checkpoints, run_with_weights
+from engine.runs.resolve import (
+    resolve_checkpoint,
+    resolve_weights,
+    run_with_checkpoints,
+    run_with_weights,
+)
 from tests.support.checkpoints import training_at
 
 
 def make(path: Path, losses: Mapping[int, float | None]) -> RunFolder:
     folder = RunFolder(path)
     for step, loss in losses.items():
-        checkpoint = Shelf(folder.checkpoints).folder(step)
+        checkpoint = CheckpointDirectory(folder.checkpoints).folder(step)
         checkpoint.mkdir(parents=True)
         (checkpoint / TRAINING).write_text(training_at(step, val_loss=loss).model_dump_json())
     return folder
@@ -26,7 +31,9 @@ def make(path: Path, losses: Mapping[int, float | None]) -> RunFolder:
 
 def test_latest_best_and_by_number(tmp_path):
     folder = make(tmp_path, {1: 2.0, 20: 1.0, 3: 1.0, 100: None})
-    found = {which: pick(folder, which).name for which in ("latest", "best", "3", "0100")}
+    found = {
+        which: resolve_checkpoint(folder, which).name for which in ("latest", "best", "3", "0100")
+    }
     assert found == {
         "latest": "step-00000100",
         "best": "step-00000020",
@@ -45,8 +52,8 @@ def test_latest_best_and_by_number(tmp_path):
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path, losses, which, told):
-    with pytest.raises(Refused, match=told):
-        pick(make(tmp_path, losses), which)
+    with pytest.raises(UserError, match=told):
+        resolve_checkpoint(make(tmp_path, losses), which)
 
 
 def test_the_newest_run_that_has_any(tmp_path):
@@ -60,9 +67,9 @@ def test_the_newest_run_that_has_any(tmp_path):
         make(tmp_path / name, losses)
     assert run_with_checkpoints(None, tmp_path).path.name == "a-20260201-000000-2"
     assert run_with_checkpoints(tmp_path / "notes").path.name == "notes"
-    with pytest.raises(Refused, match="has no checkpoints"):
+    with pytest.raises(UserError, match="has no checkpoints"):
         run_with_checkpoints(tmp_path / "nowhere")
-    with pytest.raises(Refused, match=r"no run under .* has checkpoints: name one"):
+    with pytest.raises(UserError, match=r"no run under .* has checkpoints: name one"):
         run_with_checkpoints(None, tmp_path / "nowhere")
 
 
@@ -79,13 +86,13 @@ def test_weights_are_a_checkpoints_or_what_the_run_ended_with(tmp_path):
     assert run_with_checkpoints(None, tmp_path).path.name == "both-20260101-000000"
     newest = run_with_weights(None, tmp_path)
     assert newest.path.name == "file-20260201-000000"
-    assert pick_weights(newest, "latest") == newest.weights
-    with pytest.raises(Refused, match="no checkpoint 2; there are: none"):
-        pick_weights(newest, "2")
+    assert resolve_weights(newest, "latest") == newest.weights
+    with pytest.raises(UserError, match="no checkpoint 2; there are: none"):
+        resolve_weights(newest, "2")
     both = RunFolder(tmp_path / "both-20260101-000000")
-    found = [pick_weights(both, which).name for which in ("latest", "best", "1")]
+    found = [resolve_weights(both, which).name for which in ("latest", "best", "1")]
     assert found == ["step-00000002", "step-00000001", "step-00000001"]
-    with pytest.raises(Refused, match=r"none-20260301-000000 has no weights"):
+    with pytest.raises(UserError, match=r"none-20260301-000000 has no weights"):
         run_with_weights(tmp_path / "none-20260301-000000")
-    with pytest.raises(Refused, match=r"no run under .* has weights: name one"):
+    with pytest.raises(UserError, match=r"no run under .* has weights: name one"):
         run_with_weights(None, tmp_path / "nowhere")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.directory import Shelf
-from engine.errors import Refused
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.errors import UserError
 from engine.plan import Plan, make_plan
-from engine.runs.folder import RunFolder, State, claim
-from engine.runs.plan_from_run import keep
-from engine.runs.resume_candidates import Asked, Way, ways
+from engine.runs.folder import RunFolder, RunStatus, claim_folder
+from engine.runs.plan_from_run import write_record
+from engine.runs.resume_candidates import ResumeCandidate, StartOptions, resume_candidates
 from tests.support.jobs import TINY
 
 OVER = "starts over"
@@ -26,18 +26,21 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def make(name: str, run_id: str = "other", steps: tuple[int, ...] = ()) -> RunFolder:
-    folder = claim("tiny", run_id, output=Path(name))
+    folder = claim_folder("tiny", run_id, output=Path(name))
     for step in steps:
-        Shelf(folder.checkpoints).folder(step).mkdir(parents=True)
+        CheckpointDirectory(folder.checkpoints).folder(step).mkdir(parents=True)
     return folder
 
 
 def found(plan: Plan, resume: str, output: str | None = None) -> list[object]:
     """(folder, steps) of each way; 'starts over' where it would."""
-    asked = Asked(resume=resume, output=Path(output) if output else None)
+    asked = StartOptions(resume=resume, output=Path(output) if output else None)
     return [
-        (way.home, OVER if way.starts_over else [int(Path(c).name[5:]) for c in way.checkpoints])
-        for way in ways("mine", plan, asked)
+        (
+            way.run_folder,
+            OVER if way.starts_over else [int(Path(c).name[5:]) for c in way.checkpoints],
+        )
+        for way in resume_candidates("mine", plan, asked)
     ]
 
 
@@ -110,21 +113,21 @@ def test_a_checkpoint_outside_of_any_run_makes_a_new_run(plan):
 def test_other_paths_are_refused(plan, path):
     make(OLD, steps=(1,))
     Path("model.pt").touch()
-    with pytest.raises(Refused, match=r"is not there|is neither a run's folder nor a checkpoint"):
+    with pytest.raises(UserError, match=r"is not there|is neither a run's folder nor a checkpoint"):
         found(plan, path)
 
 
 def test_a_way_is_sent_to_other_ranks_as_it_is(plan):
     make(OLD, steps=(1,))
-    (way,) = ways("mine", plan, Asked(resume=OLD))
-    assert way == Way(home=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
+    (way,) = resume_candidates("mine", plan, StartOptions(resume=OLD))
+    assert way == ResumeCandidate(run_folder=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
 
 
-def record(name: str, config: Path, state: State = "interrupted") -> RunFolder:
+def record(name: str, config: Path, state: RunStatus = "interrupted") -> RunFolder:
     """A run of a config file, with a checkpoint of step 4."""
     folder = make(name, steps=(4,))
     plan = make_plan(config, gpus=1, environ={})
-    keep(folder, plan)
+    write_record(folder, plan)
     folder.write_status(state, step=4)
     return folder
 
@@ -140,15 +143,15 @@ def test_auto_takes_no_run_of_another_file_of_the_same_name(plan):
     """And says which run it skips, why, and how to continue that one."""
     one, other = copy_of_config("one"), copy_of_config("other")
     record(OLD, one), record(NEW, other)
-    asked = Asked(resume="auto")
-    mine, new = ways("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
-    assert (mine.home, new.home) == (OLD, None)
+    asked = StartOptions(resume="auto")
+    mine, new = resume_candidates("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
+    assert (mine.run_folder, new.run_folder) == (OLD, None)
     assert mine.remarks == [
         f"{NEW} is skipped: it is a run of {other.resolve()}, and this is {one.resolve()}; "
         f"--resume {NEW} continues it"
     ]
-    (anew,) = ways("mine", plan, asked)
-    assert (anew.home, anew.starts_over) == (None, True)
+    (anew,) = resume_candidates("mine", plan, asked)
+    assert (anew.run_folder, anew.starts_over) == (None, True)
     assert [line.split(" is skipped")[0] for line in anew.remarks[:2]] == [NEW, OLD]
     assert anew.remarks[2] == f"no run of {plan.config.path} is left to continue: a new run begins"
 
@@ -157,14 +160,16 @@ def test_the_same_file_by_another_path_is_the_same(plan):
     config = copy_of_config("one")
     Path("link").symlink_to("one")
     record(NEW, config)
-    first, _ = ways("mine", make_plan("link/tiny.py", gpus=1, environ={}), Asked(resume="auto"))
-    assert (first.home, first.remarks) == (NEW, [])
+    first, _ = resume_candidates(
+        "mine", make_plan("link/tiny.py", gpus=1, environ={}), StartOptions(resume="auto")
+    )
+    assert (first.run_folder, first.remarks) == (NEW, [])
 
 
 def test_a_run_that_recorded_no_file_goes_by_its_name_and_says_so(plan):
     make(NEW, steps=(4,))
-    first, _ = ways("mine", plan, Asked(resume="auto"))
-    assert first.home == NEW
+    first, _ = resume_candidates("mine", plan, StartOptions(resume="auto"))
+    assert first.run_folder == NEW
     assert first.remarks == [f"{NEW} does not record its config file, and is taken by name"]
 
 
@@ -174,10 +179,10 @@ def test_a_finished_run_is_refused_with_what_trains_more(plan):
         f"{NEW} is finished at step 4: MAX_STEPS=N, with N above 4, trains it further; "
         f"--init-from {NEW} begins a new run with its weights"
     )
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         found(plan, NEW)
     assert str(refusal.value) == told
-    first, _ = ways("mine", plan, Asked(resume="auto"))
+    first, _ = resume_candidates("mine", plan, StartOptions(resume="auto"))
     assert first.finished == told
     more = make_plan("tiny.py", gpus=1, overrides=["MAX_STEPS=5"], environ={})
     assert found(more, NEW) == [(NEW, [4])]
@@ -185,13 +190,13 @@ def test_a_finished_run_is_refused_with_what_trains_more(plan):
 
 def test_a_run_without_a_checkpoint_is_refused_with_its_state(plan):
     make(NEW).write_status("failed", step=3)
-    with pytest.raises(Refused, match=r"has no checkpoint to continue from \(failed at step 3\)"):
+    with pytest.raises(UserError, match=r"has no checkpoint to continue from \(failed at step 3\)"):
         found(plan, NEW)
 
 
 def test_a_moved_run_stays_where_it_is(plan):
     """Its log.dir says where it was."""
     there = make_plan("tiny.py", gpus=1, overrides=["log.dir=out"], environ={})
-    keep(make("out", steps=(4,)), there)
+    write_record(make("out", steps=(4,)), there)
     Path("out").rename("moved")
     assert found(there, "moved") == [("moved", [4])]

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from engine.runs.metrics import Row
+from engine.runs.metrics import StepMetrics
 from engine.runs.terminal import (
-    Pace,
+    StepTimer,
     Terminal,
-    duration,
-    header,
-    line,
-    pleasant_interval,
-    say,
-    size,
-    val_line,
+    format_bytes,
+    format_duration,
+    format_header,
+    format_row,
+    format_validation,
+    print_wrapped,
+    round_interval,
 )
 
 
-class Clock:
+class FakeClock:
     """A clock that a test moves."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Clock:
         return self.now
 
 
-def row(step: int, **changes: Any) -> Row:
+def row(step: int, **changes: Any) -> StepMetrics:
     values: dict[str, Any] = {
         "step": step,
         "loss": 2.34567,
@@ -45,7 +45,7 @@ def row(step: int, **changes: Any) -> Row:
         "seconds": 0.0414,
         "memory_by_rank": (400 * 2**20, 512 * 2**20),
     }
-    return Row(**values | changes)
+    return StepMetrics(**values | changes)
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
@@ -55,9 +55,9 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_a_row_of_the_table():
     assert [
-        header(row(7), 2000),
-        line(row(7), 2000, "1:02"),
-        val_line(row(7, val_loss=2.5), 2000),
+        format_header(row(7), 2000),
+        format_row(row(7), 2000, "1:02"),
+        format_validation(row(7, val_loss=2.5), 2000),
     ] == [
         "                  loss      lr    norm tok/s ms/step   memory      ETA",
         "step    7/2000  2.3457 3.0e-04   0.835 12.3K      41  512 MiB     1:02",
@@ -79,9 +79,9 @@ LONG = {
     "norm", [0.0, 3e-9, 0.0123, 0.8345, 12.345, 999.9994, 1234.5, 1e9, math.inf]
 )
 def test_rows_fit_80_columns_and_each_value_has_its_place(norm, changes):
-    total, eta = 600_000, duration(23 * 3600 + 59 * 60 + 59)
-    text = line(row(123_456, grad_norm=norm, **changes), total, eta)
-    titles = header(row(1, **changes), total)
+    total, eta = 600_000, format_duration(23 * 3600 + 59 * 60 + 59)
+    text = format_row(row(123_456, grad_norm=norm, **changes), total, eta)
+    titles = format_header(row(1, **changes), total)
     assert len(text) == len(titles) == 80 - 6 * (changes.get("mfu") is None)
     ends = [found.end() for found in re.finditer(r"\S+", titles)]
     assert all(text[end - 1] != " " and text[end:][:1] in ("", " ") for end in ends)
@@ -89,7 +89,7 @@ def test_rows_fit_80_columns_and_each_value_has_its_place(norm, changes):
 
 def test_into_a_file_go_plain_rows_every_so_many_steps_the_first_and_the_last():
     out, file = console(terminal=False)
-    terminal = Terminal(out, Pace(total_steps=10, clock=Clock()), every=4)
+    terminal = Terminal(out, StepTimer(total_steps=10, clock=FakeClock()), every=4)
     for step in range(1, 11):
         terminal.step(row(step, val_loss=2.0 if step == 5 else None))
     terminal.close()
@@ -105,8 +105,8 @@ def test_into_a_file_go_plain_rows_every_so_many_steps_the_first_and_the_last():
 )
 def test_a_run_prints_some_thirty_rows(done, total):
     out, file = console(terminal=False)
-    terminal = Terminal(out, Pace(total_steps=total, clock=Clock()), first_step=done)
-    every = pleasant_interval(total - done)
+    terminal = Terminal(out, StepTimer(total_steps=total, clock=FakeClock()), first_step=done)
+    every = round_interval(total - done)
     for step in sorted({done + 1, *range(done + every, total + 1, every), total}):
         terminal.step(row(step))
     rows = file.getvalue().count("step ")
@@ -118,9 +118,9 @@ def test_a_long_line_is_not_broken_in_a_file_and_wrapped_between_words_on_a_term
         "warning: [bold]" + "words that go on " * 10 + "/a/path/that-is/longer/than/thirty/columns"
     )
     file, watched = io.StringIO(), io.StringIO()
-    say(Console(file=file, width=30), text)
+    print_wrapped(Console(file=file, width=30), text)
     assert file.getvalue() == text + "\n"
-    say(Console(file=watched, width=30, force_terminal=True), text)
+    print_wrapped(Console(file=watched, width=30, force_terminal=True), text)
     lines = watched.getvalue().splitlines()
     assert " ".join(part.strip() for part in lines) == text
     assert len(lines) > 5
@@ -130,8 +130,10 @@ def test_a_long_line_is_not_broken_in_a_file_and_wrapped_between_words_on_a_term
 def test_what_is_said_below_rows_can_be_copied():
     """Also on a terminal: a command is not cut in two."""
     file = io.StringIO()
-    terminal = Terminal(Console(file=file, width=20, force_terminal=True), Pace(total_steps=10))
-    terminal.say("cuboid train --resume runs/NAME-TIME")
+    terminal = Terminal(
+        Console(file=file, width=20, force_terminal=True), StepTimer(total_steps=10)
+    )
+    terminal.print_text("cuboid train --resume runs/NAME-TIME")
     terminal.close()
     assert "cuboid train --resume runs/NAME-TIME\n" in file.getvalue()
 
@@ -141,7 +143,7 @@ def test_on_a_terminal_there_is_a_bar_below_the_lines_and_it_goes_away(width):
     """It leaves the columns of a ^C free: in the next line that would push the bar up for good."""
     file = io.StringIO()
     out = Console(file=file, force_terminal=True, width=width)
-    terminal = Terminal(out, Pace(total_steps=10), every=5)
+    terminal = Terminal(out, StepTimer(total_steps=10), every=5)
     for step in range(1, 11):
         terminal.step(row(step))
     terminal.close()
@@ -159,13 +161,13 @@ def test_on_a_terminal_there_is_a_bar_below_the_lines_and_it_goes_away(width):
 
 def test_who_is_killed_leaves_a_cursor():
     file = io.StringIO()
-    Terminal(Console(file=file, force_terminal=True), Pace(total_steps=10))
+    Terminal(Console(file=file, force_terminal=True), StepTimer(total_steps=10))
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
 
 
 def test_time_left_counts_all_but_the_first_step():
-    clock = Clock()
-    pace = Pace(total_steps=10, clock=clock)
+    clock = FakeClock()
+    pace = StepTimer(total_steps=10, clock=clock)
     assert pace.seconds_left is None
     clock.now += 60  # compiling, say
     pace.mark(1)
@@ -178,8 +180,8 @@ def test_time_left_counts_all_but_the_first_step():
 
 
 def test_a_resumed_run_counts_from_where_it_goes_on():
-    clock = Clock()
-    pace = Pace(total_steps=100, clock=clock)
+    clock = FakeClock()
+    pace = StepTimer(total_steps=100, clock=clock)
     for step in (91, 92):
         clock.now += 1.0
         pace.mark(step)
@@ -187,7 +189,7 @@ def test_a_resumed_run_counts_from_where_it_goes_on():
 
 
 def test_advice_is_asked_once_when_the_pace_is_steady():
-    clock = Clock()
+    clock = FakeClock()
     asked: list[tuple[float, int]] = []
 
     def advise(seconds_per_step: float, steps_left: int) -> str:
@@ -195,7 +197,7 @@ def test_advice_is_asked_once_when_the_pace_is_steady():
         return "try less"
 
     out, file = console(terminal=False)
-    terminal = Terminal(out, Pace(total_steps=1000, clock=clock), every=1000, advise=advise)
+    terminal = Terminal(out, StepTimer(total_steps=1000, clock=clock), every=1000, advise=advise)
     clock.now += 500  # the first step warms up
     for step in range(1, 9):
         terminal.step(row(step))
@@ -217,10 +219,10 @@ def test_advice_is_asked_once_when_the_pace_is_steady():
     ],
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_sizes():
-    assert size(512 * 2**20) == "512 MiB"
-    assert size(9.5 * 2**30) == "9728 MiB"
-    assert size(12.5 * 2**30) == "12.5 GiB"
+    assert format_bytes(512 * 2**20) == "512 MiB"
+    assert format_bytes(9.5 * 2**30) == "9728 MiB"
+    assert format_bytes(12.5 * 2**30) == "12.5 GiB"

@@ -14,48 +14,50 @@ from torch import Tensor
 
 from engine.plan import make_plan
 from engine.training import gradients
-from engine.training.gradients import GradientSum, rescale, square_sum
-from models.chunks import Chunks
+from engine.training.gradients import GradientReducer, local_grad_norm_squared, unscale_and_clip
+from models.chunks import ModelChunks
 from models.parallel.collectives import Traffic
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from tests.support.local_shards import summed
 from tests.support.runs import build_empty
-from tests.support.training import Run, build, gathered, open_partition, rounds, samples
+from tests.support.training import TrainingCase, build, gathered, open_partition, rounds, samples
 from tests.support.worlds import run_world
 
 RUNS = [
-    Run(mode="1d", tensor=2, data=2, accumulation=3, dtype=torch.float64),
-    Run(mode="2d", tensor=4, accumulation=3, dtype=torch.float64),
-    Run(mode="2.5d", tensor=2, depth=2, data=2, accumulation=3, tied=False, dtype=torch.float64),
-    Run(data=4, accumulation=3, checkpoint=True, dtype=torch.float64),
+    TrainingCase(mode="1d", tensor=2, data=2, accumulation=3, dtype=torch.float64),
+    TrainingCase(mode="2d", tensor=4, accumulation=3, dtype=torch.float64),
+    TrainingCase(
+        mode="2.5d", tensor=2, depth=2, data=2, accumulation=3, tied=False, dtype=torch.float64
+    ),
+    TrainingCase(data=4, accumulation=3, checkpoint=True, dtype=torch.float64),
 ]
 
 
-def backward(model: Chunks, run: Run, part: Partition, number: int) -> None:
+def backward(model: ModelChunks, run: TrainingCase, part: ParallelContext, number: int) -> None:
     """One round of accumulation."""
     ids, targets = rounds(run, samples(run, 1), part.axes["data"].index)[number]
     (gpt,) = model
     gpt.loss(gpt(gpt.embed(ids), run.length), targets, 1 / 83).backward()
 
 
-def by_hand(run: Run, part: Partition) -> dict[str, Tensor]:
+def by_hand(run: TrainingCase, part: ParallelContext) -> dict[str, Tensor]:
     """Every gradient of all rounds, summed one by one by the one rule."""
     model = build(run, part)
     for number in range(run.accumulation):
         backward(model, run, part, number)
-    boxes = model.boxes()
+    boxes = model.shards()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: summed(gradient, boxes[name], part) for name, gradient in found.items()}
 
 
-def observe(rank: int, size: int, run: Run, bucket_bytes: int) -> dict[str, Any]:
-    """One accumulated step by ``GradientSum``, and what was sent over data when."""
+def observe(rank: int, size: int, run: TrainingCase, bucket_bytes: int) -> dict[str, Any]:
+    """One accumulated step by ``GradientReducer``, and what was sent over data when."""
     traffic = Traffic()
     part = open_partition(run, rank, traffic)
     wanted = by_hand(run, part)
     model = build(run, part)
     with patch.object(gradients, "BUCKET_BYTES", bucket_bytes):
-        sums = GradientSum(model)
+        sums = GradientReducer(model)
     sent: list[int] = []  # over data, by when the gradient of the positions, the last one, is there
     model[0].wpe.weight.register_post_accumulate_grad_hook(
         lambda _: sent.append(over(traffic, "data"))
@@ -64,13 +66,13 @@ def observe(rank: int, size: int, run: Run, bucket_bytes: int) -> dict[str, Any]
     sums.zero()
     for number in range(run.accumulation):
         last = number == run.accumulation - 1
-        with sums.complete() if last else nullcontext():
+        with sums.final_backward() if last else nullcontext():
             backward(model, run, part, number)
     sums.wait()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == wanted.keys()
     whole = gathered(model, found, size)
-    share = square_sum(model)
+    share = local_grad_norm_squared(model)
     part.axes["world"].all_reduce(share)
     return {
         "errors": {n: float((found[n] - g).norm() / g.norm()) for n, g in wanted.items()},
@@ -98,7 +100,7 @@ def observed() -> list[list[list[dict[str, Any]]]]:
     return run_world(4, observe_all)
 
 
-def of_all_ranks(run: Run) -> list[dict[str, Any]]:
+def of_all_ranks(run: TrainingCase) -> list[dict[str, Any]]:
     return [seen for rank in observed() for seen in rank[RUNS.index(run)]]
 
 
@@ -106,28 +108,28 @@ each_run = pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
 
 
 @each_run
-def test_buckets_sum_what_the_rule_says(run: Run) -> None:
+def test_buckets_sum_what_the_rule_says(run: TrainingCase) -> None:
     for seen in of_all_ranks(run):
         wrong = {name: e for name, e in seen["errors"].items() if not e <= 1e-14}
         assert not wrong
 
 
 @each_run
-def test_buckets_are_as_large_as_they_may_be(run: Run) -> None:
+def test_buckets_are_as_large_as_they_may_be(run: TrainingCase) -> None:
     for small, large in (rank[RUNS.index(run)] for rank in observed()):
         assert large["buckets"] == large["kinds"]
         assert small["buckets"] > small["kinds"]
 
 
 @each_run
-def test_nothing_is_sent_before_the_last_round(run: Run) -> None:
+def test_nothing_is_sent_before_the_last_round(run: TrainingCase) -> None:
     for seen in of_all_ranks(run):
         assert len(seen["sent"]) == run.accumulation
         assert not any(seen["sent"][:-1])
 
 
 @each_run
-def test_sums_begin_while_backward_runs(run: Run) -> None:
+def test_sums_begin_while_backward_runs(run: TrainingCase) -> None:
     """By the time the positions' gradient comes, last of all, the other buckets are on their way.
     Where an earlier axis comes first, data has to wait for it."""
     for small, _ in (rank[RUNS.index(run)] for rank in observed()):
@@ -136,7 +138,7 @@ def test_sums_begin_while_backward_runs(run: Run) -> None:
 
 
 @each_run
-def test_data_ranks_send_each_gradient_once(run: Run) -> None:
+def test_data_ranks_send_each_gradient_once(run: TrainingCase) -> None:
     """2 (n - 1) / n of it; a bucket below 64 KiB goes to all others whole."""
     for small, large in (rank[RUNS.index(run)] for rank in observed()):
         assert small["sent in all"] == (run.data - 1) * small["held"]
@@ -145,13 +147,13 @@ def test_data_ranks_send_each_gradient_once(run: Run) -> None:
 
 
 @each_run
-def test_the_norm_is_that_of_the_whole_gradient(run: Run) -> None:
+def test_the_norm_is_that_of_the_whole_gradient(run: TrainingCase) -> None:
     for seen in of_all_ranks(run):
         assert seen["norm"] == pytest.approx(seen["whole norm"], rel=1e-14)
 
 
-def alone(dtype: torch.dtype = torch.float32) -> tuple[Chunks, Run, Partition]:
-    run = Run(dtype=dtype)
+def alone(dtype: torch.dtype = torch.float32) -> tuple[ModelChunks, TrainingCase, ParallelContext]:
+    run = TrainingCase(dtype=dtype)
     part = open_partition(run, 0)
     return build(run, part), run, part
 
@@ -165,25 +167,25 @@ def test_clipping_is_torchs(limit: float | None) -> None:
         assert parameter.grad is not None
         copy.grad = parameter.grad.clone()
     wanted = torch.nn.utils.clip_grad_norm_(plain, limit if limit is not None else torch.inf)
-    norm = float(square_sum(model).sqrt())
+    norm = float(local_grad_norm_squared(model).sqrt())
     assert norm == pytest.approx(float(wanted), rel=1e-6)
-    rescale(model, norm, limit)
+    unscale_and_clip(model, norm, limit)
     for copy, parameter in zip(plain, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, copy.grad, rtol=2e-6, atol=0)
 
 
 def test_a_new_step_forgets_the_last_ones_gradients() -> None:
     model, run, part = alone()
-    sums = GradientSum(model)
+    sums = GradientReducer(model)
     for _ in range(2):
         sums.zero()
-        with sums.complete():
+        with sums.final_backward():
             backward(model, run, part, 0)
         sums.wait()
-        norm = float(square_sum(model))
+        norm = float(local_grad_norm_squared(model))
     once, *_ = alone()
     backward(once, run, part, 0)
-    assert norm == float(square_sum(once))
+    assert norm == float(local_grad_norm_squared(once))
 
 
 def test_offloaded_weights_have_buckets_where_they_are(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_offloaded_weights_have_buckets_where_they_are(tmp_path: Path) -> None:
     path = tmp_path / "deep.py"
     path.write_text(DEEP_OFFLOADED)
     model = build_empty(make_plan(path, gpus=2, environ={}), 0)
-    sums = GradientSum(model)
+    sums = GradientReducer(model)
     assert {bucket.flat.device.type for bucket in sums.buckets} == {"cpu", "meta"}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
@@ -211,15 +213,15 @@ data = dict(type="synthetic")
 """
 
 
-def no_backward_in_the_last_round(rank: int, size: int, run: Run) -> list[float]:
+def no_backward_in_the_last_round(rank: int, size: int, run: TrainingCase) -> list[float]:
     """A rank whose last share is empty still sums what it has."""
     part = open_partition(run, rank)
     model, wanted = build(run, part), by_hand(run, part)
-    sums = GradientSum(model)
+    sums = GradientReducer(model)
     sums.zero()
     for number in range(run.accumulation):
         backward(model, run, part, number)
-    with sums.complete():
+    with sums.final_backward():
         pass
     sums.wait()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -227,16 +229,16 @@ def no_backward_in_the_last_round(rank: int, size: int, run: Run) -> list[float]
 
 
 def test_buckets_that_backward_did_not_complete_are_summed_all_the_same() -> None:
-    run = Run(data=2, accumulation=2, dtype=torch.float64)
+    run = TrainingCase(data=2, accumulation=2, dtype=torch.float64)
     for errors in run_world(2, no_backward_in_the_last_round, run):
         assert all(error <= 1e-14 for error in errors)
 
 
-def precision(rank: int, size: int, run: Run) -> set[torch.dtype]:
+def precision(rank: int, size: int, run: TrainingCase) -> set[torch.dtype]:
     part = open_partition(run, rank)
     model = build(run, part)
-    sums = GradientSum(model)
-    with sums.complete():
+    sums = GradientReducer(model)
+    with sums.final_backward():
         backward(model, run, part, 0)
     sums.wait()
     return {bucket.flat.dtype for bucket in sums.buckets} | {
@@ -245,5 +247,5 @@ def precision(rank: int, size: int, run: Run) -> set[torch.dtype]:
 
 
 def test_bf16_gradients_are_summed_in_float32() -> None:
-    run = Run(mode="1d", tensor=2, compute=torch.bfloat16)
+    run = TrainingCase(mode="1d", tensor=2, compute=torch.bfloat16)
     assert run_world(2, precision, run) == [{torch.float32}] * 2

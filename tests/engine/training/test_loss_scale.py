@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from engine.config import schema
-from engine.training.gradients import GradientSum
+from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
 from engine.training.pipeline import Pipeline
-from engine.training.step import NotFinite, Outcome, Stepper
-from models.chunks import Chunks
+from engine.training.step import NonFiniteError, Stepper, StepResult
+from models.chunks import ModelChunks
 from tests.support.jobs import TINY, Job
 from tests.support.jobs import run as run_job
 from tests.support.training import (
-    Run,
+    TrainingCase,
     build,
     make_stepper,
     open_partition,
@@ -37,13 +37,13 @@ from tests.support.worlds import run_world
 
 
 def scale(**settings: Any) -> LossScale:
-    return LossScale(schema.LossScale(**settings))
+    return LossScale(schema.LossScaleSettings(**settings))
 
 
 class Torchs:
     """torch's GradScaler on one parameter."""
 
-    def __init__(self, settings: schema.LossScale) -> None:
+    def __init__(self, settings: schema.LossScaleSettings) -> None:
         self.scaler = torch.amp.GradScaler(
             "cpu",
             init_scale=settings.initial,
@@ -67,7 +67,7 @@ class Torchs:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_scale_goes_as_torchs(seed: int) -> None:
     draw = random.Random(seed)
-    settings = schema.LossScale(
+    settings = schema.LossScaleSettings(
         initial=2.0**10,
         growth_interval=draw.randint(1, 5),
         growth_factor=2.0,
@@ -114,22 +114,22 @@ def test_overflows_may_be_borne() -> None:
 
 # In a world
 
-FP16 = Run(samples=16, compute=torch.float16)
-PIPELINE = Run(samples=16, compute=torch.float16, pipeline=2, micro_batches=2)
+FP16 = TrainingCase(samples=16, compute=torch.float16)
+PIPELINE = TrainingCase(samples=16, compute=torch.float16, pipeline=2, micro_batches=2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class ScaleHistory:
     """What a rank saw: scales after each step, who skipped, and its weights before and after the
     step that overflowed."""
 
-    outcomes: list[Outcome]
+    outcomes: list[StepResult]
     scales: list[float]
     untouched: bool
     weights: list[Tensor]
 
 
-def overflow(rank: int, size: int, steps: list[int], bad: int | None) -> Course:
+def overflow(rank: int, size: int, steps: list[int], bad: int | None) -> ScaleHistory:
     """``steps``, in one of which, ``bad``, a gradient of rank 1 alone is infinite."""
     part = open_partition(PIPELINE, rank)
     model = build(PIPELINE, part)
@@ -154,13 +154,13 @@ def overflow(rank: int, size: int, steps: list[int], bad: int | None) -> Course:
         untouched = untouched and same is (step == bad)
         scales.append(stepper.loss_scale.scale)
     weights = [parameter.detach() for parameter in model.parameters()]
-    return Course(outcomes=outcomes, scales=scales, untouched=untouched, weights=weights)
+    return ScaleHistory(outcomes=outcomes, scales=scales, untouched=untouched, weights=weights)
 
 
 HEALTHY = Pipeline.train
 
 
-def faulty(self: Pipeline, batches: Any, seeds: Any, scale: float, sums: GradientSum) -> Tensor:
+def faulty(self: Pipeline, batches: Any, seeds: Any, scale: float, sums: GradientReducer) -> Tensor:
     loss = HEALTHY(self, batches, seeds, scale, sums)
     gradient = next(self.model.parameters()).grad
     assert gradient is not None
@@ -168,7 +168,7 @@ def faulty(self: Pipeline, batches: Any, seeds: Any, scale: float, sums: Gradien
     return loss
 
 
-def state(model: Chunks, stepper: Stepper) -> list[Tensor]:
+def state(model: ModelChunks, stepper: Stepper) -> list[Tensor]:
     """Weights and what the optimizer keeps."""
     optimizer = stepper.optimizer
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -177,7 +177,7 @@ def state(model: Chunks, stepper: Stepper) -> list[Tensor]:
 
 
 @cache
-def courses(bad: int | None) -> list[Course]:
+def courses(bad: int | None) -> list[ScaleHistory]:
     return run_world(2, overflow, [1, 2, 3] if bad else [1, 3], bad)
 
 
@@ -195,7 +195,7 @@ def test_after_it_training_goes_on_as_if_it_had_not_been() -> None:
 
 
 LARGE = [
-    Run(samples=16, compute=torch.float16, scale=2.0**28, steps=12, **how)
+    TrainingCase(samples=16, compute=torch.float16, scale=2.0**28, steps=12, **how)
     for how in ({}, {"pipeline": 2}, {"mode": "1d", "tensor": 2}, {"data": 2, "zero": 2})
 ]
 
@@ -221,7 +221,7 @@ def test_what_overflows_at_the_smallest_scale_is_an_error() -> None:
     with torch.no_grad():
         next(model.parameters())[0, 0] = torch.nan
     assert stepper.run(1, [(ids, targets)], targets=1, lr=0.1).skipped
-    with pytest.raises(NotFinite, match="not finite on rank 0"):
+    with pytest.raises(NonFiniteError, match="not finite on rank 0"):
         stepper.run(2, [(ids, targets)], targets=1, lr=0.1)
 
 

@@ -11,9 +11,9 @@ from statistics import median
 import pytest
 import torch
 
-from engine.checkpoint.load import Stored
+from engine.checkpoint.load import SavedCheckpoint
 from engine.config import schema
-from engine.runs.resume_candidates import Asked
+from engine.runs.resume_candidates import StartOptions
 from engine.training.loss_spikes import LossSpikes
 from tests.support.jobs import TINY, Job, run, run_all
 from tests.support.runs import open_run
@@ -21,7 +21,7 @@ from tests.support.setting_effects import CONFIG
 
 
 def spikes(window: int = 3, max_skips: int = 2, factor: float | None = 2.0) -> LossSpikes:
-    return LossSpikes(schema.LossSpike(factor=factor, window=window, max_skips=max_skips))
+    return LossSpikes(schema.LossSpikeSettings(factor=factor, window=window, max_skips=max_skips))
 
 
 def test_a_loss_over_the_median_of_those_before_is_found() -> None:
@@ -29,7 +29,7 @@ def test_a_loss_over_the_median_of_those_before_is_found() -> None:
     kept: list[float] = []
     for loss in losses:
         expected = len(kept) >= 3 and loss > 2 * median(kept[-3:])
-        assert bool(judge.finds(loss)) is expected
+        assert bool(judge.check(loss)) is expected
         if not expected:
             kept.append(loss)
     assert judge.skipped == len(losses) - len(kept) == 1
@@ -39,17 +39,17 @@ def test_a_loss_over_the_median_of_those_before_is_found() -> None:
 def test_why_is_told_in_numbers() -> None:
     judge = spikes()
     for loss in (1.0, 2.0, 3.0):
-        assert judge.finds(loss) == ""
-    assert judge.finds(4.5) == "loss 4.5000 is over 2 x 2.0000, the median of 3 steps before"
+        assert judge.check(loss) == ""
+    assert judge.check(4.5) == "loss 4.5000 is over 2 x 2.0000, the median of 3 steps before"
 
 
 def test_too_many_in_a_row_are_the_new_level() -> None:
     judge = spikes()
     for loss in (1.0, 1.0, 1.0, 5.0, 5.0, 1.0, 5.0, 5.0):
-        judge.finds(loss)
+        judge.check(loss)
         assert not judge.exhausted
-    assert (judge.in_a_row, judge.skipped) == (2, 4)
-    judge.finds(5.0)
+    assert (judge.consecutive_skips, judge.skipped) == (2, 4)
+    judge.check(5.0)
     assert judge.exhausted
 
 
@@ -72,12 +72,12 @@ SKIPS = (*JUMPS, "loss_spike=dict(factor=1.5, window=3)")
 def job(folder: Path, *overrides: str, fault: str = "spike:1:5", resume: str = "none") -> Job:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.py").write_text(TINY)
-    asked = Asked(resume=resume, output=Path("run"))
-    return Job(folder=folder, overrides=overrides, asked=asked, fault=fault)
+    asked = StartOptions(resume=resume, output=Path("run"))
+    return Job(folder=folder, overrides=overrides, options=asked, fault=fault)
 
 
-def stored(job: Job, step: int) -> Stored:
-    return Stored(job.folder / "run" / "checkpoints" / f"step-{step:08}")
+def stored(job: Job, step: int) -> SavedCheckpoint:
+    return SavedCheckpoint(job.folder / "run" / "checkpoints" / f"step-{step:08}")
 
 
 def weights(job: Job, step: int) -> dict[str, torch.Tensor]:

@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.checkpoint.load import Stored
+from engine.checkpoint.load import SavedCheckpoint
 from engine.config.fields import accepts
 from engine.config.schema import all_settings
-from engine.errors import Refused
-from engine.estimate.flops import smallest_product
-from engine.runs.resume_candidates import Asked
+from engine.errors import UserError
+from engine.estimate.flops import smallest_matmul_flops
+from engine.runs.resume_candidates import StartOptions
 from engine.training.matmuls import MARGIN_FLOPS, MATMULS, choose_matmul
 from engine.world.processor import Processor, this_processor
 from engine.world.world import World
-from models.config import Sizes
-from tests.support.jobs import into_run, run_all, shelf_of
+from models.config import GPTConfig
+from tests.support.jobs import checkpoints_of, into_run, run_all
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AMD = Processor(vendor="AuthenticAMD", name="AMD EPYC 9755")
@@ -72,14 +72,14 @@ def test_choice_multiplies_nothing():
 
 def test_setting_forces_the_library():
     for name in MATMULS:
-        assert choose_matmul(torch.float32, CPU, 2**30, asked=name, processor=INTEL) == name
-    with pytest.raises(Refused, match="matmul='onednn': oneDNN multiplies on CPUs only"):
-        choose_matmul(torch.float32, CUDA, 2**30, asked="onednn")
+        assert choose_matmul(torch.float32, CPU, 2**30, requested=name, processor=INTEL) == name
+    with pytest.raises(UserError, match="matmul='onednn': oneDNN multiplies on CPUs only"):
+        choose_matmul(torch.float32, CUDA, 2**30, requested="onednn")
     with (
         patch("torch.backends.mkldnn.is_available", lambda: False),
-        pytest.raises(Refused, match="this torch was built without oneDNN"),
+        pytest.raises(UserError, match="this torch was built without oneDNN"),
     ):
-        choose_matmul(torch.float32, CPU, 2**30, asked="onednn")
+        choose_matmul(torch.float32, CPU, 2**30, requested="onednn")
 
 
 def test_setting_accepts_every_library():
@@ -88,11 +88,11 @@ def test_setting_accepts_every_library():
 
 
 def test_smallest_product_counts_the_flops_of_a_projection():
-    sizes = Sizes(
+    sizes = GPTConfig(
         n_layer=1, n_head=2, n_embd=32, head_dim=8, n_inner=64, vocab_size=9, block_size=4
     )
-    assert smallest_product(sizes, 10, 1) == 2 * 10 * 16 * 32  # [10, 16] x [16, 32]
-    assert smallest_product(replace(sizes, n_inner=8), 10, 4) == 2 * 10 * 32 * 8 // 4
+    assert smallest_matmul_flops(sizes, 10, 1) == 2 * 10 * 16 * 32  # [10, 16] x [16, 32]
+    assert smallest_matmul_flops(replace(sizes, n_inner=8), 10, 4) == 2 * 10 * 32 * 8 // 4
 
 
 def test_processor_is_read_from_linux(tmp_path):
@@ -147,8 +147,8 @@ def test_forced_library_is_printed_recorded_and_resumed(tmp_path):
         for name in MATMULS
     ]
     longer = [(*job.overrides, "MAX_STEPS=4") for job in jobs]
-    resume = Asked(resume="run")
-    on = [replace(jobs[i], overrides=longer[i], asked=resume) for i in range(len(jobs))]
+    resume = StartOptions(resume="run")
+    on = [replace(jobs[i], overrides=longer[i], options=resume) for i in range(len(jobs))]
     whole = [into_run(tmp_path / f"{name}-whole", *longer[i]) for i, name in enumerate(MATMULS)]
     ended = run_all([*jobs, *on, *whole])
     assert [rank.error for (rank,) in ended] == [""] * len(ended)
@@ -159,6 +159,6 @@ def test_forced_library_is_printed_recorded_and_resumed(tmp_path):
         operators = (folder / OPERATORS).read_text().split()
         assert ("mkldnn._linear_pointwise.default" in operators) == (name == "onednn")
         assert json.loads((folder / "run" / "environment.json").read_text())["matmul"] == name
-        assert Stored(shelf_of(folder).folder(2)).training.matmul == name
+        assert SavedCheckpoint(checkpoints_of(folder).folder(2)).training.matmul == name
         resumed = (folder / "run" / "model.safetensors").read_bytes()
         assert resumed == (tmp_path / f"{name}-whole" / "run" / "model.safetensors").read_bytes()

@@ -13,10 +13,10 @@ import torch
 from engine.pipeline_schedule import SCHEDULES
 from models.parallel.collectives import Traffic
 from models.parallel.registry import modes
-from tests.support.mode_sizes import Cut, full_cuts
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
 from tests.support.parity import TOLERANCE, Parity
 from tests.support.training import (
-    Run,
+    TrainingCase,
     assert_same,
     build,
     make_stepper,
@@ -31,11 +31,13 @@ SAMPLES = 16
 FEW_STEPS = 3  # in worlds of 16 ranks
 
 
-def run(schedule: str = "1f1b", pipeline: int = 2, micro_batches: int = 2, **more: Any) -> Run:
+def run(
+    schedule: str = "1f1b", pipeline: int = 2, micro_batches: int = 2, **more: Any
+) -> TrainingCase:
     """In float64 where no other type is asked for; every virtual stage has one layer."""
     chunks = 2 if schedule == "interleaved" else 1
     settings = {"dtype": torch.float64, "samples": SAMPLES, "layers": pipeline * chunks, **more}
-    return Run(
+    return TrainingCase(
         schedule=schedule,
         pipeline=pipeline,
         chunks=chunks,
@@ -44,7 +46,7 @@ def run(schedule: str = "1f1b", pipeline: int = 2, micro_batches: int = 2, **mor
     )
 
 
-def by_schedule() -> Iterator[Run]:
+def by_schedule() -> Iterator[TrainingCase]:
     """Every schedule with every number of micro-batches that it takes, in float64; in the other
     types with two."""
     for pipeline, schedule, micro_batches in product((2, 4), SCHEDULES, (1, 2, 4, 8)):
@@ -57,16 +59,18 @@ def by_schedule() -> Iterator[Run]:
         yield run(schedule, dtype=torch.float32, compute=compute)
 
 
-def by_mode() -> Iterator[Run]:
+def by_mode() -> Iterator[TrainingCase]:
     """Every mode, on the smallest grid that has all of its axes: 16 ranks for some."""
-    for number, cut in enumerate([*full_cuts(), Cut("2.5d", 2, 2), Cut("2.5d", 4, 1)]):
+    for number, cut in enumerate(
+        [*full_mode_sizes(), ModeSize("2.5d", 2, 2), ModeSize("2.5d", 4, 1)]
+    ):
         steps = FEW_STEPS if cut.tensor == 8 else 5
         schedule = list(SCHEDULES)[number % len(SCHEDULES)]
         yield run(schedule, **cut._asdict(), steps=steps)
         yield run("zero_bubble", **cut._asdict(), steps=steps, keep_gathers=True, tied=False)
 
 
-def by_option() -> Iterator[Run]:
+def by_option() -> Iterator[TrainingCase]:
     """What goes with micro-batches: rounds, checkpoints, clipping, uneven stages, gradients that
     are summed over data while the pipeline drains."""
     yield run("interleaved", accumulation=2, checkpoint=True)
@@ -87,7 +91,7 @@ PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_a_pipeline_trains_the_same_model(run: Run) -> None:
+def test_a_pipeline_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)
 
 
@@ -116,12 +120,12 @@ def test_activations_travel_as_they_are_cut(schedule: str) -> None:
     back from every one but the first."""
     cut = run(schedule, mode="1d", tensor=2, dtype=torch.float32, compute=torch.bfloat16)
     tokens = cut.samples // cut.micro_batches * cut.length
-    once = tokens // cut.tensor * cut.sizes.n_embd * torch.bfloat16.itemsize
+    once = tokens // cut.tensor * cut.config.n_embd * torch.bfloat16.itemsize
     for sent in run_world(4, messages, cut):
         assert sent == (2 * cut.chunks - 1) * cut.micro_batches * once
 
 
-def messages(rank: int, size: int, run: Run) -> int:
+def messages(rank: int, size: int, run: TrainingCase) -> int:
     """Bytes that a rank sends to other stages in a step."""
     traffic = Traffic()
     part = open_partition(run, rank, traffic)

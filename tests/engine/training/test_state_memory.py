@@ -18,9 +18,9 @@ from torch import Tensor
 from engine.estimate.estimate import estimate
 from engine.plan import make_plan
 from engine.training.pipeline import Pipeline
-from engine.training.trainer import Run
+from engine.training.trainer import Trainer
 from models.parallel.collectives import Axis
-from tests.support.mode_sizes import full_cuts
+from tests.support.mode_sizes import full_mode_sizes
 from tests.support.runs import open_run
 from tests.support.worlds import run_world
 
@@ -68,10 +68,10 @@ def storages(tensors: Iterable[Tensor]) -> int:
     return sum(found.values())
 
 
-def count(run: Run) -> Bytes:
+def count(run: Trainer) -> Bytes:
     parameters = list(run.model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
-    gradients += [whole for _, _, whole in run.model.part.zero._whole.values()]
+    gradients += [whole for _, _, whole in run.model.parallel.zero._deferred.values()]
     optimizer = run.stepper.optimizer
     assert isinstance(optimizer, torch.optim.Optimizer)
     states = [s for held in optimizer.state.values() for s in held.values() if s.dim()]
@@ -130,7 +130,7 @@ def by_world() -> Iterator[tuple[int, list[str]]]:
     yield 2, ["zero.stage=2", "precision=bf16"]
     yield 2, ["zero.stage=3", "optimizer.type=sgd", "optimizer.momentum=0.9"]
     yield 2, ["optimizer.type=sgd"]
-    for cut in full_cuts():
+    for cut in full_mode_sizes():
         mode = [f"TENSOR_PARALLEL={cut.tensor}", f"MODE={cut.mode}", f"DEPTH={cut.depth}"]
         yield cut.tensor, [*mode, "BATCH_SIZE=8"]
         if cut.tensor <= 4:

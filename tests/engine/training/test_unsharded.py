@@ -9,54 +9,55 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
-from engine.errors import Refused
-from engine.inout.open_model import open_trained
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
+from engine.errors import UserError
+from engine.inout.open_model import open_saved_model
 from engine.inout.saved_model import metadata_of
-from engine.training.unsharded import gathered, save, whole
-from models.chunks import Chunks
+from engine.training.unsharded import save_unsharded, unshard, unsharded_parameters
+from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.parallel.context import Partition
-from models.parallel.shard import place
+from models.parallel.context import ParallelContext
+from models.parallel.shard import shard_of
 from tests.support.checkpoints import write
-from tests.support.training import Run, build, open_partition
+from tests.support.training import TrainingCase, build, open_partition
 from tests.support.training import gathered as by_boxes
 from tests.support.worlds import run_world
 
 LAYOUTS = [
-    Run(mode="2d", tensor=4),
-    Run(mode="2.5d", tensor=2, depth=2, data=2, zero=1, zero_depth=True),
-    Run(mode="1d", tensor=2, pipeline=2, tied=False),
-    Run(data=3, zero=3),
+    TrainingCase(mode="2d", tensor=4),
+    TrainingCase(mode="2.5d", tensor=2, depth=2, data=2, zero=1, zero_depth=True),
+    TrainingCase(mode="1d", tensor=2, pipeline=2, tied=False),
+    TrainingCase(data=3, zero=3),
 ]
 
 
-def leave(rank: int, size: int, run: Run, path: Path) -> dict[str, Tensor]:
-    """What ``gathered`` yields on this rank. Rank 0 checks it against the boxes and saves it."""
+def leave(rank: int, size: int, run: TrainingCase, path: Path) -> dict[str, Tensor]:
+    """What ``unsharded_parameters`` yields on this rank. Rank 0 checks it against the boxes and
+    saves it."""
     model = build(run, open_partition(run, rank))
     held = by_boxes(model, dict(model.named_parameters()), size)
-    found = {name: tensor.clone() for name, tensor in gathered(model)}
-    save(model, path, metadata_of(model.sizes), writes=rank == 0)
+    found = {name: tensor.clone() for name, tensor in unsharded_parameters(model)}
+    save_unsharded(model, path, metadata_of(model.config), writes=rank == 0)
     if rank == 0:
         assert found.keys() == held.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
     return found
 
 
-def enter(rank: int, size: int, run: Run, path: Path) -> dict[str, Tensor]:
+def enter(rank: int, size: int, run: TrainingCase, path: Path) -> dict[str, Tensor]:
     """Whole parameters of a model with other weights, after it has loaded ``path``."""
     model = build(run, open_partition(run, rank), seed=2)
-    open_trained(path).load(model)
+    open_saved_model(path).load(model)
     return by_boxes(model, dict(model.named_parameters()), size)
 
 
 @pytest.mark.parametrize("run", LAYOUTS, ids=[run.name for run in LAYOUTS])
-def test_weights_of_any_layout_load_in_any_other(run: Run, tmp_path: Path) -> None:
+def test_weights_of_any_layout_load_in_any_other(run: TrainingCase, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     wanted = run_world(run.layout.gpus, leave, run, path)[0]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    for other in (Run(tied=run.tied), Run(mode="1d", tensor=3, tied=run.tied)):
+    for other in (TrainingCase(tied=run.tied), TrainingCase(mode="1d", tensor=3, tied=run.tied)):
         for found in run_world(other.layout.gpus, enter, other, path):
             assert found.keys() == wanted.keys()
             assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
@@ -64,46 +65,50 @@ def test_weights_of_any_layout_load_in_any_other(run: Run, tmp_path: Path) -> No
 
 def test_a_file_of_another_model_is_told_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    run_world(1, leave, Run(), path)
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
-    larger = Chunks([GPT(replace(Run().sizes, n_inner=32), part)])
+    run_world(1, leave, TrainingCase(), path)
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
+    larger = ModelChunks([GPT(replace(TrainingCase().config, n_inner=32), part)])
     with pytest.raises(ValueError, match=r"^h.0.mlp.c_fc.weight is \[20, 28\], the model"):
-        open_trained(path).load(larger)
+        open_saved_model(path).load(larger)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(Refused, match=r"model.safetensors: Error while deserializing"):
-        open_trained(path)
+    with pytest.raises(UserError, match=r"model.safetensors: Error while deserializing"):
+        open_saved_model(path)
 
 
 def test_a_checkpoint_is_read_by_those_who_verify_it(tmp_path: Path) -> None:
     """Of its files, number i is read by rank i of so many."""
-    run = Run(data=2, zero=1)
+    run = TrainingCase(data=2, zero=1)
     run_world(2, write, run, tmp_path)
-    path = Shelf(tmp_path).folder(2)
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
-    model = Chunks([GPT(run.sizes, part)])
-    trained = open_trained(path)
+    path = CheckpointDirectory(tmp_path).folder(2)
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
+    model = ModelChunks([GPT(run.config, part)])
+    trained = open_saved_model(path)
     trained.load(model)
-    wanted = dict(Stored(path).parameters())
+    wanted = dict(SavedCheckpoint(path).parameters())
     assert all(torch.equal(p, wanted[name]) for name, p in model.named_parameters())
 
     damaged = sorted(path.glob("*.distcp"))[0]
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    (problem,) = trained.problems(0, 2)
+    (problem,) = trained.verify(0, 2)
     assert damaged.name in problem
-    assert trained.problems(1, 2) == []
+    assert trained.verify(1, 2) == []
 
 
 def assemble(rank: int, size: int, shapes: list[tuple[int, int]]) -> None:
-    part = open_partition(Run(mode="2d", tensor=4), rank)
+    part = open_partition(TrainingCase(mode="2d", tensor=4), rank)
     for shape in shapes:
         tensor = torch.arange(float(shape[0] * shape[1])).view(shape)
         for cut in ((("r",), ("c",)), (("c", "r"), ()), ((), ("r", "c")), ((), ())):
-            box = place(shape, cut, part.sizes, part.index)
+            box = shard_of(shape, cut, part.sizes, part.index)
             piece = torch.full(box.local, torch.nan)
-            piece[box.valid] = tensor[box.slices]
-            assert torch.equal(whole(piece, box, part), tensor), (shape, cut)
+            piece[box.valid_slices] = tensor[box.slices]
+            assert torch.equal(unshard(piece, box, part), tensor), (shape, cut)
 
 
 def test_padding_inside_a_nested_cut_is_left_out() -> None:

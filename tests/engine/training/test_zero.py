@@ -12,26 +12,28 @@ import torch
 
 from engine.pipeline_schedule import SCHEDULES
 from models.parallel.registry import modes
-from tests.support.mode_sizes import full_cuts
+from tests.support.mode_sizes import full_mode_sizes
 from tests.support.parity import Parity
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 
 STAGES = (1, 2, 3)
 
 
-def run(zero: int, **more: Any) -> Run:
+def run(zero: int, **more: Any) -> TrainingCase:
     """In float64 where no other type is asked for."""
-    return Run(**{"zero": zero, "data": 2, "dtype": torch.float64, "accumulation": 2, **more})
+    return TrainingCase(
+        **{"zero": zero, "data": 2, "dtype": torch.float64, "accumulation": 2, **more}
+    )
 
 
-def few(zero: int, **more: Any) -> Run:
+def few(zero: int, **more: Any) -> TrainingCase:
     return run(zero, **{"steps": 3, **more})
 
 
-def by_mode() -> Iterator[Run]:
+def by_mode() -> Iterator[TrainingCase]:
     """Every stage in every mode, on the smallest grid that has all of its axes: 16 ranks for some;
     tables tied, and not."""
-    for cut, zero in product(full_cuts(), STAGES):
+    for cut, zero in product(full_mode_sizes(), STAGES):
         large = {"accumulation": 1, "steps": 2 if cut.tensor == 8 else 5} if cut.tensor > 2 else {}
         yield run(zero, **cut._asdict(), tied=zero != 2, **large)
     for zero in STAGES:  # depth two, each a grid of one: weights are summed over depth
@@ -40,7 +42,7 @@ def by_mode() -> Iterator[Run]:
         yield run(zero, mode="1d", tensor=2, data=1, dtype=torch.float32)
 
 
-def over_depth() -> Iterator[Run]:
+def over_depth() -> Iterator[TrainingCase]:
     """Every stage over 2.5d's depth as well: grids of one and of four, with data and without;
     pipelines; offloading; three layers over which no width divides."""
     pair = {"mode": "2.5d", "tensor": 2, "depth": 2, "zero_depth": True}
@@ -56,7 +58,7 @@ def over_depth() -> Iterator[Run]:
     yield few(3, **pair, schedule="zero_bubble", pipeline=2, micro_batches=2, accumulation=1)
 
 
-def by_option() -> Iterator[Run]:
+def by_option() -> Iterator[TrainingCase]:
     """What goes with ZeRO, three steps of it: three ranks, over which no width divides; a rank
     alone; offloading; checkpoints; gathered weights that are kept; clipping; pipelines; half
     precision."""
@@ -83,7 +85,7 @@ PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_zero_trains_the_same_model(run: Run) -> None:
+def test_zero_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)
 
 

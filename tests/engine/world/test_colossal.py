@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.world import colossal
 
 IMPORT = """
@@ -33,18 +33,18 @@ def test_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(colossal, "version", version)
-    with pytest.raises(Refused, match=r"^Colossal-AI is not installed: pip install --no-deps"):
-        colossal.Colossal()
+    with pytest.raises(UserError, match=r"^Colossal-AI is not installed: pip install --no-deps"):
+        colossal.ColossalContext()
 
 
 def test_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colossal, "version", lambda name: "0.4.0")
-    with pytest.raises(Refused, match=r"0\.4\.0 is installed, 0\.5\.0 is needed: pip install"):
-        colossal.Colossal()
+    with pytest.raises(UserError, match=r"0\.4\.0 is installed, 0\.5\.0 is needed: pip install"):
+        colossal.ColossalContext()
 
 
 def test_installed_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colossal, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match="cannot be imported") as caught:
-        colossal.Colossal()
+    with pytest.raises(UserError, match="cannot be imported") as caught:
+        colossal.ColossalContext()
     assert "\n" not in str(caught.value)

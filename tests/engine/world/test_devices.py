@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from engine.errors import Refused
-from engine.world.devices import Card, assign, name_ranks
+from engine.errors import UserError
+from engine.world.devices import VisibleGpus, assign_devices, format_ranks
 
 
-def machine(name: str, *gpus: str, ranks: int) -> list[Card]:
-    return [Card(host=name, gpus=gpus)] * ranks
+def machine(name: str, *gpus: str, ranks: int) -> list[VisibleGpus]:
+    return [VisibleGpus(host=name, gpus=gpus)] * ranks
 
 
 def test_a_gpu_each_on_two_machines() -> None:
     cards = machine("a", "a0", "a1", ranks=2) + machine("b", "b0", "b1", ranks=2)
-    found = assign(cards)
+    found = assign_devices(cards)
     assert found.local_ranks == (0, 1, 0, 1)
     assert found.local_sizes == (2, 2, 2, 2)
     assert found.gpus == (0, 1, 0, 1)
@@ -22,13 +22,13 @@ def test_a_gpu_each_on_two_machines() -> None:
 
 
 def test_ranks_that_alternate_between_machines_count_on_their_own() -> None:
-    a, b = Card(host="a", gpus=("a0", "a1")), Card(host="b", gpus=("b0", "b1"))
-    assert assign([a, b, a, b]).gpus == (0, 0, 1, 1)
+    a, b = VisibleGpus(host="a", gpus=("a0", "a1")), VisibleGpus(host="b", gpus=("b0", "b1"))
+    assert assign_devices([a, b, a, b]).gpus == (0, 0, 1, 1)
 
 
 def test_each_rank_sees_its_own_gpu_only() -> None:
     """Slurm's --gpus-per-task: every rank sees one GPU, and they are not the same."""
-    found = assign([Card(host="a", gpus=(gpu,)) for gpu in ("a0", "a1", "a2")])
+    found = assign_devices([VisibleGpus(host="a", gpus=(gpu,)) for gpu in ("a0", "a1", "a2")])
     assert found.gpus == (0, 0, 0)
     assert found.local_ranks == (0, 1, 2)
     assert found.backend == "nccl"
@@ -37,12 +37,12 @@ def test_each_rank_sees_its_own_gpu_only() -> None:
 def test_machines_of_one_name() -> None:
     """Containers often are all called localhost: their GPUs tell them apart."""
     cards = machine("localhost", "a0", "a1", ranks=2) + machine("localhost", "b0", "b1", ranks=2)
-    assert assign(cards).gpus == (0, 1, 0, 1)
-    assert assign(cards).backend == "nccl"
+    assert assign_devices(cards).gpus == (0, 1, 0, 1)
+    assert assign_devices(cards).backend == "nccl"
 
 
 def test_more_ranks_than_gpus_go_over_gloo_with_a_warning() -> None:
-    found = assign(machine("a", "a0", ranks=2) + machine("b", "b0", ranks=1))
+    found = assign_devices(machine("a", "a0", ranks=2) + machine("b", "b0", ranks=1))
     assert found.gpus == (0, 0, 0)
     assert found.backend == "gloo"
     assert found.warnings == (
@@ -51,34 +51,34 @@ def test_more_ranks_than_gpus_go_over_gloo_with_a_warning() -> None:
 
 
 def test_no_gpu() -> None:
-    found = assign(machine("a", ranks=2))
+    found = assign_devices(machine("a", ranks=2))
     assert found.gpus == (None, None)
     assert (found.backend, found.warnings) == ("gloo", ())
 
 
 def test_a_machine_without_gpus_takes_all_to_the_cpu() -> None:
-    found = assign(machine("a", "a0", ranks=1) + machine("b", ranks=1))
+    found = assign_devices(machine("a", "a0", ranks=1) + machine("b", ranks=1))
     assert found.gpus == (None, None)
     assert found.backend == "gloo"
     assert found.warnings == ("rank 1 found no GPU: all ranks compute on CPUs",)
 
 
 def test_what_is_asked_for_decides() -> None:
-    assert assign(machine("a", "a0", "a1", ranks=2), "gloo").backend == "gloo"
-    assert assign(machine("a", "a0", "a1", ranks=2), "gloo").gpus == (0, 1)
-    assert assign(machine("a", "a0", ranks=1), nccl=False).backend == "gloo"
+    assert assign_devices(machine("a", "a0", "a1", ranks=2), "gloo").backend == "gloo"
+    assert assign_devices(machine("a", "a0", "a1", ranks=2), "gloo").gpus == (0, 1)
+    assert assign_devices(machine("a", "a0", ranks=1), nccl=False).backend == "gloo"
 
 
 @pytest.mark.parametrize(
     ("cards", "complaint"),
     [(machine("a", "a0", ranks=2), "ranks 0 and 1 share one"), (machine("a", ranks=1), "rank 0")],
 )
-def test_nccl_where_it_cannot_work_is_refused(cards: list[Card], complaint: str) -> None:
-    with pytest.raises(Refused, match=complaint):
-        assign(cards, "nccl")
+def test_nccl_where_it_cannot_work_is_refused(cards: list[VisibleGpus], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        assign_devices(cards, "nccl")
 
 
 def test_ranks_are_named_shortly() -> None:
-    assert name_ranks([3]) == "rank 3"
-    assert name_ranks([0, 1, 5]) == "ranks 0, 1 and 5"
-    assert name_ranks(range(100)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 92 more"
+    assert format_ranks([3]) == "rank 3"
+    assert format_ranks([0, 1, 5]) == "ranks 0, 1 and 5"
+    assert format_ranks(range(100)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 92 more"

@@ -20,14 +20,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.errors import Failed, Refused
+from engine.errors import RunError, UserError
 from engine.plan import Plan, make_plan
 from engine.world import colossal
 from engine.world.coordination import rendezvous
-from engine.world.coordination.failure_report import WHY
-from engine.world.coordination.rendezvous import ours
+from engine.world.coordination.failure_report import REASON
+from engine.world.coordination.rendezvous import cuboid_prefix
 from engine.world.distributed import open_world
-from engine.world.launch_environment import LOOPBACK, Place
+from engine.world.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.world import World
 from tests.support.worlds import WorldError, free_port, run_world
 
@@ -45,7 +45,7 @@ Body = Callable[[World], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class WorldCase:
     """What all ranks do; ``odd`` gives some ranks overrides of their own."""
 
     body: Body
@@ -59,7 +59,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RankResult:
     """How a rank left its world: what its body gave, or the error; and what it said on stderr."""
 
     result: Any
@@ -82,12 +82,12 @@ def port() -> Iterator[int]:
         yield number
 
 
-def enter(rank: int, size: int, case: Case) -> Outcome:
+def enter(rank: int, size: int, case: WorldCase) -> RankResult:
     """One rank of a world, started by hand; alone without a port."""
     os.environ.update(case.environ, CUDA_VISIBLE_DEVICES=case.devices)
-    place = Place(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
+    place = LaunchInfo(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
     if not case.port:
-        place = Place(rank=0, size=1, launcher="alone")
+        place = LaunchInfo(rank=0, size=1, launcher="alone")
     overrides = [*case.overrides, *case.odd.get(rank, ())]
 
     def plan() -> Plan:
@@ -98,15 +98,15 @@ def enter(rank: int, size: int, case: Case) -> Outcome:
         try:
             with open_world(plan, place) as world:
                 result = case.body(world)
-        except (Refused, Failed) as reason:
-            error = "Refused" if isinstance(reason, Refused) else "Failed"
+        except (UserError, RunError) as reason:
+            error = "UserError" if isinstance(reason, UserError) else "RunError"
             message = str(reason)
     assert not dist.is_initialized(), "the process group was left open"
-    return Outcome(result=result, error=error, message=message, said=said.getvalue())
+    return RankResult(result=result, error=error, message=message, said=said.getvalue())
 
 
-def enter_all(size: int, case: Case) -> list[Outcome]:
-    outcomes: list[Outcome] = run_world(size, enter, case, open_group=False)
+def enter_all(size: int, case: WorldCase) -> list[RankResult]:
+    outcomes: list[RankResult] = run_world(size, enter, case, open_group=False)
     return outcomes
 
 
@@ -134,7 +134,7 @@ def test_axes_reach_whom_the_layout_says(config: str, port: int) -> None:
     overrides = ("TENSOR_PARALLEL=2", "MODE=2.5d", "parallel.tensor.depth=2", "PIPELINE=2")
     layout = make_plan(config, gpus=8, overrides=overrides, environ={}).layout
     assert layout.axes == {"data": 2, "pipeline": 2, "d": 2, "r": 1, "c": 1}
-    outcomes = enter_all(8, Case(body=sums, config=config, port=port, overrides=overrides))
+    outcomes = enter_all(8, WorldCase(body=sums, config=config, port=port, overrides=overrides))
     inside = tuple(layout.tensor_axes)
     along = {axis: (axis,) for axis in layout.axes} | {
         "world": ("data", "pipeline", *inside),
@@ -163,7 +163,7 @@ def timeouts(world: World) -> tuple[set[float], set[float]]:
 
 
 def test_timeouts_are_long_to_start_and_short_after_the_first_step(config: str, port: int) -> None:
-    case = Case(body=timeouts, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=timeouts, config=config, port=port, overrides=ONE_D)
     for outcome in enter_all(2, case):
         assert outcome.result == ({300.0}, {200.0})
 
@@ -171,18 +171,18 @@ def test_timeouts_are_long_to_start_and_short_after_the_first_step(config: str, 
 def hang(world: World) -> None:
     """Rank 1 waits for rank 0, which is at something else until rank 1 has given up."""
     world.first_step_done()
-    store = ours(world.ranks.store)
+    store = cuboid_prefix(world.control_plane.store)
     if world.rank == 0:
         store.set("hangs", "")
-    while not store.check([WHY if world.rank == 0 else "hangs"]):
+    while not store.check([REASON if world.rank == 0 else "hangs"]):
         time.sleep(0.05)
     world.axes["world"].all_reduce(torch.ones(1))
 
 
 def test_a_rank_that_does_not_keep_pace_ends_the_run(config: str, port: int) -> None:
-    case = Case(body=hang, config=config, port=port, overrides=(*ONE_D, "timeout=1.0"))
+    case = WorldCase(body=hang, config=config, port=port, overrides=(*ONE_D, "timeout=1.0"))
     outcomes = enter_all(2, case)
-    assert [outcome.error for outcome in outcomes] == ["Failed", "Failed"]
+    assert [outcome.error for outcome in outcomes] == ["RunError", "RunError"]
     said = "".join(outcome.said for outcome in outcomes)
     told = r"rank 0 did not come within 1 s: it is at .*test_distributed.py:\d+, in hang\n"
     assert re.fullmatch(told, said), said
@@ -193,7 +193,7 @@ def draw(world: World) -> list[float]:
 
 
 def test_seeds_are_the_configs_on_every_rank(config: str, port: int) -> None:
-    case = Case(body=draw, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=draw, config=config, port=port, overrides=ONE_D)
     random.seed(7)
     numpy.random.seed(7)
     torch.manual_seed(7)
@@ -201,7 +201,7 @@ def test_seeds_are_the_configs_on_every_rank(config: str, port: int) -> None:
     assert [outcome.result for outcome in enter_all(2, case)] == [expected, expected]
 
 
-def two_worlds(rank: int, size: int, cases: Sequence[Case]) -> list[Outcome]:
+def two_worlds(rank: int, size: int, cases: Sequence[WorldCase]) -> list[RankResult]:
     return [enter(rank, size, case) for case in cases]
 
 
@@ -209,7 +209,9 @@ def test_a_process_can_open_one_world_after_another(config: str, port: int) -> N
     """Colossal-AI's context is global, and asserts that sizes stay."""
     cut = ("TENSOR_PARALLEL=4", "MODE=2d")
     whole = ("TENSOR_PARALLEL=1",)
-    cases = [Case(body=sums, config=config, port=port, overrides=way) for way in (cut, whole, cut)]
+    cases = [
+        WorldCase(body=sums, config=config, port=port, overrides=way) for way in (cut, whole, cut)
+    ]
     for outcomes in run_world(4, two_worlds, cases, open_group=False):
         assert [outcome.error for outcome in outcomes] == ["", "", ""]
         assert [len(outcome.result["index"]) for outcome in outcomes] == [7, 5, 7]
@@ -218,12 +220,12 @@ def test_a_process_can_open_one_world_after_another(config: str, port: int) -> N
 def look_around(world: World) -> tuple[bool, bool, str]:
     dist.all_reduce(torch.ones(1), group=world.cpu_group)
     single = all(axis.group is None for axis in world.axes.values())
-    return world.is_main, single, world.share(lambda: "word")
+    return world.is_main, single, world.run_on_rank_0(lambda: "word")
 
 
 def test_alone(config: str) -> None:
     """No launcher, no port, and collectives work all the same."""
-    outcome = enter_all(1, Case(body=look_around, config=config, port=0))[0]
+    outcome = enter_all(1, WorldCase(body=look_around, config=config, port=0))[0]
     assert (outcome.result, outcome.error, outcome.said) == ((True, True, "word"), "", "")
 
 
@@ -239,7 +241,7 @@ def sum_on_gpu(world: World) -> tuple[str, str, float]:
 def test_nccl_has_a_gpu_for_each_rank_and_gloo_shares_one(
     config: str, port: int, size: int, backend: str
 ) -> None:
-    case = Case(body=sum_on_gpu, config=config, port=port, devices="0")
+    case = WorldCase(body=sum_on_gpu, config=config, port=port, devices="0")
     outcomes = enter_all(size, case)
     assert [outcome.result for outcome in outcomes] == [("cuda:0", backend, float(size))] * size
     assert ("share GPUs" in outcomes[0].said) == (backend == "gloo")
@@ -248,10 +250,10 @@ def test_nccl_has_a_gpu_for_each_rank_and_gloo_shares_one(
 # Refusals
 
 
-def refused(outcomes: list[Outcome], complaint: str) -> None:
+def refused(outcomes: list[RankResult], complaint: str) -> None:
     """All ranks refuse alike, and only rank 0 says so, in one line."""
     for outcome in outcomes:
-        assert outcome.error == "Refused"
+        assert outcome.error == "UserError"
         assert complaint in outcome.message
         assert outcome.result is None
     assert [outcome.said for outcome in outcomes[1:]] == [""] * (len(outcomes) - 1)
@@ -260,39 +262,39 @@ def refused(outcomes: list[Outcome], complaint: str) -> None:
 
 
 def test_a_number_of_ranks_that_the_config_cannot_use(config: str, port: int) -> None:
-    case = Case(body=nothing, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D)
     refused(enter_all(3, case), "3 GPUs are not a multiple of 2")
 
 
 def test_a_plan_for_another_number_of_ranks(config: str, port: int) -> None:
-    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, gpus=4)
+    case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, gpus=4)
     refused(enter_all(2, case), "the layout has 4 ranks, and by hand started 2")
 
 
 def test_machines_with_different_configs(config: str, port: int) -> None:
     odd = {1: ("seed=8",), 3: ("seed=9",)}
-    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, odd=odd)
+    case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, odd=odd)
     refused(enter_all(4, case), "ranks 1 and 3 resolved another config than rank 0")
 
 
 def test_a_config_that_one_machine_cannot_use(config: str, port: int) -> None:
-    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, odd={1: ("sede=8",)})
+    case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, odd={1: ("sede=8",)})
     refused(enter_all(2, case), "rank 1: command line: sede")
 
 
 def refuse_on_one(world: World) -> None:
     def task() -> None:
         if world.rank == 1:
-            raise Refused("no such text")
+            raise UserError("no such text")
 
-    world.agree(task)
+    world.run_on_all(task)
 
 
 def refuse_on_main(world: World) -> None:
     def task() -> str:
-        raise Refused(f"the folder is in use, says rank {world.rank}")
+        raise UserError(f"the folder is in use, says rank {world.rank}")
 
-    world.share(task)
+    world.run_on_rank_0(task)
 
 
 @pytest.mark.parametrize(
@@ -303,34 +305,34 @@ def refuse_on_main(world: World) -> None:
     ],
 )
 def test_what_a_rank_finds_out_later(config: str, port: int, body: Body, complaint: str) -> None:
-    case = Case(body=body, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=body, config=config, port=port, overrides=ONE_D)
     refused(enter_all(2, case), complaint)
 
 
-def lose_colossal_ai(rank: int, size: int, case: Case) -> Outcome:
+def lose_colossal_ai(rank: int, size: int, case: WorldCase) -> RankResult:
     if rank == 1:
         colossal.VERSION = "0.5.1"
     return enter(rank, size, case)
 
 
 def test_one_machine_without_the_right_colossal_ai(config: str, port: int) -> None:
-    case = Case(body=nothing, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D)
     outcomes = run_world(2, lose_colossal_ai, case, open_group=False)
     refused(outcomes, "rank 1: Colossal-AI 0.5.0 is installed, 0.5.1 is needed: pip install")
 
 
 def test_nccl_without_gpus(config: str, port: int) -> None:
     overrides = (*ONE_D, "backend=nccl")
-    outcomes = enter_all(2, Case(body=nothing, config=config, port=port, overrides=overrides))
+    outcomes = enter_all(2, WorldCase(body=nothing, config=config, port=port, overrides=overrides))
     refused(outcomes, "backend='nccl' needs a GPU for each rank")
 
 
 def test_a_port_in_use(config: str) -> None:
     with socket.create_server((LOOPBACK, 0)) as server:
         port = server.getsockname()[1]
-        case = Case(body=nothing, config=config, port=port)
+        case = WorldCase(body=nothing, config=config, port=port)
         outcome = enter_all(1, case)[0]
-    assert outcome.error == "Refused"
+    assert outcome.error == "UserError"
     assert (
         outcome.said
         == f"port {port} is in use on this machine: give another by MASTER_PORT or --port\n"
@@ -340,9 +342,9 @@ def test_a_port_in_use(config: str) -> None:
 def test_a_network_interface_that_is_not_there_is_refused_once(config: str, port: int) -> None:
     """The second of two, before gloo looks for it."""
     environ = {"GLOO_SOCKET_IFNAME": "lo,nowhere0"}
-    case = Case(body=nothing, config=config, port=port, overrides=ONE_D, environ=environ)
+    case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, environ=environ)
     outcomes = enter_all(2, case)
-    assert [outcome.error for outcome in outcomes] == ["Refused", "Refused"]
+    assert [outcome.error for outcome in outcomes] == ["UserError", "UserError"]
     (line,) = "".join(outcome.said for outcome in outcomes).splitlines()
     assert line.startswith(
         "GLOO_SOCKET_IFNAME=lo,nowhere0 in the environment: this machine has no network interface "
@@ -353,7 +355,7 @@ def test_a_network_interface_that_is_not_there_is_refused_once(config: str, port
 
 
 def test_a_compiler_that_is_not_there_is_refused_before_the_model_is_built(config: str) -> None:
-    case = Case(
+    case = WorldCase(
         body=nothing,
         config=config,
         port=0,
@@ -361,7 +363,7 @@ def test_a_compiler_that_is_not_there_is_refused_before_the_model_is_built(confi
         environ={"CXX": "no-such-compiler"},
     )
     (outcome,) = enter_all(1, case)
-    assert outcome.error == "Refused"
+    assert outcome.error == "UserError"
     assert "compile=True needs a C++ compiler, and no-such-compiler, which CXX" in outcome.said
     assert len(outcome.said.splitlines()) == 1
 
@@ -372,13 +374,15 @@ def fail_to_compile(world: World) -> None:
 
     output = "main.cpp:1:10: fatal error: Python.h: No such file\n 1 | #include <Python.h>\n"
     error = InductorError(CppCompileError(["g++", "main.cpp"], output), None)
-    assert isinstance(world.ranks.explain(error), Failed), "status.json would have its raw text"
+    assert isinstance(world.control_plane.diagnose(error), RunError), (
+        "status.json would have its raw text"
+    )
     raise error
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:
-    (outcome,) = enter_all(1, Case(body=fail_to_compile, config=config, port=0))
-    assert outcome.error == "Failed"
+    (outcome,) = enter_all(1, WorldCase(body=fail_to_compile, config=config, port=0))
+    assert outcome.error == "RunError"
     assert outcome.said == (
         "compile=True: g++ failed (main.cpp:1:10: fatal error: Python.h: No such file); "
         "compile=False runs without it\n"
@@ -388,10 +392,10 @@ def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:
 def test_a_machine_of_rank_0_without_an_address_is_refused(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "NAME_SECONDS", 0.2)
-    place = Place(rank=1, size=2, host="no-such.invalid", port=29500, launcher="by hand")
-    with pytest.raises(Refused, match=r"rank 0, no-such\.invalid, has no address here"):
-        rendezvous.meet(place, 60)
+    monkeypatch.setattr(rendezvous, "NAME_LOOKUP_SECONDS", 0.2)
+    place = LaunchInfo(rank=1, size=2, host="no-such.invalid", port=29500, launcher="by hand")
+    with pytest.raises(UserError, match=r"rank 0, no-such\.invalid, has no address here"):
+        rendezvous.rendezvous(place, 60)
 
 
 # Failures
@@ -415,19 +419,19 @@ def fail_on_2(world: World) -> None:
 def test_a_failure_is_told_once_by_the_rank_that_failed(
     config: str, port: int, body: Body, rank: int
 ) -> None:
-    outcomes = enter_all(4, Case(body=body, config=config, port=port, overrides=ONE_D))
-    assert {outcome.error for outcome in outcomes} == {"Failed"}
+    outcomes = enter_all(4, WorldCase(body=body, config=config, port=port, overrides=ONE_D))
+    assert {outcome.error for outcome in outcomes} == {"RunError"}
     assert outcomes[rank].said.endswith(f"rank {rank}: failed: ValueError: out of luck\n")
     assert outcomes[rank].said.count("Traceback") == 1
     assert [outcome.said for outcome in outcomes if outcome is not outcomes[rank]] == ["", "", ""]
 
 
 def fail_alike(world: World) -> None:
-    raise Failed("the loss is NaN at step 3")
+    raise RunError("the loss is NaN at step 3")
 
 
 def test_what_all_ranks_fail_of_is_told_by_one(config: str, port: int) -> None:
-    case = Case(body=fail_alike, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=fail_alike, config=config, port=port, overrides=ONE_D)
     said = [outcome.said for outcome in enter_all(2, case) if outcome.said]
     assert len(said) == 1
     assert said[0].endswith(": the loss is NaN at step 3\n")
@@ -442,7 +446,7 @@ def die_on_0(world: World) -> None:
 
 
 def test_when_rank_0_is_gone_one_rank_says_so(config: str, port: int) -> None:
-    case = Case(body=die_on_0, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=die_on_0, config=config, port=port, overrides=ONE_D)
     with pytest.raises(WorldError) as caught:
         enter_all(4, case)
     assert set(caught.value.failures) == {0}, caught.value
@@ -456,17 +460,17 @@ def stop_before_the_first_step(world: World) -> None:
 
 
 def stop_after_the_first_agreement(world: World) -> bool:
-    assert not world.asked_to_stop()
-    world.meet()
+    assert not world.stop_requested()
+    world.barrier()
     if world.rank == 1:  # rank 0 may have reported the step already
         os.kill(os.getpid(), signal.SIGTERM)
-    return world.asked_to_stop()
+    return world.stop_requested()
 
 
 def test_sigterm_before_the_first_step_ends_the_run(config: str, port: int) -> None:
-    case = Case(body=stop_before_the_first_step, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=stop_before_the_first_step, config=config, port=port, overrides=ONE_D)
     outcomes = enter_all(2, case)
-    assert {outcome.error for outcome in outcomes} == {"Failed"}
+    assert {outcome.error for outcome in outcomes} == {"RunError"}
     said = [outcome.said for outcome in outcomes if outcome.said]
     assert len(said) == 1
     assert said[0].endswith("stopped by SIGTERM\n")
@@ -474,6 +478,6 @@ def test_sigterm_before_the_first_step_ends_the_run(config: str, port: int) -> N
 
 
 def test_sigterm_after_the_first_agreement_is_left_to_the_loop(config: str, port: int) -> None:
-    case = Case(body=stop_after_the_first_agreement, config=config, port=port, overrides=ONE_D)
+    case = WorldCase(body=stop_after_the_first_agreement, config=config, port=port, overrides=ONE_D)
     outcomes = enter_all(2, case)
     assert [(o.result, o.error, o.said) for o in outcomes] == [(False, "", ""), (True, "", "")]

@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from engine.errors import Refused
-from engine.world.launch_environment import LOOPBACK, Place, head, locate, several, spokesman
+from engine.errors import UserError
+from engine.world.launch_environment import (
+    LOOPBACK,
+    LaunchInfo,
+    find_launch_info,
+    first_node,
+    is_multi_node,
+    is_rank_0,
+)
 
 TORCHRUN = {
     "RANK": "3",
@@ -38,51 +45,51 @@ BY_HAND: dict[str, Any] = {"host": "node7", "port": 2000, "rank": 1, "world_size
 
 
 def test_torchrun() -> None:
-    assert locate(TORCHRUN, from_torch=True) == Place(
+    assert find_launch_info(TORCHRUN, from_torch=True) == LaunchInfo(
         rank=3,
         size=4,
         host="node7",
         port=29400,
         launcher="torchrun",
-        launch="abc",
+        launch_id="abc",
         agent=True,
         attempt=2,
     )
 
 
 def test_torch_distributed_launch() -> None:
-    assert locate(TORCHRUN, local_rank=3) == locate(TORCHRUN)
+    assert find_launch_info(TORCHRUN, local_rank=3) == find_launch_info(TORCHRUN)
 
 
 def test_torchrun_that_keeps_its_store_to_itself() -> None:
-    assert not locate({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent
+    assert not find_launch_info({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent
 
 
 def test_torchrun_under_slurm_is_torchrun() -> None:
-    assert locate({**SLURM, **TORCHRUN}).launcher == "torchrun"
+    assert find_launch_info({**SLURM, **TORCHRUN}).launcher == "torchrun"
 
 
 def test_slurm() -> None:
-    place = locate(SLURM)
+    place = find_launch_info(SLURM)
     assert (place.rank, place.size, place.host) == (5, 8, "gpu-003")
-    assert place.launch == "slurm-4711.0"
-    others = [locate({**SLURM, "SLURM_PROCID": str(rank)}).port for rank in range(8)]
+    assert place.launch_id == "slurm-4711.0"
+    others = [find_launch_info({**SLURM, "SLURM_PROCID": str(rank)}).port for rank in range(8)]
     assert set(others) == {place.port}
-    assert locate({**SLURM, "SLURM_STEP_ID": "1"}).port != place.port
+    assert find_launch_info({**SLURM, "SLURM_STEP_ID": "1"}).port != place.port
 
 
 def test_a_step_of_a_part_of_the_job_counts_its_own_tasks() -> None:
     step = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NODELIST": "gpu-004"}
-    place = locate({**SLURM, **step})
+    place = find_launch_info({**SLURM, **step})
     assert (place.size, place.host) == (6, LOOPBACK)
 
 
 def test_slurm_with_host_and_port_as_colossal_ai_takes_them() -> None:
-    place = locate(SLURM, host="10.0.0.1", port=29500)
+    place = find_launch_info(SLURM, host="10.0.0.1", port=29500)
     assert (place.rank, place.host, place.port) == (5, "10.0.0.1", 29500)
     exported = {**SLURM, "MASTER_ADDR": "10.0.0.2", "MASTER_PORT": "29501"}
-    assert locate(exported).host == "10.0.0.2"
-    assert locate(exported).port == 29501
+    assert find_launch_info(exported).host == "10.0.0.2"
+    assert find_launch_info(exported).port == 29501
 
 
 @pytest.mark.parametrize(
@@ -96,21 +103,21 @@ def test_slurm_with_host_and_port_as_colossal_ai_takes_them() -> None:
     ],
 )
 def test_the_head_of_a_node_list(nodes: str, first: str) -> None:
-    assert head(nodes) == first
-    assert several(nodes) == (nodes != "n1")
+    assert first_node(nodes) == first
+    assert is_multi_node(nodes) == (nodes != "n1")
 
 
 def test_open_mpi() -> None:
-    place = locate(OPEN_MPI)
+    place = find_launch_info(OPEN_MPI)
     assert (place.rank, place.size, place.host) == (1, 2, LOOPBACK)
-    assert locate({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == place.port
-    assert locate({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != place.port
+    assert find_launch_info({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == place.port
+    assert find_launch_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != place.port
 
 
 def test_by_hand_and_alone() -> None:
-    place = locate({}, **BY_HAND)
+    place = find_launch_info({}, **BY_HAND)
     assert (place.rank, place.size, place.host, place.port) == (1, 2, "node7", 2000)
-    assert locate({}) == Place(rank=0, size=1, launcher="alone")
+    assert find_launch_info({}) == LaunchInfo(rank=0, size=1, launcher="alone")
 
 
 @pytest.mark.parametrize(
@@ -144,8 +151,8 @@ def test_by_hand_and_alone() -> None:
 def test_what_does_not_add_up_is_refused(
     environ: dict[str, str], arguments: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(Refused, match=complaint) as caught:
-        locate(environ, **arguments)
+    with pytest.raises(UserError, match=complaint) as caught:
+        find_launch_info(environ, **arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -161,13 +168,16 @@ def test_what_does_not_add_up_is_refused(
 def test_an_environment_that_starts_nothing_leaves_a_process_alone(
     environ: dict[str, str],
 ) -> None:
-    assert locate(environ).launcher == "alone"
-    assert locate({**environ, "WORLD_SIZE": "2", "RANK": "0"} | TORCHRUN).launcher == "torchrun"
+    assert find_launch_info(environ).launcher == "alone"
+    assert (
+        find_launch_info({**environ, "WORLD_SIZE": "2", "RANK": "0"} | TORCHRUN).launcher
+        == "torchrun"
+    )
 
 
 def test_one_rank_speaks_before_ranks_can_meet() -> None:
-    assert spokesman({})
-    assert spokesman({"RANK": "0", "SLURM_PROCID": "1"})
-    assert not spokesman(TORCHRUN)
-    assert not spokesman(SLURM)
-    assert not spokesman(OPEN_MPI)
+    assert is_rank_0({})
+    assert is_rank_0({"RANK": "0", "SLURM_PROCID": "1"})
+    assert not is_rank_0(TORCHRUN)
+    assert not is_rank_0(SLURM)
+    assert not is_rank_0(OPEN_MPI)

@@ -14,11 +14,11 @@ import pytest
 
 from engine.world import signals
 from engine.world.signals import (
-    STOPPING,
-    hold_signals,
-    release_signals,
-    stop_signal,
+    STOP_SIGNALS,
+    block_signals,
+    catch_stop_signals,
     stop_with_parent,
+    unblock_signals,
 )
 from tests.support.worlds import default_signals, run_world
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def _no_signal_is_ignored() -> Iterator[None]:
     """As nohup, or a script that starts the tests in the background, may have them."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     default_signals()
     yield
     for number, handler in before.items():
@@ -39,17 +39,17 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
-    with stop_signal() as stop:
+    with catch_stop_signals() as stop:
         with pytest.raises(KeyboardInterrupt, match=number.name):
             send(number)
         assert stop.requested == number.name
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
-    with stop_signal() as stop:
+    with catch_stop_signals() as stop:
         stop.deferred = True
         assert stop.requested is None
         send(number)
@@ -57,31 +57,31 @@ def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
 
 
 def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "ECHO_SECONDS", 3600.0)
-    with stop_signal() as stop:
+    monkeypatch.setattr(signals, "REPEAT_SECONDS", 3600.0)
+    with catch_stop_signals() as stop:
         stop.deferred = True
         send(signal.SIGINT)
         send(signal.SIGINT)
         send(signal.SIGTERM)
         assert stop.requested == "SIGINT"
-        monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
+        monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
         send(signal.SIGTERM)  # launchers repeat it
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
 def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
-    with stop_signal() as stop:
+    monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
+    with catch_stop_signals() as stop:
         stop.deferred = True
         send(signal.SIGTERM)
-        with stop.unbroken():
+        with stop.deferred_until_done():
             pass
         done = False
 
         def save() -> None:
             nonlocal done
-            with stop.unbroken():
+            with stop.deferred_until_done():
                 send(signal.SIGINT)
                 done = True
 
@@ -99,23 +99,23 @@ def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
         prctl(pr_get_pdeathsig, ctypes.byref(number))
     finally:
         prctl(pr_set_pdeathsig, 0)  # this process is the tests'
-    assert number.value in STOPPING
+    assert number.value in STOP_SIGNALS
 
 
 def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
     """Send a signal while it is held, then while nothing handles it any more."""
-    hold_signals()
+    block_signals()
     send(number)  # kills who does not hold it
-    with stop_signal() as stop:
+    with catch_stop_signals() as stop:
         assert stop.requested is None
         with pytest.raises(KeyboardInterrupt, match=number.name):
-            release_signals()
+            unblock_signals()
     send(number)  # nothing is left to be told, and the run has not failed
     assert number in signal.sigpending()
     signal.sigwait([number])
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_that_was_held_comes_once_it_can_be_told(number: signal.Signals) -> None:
     """In a process with one thread: another thread, such as the tests' process may have, would get
     the signal that this one holds, and die of it."""
@@ -139,9 +139,9 @@ runpy.run_path({script!r}, run_name="__main__")
 
 def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
     """nohup; and shells, which start background jobs of scripts so."""
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    with stop_signal() as stop:
+    with catch_stop_signals() as stop:
         stop.deferred = True
         found = []
         for number in (signal.SIGHUP, signal.SIGINT):
@@ -152,7 +152,7 @@ def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
 
 
 def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in STOPPING]
-    with stop_signal() as stop:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with catch_stop_signals() as stop:
         assert signal.getsignal(signal.SIGTERM) is stop
-    assert [signal.getsignal(number) for number in STOPPING] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before

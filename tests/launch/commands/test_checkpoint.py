@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.directory import Shelf
-from engine.runs.folder import RunFolder, claim
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.runs.folder import RunFolder, claim_folder
 from launch import cli
 from tests.support.checkpoints import Trainee
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
 LOSSES = {1: None, 2: 1.5, 3: 2.5, 4: None}
 
 
 def write_all(rank: int, size: int, path: Path) -> None:
-    trainee = Trainee.make(Run(data=2, zero=1), rank)
+    trainee = Trainee.make(TrainingCase(data=2, zero=1), rank)
     for step, loss in LOSSES.items():
         trainee.train([step])
-        trainee.save(Shelf(path), step, val_loss=loss)
+        trainee.save(CheckpointDirectory(path), step, val_loss=loss)
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,18 @@ def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     """The newest run that has checkpoints, under runs/, where the command is given."""
     monkeypatch.chdir(tmp_path)
     for name in ("a-20260101-000000", "b-20260201-000000", "b-20260301-000000"):
-        claim("x", name, output=Path("runs") / name)
+        claim_folder("x", name, output=Path("runs") / name)
     run = RunFolder(Path("runs/b-20260201-000000"))
     shutil.copytree(RunFolder(written).checkpoints, run.checkpoints)
     return run
 
 
 def steps(folder: RunFolder) -> list[int]:
-    return Shelf(folder.checkpoints).steps()
+    return CheckpointDirectory(folder.checkpoints).steps()
 
 
 def damage(folder: RunFolder, step: int) -> None:
-    (Shelf(folder.checkpoints).folder(step) / "__1_0.distcp").write_bytes(b"")
+    (CheckpointDirectory(folder.checkpoints).folder(step) / "__1_0.distcp").write_bytes(b"")
 
 
 def command(*words: str) -> int:
@@ -58,7 +58,7 @@ def command(*words: str) -> int:
 
 
 def test_a_list_has_a_row_for_each(folder, capsys):
-    (Shelf(folder.checkpoints).folder(3) / "manifest.json").write_text("{")
+    (CheckpointDirectory(folder.checkpoints).folder(3) / "manifest.json").write_text("{")
     assert command("ls") == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert title == f"{folder.path} (running at step 0)"
@@ -125,7 +125,7 @@ def test_prune_keeps_as_many_as_the_run_says(folder):
 
 
 def test_a_run_that_is_training_is_not_pruned(folder, capsys):
-    with folder.hold():
+    with folder.lock():
         assert command("prune", "--keep", "1") == 2
     assert "is in use by process" in capsys.readouterr().err
     assert steps(folder) == [1, 2, 3, 4]
@@ -150,7 +150,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
 
 def test_any_command_that_looks_at_a_run_settles_that_it_was_killed(folder, capsys):
     """Its last process left its lock, and no word."""
-    with folder.hold():
+    with folder.lock():
         assert command("ls") == 0
         assert "(running at step 0)" in capsys.readouterr().out, "it is"
     folder.log.write_text('{"step": 4}\n')

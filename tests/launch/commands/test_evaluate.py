@@ -12,8 +12,8 @@ import pytest
 import evaluate_gpt
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.plan_from_run import keep
-from engine.world.launch_environment import Place
+from engine.runs.plan_from_run import write_record
+from engine.world.launch_environment import LaunchInfo
 from launch import cli, torchrun
 from launch.arguments import run_and_overrides
 from launch.commands import evaluate
@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     for name in ("runs/gpt-20260101-000000", RUN):
         folder = RunFolder(Path(name))
         folder.path.mkdir(parents=True)
-        keep(folder, plan)
+        write_record(folder, plan)
         folder.weights.touch()
     return folder
 
@@ -84,7 +84,7 @@ def test_ranks_are_those_of_the_runs_layout_or_of_another(monkeypatch, started, 
     assert args.run == Path(RUN)
     assert args.overrides == [word for word in argv if "=" in word]
     environ: dict[str, str] = {}
-    place = Place(rank=0, size=ranks, launcher="torchrun")
+    place = LaunchInfo(rank=0, size=ranks, launcher="torchrun")
     assert evaluate_gpt.plan(args, place, environ).layout.gpus == ranks
 
 
@@ -94,7 +94,7 @@ def test_what_is_asked_reaches_the_ranks(started):
     assert cli.main(["evaluate", other, "seed=7", "--step", "latest", *options], {}) == 0
     args = told(started[0][1])
     assert (args.run, args.overrides, args.step) == (Path(other), ["seed=7"], "latest")
-    subject = evaluate.subject_of(args)
+    subject = evaluate.evaluation_request(args)
     assert (subject.split, subject.samples, subject.last_n) == ("train", 7, 3)
     assert (args.backend, args.json) == ("gloo", True)
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.inout.export import Options, export, form
-from engine.inout.open_model import open_trained
+from engine.inout.export import ExportOptions, export, exporter
+from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
 from launch import cli
-from models.config import Sizes
+from models.config import GPTConfig
 from tests.engine.inout.support import SIZES, UNTIED, trained
 from tests.support.checkpoints import write
-from tests.support.training import Run
+from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
 COUNT = "31,728"  # parameters of SIZES
@@ -31,16 +31,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def weights(path: Path, model: Sizes = SIZES) -> None:
-    options = Options(dtype=torch.float32, shard_bytes=10**9)
-    export(trained(model), form("safetensors"), options, out=path, force=False)
+def weights(path: Path, model: GPTConfig = SIZES) -> None:
+    options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
+    export(trained(model), exporter("safetensors"), options, out=path, force=False)
 
 
 def test_the_newest_run_that_has_a_model_is_exported(here, capsys):
     for name in ("a-20260101-000000", "b-20250101-000000", "c-20270101-000000"):
         (here / "runs" / name).mkdir(parents=True)
     weights(RunFolder(Path("runs/a-20260101-000000")).weights)
-    run_world(1, write, Run(heads=10), here / "runs/b-20250101-000000/checkpoints")
+    run_world(1, write, TrainingCase(heads=10), here / "runs/b-20250101-000000/checkpoints")
     assert cli.main(["export", "--to", "pt"]) == 0
     out = "runs/a-20260101-000000/exports/model.pt"
     source = "runs/a-20260101-000000/model.safetensors"
@@ -53,7 +53,7 @@ def test_the_newest_run_that_has_a_model_is_exported(here, capsys):
     assert told[0].startswith("there/gpt: ")
     assert told[0].endswith("in bf16, from runs/b-20250101-000000/checkpoints/step-00000002")
     assert told[1] == "without a tokenizer: its ids stand for no text"
-    assert open_trained(Path("there/gpt")).dtype == torch.bfloat16
+    assert open_saved_model(Path("there/gpt")).dtype == torch.bfloat16
 
 
 def test_in_and_out_again(here, capsys):
@@ -65,12 +65,12 @@ def test_in_and_out_again(here, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == "cuboid train imported/x-hf/x-hf.py --init-from imported/x-hf"
     count = told[-2].split()[1]
-    assert int(count.replace(",", "")) == sum(t.numel() for _, t in trained(UNTIED).read())
+    assert int(count.replace(",", "")) == sum(t.numel() for _, t in trained(UNTIED).read_tensors())
     home = Path("imported/x-hf")
     assert {path.name for path in home.iterdir()} == {"model.safetensors", "x-hf.py"}
 
     plan = make_plan(home / "x-hf.py", gpus=1, environ={})
-    assert Sizes.of(plan.settings.model) == UNTIED
+    assert GPTConfig.of(plan.settings.model) == UNTIED
     again = ["export", str(home), "--to", "hf", "--shard-size", "10KB", "--out", "again"]
     assert cli.main(again) == 0
     for path in first.iterdir():
@@ -108,8 +108,8 @@ def test_refusals_are_one_line(argv, told, here, capsys):
     Path("exports").mkdir()
     Path("exports/x.pt").touch()
     Path("imported/there").mkdir(parents=True)
-    options = Options(dtype=torch.float32, shard_bytes=10**9)
-    export(trained(), form("hf"), options, out=Path("there"), force=False)
+    options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
+    export(trained(), exporter("hf"), options, out=Path("there"), force=False)
     assert cli.main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -133,13 +133,13 @@ def test_a_wrong_path_is_refused_without_torch(here):
 
 def test_a_model_of_gpt2s_words_is_told_to_be_trained_on_a_text(here, capsys):
     sizes = replace(SIZES, n_layer=1, vocab_size=50_257)
-    options = Options(dtype=torch.float32, shard_bytes=10**9)
+    options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
     model = trained(sizes, tokenizer={"type": "gpt2", **GPT2().state()})
-    export(model, form("hf"), options, out=Path("gpt"), force=False)
+    export(model, exporter("hf"), options, out=Path("gpt"), force=False)
     assert cli.main(["import", "gpt", "--from", "hf", "--out", "in"]) == 0
     command = "cuboid train in/in.py --init-from in data.path=my.txt"
     assert capsys.readouterr().out.splitlines()[-1] == command
     plan = make_plan(Path("in/in.py"), gpus=1, environ={})
     assert f"# {command}\n" in Path("in/in.py").read_text()
     assert (plan.settings.data.type, plan.settings.data.tokenizer) == ("auto", "gpt2")
-    assert open_trained(Path("in")).tokenizer == model.tokenizer
+    assert open_saved_model(Path("in")).tokenizer == model.tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine import generate
-from engine.errors import Refused
+from engine.errors import UserError
 from engine.inout import open_model as opening
 from engine.runs.folder import RunFolder
 from launch import cli
@@ -34,16 +34,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ) -> Iterator[str]:
         asked.update(prompt=prompt, sampling=sampling, printed=[], number=number)
         if prompt == "?":
-            raise Refused("cannot read ?")
+            raise UserError("cannot read ?")
         for piece in "abc":
             yield piece
             captured = asked["capsys"].readouterr()
             asked["printed"].append(captured.out)
             asked["told"] = asked.get("told", "") + captured.err
 
-    monkeypatch.setattr(opening, "open_trained", open_trained)
-    monkeypatch.setattr(generate, "open_model", open_model)
-    monkeypatch.setattr(generate, "continue_text", continue_text)
+    monkeypatch.setattr(opening, "open_saved_model", open_trained)
+    monkeypatch.setattr(generate, "load_model", open_model)
+    monkeypatch.setattr(generate, "generate_text", continue_text)
     return asked
 
 

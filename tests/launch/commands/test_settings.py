@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.aliases import SPELLINGS
-from engine.config.ignored_keys import NO_EFFECT
+from engine.config.aliases import ALIASES
+from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.other_trainers import SYNONYMS
-from engine.config.schema import Optimizer, all_settings, user_name
+from engine.config.schema import OptimizerSettings, all_settings, user_name
 from launch import cli
 from launch.settings_pages import names_page, settings_page
 
@@ -31,7 +31,7 @@ def test_every_setting_is_there_once_by_the_users_name(capsys):
 def test_a_line_has_default_meaning_and_what_it_takes(capsys):
     (line,) = (rest for name, rest in listed(capsys).items() if name == "optimizer.eps")
     default, comment = line.split("  # ")
-    assert float(default) == Optimizer().eps
+    assert float(default) == OptimizerSettings().eps
     assert comment == "added to Adam's denominator (float >= 0)"
 
 
@@ -63,7 +63,7 @@ def test_the_page_in_docs_is_up_to_date(capsys, option, page):
 def test_the_page_of_names_has_every_foreign_name():
     page = names_page()
     own = {user_name(name) for name in all_settings()}
-    for name in [*({*SPELLINGS} - own), *NO_EFFECT, *" ".join(SYNONYMS.values()).split()]:
+    for name in [*({*ALIASES} - own), *IGNORED_KEYS, *" ".join(SYNONYMS.values()).split()]:
         assert f"`{name}`" in page
     assert "| `fp16.mode` | `precision` |" in page
     assert "| `model.num_layers` | `model.n_layer` |" in page
@@ -92,7 +92,7 @@ def test_the_page_has_every_setting_with_type_default_and_meaning():
     assert cells.keys() == {user_name(name) for name in all_settings()}
     assert all(len(row) == 3 and all(row) for row in cells.values())
     takes, default, meaning = cells["optimizer.eps"]
-    assert (takes, float(default.strip("`"))) == ("float &gt;= 0", Optimizer().eps)
+    assert (takes, float(default.strip("`"))) == ("float &gt;= 0", OptimizerSettings().eps)
     assert meaning.startswith("added to Adam's denominator")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import train_gpt
-from engine.checkpoint.directory import Shelf
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.plan_from_run import keep
-from engine.world.launch_environment import Place
+from engine.runs.plan_from_run import write_record
+from engine.world.launch_environment import LaunchInfo
 from launch import cli, torchrun
 from launch.arguments import add_config, add_run, config_and_overrides
 from launch.commands import train
@@ -174,8 +174,8 @@ def stopped(tmp_path: Path, config: str) -> RunFolder:
     """A run of the config, as two copies of the model, whose config file is gone."""
     folder = RunFolder(tmp_path / "elsewhere" / "run")
     folder.path.mkdir(parents=True)
-    keep(folder, make_plan(config, gpus=4, overrides=["seed=5"], environ={}))
-    Shelf(folder.checkpoints).folder(4).mkdir(parents=True)
+    write_record(folder, make_plan(config, gpus=4, overrides=["seed=5"], environ={}))
+    CheckpointDirectory(folder.checkpoints).folder(4).mkdir(parents=True)
     folder.status.write_text('{"state": "interrupted", "step": 4}')
     Path(config).unlink()
     return folder
@@ -190,7 +190,7 @@ def test_a_run_is_resumed_without_a_config(monkeypatch, started, stopped, argv, 
     ((found, arguments),) = started
     assert found == ranks
     args = train_gpt.parse(arguments)
-    plan = train_gpt.plan(args, Place(rank=0, size=ranks, launcher="torchrun"), {})
+    plan = train_gpt.plan(args, LaunchInfo(rank=0, size=ranks, launcher="torchrun"), {})
     settings = plan.settings
     assert (settings.name, settings.seed, settings.log.every) == ("gpt", 5, 2)
     assert plan.layout.gpus == ranks
@@ -223,7 +223,7 @@ sys.exit(code)
 
 def test_a_finished_run_is_refused_without_torch(stopped):
     stopped.status.write_text('{"state": "finished", "step": 10}')
-    Shelf(stopped.checkpoints).folder(10).mkdir()
+    CheckpointDirectory(stopped.checkpoints).folder(10).mkdir()
     command = [sys.executable, "-c", FINISHED, "train", "--resume", str(stopped.path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2

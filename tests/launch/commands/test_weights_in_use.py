@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.load import Stored
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.load import SavedCheckpoint
 from engine.data.tokenizer import load
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.generate import Sampling, continue_text
-from engine.inout.export import Options, export, form
+from engine.generate import Sampling, generate_text
+from engine.inout.export import ExportOptions, export, exporter
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import recorded_settings
 from launch import cli, torchrun
 from models import load_state
-from models.chunks import Chunks
-from models.config import Sizes
+from models.chunks import ModelChunks
+from models.config import GPTConfig
 from models.gpt import GPT
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from tests.engine.inout.support import SIZES, trained
 from tests.support.jobs import TINY, Job, run
 from tests.support.programs import by_hand
@@ -69,7 +69,7 @@ def test_a_run_is_measured_in_another_layout(
     assert found == kept
     assert found["layout"] == "tensor 1 (serial) x pipeline 2 x data 1"
     assert found["overrides"] == ["PIPELINE=2"]
-    told = Stored(Shelf(folder.checkpoints).folder(20)).training.val_loss
+    told = SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(20)).training.val_loss
     assert found["loss"] == pytest.approx(told, rel=1e-12)
     assert found["bytes"] == found["targets"], "a byte a character, each of them a token"
 
@@ -77,12 +77,17 @@ def test_a_run_is_measured_in_another_layout(
 def expected(folder: RunFolder, step: int) -> str:
     """By weights that are taken from the checkpoint one by one."""
     settings = recorded_settings(folder)
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float64, compute=torch.float64)
-    model = GPT(Sizes.of(settings.model), part).eval()
-    load_state.load(Chunks([model]), Stored(Shelf(folder.checkpoints).folder(step)).parameters())
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float64, compute=torch.float64
+    )
+    model = GPT(GPTConfig.of(settings.model), part).eval()
+    load_state.load_state(
+        ModelChunks([model]),
+        SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(step)).parameters(),
+    )
     words = load(json.loads(folder.tokenizer.read_text()))
     sampling = Sampling(tokens=30, temperature=1.0, top_p=0.9, seed=5)
-    return "the " + "".join(continue_text(model, words, "the ", sampling)) + "\n"
+    return "the " + "".join(generate_text(model, words, "the ", sampling)) + "\n"
 
 
 def test_it_writes_at_any_of_its_checkpoints(
@@ -91,7 +96,9 @@ def test_it_writes_at_any_of_its_checkpoints(
     monkeypatch.chdir(place)
     folder = RunFolder(Path("runs/x-20260101-000000"))
     losses = {
-        step: loss for step, loss in Shelf(folder.checkpoints).losses().items() if loss is not None
+        step: loss
+        for step, loss in CheckpointDirectory(folder.checkpoints).validation_losses().items()
+        if loss is not None
     }
     best = min(losses, key=lambda step: losses[step])
     texts = {}
@@ -107,7 +114,7 @@ def test_what_a_disk_has_changed_is_not_used(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    damaged = Shelf(RunFolder(Path("runs/x-20260101-000000")).checkpoints).folder(10)
+    damaged = CheckpointDirectory(RunFolder(Path("runs/x-20260101-000000")).checkpoints).folder(10)
     file = next(damaged.glob("*.distcp"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -126,8 +133,10 @@ def test_a_hugging_face_folder_writes_what_transformers_does(
     transformers = pytest.importorskip("transformers")
     sizes = replace(SIZES, vocab_size=50257)
     words = {"type": "gpt2", **GPT2().state()}
-    options = Options(dtype=torch.float32, shard_bytes=10**9)
-    export(trained(sizes, tokenizer=words), form("hf"), options, out=tmp_path / "hf", force=False)
+    options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
+    export(
+        trained(sizes, tokenizer=words), exporter("hf"), options, out=tmp_path / "hf", force=False
+    )
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "hf")
     asked = tokenizer("Once upon a time", return_tensors="pt")

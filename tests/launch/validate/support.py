@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine.estimate.result import Estimate, Memory, Sent, StageEstimate
+from engine.estimate.result import CommVolume, Estimate, Memory, StageEstimate
 from engine.layout import Layout
 from engine.plan import Plan, make_plan
-from launch.validate.alternatives import Request
-from launch.validate.inspection import Case
+from launch.validate.alternatives import PlanRequest
+from launch.validate.inspection import EstimatedPlan
 from models.parallel.registry import modes
 
 GIB = 2**30
@@ -52,15 +52,15 @@ def write(folder: Path, text: str = CONFIG, name: str = "gpt.py") -> Path:
     return folder / name
 
 
-def request(path: Path, *overrides: str, gpus: int | None = None) -> Request:
-    return Request(path=path, gpus=gpus, overrides=overrides, environ={})
+def request(path: Path, *overrides: str, gpus: int | None = None) -> PlanRequest:
+    return PlanRequest(path=path, gpus=gpus, overrides=overrides, environ={})
 
 
 def plan(path: Path, *overrides: str, gpus: int | None = None) -> Plan:
     return make_plan(path, gpus=gpus, overrides=overrides, environ={})
 
 
-def made_up(*stages: Memory, sent: tuple[Sent, ...] = (), layers: int = 2) -> Estimate:
+def made_up(*stages: Memory, sent: tuple[CommVolume, ...] = (), layers: int = 2) -> Estimate:
     """An estimate whose stages take this memory, ``layers`` each."""
     return Estimate(
         parameters=124_439_808,
@@ -82,8 +82,10 @@ def made_up(*stages: Memory, sent: tuple[Sent, ...] = (), layers: int = 2) -> Es
     )
 
 
-def case(path: Path, found: Estimate, *overrides: str, gpu_memory: int | None = None) -> Case:
-    return Case(plan=plan(path, *overrides), estimate=found, gpu_memory=gpu_memory)
+def case(
+    path: Path, found: Estimate, *overrides: str, gpu_memory: int | None = None
+) -> EstimatedPlan:
+    return EstimatedPlan(plan=plan(path, *overrides), estimate=found, gpu_memory=gpu_memory)
 
 
 def chunked(found: Estimate, *chunks: tuple[range, ...]) -> Estimate:

@@ -13,9 +13,9 @@ from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
 from launch.validate import alternatives as searching
 from launch.validate.alternatives import Alternative, alternatives, shortened
-from launch.validate.candidates import Space, Steps, spaces
-from launch.validate.inspection import inspect
-from launch.validate.units import show_bytes
+from launch.validate.candidates import KnobSteps, Space, spaces
+from launch.validate.inspection import inspect_config
+from launch.validate.units import format_bytes
 from tests.launch.validate.support import GIB, plan, request, write
 
 SHIPPED = Path(__file__).parents[3] / "gpt_configs"
@@ -103,14 +103,14 @@ def test_a_larger_model_group_takes_gpus_from_the_copies_and_gives_them_their_sa
     }
     assert (one.plan.layout.gpus, one.plan.layout.data) == (8, 8 // tensor)
     assert one.plan.micro_batch == asked.micro_batch
-    assert one.words(asked) == " ".join(one.overrides)
+    assert one.command_words(asked) == " ".join(one.overrides)
 
 
 def test_more_gpus_are_asked_for_where_there_are_no_copies(tmp_path):
     found, _, asked = answers(write(tmp_path, LARGE), 0.6, "model.checkpoint=True", enough=9)
     (one, *_) = (one for one in found if "TENSOR_PARALLEL" in changed(one))
     gpus = one.plan.layout.gpus
-    assert one.words(asked) == f"TENSOR_PARALLEL={gpus} MODE=1d --gpus {gpus}"
+    assert one.command_words(asked) == f"TENSOR_PARALLEL={gpus} MODE=1d --gpus {gpus}"
 
 
 def test_the_mode_is_kept_where_gpus_are_added(tmp_path):
@@ -136,7 +136,7 @@ def test_zero_on_more_gpus_comes_before_offloading():
     path = SHIPPED / "gpt3_zero3_min.py"
     asked = plan(path)
     found = alternatives(request(path), asked, 80 * GIB, enough=2).fitting
-    assert found[0].words(asked) == "--gpus 64"
+    assert found[0].command_words(asked) == "--gpus 64"
     assert found[0].plan.global_batch == 64 * asked.global_batch
     *_, states, weights = found[1].overrides
     assert (states, weights) == ("zero.offload=cpu", "zero.offload_params=cpu")
@@ -197,7 +197,7 @@ def test_the_search_finds_what_trying_everything_finds(tmp_path):
         assert costs[one.overrides] == cost, (one.overrides, least)
 
 
-def _all_by_cost(asked: Plan) -> list[tuple[float, Space, Steps]]:
+def _all_by_cost(asked: Plan) -> list[tuple[float, Space, KnobSteps]]:
     found = [
         (cost, space, steps)
         for space in spaces(asked, gpus_given=True)
@@ -217,7 +217,7 @@ def test_what_nothing_can_hold_has_misses_after_a_bounded_search(tmp_path, monke
         return estimate(plan, **more)
 
     monkeypatch.setattr(searching, "estimate", counted)
-    found = inspect(request(path, gpus=4), 2**20)
+    found = inspect_config(request(path, gpus=4), 2**20)
     assert 10 < len(made) < 300
     assert found.case is not None
     assert found.case.alternatives == ()
@@ -233,7 +233,7 @@ def test_what_nothing_can_hold_has_misses_after_a_bounded_search(tmp_path, monke
     assert "nothing fits (tried: " in problem
     for words in (" layouts", "down to 1 sample", "ZeRO up to stage 3", "offloading to the host"):
         assert words in problem
-    assert f"{show_bytes(sizes[0] - 2**20)} too much, with " in problem
+    assert f"{format_bytes(sizes[0] - 2**20)} too much, with " in problem
 
 
 @pytest.mark.parametrize("overrides", [(), ("NUM_MICRO_BATCHES=48",), ("schedule=gpipe",)])

@@ -11,7 +11,7 @@ import pytest
 
 from engine.estimate.estimate import estimate
 from launch.validate.as_json import VERSION, as_json
-from launch.validate.inspection import inspect
+from launch.validate.inspection import inspect_config
 from tests.launch.validate.support import CONFIG, plan, request, write
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs/validate.schema.json").read_text())
@@ -27,7 +27,7 @@ model = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=1001)
 
 
 def told(path: Path, *overrides: str, gpus: int | None = None, memory: int | None = None) -> Any:
-    found = json.loads(as_json([inspect(request(path, *overrides, gpus=gpus), memory)]))
+    found = json.loads(as_json([inspect_config(request(path, *overrides, gpus=gpus), memory)]))
     VALIDATOR.validate(found)
     (config,) = found["configs"]
     return config
@@ -120,7 +120,7 @@ def test_what_does_not_fit_has_a_plan_problems_and_alternatives(tmp_path):
     ],
 )
 def test_the_schema_sees_what_is_wrong(tmp_path, break_it):
-    found = json.loads(as_json([inspect(request(write(tmp_path, "BATCH_SIZE = 0")))]))
+    found = json.loads(as_json([inspect_config(request(write(tmp_path, "BATCH_SIZE = 0")))]))
     VALIDATOR.validate(found)
     break_it(found["configs"][0])
     with pytest.raises(jsonschema.ValidationError):

@@ -7,19 +7,19 @@ import io
 from rich.console import Console
 
 from engine.estimate.result import Memory
-from launch.validate.inspection import Case, Inspection
-from launch.validate.listing import tell_all
+from launch.validate.inspection import EstimatedPlan, Inspection
+from launch.validate.listing import print_listing
 from tests.launch.validate.support import GIB, case, made_up, plan, write
 
 
 def listed(*found: Inspection, width: int = 80, terminal: bool = False) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
-    tell_all(found, console)
+    print_listing(found, console)
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
-def accepted(name: str, one: Case) -> Inspection:
+def accepted(name: str, one: EstimatedPlan) -> Inspection:
     return Inspection(source=name, case=one)
 
 
@@ -65,5 +65,7 @@ def test_a_pipe_gets_whole_lines_and_a_terminal_its_width(tmp_path):
 
 def test_zero_and_copies_are_told(tmp_path):
     path = write(tmp_path)
-    two = Case(plan=plan(path, "zero.stage=2", gpus=2), estimate=made_up(Memory(parameters=GIB)))
+    two = EstimatedPlan(
+        plan=plan(path, "zero.stage=2", gpus=2), estimate=made_up(Memory(parameters=GIB))
+    )
     assert "data 2 x ZeRO 2" in listed(accepted("a.py", two))[1]

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from engine.errors import Refused
-from launch.validate.map_blocks import LINE, MOST, Plane, blocks, title
+from engine.errors import UserError
+from launch.validate.map_blocks import LINE, MAX_GPUS, Plane, blocks, title
 from tests.launch.validate.support import LAYOUTS, layout
 
 every_layout = pytest.mark.parametrize("found", LAYOUTS.values(), ids=LAYOUTS)
@@ -82,6 +82,6 @@ def test_titles_tell_blocks_apart():
 
 
 def test_more_than_anyone_could_look_at_is_refused_at_once():
-    assert len(blocks(layout(data=MOST))) == 1
-    with pytest.raises(Refused, match=f"a map shows up to {MOST} GPUs, not {2**32}"):
+    assert len(blocks(layout(data=MAX_GPUS))) == 1
+    with pytest.raises(UserError, match=f"a map shows up to {MAX_GPUS} GPUs, not {2**32}"):
         blocks(layout("1d", 2**16, pipeline=2**16))

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from engine.estimate.estimate import estimate
-from engine.estimate.result import Memory, Sent
+from engine.estimate.result import CommVolume, Memory
 from launch.validate.alternatives import Alternative
-from launch.validate.inspection import Case
-from launch.validate.report import say_remarks, tell
+from launch.validate.inspection import EstimatedPlan
+from launch.validate.report import print_remarks, print_report
 from tests.launch.validate.support import CONFIG, GIB, case, chunked, made_up, plan, write
 
 EVERYTHING = Memory(
@@ -28,9 +28,9 @@ EVERYTHING = Memory(
 )
 
 
-def told(one: Case, width: int = 80) -> list[str]:
+def told(one: EstimatedPlan, width: int = 80) -> list[str]:
     file = io.StringIO()
-    tell(one, Console(file=file, width=width))
+    print_report(one, Console(file=file, width=width))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -107,14 +107,14 @@ def test_the_share_of_a_gpu_in_colour(config, taken, percent, colour):
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system="standard")
     found = made_up(Memory(parameters=round(taken * 1000 * GIB)))
-    tell(case(config, found, gpu_memory=1000 * GIB), console)
+    print_report(case(config, found, gpu_memory=1000 * GIB), console)
     assert re.search(rf"\x1b\[{colour}m *{percent} ━", file.getvalue())
 
 
 def test_what_is_sent(config):
     sent = (
-        Sent(axis="t", collective="all_gather", calls=1920, bytes=3 * GIB // 2),
-        Sent(axis="data", collective="reduce_scatter", calls=2, bytes=512),
+        CommVolume(axis="t", collective="all_gather", calls=1920, bytes=3 * GIB // 2),
+        CommVolume(axis="data", collective="reduce_scatter", calls=2, bytes=512),
     )
     assert below("sent by a GPU in a step", told(case(config, made_up(EVERYTHING, sent=sent)))) == [
         ["axis", "collective", "calls", "bytes"],
@@ -193,7 +193,7 @@ def test_a_real_estimate_adds_up(tmp_path):
 def test_remarks_are_a_line_each_however_long(config):
     file = io.StringIO()
     said = replace(plan(config), warnings=("a.py:1: " + "slow " * 40,), notes=("a.py:2: [so]",))
-    say_remarks(said, Console(file=file, width=40))
+    print_remarks(said, Console(file=file, width=40))
     assert file.getvalue().splitlines() == [
         "warning: a.py:1: " + "slow " * 40,
         "note: a.py:2: [so]",

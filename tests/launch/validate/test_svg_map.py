@@ -28,7 +28,7 @@ def inside(element: Element, tag: str) -> list[Element]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Rectangle:
     """A rectangle around something, and its middle."""
 
     left: float
@@ -44,7 +44,7 @@ class Place:
     def y(self) -> float:
         return (self.top + self.bottom) / 2
 
-    def holds(self, other: Place) -> bool:
+    def holds(self, other: Rectangle) -> bool:
         return (
             self.left <= other.left
             and self.top <= other.top
@@ -52,7 +52,7 @@ class Place:
             and other.bottom <= self.bottom
         )
 
-    def overlaps(self, other: Place) -> bool:
+    def overlaps(self, other: Rectangle) -> bool:
         return (
             self.left < other.right
             and other.left < self.right
@@ -61,19 +61,19 @@ class Place:
         )
 
 
-def rectangle(element: Element) -> Place:
+def rectangle(element: Element) -> Rectangle:
     left, top = float(element.get("x", 0)), float(element.get("y", 0))
-    return Place(
+    return Rectangle(
         left, top, left + float(element.get("width", 0)), top + float(element.get("height", 0))
     )
 
 
-def face(gpu: Element) -> Place:
+def face(gpu: Element) -> Rectangle:
     """Around what carries the number: a tile, or the top of a slab, which is drawn last."""
     if rects := inside(gpu, "rect"):
         return rectangle(rects[0])
     numbers = [float(n) for n in re.split("[ ,]", inside(gpu, "polygon")[-1].get("points", ""))]
-    return Place(min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+    return Rectangle(min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
 
 
 def gpus(root: Element) -> dict[int, Element]:
@@ -122,7 +122,7 @@ def test_cards_hold_their_own_gpus_and_stand_apart_in_the_picture(layout):
     width, height = (float(n) for n in root.attrib["viewBox"].split()[2:])
     cards = [group for group in root if group.tag.endswith("}g")]
     places = [rectangle(inside(card, "rect")[0]) for card in cards]
-    assert all(Place(0, 0, width, height).holds(place) for place in places)
+    assert all(Rectangle(0, 0, width, height).holds(place) for place in places)
     assert not any(one.overlaps(other) for one, other in combinations(places, 2))
     for card, place in zip(cards, places, strict=True):
         held = gpus(card)

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from launch.validate.units import digits, parse_bytes, show_bytes, show_layers
+from launch.validate.units import digits, format_bytes, format_layers, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_is_no_size(text):
     ],
 )
 def test_bytes_in_words(number, text):
-    assert show_bytes(number) == text
+    assert format_bytes(number) == text
 
 
 def test_numbers_of_a_column():
@@ -55,6 +55,6 @@ def test_numbers_of_a_column():
 
 
 def test_layers_of_one_chunk_and_of_several():
-    assert show_layers([range(6)]) == "0-5"
-    assert show_layers([range(3, 4)]) == "3"
-    assert show_layers([range(2), range(8, 10)]) == "0-1 8-9"
+    assert format_layers([range(6)]) == "0-5"
+    assert format_layers([range(3, 4)]) == "3"
+    assert format_layers([range(2), range(8, 10)]) == "0-1 8-9"

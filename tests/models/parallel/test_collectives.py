@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.parallel.collectives import Axis, Traffic, gather, scatter
-from models.parallel.tuning import SMALL
+from models.parallel.tuning import SMALL_BYTES
 from tests.support.training import process_group
 from tests.support.worlds import run_world
 
 SHAPES = [(1,), (5,), (4, 3), (0, 4), (2, 0)]
-LARGE = SMALL // 8 + 7  # float64: beyond the limit, and no multiple of the ranks
+LARGE = SMALL_BYTES // 8 + 7  # float64: beyond the limit, and no multiple of the ranks
 
 
 def world_axis(rank: int, size: int) -> Axis:
@@ -46,7 +46,7 @@ def check(rank: int, size: int) -> dict[str, Any]:
         total = axis.all_reduce(x)
         assert total is x
         torch.testing.assert_close(total, everyone.sum(0))
-    for length in (1, size - 1, size, SMALL // 8, LARGE, 3 * LARGE + 1):
+    for length in (1, size - 1, size, SMALL_BYTES // 8, LARGE, 3 * LARGE + 1):
         total = axis.all_reduce(mine(rank, length))
         torch.testing.assert_close(total, sum(mine(r, length) for r in range(size)))
         copies: list[Any] = [None] * size
@@ -98,7 +98,7 @@ def counted(axis: Axis) -> dict[str, Any]:
     axis.all_gather(torch.ones(10, dtype=torch.bfloat16))
     axis.reduce_scatter(torch.ones(axis.size, 10))
     axis.all_reduce(torch.ones(10))
-    axis.all_reduce(torch.ones(6 * SMALL))
+    axis.all_reduce(torch.ones(6 * SMALL_BYTES))
     axis.broadcast(torch.ones(10))
     return {"calls": dict(axis.traffic.calls), "bytes": dict(axis.traffic.bytes)}
 
@@ -123,7 +123,9 @@ def test_bytes_sent_are_those_of_the_best_algorithms(size: int) -> None:
         sent = traffic["bytes"]
         assert sent["a", "all_gather"] == (size - 1) * (40 + 20)
         assert sent["a", "reduce_scatter"] == (size - 1) * 40
-        assert sent["a", "all_reduce"] == (size - 1) * 40 + 2 * (size - 1) * 24 * SMALL // size
+        assert (
+            sent["a", "all_reduce"] == (size - 1) * 40 + 2 * (size - 1) * 24 * SMALL_BYTES // size
+        )
         assert sent["a", "broadcast"] == (size - 1) * 40 * (rank == 0)
 
 

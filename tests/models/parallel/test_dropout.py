@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from engine.layout import Layout
-from models.config import Sizes
+from models.config import GPTConfig
 from models.gpt import GPT, Attention, Block
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 from models.parallel.layers import Dropout
 from models.parallel.registry import modes
-from tests.support.mode_sizes import Cut, full_cuts
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
 from tests.support.training import (
-    Run,
-    Trained,
+    TrainingCase,
+    TrainingResult,
     build,
     make_stepper,
     open_partition,
@@ -34,7 +34,7 @@ from tests.support.training import (
 from tests.support.worlds import run_world
 
 P = 0.3
-SIZES = Sizes(
+SIZES = GPTConfig(
     n_layer=3,
     n_head=8,
     n_embd=64,
@@ -48,7 +48,7 @@ SIZES = Sizes(
 )
 
 
-def partition_of(layout: Layout, rank: int) -> Partition:
+def partition_of(layout: Layout, rank: int) -> ParallelContext:
     """A rank's view, without the means to send anything."""
     index = layout.coordinates(rank)
     axes = {
@@ -56,17 +56,17 @@ def partition_of(layout: Layout, rank: int) -> Partition:
         for name, size in layout.axes.items()
     }
     axes["tensor"] = Axis(name="tensor", size=1, index=0, group=None, traffic=Traffic())
-    return Partition(mode=layout.mode, axes=axes)
+    return ParallelContext(mode=layout.mode, axes=axes)
 
 
-def residual_masks(part: Partition, layer: int, seed: int) -> Iterable[Tensor]:
+def residual_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Tensor]:
     """Of both residual sites of a block."""
     block, ones = Block(SIZES, part, layer), torch.ones(64, 64)
     yield block.drop_1(ones, seed)
     yield block.drop_2(ones, seed)
 
 
-def attention_weights(part: Partition, layer: int, seed: int, p: float = P) -> Tensor:
+def attention_weights(part: ParallelContext, layer: int, seed: int, p: float = P) -> Tensor:
     """softmax of no scores at all, after dropout: [B, heads, S, S], rows of 1 / (s + 1)."""
     sizes = replace(SIZES, attn_pdrop=p)
     zero = torch.zeros(2, 2, 48, 48)
@@ -74,7 +74,7 @@ def attention_weights(part: Partition, layer: int, seed: int, p: float = P) -> T
     return Attention(sizes, part, layer).attend(zero, zero, v, seed=seed)
 
 
-def attention_masks(part: Partition, layer: int, seed: int) -> Iterable[Tensor]:
+def attention_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Tensor]:
     rows, columns = torch.tril_indices(48, 48)
     yield attention_weights(part, layer, seed)[..., rows, columns]
 
@@ -87,8 +87,8 @@ def assert_independent(masks: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("draw", [residual_masks, attention_masks])
-@pytest.mark.parametrize("cut", full_cuts(), ids=str)
-def test_masks_are_independent_where_activations_differ(cut: Cut, draw: Any) -> None:
+@pytest.mark.parametrize("cut", full_mode_sizes(), ids=str)
+def test_masks_are_independent_where_activations_differ(cut: ModeSize, draw: Any) -> None:
     """On other ranks of the model, data ranks, layers, sites and micro-batches."""
     layout = Layout(mode=modes()[cut.mode], tensor=cut.tensor, depth=cut.depth, data=2)
     parts = [partition_of(layout, rank) for rank in range(layout.gpus)]
@@ -97,7 +97,7 @@ def test_masks_are_independent_where_activations_differ(cut: Cut, draw: Any) -> 
 
 
 def test_masks_are_independent_of_those_at_other_sites() -> None:
-    part = open_partition(Run(), 0)
+    part = open_partition(TrainingCase(), 0)
     model, ones = GPT(SIZES, part), torch.ones(64, 64)
     sites = [module for module in model.modules() if isinstance(module, Dropout)]
     assert len(sites) == 7
@@ -106,7 +106,7 @@ def test_masks_are_independent_of_those_at_other_sites() -> None:
 
 @pytest.mark.parametrize("draw", [residual_masks, attention_masks])
 def test_masks_are_repeatable_and_in_any_order(draw: Any) -> None:
-    part = open_partition(Run(), 0)
+    part = open_partition(TrainingCase(), 0)
     first = [list(draw(part, layer, seed)) for layer, seed in product((0, 1), (5, 6))]
     torch.manual_seed(1234)
     again = [list(draw(part, layer, seed)) for layer, seed in product((1, 0), (6, 5))]
@@ -116,7 +116,7 @@ def test_masks_are_repeatable_and_in_any_order(draw: Any) -> None:
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_a_share_of_p_is_dropped_and_the_rest_scaled(p: float) -> None:
-    part = open_partition(Run(), 0)
+    part = open_partition(TrainingCase(), 0)
     residual = Block(replace(SIZES, resid_pdrop=p), part, 0).drop_1(torch.ones(400, 500), 7)
     rows, columns = torch.tril_indices(48, 48)
     weights = torch.cat([attention_weights(part, 0, seed, p) for seed in range(40)])
@@ -130,13 +130,13 @@ def test_a_share_of_p_is_dropped_and_the_rest_scaled(p: float) -> None:
 
 def test_the_backward_pass_has_the_forward_passs_mask() -> None:
     x = torch.ones(64, 64, requires_grad=True)
-    y = Block(SIZES, open_partition(Run(), 0), 0).drop_1(x, 7)
+    y = Block(SIZES, open_partition(TrainingCase(), 0), 0).drop_1(x, 7)
     y.sum().backward()
     assert torch.equal(x.grad if x.grad is not None else x, y.detach())
 
 
 def test_evaluation_drops_nothing() -> None:
-    part = open_partition(Run(), 0)
+    part = open_partition(TrainingCase(), 0)
     x, block = torch.ones(8, 8), Block(SIZES, part, 0).eval()
     assert block.drop_1(x, 1) is x
     assert Block(replace(SIZES, resid_pdrop=0.0), part, 0).drop_1(x, 1) is x
@@ -148,12 +148,12 @@ def test_evaluation_drops_nothing() -> None:
 @pytest.mark.parametrize("site", ["embd_pdrop", "resid_pdrop", "attn_pdrop"])
 def test_each_rate_drops_something(site: str) -> None:
     off: dict[str, Any] = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
-    run = Run()
+    run = TrainingCase()
     ids = samples(run, 1)[0]
     losses = []
     for rates in (off, {**off, site: P}):
         model = build(run, open_partition(run, 0))
-        dropping = GPT(replace(run.sizes, **rates), model.part)
+        dropping = GPT(replace(run.config, **rates), model.parallel)
         dropping.load_state_dict(model[0].state_dict())
         losses.append(dropping(dropping.embed(ids, 3), run.length, 3))
     assert float((losses[0] - losses[1]).detach().norm() / losses[0].detach().norm()) > 1e-3
@@ -163,9 +163,9 @@ def seeds_of(
     first: int, last: int, *, seed: int = 3, rounds: int = 3
 ) -> list[tuple[int, int, int]]:
     """(embedding's, blocks', recomputed blocks') seed of every micro-batch of steps first..last."""
-    run = Run(checkpoint=True, dropout=P)
+    run = TrainingCase(checkpoint=True, dropout=P)
     model = build(run, open_partition(run, 0))
-    stepper = replace(make_stepper(run, model, model.part.axes["world"]), seed=seed)
+    stepper = replace(make_stepper(run, model, model.parallel.axes["world"]), seed=seed)
     embedded: list[int] = []
     blocks: list[int] = []
     embed, forward = GPT.embed, Block.forward
@@ -182,7 +182,7 @@ def seeds_of(
         for step in range(first, last + 1):
             batch = samples(run, step)
             stepper.run(step, [batch] * rounds, targets=83, lr=0.0)
-    assert len(blocks) == 2 * run.sizes.n_layer * len(embedded)
+    assert len(blocks) == 2 * run.config.n_layer * len(embedded)
     four = [blocks[n : n + 4] for n in range(0, len(blocks), 4)]
     assert all(len(set(seeds)) == 1 for seeds in four)
     return [(seed, some[0], some[3]) for seed, some in zip(embedded, four, strict=True)]
@@ -198,10 +198,14 @@ def test_every_micro_batch_of_every_step_has_a_key_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "run",
-    [Run(), Run(mode="1d", tensor=2), Run(mode="2d", tensor=4, accumulation=2)],
+    [
+        TrainingCase(),
+        TrainingCase(mode="1d", tensor=2),
+        TrainingCase(mode="2d", tensor=4, accumulation=2),
+    ],
     ids=lambda run: run.name,
 )
-def test_a_recompute_draws_the_same_masks(run: Run) -> None:
+def test_a_recompute_draws_the_same_masks(run: TrainingCase) -> None:
     """Training with and without activation checkpointing ends in the same bits."""
     runs = [replace(run, checkpoint=which, dropout=P) for which in (False, True, False)]
     plain, recomputed, again = run_world(run.layout.gpus, train_all, runs)[0]
@@ -209,7 +213,7 @@ def test_a_recompute_draws_the_same_masks(run: Run) -> None:
     assert same_bits(plain, recomputed)
 
 
-def same_bits(a: Trained, b: Trained) -> bool:
+def same_bits(a: TrainingResult, b: TrainingResult) -> bool:
     return (
         a.losses == b.losses
         and a.norms == b.norms
@@ -219,7 +223,7 @@ def same_bits(a: Trained, b: Trained) -> bool:
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_the_global_generator_is_neither_read_nor_moved(checkpoint: bool) -> None:
-    run = Run(dropout=P, checkpoint=checkpoint, steps=2)
+    run = TrainingCase(dropout=P, checkpoint=checkpoint, steps=2)
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -231,5 +235,5 @@ def test_the_global_generator_is_neither_read_nor_moved(checkpoint: bool) -> Non
 
 def test_dropout_is_in_the_training_of_a_step() -> None:
     """Or the tests above would hold for a model that drops nothing."""
-    with_it, without = (train(0, 1, Run(dropout=p, steps=1)) for p in (P, 0.0))
+    with_it, without = (train(0, 1, TrainingCase(dropout=p, steps=1)) for p in (P, 0.0))
     assert abs(with_it.losses[0] / without.losses[0] - 1) > 1e-4

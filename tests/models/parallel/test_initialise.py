@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from engine.layout import Layout
-from models.config import Sizes
+from models.config import GPTConfig
 from models.gpt import GPT
-from models.parallel.context import Partition
-from models.parallel.initialise import BLOCK, draw_normal
+from models.parallel.context import ParallelContext
+from models.parallel.initialise import BLOCK, init_normal_
 from models.parallel.layers import initialise
 from models.parallel.mode import Mode
 from models.parallel.registry import modes
-from models.parallel.shard import Cut, place
+from models.parallel.shard import PartitionSpec, shard_of
 
-WHOLE: Cut = ((), ())
+WHOLE: PartitionSpec = ((), ())
 
 
 def drawn(
     shape: tuple[int, ...],
-    cut: Cut = WHOLE,
+    cut: PartitionSpec = WHOLE,
     sizes: dict[str, int] | None = None,
     index: dict[str, int] | None = None,
     *,
@@ -32,9 +32,9 @@ def drawn(
     name: str = "w",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    box = place(shape, cut, sizes or {}, index or {})
+    box = shard_of(shape, cut, sizes or {}, index or {})
     local = torch.full(box.local, torch.nan, dtype=dtype)
-    draw_normal(local, box, std=0.5, seed=seed, name=name)
+    init_normal_(local, box, std=0.5, seed=seed, name=name)
     return local
 
 
@@ -42,14 +42,14 @@ def drawn(
 @pytest.mark.parametrize(
     "cut", [(("a",), ()), ((), ("a",)), (("a",), ("b",)), (("a", "b"), ()), ((), ("b", "a"))]
 )
-def test_every_cut_draws_the_whole_ones_numbers(shape: tuple[int, int], cut: Cut) -> None:
+def test_every_cut_draws_the_whole_ones_numbers(shape: tuple[int, int], cut: PartitionSpec) -> None:
     whole, sizes = drawn(shape), {"a": 3, "b": 2}
     for a, b in product(range(3), range(2)):
         index = {"a": a, "b": b}
-        box = place(shape, cut, sizes, index)
+        box = shard_of(shape, cut, sizes, index)
         local = drawn(shape, cut, sizes, index)
-        assert torch.equal(local[box.valid], whole[box.slices])
-        local[box.valid] = 0
+        assert torch.equal(local[box.valid_slices], whole[box.slices])
+        local[box.valid_slices] = 0
         assert not local.count_nonzero(), "padding is zero"
 
 
@@ -100,20 +100,22 @@ def test_a_rank_draws_little_beyond_its_piece() -> None:
         return empty(size)
 
     with patch.object(torch, "empty", noting):
-        box = place(shape, (("a",), ()), sizes, {"a": 5})
+        box = shard_of(shape, (("a",), ()), sizes, {"a": 5})
         local = torch.zeros(box.local)
-        draw_normal(local, box, std=1.0, seed=1, name="w")
+        init_normal_(local, box, std=1.0, seed=1, name="w")
     assert 0 < sum(drew) <= (box.size[0] + 2 * BLOCK) * 64
     assert max(drew) <= BLOCK**2
 
 
-SIZES = Sizes(
+SIZES = GPTConfig(
     n_layer=4, n_head=4, n_embd=128, head_dim=32, n_inner=512, vocab_size=300, block_size=200
 )
 
 
 def built(layers: range | None = None, *, seed: int = 1) -> dict[str, Tensor]:
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
     model = GPT(SIZES, part, layers=layers)
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
@@ -157,7 +159,7 @@ def test_every_mode_starts_from_the_same_numbers(mode: Mode) -> None:
     layout = Layout(mode=mode, tensor=size)
     for rank in range(size):
         cut = (mode.up.weight_out, mode.up.weight_in)
-        box = layout.box((300, 128), cut, rank)
+        box = layout.shard((300, 128), cut, rank)
         local = torch.empty(box.local)
-        draw_normal(local, box, std=0.5, seed=1, name="wte.weight")
-        assert torch.equal(local[box.valid], whole[box.slices])
+        init_normal_(local, box, std=0.5, seed=1, name="wte.weight")
+        assert torch.equal(local[box.valid_slices], whole[box.slices])

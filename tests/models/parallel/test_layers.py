@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.context import Partition
-from models.parallel.layers import CutModule, Linear, Positions, Table
-from models.parallel.mode import Activation
-from models.parallel.norm import CutNorm, LayerNorm
+from models.parallel.context import ParallelContext
+from models.parallel.layers import Linear, PositionEmbedding, ShardedModule, TokenEmbedding
+from models.parallel.mode import ActivationSharding
+from models.parallel.norm import LayerNorm, ShardedLayerNorm
 from tests.support.local_shards import piece, summed
-from tests.support.mode_sizes import Cut, full_cuts
-from tests.support.training import Run, open_partition, process_group
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
+from tests.support.training import TrainingCase, open_partition, process_group
 from tests.support.worlds import run_world
 
 SAMPLES, LENGTH, HIDDEN, OUT, WORDS = 8, 3, 20, 28, 29
 TOKENS = SAMPLES * LENGTH
 
 Errors = dict[str, float]
-Found = dict[tuple[Cut, bool], dict[str, Errors]]  # by cut and keep_gathers, then by layer
+Found = dict[tuple[ModeSize, bool], dict[str, Errors]]  # by cut and keep_gathers, then by layer
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
@@ -37,26 +37,26 @@ def noise(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def fill(module: CutModule) -> dict[str, Tensor]:
+def fill(module: ShardedModule) -> dict[str, Tensor]:
     """Random whole parameters, of which the module gets its pieces; padding gets zeros."""
     whole = {}
-    for seed, (name, box) in enumerate(module.boxes.items()):
+    for seed, (name, box) in enumerate(module.shards.items()):
         whole[name] = noise(*box.shape, seed=10 + seed).requires_grad_()
         with torch.no_grad():
             held = module.get_parameter(name).zero_()
-            held[box.valid] = whole[name][box.slices]
+            held[box.valid_slices] = whole[name][box.slices]
     return whole
 
 
 def compare(
-    module: CutModule,
+    module: ShardedModule,
     call: Callable[[], tuple[Tensor, Tensor | None]],
     reference: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor | None]],
-    place: tuple[Activation, Activation],
+    place: tuple[ActivationSharding, ActivationSharding],
 ) -> Errors:
     """Errors of the output, of the input's gradient and of every parameter's, given the whole
     output and input (None where it has no gradient) that ``reference`` returns."""
-    part, whole = module.part, fill(module)
+    part, whole = module.parallel, fill(module)
     y, x = call()
     wanted_y, wanted_x = reference(whole)
     push = noise(*wanted_y.shape, seed=1)
@@ -67,19 +67,19 @@ def compare(
         assert x.grad is not None
         assert wanted_x.grad is not None
         errors["input"] = error(x.grad, piece(wanted_x.grad, place[0], part))
-    for name, box in module.boxes.items():
+    for name, box in module.shards.items():
         gradient, wanted = module.get_parameter(name).grad, whole[name].grad
         assert gradient is not None
         assert wanted is not None
         found = summed(gradient, box, part)
         if 0 not in box.size:
-            errors[name] = error(found[box.valid], wanted[box.slices])
-        found[box.valid] = 0
+            errors[name] = error(found[box.valid_slices], wanted[box.slices])
+        found[box.valid_slices] = 0
         errors[f"padding of {name}"] = float(found.norm())
     return errors
 
 
-def linear(part: Partition, direction: str) -> Errors:
+def linear(part: ParallelContext, direction: str) -> Errors:
     """y = x @ w + b"""
     mode = part.mode
     up = direction == "up"
@@ -96,11 +96,11 @@ def linear(part: Partition, direction: str) -> Errors:
     )
 
 
-def lookup(part: Partition) -> Errors:
+def lookup(part: ParallelContext) -> Errors:
     """Rows of the table; word 0 is frequent, the last one rare."""
     ids = torch.randint(WORDS, (TOKENS,), generator=torch.Generator().manual_seed(2))
     ids[:9] = 0
-    table = Table(part, WORDS, HIDDEN, std=1.0)
+    table = TokenEmbedding(part, WORDS, HIDDEN, std=1.0)
     return compare(
         table,
         lambda: (table(ids), None),
@@ -109,8 +109,8 @@ def lookup(part: Partition) -> Errors:
     )
 
 
-def positions(part: Partition) -> Errors:
-    layer = Positions(part, LENGTH + 2, HIDDEN, std=1.0)
+def positions(part: ParallelContext) -> Errors:
+    layer = PositionEmbedding(part, LENGTH + 2, HIDDEN, std=1.0)
     return compare(
         layer,
         lambda: (layer(SAMPLES, LENGTH), None),
@@ -119,7 +119,7 @@ def positions(part: Partition) -> Errors:
     )
 
 
-def norm(part: Partition) -> Errors:
+def norm(part: ParallelContext) -> Errors:
     layer = LayerNorm(part, HIDDEN, eps=1e-5)
     whole_x = noise(TOKENS, HIDDEN, seed=3).add_(2.0).requires_grad_()
     x = piece(whole_x.detach(), part.mode.outer, part).requires_grad_()
@@ -131,7 +131,7 @@ def norm(part: Partition) -> Errors:
     )
 
 
-LAYERS: dict[str, Callable[[Partition], Errors]] = {
+LAYERS: dict[str, Callable[[ParallelContext], Errors]] = {
     "up": lambda part: linear(part, "up"),
     "down": lambda part: linear(part, "down"),
     "lookup": lookup,
@@ -141,12 +141,12 @@ LAYERS: dict[str, Callable[[Partition], Errors]] = {
 
 
 def run_layers(
-    rank: int, size: int, all_cuts: list[Cut]
-) -> dict[tuple[Cut, bool], dict[str, Errors]]:
+    rank: int, size: int, all_cuts: list[ModeSize]
+) -> dict[tuple[ModeSize, bool], dict[str, Errors]]:
     found = {}
     for cut in all_cuts:
         for keep in (False, True):
-            run = Run(**cut._asdict(), dtype=torch.float64, keep_gathers=keep)
+            run = TrainingCase(**cut._asdict(), dtype=torch.float64, keep_gathers=keep)
             part = open_partition(run, rank)
             found[cut, keep] = {name: layer(part) for name, layer in LAYERS.items()}
     return found
@@ -154,13 +154,13 @@ def run_layers(
 
 @cache
 def errors_in(world: int) -> list[Found]:
-    return run_world(world, run_layers, [cut for cut in full_cuts() if cut.tensor == world])
+    return run_world(world, run_layers, [cut for cut in full_mode_sizes() if cut.tensor == world])
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["gather again", "keep gathers"])
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("cut", full_cuts(), ids=str)
-def test_a_layer_is_its_mathematics(cut: Cut, layer: str, keep: bool) -> None:
+@pytest.mark.parametrize("cut", full_mode_sizes(), ids=str)
+def test_a_layer_is_its_mathematics(cut: ModeSize, layer: str, keep: bool) -> None:
     for rank, found in enumerate(errors_in(cut.tensor)):
         wrong = {name: e for name, e in found[cut, keep][layer].items() if not e <= 1e-13}
         assert not wrong, f"rank {rank}: {wrong}"
@@ -177,7 +177,7 @@ def norm_far_from_zero(rank: int, size: int) -> Errors:
     y.backward(push.double())
     here = slice(rank * 96 // size, (rank + 1) * 96 // size)
     mine = [x[:, here].clone(), w[here].clone(), b[here].clone()]
-    found = CutNorm.apply(*[t.requires_grad_() for t in mine], axis, 1e-5)
+    found = ShardedLayerNorm.apply(*[t.requires_grad_() for t in mine], axis, 1e-5)
     found.backward(push[:, here])
     errors = {"y": error(found.detach(), y.detach()[:, here])}
     for name, ours, theirs in zip("xwb", mine, exact, strict=True):
@@ -197,7 +197,7 @@ def test_a_cut_norm_is_precise_far_from_zero() -> None:
 
 def test_gradients_of_biases_and_norms_are_summed_in_the_parameter_type() -> None:
     """1 + 2^-9 is no bf16: a sum over tokens that is rounded to it is off by as much."""
-    part = open_partition(Run(compute=torch.bfloat16), 0)
+    part = open_partition(TrainingCase(compute=torch.bfloat16), 0)
     layer = Linear(part, part.mode.up, 4, 4, std=1.0)
     y = layer(torch.zeros(513, 4, dtype=torch.bfloat16, requires_grad=True))
     y.backward(torch.full_like(y, 2**-9))

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.parallel.context import Partition
-from models.parallel.layers import Table
+from models.parallel.context import ParallelContext
+from models.parallel.layers import TokenEmbedding
 from models.parallel.loss import IGNORED, Head, HeadLoss
-from models.parallel.zero import Pieces
+from models.parallel.zero import WeightSharding
 from tests.support.local_shards import piece, summed
-from tests.support.mode_sizes import Cut, full_cuts
-from tests.support.training import Run, open_partition
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
+from tests.support.training import TrainingCase, open_partition
 from tests.support.worlds import run_world
 
 TOKENS, HIDDEN = 24, 12
@@ -39,12 +39,17 @@ def plain(x: Tensor, w: Tensor, targets: Tensor, scale: float) -> Tensor:
     return scale * F.cross_entropy(x @ w.t(), targets, ignore_index=IGNORED, reduction="sum")
 
 
-WHOLE = Pieces(dim="H", inputs=HIDDEN, axis=None)
+WHOLE = WeightSharding(dim="H", inputs=HIDDEN, axis=None)
 
 
 def head_of(words: int, dtype: torch.dtype = torch.float64, chunk: int | None = None) -> Head:
-    part = Partition.alone(torch.device("cpu"), dtype=dtype, compute=dtype)
-    return Head(part=part, box=part.box((words, HIDDEN), ((), ())), pieces=WHOLE, chunk=chunk)
+    part = ParallelContext.single_device(torch.device("cpu"), dtype=dtype, compute=dtype)
+    return Head(
+        parallel=part,
+        shard=part.shard((words, HIDDEN), ((), ())),
+        weight_sharding=WHOLE,
+        chunk=chunk,
+    )
 
 
 def ours(x: Tensor, w: Tensor, targets: Tensor, scale: float, head: Head) -> Tensor:
@@ -108,8 +113,12 @@ def test_the_scale_enters_before_the_cast() -> None:
     loss scale first, it is not. So bf16's is rounded once, from the scaled value."""
     x, w, targets = problem(29)
     x, w = x.detach().half().requires_grad_(), w.detach().float().requires_grad_()
-    part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float16)
-    head = Head(part=part, box=part.box((29, HIDDEN), ((), ())), pieces=WHOLE, chunk=5)
+    part = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float16
+    )
+    head = Head(
+        parallel=part, shard=part.shard((29, HIDDEN), ((), ())), weight_sharding=WHOLE, chunk=5
+    )
     scale = 2.0**16 / 2**10  # a loss scale over the targets of the batch
     (found,) = torch.autograd.grad(ours(x, w, targets, scale, head), w)
     (wanted,) = torch.autograd.grad(plain(x.float(), w.half().float(), targets, scale), w)
@@ -160,31 +169,33 @@ def test_a_chunk_by_default_is_bounded() -> None:
     assert 16 << 20 < (first.stop - first.start) * 50_257 * 4 <= 32 << 20
 
 
-CUTS = [*full_cuts(), Cut("1d", 3, 1), Cut("1d", 4, 1)]
+CUTS = [*full_mode_sizes(), ModeSize("1d", 3, 1), ModeSize("1d", 4, 1)]
 WORDS = (29, 5, 1)  # of which some ranks hold less than others, or nothing
 CHUNKS = (None, 1, 2)
 
-Found = dict[tuple[Cut, int, int | None], dict[str, float]]  # errors by cut, vocabulary and chunk
+Found = dict[
+    tuple[ModeSize, int, int | None], dict[str, float]
+]  # errors by cut, vocabulary and chunk
 
 
-def cut_losses(rank: int, size: int, cuts: list[Cut]) -> Found:
+def cut_losses(rank: int, size: int, cuts: list[ModeSize]) -> Found:
     found: Found = {}
     for cut in cuts:
-        part = open_partition(Run(**cut._asdict(), dtype=torch.float64), rank)
+        part = open_partition(TrainingCase(**cut._asdict(), dtype=torch.float64), rank)
         for words, chunk in product(WORDS, CHUNKS):
             found[cut, words, chunk] = cut_loss(part, words, chunk)
     return found
 
 
-def cut_loss(part: Partition, words: int, chunk: int | None) -> dict[str, float]:
+def cut_loss(part: ParallelContext, words: int, chunk: int | None) -> dict[str, float]:
     """Errors of the loss of all ranks together and of this rank's pieces of the gradients."""
     whole_x, whole_w, targets = problem(words)
-    table = Table(part, words, HIDDEN, std=1.0)
-    box = table.boxes["weight"]
+    table = TokenEmbedding(part, words, HIDDEN, std=1.0)
+    box = table.shards["weight"]
     with torch.no_grad():
-        table.weight.zero_()[box.valid] = whole_w[box.slices]
+        table.weight.zero_()[box.valid_slices] = whole_w[box.slices]
     x = piece(whole_x.detach(), part.mode.outer, part).requires_grad_()
-    head = Head(part=part, box=box, pieces=table.as_head, chunk=chunk)
+    head = Head(parallel=part, shard=box, weight_sharding=table.as_head, chunk=chunk)
     share = ours(x, table.weight, targets, 0.5, head)
     share.backward()
     wanted = plain(whole_x, whole_w, targets, 0.5)
@@ -198,9 +209,9 @@ def cut_loss(part: Partition, words: int, chunk: int | None) -> dict[str, float]
     errors = {
         "loss": float((loss - wanted.detach()).abs()),
         "dx": float((x.grad - piece(whole_x.grad, part.mode.outer, part)).norm()),
-        "dw": float((gradient[box.valid] - whole_w.grad[box.slices]).norm()),
+        "dw": float((gradient[box.valid_slices] - whole_w.grad[box.slices]).norm()),
     }
-    gradient[box.valid] = 0
+    gradient[box.valid_slices] = 0
     return errors | {"padding": float(gradient.norm())}
 
 
@@ -213,7 +224,7 @@ def losses_in(world: int) -> list[Found]:
 @pytest.mark.parametrize("words", WORDS)
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_a_cut_vocabulary_gives_the_same_loss_and_gradients(
-    cut: Cut, words: int, chunk: int | None
+    cut: ModeSize, words: int, chunk: int | None
 ) -> None:
     for rank, found in enumerate(losses_in(cut.tensor)):
         wrong = {name: e for name, e in found[cut, words, chunk].items() if not e <= 1e-12}

@@ -11,8 +11,8 @@ import pytest
 
 import models.parallel.modes as room
 from models.parallel import registry
-from models.parallel.mode import Activation, Axes, Gather, Mode, Product
-from models.parallel.registry import modes, nearest
+from models.parallel.mode import ActivationSharding, Axes, Gather, LinearSharding, Mode
+from models.parallel.registry import modes, nearest_sizes
 
 each_mode = pytest.mark.parametrize("mode", modes().values(), ids=list(modes()))
 
@@ -33,7 +33,7 @@ def dropped(axes: Axes, last: str | None) -> Axes:
     return axes[:-1]
 
 
-def multiplied(x: Activation, product: Product) -> Activation:
+def multiplied(x: ActivationSharding, product: LinearSharding) -> ActivationSharding:
     """The cut of reduce_scatter(all_gather(x) @ all_gather(w)), where that is x @ w at all."""
     tokens, hidden = x.tokens, x.hidden
     if product.gather_x and product.gather_x.on == "T":
@@ -44,7 +44,7 @@ def multiplied(x: Activation, product: Product) -> Activation:
     assert hidden == contracted, f"x's features are cut by {hidden}, w's inputs by {contracted}"
     partial = () if product.scatter_y is None else (product.scatter_y,)
     assert contracted == partial, f"sums over {contracted} are scattered over {partial}"
-    y = Activation(tokens=tokens + partial, hidden=product.weight_out)
+    y = ActivationSharding(tokens=tokens + partial, hidden=product.weight_out)
     assert len({*y.tokens, *y.hidden}) == len(y.tokens) + len(y.hidden), f"an axis cuts twice: {y}"
     return y
 
@@ -66,7 +66,7 @@ def test_the_lookup_ends_in_the_outer_layout(mode: Mode) -> None:
     if lookup.swap:
         turned = dict([lookup.swap, lookup.swap[::-1]])
         tokens, hidden = (tuple(turned.get(a, a) for a in axes) for axes in (tokens, hidden))
-    assert Activation(tokens=tokens, hidden=hidden) == mode.outer
+    assert ActivationSharding(tokens=tokens, hidden=hidden) == mode.outer
 
 
 @each_mode
@@ -85,7 +85,7 @@ def test_axes_multiply_to_the_size_and_go_by_one_order(mode: Mode) -> None:
         for n in axes.values():
             product *= n
         assert product == size, f"{axes} of {size} ranks at depth {depth}"
-        assert list(axes) == list(mode.colossal)
+        assert list(axes) == list(mode.colossal_groups)
 
 
 @each_mode
@@ -136,4 +136,4 @@ def test_a_file_is_a_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_nearest_sizes_are_the_next_legal_ones(
     mode: str, size: int, depth: int, wanted: list[int]
 ) -> None:
-    assert nearest(modes()[mode], size, depth) == wanted
+    assert nearest_sizes(modes()[mode], size, depth) == wanted

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parallel.context import Partition
-from models.parallel.layers import Table
-from models.parallel.loss import IGNORED, Head, places, scores
+from models.parallel.context import ParallelContext
+from models.parallel.layers import TokenEmbedding
+from models.parallel.loss import IGNORED, Head, loss_and_top_k, target_ranks
 from tests.models.parallel.test_loss import CHUNKS, HIDDEN, TOKENS, WORDS, Largest, head_of, problem
 from tests.support.local_shards import piece
-from tests.support.mode_sizes import Cut, full_cuts
-from tests.support.training import Run, open_partition
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
+from tests.support.training import TrainingCase, open_partition
 from tests.support.worlds import run_world
 
 TOPS = (1, 3, 10)
-CUTS = [*full_cuts(), Cut("1d", 4, 1)]
+CUTS = [*full_mode_sizes(), ModeSize("1d", 4, 1)]
 
 
 def tied(words: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,14 +50,14 @@ def assert_same(found: list[float], wanted: list[float]) -> None:
 @pytest.mark.parametrize("make", [problem, tied])
 def test_any_chunk_gives_the_scores_of_whole_logits(make, chunk):
     x, w, targets = make(29)
-    found = scores(x, w, targets, head_of(29, chunk=chunk), TOPS)
+    found = loss_and_top_k(x, w, targets, head_of(29, chunk=chunk), TOPS)
     assert found.dtype == torch.float64
     assert_same(found.tolist(), plainly(x.detach(), w.detach(), targets))
 
 
 def test_the_places_of_equals_go_by_their_ids():
     logits = torch.tensor([[2.0, 5.0, 2.0, 2.0, 1.0]]).repeat(5, 1)
-    found = places(logits, torch.arange(5), head_of(5, torch.float32))
+    found = target_ranks(logits, torch.arange(5), head_of(5, torch.float32))
     assert found.tolist() == [1, 0, 2, 3, 4]
 
 
@@ -65,31 +65,35 @@ def test_the_full_logits_are_never_held():
     tokens, words, chunk = 512, 1000, 32
     x, w = torch.randn(tokens, HIDDEN), torch.randn(words, HIDDEN)
     with Largest() as largest:
-        scores(x, w, torch.randint(words, (tokens,)), head_of(words, torch.float32, chunk), TOPS)
+        loss_and_top_k(
+            x, w, torch.randint(words, (tokens,)), head_of(words, torch.float32, chunk), TOPS
+        )
     assert largest.elements == chunk * words
 
 
-Found = dict[tuple[Cut, int, int | None, bool], list[float]]
+Found = dict[tuple[ModeSize, int, int | None, bool], list[float]]
 
 
-def cut_scores(rank: int, size: int, cuts: list[Cut]) -> Found:
+def cut_scores(rank: int, size: int, cuts: list[ModeSize]) -> Found:
     found: Found = {}
     for cut in cuts:
-        part = open_partition(Run(**cut._asdict(), dtype=torch.float64), rank)
+        part = open_partition(TrainingCase(**cut._asdict(), dtype=torch.float64), rank)
         for words, chunk, equal in product(WORDS, CHUNKS, (False, True)):
             found[cut, words, chunk, equal] = scores_of(part, words, chunk, equal)
     return found
 
 
-def scores_of(part: Partition, words: int, chunk: int | None, equal: bool) -> list[float]:
+def scores_of(part: ParallelContext, words: int, chunk: int | None, equal: bool) -> list[float]:
     """Of all ranks together. Rows of the table that are only padding would win."""
     x, w, targets = tied(words) if equal else problem(words)
-    table = Table(part, words, HIDDEN, std=1.0)
-    box = table.boxes["weight"]
+    table = TokenEmbedding(part, words, HIDDEN, std=1.0)
+    box = table.shards["weight"]
     with torch.no_grad():
-        table.weight.fill_(9)[box.valid] = w[box.slices]
-    head = Head(part=part, box=box, pieces=table.as_head, chunk=chunk)
-    share = scores(piece(x.detach(), part.mode.outer, part), table.weight, targets, head, TOPS)
+        table.weight.fill_(9)[box.valid_slices] = w[box.slices]
+    head = Head(parallel=part, shard=box, weight_sharding=table.as_head, chunk=chunk)
+    share = loss_and_top_k(
+        piece(x.detach(), part.mode.outer, part), table.weight, targets, head, TOPS
+    )
     return part.axes["world"].all_reduce(share).tolist()
 
 
@@ -99,7 +103,7 @@ def scores_in(world: int) -> list[Found]:
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_cut_vocabulary_gives_the_same_scores(cut: Cut) -> None:
+def test_a_cut_vocabulary_gives_the_same_scores(cut: ModeSize) -> None:
     for words, equal in product(WORDS, (False, True)):
         x, w, targets = tied(words) if equal else problem(words)
         wanted = plainly(x.detach(), w.detach(), targets)

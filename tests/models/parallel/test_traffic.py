@@ -12,21 +12,21 @@ import torch
 
 from models.parallel.collectives import Traffic
 from models.parallel.layers import Linear
-from models.parallel.mode import Activation, Mode, Product
+from models.parallel.mode import ActivationSharding, LinearSharding, Mode
 from models.parallel.registry import modes
-from tests.support.mode_sizes import Cut, full_cuts
-from tests.support.training import Run, open_partition
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
+from tests.support.training import TrainingCase, open_partition
 from tests.support.worlds import run_world
 
 T, H, INNER = 48, 24, 36  # tokens, hidden and inner features
-CUTS = [*full_cuts(), Cut("1d", 3, 1), Cut("2.5d", 4, 1)]
+CUTS = [*full_mode_sizes(), ModeSize("1d", 3, 1), ModeSize("2.5d", 4, 1)]
 KINDS = [  # compute type, keep_gathers
     (torch.float32, False),
     (torch.float32, True),
     (torch.bfloat16, False),
 ]
 
-Way = tuple[Cut, str, torch.dtype, bool]
+Way = tuple[ModeSize, str, torch.dtype, bool]
 
 FORWARD: dict[str, Callable[[int, int, int, int], float]] = {
     # (ranks, tokens, in, out) -> elements that a rank sends in an *up* layer's forward pass
@@ -38,7 +38,7 @@ FORWARD: dict[str, Callable[[int, int, int, int], float]] = {
 
 
 def formula(
-    mode: Mode, product: Product, axes: dict[str, int], n_in: int, n_out: int, *, keep: bool
+    mode: Mode, product: LinearSharding, axes: dict[str, int], n_in: int, n_out: int, *, keep: bool
 ) -> tuple[Counter[str], Counter[str]]:
     """Elements that a rank sends in forward and backward, by what they are of.
 
@@ -62,19 +62,19 @@ def formula(
     return once, again + Counter(x=once["x"], y=once["y"], dw=once["w"])
 
 
-def count(rank: int, size: int, cuts: list[Cut]) -> dict[Way, tuple[int, int]]:
+def count(rank: int, size: int, cuts: list[ModeSize]) -> dict[Way, tuple[int, int]]:
     """Bytes sent in forward and in backward, by cut, direction, compute type and keep_gathers."""
     found = {}
     for cut in cuts:
         for compute, keep in KINDS:
             traffic = Traffic()
-            run = Run(**cut._asdict(), compute=compute, keep_gathers=keep)
+            run = TrainingCase(**cut._asdict(), compute=compute, keep_gathers=keep)
             part = open_partition(run, rank, traffic)
             for direction in ("up", "down"):
                 product, n_in, n_out, activation = ways(part.mode, direction)
                 layer = Linear(part, product, n_in, n_out, std=1.0)
-                rows = T // part.pieces(activation.tokens)
-                x = torch.ones(rows, n_in // part.pieces(activation.hidden), dtype=compute)
+                rows = T // part.num_shards(activation.tokens)
+                x = torch.ones(rows, n_in // part.num_shards(activation.hidden), dtype=compute)
                 traffic.reset()
                 y = layer(x.requires_grad_())
                 forward = sum(traffic.bytes.values())
@@ -84,7 +84,7 @@ def count(rank: int, size: int, cuts: list[Cut]) -> dict[Way, tuple[int, int]]:
     return found
 
 
-def ways(mode: Mode, direction: str) -> tuple[Product, int, int, Activation]:
+def ways(mode: Mode, direction: str) -> tuple[LinearSharding, int, int, ActivationSharding]:
     up = direction == "up"
     return (mode.up, H, INNER, mode.outer) if up else (mode.down, INNER, H, mode.inner)
 
@@ -98,7 +98,7 @@ def counted(world: int) -> list[dict[Way, tuple[int, int]]]:
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_a_linear_sends_what_the_formula_says(
-    cut: Cut, direction: str, compute: torch.dtype, keep: bool
+    cut: ModeSize, direction: str, compute: torch.dtype, keep: bool
 ) -> None:
     mode = modes()[cut.mode]
     axes = mode.axes(cut.tensor, cut.depth)
@@ -113,7 +113,7 @@ def test_a_linear_sends_what_the_formula_says(
 
 
 @pytest.mark.parametrize("cut", [cut for cut in CUTS if cut.mode in FORWARD], ids=str)
-def test_the_table_costs_what_was_published(cut: Cut) -> None:
+def test_the_table_costs_what_was_published(cut: ModeSize) -> None:
     wanted = FORWARD[cut.mode](cut.tensor, T, H, INNER) * 4
     for found in counted(cut.tensor):
         assert found[cut, "up", torch.float32, False][0] == pytest.approx(wanted)

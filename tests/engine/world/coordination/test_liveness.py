@@ -15,13 +15,13 @@ from torch.distributed import HashStore
 from engine.world.coordination import liveness
 from engine.world.coordination.liveness import (
     ANSWER_SECONDS,
-    LOOKS_PER_SECOND,
-    Process,
-    RollCall,
-    spaced,
+    POLLS_PER_SECOND,
+    LivenessMonitor,
+    RankProcess,
+    poll_interval,
 )
 
-HERE = Process.this()
+HERE = RankProcess.current()
 
 
 def test_a_process_is_told_from_others_of_its_number() -> None:
@@ -42,9 +42,9 @@ def test_a_process_is_told_from_others_of_its_number() -> None:
 
 
 def test_many_ranks_look_less_often_and_still_answer_in_time() -> None:
-    assert spaced(0.25, 8) == 0.25
-    assert 1000 / spaced(0.25, 1000) <= LOOKS_PER_SECOND
-    assert spaced(0.25, 10**6) < ANSWER_SECONDS
+    assert poll_interval(0.25, 8) == 0.25
+    assert 1000 / poll_interval(0.25, 1000) <= POLLS_PER_SECOND
+    assert poll_interval(0.25, 10**6) < ANSWER_SECONDS
 
 
 def test_a_killed_rank_is_gone_although_its_connections_close_before_it_ends(
@@ -54,10 +54,10 @@ def test_a_killed_rank_is_gone_although_its_connections_close_before_it_ends(
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         started = psutil.Process(child.pid).create_time()
         processes = [replace(HERE, pid=child.pid, started=started), HERE]
-        roll = RollCall(HashStore(), 1, processes, failed="failed", reachable=lambda: False)
+        roll = LivenessMonitor(HashStore(), 1, processes, failed="failed", reachable=lambda: False)
         assert "does not answer" in roll.describe([0], "")
         threading.Timer(0.3, child.kill).start()
-        roll.settle(0)
+        roll.wait_until_dead(0)
         assert roll.describe([0], "").endswith("is gone: killed, or out of memory")
 
 
@@ -72,7 +72,7 @@ def between_looks(ranks: int) -> float:
             looked_twice.set()
         return True
 
-    roll = RollCall(HashStore(), 0, [HERE] * ranks, failed="failed", reachable=reachable)
+    roll = LivenessMonitor(HashStore(), 0, [HERE] * ranks, failed="failed", reachable=reachable)
     roll.start()
     looked_twice.wait()
     roll.stop()
@@ -80,4 +80,4 @@ def between_looks(ranks: int) -> float:
 
 
 def test_many_ranks_keep_to_it() -> None:
-    assert 250 / between_looks(250) <= LOOKS_PER_SECOND
+    assert 250 / between_looks(250) <= POLLS_PER_SECOND
