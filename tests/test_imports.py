@@ -1,4 +1,4 @@
-"""Imports run one way, and rooms that must answer at once never reach torch."""
+"""Imports point downwards, and the modules that must start fast never import torch."""
 
 import subprocess
 import sys
@@ -6,17 +6,63 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.import_graph import Graph, import_graph, path_to
+from tests.support.import_graph import Graph, cycles, import_graph, path_to
 
 ROOT = Path(__file__).parents[1]
-FLOORS = (
-    "evaluate_gpt",
-    "train_gpt",
-    "launch",
-    "engine",
-    "models",
-)  # each imports itself and those after it
-ROOMS_WITHOUT_TORCH = (
+TOPS = ("evaluate_gpt", "train_gpt", "launch", "engine", "models")
+# Packages, modules at the root of engine/, and programs, lowest first. A module imports only from
+# its own line's node and from the lines above it. `engine.a` includes its subpackages, unless they
+# have a line of their own.
+ORDER = """
+models.parallel
+models
+engine.errors engine.discover engine.paths engine.output engine.layout engine.pipeline_schedule
+engine.disk
+engine.atomic_write
+engine.config
+engine.plan
+engine.unsupported engine.evaluation
+engine.data engine.optim
+engine.estimate
+engine.world.coordination
+engine.world
+engine.nvme
+engine.training
+engine.checkpoint
+engine.runs
+engine.inout
+engine.open_data engine.generate engine.faults
+engine.start engine.end_of_run engine.evaluate
+engine.train
+launch
+train_gpt evaluate_gpt
+benchmarks
+"""
+LEVELS = {node: level for level, line in enumerate(ORDER.splitlines()) for node in line.split()}
+# Imports that still point upwards. Remove an entry here in the commit that removes the import.
+REMAINING_UPWARD = {
+    "engine.checkpoint.compatibility imports engine.runs.plan_summary",
+    "engine.checkpoint.load imports engine.runs.folder",
+    "engine.checkpoint.saver imports engine.runs.folder",
+    "engine.config.rules.batch imports engine.data.max_samples",
+    "engine.training.trainer imports engine.faults",
+    "engine.training.trainer imports engine.inout.saved_model",
+    "engine.training.unsharded imports engine.inout.saved_model",
+    "engine.training.unsharded imports engine.inout.tensor_writers",
+    "engine.world.coordination.control_plane imports engine.world.compiler",
+    "engine.world.coordination.control_plane imports engine.world.devices",
+    "engine.world.coordination.control_plane imports engine.world.launch_environment",
+    "engine.world.coordination.control_plane imports engine.world.signals",
+    "engine.world.coordination.failure_report imports engine.world.launch_environment",
+    "engine.world.coordination.failure_report imports engine.world.signals",
+    "engine.world.coordination.rendezvous imports engine.world.launch_environment",
+    "engine.world.world imports engine.runs.folder",
+}
+REMAINING_CYCLES = [
+    ["engine.config.declared.calls", "engine.config.declared.expressions"],
+    ["models.parallel.context", "models.parallel.zero"],
+]
+TORCH_FREE = (
     "engine/config/**/*.py",
     "engine/errors.py",
     "engine/estimate/**/*.py",
@@ -28,54 +74,94 @@ ROOMS_WITHOUT_TORCH = (
     "models/parallel/registry.py",
     "models/presets.py",
 )
-# What those rooms may use of others' work: none of it imports torch.
+# Third-party packages that those modules may import: none of them imports torch.
 LIGHT = {"annotated_types", "pydantic", "pydantic_core"}
 
 
-def upward(graph: Graph) -> list[str]:
-    """Imports that run against the one direction."""
-    return [
-        f"{module} imports {name}"
-        for module, names in graph.items()
-        for name in names
-        if name.split(".")[0] in FLOORS[: FLOORS.index(module.split(".")[0])]
-    ]
+def node_of(module: str) -> str:
+    """Return the longest entry of ORDER that is `module` or a package around it; '' if none is."""
+    while module and module not in LEVELS:
+        module = module.rpartition(".")[0]
+    return module
 
 
-def heavy(graph: Graph, rooms: list[str]) -> list[str]:
-    """Chains of imports from ``rooms`` to packages that are neither ours, light nor Python's."""
-    allowed = {*FLOORS, *LIGHT, *sys.stdlib_module_names}
+def upward(graph: Graph) -> set[str]:
+    """Return the imports that do not point downwards, and the modules that ORDER does not place."""
+    placed = {module: node_of(module) for module in graph if module != "engine"}
+    found = {f"{module} has no line in ORDER" for module, node in placed.items() if not node}
+    for module, node in placed.items():
+        for name in graph[module] & graph.keys():
+            target = node_of(name)
+            if node and target and node != target and LEVELS[target] >= LEVELS[node]:
+                found.add(f"{module} imports {name}")
+    return found
+
+
+def heavy(graph: Graph, modules: list[str]) -> list[str]:
+    """Return chains of imports from `modules` to packages that are neither ours, light nor
+    Python's."""
+    allowed = {*TOPS, *LIGHT, *sys.stdlib_module_names}
     foreign = {name.split(".")[0] for names in graph.values() for name in names} - allowed
-    chains = [path_to(graph, room, name) for room in rooms for name in sorted(foreign)]
+    chains = [path_to(graph, module, name) for module in modules for name in sorted(foreign)]
     return [" -> ".join(chain) for chain in chains if chain]
 
 
-def rooms_without_torch(root: Path) -> list[str]:
-    files = [file for room in ROOMS_WITHOUT_TORCH for file in root.glob(room)]
+def torch_free(root: Path) -> list[str]:
+    """Return the names of the modules that TORCH_FREE lists."""
+    files = [file for pattern in TORCH_FREE for file in root.glob(pattern)]
     names = [file.relative_to(root).with_suffix("").as_posix().replace("/", ".") for file in files]
     return sorted(name.removesuffix(".__init__") for name in names)
 
 
-GRAPH = import_graph(ROOT, *FLOORS)
-ROOMS = rooms_without_torch(ROOT)
+def declared_graph(root: Path) -> Graph:
+    """Return the imports between our modules, those under `if TYPE_CHECKING` included."""
+    return import_graph(root, *TOPS, "benchmarks", type_checking=True)
 
 
-def test_imports_run_one_way():
+GRAPH = import_graph(ROOT, *TOPS)
+DECLARED = declared_graph(ROOT)
+MODULES = torch_free(ROOT)
+
+
+def test_imports_point_downwards():
+    """Those for type checking, too: whoever reads a module needs those that it names."""
     assert {"evaluate_gpt", "train_gpt", "launch.cli", "engine.plan", "models.gpt"} <= GRAPH.keys()
-    assert upward(GRAPH) == []
+    found = upward(DECLARED)
+    assert found - REMAINING_UPWARD == set(), "ORDER does not allow these imports"
+    assert REMAINING_UPWARD - found == set(), "remove these from REMAINING_UPWARD"
 
 
-def test_no_chain_of_imports_leads_from_a_light_room_to_torch():
-    assert {"engine.plan", "engine.config.schema", "models.parallel.modes.tensor_2d"} <= {*ROOMS}
-    assert heavy(GRAPH, ROOMS) == []
+def test_order_lists_only_existing_packages_and_modules():
+    assert {node_of(module) for module in DECLARED if module != "engine"} == LEVELS.keys()
 
 
-def test_no_light_room_loads_torch():
-    """Python's word on it: imports of others and modules found at run time included."""
+def test_no_modules_import_each_other_in_a_cycle():
+    assert cycles(DECLARED) == REMAINING_CYCLES
+
+
+def test_no_packages_import_each_other_in_a_cycle():
+    """Without ORDER: a mistake in it must not hide a cycle."""
+    remaining = {tuple(line.split(" imports ")) for line in REMAINING_UPWARD}
+    packages: Graph = {node: set() for node in LEVELS}
+    for module, names in DECLARED.items():
+        for name in names & DECLARED.keys():
+            if node_of(module) != node_of(name) and (module, name) not in remaining:
+                packages[node_of(module)].add(node_of(name))
+    assert sum(map(len, packages.values())) > 100
+    assert cycles(packages) == []
+
+
+def test_no_chain_of_imports_leads_from_a_torch_free_module_to_torch():
+    assert {"engine.plan", "engine.config.schema", "models.parallel.modes.tensor_2d"} <= {*MODULES}
+    assert heavy(GRAPH, MODULES) == []
+
+
+def test_importing_all_torch_free_modules_loads_no_torch():
+    """In Python itself: includes the imports of third-party packages and of modules by name."""
     code = f"""
 import importlib, sys
-for room in {ROOMS}:
-    importlib.import_module(room)
+for module in {MODULES}:
+    importlib.import_module(module)
 importlib.import_module("models.parallel.registry").modes()
 print(*sorted({{"torch", "numpy", "colossalai"}} & sys.modules.keys()))
 """
@@ -85,23 +171,58 @@ print(*sorted({{"torch", "numpy", "colossalai"}} & sys.modules.keys()))
     assert run.stdout == "\n"
 
 
-def test_configs_import_nothing_of_ours_but_configs():
+def test_configs_import_only_configs_of_ours():
     names = {name for names in import_graph(ROOT, "gpt_configs").values() for name in names}
-    assert not {name.split(".")[0] for name in names} & {*FLOORS, "benchmarks", "tests"}
+    assert not {name.split(".")[0] for name in names} & {*TOPS, "benchmarks", "tests"}
 
 
-def test_packages_are_empty():
-    """Importing a module runs the packages around it: nothing may hide there."""
-    packages = [file for top in FLOORS for file in (ROOT / top).rglob("__init__.py")]
+def test_package_init_files_are_empty():
+    """Importing a module runs the packages around it: an import there would be overlooked."""
+    packages = [file for top in TOPS for file in (ROOT / top).rglob("__init__.py")]
     assert packages
     assert [file for file in packages if file.read_text("utf-8").strip()] == []
 
 
+def planted(root: Path, file: str, line: str) -> tuple[Graph, Graph]:
+    """Write a small tree of modules with `line` added to `file`; return its graph of imports that
+    run and its graph of all imports."""
+    tree = {
+        "launch/cli.py": "from engine import plan",
+        "engine/plan.py": "import pydantic\nfrom engine.config import schema",
+        "engine/train.py": "import torch",
+        "engine/config/schema.py": "import models.parallel.shard",
+        "engine/data/loader.py": "from engine.config.schema import Data",
+        "models/gpt.py": "import torch",
+        "models/parallel/shard.py": "import math",
+    }
+    for name, text in {**tree, file: f"{tree.get(file, '')}\n{line}"}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return import_graph(root, *TOPS), declared_graph(root)
+
+
 @pytest.mark.parametrize(
-    ("file", "line", "told"),
+    ("file", "line", "error"),
     [
         ("models/gpt.py", "import engine.plan", "models.gpt imports engine.plan"),
         ("models/gpt.py", "def f():\n    from launch import cli", "models.gpt imports launch.cli"),
+        (
+            "engine/config/schema.py",
+            "from engine.data.loader import load",
+            "engine.config.schema imports engine.data.loader",
+        ),
+        (
+            "engine/config/schema.py",
+            "if TYPE_CHECKING:\n    from engine.plan import Plan",
+            "engine.config.schema imports engine.plan",
+        ),
+        (
+            "engine/data/loader.py",
+            "from engine.optim import registry",
+            "engine.data.loader imports engine.optim.registry",
+        ),
+        ("models/parallel/shard.py", "from models import gpt", "models.parallel.shard imports"),
+        ("engine/new.py", "", "engine.new has no line in ORDER"),
         ("engine/plan.py", "def f():\n    import torch.cuda", "engine.plan -> torch.cuda"),
         ("engine/plan.py", "from models import gpt", "engine.plan -> models.gpt -> torch"),
         ("engine/plan.py", "from . import train", "engine.plan -> engine.train -> torch"),
@@ -110,17 +231,30 @@ def test_packages_are_empty():
         ("engine/plan.py", "import models.parallel.shard", None),
     ],
 )
-def test_what_is_planted_is_found(tmp_path, file, line, told):
-    tree = {
-        "launch/cli.py": "from engine import plan",
-        "engine/plan.py": "import pydantic",
-        "engine/train.py": "import torch",
-        "models/gpt.py": "import torch",
-        "models/parallel/shard.py": "import math",
-    }
-    for name, text in {**tree, file: f"{tree.get(file, '')}\n{line}"}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    graph = import_graph(tmp_path, *FLOORS)
-    found = upward(graph) + heavy(graph, rooms_without_torch(tmp_path))
-    assert (told in found) if told else found == []
+def test_planted_import_is_reported(
+    tmp_path: Path, file: str, line: str, error: str | None
+) -> None:
+    (tmp_path / "engine/optim").mkdir(parents=True)
+    (tmp_path / "engine/optim/registry.py").write_text("")
+    graph, declared = planted(tmp_path, file, line)
+    errors = [*upward(declared), *heavy(graph, torch_free(tmp_path))]
+    if error is None:
+        assert errors == []
+    else:
+        assert any(line.startswith(error) for line in errors), errors
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "cycle"),
+    [
+        ("engine/config/schema.py", "import engine.plan", ["engine.config.schema", "engine.plan"]),
+        (
+            "models/parallel/shard.py",
+            "if TYPE_CHECKING:\n    from engine.data.loader import load",
+            ["engine.config.schema", "engine.data.loader", "models.parallel.shard"],
+        ),
+    ],
+)
+def test_planted_cycle_is_reported(tmp_path: Path, file: str, line: str, cycle: list[str]) -> None:
+    _, declared = planted(tmp_path, file, line)
+    assert cycles(declared) == [cycle]
