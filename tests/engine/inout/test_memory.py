@@ -37,19 +37,17 @@ CODE = """
 import json, sys
 from pathlib import Path
 import torch
-import torch
 import torch.distributed as dist
 
 from engine.checkpoint.save import save
-from engine.checkpoint.directory import Shelf
-from engine.checkpoint.state_dict import of_model
-from engine.inout.export import Options, export, form, forms
-from engine.inout.import_hf import bring_in
-from engine.inout.open_model import open_trained
+from engine.checkpoint.state_dict import model_tensors
+from engine.inout.export import ExportOptions, export, exporter, exporter_names
+from engine.inout.import_hf import import_model
+from engine.inout.open_model import open_saved_model
 from models import load_state
-from models.chunks import Chunks
+from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.parallel.context import Partition
+from models.parallel.context import ParallelContext
 
 torch.set_num_threads(1)
 def resident(what):
@@ -63,23 +61,24 @@ def peak(work):
     return resident("VmHWM") - before
 
 small, large, run, old = map(Path, sys.argv[1:])
-options = Options(dtype=torch.float32, shard_bytes=10**9)
+options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
 for path in (small, large):
     ours = path.with_name(path.name + "-ours")
-    peaks = {"import": peak(lambda: bring_in(open_trained(path), ours))}
-    for name in forms():
+    peaks = {"import": peak(lambda: import_model(open_saved_model(path), ours))}
+    for name in exporter_names():
         peaks[name] = peak(
-            lambda: export(open_trained(ours), form(name), options, out=None, force=False)
+            lambda: export(open_saved_model(ours), exporter(name), options, out=None, force=False)
         )
-peaks["bin"] = peak(lambda: bring_in(open_trained(old), old.with_name("from-bin")))
-model = open_trained(run)
-next(model.read())
-peaks["checkpoint"] = peak(lambda: export(model, form("pt"), options, out=None, force=False))
-part = Partition.alone(torch.device("cpu"), dtype=torch.float32, compute=torch.float32)
-trained = open_trained(large.with_name(large.name + "-ours"))
-chunks = Chunks([GPT(trained.sizes, part)])
+peaks["bin"] = peak(lambda: import_model(open_saved_model(old), old.with_name("from-bin")))
+model = open_saved_model(run)
+next(model.read_tensors())
+peaks["checkpoint"] = peak(lambda: export(model, exporter("pt"), options, out=None, force=False))
+f32 = torch.float32
+parallel = ParallelContext.single_device(torch.device("cpu"), dtype=f32, compute=f32)
+saved = open_saved_model(large.with_name(large.name + "-ours"))
+chunks = ModelChunks([GPT(saved.config, parallel)])
 chunks.initialise(1)
-peaks["init-from"] = peak(lambda: load_state.load(chunks, trained.read()))
+peaks["init-from"] = peak(lambda: load_state.load_state(chunks, saved.read_tensors()))
 print(json.dumps(peaks))
 """
 

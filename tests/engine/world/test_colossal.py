@@ -13,9 +13,9 @@ from engine.world import colossal
 
 IMPORT = """
 import sys
-from engine.world.colossal import Colossal
-context = Colossal().context
-assert Colossal().context is context
+from engine.world.colossal import ColossalContext
+context = ColossalContext().context
+assert ColossalContext().context is context
 heavy = {"peft", "transformers", "bitsandbytes", "galore_torch", "colossalai.booster"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert "colossalai" not in sys.modules, "an empty stand-in was left behind"
