@@ -20,7 +20,7 @@ from engine.evaluate import evaluate
 from engine.plan import Plan
 from engine.runs.folder import write_atomically
 from engine.runs.resolve import run_with_weights
-from engine.world.launch_environment import LaunchInfo
+from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.world import World
 from launch.arguments import Parser, add_launch_options, run_and_overrides
 from launch.commands.evaluate import add_arguments, evaluation_request, plan_on

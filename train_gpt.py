@@ -22,8 +22,8 @@ from engine.runs import restart as again
 from engine.runs.plan_from_run import plan_of_run
 from engine.train import train
 from engine.unsupported import require_supported
+from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.distributed import Restart
-from engine.world.launch_environment import LaunchInfo
 from engine.world.world import World
 from launch.arguments import (
     Parser,

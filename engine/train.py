@@ -61,7 +61,9 @@ def train(
         with (
             open_report(trainer, folder, start.step) as report,
             Saver(trainer, folder, print_line=report.print_line) as saver,
-            world.naming_lost_ranks(folder),
+            world.naming_lost_ranks(
+                lambda step, message: folder.write_status("failed", step=step, message=message)
+            ),
         ):
             try:
                 step = train_steps(trainer, report, saver, start.step)

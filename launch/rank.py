@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 from engine.errors import RunError, UserError
 from engine.output import MAX_STALL_SECONDS, install_unfailing_streams
 from engine.plan import Plan
+from engine.world.coordination.launch_environment import LaunchInfo, find_launch_info, is_rank_0
 from engine.world.distributed import Restart, open_world
-from engine.world.launch_environment import LaunchInfo, find_launch_info, is_rank_0
 from engine.world.signals import unblock_signals
 
 if TYPE_CHECKING:

@@ -16,7 +16,9 @@ TOPS = ("evaluate_gpt", "train_gpt", "launch", "engine", "models")
 ORDER = """
 models.parallel
 models
-engine.errors engine.discover engine.paths engine.output engine.layout engine.pipeline_schedule
+engine.errors
+engine.formatting engine.discover engine.paths engine.output
+engine.layout engine.pipeline_schedule
 engine.disk
 engine.atomic_write
 engine.config
@@ -49,14 +51,6 @@ REMAINING_UPWARD = {
     "engine.training.trainer imports engine.inout.saved_model",
     "engine.training.unsharded imports engine.inout.saved_model",
     "engine.training.unsharded imports engine.inout.tensor_writers",
-    "engine.world.coordination.control_plane imports engine.world.compiler",
-    "engine.world.coordination.control_plane imports engine.world.devices",
-    "engine.world.coordination.control_plane imports engine.world.launch_environment",
-    "engine.world.coordination.control_plane imports engine.world.signals",
-    "engine.world.coordination.failure_report imports engine.world.launch_environment",
-    "engine.world.coordination.failure_report imports engine.world.signals",
-    "engine.world.coordination.rendezvous imports engine.world.launch_environment",
-    "engine.world.world imports engine.runs.folder",
 }
 REMAINING_CYCLES = [
     ["engine.config.declared.calls", "engine.config.declared.expressions"],

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.plan import Plan
-from engine.world.launch_environment import LaunchInfo
+from engine.world.coordination.launch_environment import LaunchInfo
 from launch.rank import REPORT_SECONDS
 from train_gpt import main, parse, plan
 

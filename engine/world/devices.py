@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
+from engine.formatting import format_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +76,3 @@ def assign_devices(
         backend=requested or ("nccl" if own and nccl else "gloo"),
         warnings=tuple(warnings),
     )
-
-
-def format_ranks(numbers: Sequence[int], limit: int = 8) -> str:
-    """``rank 3``, ``ranks 0, 1 and 5``, and no more than ``limit`` of them by number."""
-    if len(numbers) > limit:
-        return f"ranks {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
-    *first, last = map(str, numbers)
-    return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"

@@ -18,15 +18,16 @@ import torch
 import torch.distributed as dist
 
 from engine.config.errors import ConfigError
+from engine.disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.errors import RunError, UserError
 from engine.world.colossal import ColossalContext
-from engine.world.compiler import missing_compiler
+from engine.world.compiler import compiler_failure, missing_compiler
 from engine.world.coordination.control_plane import ControlPlane
+from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.coordination.liveness import RankProcess
 from engine.world.devices import Assignment, VisibleGpus, assign_devices
-from engine.world.launch_environment import LaunchInfo
 from engine.world.network import wrong_interfaces
-from engine.world.signals import catch_stop_signals, stop_with_parent, unblock_signals
+from engine.world.signals import StopSignal, catch_stop_signals, stop_with_parent, unblock_signals
 from engine.world.world import World, raise_if_any
 from models.parallel.collectives import Axis, Traffic
 
@@ -74,7 +75,9 @@ def open_world(
     colossal: ColossalContext | None = None
     failed = True
     with catch_stop_signals() as stop:
-        ranks = ControlPlane(launch_info, stop)
+        ranks = ControlPlane(
+            launch_info, stop_requested=lambda: stop.requested is not None, explain=_explain
+        )
         try:
             unblock_signals()
             plan, problem = _try_plan(make_plan)
@@ -84,7 +87,7 @@ def open_world(
             plan, colossal = ranks.run_on_all(
                 lambda: _check_before_connecting(plan, problem, launch_info)
             )
-            world = _open(plan, ranks, colossal, backend)
+            world = _open(plan, ranks, colossal, stop, backend)
             yield world
             world.barrier()  # a rank that closes its end may break what another still does
             failed = False
@@ -100,6 +103,11 @@ def open_world(
             if colossal is not None:
                 colossal.close(failed=failed)
             ranks.shutdown()
+
+
+def _explain(error: BaseException) -> RunError | None:
+    """Return a full disk's or a failing compiler's error in terms for users; None for any other."""
+    return full_disk_error(error, FREE_SPACE_REMEDY) or compiler_failure(error)
 
 
 def _try_plan(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | None]:
@@ -144,7 +152,13 @@ def _check_before_connecting(
     return plan, ColossalContext()
 
 
-def _open(plan: Plan, ranks: ControlPlane, colossal: ColossalContext, asked: str | None) -> World:
+def _open(
+    plan: Plan,
+    ranks: ControlPlane,
+    colossal: ColossalContext,
+    stop: StopSignal,
+    asked: str | None,
+) -> World:
     launch_info, settings = ranks.launch_info, plan.settings
     mine = [asdict(RankProcess.current()), _gpu_ids(), plan.fingerprint, ranks.run_id]
     reports = [json.loads(text) for text in ranks.all_gather(json.dumps(mine))]
@@ -192,6 +206,7 @@ def _open(plan: Plan, ranks: ControlPlane, colossal: ColossalContext, asked: str
         run_id=run_ids[0],
         attempt=launch_info.attempt,
         control_plane=ranks,
+        stop=stop,
         colossal=colossal,
     )
 

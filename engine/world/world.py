@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import UserError
+from engine.formatting import format_ranks
 from engine.world.colossal import ColossalContext
 from engine.world.coordination.control_plane import ControlPlane
 from engine.world.coordination.failure_report import LostRankError
-from engine.world.devices import format_ranks
 from models.parallel.collectives import Axis, Traffic
 
 if TYPE_CHECKING:
     from engine.plan import Plan
-    from engine.runs.folder import RunFolder
+    from engine.world.signals import StopSignal
 
 T = TypeVar("T")
 
@@ -44,6 +44,7 @@ class World:
     run_id: str
     attempt: int
     control_plane: ControlPlane
+    stop: StopSignal
     colossal: ColossalContext
 
     @property
@@ -60,13 +61,13 @@ class World:
         end of a step. From the first call on a signal no longer interrupts this rank: no rank is
         past the first agreement before all have called this, so none is interrupted while another
         reports the first step as done."""
-        self.control_plane.stop.deferred = True
-        return self.control_plane.stop.requested is not None
+        self.stop.deferred = True
+        return self.stop.requested is not None
 
     def stopped_by(self) -> str:
         """The name of the signal that a rank got; of several, the first rank's. All ranks call
         this after they have agreed to stop."""
-        names = self.control_plane.all_gather(self.control_plane.stop.requested or "")
+        names = self.control_plane.all_gather(self.stop.requested or "")
         return next(filter(None, names), "")
 
     @property
@@ -76,7 +77,7 @@ class World:
 
     def uninterruptible(self) -> AbstractContextManager[None]:
         """Inside, not even a user who insists on stopping interrupts."""
-        return self.control_plane.stop.deferred_until_done()
+        return self.stop.deferred_until_done()
 
     def print_rank_0(self, text: str) -> None:
         """Print a line, on rank 0 only."""
@@ -107,18 +108,19 @@ class World:
         self.control_plane.failure_reporter.step = step
 
     @contextmanager
-    def naming_lost_ranks(self, folder: RunFolder) -> Iterator[None]:
-        """Where a message does not come or go, all ranks fail of what became of whom it was from or
-        for; it goes into the folder too where rank 0 cannot write that itself.
+    def naming_lost_ranks(self, record_failure: Callable[[int, str], None]) -> Iterator[None]:
+        """Turn a communication error inside into one that names the lost rank, on all ranks.
+
+        Call ``record_failure(last complete step, message)`` where the error itself does not reach
+        rank 0's caller: on the reporting rank if rank 0 is lost, and on rank 0 before it is ended
+        because its main thread is blocked.
 
         Raises:
-            RunError: another rank is gone, stopped or late.
+            RunError: another rank is dead, suspended or timed out.
         """
 
         def write(why: str) -> None:
-            folder.write_status(
-                "failed", step=self.control_plane.failure_reporter.step - 1, message=why
-            )
+            record_failure(self.control_plane.failure_reporter.step - 1, why)
 
         if self.is_main:
             self.control_plane.on_forced_exit(write)

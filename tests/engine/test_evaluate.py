@@ -26,8 +26,8 @@ from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run
 from engine.runs.resolve import resolve_weights
+from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.distributed import open_world
-from engine.world.launch_environment import LOOPBACK, LaunchInfo
 from tests.support.jobs import TINY, Job, run
 from tests.support.worlds import free_port, run_world
 

@@ -180,7 +180,7 @@ def insisting(world: World) -> Iterator[None]:
 
     def publish(self: CheckpointDirectory, step: int) -> None:
         if world.stop_requested():
-            os.kill(os.getpid(), signal.Signals[str(world.control_plane.stop.requested)])
+            os.kill(os.getpid(), signal.Signals[str(world.stop.requested)])
         healthy(self, step)
 
     with (

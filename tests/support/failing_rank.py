@@ -14,8 +14,8 @@ import torch
 
 from engine.errors import RunError
 from engine.plan import make_plan
+from engine.world.coordination.launch_environment import find_launch_info
 from engine.world.distributed import open_world
-from engine.world.launch_environment import find_launch_info
 
 
 def main(config: str, attempts: int) -> int:

@@ -25,9 +25,9 @@ from engine.runs.resume_candidates import StartOptions
 from engine.train import train
 from engine.training.step import StepResult
 from engine.training.trainer import Trainer
+from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.coordination.liveness import RankProcess
 from engine.world.distributed import open_world
-from engine.world.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.world import World
 from tests.support.worlds import WorldError, free_port, run_world
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from engine.world.launch_environment import LOOPBACK
+from engine.world.coordination.launch_environment import LOOPBACK
 from tests.support.worlds import free_port, run_world
 
 

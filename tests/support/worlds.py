@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from engine.world.launch_environment import LOOPBACK
+from engine.world.coordination.launch_environment import LOOPBACK
 from engine.world.signals import STOP_SIGNALS
 
 # Ranks are forked from a server that has imported all of this but never computed with it: a fork

@@ -16,15 +16,15 @@ from typing import TypeVar
 from torch.distributed import HashStore, Store, TCPStore
 
 from engine.config.errors import ConfigError
-from engine.disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.errors import RunError, UserError
-from engine.world.compiler import compiler_failure
+from engine.formatting import format_ranks
 from engine.world.coordination.failure_report import (
     FAILED,
     FailureReporter,
     LostRankError,
     RankTimeoutError,
 )
+from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.coordination.liveness import (
     LivenessMonitor,
     RankProcess,
@@ -32,9 +32,6 @@ from engine.world.coordination.liveness import (
     poll_interval,
 )
 from engine.world.coordination.rendezvous import EXITED, cuboid_prefix, rendezvous
-from engine.world.devices import format_ranks
-from engine.world.launch_environment import LaunchInfo
-from engine.world.signals import StopSignal
 
 T = TypeVar("T")
 
@@ -53,13 +50,19 @@ class ControlPlane:
     All but ``diagnose`` and ``report`` is called by all ranks in the same order.
     """
 
-    def __init__(self, launch_info: LaunchInfo, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        launch_info: LaunchInfo,
+        *,
+        stop_requested: Callable[[], bool],
+        explain: Callable[[BaseException], RunError | None],
+    ) -> None:
         self.launch_info = launch_info
-        self.stop = stop
+        self._stop_requested, self._explain = stop_requested, explain
         self.store: Store = HashStore()
         self.run_id = ""
-        self.failure_reporter = FailureReporter(launch_info, stop, self.store, None)
-        self._failure_reporter: Store = self.store
+        self.failure_reporter = FailureReporter(launch_info, stop_requested, self.store, None)
+        self._prefixed: Store = self.store
         self._timeout = self._pace = 0.0
         self._round = 0
         self._linger = LINGER_SECONDS
@@ -73,9 +76,9 @@ class ControlPlane:
         """
         result = rendezvous(self.launch_info, timeout)
         self.store = result.store
-        self._failure_reporter = cuboid_prefix(self.store)
+        self._prefixed = cuboid_prefix(self.store)
         self.failure_reporter = FailureReporter(
-            self.launch_info, self.stop, self._failure_reporter, result.address
+            self.launch_info, self._stop_requested, self._prefixed, result.address
         )
         self.run_id = result.run_id
         self._timeout = self._pace = timeout
@@ -93,14 +96,14 @@ class ControlPlane:
         self._round += 1
         keys = [f"{self._round}/{rank}" for rank in range(self.launch_info.size)]
         word = f"{self._round}/word"
-        self._failure_reporter.set(keys[self.launch_info.rank], value)
+        self._prefixed.set(keys[self.launch_info.rank], value)
         if self.launch_info.rank == 0:
             self._wait(keys)
-            answer = decide([self._failure_reporter.get(key).decode() for key in keys])
-            self._failure_reporter.set(word, answer)
+            answer = decide([self._prefixed.get(key).decode() for key in keys])
+            self._prefixed.set(word, answer)
         else:
             self._wait([word])
-            answer = self._failure_reporter.get(word).decode()
+            answer = self._prefixed.get(word).decode()
         return answer
 
     def all_gather(self, value: str) -> list[str]:
@@ -153,12 +156,7 @@ class ControlPlane:
     def diagnose(self, error: BaseException) -> BaseException:
         """Return the error, or its meaning where it comes of another rank's absence, a full disk or
         a failing compiler."""
-        return (
-            full_disk_error(error, FREE_SPACE_REMEDY)
-            or compiler_failure(error)
-            or self.failure_reporter.diagnose(error, self._pace)
-            or error
-        )
+        return self._explain(error) or self.failure_reporter.diagnose(error, self._pace) or error
 
     def on_forced_exit(self, task: Callable[[str], None]) -> None:
         """What to do, with the reason, where this rank is held up and must be ended from outside of
@@ -195,7 +193,7 @@ class ControlPlane:
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)
-            left = self._failure_reporter.add(EXITED, 0)
+            left = self._prefixed.add(EXITED, 0)
 
     def _wait(self, keys: list[str]) -> None:
         """Store.wait would print a C++ trace at its timeout and hold signals up meanwhile."""
@@ -221,8 +219,8 @@ class ControlPlane:
         """Whether all of the keys are there. Raises RankTimeoutError where rank 0's process is
         stopped."""
         if self.launch_info.rank == 0:
-            return self._failure_reporter.check(keys)
-        found = call_with_timeout(lambda: self._failure_reporter.check(keys), self._pace)
+            return self._prefixed.check(keys)
+        found = call_with_timeout(lambda: self._prefixed.check(keys), self._pace)
         if found is None:
             raise RankTimeoutError(f"rank 0 does not answer within {self._pace:g} s")
         return found
@@ -231,7 +229,7 @@ class ControlPlane:
         if self.launch_info.rank:
             return "rank 0"
         return format_ranks(
-            [rank for rank, key in enumerate(keys) if not self._failure_reporter.check([key])]
+            [rank for rank, key in enumerate(keys) if not self._prefixed.check([key])]
         )
 
 

@@ -14,9 +14,8 @@ from torch.distributed import DistError, Store
 
 from engine.config.errors import ConfigError
 from engine.errors import RunError, UserError
+from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.coordination.liveness import ANSWER_SECONDS, LivenessMonitor, call_with_timeout
-from engine.world.launch_environment import LaunchInfo
-from engine.world.signals import StopSignal
 
 T = TypeVar("T")
 
@@ -52,16 +51,12 @@ class FailureReporter:
     def __init__(
         self,
         launch_info: LaunchInfo,
-        stop: StopSignal,
+        stop_requested: Callable[[], bool],
         store: Store,
         address: tuple[str, int] | None,
     ) -> None:
-        self._launch_info, self._stop, self._store, self._address = (
-            launch_info,
-            stop,
-            store,
-            address,
-        )
+        self._launch_info, self._stop_requested = launch_info, stop_requested
+        self._store, self._address = store, address
         self._first: bool | None = None
         self._reported = self._lost = False
         self.liveness: LivenessMonitor | None = None
@@ -119,9 +114,9 @@ class FailureReporter:
         if self._launch_info.rank != 1 or (self.liveness and self.liveness.seen):
             return False
         deadline = time.monotonic() + SILENCE_SECONDS
-        while self._stop.requested is None and not self.liveness and time.monotonic() < deadline:
+        while not (self._stop_requested() or self.liveness) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.liveness is not None or self._stop.requested is None
+        return self.liveness is not None or not self._stop_requested()
 
     def _find_cause(
         self, liveness: LivenessMonitor, error: BaseException, timeout: float

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from torch.distributed import DistNetworkError, HashStore, PrefixStore, Store, TCPStore
 
 from engine.errors import RunError, UserError
-from engine.world.launch_environment import LOOPBACK, LaunchInfo
+from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
 
 EXITED = "left"
 """In our part of a store: how many ranks are done with it."""

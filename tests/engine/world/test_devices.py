@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import UserError
-from engine.world.devices import VisibleGpus, assign_devices, format_ranks
+from engine.world.devices import VisibleGpus, assign_devices
 
 
 def machine(name: str, *gpus: str, ranks: int) -> list[VisibleGpus]:
@@ -76,9 +76,3 @@ def test_what_is_asked_for_decides() -> None:
 def test_nccl_where_it_cannot_work_is_refused(cards: list[VisibleGpus], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         assign_devices(cards, "nccl")
-
-
-def test_ranks_are_named_shortly() -> None:
-    assert format_ranks([3]) == "rank 3"
-    assert format_ranks([0, 1, 5]) == "ranks 0, 1 and 5"
-    assert format_ranks(range(100)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 92 more"

@@ -25,9 +25,9 @@ from engine.plan import Plan, make_plan
 from engine.world import colossal
 from engine.world.coordination import rendezvous
 from engine.world.coordination.failure_report import REASON
+from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.coordination.rendezvous import cuboid_prefix
 from engine.world.distributed import open_world
-from engine.world.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.world import World
 from tests.support.worlds import WorldError, free_port, run_world
 

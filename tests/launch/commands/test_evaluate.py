@@ -13,7 +13,7 @@ import evaluate_gpt
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import write_record
-from engine.world.launch_environment import LaunchInfo
+from engine.world.coordination.launch_environment import LaunchInfo
 from launch import cli, torchrun
 from launch.arguments import run_and_overrides
 from launch.commands import evaluate

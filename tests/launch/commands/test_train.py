@@ -14,7 +14,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import write_record
-from engine.world.launch_environment import LaunchInfo
+from engine.world.coordination.launch_environment import LaunchInfo
 from launch import cli, torchrun
 from launch.arguments import add_config, add_run, config_and_overrides
 from launch.commands import train

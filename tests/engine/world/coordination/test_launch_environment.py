@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.errors import UserError
-from engine.world.launch_environment import (
+from engine.world.coordination.launch_environment import (
     LOOPBACK,
     LaunchInfo,
     find_launch_info,
