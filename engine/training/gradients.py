@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.chunks import ModelChunks
-from models.parallel.collectives import Axis, Finish
+from models.parallel.collectives import Axis, Handle
 from models.parallel.shard import Shard
 from models.parallel.tuning import BUCKET_BYTES
 
@@ -26,7 +26,7 @@ class Bucket:
     axes: tuple[Axis, ...]
     parameters: list[nn.Parameter] = field(default_factory=list)
     pending: int = 0
-    finish: Finish | None = None
+    handle: Handle | None = None
     flat: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def allocate(self) -> None:
@@ -39,7 +39,7 @@ class Bucket:
 
     def start(self) -> None:
         """Begin the sum over the first axis while backward goes on."""
-        self.finish = self.axes[0].start_all_reduce(self.flat)
+        self.handle = self.axes[0].start_all_reduce(self.flat)
 
 
 class GradientReducer:
@@ -83,7 +83,7 @@ class GradientReducer:
                 parameter.grad = None
         for bucket in self.buckets:
             bucket.flat.zero_()
-            bucket.pending, bucket.finish = len(bucket.parameters), None
+            bucket.pending, bucket.handle = len(bucket.parameters), None
 
     @contextmanager
     def final_backward(self) -> Iterator[None]:
@@ -124,14 +124,14 @@ class GradientReducer:
             self.add(weight, gradient)
         self.sync_enabled = False
         for bucket in self.buckets:
-            if bucket.finish is None:
+            if bucket.handle is None:
                 bucket.start()
         for axis in range(max((len(bucket.axes) for bucket in self.buckets), default=0)):
             for bucket in self.buckets:
-                if bucket.finish is not None:
-                    bucket.finish()
+                if bucket.handle is not None:
+                    bucket.handle.wait()
                 more = axis + 1 < len(bucket.axes)
-                bucket.finish = (
+                bucket.handle = (
                     bucket.axes[axis + 1].start_all_reduce(bucket.flat) if more else None
                 )
         self._all_reduce_tied()

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,32 +15,59 @@ from engine.pipeline_schedule import Action, P2POp, PipelineShape, actions, inse
 from engine.training.gradients import GradientReducer
 from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.parallel.collectives import Axis, Finish
+from models.parallel.collectives import Axis, Handle
 from models.parallel.context import DeferredGradients
 from models.parallel.tuning import IN_FLIGHT
 
 Batch = tuple[Tensor, Tensor]
-"""ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
-
-MessageKey = tuple[str, int, int]
-"""What is sent ("forward": activations, "backward_input": their gradient), chunk, micro-batch."""
-
+"""Ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
 
 Measure = Callable[[GPT, Tensor, Tensor], Tensor]
-"""What the last stage makes of a micro-batch, of its x [T_local, C_local] and targets [samples,
-seq_len]: numbers that are added up over micro-batches and ranks."""
+"""A function that the last stage applies to a micro-batch: model, x [T_local, C_local], targets
+[samples, seq_len] -> numbers, which are summed over micro-batches and ranks."""
+
+
+class WorkKey(NamedTuple):
+    """A micro-batch in one of this rank's chunks."""
+
+    chunk: int
+    micro_batch: int
+
+
+class MessageKey(NamedTuple):
+    """A message between stages: an activation ("forward") or its gradient ("backward_input")."""
+
+    payload: str
+    chunk: int
+    micro_batch: int
+
+
+class SavedForward(NamedTuple):
+    """The ends of a forward pass, from which its backward pass starts."""
+
+    x: Tensor | None
+    """Input, a leaf that receives the gradient for the stage before; None in the first stage."""
+    y: Tensor
+    """Output, or the loss in the last stage."""
+
+
+class Receiving(NamedTuple):
+    """A message that this rank has started to receive into ``tensor``."""
+
+    tensor: Tensor
+    handle: Handle
 
 
 def scaled_loss(scale: float) -> Measure:
-    """This rank's share of the summed cross-entropy, times ``scale``."""
+    """Return the measure that gives this rank's share of the summed cross-entropy x ``scale``."""
     return lambda model, x, targets: model.loss(x, targets, scale)
 
 
 class Pipeline:
-    """``schedule`` over the ranks of ``axis``; one rank is a pipeline too, without messages.
+    """Runs ``schedule`` over the ranks of ``axis``; a pipeline of one rank sends no messages.
 
-    Activations [T_local, C_local] travel as they are cut: each rank talks to the one with its own
-    tensor coordinates in the stage before or after.
+    Activations [T_local, C_local] are sent as they are sharded: each rank exchanges messages with
+    the rank of its own tensor coordinates in the stage before or after.
     """
 
     def __init__(self, model: ModelChunks, axis: Axis, schedule: str) -> None:
@@ -49,22 +77,24 @@ class Pipeline:
     def train(
         self, batches: Sequence[Batch], seeds: Sequence[int], scale: float, reducer: GradientReducer
     ) -> Tensor:
-        """Gradients of all ``batches``, added up; this rank's share of the scaled loss, float64.
+        """Accumulate the gradients of all ``batches`` and return this rank's share of the scaled
+        loss, float64.
 
-        ``seeds`` key the dropout masks, one a micro-batch; ``reducer`` is told which gradients are
-        complete, so that their sum over ranks starts at once.
+        seeds: of the dropout masks, one per micro-batch.
+        reducer: starts the all-reduce of gradients as soon as they are complete.
         """
-        one = _PipelineRun(self, batches, seeds, scaled_loss(scale), reducer)
-        return one.run(self.plan(len(batches), True))
+        run = _PipelineRun(self, batches, seeds, scaled_loss(scale), reducer)
+        return run.run(self.plan(len(batches), True))
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], measure: Measure, total: Tensor) -> Tensor:
-        """``total``, in float64, with this rank's share of what is measured added, without
-        gradients."""
-        one = _PipelineRun(self, batches, [0] * len(batches), measure, None, total)
-        return one.run(self.plan(len(batches), False))
+        """Run all ``batches`` without gradients, add this rank's share of their measure to
+        ``total`` (float64), and return it."""
+        run = _PipelineRun(self, batches, [0] * len(batches), measure, None, total)
+        return run.run(self.plan(len(batches), False))
 
     def _plan(self, micro_batches: int, backward: bool) -> list[Action | P2POp]:
+        """Return this rank's actions and messages of a step."""
         chunks = len(self.model.chunks)
         shape = PipelineShape(ranks=self.axis.size, micro_batches=micro_batches, chunks=chunks)
         if backward:
@@ -81,7 +111,7 @@ class Pipeline:
 
 
 class _PipelineRun:
-    """One run through a plan: what is held between its actions."""
+    """One run through a plan, with the tensors that live between its actions."""
 
     def __init__(
         self,
@@ -92,95 +122,112 @@ class _PipelineRun:
         reducer: GradientReducer | None,
         total: Tensor | None = None,
     ) -> None:
+        """``reducer``: None for a run without a backward pass."""
         self.model, self.axis = pipeline.model, pipeline.axis
         self.batches, self.seeds, self.reducer = batches, seeds, reducer
         self.measure = measure
         zero = torch.zeros((), dtype=torch.float64, device=self.model.parallel.device)
         self.total = zero if total is None else total
-        self.saved: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
-        self.weights: dict[tuple[int, int], DeferredGradients] = {}
-        self.receiving: dict[MessageKey, tuple[Tensor, Finish]] = {}
+        self.saved: dict[WorkKey, SavedForward] = {}
+        self.deferred: dict[WorkKey, DeferredGradients] = {}
+        self.receiving: dict[MessageKey, Receiving] = {}
         self.outgoing: dict[MessageKey, Tensor] = {}
-        self.sends: deque[tuple[Tensor, Finish]] = deque()
+        self.sends: deque[Handle] = deque()
 
     def run(self, plan: list[Action | P2POp]) -> Tensor:
+        """Execute the plan and return the sum of the measures, float64."""
         for item in plan:
             if isinstance(item, P2POp):
                 self._send_or_receive(item)
             else:
-                getattr(self, item.kind)(item)
+                self._execute(item)
         while self.sends:
-            self.sends.popleft()[1]()
+            self.sends.popleft().wait()
         return self.total
 
+    def _execute(self, action: Action) -> None:
+        match action.kind:
+            case "forward":
+                self.forward(action)
+            case "backward":
+                self.backward(action)
+            case "backward_input":
+                self.backward_input(action)
+            case "backward_weight":
+                self.backward_weight(action)
+
     def forward(self, action: Action) -> None:
-        chunk, where = self.model[action.chunk], (action.chunk, action.micro_batch)
+        """Run the forward pass of a micro-batch in a chunk."""
+        chunk, key = self.model[action.chunk], WorkKey(action.chunk, action.micro_batch)
         ids, targets = self.batches[action.micro_batch]
         seed = self.seeds[action.micro_batch]
         x = None
         if chunk.first:
             y = chunk.embed(ids, seed)
         else:
-            x = self._received(("forward", *where)).requires_grad_(self.reducer is not None)
-            y = x
+            x = self._received(MessageKey("forward", *key))
+            y = x.requires_grad_(self.reducer is not None)
         y = chunk(y, ids.shape[1], seed)
         if chunk.last:
             y = self.measure(chunk, y, targets)
             self.total += y.detach()
         else:
-            self.outgoing["forward", *where] = y.detach()
+            self.outgoing[MessageKey("forward", *key)] = y.detach()
         if self.reducer is not None:
-            self.saved[where] = x, y
+            self.saved[key] = SavedForward(x, y)
 
     def backward(self, action: Action) -> None:
-        chunk, where = self.model[action.chunk], (action.chunk, action.micro_batch)
-        x, y = self.saved.pop(where)
-        dy = None if chunk.last else self._received(("backward_input", *where))
+        """Compute the gradients of the chunk's input and parameters."""
+        chunk, key = self.model[action.chunk], WorkKey(action.chunk, action.micro_batch)
+        x, y = self.saved.pop(key)
+        dy = None if chunk.last else self._received(MessageKey("backward_input", *key))
         with self._final_backward(action):
             torch.autograd.backward(y, dy)
         if x is not None:
             assert x.grad is not None
-            self.outgoing["backward_input", *where] = x.grad
+            self.outgoing[MessageKey("backward_input", *key)] = x.grad
 
     def backward_input(self, action: Action) -> None:
-        """backward, with the weights' gradients put off."""
-        with self.model.parallel.deferred.collect() as weights:
+        """Compute the gradient of the chunk's input; defer those of its weights."""
+        with self.model.parallel.deferred.collect() as gradients:
             self.backward(action)
-        self.weights[action.chunk, action.micro_batch] = weights
+        self.deferred[WorkKey(action.chunk, action.micro_batch)] = gradients
 
     @torch.no_grad()
     def backward_weight(self, action: Action) -> None:
+        """Compute the weight gradients that ``backward_input`` deferred."""
         assert self.reducer is not None
         with self._final_backward(action):
-            for weight, compute in self.weights.pop((action.chunk, action.micro_batch)):
+            for weight, compute in self.deferred.pop(WorkKey(action.chunk, action.micro_batch)):
                 gradient = compute()
                 if gradient is not None:
                     self.reducer.add(weight, gradient)
 
     def _final_backward(self, action: Action) -> AbstractContextManager[None]:
-        """Gradients that the last micro-batch leaves are complete."""
+        """Return the context in which gradients are complete, for the last micro-batch only."""
         assert self.reducer is not None
         last = action.micro_batch == len(self.batches) - 1
         return self.reducer.final_backward() if last else nullcontext()
 
     def _send_or_receive(self, message: P2POp) -> None:
-        key = (message.payload, message.chunk, message.micro_batch)
+        """Start the message. At most IN_FLIGHT sends are in progress at a time."""
+        key = MessageKey(message.payload, message.chunk, message.micro_batch)
         if message.direction == "send":
-            tensor = self.outgoing.pop(key)
-            self.sends.append((tensor, self.axis.start_send(tensor, message.peer)))
+            self.sends.append(self.axis.start_send(self.outgoing.pop(key), message.peer))
             if len(self.sends) > IN_FLIGHT:
-                self.sends.popleft()[1]()
+                self.sends.popleft().wait()
         else:
             tensor = self._empty_activation(self.model[message.chunk], message.micro_batch)
-            self.receiving[key] = tensor, self.axis.start_receive(tensor, message.peer)
+            self.receiving[key] = Receiving(tensor, self.axis.start_receive(tensor, message.peer))
 
     def _received(self, key: MessageKey) -> Tensor:
-        tensor, finish = self.receiving.pop(key)
-        finish()
+        """Wait for a message and return its tensor."""
+        tensor, handle = self.receiving.pop(key)
+        handle.wait()
         return tensor
 
     def _empty_activation(self, chunk: GPT, micro_batch: int) -> Tensor:
-        """Room for x of a micro-batch, in the outer layout."""
+        """Return an uninitialised x of a micro-batch, in the outer layout."""
         parallel, outer = chunk.parallel, chunk.parallel.mode.outer
         tokens = self.batches[micro_batch][0].numel() // parallel.num_shards(outer.tokens)
         hidden = chunk.config.n_embd // parallel.num_shards(outer.hidden)

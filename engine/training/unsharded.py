@@ -46,10 +46,10 @@ def unsharded_parameters(model: ModelChunks) -> Iterator[tuple[str, Tensor]]:
                 piece = parallel.read(mine[name]).to(parallel.device)
                 tensor = unshard(piece, shards[name], parallel).contiguous()
                 if stage:
-                    pipeline.start_send(tensor, 0)()
+                    pipeline.start_send(tensor, 0).wait()
             elif pipeline.index == 0:
                 tensor = torch.empty(shape, dtype=parallel.dtype, device=parallel.device)
-                pipeline.start_receive(tensor, stage)()
+                pipeline.start_receive(tensor, stage).wait()
             if pipeline.index == 0:
                 yield name, tensor
 

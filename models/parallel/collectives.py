@@ -8,8 +8,8 @@ exchange's. Elsewhere they are the library's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -20,8 +20,6 @@ from torch import Tensor
 from models.parallel.tuning import SMALL_BYTES
 
 CPU = torch.device("cpu")
-
-Finish = Callable[[], None]
 
 # torch 2.13 has renamed both and warns of the old names, which are all that 2.11 has.
 _all_gather: Callable[..., object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -47,6 +45,28 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Handle:
+    """A communication in progress, like ``torch.distributed.Work``."""
+
+    axis: Axis
+    works: Sequence[dist.Work | None] = ()
+    """Its operations."""
+    then: Callable[[], object] | None = None
+    """Puts the result in place once the operations are done; it may communicate, too."""
+    buffers: tuple[Tensor, ...] = ()
+    """Memory that the operations use and nothing else keeps alive."""
+
+    def wait(self) -> None:
+        """Block until the result is in place. Call it once; handles of an axis are waited for in
+        the same order on all of its ranks."""
+        for work in self.works:
+            assert work is not None
+            self.axis._wait(work)
+        if self.then is not None:
+            self.then()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axis:
     """One rank's place on an axis: ``size`` ranks, of which it is number ``index``.
 
@@ -68,7 +88,7 @@ class Axis:
         self.traffic.count(self.name, "all_gather", (self.size - 1) * x.nbytes)
         out = x.new_empty((self.size, *x.shape))
         if self._uses_gloo_pairs(x):
-            self._exchange([x] * self.size, list(out))()
+            self._exchange([x] * self.size, list(out)).wait()
         else:
             _all_gather(out.view(-1), x.view(-1), group=self.group)
         return out
@@ -82,7 +102,7 @@ class Axis:
         self.traffic.count(self.name, "reduce_scatter", (self.size - 1) * x[0].nbytes)
         if self._uses_gloo_pairs(x):
             parts = torch.empty_like(x)
-            self._exchange(list(x), list(parts))()
+            self._exchange(list(x), list(parts)).wait()
             return _add(parts)
         out = x.new_empty(x.shape[1:])
         _reduce_scatter(out.view(-1), x.view(-1), group=self.group)
@@ -91,51 +111,37 @@ class Axis:
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks, written to x. Sends 2 (size - 1) / size bytes of x (a small
         one up to size - 1)."""
-        self.start_all_reduce(x)()
+        self.start_all_reduce(x).wait()
         return x
 
-    def start_all_reduce(self, x: Tensor) -> Finish:
-        """Begin to sum a contiguous x in place; the call that it returns ends it, and must come
-        in the same order on all ranks."""
+    def start_all_reduce(self, x: Tensor) -> Handle:
+        """Start to sum a contiguous x over the ranks, in place."""
         if self.group is None:
-            return lambda: None
+            return Handle(axis=self)
         assert x.is_contiguous()
         if not self._uses_gloo_pairs(x):
             self.traffic.count(self.name, "all_reduce", 2 * (self.size - 1) * x.nbytes // self.size)
             staged = self._staged(x) if x.device.type == "cpu" else x
             work = dist.all_reduce(staged, group=self.group, async_op=True)
-            assert work is not None
-
-            def finish() -> None:
-                self._wait(work)
-                if staged is not x:
-                    x.copy_(staged)
-
-            return finish
+            return Handle(axis=self, works=[work], then=_copying(staged, x), buffers=(staged,))
         flat = x.view(-1)
         if flat.nbytes <= SMALL_BYTES or flat.numel() < self.size:
             self.traffic.count(self.name, "all_reduce", (self.size - 1) * x.nbytes)
             parts = flat.new_empty((self.size, flat.numel()))
-            arrived = self._exchange([flat] * self.size, list(parts))
-
-            def add() -> None:
-                arrived()
-                flat.copy_(_add(parts))
-
-            return add
+            exchange = self._exchange([flat] * self.size, list(parts))
+            return replace(exchange, then=lambda: flat.copy_(_add(parts)))
         # A remainder that does not divide makes the last piece longer.
         self.traffic.count(self.name, "all_reduce", 2 * (self.size - 1) * x.nbytes // self.size)
         pieces = list(flat.tensor_split(self.size))
         mine = pieces[self.index]
         contributions = mine.new_empty((self.size, mine.numel()))
-        arrived = self._exchange(pieces, list(contributions))
+        exchange = self._exchange(pieces, list(contributions))
 
-        def scatter_then_gather() -> None:
-            arrived()
+        def add_then_gather() -> None:
             mine.copy_(_add(contributions))
-            self._exchange([mine] * self.size, pieces)()
+            self._exchange([mine] * self.size, pieces).wait()
 
-        return scatter_then_gather
+        return replace(exchange, then=add_then_gather)
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
         """Index ``source``'s x to all, written to x."""
@@ -162,32 +168,19 @@ class Axis:
             self._wait(work)
         return out.to(x.device)
 
-    def start_send(self, x: Tensor, peer: int) -> Finish:
-        """Begin to send x to the rank at index ``peer``; x must stay as it is until the call that
-        this returns has ended it. Sends and receives of two ranks match in their order."""
+    def start_send(self, x: Tensor, peer: int) -> Handle:
+        """Start to send x to the rank at index ``peer``. Do not change x before the handle's
+        ``wait``. Sends and receives of two ranks match in their order."""
         self.traffic.count(self.name, "send", x.nbytes)
         staged = self._staged(x.contiguous())
         work = dist.isend(staged, group=self.group, group_dst=peer)
+        return Handle(axis=self, works=[work], buffers=(staged,))
 
-        def finish() -> None:
-            assert work is not None, staged.shape  # which keeps what is sent alive until here
-            self._wait(work)
-
-        return finish
-
-    def start_receive(self, x: Tensor, peer: int) -> Finish:
-        """Begin to receive into x from the rank at index ``peer``; there once the call that this
-        returns has ended it."""
+    def start_receive(self, x: Tensor, peer: int) -> Handle:
+        """Start to receive into x from the rank at index ``peer``."""
         staged = self._staged(x)
         work = dist.irecv(staged, group=self.group, group_src=peer)
-        assert work is not None
-
-        def finish() -> None:
-            self._wait(work)
-            if staged is not x:
-                x.copy_(staged)
-
-        return finish
+        return Handle(axis=self, works=[work], then=_copying(staged, x), buffers=(staged,))
 
     def _staged(self, x: Tensor) -> Tensor:
         """gloo has no point-to-point for CUDA tensors: they go by way of the CPU. NCCL has nothing
@@ -200,21 +193,15 @@ class Axis:
     def _uses_gloo_pairs(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and dist.get_backend(self.group) == "gloo"
 
-    def _exchange(self, send: list[Tensor], receive: list[Tensor]) -> Finish:
-        """send[j] to index j and receive[j] from it, for all j; begins now, ends when called."""
+    def _exchange(self, send: list[Tensor], receive: list[Tensor]) -> Handle:
+        """Start to send send[j] to index j and to receive receive[j] from it, for all j."""
         others = [(self.index + step) % self.size for step in range(1, self.size)]
         works = [dist.irecv(receive[j], group=self.group, group_src=j) for j in others]
         works += [dist.isend(send[j], group=self.group, group_dst=j) for j in others]
         own = receive[self.index]
         if own.data_ptr() != send[self.index].data_ptr():
             own.copy_(send[self.index])
-
-        def finish() -> None:
-            for work in works:
-                assert work is not None
-                self._wait(work)
-
-        return finish
+        return Handle(axis=self, works=works)
 
     def _wait(self, work: dist.Work) -> None:
         assert self.group is not None
@@ -223,6 +210,11 @@ class Axis:
             work.wait(self.group._get_backend(CPU).options._timeout)
         else:
             work.wait()
+
+
+def _copying(staged: Tensor, x: Tensor) -> Callable[[], object] | None:
+    """Return the call that copies ``staged`` to x; None if they are one tensor."""
+    return None if staged is x else lambda: x.copy_(staged)
 
 
 def _add(parts: Tensor) -> Tensor:

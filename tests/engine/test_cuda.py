@@ -156,13 +156,12 @@ def exchanged(rank: int, size: int, device: str, dtype: torch.dtype) -> list[Ten
     results: list[Any] = [axis.all_gather(x), axis.reduce_scatter(x), axis.all_reduce(x.clone())]
     results += [axis.broadcast(x.clone(), 1), axis.swap(x, rank ^ 1)]
     sent, arrived = axis.start_send(x, (rank + 1) % size), torch.empty_like(x)
-    axis.start_receive(arrived, (rank - 1) % size)()
-    sent()
+    axis.start_receive(arrived, (rank - 1) % size).wait()
+    sent.wait()
     results.append(arrived)
     late, host = x.clone(), x.cpu().clone()  # as gradients of offloaded weights are
-    finish = axis.start_all_reduce(late), axis.start_all_reduce(host)
-    for end in finish:
-        end()
+    for handle in (axis.start_all_reduce(late), axis.start_all_reduce(host)):
+        handle.wait()
     assert {one.device.type for one in (*results, late)} == {device}
     return [one.cpu() for one in (*results, late, host)]
 

@@ -19,7 +19,7 @@ from engine import pipeline_schedule
 from engine.pipeline_schedule import Action, P2POp, PipelineShape
 from engine.training import gradients, pipeline
 from engine.training.gradients import GradientReducer
-from engine.training.pipeline import _PipelineRun
+from engine.training.pipeline import WorkKey, _PipelineRun
 from models.chunks import ModelChunks
 from models.parallel import layers, zero
 from models.parallel.collectives import Axis, scatter
@@ -108,7 +108,7 @@ def sums_begin_before_the_last_micro_batch() -> Iterator[None]:
 @shown_by(BUBBLE)
 def put_off_gradients_are_lost() -> Iterator[None]:
     def lazy(self: _PipelineRun, action: Action) -> None:
-        self.weights.pop((action.chunk, action.micro_batch))
+        self.deferred.pop(WorkKey(action.chunk, action.micro_batch))
 
     with patch.object(_PipelineRun, "backward_weight", lazy):
         yield

@@ -64,12 +64,12 @@ def check(rank: int, size: int) -> dict[str, Any]:
 def overlapping(axis: Axis, rank: int, size: int) -> None:
     """Sums that are under way together, with a gather in between, do not mix."""
     sums = [mine(rank, n) for n in (3, LARGE, 5, LARGE + 1)]
-    finishes = [axis.start_all_reduce(x) for x in sums]
+    handles = [axis.start_all_reduce(x) for x in sums]
     assert torch.equal(
         axis.all_gather(mine(rank, 2)), torch.stack([mine(r, 2) for r in range(size)])
     )
-    for finish in finishes:
-        finish()
+    for handle in handles:
+        handle.wait()
     for x in sums:
         torch.testing.assert_close(x, sum(mine(r, len(x)) for r in range(size)))
 
