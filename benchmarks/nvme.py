@@ -33,6 +33,7 @@ from engine.nvme.page_buffers import Buffer
 from engine.nvme.store import KINDS, Store, open_store
 from engine.nvme.stores import tensornvme
 from engine.nvme.streamed_optimizer import StreamedOptimizer
+from engine.optim.optimizer import ResidentOptimizer
 from engine.optim.registry import Named, build_optimizer
 from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
@@ -163,7 +164,7 @@ def add_training(bench: Bench) -> None:
         model.initialise(1)
         named = [Named(name, p, p.dim() > 1) for name, p in model.named_parameters()]
         optimizer = (
-            build_optimizer(OptimizerSettings(), named)
+            ResidentOptimizer(build_optimizer(OptimizerSettings(), named), model.named_parameters())
             if where == "host"
             else bench.streamed(disk, None, named, *([weights] if weights else []))
         )

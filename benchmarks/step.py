@@ -31,6 +31,7 @@ from benchmarks.cases import BATCHES, CASES, ON_CUDA, OPTIMIZER, Step, Workload
 from benchmarks.plain import bare, plain
 from engine.estimate.flops import smallest_matmul_flops
 from engine.layout import Layout
+from engine.optim.optimizer import ResidentOptimizer
 from engine.optim.registry import build_optimizer
 from engine.training.build import DTYPES, named_parameters
 from engine.training.gradients import GradientReducer
@@ -58,7 +59,9 @@ def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Ste
     return Stepper(
         model=model,
         pipeline=Pipeline(model, parallel.axes["pipeline"], "1f1b"),
-        optimizer=build_optimizer(OPTIMIZER, named_parameters(model)),
+        optimizer=ResidentOptimizer(
+            build_optimizer(OPTIMIZER, named_parameters(model)), model.named_parameters()
+        ),
         gradients=GradientReducer(model),
         world=parallel.axes["world"],
         seed=3,

@@ -36,9 +36,8 @@ from engine.checkpoint.save import failure_reason
 from engine.checkpoint.state_dict import MODEL, OPTIMIZER, RNG, Tensors
 from engine.data.tokenizer import read_saved
 from engine.errors import RunError
-from engine.nvme.streamed_optimizer import StreamedOptimizer
+from engine.optim.optimizer import Optimizer
 from engine.runs.folder import RunFolder
-from engine.training.step import Optimizer
 from models.chunks import ModelChunks
 
 
@@ -152,14 +151,7 @@ class SavedCheckpoint:
             self._read_into(wanted)
             return found
 
-        if isinstance(optimizer, StreamedOptimizer):
-            optimizer.load_states(find_state)
-            return
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        state, names = optimizer.state_dict(), {id(p): name for name, p in parameters.items()}
-        ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state["state"] = {number: find_state(names[id(p)]) for number, p in enumerate(ordered)}
-        optimizer.load_state_dict(state)  # which knows where a number has to be
+        optimizer.load_states(find_state)
 
     def load_rng(self, rank: int, device: torch.device) -> None:
         """Set this process's random generators to those of a rank that wrote."""

@@ -11,17 +11,14 @@ there when its turn comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import rng
 from engine.checkpoint.dcp_shard import DCPShard
-from engine.nvme.streamed_optimizer import StreamedOptimizer
-from engine.training.step import Optimizer
+from engine.optim.optimizer import Optimizer, StateTensor
 from models.chunks import ModelChunks
 from models.parallel.shard import Shard
 
@@ -49,23 +46,19 @@ def optimizer_tensors(model: ModelChunks, optimizer: Optimizer) -> Tensors:
     """This rank's piece of every state that the optimizer keeps by now."""
     shards = model.shards()
 
-    def read(name: str, key: str) -> Tensor:
-        assert isinstance(optimizer, StreamedOptimizer)
-        state: Tensor = optimizer.state_of(name)[key][shards[name].valid_slices]
-        return state
+    def read(state: StateTensor, shard: Shard) -> Tensor:
+        return state.read()[shard.valid_slices]
 
     found: Tensors = {}
-    for name, states in _states(model, optimizer):
+    for name, states in optimizer.states():
+        shard = shards[name]
         for key, state in states.items():
             path = f"{OPTIMIZER}{name}.{key}"
-            if isinstance(state, torch.dtype):
-                found[path] = DCPShard(partial(read, name, key), shards[name], state)
-            elif isinstance(state, Tensor) and state.dim():
-                assert tuple(state.shape) == shards[name].local, f"{path} has no box"
-                found[path] = DCPShard.of_local(state, shards[name])
-            elif state is not None:
-                assert isinstance(state, Tensor), f"{path} is no tensor: {state}"
-                found[path] = DCPShard.unsharded(state)
+            if state.shape:
+                assert state.shape == shard.local, f"{path} is not shaped like its parameter"
+                found[path] = DCPShard(partial(read, state, shard), shard, state.dtype)
+            else:
+                found[path] = DCPShard.unsharded(state.read())
     return found
 
 
@@ -78,13 +71,3 @@ def rng_tensors(rank: int, device: torch.device) -> Tensors:
 def restore_rng(state: Tensor, device: torch.device) -> None:
     """Set the random generators of this process to ``state``, uint8."""
     rng.restore_rng_state(bytes(state.tolist()).decode(), device)
-
-
-def _states(model: ModelChunks, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Parameter -> states; of one that is on a disk, its type."""
-    if isinstance(optimizer, StreamedOptimizer):
-        yield from optimizer.state_types()
-        return
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    for name, parameter in model.named_parameters():
-        yield name, optimizer.state.get(parameter, {})

@@ -8,6 +8,7 @@ would that holds all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.nvme.page_buffers import LARGEST, PAGE, Buffer
 from engine.nvme.prefetch import SHARES, GroupSource, PrefetchBuffers
 from engine.nvme.store import Store
 from engine.nvme.update_groups import GroupBudget, ParameterSlice, group_slices
+from engine.optim.optimizer import StateTensor, in_memory
 
 OptimizerState = Mapping[str, Any]
 
@@ -75,37 +77,39 @@ class StreamedOptimizer:
             self._buffers.wait()  # for what was written last and is read next
             self._weights.prefetch()
 
-    def named_states(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each parameter's state by the parameter's name, made as it is asked for: copies on the
-        CPU, of the parameter's shape, and numbers. Nothing before the first step."""
-        pieces = [*self._resident, *(piece for group in self._groups for piece in group)]
-        for name, _ in groupby(pieces, key=lambda piece: piece.name):
-            if state := self.state_of(name):
-                yield name, state
-
-    def state_types(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The same without reading anything: of a state that is on the disk, its type."""
+    def states(self) -> Iterator[tuple[str, dict[str, StateTensor]]]:
+        """Yield the name of each parameter that has states, and its states by name. A state on
+        the disk is read when its ``read`` is called."""
         pieces = [*self._resident, *(piece for group in self._groups for piece in group)]
         for name, parts in groupby(pieces, key=lambda piece: piece.name):
-            first = next(parts)  # a parameter's pieces keep the same
-            yield name, {**first.rest, **{key: dtype for key, (_, dtype) in first.states.items()}}
+            first = next(parts)  # all slices of a parameter have the same states
+            shape = tuple(first.parameter.shape)
+            states = in_memory(first.rest)
+            for key, (_, dtype) in first.states.items():
+                read = partial(self._read, name, key)
+                states[key] = StateTensor(shape=shape, dtype=dtype, read=read)
+            if states:
+                yield name, states
 
-    def state_of(self, name: str) -> dict[str, Any]:
-        """One parameter's state. Reads the groups that it lies in, unless the last call did."""
-        state: dict[str, Any] = {}
-        for group, pieces in [(None, self._resident), *enumerate(self._groups)]:
-            for piece in (piece for piece in pieces if piece.name == name):
-                state |= {key: _copied(value) for key, value in piece.rest.items()}
-                if group is not None and piece.states:
-                    for key, part in _stored(piece, self._buffers.fetch(group)).items():
-                        empty = torch.empty(piece.parameter.shape, dtype=part.dtype)
-                        piece.of(state.setdefault(key, empty)).copy_(part)
+    def _read(self, name: str, key: str) -> Tensor:
+        """Return a parameter's state ``key``, from all groups that hold a slice of it. A group is
+        read from the disk unless the last call has read it."""
+        slices = [
+            (piece, group)
+            for group, pieces in enumerate(self._groups)
+            for piece in pieces
+            if piece.name == name
+        ]
+        first = slices[0][0]
+        state = torch.empty(first.parameter.shape, dtype=first.states[key][1])
+        for piece, group in slices:
+            piece.of(state).copy_(_stored(piece, self._buffers.fetch(group))[key])
         return state
 
     @torch.no_grad()
     def load_states(self, find: Callable[[str], OptimizerState]) -> None:
-        """Set every parameter's state to what ``find`` gives for its name. It is asked for one
-        after another, in the order of ``named_states``."""
+        """Set the states of each parameter to ``find(name)``, before the first step. ``find`` is
+        called once per parameter, in the order of ``states()``."""
         last: tuple[str, OptimizerState] = "", {}
         for piece, buffer in self._each_slice():
             if piece.name != last[0]:

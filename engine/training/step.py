@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.errors import RunError
+from engine.optim.optimizer import Optimizer
 from engine.training.gradients import GradientReducer, local_grad_norm_squared, unscale_and_clip
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
@@ -44,15 +44,6 @@ class StepResult:
     @property
     def finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-
-class Optimizer(Protocol):
-    """One of torch's, or one that keeps its states elsewhere."""
-
-    param_groups: list[dict[str, Any]]
-
-    def step(self) -> Any:
-        """Update all parameters that have a gradient."""
 
 
 def unchanged_loss(step: int, loss: Tensor) -> Tensor:

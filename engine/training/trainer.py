@@ -12,6 +12,7 @@ from engine.data.loader import Batch, TrainBatches, pad_samples
 from engine.data.tokenizer import dump
 from engine.inout.saved_model import metadata_of
 from engine.optim.lr_schedule import lr_factor
+from engine.optim.optimizer import Optimizer, ResidentOptimizer
 from engine.optim.registry import build_optimizer
 from engine.training import unsharded
 from engine.training.build import build_on_world, named_parameters
@@ -20,7 +21,7 @@ from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
 from engine.training.memory import keep_freed_memory, peak_bytes
 from engine.training.pipeline import Pipeline, scaled_loss
-from engine.training.step import Optimizer, Stepper, StepResult, unchanged_loss
+from engine.training.step import Stepper, StepResult, unchanged_loss
 
 if TYPE_CHECKING:
     from engine.faults import Fault
@@ -70,7 +71,9 @@ class Trainer:
 
     def _build_optimizer(self, offload: NvmeOffload | None) -> Optimizer:
         optimizer = build_optimizer(self.plan.settings.optimizer, named_parameters(self.model))
-        return offload.optimizer(optimizer) if offload else optimizer
+        if offload is not None:
+            return offload.optimizer(optimizer)
+        return ResidentOptimizer(optimizer, self.model.named_parameters())
 
     @property
     def tokenizer(self) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from engine.checkpoint.manifest import (
     read_manifest,
 )
 from engine.checkpoint.save import save
+from engine.optim.optimizer import ResidentOptimizer
 from engine.training.step import Stepper
 from models.chunks import ModelChunks
 from tests.support.training import (
@@ -108,9 +109,9 @@ class Trainee:
         parameters = dict(self.model.named_parameters())
         found = gathered(self.model, {name: p.detach() for name, p in parameters.items()}, world)
         optimizer = self.stepper.optimizer
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert isinstance(optimizer, ResidentOptimizer)
         for key in ("exp_avg", "exp_avg_sq"):
-            states = {name: optimizer.state[p][key] for name, p in parameters.items()}
+            states = {name: optimizer.inner.state[p][key] for name, p in parameters.items()}
             found |= {f"{name}.{key}": t for name, t in gathered(self.model, states, world).items()}
         return found
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.config import schema
 from engine.data.loader import pad_samples
 from engine.layout import Layout
+from engine.optim.optimizer import ResidentOptimizer
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
 from engine.training.pipeline import Batch, Pipeline
@@ -247,14 +248,16 @@ def gathered(model: ModelChunks, tensors: dict[str, Tensor], world: int) -> dict
     return whole
 
 
+def build_adamw(run: TrainingCase, model: ModelChunks) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.named_parameters(), lr=run.lr, eps=run.eps, weight_decay=0.1)
+
+
 def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
     fp16 = run.compute == torch.float16
     return Stepper(
         model=model,
         pipeline=Pipeline(model, model.parallel.axes["pipeline"], run.schedule),
-        optimizer=torch.optim.AdamW(
-            model.named_parameters(), lr=run.lr, eps=run.eps, weight_decay=0.1
-        ),
+        optimizer=ResidentOptimizer(build_adamw(run, model), model.named_parameters()),
         gradients=GradientReducer(model),
         world=world,
         seed=3,
@@ -273,8 +276,7 @@ def train(rank: int, size: int, run: TrainingCase) -> TrainingResult:
     with open_offloaded(rank, weights=run.disk == "weights") as offloaded:
         model = build(run, replace(parallel, store=offloaded.weights))
         stepper = make_stepper(run, model, parallel.axes["world"])
-        assert isinstance(stepper.optimizer, torch.optim.Optimizer)
-        streamed = offloaded.optimizer(stepper.optimizer)
+        streamed = offloaded.optimizer(build_adamw(run, model))
         return train_model(run, model, replace(stepper, optimizer=streamed))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.nvme.disk import Disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
@@ -94,6 +94,17 @@ def streamed(
     finally:
         for one in opened:
             one.close()
+
+
+def read_states(
+    optimizer: StreamedOptimizer, *, reverse: bool = False
+) -> dict[str, dict[str, Tensor]]:
+    """Return copies of all states, read in the order of the groups or against it."""
+    states = list(optimizer.states())
+    return {
+        name: {key: tensor.read().clone() for key, tensor in of_parameter.items()}
+        for name, of_parameter in (reversed(states) if reverse else states)
+    }
 
 
 def set_gradients(step: int, *models: dict[str, nn.Parameter]) -> None:

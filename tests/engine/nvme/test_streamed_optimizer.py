@@ -23,6 +23,7 @@ from tests.engine.nvme.support import (
     build,
     kinds,
     parameters,
+    read_states,
     set_gradients,
     streamed,
 )
@@ -33,7 +34,7 @@ def assert_equal(ours: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter])
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def assert_states(found: dict[str, dict[str, Any]], resident: torch.optim.Optimizer) -> None:
+def assert_states(found: dict[str, dict[str, Tensor]], resident: torch.optim.Optimizer) -> None:
     """The states of an optimizer that holds them, by name."""
     for group in resident.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -56,7 +57,7 @@ def test_the_bits_are_those_of_a_resident_optimizer(
         open_disk(tmp_path, "job") as disk,
         streamed(disk, optimizer, ours, store=kind, memory=2**19) as stream,
     ):
-        assert dict(stream.named_states()) == {}
+        assert read_states(stream) == {}
         for step in range(1, 6):
             set_gradients(step, ours, theirs)
             for one in (stream, resident):
@@ -64,9 +65,9 @@ def test_the_bits_are_those_of_a_resident_optimizer(
                     group["lr"] = 1e-2 / step
                 one.step()
             if step == 3:
-                assert_states(dict(stream.named_states()), resident)
+                assert_states(read_states(stream), resident)
         assert_equal(ours, theirs)
-        assert_states({name: stream.state_of(name) for name in reversed(SHAPES)}, resident)
+        assert_states(read_states(stream, reverse=True), resident)
         assert not stream.inner.state, "states stayed in memory"
 
 
@@ -94,9 +95,9 @@ def test_states_are_taken_over_by_other_groups(tmp_path: Path, kind: str) -> Non
     ):
         first.load_states(find)
         assert sorted(asked) == sorted(SHAPES)
-        assert_states(dict(first.named_states()), resident)
+        assert_states(read_states(first), resident)
         both_step(first, 2)
-        saved = dict(first.named_states())
+        saved = read_states(first)
     with (
         open_disk(tmp_path, "second") as disk,
         streamed(disk, "adamw", ours, store=kind, memory=2**20) as second,
@@ -104,7 +105,7 @@ def test_states_are_taken_over_by_other_groups(tmp_path: Path, kind: str) -> Non
         second.load_states(saved.__getitem__)
         both_step(second, 3)
         both_step(second, 4)
-        assert_states(dict(second.named_states()), resident)
+        assert_states(read_states(second), resident)
     assert_equal(ours, theirs)
 
 
@@ -170,7 +171,7 @@ def test_a_parameter_without_gradient_keeps_its_bits_and_states(tmp_path: Path) 
                     model["weight"].grad = model["long"].grad = None
             optimizer.step()
             resident.step()
-        assert_states(dict(optimizer.named_states()), resident)
+        assert_states(read_states(optimizer), resident)
     assert_equal(ours, theirs)
 
 
@@ -189,7 +190,7 @@ def test_what_is_on_a_gpu_stays_there(tmp_path: Path) -> None:
             set_gradients(step, ours, theirs)
             optimizer.step()
             resident.step()
-        saved = dict(optimizer.named_states())
+        saved = read_states(optimizer)
         optimizer.load_states(saved.__getitem__)
         set_gradients(4, ours, theirs)
         optimizer.step()
@@ -251,7 +252,7 @@ def test_weights_on_the_disk_are_updated_there(
                 resident.step()
                 for name in (*kept, *reversed(kept)):
                     assert torch.equal(weights.get(ours[name]), theirs[name]), (step, name)
-            assert_states(dict(optimizer.named_states()), resident)
+            assert_states(read_states(optimizer), resident)
         assert torch.equal(ours["norm"], theirs["norm"])
         weights.close()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.config import schema
+from engine.optim.optimizer import ResidentOptimizer
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
 from engine.training.pipeline import Pipeline
@@ -171,8 +172,8 @@ def faulty(self: Pipeline, batches: Any, seeds: Any, scale: float, sums: Gradien
 def state(model: ModelChunks, stepper: Stepper) -> list[Tensor]:
     """Weights and what the optimizer keeps."""
     optimizer = stepper.optimizer
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    kept = [tensor for some in optimizer.state.values() for tensor in some.values()]
+    assert isinstance(optimizer, ResidentOptimizer)
+    kept = [tensor for some in optimizer.inner.state.values() for tensor in some.values()]
     return [tensor.detach().clone() for tensor in (*model.parameters(), *kept)]
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 from torch import Tensor
 
 from engine.estimate.estimate import estimate
+from engine.optim.optimizer import ResidentOptimizer
 from engine.plan import make_plan
 from engine.training.pipeline import Pipeline
 from engine.training.trainer import Trainer
-from models.parallel.collectives import Axis
+from models.parallel.collectives import Axis, Handle
 from tests.support.mode_sizes import full_mode_sizes
 from tests.support.runs import open_run
 from tests.support.worlds import run_world
@@ -73,8 +73,8 @@ def count(run: Trainer) -> Bytes:
     gradients = [p.grad for p in parameters if p.grad is not None]
     gradients += [whole for _, _, whole in run.model.parallel.zero._deferred.values()]
     optimizer = run.stepper.optimizer
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    states = [s for held in optimizer.state.values() for s in held.values() if s.dim()]
+    assert isinstance(optimizer, ResidentOptimizer)
+    states = [s for held in optimizer.inner.state.values() for s in held.values() if s.dim()]
     gc.collect()
     alive = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
     return Bytes(
@@ -104,7 +104,11 @@ def _observe(rank: int, size: int, config: Path, overrides: list[str]) -> Seen:
     run.step(1)
     # Sums begin when they are waited for: terms that are under way are no state.
     begin = Axis.start_all_reduce
-    later = patch.object(Axis, "start_all_reduce", lambda self, x: lambda: begin(self, x)())
+
+    def start_late(self: Axis, x: Tensor) -> Handle:
+        return Handle(axis=self, then=lambda: begin(self, x).wait())
+
+    later = patch.object(Axis, "start_all_reduce", start_late)
     with patch.object(Pipeline, "train", train), later:
         run.step(2)
     stage = run.world.axes["pipeline"].index
