@@ -10,18 +10,30 @@ if TYPE_CHECKING:
     from engine.config.schema import LossSpikeSettings as Settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpikeVerdict:
+    """The decision on one step: whether the optimizer skips it, and the reason if it does."""
+
+    skip: bool
+    reason: str = ""
+
+
 @dataclass
 class LossSpikes:
-    """Compares each loss with the median of the ``window`` before it that were learned from.
+    """Detects loss spikes: losses over ``factor`` times the median of the last ``window`` losses
+    of steps that were not skipped.
 
-    ``recent``: those, and more where a larger window was kept; ``consecutive_skips`` and
-    ``skipped``: steps that were not, just now and in all.
+    Checkpoints save the fields below ``settings``: see ``LossSpikesState`` and ``ATTRIBUTES``.
     """
 
     settings: Settings
     recent: list[float] = field(default_factory=list)
+    """Losses of steps that were not skipped, the newest last; more than ``window`` of them if a
+    checkpoint was saved with a larger window."""
     consecutive_skips: int = 0
+    """Steps skipped since the last step that was not."""
     skipped: int = 0
+    """Steps skipped since the start of the run."""
 
     @property
     def limit(self) -> float | None:
@@ -40,15 +52,16 @@ class LossSpikes:
         """Whether more steps in a row were skipped than may be."""
         return self.consecutive_skips > self.settings.max_skips
 
-    def check(self, loss: float) -> str:
-        """Why the step of this loss is skipped; nothing where it is not."""
+    def update(self, loss: float) -> SpikeVerdict:
+        """Record the loss of a step, and decide whether the step is skipped."""
         limit, settings = self.limit, self.settings
         if limit is not None and loss > limit:
             self.consecutive_skips, self.skipped = self.consecutive_skips + 1, self.skipped + 1
-            return (
+            reason = (
                 f"loss {loss:.4f} is over {settings.factor:g} x {self._median:.4f}, the "
                 f"median of {settings.window} steps before"
             )
+            return SpikeVerdict(skip=True, reason=reason)
         self.consecutive_skips = 0
         self.recent = [*self.recent, loss][-settings.window :]
-        return ""
+        return SpikeVerdict(skip=False)

@@ -97,14 +97,13 @@ class Stepper:
             if not outcome.finite:
                 remark = f"skipped: fp16 overflows; loss scale {self.loss_scale.scale:g}"
                 return replace(outcome, skipped=True, remark=remark)
-        if self.spikes is not None and (spike := self.spikes.check(outcome.loss)):
+        if self.spikes is not None and (verdict := self.spikes.update(outcome.loss)).skip:
             if self.spikes.exhausted:
                 raise DivergedError(
-                    f"step {step}: {spike}, as in the {self.spikes.consecutive_skips - 1} "
-                    f"steps before it, "
-                    "which were skipped; weights are those of before"
+                    f"step {step}: {verdict.reason}, as in the {self.spikes.consecutive_skips - 1} "
+                    "steps before it, which were skipped; weights are those of before"
                 )
-            return replace(outcome, skipped=True, remark=f"skipped: {spike}")
+            return replace(outcome, skipped=True, remark=f"skipped: {verdict.reason}")
         unscale_and_clip(self.model, outcome.grad_norm, self.clip_grad_norm, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

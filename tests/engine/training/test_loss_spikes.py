@@ -14,7 +14,7 @@ import torch
 from engine.checkpoint.load import SavedCheckpoint
 from engine.config import schema
 from engine.runs.resume_candidates import StartOptions
-from engine.training.loss_spikes import LossSpikes
+from engine.training.loss_spikes import LossSpikes, SpikeVerdict
 from tests.support.jobs import TINY, Job, run, run_all
 from tests.support.runs import open_run
 from tests.support.setting_effects import CONFIG
@@ -29,7 +29,7 @@ def test_a_loss_over_the_median_of_those_before_is_found() -> None:
     kept: list[float] = []
     for loss in losses:
         expected = len(kept) >= 3 and loss > 2 * median(kept[-3:])
-        assert bool(judge.check(loss)) is expected
+        assert judge.update(loss).skip is expected
         if not expected:
             kept.append(loss)
     assert judge.skipped == len(losses) - len(kept) == 1
@@ -39,17 +39,18 @@ def test_a_loss_over_the_median_of_those_before_is_found() -> None:
 def test_why_is_told_in_numbers() -> None:
     judge = spikes()
     for loss in (1.0, 2.0, 3.0):
-        assert judge.check(loss) == ""
-    assert judge.check(4.5) == "loss 4.5000 is over 2 x 2.0000, the median of 3 steps before"
+        assert judge.update(loss) == SpikeVerdict(skip=False)
+    reason = "loss 4.5000 is over 2 x 2.0000, the median of 3 steps before"
+    assert judge.update(4.5) == SpikeVerdict(skip=True, reason=reason)
 
 
 def test_too_many_in_a_row_are_the_new_level() -> None:
     judge = spikes()
     for loss in (1.0, 1.0, 1.0, 5.0, 5.0, 1.0, 5.0, 5.0):
-        judge.check(loss)
+        judge.update(loss)
         assert not judge.exhausted
     assert (judge.consecutive_skips, judge.skipped) == (2, 4)
-    judge.check(5.0)
+    judge.update(5.0)
     assert judge.exhausted
 
 
