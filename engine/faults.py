@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoint.directory import CheckpointDirectory
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,10 +61,11 @@ class Fault:
         self._trigger()
         return loss
 
-    def watch_saves(self, checkpoints: CheckpointDirectory) -> None:
-        """Wait for the moment in which the shelf's checkpoint is written."""
+    def watch_saves(self, checkpoints: Path, temporary: Path) -> None:
+        """Trigger the fault at its moment of a save. ``checkpoints``: the folder of the run's
+        checkpoints. ``temporary``: the folder in which the step's checkpoint is written."""
         if self.moment:
-            sys.addaudithook(_SaveObserver(self, checkpoints))
+            sys.addaudithook(_SaveObserver(self, checkpoints, temporary))
 
     def _trigger(self) -> None:
         if self._done:
@@ -77,11 +77,11 @@ class Fault:
 
 
 class _SaveObserver:
-    """Sees by Python's audit events what is done to files, which needs no hooks in what does it."""
+    """Follows a save by Python's audit events of files: the code that saves needs no test hooks."""
 
-    def __init__(self, fault: Fault, checkpoints: CheckpointDirectory) -> None:
-        self.fault, self.temporary = fault, os.fspath(checkpoints.temporary(fault.step))
-        self.checkpoints, self.named, self.removed = os.fspath(checkpoints.path), False, 0
+    def __init__(self, fault: Fault, checkpoints: Path, temporary: Path) -> None:
+        self.fault, self.temporary = fault, os.fspath(temporary)
+        self.checkpoints, self.named, self.removed = os.fspath(checkpoints), False, 0
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self._moment(event, args) == self.fault.moment:

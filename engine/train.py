@@ -12,6 +12,7 @@ from engine.data.loader import TrainBatches
 from engine.data.remarks import data_remarks
 from engine.end_of_run import evaluate_options, print_end_of_run
 from engine.errors import UserError
+from engine.inout.save_weights import save_weights
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
 from engine.runs.invocation import cuboid
@@ -20,7 +21,7 @@ from engine.runs.resume_candidates import StartOptions
 from engine.runs.run_report import last_validation, open_report, step_metrics
 from engine.start import find_start
 from engine.training.build import choose_run_matmul
-from engine.training.step import DivergedError
+from engine.training.step import DivergedError, unchanged_loss
 from engine.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -52,12 +53,19 @@ def train(
     matmul = start.matmul(world.device) or choose_run_matmul(world)
     with open_offload(plan, world) as offload:
         trainer = Trainer(
-            plan, world, batches, steps=steps, matmul=matmul, offload=offload, fault=fault
+            plan,
+            world,
+            batches,
+            steps=steps,
+            matmul=matmul,
+            offload=offload,
+            loss_hook=fault.apply_to_step if fault else unchanged_loss,
         )
         start.restore(trainer)
         folder = start.claim_folder()
         if fault is not None:
-            fault.watch_saves(CheckpointDirectory(folder.checkpoints))
+            checkpoints = CheckpointDirectory(folder.checkpoints)
+            fault.watch_saves(checkpoints.path, checkpoints.temporary(fault.step))
         with (
             open_report(trainer, folder, start.step) as report,
             Saver(trainer, folder, print_line=report.print_line) as saver,
@@ -68,11 +76,11 @@ def train(
             try:
                 step = train_steps(trainer, report, saver, start.step)
             except DivergedError:  # raised on all ranks alike, before the optimizer
-                trainer.save(folder.weights)
+                save_weights(trainer, folder.weights)
                 world.barrier()  # who fails first ends the others
                 raise
             with world.uninterruptible():
-                trainer.save(folder.weights)
+                save_weights(trainer, folder.weights)
             ending = ""
             if step < steps:
                 ending = f"stopped by {world.stopped_by()} after step {step} of {steps}"

@@ -47,10 +47,6 @@ REMAINING_UPWARD = {
     "engine.checkpoint.load imports engine.runs.folder",
     "engine.checkpoint.saver imports engine.runs.folder",
     "engine.config.rules.batch imports engine.data.max_samples",
-    "engine.training.trainer imports engine.faults",
-    "engine.training.trainer imports engine.inout.saved_model",
-    "engine.training.unsharded imports engine.inout.saved_model",
-    "engine.training.unsharded imports engine.inout.tensor_writers",
 }
 REMAINING_CYCLES = [
     ["engine.config.declared.calls", "engine.config.declared.expressions"],

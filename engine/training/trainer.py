@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from engine.data.loader import Batch, TrainBatches, pad_samples
 from engine.data.tokenizer import dump
-from engine.inout.saved_model import metadata_of
 from engine.optim.lr_schedule import lr_factor
 from engine.optim.optimizer import Optimizer, ResidentOptimizer
 from engine.optim.registry import build_optimizer
-from engine.training import unsharded
 from engine.training.build import build_on_world, named_parameters
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
@@ -24,7 +22,6 @@ from engine.training.pipeline import Pipeline, scaled_loss
 from engine.training.step import Stepper, StepResult, unchanged_loss
 
 if TYPE_CHECKING:
-    from engine.faults import Fault
     from engine.nvme.offload import NvmeOffload
     from engine.plan import Plan
     from engine.world.world import World
@@ -42,9 +39,13 @@ class Trainer:
         steps: int,
         matmul: str,
         offload: NvmeOffload | None = None,
-        fault: Fault | None = None,
+        loss_hook: Callable[[int, Tensor], Tensor] = unchanged_loss,
     ) -> None:
-        """``offload``: where optimizer states go, and weights, if they go to a disk."""
+        """Build the model and its optimizer; all ranks call it. Raises UserError.
+
+        offload: the disk that stores optimizer states, and weights if they are offloaded too.
+        loss_hook: for tests, see ``Stepper``.
+        """
         settings = plan.settings
         self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
         self.device, self.data_rank = world.device, world.axes["data"].index
@@ -66,7 +67,7 @@ class Trainer:
             clip_grad_norm=settings.clip_grad_norm,
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,
             spikes=LossSpikes(settings.loss_spike) if settings.loss_spike.factor else None,
-            loss_hook=fault.apply_to_step if fault else unchanged_loss,
+            loss_hook=loss_hook,
         )
 
     def _build_optimizer(self, offload: NvmeOffload | None) -> Optimizer:
@@ -130,16 +131,6 @@ class Trainer:
         self.pipeline.evaluate(batches, scaled_loss(1 / eval_batches.targets), loss)
         self.model.train()
         return float(self.world.axes["world"].all_reduce(loss))
-
-    def save(self, path: Path) -> None:
-        """The whole model's weights, gathered from all ranks and written by rank 0."""
-        metadata = metadata_of(
-            self.model.config,
-            tokenizer=self.tokenizer,
-            step=self.done,
-            trained_length=self.trained_length,
-        )
-        unsharded.save_unsharded(self.model, path, metadata, writes=self.world.is_main)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         return micro_batches(self.plan, batch, self.device)

@@ -14,9 +14,9 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.errors import UserError
 from engine.inout.export import ExportOptions, export, exporter, exporter_names
 from engine.inout.open_model import open_saved_model
+from engine.inout.save_weights import save_unsharded
 from engine.inout.saved_model import SavedModel, metadata_of
 from engine.runs.folder import RunFolder
-from engine.training.unsharded import save_unsharded
 from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.context import ParallelContext

@@ -13,8 +13,9 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.errors import UserError
 from engine.inout.open_model import open_saved_model
+from engine.inout.save_weights import save_unsharded
 from engine.inout.saved_model import metadata_of
-from engine.training.unsharded import save_unsharded, unshard, unsharded_parameters
+from engine.training.unsharded import unshard, unsharded_parameters
 from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.context import ParallelContext
