@@ -9,14 +9,12 @@ input was refused.
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from types import ModuleType
 
 from engine import discover
 from engine.config.errors import ConfigError
@@ -66,14 +64,14 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
         raise UserError(f"cuboid: {name} is not a command; {hint}")
-    command = _load(name)
+    command = discover.load(COMMANDS, name)
     code: int = command.run(parser_of(name).parse_intermixed_args(rest), environ)
     return code
 
 
 def parser_of(name: str) -> Parser:
     """The parser of a command's arguments."""
-    command = _load(name)
+    command = discover.load(COMMANDS, name)
     parser = Parser(prog=f"cuboid {name}", description=command.__doc__, examples=command.EXAMPLES)
     command.add_arguments(parser)
     return parser
@@ -83,7 +81,7 @@ def _usage(names: list[str]) -> str:
     width = max(map(len, names)) + 2
     lines = [
         textwrap.fill(
-            (_load(name).__doc__ or "").splitlines()[0],
+            (discover.load(COMMANDS, name).__doc__ or "").splitlines()[0],
             shutil.get_terminal_size().columns,
             initial_indent=f"  {name:{width}}",
             subsequent_indent=" " * (width + 2),
@@ -100,10 +98,6 @@ def _usage(names: list[str]) -> str:
             "cuboid COMMAND --help tells more.",
         ]
     )
-
-
-def _load(name: str) -> ModuleType:
-    return importlib.import_module(f"{COMMANDS}.{name}")
 
 
 if __name__ == "__main__":

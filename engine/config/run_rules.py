@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 
 from engine import discover
@@ -15,10 +14,7 @@ RULES_PACKAGE = "engine.config.rules"
 
 def all_rules() -> list[Rule]:
     """The rules there are."""
-    modules = [
-        importlib.import_module(f"{RULES_PACKAGE}.{name}")
-        for name in discover.module_names(RULES_PACKAGE)
-    ]
+    modules = [discover.load(RULES_PACKAGE, name) for name in discover.module_names(RULES_PACKAGE)]
     return [rule for module in modules for rule in module.RULES]
 
 

@@ -5,7 +5,6 @@ A source is a module with one function, ``open_corpus(request: Request) -> Corpu
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ def open_corpus(name: str, request: SourceRequest) -> Corpus:
     """
     if name not in names():
         raise UserError(f"data.type={name!r} is not a source; there are: {', '.join(names())}")
-    corpus = importlib.import_module(f"engine.data.sources.{name}").open_corpus(request)
+    corpus = discover.load("engine.data.sources", name).open_corpus(request)
     assert isinstance(corpus, Corpus)
     return corpus
 

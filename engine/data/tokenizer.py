@@ -5,7 +5,6 @@ A tokenizer is a module whose ``TOKENIZER`` is a class that fulfils ``Tokenizer`
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -74,7 +73,7 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
         raise UserError(
             f"data.tokenizer={name!r} is not a tokenizer; there are: {', '.join(names())}"
         )
-    found: type[Tokenizer] = importlib.import_module(f"engine.data.tokenizers.{name}").TOKENIZER
+    found: type[Tokenizer] = discover.load("engine.data.tokenizers", name).TOKENIZER
     return found
 
 

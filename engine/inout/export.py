@@ -5,7 +5,6 @@ A form is a module whose ``EXPORT`` is an ``Exporter``.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ class Exporter:
 
 
 def exporter(name: str) -> Exporter:
-    found: Exporter = importlib.import_module(f"{EXPORTERS_PACKAGE}.{name}").EXPORT
+    found: Exporter = discover.load(EXPORTERS_PACKAGE, name).EXPORT
     return found
 
 

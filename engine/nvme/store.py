@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from engine import discover
 from engine.errors import RunError, UserError
 from engine.nvme.disk import Disk
 from engine.nvme.page_buffers import LINE, Buffer
@@ -96,7 +96,7 @@ def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> Sto
     Raises UserError where ``kind`` does not work here, or the disk is too small.
     """
     for name in (kind,) if kind else KINDS:
-        module = importlib.import_module(f"engine.nvme.stores.{name}")
+        module = discover.load("engine.nvme.stores", name)
         problem: str | None = module.problem()
         if problem is None:
             path = disk.reserve("states", sum(sizes))

@@ -6,8 +6,9 @@ floor. Both are functions of the position in the run alone, so a resumed run nee
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from engine import discover
 
 if TYPE_CHECKING:
     from engine.config.schema import LRScheduleSettings
@@ -28,7 +29,5 @@ def lr_factor(done: int, whole: int, settings: LRScheduleSettings) -> float:
         return (done + 1) / (settings.warmup + 1)
     end = whole if settings.total is None else settings.total
     progress = min(1.0, (done - settings.warmup) / max(1, end - settings.warmup))
-    decay: float = importlib.import_module(f"engine.optim.schedules.{settings.type}").decay(
-        progress
-    )
+    decay: float = discover.load("engine.optim.schedules", settings.type).decay(progress)
     return settings.floor + (1.0 - settings.floor) * decay

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from engine import discover
 
 if TYPE_CHECKING:
     import torch
@@ -66,4 +67,4 @@ def decay_groups(settings: OptimizerSettings, parameters: Sequence[Named]) -> li
 
 
 def _module(settings: OptimizerSettings) -> ModuleType:
-    return importlib.import_module(f"engine.optim.optimizers.{settings.type}")
+    return discover.load("engine.optim.optimizers", settings.type)
