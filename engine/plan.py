@@ -11,12 +11,12 @@ from pathlib import Path
 
 from engine.config.check import check
 from engine.config.derived import derive_settings
-from engine.config.errors import ConfigError
 from engine.config.reader import read
 from engine.config.resolve import SettingSource, SettingSources, cite, read_setting_sources
 from engine.config.rule_context import RuleContext, Severity
 from engine.config.run_rules import run_rules
 from engine.config.schema import Settings
+from engine.errors import ConfigError
 from engine.layout import Layout
 
 

@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from engine import discover
-from engine.config.errors import ConfigError
 from engine.disk import full_disk_error
-from engine.errors import RunError, UserError
+from engine.errors import ConfigError, RunError, UserError
 from engine.output import install_unfailing_streams
 from engine.world.signals import handle_signals, raise_keyboard_interrupt
 from launch.arguments import Parser

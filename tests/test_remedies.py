@@ -15,10 +15,10 @@ from torch.distributed.run import get_args_parser
 from engine import discover
 from engine.config.aliases import ALIASES
 from engine.config.declared.limits import Budget
-from engine.config.errors import Problem
 from engine.config.fields import takes
 from engine.config.overrides import parse
 from engine.config.schema import all_settings
+from engine.errors import Problem
 from launch.arguments import Parser, add_launch_options
 from launch.cli import COMMANDS
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from engine.config.errors import Problem
 from engine.config.fields import BAD_PATH, LARGEST, accepts
 from engine.config.resolve import SettingSource, SettingSources
 from engine.config.schema import Settings, all_settings, user_name
+from engine.errors import Problem
 
 
 class InvalidSettingError(Exception):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeGuard
 
-from engine.config.errors import Problem
 from engine.config.fields import LARGEST
 from engine.config.resolve import Precedence, SettingSource, SettingSources
+from engine.errors import Problem
 from models.presets import PRESETS
 
 FILE_TYPES = ("auto", "text", "json", "jsonl")

@@ -10,8 +10,8 @@ from engine.config.declared.expressions import Evaluator, UnresolvedValueError
 from engine.config.declared.limits import STRING_LENGTH, Budget, ConfigValueError
 from engine.config.declared.operations import shown
 from engine.config.declared.sources import Source
-from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin, Path, TrackedDict
+from engine.errors import ConfigError, Problem
 
 ORIGIN = Origin(COMMAND_LINE, 0, 0)
 NOT_BARE = set("'\"()[]{}")  # what a string without quotes cannot contain

@@ -22,8 +22,8 @@ from engine.config.declared.limits import (
     ConfigValueError,
 )
 from engine.config.declared.sources import load
-from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Document, Origin, TrackedDict, origins_of, plain
+from engine.errors import ConfigError, Problem
 
 
 def read(

@@ -8,9 +8,9 @@ from functools import cached_property
 from math import prod
 
 from engine.config.check import Checked, InvalidSettingError
-from engine.config.errors import Problem
 from engine.config.resolve import SettingSources, cite
 from engine.config.schema import Settings
+from engine.errors import Problem
 from engine.layout import Layout
 from models.parallel.mode import Mode
 from models.parallel.registry import modes

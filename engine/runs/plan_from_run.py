@@ -18,7 +18,6 @@ from engine.checkpoint.compatibility import FIXED
 from engine.checkpoint.manifest import first_problem
 from engine.config import overrides as command_line
 from engine.config.declared.limits import Budget, ConfigValueError
-from engine.config.errors import ConfigError, Problem
 from engine.config.resolve import Precedence, SettingSource, read_setting_sources, show
 from engine.config.schema import Settings, all_settings, user_name
 from engine.config.values import (
@@ -31,7 +30,7 @@ from engine.config.values import (
     plain,
 )
 from engine.config.values import Path as Keys
-from engine.errors import UserError
+from engine.errors import ConfigError, Problem, UserError
 from engine.plan import ConfigFile, Plan, plan_from
 from engine.runs.folder import RunFolder
 

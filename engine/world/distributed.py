@@ -17,9 +17,8 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from engine.config.errors import ConfigError
 from engine.disk import FREE_SPACE_REMEDY, full_disk_error
-from engine.errors import RunError, UserError
+from engine.errors import ConfigError, RunError, UserError
 from engine.world.colossal import ColossalContext
 from engine.world.compiler import compiler_failure, missing_compiler
 from engine.world.coordination.control_plane import ControlPlane

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config.errors import ConfigError
-from engine.errors import UserError
+from engine.errors import ConfigError, UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from engine.config.errors import ConfigError
-from engine.errors import UserError
+from engine.errors import ConfigError, UserError
 from launch import torchrun
 from launch.machine import Machine
 from launch.preflight import checks_here

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config.errors import ConfigError
+from engine.errors import ConfigError
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate

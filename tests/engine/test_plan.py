@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.errors import ConfigError
 from engine.plan import Plan, make_plan
 from engine.unsupported import unsupported_settings
 from models.parameters import parameter_count

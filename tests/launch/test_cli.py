@@ -15,8 +15,7 @@ import pytest
 import evaluate_gpt
 import train_gpt
 from engine import discover
-from engine.config.errors import ConfigError, Problem
-from engine.errors import RunError, UserError
+from engine.errors import ConfigError, Problem, RunError, UserError
 from engine.plan import make_plan
 from launch import cli
 from launch.arguments import config_and_overrides

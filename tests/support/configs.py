@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from engine.config.errors import ConfigError
 from engine.config.reader import read
 from engine.config.values import Document, Symbol
+from engine.errors import ConfigError
 from tests.support.audit import watched
 
 FUZZ = settings(

@@ -13,8 +13,8 @@ from engine.config.declared import calls, operations
 from engine.config.declared.forbidden_syntax import NOT_ALLOWED, name_of
 from engine.config.declared.limits import EXPRESSION_DEPTH, Budget, ConfigValueError
 from engine.config.declared.sources import Source
-from engine.config.errors import Problem
 from engine.config.values import COMMAND_LINE, Symbol, TrackedDict
+from engine.errors import Problem
 
 T = TypeVar("T")
 MAX_SUGGESTED_AMONG = 100  # names; comparing strings is slow

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engine import paths
 from engine.config.declared.limits import SOURCE_BYTES, ConfigValueError
-from engine.config.errors import ConfigError, Problem
 from engine.config.values import COMMAND_LINE, Origin
+from engine.errors import ConfigError, Problem
 
 # An absolute import of these is never a config file, whatever lies beside the config: json.py
 # does not hide the standard library, model.py not the package that Colossal-AI's examples import.

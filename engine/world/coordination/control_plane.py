@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from torch.distributed import HashStore, Store, TCPStore
 
-from engine.config.errors import ConfigError
-from engine.errors import RunError, UserError
+from engine.errors import ConfigError, RunError, UserError
 from engine.formatting import format_ranks
 from engine.world.coordination.failure_report import (
     FAILED,

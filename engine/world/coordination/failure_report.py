@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from torch.distributed import DistError, Store
 
-from engine.config.errors import ConfigError
-from engine.errors import RunError, UserError
+from engine.errors import ConfigError, RunError, UserError
 from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.coordination.liveness import ANSWER_SECONDS, LivenessMonitor, call_with_timeout
 

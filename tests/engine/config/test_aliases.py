@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine.config.aliases import ALIASES
-from engine.config.errors import ConfigError
 from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.schema import all_settings, user_name
+from engine.errors import ConfigError
 from engine.plan import Plan, make_plan
 
 FOREIGN = sorted((Path(__file__).parents[2] / "foreign_configs").glob("*.py"))

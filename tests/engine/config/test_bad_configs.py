@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
 from engine.config.reader import read
+from engine.errors import ConfigError
 from tests.support.audit import watched
 
 FOLDER = Path(__file__).parents[2] / "bad_configs" / "reader"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
 from engine.config.fields import accepts
 from engine.config.schema import all_settings
+from engine.errors import ConfigError
 from engine.plan import make_plan
 from models.parallel.registry import modes
 from models.presets import PRESETS

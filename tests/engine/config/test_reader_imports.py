@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
 from engine.config.reader import read
 from engine.config.values import Symbol
+from engine.errors import ConfigError
 
 
 @pytest.fixture

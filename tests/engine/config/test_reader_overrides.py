@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
 from engine.config.reader import read
 from engine.config.values import Document, Origin, Symbol
+from engine.errors import ConfigError
 
 CONFIG = """\
 from titans.model.gpt import gpt2_small

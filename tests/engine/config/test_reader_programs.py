@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import ConfigError
+from engine.errors import ConfigError
 from tests.support import python_reference
 from tests.support.configs import FUZZ, read_safely, sentences
 

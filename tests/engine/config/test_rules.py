@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
 from engine.config.run_rules import all_rules
+from engine.errors import ConfigError
 from engine.plan import Plan, make_plan
 from models.parallel.registry import modes
 

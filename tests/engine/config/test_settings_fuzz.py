@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.aliases import ALIASES
-from engine.config.errors import ConfigError
 from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.resolve import read_setting_sources
 from engine.config.values import Document, Origin, Path, Symbol
+from engine.errors import ConfigError
 from engine.plan import ConfigFile, plan_from
 
 CONFIG = ConfigFile(path=File("c.py"))

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.errors import ConfigError
-from engine.errors import UserError
+from engine.errors import ConfigError, UserError
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import (
