@@ -46,7 +46,6 @@ REMAINING_UPWARD = {
     "engine.checkpoint.compatibility imports engine.runs.plan_summary",
     "engine.checkpoint.load imports engine.runs.folder",
     "engine.checkpoint.saver imports engine.runs.folder",
-    "engine.config.rules.batch imports engine.data.max_samples",
 }
 REMAINING_CYCLES = [
     ["engine.config.declared.calls", "engine.config.declared.expressions"],

@@ -20,10 +20,10 @@ from engine.errors import UserError
 BLOCK = 1 << 20  # bytes
 MIN_CACHED_BYTES = 1 << 20  # bytes; a smaller file is hashed in a millisecond
 HEAD = 1 << 16  # bytes that formats are told by
-COMPRESSED: dict[bytes, Callable[[Path], BufferedIOBase]] = {  # by the first bytes of a file
-    b"\x1f\x8b": gzip.GzipFile,
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
+DECOMPRESSORS: dict[str, Callable[[Path], BufferedIOBase]] = {  # of engine.paths.COMPRESSIONS
+    "gzip": gzip.GzipFile,
+    "bzip2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
 }
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
 CORRUPTION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
@@ -104,8 +104,10 @@ class DataFile:
             raise UserError(f"{self.name} cannot be read: {error.strerror or error}") from error
 
     def _open(self) -> BufferedIOBase:
-        opened = _decompressor(self.path)
-        return self.path.open("rb") if opened is None else opened(self.path)
+        compression = paths.compression_of(self.path)
+        if compression is None:
+            return self.path.open("rb")
+        return DECOMPRESSORS[compression](self.path)
 
 
 def data_files(given: str | Sequence[str], *, records: Path | None = None) -> list[DataFile]:
@@ -128,24 +130,6 @@ def data_files(given: str | Sequence[str], *, records: Path | None = None) -> li
     if not found:
         raise UserError(f"{named}: no file in it holds anything")
     return list(found.values())
-
-
-def max_bytes(given: str | Sequence[str]) -> int | None:
-    """The bytes of the content that data.path stands for; None where that takes more than a look,
-    as for folders, patterns and compressed files."""
-    total = 0
-    for path in map(Path, [given] if isinstance(given, str) else given):
-        if paths.problem_at(path, paths.FILE) or _decompressor(path) is not None:
-            return None
-        total += path.stat().st_size
-    return total
-
-
-def _decompressor(path: Path) -> Callable[[Path], BufferedIOBase] | None:
-    """What reads a compressed file, by its first bytes; None for a file that is not compressed."""
-    with path.open("rb") as handle:
-        start = handle.read(6)
-    return next((opened for magic, opened in COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def _below(path: Path, name: str) -> list[Path]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from engine.config.max_samples import max_samples
 from engine.config.resolve import Precedence
-from engine.data.max_samples import max_samples
 from models.config import GPTConfig
 from models.parameters import parameter_count
 

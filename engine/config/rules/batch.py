@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.config.max_samples import max_samples
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import user_name
 from engine.config.value_hints import nearest_multiples
-from engine.data.max_samples import max_samples
 
 
 def batch_falls_into_micro_batches(facts: RuleContext) -> Iterator[Finding]:

@@ -1,0 +1,36 @@
+"""Upper bound of the training samples, from the sizes of data files, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import paths
+from engine.config.derived import FILE_TYPES
+
+if TYPE_CHECKING:
+    from engine.config.schema import Settings
+
+
+def max_samples(settings: Settings) -> int | None:
+    """Return an upper bound of the training samples, since a token is at least one byte; None if
+    the sizes of the files give none."""
+    data = settings.data
+    if data.path is None or data.type not in FILE_TYPES:
+        return None
+    size = _max_bytes(data.path)
+    if size is None:
+        return None
+    return max(0, size - int(size * data.validation) - 1) // settings.seq_len
+
+
+def _max_bytes(given: str | Sequence[str]) -> int | None:
+    """Return the size of the files of data.path; None for folders, patterns and compressed files,
+    whose content would have to be read."""
+    total = 0
+    for path in map(Path, [given] if isinstance(given, str) else given):
+        if paths.problem_at(path, paths.FILE) or paths.compression_of(path) is not None:
+            return None
+        total += path.stat().st_size
+    return total
