@@ -48,7 +48,6 @@ REMAINING_UPWARD = {
     "engine.checkpoint.saver imports engine.runs.folder",
 }
 REMAINING_CYCLES = [
-    ["engine.config.declared.calls", "engine.config.declared.expressions"],
     ["models.parallel.context", "models.parallel.zero"],
 ]
 TORCH_FREE = (

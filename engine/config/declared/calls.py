@@ -1,56 +1,58 @@
-"""Calls in a config: harmless builtins, the environment, and symbols that only remember theirs."""
+"""Calls in a config: built-in functions, the environment, and symbols, which record the call."""
 
-import ast
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING
 
 from engine.config.declared import operations, os_path
 from engine.config.declared.forbidden_syntax import NOT_ALLOWED
 from engine.config.declared.limits import ConfigValueError
 from engine.config.values import Symbol, TrackedDict
 
-if TYPE_CHECKING:
-    from engine.config.declared.expressions import Evaluator
-
 ENVIRON = Symbol("os.environ")
 LOOKUP = "the environment is asked for a name, with at most a default"
 ENVIRONMENT_LOOKUPS = (Symbol("os.environ.get"), Symbol("os.getenv"))
 
+Call = Callable[[list[object], TrackedDict], object]
+"""Positional and keyword arguments -> result."""
 
-def call(evaluator: "Evaluator", node: ast.Call) -> object:
-    """The value of a call; of a foreign symbol, a symbol again."""
-    function = node.func
-    if isinstance(function, ast.Name) and function.id not in evaluator.scope:
-        return _call_builtin(evaluator, node, function.id)
-    symbol = evaluator.evaluate(function)
-    if symbol in ENVIRONMENT_LOOKUPS:
-        args, kwargs = _arguments(evaluator, node)
-        if set(kwargs) - {"default"}:
-            raise ConfigValueError(LOOKUP)
-        return environment(evaluator.environ, [*args, *kwargs.values()], optional=True)
-    if not isinstance(symbol, Symbol):
-        what = operations.kind(symbol)
-        raise evaluator.fail(node, f"a call of {what} {NOT_ALLOWED}", column=True)
-    module = symbol.name.partition(".")[0]
-    if symbol.name in os_path.FUNCTIONS:
-        args, kwargs = _arguments(evaluator, node)
-        if kwargs:
-            raise ConfigValueError(f"{symbol.name}() takes no {next(iter(kwargs))}= here")
-        return os_path.call(symbol.name, args, evaluator.environ)
+
+class ForbiddenCallError(Exception):
+    """A function that a config may not call."""
+
+
+def builtin(name: str) -> Call:
+    """Return the built-in function ``name``; raise ForbiddenCallError unless it is allowed."""
+    if name == "dict":
+        return _make_dict
+    if name in operations.FUNCTIONS:
+        return _without_keywords(name, lambda args: operations.call(name, args))
+    allowed = ", ".join(sorted([*operations.FUNCTIONS, "dict"]))
+    raise ForbiddenCallError(f"a call of {name} {NOT_ALLOWED}; what can be called: {allowed}")
+
+
+def external(function: object, environ: Mapping[str, str]) -> Call:
+    """Return the function of a symbol, whose calls are symbols again unless it is a known one.
+
+    Raises ForbiddenCallError for functions of Python's library and for values.
+    """
+    if not isinstance(function, Symbol):
+        raise ForbiddenCallError(f"a call of {operations.kind(function)} {NOT_ALLOWED}")
+    name, module = function.name, function.name.partition(".")[0]
+    if function in ENVIRONMENT_LOOKUPS:
+        return lambda args, kwargs: _get_environment(environ, args, kwargs)
+    if name in os_path.FUNCTIONS:
+        return _without_keywords(name, lambda args: os_path.call(name, args, environ))
     if module in sys.stdlib_module_names:
-        others = f"; what can be called: {', '.join(os_path.FUNCTIONS)}"
-        message = (
-            f"a call of {symbol.name} {NOT_ALLOWED}{others if module in os_path.MODULES else ''}"
-        )
-        raise evaluator.fail(node, message, column=True)
-    args, kwargs = _arguments(evaluator, node)
-    return Symbol(str(symbol), tuple(args), {str(key): kwargs[key] for key in kwargs})
+        allowed = f"; what can be called: {', '.join(os_path.FUNCTIONS)}"
+        hint = allowed if module in os_path.MODULES else ""
+        raise ForbiddenCallError(f"a call of {name} {NOT_ALLOWED}{hint}")
+    return lambda args, kwargs: Symbol(
+        str(function), tuple(args), {str(key): value for key, value in kwargs.items()}
+    )
 
 
 def environment(environ: Mapping[str, str], args: list[object], optional: bool = False) -> object:
-    """``os.environ[name]``, or if ``optional`` ``os.environ.get(name, default)``."""
+    """Return ``os.environ[name]`` or, if ``optional``, ``os.environ.get(name, default)``."""
     name = args[0] if args else None
     if not isinstance(name, str) or len(args) > 2:
         raise ConfigValueError(LOOKUP)
@@ -60,17 +62,19 @@ def environment(environ: Mapping[str, str], args: list[object], optional: bool =
     return environ.get(name, default)
 
 
-def _call_builtin(evaluator: "Evaluator", node: ast.Call, name: str) -> object:
-    if name != "dict" and name not in operations.FUNCTIONS:
-        what_can = ", ".join(sorted([*operations.FUNCTIONS, "dict"]))
-        message = f"a call of {name} {NOT_ALLOWED}; what can be called: {what_can}"
-        raise evaluator.fail(node, message, column=True)
-    args, kwargs = _arguments(evaluator, node)
-    if name == "dict":
-        return _make_dict(args, kwargs)
-    if kwargs:
-        raise ConfigValueError(f"{name}() takes no {next(iter(kwargs))}= here")
-    return operations.call(name, args)
+def _get_environment(environ: Mapping[str, str], args: list[object], kwargs: TrackedDict) -> object:
+    if set(kwargs) - {"default"}:
+        raise ConfigValueError(LOOKUP)
+    return environment(environ, [*args, *kwargs.values()], optional=True)
+
+
+def _without_keywords(name: str, function: Callable[[list[object]], object]) -> Call:
+    def call(args: list[object], kwargs: TrackedDict) -> object:
+        if kwargs:
+            raise ConfigValueError(f"{name}() takes no {next(iter(kwargs))}= here")
+        return function(args)
+
+    return call
 
 
 def _make_dict(args: list[object], kwargs: TrackedDict) -> TrackedDict:
@@ -81,28 +85,3 @@ def _make_dict(args: list[object], kwargs: TrackedDict) -> TrackedDict:
         assert isinstance(part, TrackedDict)
         table.update_from(part)
     return table
-
-
-def _arguments(evaluator: "Evaluator", node: ast.Call) -> tuple[list[object], TrackedDict]:
-    """The arguments of a call; the problems of all of them are reported."""
-    args: list[object] = []
-    kwargs = TrackedDict()
-    steps: list[Callable[[], None]] = [lambda: args.extend(evaluator.items(node.args))]
-    steps += [partial(_keyword, evaluator, keyword, kwargs) for keyword in node.keywords]
-    evaluator.each(steps)
-    return args, kwargs
-
-
-def _keyword(evaluator: "Evaluator", keyword: ast.keyword, kwargs: TrackedDict) -> None:
-    given = TrackedDict()
-    if keyword.arg is None:
-        given = evaluator.table(keyword.value)
-    else:
-        value = evaluator.evaluate(keyword.value)
-        given.put(keyword.arg, value, evaluator.source.origin(keyword))
-    for name in given:
-        if not isinstance(name, str):
-            raise evaluator.fail(keyword, f"the argument {name!r} is not a name")
-        if name in kwargs:
-            raise evaluator.fail(keyword, f"{name}= is given twice")
-    kwargs.update_from(given)

@@ -117,7 +117,7 @@ class Evaluator:
             case ast.Attribute():
                 return self._attribute(node)
             case ast.Call():
-                return calls.call(self, node)
+                return self._call(node)
             case ast.List(elts=items):
                 return self.items(items)
             case ast.Tuple(elts=items):
@@ -217,6 +217,39 @@ class Evaluator:
         if not isinstance(value, TrackedDict):
             raise self.fail(node, f"** of {operations.kind(value)}, which is not a dict")
         return value
+
+    def _call(self, node: ast.Call) -> object:
+        function = node.func
+        try:
+            if isinstance(function, ast.Name) and function.id not in self.scope:
+                call = calls.builtin(function.id)
+            else:
+                call = calls.external(self.evaluate(function), self.environ)
+        except calls.ForbiddenCallError as error:
+            raise self.fail(node, str(error), column=True) from None
+        return call(*self._arguments(node))
+
+    def _arguments(self, node: ast.Call) -> tuple[list[object], TrackedDict]:
+        """Evaluate the arguments of a call and report the problems of all of them."""
+        args: list[object] = []
+        kwargs = TrackedDict()
+        steps: list[Callable[[], None]] = [lambda: args.extend(self.items(node.args))]
+        steps += [partial(self._keyword, keyword, kwargs) for keyword in node.keywords]
+        self.each(steps)
+        return args, kwargs
+
+    def _keyword(self, keyword: ast.keyword, kwargs: TrackedDict) -> None:
+        given = TrackedDict()
+        if keyword.arg is None:
+            given = self.table(keyword.value)
+        else:
+            given.put(keyword.arg, self.evaluate(keyword.value), self.source.origin(keyword))
+        for name in given:
+            if not isinstance(name, str):
+                raise self.fail(keyword, f"the argument {name!r} is not a name")
+            if name in kwargs:
+                raise self.fail(keyword, f"{name}= is given twice")
+        kwargs.update_from(given)
 
     def _formatted(self, node: ast.FormattedValue) -> object:
         value = self.evaluate(node.value)
