@@ -93,7 +93,7 @@ def into_run(folder: Path, *overrides: str, **more: Any) -> Job:
     """The tiny training, into RUN of a folder that is made."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.py").write_text(TINY)
-    return Job(folder=folder, overrides=overrides, **{"asked": StartOptions(output=RUN), **more})
+    return Job(folder=folder, overrides=overrides, **{"options": StartOptions(output=RUN), **more})
 
 
 def checkpoints_of(folder: Path, run: Path = RUN) -> CheckpointDirectory:

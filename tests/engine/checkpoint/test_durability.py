@@ -274,7 +274,7 @@ def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(
     assert status["ended"]
     assert SavedCheckpoint(checkpoints_of(disk).folder(2)).verify() == []
     (disk / "waste").unlink()
-    (again,) = run(into_run(disk, *more, asked=StartOptions(resume="run")))
+    (again,) = run(into_run(disk, *more, options=StartOptions(resume="run")))
     assert again.error == ""
     rows = [json.loads(line) for line in RunFolder(disk / "run").log.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -294,8 +294,8 @@ def test_a_run_on_a_read_only_disk_goes_on_elsewhere_only(disk, tmp_path):
     there, elsewhere = str(disk / "run"), tmp_path / "elsewhere"
     refused, other = run_all(
         [
-            into_run(elsewhere, "MAX_STEPS=5", asked=asked)
-            for asked in (
+            into_run(elsewhere, "MAX_STEPS=5", options=options)
+            for options in (
                 StartOptions(resume=there),
                 StartOptions(resume=there, output=Path("run")),
             )

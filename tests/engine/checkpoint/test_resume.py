@@ -95,7 +95,7 @@ class ResumeWorlds:
         for name in names:
             killed = job(self.path / name / "killed", name, dies=DIES, dies_saved=True)
             assert run(killed, ranks) == []
-            jobs.append(job(killed.folder, name, asked=StartOptions(resume="auto")))
+            jobs.append(job(killed.folder, name, options=StartOptions(resume="auto")))
             jobs.append(job(self.path / name / "straight", name))
         ended = run_all(jobs, ranks)
         return dict(zip(names, zip(ended[::2], ended[1::2], strict=True), strict=True))

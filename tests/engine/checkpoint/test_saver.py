@@ -109,7 +109,7 @@ def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, every):
 
     # The older checkpoint does not stay the latest: evaluate, export and --resume go by that
     goes_on = StartOptions(resume="run", output=RUN)
-    ended = run(into_run(tmp_path, "MAX_STEPS=5", saving, asked=goes_on), 2)
+    ended = run(into_run(tmp_path, "MAX_STEPS=5", saving, options=goes_on), 2)
     assert [one.error for one in ended] == ["", ""]
     assert checkpoints_of(tmp_path).steps() == [2, 5]
     assert RunFolder(tmp_path / "run").read_status()["state"] == "finished"

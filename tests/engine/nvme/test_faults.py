@@ -76,7 +76,7 @@ def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
     stored = [SavedCheckpoint(path) for path in sorted((home / "checkpoints").iterdir())]
     assert [one.path.name for one in stored] == ["step-00000002", "step-00000004"]
     assert [one.verify() for one in stored] == [[], []]
-    ended = run(job(folder, disk, *overrides, asked=StartOptions(resume="auto")), ranks=2)
+    ended = run(job(folder, disk, *overrides, options=StartOptions(resume="auto")), ranks=2)
     assert [one.error for one in ended] == ["", ""]
     assert "going on from" in ended[0].out
     assert list(disk.iterdir()) == []
@@ -117,6 +117,6 @@ def test_what_a_killed_run_left_goes_when_the_next_begins(tmp_path: Path) -> Non
     disk.mkdir()
     assert run(job(tmp_path, disk, dies=3), ranks=2) == []
     assert len(list(disk.iterdir())) == 2
-    ended = run(job(tmp_path, disk, asked=StartOptions(resume="auto")), ranks=2)
+    ended = run(job(tmp_path, disk, options=StartOptions(resume="auto")), ranks=2)
     assert [one.error for one in ended] == ["", ""]
     assert list(disk.iterdir()) == []
