@@ -1,8 +1,48 @@
-"""Numbers, bytes and durations as messages and reports print them. No torch."""
+"""Formats numbers for messages and tables: plurals, bytes, counts, ranks, layers. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+BYTE_UNITS = {"B": 1} | {
+    f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGTP", start=1)
+}
+
+
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    """Return '1 GPU', '2 GPUs'; with the ending 'es' '2 processes'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{ending}"
+
+
+def format_bytes(number: float) -> str:
+    """Return up to three digits and a unit: '1.25 GiB', '80 GiB', '12 B'; four digits from 1000 to
+    1023 of a unit: '1020 MiB'."""
+    unit, size = byte_unit(number)
+    number /= size
+    return f"{number:.0f} {unit}" if number >= 999.5 else f"{number:.3g} {unit}"
+
+
+def byte_unit(number: float) -> tuple[str, int]:
+    """Return the largest unit that is not more than ``number`` bytes, and its size in bytes."""
+    fitting = [(unit, size) for unit, size in BYTE_UNITS.items() if size <= number]
+    return fitting[-1] if fitting else ("B", 1)
+
+
+def format_count(number: float) -> str:
+    """Return three digits, a space and an SI prefix: '124 M'; without a prefix '12 '."""
+    for prefix in ("", "K", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} P"
+
+
+def format_layers(ranges: Iterable[range]) -> str:
+    """Return '0-5', or '0-2 6-8' for a rank of several chunks."""
+    return " ".join(
+        f"{layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"{layers.start}"
+        for layers in ranges
+    )
 
 
 def format_ranks(numbers: Sequence[int], limit: int = 8) -> str:

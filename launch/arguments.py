@@ -16,6 +16,7 @@ from engine import paths
 from engine.config.name_hints import Hint
 from engine.config.name_hints import known as known_setting
 from engine.errors import UserError
+from engine.formatting import BYTE_UNITS
 from engine.runs.folder import RunFolder
 from engine.runs.resume_candidates import StartOptions, parse_resume_option
 
@@ -115,6 +116,8 @@ def _existing(text: str, *kinds: str) -> Path:
 
 
 _OPTION = re.compile(r"--?[A-Za-z][^=\s]*(?=$|=)")
+_SIZE = re.compile(r"(\d+(?:\.\d*)?)\s*([KMGTP]i?B)")
+_DECIMAL_UNITS = {f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("KMGTP", start=1)}
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -313,3 +316,12 @@ def _at_least(least: int, text: str) -> int:
         if number >= least:
             return number
     raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+
+
+def byte_size(text: str) -> int:
+    """Parse a size such as '80GiB' (2**30 bytes) or '80GB' (10**9 bytes) (type for argparse)."""
+    match = _SIZE.fullmatch(text.strip())
+    number = float(match[1]) * (BYTE_UNITS | _DECIMAL_UNITS)[match[2]] if match else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 80GiB or 24GB")
+    return int(number)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import psutil
 
-from launch.validate.units import plural
+from engine.formatting import plural
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from engine.data.source import TOKENS, default_cache
 from engine.errors import UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Estimate
+from engine.formatting import format_bytes, plural
 from engine.optim.registry import states_of
 from engine.plan import Plan
 from engine.world.compiler import missing_compiler
@@ -25,7 +26,6 @@ from engine.world.network import GLOO, wrong_interfaces
 from engine.world.processor import usable_cores
 from launch.machine import Machine
 from launch.validate.inspection import MachineCheck, too_large
-from launch.validate.units import format_bytes, plural
 
 
 @dataclass(frozen=True, kw_only=True)

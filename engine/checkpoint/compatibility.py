@@ -13,8 +13,8 @@ from typing import Any
 from engine.checkpoint.manifest import SavedLayout, TrainingState
 from engine.config.schema import all_settings, user_name
 from engine.errors import UserError
+from engine.formatting import plural
 from engine.plan import Plan
-from engine.runs.plan_summary import plural
 
 # What the tensors of a checkpoint stand for
 ARCHITECTURE = (

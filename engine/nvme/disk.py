@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from engine.errors import RunError, UserError
+from engine.formatting import format_bytes
 
 PREFIX = "cuboid-"
 LOCK = "in-use"
@@ -109,14 +110,6 @@ def remove_abandoned(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
-
-
-def format_bytes(size: int) -> str:
-    """Bytes as a person reads them: 1.5 GiB."""
-    amount, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while amount >= 1024 and len(units) > 1:
-        amount, _ = amount / 1024, units.pop(0)
-    return f"{amount:.{0 if amount.is_integer() else 1}f} {units[0]}"
 
 
 def _claim(root: Path, name: str) -> tuple[Path, int]:

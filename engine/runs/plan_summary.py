@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.estimate.flops import flops_per_token
+from engine.formatting import format_count, plural
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -50,17 +51,3 @@ def summary_table(lines: Mapping[str, str]) -> Table:
     for name, text in lines.items():
         grid.add_row(name, Text(text))  # a path may look like markup
     return grid
-
-
-def plural(number: int, noun: str, ending: str = "s") -> str:
-    """1 process, 2 processes."""
-    return f"{number} {noun}" + ("" if number == 1 else ending)
-
-
-def format_count(number: float) -> str:
-    """A number to three digits and its unit: '124 M'; there is always a space before the unit."""
-    for unit in ("", "K", "M", "G", "T"):
-        if abs(number) < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} P"

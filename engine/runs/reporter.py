@@ -15,10 +15,11 @@ from rich.console import Console
 from engine.disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.errors import RunError, UserError
 from engine.estimate.flops import flops_per_token, peak_flops
+from engine.formatting import format_count, plural
 from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.runs.folder import RunFolder, RunStatus
 from engine.runs.metrics import JsonLinesLog, Sink, StepMetrics, TensorBoard
-from engine.runs.plan_summary import format_count, plan_remarks, plan_summary, plural, summary_table
+from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
 from engine.runs.terminal import StepTimer, Terminal, format_duration, print_wrapped
 
 if TYPE_CHECKING:

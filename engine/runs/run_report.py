@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.formatting import plural
 from engine.runs.folder import write_atomically
 from engine.runs.metrics import StepMetrics
-from engine.runs.plan_summary import plural
 from engine.runs.reporter import Reporter, RunInfo, open_reporter
 from engine.training.matmuls import cpu_capability
 from engine.world.processor import this_processor, usable_cores

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from engine.formatting import format_bytes, format_count
 from engine.runs.metrics import StepMetrics
-from engine.runs.plan_summary import format_count
 
 REFRESH_SECONDS = 0.2
 RELIABLE_SECONDS = 10.0
@@ -226,8 +226,3 @@ def format_duration(seconds: float | None) -> str:
     if hours >= 24:
         return f"{hours // 24}d {hours % 24:02}h"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def format_bytes(number: float) -> str:
-    """Bytes as MiB, and as GiB from ten of them on."""
-    return f"{number / 2**30:,.1f} GiB" if number >= 10 * 2**30 else f"{number / 2**20:.0f} MiB"

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import CorruptCheckpointError, read_manifest, read_training
 from engine.errors import UserError
+from engine.formatting import format_bytes
 from engine.runs.folder import RunFolder
 from engine.runs.resolve import run_with_checkpoints
-from engine.runs.terminal import format_bytes
 from launch.arguments import folder, positive
 
 EXAMPLES = (

@@ -9,8 +9,7 @@ from typing import get_args
 from engine import discover
 from engine.config.schema import Precision
 from engine.runs.resolve import run_with_weights
-from launch.arguments import add_step, file_or_folder, path
-from launch.validate.units import parse_bytes
+from launch.arguments import add_step, byte_size, file_or_folder, path
 
 EXAMPLES = (
     "cuboid export --to hf --out gpt2-hf",
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size",
         default="5GB",
-        type=parse_bytes,
+        type=byte_size,
         metavar="SIZE",
         help="hf: how large a file of weights may be; default: 5GB",
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.errors import UserError
-from launch.arguments import add_config, files_and_overrides, output_file, positive
+from engine.formatting import format_bytes, format_layers
+from launch.arguments import add_config, byte_size, files_and_overrides, output_file, positive
 from launch.validate.alternatives import PlanRequest
 from launch.validate.config_files import config_files
 from launch.validate.inspection import ALTERNATIVES, EstimatedPlan, Inspection, inspect_config
-from launch.validate.units import format_bytes, format_layers, parse_bytes
 
 EXAMPLES = (
     "cuboid validate gpt_configs/gpt3_pp1d.py --gpus 128 --gpu-memory 80GiB",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu-memory",
-        type=parse_bytes,
+        type=byte_size,
         metavar="SIZE",
         help="of a GPU, such as 80GiB: what does not fit is refused, with what would",
     )

@@ -18,9 +18,9 @@ from engine.errors import ConfigError
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
+from engine.formatting import plural
 from engine.plan import Plan, make_plan
 from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, KnobSteps, Space, spaces
-from launch.validate.units import plural
 
 MAX_WORK = 800.0
 """Milliseconds, about, that the plans and estimates of a search take on a machine of 2025. Not

@@ -8,10 +8,10 @@ from engine.errors import ConfigError, UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
+from engine.formatting import format_bytes
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative, Findings, PlanRequest, alternatives
 from launch.validate.mode_comparison import ModeEstimate, compare_modes
-from launch.validate.units import format_bytes
 
 ALTERNATIVES = 5
 

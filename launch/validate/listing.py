@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engine.formatting import format_bytes, plural
 from launch.validate.inspection import EstimatedPlan, Inspection
-from launch.validate.units import format_bytes, plural
 
 WIDE = 100  # columns of a terminal
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from engine.errors import ConfigError, UserError
+from engine.formatting import plural
 from launch import torchrun
 from launch.machine import Machine
 from launch.preflight import checks_here
 from launch.validate.alternatives import PlanRequest
 from launch.validate.inspection import Inspection, inspect_config
-from launch.validate.units import plural
 
 
 def inspect_on(

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.estimate.result import Estimate, StageEstimate
+from engine.formatting import byte_unit, format_bytes, format_layers, plural
 from engine.plan import Plan
 from engine.runs.plan_summary import plan_summary, summary_table
 from launch.validate.inspection import EstimatedPlan
-from launch.validate.units import digits, format_bytes, format_layers, plural, unit
 
 # Columns of the memory table: head, field.
 PARTS = (
@@ -74,7 +74,7 @@ def _more(plan: Plan, found: Estimate) -> dict[str, str]:
 def memory_table(case: EstimatedPlan, console: Console) -> Table:
     """A row a stage; stages that take the same share one, and of many only some are shown."""
     stages, gpu = case.estimate.stages, case.gpu_memory
-    name, size = unit(max(stage.memory.total for stage in stages))
+    name, size = byte_unit(max(stage.memory.total for stage in stages))
     parts = [
         (head, part)
         for head, part in (*PARTS, *OFF_DEVICE)
@@ -92,7 +92,7 @@ def memory_table(case: EstimatedPlan, console: Console) -> Table:
             grid.add_row("...")
             continue
         memory = row[0].memory
-        sizes = [digits(getattr(memory, part) / size) for _, part in parts]
+        sizes = [_three_digits(getattr(memory, part) / size) for _, part in parts]
         share = [] if gpu is None else [_share(memory.total / gpu, bar_width, console)]
         grid.add_row(_numbers(row), _layers(row), *sizes, *share)
     return grid
@@ -212,3 +212,10 @@ def _layers(stages: Sequence[StageEstimate]) -> str:
     if len(stages[0].layers) == 1:
         return format_layers([range(stages[0].layers[0].start, stages[-1].layers[0].stop)])
     return f"{sum(map(len, stages[0].layers))} each"
+
+
+def _three_digits(number: float) -> str:
+    """Return a number of a column to three digits: '0.49', '12.0', '1,020'; '0' for none."""
+    if number == 0 or abs(number) >= 99.95:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if abs(number) >= 9.995 else f"{number:.2f}"

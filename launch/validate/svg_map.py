@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
+from engine.formatting import plural
 from engine.layout import Layout
 from launch.validate.map_blocks import GpuBlock, blocks, title
 from launch.validate.svg import (
@@ -25,7 +26,6 @@ from launch.validate.svg import (
     text_width,
 )
 from launch.validate.svg_grids import Body, body
-from launch.validate.units import plural
 
 WIDEST = 1640.0  # of the cards, where more than one stands in a row
 MARGIN, PADDING, HEAD, BELOW = 32.0, 14.0, 58.0, 16.0

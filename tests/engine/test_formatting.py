@@ -1,8 +1,46 @@
-"""The form of numbers in messages."""
+"""Formatting of bytes, counts, ranks and layers."""
 
 from __future__ import annotations
 
-from engine.formatting import format_ranks
+import pytest
+
+from engine.formatting import format_bytes, format_count, format_layers, format_ranks
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (512 * 2**20, "512 MiB"),
+        (9.5 * 2**30, "9.5 GiB"),
+        (12.5 * 2**30, "12.5 GiB"),
+        (80 * 2**30, "80 GiB"),
+        (2**30 - 2**20, "1023 MiB"),
+        (1.25 * 2**30, "1.25 GiB"),
+        (2.5 * 2**40, "2.5 TiB"),
+        (2**60, "1024 PiB"),
+    ],
+)
+def test_bytes_have_three_digits_and_a_unit(number, text):
+    assert format_bytes(number) == text
+
+
+def test_counts_have_three_digits_and_a_prefix():
+    assert [format_count(n) for n in (5, 999.6, 124_439_808, 1.75e11, 3.1e15)] == [
+        "5 ",
+        "1 K",
+        "124 M",
+        "175 G",
+        "3.1 P",
+    ]
+
+
+def test_layers_are_ranges():
+    assert format_layers([range(6)]) == "0-5"
+    assert format_layers([range(3, 4)]) == "3"
+    assert format_layers([range(2), range(8, 10)]) == "0-1 8-9"
 
 
 def test_ranks_are_listed_up_to_a_limit() -> None:

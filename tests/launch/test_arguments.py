@@ -18,6 +18,7 @@ from launch.arguments import (
     Parser,
     add_config,
     add_run,
+    byte_size,
     config_and_overrides,
     files_and_overrides,
     positive,
@@ -72,6 +73,29 @@ def test_positive(text, capsys):
         parse(f"a.py --gpus {text}")
     assert caught.value.code == 2
     assert "--gpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("80GiB", 80 * 2**30),
+        ("80 GiB", 80 * 2**30),
+        ("24GB", 24 * 10**9),
+        ("1.5MiB", 3 * 2**19),
+        ("1TB", 10**12),
+        ("512KiB", 2**19),
+    ],
+)
+def test_sizes_with_units_parse(text, number):
+    assert byte_size(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "80", "80G", "80gib", "GiB", "-1GiB", "0GiB", "1e3GiB", "nanGiB", "80GiBs"]
+)
+def test_invalid_sizes_are_rejected(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size, such as 80GiB or 24GB"):
+        byte_size(text)
 
 
 def test_beginning_with_weights_contradicts_going_on(tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from engine.formatting import format_count
 from engine.plan import Plan, make_plan
-from engine.runs.plan_summary import format_count, plan_remarks, plan_summary, summary_table
+from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
 
 CONFIG = """
 BATCH_SIZE = 6
@@ -58,13 +59,3 @@ def test_a_table_keeps_its_words_on_a_narrow_terminal():
     )
     assert len(file.getvalue().splitlines()) > 1
     assert "[bold]four" in file.getvalue()
-
-
-def test_counts():
-    assert [format_count(n) for n in (5, 999.6, 124_439_808, 1.75e11, 3.1e15)] == [
-        "5 ",
-        "1 K",
-        "124 M",
-        "175 G",
-        "3.1 P",
-    ]

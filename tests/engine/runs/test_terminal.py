@@ -14,7 +14,6 @@ from engine.runs.metrics import StepMetrics
 from engine.runs.terminal import (
     StepTimer,
     Terminal,
-    format_bytes,
     format_duration,
     format_header,
     format_row,
@@ -220,9 +219,3 @@ def test_advice_is_asked_once_when_the_pace_is_steady():
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
-
-
-def test_sizes():
-    assert format_bytes(512 * 2**20) == "512 MiB"
-    assert format_bytes(9.5 * 2**30) == "9728 MiB"
-    assert format_bytes(12.5 * 2**30) == "12.5 GiB"

@@ -10,12 +10,12 @@ import pytest
 
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Estimate
+from engine.formatting import format_bytes
 from engine.plan import Plan, make_plan
 from launch.validate import alternatives as searching
 from launch.validate.alternatives import Alternative, alternatives, shortened
 from launch.validate.candidates import KnobSteps, Space, spaces
 from launch.validate.inspection import inspect_config
-from launch.validate.units import format_bytes
 from tests.launch.validate.support import GIB, plan, request, write
 
 SHIPPED = Path(__file__).parents[3] / "gpt_configs"

@@ -14,7 +14,7 @@ from engine.estimate.estimate import estimate
 from engine.estimate.result import CommVolume, Memory
 from launch.validate.alternatives import Alternative
 from launch.validate.inspection import EstimatedPlan
-from launch.validate.report import print_remarks, print_report
+from launch.validate.report import _three_digits, print_remarks, print_report
 from tests.launch.validate.support import CONFIG, GIB, case, chunked, made_up, plan, write
 
 EVERYTHING = Memory(
@@ -198,3 +198,8 @@ def test_remarks_are_a_line_each_however_long(config):
         "warning: a.py:1: " + "slow " * 40,
         "note: a.py:2: [so]",
     ]
+
+
+def test_column_numbers_have_three_digits():
+    found = [_three_digits(n) for n in (0, 0.004, 0.491, 9.99, 9.996, 12, 99.94, 99.96, 1020)]
+    assert found == ["0", "0.00", "0.49", "9.99", "10.0", "12.0", "99.9", "100", "1,020"]
