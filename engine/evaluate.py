@@ -18,7 +18,7 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.save import layout_of
 from engine.data import vocabulary
 from engine.data.loader import Batch, EvalBatches, TrainBatches
-from engine.data.source import IGNORED, Corpus
+from engine.data.source import Corpus
 from engine.errors import RunError, UserError
 from engine.evaluation import TOPS, Evaluation, EvaluationRequest
 from engine.inout.open_model import open_saved_model
@@ -30,6 +30,7 @@ from engine.runs.resolve import resolve_weights
 from engine.training.build import build_on_world, choose_run_matmul
 from engine.training.pipeline import Pipeline
 from engine.training.trainer import micro_batches
+from models.parallel.targets import IGNORED
 
 if TYPE_CHECKING:
     from engine.plan import Plan

@@ -23,13 +23,15 @@ from torch.nn import functional as F
 
 from engine.data.consumed import Consumed
 from engine.data.sampler import Sampler
-from engine.data.source import IGNORED, Corpus, SourceRequest, Split, open_corpus
+from engine.data.source import Corpus, SourceRequest, Split, open_corpus
 from engine.errors import UserError
+from models.parallel.targets import IGNORED
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
 
-Batch = tuple[Tensor, Tensor]  # ids and targets, int64 [samples, seq_len]
+Batch = tuple[Tensor, Tensor]
+"""ids and targets, int64 [samples, seq_len]; the loss skips targets of IGNORED."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from engine.data.tokenizer import Tokenizer
 
-IGNORED = -100  # the target that no loss counts, torch's own choice
-
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRequest:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data import tokenizer
-from engine.data.source import IGNORED, Corpus, Split
+from engine.data.source import Corpus, Split
 from engine.errors import UserError
+from models.parallel.targets import IGNORED
 
 if TYPE_CHECKING:
     from engine.plan import Plan

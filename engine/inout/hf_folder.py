@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,34 +38,42 @@ NAMES = (
 """What is in a folder that transformers wrote of a model in this form."""
 
 
-def read(folder: Path) -> SavedModel:
-    """The model in a folder. Raises UserError."""
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        sizes = hf_config.config_from_hf(config)
-        state = _state(folder)
-        dtype = common_type({n: t for n, t in state.dtypes.items() if not hf_state_dict.is_mask(n)})
-        hf_state_dict.from_hf(state, sizes)  # has all names
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}: {error}") from None
+@dataclass(frozen=True, kw_only=True)
+class HFModel(SavedModel):
+    """The model of a Hugging Face folder."""
 
-    def read() -> Iterator[tuple[str, Tensor]]:
+    tensors: TensorFile
+    """By the names that transformers uses."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a folder. Raises UserError where it has no GPT-2."""
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
         try:
-            yield from hf_state_dict.from_hf(state, sizes)
-        except ValueError as error:
+            values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = hf_config.config_from_hf(values)
+            tensors = _open_tensors(folder)
+            dtypes = {n: t for n, t in tensors.dtypes.items() if not hf_state_dict.is_mask(n)}
+            dtype = common_type(dtypes)
+            hf_state_dict.from_hf(tensors, config)  # raises if a name is missing
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: {error}") from None
+        length = values.get(TRAINED_LENGTH)
+        return cls(
+            path=folder,
+            config=config,
+            dtype=dtype,
+            tokenizer=hf_tokenizer.read(folder),
+            trained_length=length if type(length) is int and length > 0 else None,
+            tensors=tensors,
+        )
 
-    length = config.get(TRAINED_LENGTH)
-    return SavedModel(
-        path=folder,
-        config=sizes,
-        dtype=dtype,
-        read_tensors=read,
-        tokenizer=hf_tokenizer.read(folder),
-        trained_length=length if type(length) is int and length > 0 else None,
-    )
+    def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        try:
+            yield from hf_state_dict.from_hf(self.tensors, self.config)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
 
 def write(folder: Path, model: SavedModel, *, dtype: torch.dtype, shard_bytes: int) -> None:
@@ -130,7 +139,7 @@ def _index(shards: Mapping[str, Shapes], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _state(folder: Path) -> TensorFile:
+def _open_tensors(folder: Path) -> TensorFile:
     """The tensors of a folder, by their names there."""
     if (folder / WEIGHTS).is_file():
         return SafetensorsFile(folder / WEIGHTS)

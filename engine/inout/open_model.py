@@ -1,10 +1,12 @@
-"""Models on the disk by the path a user gives."""
+"""Opens a saved model by the path that a user gives; reads cuboid's own formats."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
@@ -13,11 +15,12 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.manifest import MANIFEST, CorruptCheckpointError
 from engine.data.tokenizer import read_saved
 from engine.errors import UserError
-from engine.inout import hf_folder
+from engine.inout.hf_folder import CONFIG, HFModel
 from engine.inout.saved_model import SavedModel, config_from, shapes_of
 from engine.inout.tensor_readers import SafetensorsFile, common_type
 from engine.runs.folder import RunFolder
 from engine.runs.resolve import resolve_checkpoint
+from models.chunks import ModelChunks
 
 
 def open_saved_model(path: Path, which: str = "latest") -> SavedModel:
@@ -30,77 +33,99 @@ def open_saved_model(path: Path, which: str = "latest") -> SavedModel:
     folder = RunFolder(path)
     folder.mark_if_killed()
     if CheckpointDirectory(folder.checkpoints).steps():
-        return _checkpoint(resolve_checkpoint(folder, which))
+        return CheckpointModel.open(resolve_checkpoint(folder, which))
     if which != "latest":
         raise UserError(f"{path} has no checkpoints, of which to take {which}")
     if (path / MANIFEST).is_file():
-        return _checkpoint(path)
-    if (path / hf_folder.CONFIG).is_file():
-        return hf_folder.read(path)
+        return CheckpointModel.open(path)
+    if (path / CONFIG).is_file():
+        return HFModel.open(path)
     if folder.weights.is_file():
-        return _weights(folder.weights)
+        return WeightsFileModel.open(folder.weights)
     if path.is_file():
-        return _weights(path)
+        return WeightsFileModel.open(path)
     raise UserError(
         f"{path} holds no model: it may be a run, one of its checkpoints, a Hugging Face folder, "
         "what cuboid import left, or a file of safetensors"
     )
 
 
-def _checkpoint(path: Path) -> SavedModel:
-    checkpoint = SavedCheckpoint(path)
-    try:
-        training, dtypes = checkpoint.training, checkpoint.parameter_types()
-        config = config_from(training.settings.get("model", {}))
-    except (CorruptCheckpointError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
+@dataclass(frozen=True, kw_only=True)
+class CheckpointModel(SavedModel):
+    """The model of a checkpoint."""
 
-    def read() -> Iterator[tuple[str, Tensor]]:
-        return ((name, checkpoint.parameter(name)) for name in shapes_of(config))
+    checkpoint: SavedCheckpoint
 
-    return SavedModel(
-        path=path,
-        config=config,
-        dtype=common_type(dtypes),
-        read_tensors=read,
-        tokenizer=checkpoint.tokenizer,
-        trained_length=checkpoint.trained_length,
-        step=training.step,
-        verify=checkpoint.verify,
-        fill=checkpoint.load_model,
-    )
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open RUN/checkpoints/step-N. Raises UserError for a corrupt one."""
+        checkpoint = SavedCheckpoint(path)
+        try:
+            training, dtypes = checkpoint.training, checkpoint.parameter_types()
+            config = config_from(training.settings.get("model", {}))
+        except (CorruptCheckpointError, ValueError) as error:
+            raise UserError(f"{path}: {error}") from None
+        return cls(
+            path=path,
+            config=config,
+            dtype=common_type(dtypes),
+            tokenizer=checkpoint.tokenizer,
+            step=training.step,
+            trained_length=checkpoint.trained_length,
+            checkpoint=checkpoint,
+        )
+
+    def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self.checkpoint.parameter(name)) for name in self.shapes)
+
+    def verify(self, share: int = 0, of: int = 1) -> list[str]:
+        return self.checkpoint.verify(share, of)
+
+    def load(self, model: ModelChunks, *, resize: Collection[str] = ()) -> None:
+        if self.shapes == shapes_of(model.config):
+            self.checkpoint.load_model(model)  # reads this rank's shards
+        else:
+            super().load(model, resize=resize)
 
 
-def _weights(path: Path) -> SavedModel:
-    """A file by our names; its tokenizer is told in it or lies beside it."""
-    file = SafetensorsFile(path)
-    metadata = file.metadata
-    try:
-        section = json.loads(metadata["model"])
-        tokenizer = json.loads(metadata["tokenizer"]) if "tokenizer" in metadata else None
-        step = int(metadata["step"]) if "step" in metadata else None
-        length = int(metadata["trained_length"]) if "trained_length" in metadata else None
-        config = config_from(section)
-        shapes = shapes_of(config)
-        if file.shapes != shapes:
-            raise ValueError("its tensors are not those of the model that its metadata tells")
-        dtype = common_type(file.dtypes)
-    except KeyError:
-        raise UserError(
-            f"{path} does not say what model it is of: cuboid did not write it"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from None
+@dataclass(frozen=True, kw_only=True)
+class WeightsFileModel(SavedModel):
+    """The model of a safetensors file that cuboid wrote."""
 
-    def read() -> Iterator[tuple[str, Tensor]]:
-        return ((name, file[name]) for name in shapes)
+    file: SafetensorsFile
 
-    return SavedModel(
-        path=path,
-        config=config,
-        dtype=dtype,
-        read_tensors=read,
-        tokenizer=tokenizer or read_saved(RunFolder(path.parent).tokenizer),
-        step=step,
-        trained_length=length,
-    )
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a file. Its tokenizer is in its metadata or in tokenizer.json of the same folder.
+
+        Raises UserError for a file that cuboid did not write.
+        """
+        file = SafetensorsFile(path)
+        metadata = file.metadata
+        try:
+            section = json.loads(metadata["model"])
+            tokenizer = json.loads(metadata["tokenizer"]) if "tokenizer" in metadata else None
+            step = int(metadata["step"]) if "step" in metadata else None
+            length = int(metadata["trained_length"]) if "trained_length" in metadata else None
+            config = config_from(section)
+            if file.shapes != shapes_of(config):
+                raise ValueError("its tensors are not those of the model that its metadata tells")
+            dtype = common_type(file.dtypes)
+        except KeyError:
+            raise UserError(
+                f"{path} does not say what model it is of: cuboid did not write it"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: {error}") from None
+        return cls(
+            path=path,
+            config=config,
+            dtype=dtype,
+            tokenizer=tokenizer or read_saved(RunFolder(path.parent).tokenizer),
+            step=step,
+            trained_length=length,
+            file=file,
+        )
+
+    def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self.file[name]) for name in self.shapes)

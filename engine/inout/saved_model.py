@@ -1,9 +1,14 @@
-"""A model on the disk, wherever it came from: what it is, and its tensors one at a time."""
+"""A GPT on the disk, in any format: its config, and its parameters read one at a time.
+
+A format is a subclass of ``SavedModel``: ``open_model`` has those of cuboid, ``hf_folder`` that of
+Hugging Face.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,32 +27,45 @@ from models.parallel.registry import modes
 from models.parameters import parameters
 
 TRAINING_ONLY = {"checkpoint"}
-"""Among the sizes, what says how a model was trained and no more."""
-
-
-def nothing_to_verify(share: int = 0, of: int = 1) -> list[str]:
-    """Of files that carry no digests."""
-    return []
+"""Fields of GPTConfig that only training uses; files do not store them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedModel:
-    """``path`` is what it is read from: a file, a checkpoint or a folder of Hugging Face's.
-    ``dtype`` holds the numbers of all its tensors. ``read_tensors`` yields every parameter by our
-    name, whole, on the CPU, in the order of ``models.parameters``; it raises UserError or Failed
-    where that cannot be. ``trained_length``: how many positions were trained; None: all.
-    ``verify``: as ``SavedCheckpoint``'s, how the files differ from what was written. ``fill``,
-    where there is one, loads a model of these shapes and reads only what the rank holds."""
+class SavedModel(ABC):
+    """A model on the disk; each format has a subclass."""
 
     path: Path
+    """The file, checkpoint or Hugging Face folder that it is read from."""
     config: GPTConfig
     dtype: torch.dtype
-    read_tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    """The smallest dtype that represents the values of all its parameters."""
     tokenizer: dict[str, Any] | None = None
+    """As ``engine.data.tokenizer.dump`` returns it; None if the format or the model has none."""
     step: int | None = None
+    """The step after which it was saved, if known."""
     trained_length: int | None = None
-    verify: Callable[[int, int], list[str]] = nothing_to_verify
-    fill: Callable[[ModelChunks], None] | None = None
+    """Number of positions that were trained; None: all."""
+
+    @abstractmethod
+    def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter with its name, in the order of ``models.parameters``: unsharded,
+        on the CPU.
+
+        Raises UserError or RunError where a tensor cannot be read.
+        """
+
+    def verify(self, share: int = 0, of: int = 1) -> list[str]:
+        """Return how the files differ from what was written, a line per problem. Formats without
+        hashes cannot be verified. Of ``of`` ranks, each verifies one ``share`` of the files."""
+        return []
+
+    def load(self, model: ModelChunks, *, resize: Collection[str] = ()) -> None:
+        """Fill this rank's shards of ``model``. Parameters named in ``resize`` may have another
+        number of rows.
+
+        Raises ValueError for a model of other shapes, UserError and RunError as ``read_tensors``.
+        """
+        load_state.load_state(model, self.read_tensors(), resize=resize)
 
     @property
     def shapes(self) -> Shapes:
@@ -55,30 +73,19 @@ class SavedModel:
 
     @property
     def length(self) -> int:
-        """The positions that can be used: those that there are, or fewer where fewer were
-        trained."""
+        """Number of usable positions: the model's, or fewer where fewer were trained."""
         return min(self.trained_length or self.config.block_size, self.config.block_size)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file of ours says of it."""
+        """Metadata of the safetensors file that cuboid writes of this model."""
         return metadata_of(
             self.config, tokenizer=self.tokenizer, step=self.step, trained_length=self.length
         )
 
-    def load(self, model: ModelChunks, *, resize: Collection[str] = ()) -> None:
-        """Each rank's boxes; tables of ``resize`` may have other numbers of rows.
-
-        Raises ValueError for another model, UserError and Failed as ``read_tensors``.
-        """
-        if self.fill is not None and self.shapes == shapes_of(model.config):
-            self.fill(model)
-        else:
-            load_state.load_state(model, self.read_tensors(), resize=resize)
-
 
 def shapes_of(config: GPTConfig) -> Shapes:
-    """Whole tensors by our names."""
+    """Return the shape of each unsharded parameter by its name."""
     return {p.name: p.shape for p in parameters(config, modes()["serial"])}
 
 
@@ -89,21 +96,21 @@ def metadata_of(
     step: int | None = None,
     trained_length: int | None = None,
 ) -> dict[str, str]:
-    """The metadata of a file of safetensors by our names, which tells in JSON all that its model is
-    read with. ``tokenizer`` is as ``engine.data.tokenizer.dump`` gives it."""
+    """Return the metadata of a safetensors file by cuboid, each value JSON: all that is needed to
+    read the model. ``tokenizer`` is as ``engine.data.tokenizer.dump`` returns it."""
     fields = {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
-    found = {"format": "pt", "model": json.dumps(fields)}
+    metadata = {"format": "pt", "model": json.dumps(fields)}
     if tokenizer is not None:
-        found["tokenizer"] = json.dumps(tokenizer)
+        metadata["tokenizer"] = json.dumps(tokenizer)
     if step is not None:
-        found["step"] = str(step)
+        metadata["step"] = str(step)
     if trained_length is not None:
-        found["trained_length"] = str(trained_length)
-    return found
+        metadata["trained_length"] = str(trained_length)
+    return metadata
 
 
 def config_from(section: Mapping[str, Any]) -> GPTConfig:
-    """The sizes that a file tells. Raises ValueError."""
+    """Return the model config that a file stores. Raises ValueError for an illegal one."""
     try:
         return GPTConfig.of(ModelSettings.model_validate(dict(section)))
     except ValidationError as error:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.data.loader import Batch
 from engine.pipeline_schedule import Action, P2POp, PipelineShape, actions, insert_p2p
 from engine.training.gradients import GradientReducer
 from models.chunks import ModelChunks
@@ -18,9 +19,6 @@ from models.gpt import GPT
 from models.parallel.collectives import Axis, Handle
 from models.parallel.context import DeferredGradients
 from models.parallel.tuning import IN_FLIGHT
-
-Batch = tuple[Tensor, Tensor]
-"""Ids and targets, int64 [samples, seq_len]; targets of -100 do not count."""
 
 Measure = Callable[[GPT, Tensor, Tensor], Tensor]
 """A function that the last stage applies to a micro-batch: model, x [T_local, C_local], targets

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.data.loader import Batch
 from engine.errors import RunError
 from engine.optim.optimizer import Optimizer
 from engine.training.gradients import GradientReducer, local_grad_norm_squared, unscale_and_clip
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
-from engine.training.pipeline import Batch, Pipeline
+from engine.training.pipeline import Pipeline
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis
 from models.parallel.context import derive_seed

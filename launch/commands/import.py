@@ -32,11 +32,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write it and say how to go on. Raises UserError, RunError."""
     out = args.out or IMPORTED / args.path.resolve().name
     # Only now, as these import torch
-    from engine.inout import hf_folder
+    from engine.inout.hf_folder import HFModel
     from engine.inout.import_hf import import_model
     from models.parameters import parameter_count
 
-    model = hf_folder.read(args.path)
+    model = HFModel.open(args.path)
     command = import_model(model, out)
     print(f"{out}: {parameter_count(model.config):,} parameters, from {args.path}")
     print(command)

@@ -18,11 +18,9 @@ from models.parallel.collectives import Axis, gather, scatter
 from models.parallel.context import ParallelContext
 from models.parallel.matmul import gathered_x
 from models.parallel.shard import Shard
+from models.parallel.targets import IGNORED
 from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
 from models.parallel.zero import WeightSharding
-
-IGNORED = -100
-"""A target that carries no weight, as in torch's cross_entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)

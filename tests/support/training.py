@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.config import schema
-from engine.data.loader import pad_samples
+from engine.data.loader import Batch, pad_samples
 from engine.layout import Layout
 from engine.optim.optimizer import ResidentOptimizer
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
-from engine.training.pipeline import Batch, Pipeline
+from engine.training.pipeline import Pipeline
 from engine.training.step import Stepper
 from models.chunks import ModelChunks
 from models.config import GPTConfig

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,32 @@ def drawn(sizes: GPTConfig, seed: int = 1, dtype: torch.dtype = torch.float32) -
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenModel(SavedModel):
+    """A model whose tensors a function yields."""
+
+    read: Callable[[], Iterator[tuple[str, Tensor]]]
+
+    def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return self.read()
+
+
 def trained(sizes: GPTConfig = SIZES, seed: int = 1, **more: Any) -> SavedModel:
-    """A model that is made up as it is read."""
+    """Return a model of random parameters that are made as they are read."""
     dtype = more.pop("dtype", torch.float32)
-    return SavedModel(
-        path=Path("made/up"),
-        config=sizes,
-        dtype=dtype,
-        read_tensors=lambda: iter(drawn(sizes, seed, dtype).items()),
-        **more,
-    )
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        return iter(drawn(sizes, seed, dtype).items())
+
+    return GivenModel(path=Path("made/up"), config=sizes, dtype=dtype, read=read, **more)
+
+
+def with_tensors(
+    model: SavedModel, read: Callable[[], Iterator[tuple[str, Tensor]]], **changes: Any
+) -> SavedModel:
+    """Return ``model`` with the tensors that ``read`` yields, and other ``changes``."""
+    same = {field.name: getattr(model, field.name) for field in fields(SavedModel)}
+    return GivenModel(**(same | changes), read=read)
 
 
 def theirs(sizes: GPTConfig = SIZES, seed: int = 0) -> Any:

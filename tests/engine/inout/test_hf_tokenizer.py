@@ -18,7 +18,7 @@ from engine.inout.export import ExportOptions, export, exporter
 from engine.inout.import_hf import config_for
 from engine.inout.open_model import open_saved_model
 from launch import cli
-from tests.engine.inout.support import SIZES, trained
+from tests.engine.inout.support import SIZES, trained, with_tensors
 
 TEXT = "One\n two\t\r\n  tabs, 'quotes' & ümlauts Ünḯ 日本 \U0001f600\U0001d518 \x03 \ufeff\xa0."
 WORDS = Char.fit([TEXT])
@@ -134,8 +134,8 @@ def test_generated_text_never_sees_an_untrained_position(length: int | None) -> 
     sizes = replace(whole.config, block_size=kept)
     texts = []
     for one in (
-        replace(whole, read_tensors=poisoned),
-        replace(whole, read_tensors=cut, config=sizes),
+        with_tensors(whole, poisoned),
+        with_tensors(whole, cut, config=sizes),
     ):
         model, words = load_model(one, torch.device("cpu"))
         prompt = words.encode("two").tolist()

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from models.parallel.context import ParallelContext
 from models.parallel.layers import TokenEmbedding
-from models.parallel.loss import IGNORED, Head, HeadLoss
+from models.parallel.loss import Head, HeadLoss
+from models.parallel.targets import IGNORED
 from models.parallel.zero import WeightSharding
 from tests.support.local_shards import piece, summed
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
