@@ -270,6 +270,6 @@ def test_a_model_that_gpt2_cannot_be_is_refused_and_others_can_hold_it(tmp_path:
 
 
 def same(one: Any, other: Any) -> bool:
-    ours, wanted = dict[str, Tensor](one.read()), dict[str, Tensor](other.read())
+    ours, wanted = dict[str, Tensor](one.read_tensors()), dict[str, Tensor](other.read_tensors())
     assert ours.keys() == wanted.keys()
     return all(torch.equal(ours[name], wanted[name]) for name in wanted)
