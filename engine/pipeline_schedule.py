@@ -208,15 +208,24 @@ def simulate(
 def idle_fraction(
     orders: Sequence[Sequence[Action]], costs: Sequence[Costs], shape: PipelineShape
 ) -> float:
-    """The bubble: the share of p x makespan in which ranks wait, for ``costs`` by virtual stage.
+    """Simulate a schedule with ``costs`` by virtual stage and return its bubble.
 
-    For equal stages and 1F1B or GPipe it is (p - 1) / (m + p - 1), and with ``chunks`` c
-    (p - 1) / (c m + p - 1) (Narayanan et al. 2021, section 2.2). Messages take no time.
+    Messages take no time.
     """
     simulator = ScheduleSimulator(shape, costs)
     for _ in simulate(orders, simulator):
         pass
-    return 1 - sum(simulator.busy) / (shape.ranks * max(simulator.free))
+    return simulator.idle_fraction
+
+
+def ideal_bubble(schedule: str, shape: PipelineShape) -> float:
+    """Return the bubble of a schedule of equal stages: (p - 1) / (v m + p - 1).
+
+    v is the number of chunks (Narayanan et al. 2021, section 2.2). It is 3 for the zero-bubble
+    schedule, which fills the bubble with weight gradients, a third of the work (Qi et al. 2023).
+    """
+    v = 3 if schedule == "zero_bubble" else shape.chunks
+    return (shape.ranks - 1) / (v * shape.micro_batches + shape.ranks - 1)
 
 
 class ScheduleSimulator:
@@ -227,6 +236,11 @@ class ScheduleSimulator:
         self.free = [0.0] * shape.ranks
         self.busy = [0.0] * shape.ranks
         self.done: dict[tuple[str, int, int], float] = {}
+
+    @property
+    def idle_fraction(self) -> float:
+        """The bubble: the fraction of p x makespan in which ranks are idle."""
+        return 1 - sum(self.busy) / (self.shape.ranks * max(self.free))
 
     def _needs(self, rank: int, action: Action) -> list[tuple[str, int, int]]:
         stage, last = self._stage(rank, action), self.shape.ranks * self.shape.chunks - 1

@@ -15,7 +15,7 @@ from engine.estimate.local_shapes import DeviceType, LocalShapes
 from engine.estimate.result import Estimate, Memory, StageEstimate
 from engine.estimate.stage import ChunkMemory, RankSimulation
 from engine.estimate.state import LocalState
-from engine.estimate.traffic import TrafficEstimator
+from engine.estimate.traffic import block_traffic, step_traffic
 from engine.pipeline_schedule import (
     Action,
     Costs,
@@ -64,9 +64,9 @@ def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
             )
         )
     bubble = _simulate(orders, shape, simulations)
-    stages = tuple(_stage(number, course) for number, course in enumerate(simulations))
-    steps = TrafficEstimator(shapes)
-    sent = [steps.of(course) for course in simulations]
+    stages = tuple(_stage(number, simulation) for number, simulation in enumerate(simulations))
+    per_block = block_traffic(shapes)
+    traffic = [step_traffic(simulation, per_block) for simulation in simulations]
     per_token = flops_per_token(settings.model, settings.seq_len)
     return Estimate(
         parameters=parameter_count(settings.model),
@@ -74,7 +74,7 @@ def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
         flops_per_token=per_token,
         flops_per_step=per_token * plan.tokens_per_step,
         stages=stages,
-        traffic=max(sent, key=lambda one: one.total).sent(),
+        traffic=max(traffic, key=lambda rank: rank.total).volumes(),
         bubble=bubble,
     )
 
@@ -91,10 +91,8 @@ def _simulate(
 
     A message is awaited from the moment when it can be sent, as in engine/pipeline_schedule.py.
     """
-    simulator, last = (
-        ScheduleSimulator(shape, [Costs()] * (shape.ranks * shape.chunks)),
-        len(orders) - 1,
-    )
+    simulator = ScheduleSimulator(shape, [Costs()] * (shape.ranks * shape.chunks))
+    last = len(orders) - 1
     for rank, action in simulate(orders, simulator):
         simulation = simulations[rank]
         simulation.run(action)
@@ -105,7 +103,7 @@ def _simulate(
             simulations[rank - 1 if rank else last].receive()
     for simulation in simulations:
         simulation.finish()
-    return 1 - sum(simulator.busy) / (shape.ranks * max(simulator.free))
+    return simulator.idle_fraction
 
 
 def _stage(number: int, simulation: RankSimulation) -> StageEstimate:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from engine.estimate.block import BlockMemory
 from engine.estimate.embedding_head import EmbeddingHeadMemory
@@ -59,7 +58,7 @@ class PredictedTraffic:
             sent = (axis.size - 1) * all_ranks // (1 if small else axis.size)
             self.send(axis.axis, "all_reduce", sent)
 
-    def sent(self) -> tuple[CommVolume, ...]:
+    def volumes(self) -> tuple[CommVolume, ...]:
         """By axis, slowest first, then by collective."""
         order = ["world", *self.shapes.layout.axes, "tensor"]
         keys = sorted(self.bytes, key=lambda key: (order.index(key[0]), key[1]))
@@ -101,7 +100,7 @@ class PredictedTraffic:
             self.scatter(axis, piece * self.shapes.parameter)
 
 
-def block(shapes: LocalShapes) -> PredictedTraffic:
+def block_traffic(shapes: LocalShapes) -> PredictedTraffic:
     """A micro-batch's way through a block and back."""
     found, forward, parts = (
         PredictedTraffic(shapes),
@@ -137,7 +136,7 @@ def _backward(traffic: PredictedTraffic, linear: LocalLinear) -> None:
     traffic.reduce_gradient(linear.weight)
 
 
-def embeddings(shapes: LocalShapes) -> PredictedTraffic:
+def embedding_traffic(shapes: LocalShapes) -> PredictedTraffic:
     """A micro-batch's lookup and its gradient."""
     found, ends, lookup = (
         PredictedTraffic(shapes),
@@ -154,7 +153,7 @@ def embeddings(shapes: LocalShapes) -> PredictedTraffic:
     return found
 
 
-def loss(shapes: LocalShapes) -> PredictedTraffic:
+def loss_traffic(shapes: LocalShapes) -> PredictedTraffic:
     """A micro-batch's last norm, head and loss."""
     found, ends, c = PredictedTraffic(shapes), EmbeddingHeadMemory(shapes=shapes), shapes.compute
     (hidden,) = shapes.mode.outer.hidden or (None,)
@@ -175,36 +174,26 @@ def loss(shapes: LocalShapes) -> PredictedTraffic:
     return found
 
 
-@dataclass(frozen=True)
-class TrafficEstimator:
-    """All that ranks send in a step, one stage at a time."""
-
-    shapes: LocalShapes
-
-    @cached_property
-    def _block(self) -> PredictedTraffic:
-        return block(self.shapes)
-
-    def of(self, simulation: RankSimulation) -> PredictedTraffic:
-        """What a rank of a stage sends."""
-        shapes, state, micro_batches = self.shapes, simulation.state, simulation.micro_batches
-        found, x = PredictedTraffic(shapes), shapes.x * shapes.compute
-        for chunk in simulation.chunks:
-            found.add(self._block, micro_batches * chunk.layers)
-            if chunk.first:
-                found.add(embeddings(shapes), micro_batches)
-            if chunk.last:
-                found.add(loss(shapes), micro_batches)
-            messages = micro_batches * ((not chunk.first) + (not chunk.last))
-            if messages:
-                found.send("pipeline", "send", messages * x, messages)
-        for weight in state.weights:
-            found.once_per_step(weight)
-        for bucket in state.buckets:
-            for axis in bucket.axes:
-                found.all_reduce(shapes.collective_axis(axis), bucket.entries, shapes.parameter)
-        if state.tied:
-            found.send("pipeline", "swap", state.tied)
-        world = shapes.layout.gpus
-        found.all_reduce(CollectiveAxis(axis="world", size=world), 3 + 2 * world, FLOAT64)
-        return found
+def step_traffic(simulation: RankSimulation, per_block: PredictedTraffic) -> PredictedTraffic:
+    """Predict the traffic of a rank of a stage in one step. ``per_block``: of ``block_traffic``."""
+    shapes, state, micro_batches = simulation.shapes, simulation.state, simulation.micro_batches
+    found, x = PredictedTraffic(shapes), shapes.x * shapes.compute
+    for chunk in simulation.chunks:
+        found.add(per_block, micro_batches * chunk.layers)
+        if chunk.first:
+            found.add(embedding_traffic(shapes), micro_batches)
+        if chunk.last:
+            found.add(loss_traffic(shapes), micro_batches)
+        messages = micro_batches * ((not chunk.first) + (not chunk.last))
+        if messages:
+            found.send("pipeline", "send", messages * x, messages)
+    for weight in state.weights:
+        found.once_per_step(weight)
+    for bucket in state.buckets:
+        for axis in bucket.axes:
+            found.all_reduce(shapes.collective_axis(axis), bucket.entries, shapes.parameter)
+    if state.tied:
+        found.send("pipeline", "swap", state.tied)
+    world = shapes.layout.gpus
+    found.all_reduce(CollectiveAxis(axis="world", size=world), 3 + 2 * world, FLOAT64)
+    return found
