@@ -91,14 +91,15 @@ def _missing(setting: str, field: FieldInfo, sources: SettingSources) -> Problem
     own = sources.own_name_for(setting)
     if own is not None:
         origin = sources.own[own]
-        return Problem(origin.file, origin.line, None, f"{message}; did you mean {name} by {own}?")
+        message += f"; did you mean {name} instead of {own}?"
+        return Problem(origin.file, origin.line, None, message)
     return Problem(sources.file, 0, None, message)
 
 
 def _rejected_value(field: FieldInfo, stated: SettingSource) -> Problem:
     """The line for a value that the schema refuses."""
     if isinstance(stated.value, int) and stated.value > LARGEST:
-        return stated.problem(f"is more than {LARGEST}")
+        return stated.problem(f"must be at most {LARGEST}")
     return stated.problem(f"must be {accepts(field)}")
 
 

@@ -15,7 +15,7 @@ from models.presets import PRESETS
 ValueMap = Mapping[object, object]
 Converter = Callable[[object], dict[str, object]]
 
-# The Adams of Colossal-AI and DeepSpeed decouple weight decay unless they are told not to.
+# The Adams of Colossal-AI and DeepSpeed have decoupled weight decay by default.
 OPTIMIZERS: ValueMap = {
     "Adam": "adam",
     "AdamW": "adamw",
@@ -54,7 +54,7 @@ DEVICES: ValueMap = {"none": None, "cuda": None, "gpu": None}
 SWITCHES: ValueMap = {True: "cpu", False: None}
 LOSSES = ("GPTLMLoss", "vocab_parallel_cross_entropy", "CrossEntropyLoss")
 SHARD_STRATEGIES = ("TensorShardStrategy", "BucketTensorShardStrategy")
-# Models: the names that differ from our presets', and the bare classes, which stand for no sizes.
+# Models: names that differ from our presets', and classes, which have no sizes.
 MODELS: ValueMap = {
     "GPT2_exlarge": "gpt2_exlarge",
     "GPT2_exlarge_pipeline_1D": "gpt2_exlarge",
@@ -97,7 +97,7 @@ def only_accepts(*names: str) -> Converter:
 
     def convert(value: object) -> dict[str, object]:
         if value is not None and last_name(value) not in names:
-            raise UnsupportedValueError(f"is not among what there is here: {', '.join(names)}")
+            raise UnsupportedValueError(f"is not supported; supported: {', '.join(names)}")
         return {}
 
     return convert
@@ -115,9 +115,9 @@ def preset(value: object) -> dict[str, object]:
     if name in PRESETS or name in MODELS:
         return {"model.preset": MODELS.get(name, name)}
     meant = closest_spelling(name, PRESETS)
-    remedy = f"did you mean {meant!r}?" if meant else "state n_layer, n_head and n_embd instead"
+    remedy = f"did you mean {meant!r}?" if meant else "set n_layer, n_head and n_embd instead"
     raise UnsupportedValueError(
-        f"is not among the {len(PRESETS)} presets (cuboid settings model.type); {remedy}"
+        f"is not one of the {len(PRESETS)} presets (cuboid settings model.type); {remedy}"
     )
 
 
@@ -157,7 +157,9 @@ def placement(value: object) -> dict[str, object]:
 def nvme_fraction(value: object) -> dict[str, object]:
     """optimizer.nvme_offload_fraction: all or nothing."""
     if value not in (0, 1):
-        raise UnsupportedValueError("must be 0 or 1: optimizer states are offloaded together")
+        raise UnsupportedValueError(
+            "must be 0 or 1: either all optimizer states are offloaded or none"
+        )
     return {"zero.offload": "nvme"} if value else {}
 
 

@@ -14,31 +14,33 @@ class IgnoredKey:
     only: tuple[object, ...] | None = None
 
 
-_BUCKETS = IgnoredKey("buckets are sized by cuboid")
-_OVERLAP = IgnoredKey("communication overlaps the computation wherever it can")
-_PINNED = IgnoredKey("host memory is pinned where it helps")
-_BUFFERS = IgnoredKey("buffers for offloading to a disk are sized by zero.nvme_buffer")
-_PREFETCH = IgnoredKey("how far parameters are gathered ahead is chosen by cuboid")
-_VERBOSE = IgnoredKey("the log says it in any case")
+_BUCKETS = IgnoredKey("cuboid chooses the size of buckets")
+_OVERLAP = IgnoredKey("communication always overlaps computation where possible")
+_PINNED = IgnoredKey("cuboid pins host memory where that is faster")
+_BUFFERS = IgnoredKey("zero.nvme_buffer sets the size of the disk's buffers")
+_PREFETCH = IgnoredKey("cuboid chooses when to prefetch parameters")
+_VERBOSE = IgnoredKey("the log always has it")
 _DYNAMIC = IgnoredKey("the loss scale of fp16 is always dynamic", only=(True,))
 _FLOAT32 = IgnoredKey("gradients are always reduced in float32")
 _PREDIVIDE = IgnoredKey("the loss is divided by the global number of targets before the cast")
-_FUSED = IgnoredKey("fused kernels are used wherever torch has them")
-_ONE_ADAM = IgnoredKey("Adam's moments are always corrected for their bias", only=(True,))
-_LAUNCH = IgnoredKey("given by the launcher")
-_CUDNN = IgnoredKey("a GPT has no convolutions; deterministic=True is the setting")
+_FUSED = IgnoredKey("torch's fused kernels are used where they exist")
+_ONE_ADAM = IgnoredKey("Adam always has bias correction", only=(True,))
+_LAUNCH = IgnoredKey("the launcher sets it")
+_CUDNN = IgnoredKey("a GPT has no convolutions; use deterministic=True")
 
 _OFFLOAD = {"pin_memory": _PINNED, "fast_init": _BUFFERS, "buffer_count": _BUFFERS}
 
 _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
     "": {
-        "loss_args": IgnoredKey("nothing reads it in Colossal-AI either"),
-        "gradient_handler": IgnoredKey("every gradient is summed over the axes that do not cut it"),
+        "loss_args": IgnoredKey("Colossal-AI does not read it either"),
+        "gradient_handler": IgnoredKey(
+            "every gradient is reduced over the axes that do not shard it"
+        ),
         "torch_ddp": _BUCKETS,
         "cudnn_benchmark": _CUDNN,
         "cudnn_deterministic": _CUDNN,
-        "LOG_PATH": IgnoredKey("log.dir, or --output, is the folder of a run"),
-        "logging": IgnoredKey("a run writes its log into its folder"),
+        "LOG_PATH": IgnoredKey("log.dir or --output sets the folder of a run"),
+        "logging": IgnoredKey("a run writes its log to its folder"),
         "host": _LAUNCH,
         "port": _LAUNCH,
         "rank": _LAUNCH,
@@ -47,12 +49,12 @@ _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
     "model": {
         "fused": _FUSED,
         "fuse_scale_mask_softmax": _FUSED,
-        "embed_split_hidden": IgnoredKey("MODE says how the embedding is cut"),
-        "layer_partitions": IgnoredKey("layers are dealt out to the stages by cost"),
-        "padding_idx": IgnoredKey("targets of -100 are ignored, whatever the token"),
-        "bias": IgnoredKey("layers have biases, as published", only=(True,)),
-        "apply_post_layernorm": IgnoredKey("blocks are pre-norm, as published", only=(False,)),
-        "activation_offload": IgnoredKey("activations stay on the device", only=(False,)),
+        "embed_split_hidden": IgnoredKey("MODE determines how the embedding is sharded"),
+        "layer_partitions": IgnoredKey("the setting stages assigns layers to pipeline stages"),
+        "padding_idx": IgnoredKey("the loss ignores targets of -100, not a token id"),
+        "bias": IgnoredKey("layers have biases, as in GPT-2", only=(True,)),
+        "apply_post_layernorm": IgnoredKey("blocks are pre-norm, as in GPT-2", only=(False,)),
+        "activation_offload": IgnoredKey("activations are not offloaded", only=(False,)),
     },
     "optimizer": {
         "fused": _FUSED,
@@ -61,21 +63,21 @@ _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
         "set_grad_none": IgnoredKey("gradients are freed after each step"),
         "simd_log": _VERBOSE,
         "bias_correction": _ONE_ADAM,
-        "adamw_mode": IgnoredKey("optimizer.type='adam' is Adam without it", only=(True,)),
-        "amsgrad": IgnoredKey("there is no AMSGrad", only=(False,)),
+        "adamw_mode": IgnoredKey("for Adam without it, use optimizer.type='adam'", only=(True,)),
+        "amsgrad": IgnoredKey("AMSGrad is not supported", only=(False,)),
         "maximize": IgnoredKey("the loss is minimised", only=(False,)),
-        "nesterov": IgnoredKey("momentum is the plain one", only=(False,)),
-        "dampening": IgnoredKey("momentum is not damped", only=(0,)),
+        "nesterov": IgnoredKey("Nesterov momentum is not supported", only=(False,)),
+        "dampening": IgnoredKey("dampening is not supported", only=(0,)),
     },
     "lr_scheduler": {
-        "last_epoch": IgnoredKey("a resumed run knows its step", only=(-1,)),
+        "last_epoch": IgnoredKey("a resumed run restores its step", only=(-1,)),
     },
     "fp16": {
         "verbose": _VERBOSE,
         "log_num_zeros_in_grad": _VERBOSE,
         "dynamic_grad_scale": _DYNAMIC,
         "opt_level": IgnoredKey("precision='fp16' keeps float32 master weights at every level"),
-        "enabled": IgnoredKey("precision='float32' is without it", only=(True,)),
+        "enabled": IgnoredKey("without fp16, use precision='float32'", only=(True,)),
     },
     "zero": {
         "verbose": _VERBOSE,
@@ -95,7 +97,7 @@ _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
         "max_reuse_distance": _PREFETCH,
         "max_live_parameters": _PREFETCH,
         "param_persistence_threshold": _PREFETCH,
-        "aio_config": IgnoredKey("TensorNVMe chooses its own transfers"),
+        "aio_config": IgnoredKey("TensorNVMe chooses the size of its transfers"),
     },
     "zero.offload_optimizer_config": _OFFLOAD | {"pipeline": _OVERLAP},
     "zero.offload_param_config": _OFFLOAD | {"buffer_size": _BUFFERS, "max_in_cpu": _BUFFERS},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# What to write here, a setting or a setting with its value -> its names elsewhere.
+# A setting, or a setting with its value -> its names elsewhere.
 SYNONYMS: Mapping[str, str] = {
     "BATCH_SIZE": """
         local_batch_size per_device_train_batch_size per_gpu_batch_size per_gpu_train_batch_size
@@ -117,35 +117,35 @@ SYNONYMS: Mapping[str, str] = {
     "timeout": "ddp_timeout dist_timeout distributed_timeout",
 }
 
-# Why a name is no setting, or what to use for it -> the names.
+# The reason why there is no such setting, or its replacement -> the names elsewhere.
 EXPLAINED: Mapping[str, str] = {
-    "it is derived, GPUS / (TENSOR_PARALLEL x PIPELINE)": """
+    "it is derived as GPUS / (TENSOR_PARALLEL x PIPELINE)": """
         data_parallel data_parallel_degree data_parallel_replicate_degree
         data_parallel_shard_degree data_parallel_size dp dp_degree dp_size parallel.data""",
-    "it is derived, the number of processes that are started": """
+    "it is the number of processes that are started": """
         device_count devices gpus n_gpu n_gpus nproc num_devices num_gpus num_nodes num_processes
         world_size""",
-    "it is derived, BATCH_SIZE x gradient_accumulation x the data-parallel ranks": """
+    "it is derived as BATCH_SIZE x gradient_accumulation x the data-parallel ranks": """
         global_batch_size total_batch_size train_batch_size""",
-    "it is derived, BATCH_SIZE / NUM_MICRO_BATCHES": """
+    "it is derived as BATCH_SIZE / NUM_MICRO_BATCHES": """
         micro_batch_size mbs pipeline_parallel_microbatch_size""",
-    "a dropout is model.embd_pdrop, model.resid_pdrop or model.attn_pdrop": """
+    "set model.embd_pdrop, model.resid_pdrop or model.attn_pdrop": """
         dropout dropout_p dropout_rate p_dropout""",
-    "its keys stand in the section itself": "optimizer.params lr_scheduler.params",
-    "cuboid train FILE --resume RUN goes on with a run, --init-from PATH starts from weights": """
+    "set its keys in the section itself": "optimizer.params lr_scheduler.params",
+    "cuboid train FILE --resume RUN resumes a run, --init-from PATH loads initial weights": """
         from_pretrained init_from load_checkpoint model_name_or_path pretrained resume resume_from
         resume_from_checkpoint""",
-    "a run writes log.jsonl and, with log.tensorboard, TensorBoard's files": """
+    "a run writes log.jsonl and, with log.tensorboard, TensorBoard files": """
         enable_wandb report_to use_wandb wandb wandb_log wandb_project wandb_run_name""",
-    "a rank takes a GPU where there is one, else the CPU": "accelerator cuda device use_cuda",
-    "cuboid evaluate RUN measures a trained model": "do_eval eval_only evaluate_only",
-    "attention always uses the fused kernels of torch": """
+    "a rank uses a GPU if there is one, else the CPU": "accelerator cuda device use_cuda",
+    "cuboid evaluate RUN evaluates a trained model": "do_eval eval_only evaluate_only",
+    "attention always uses torch's fused kernels": """
         attn_implementation flash flash_attention flash_attn use_flash use_flash_attention
         use_flash_attn""",
     "MODE='1d' always includes sequence parallelism": "enable_sequence_parallel sequence_parallel",
-    "there is no context parallelism": """
+    "context parallelism is not supported": """
         context_parallel context_parallel_degree context_parallel_size cp cp_size""",
-    "the model is a GPT-2: learned positions, layer norm, GELU, as many key heads as heads": """
+    "the model is a GPT-2: learned positions, layer norm, GELU, no grouped-query attention": """
         expert_model_parallel_size ffn_type moe multiple_of n_experts n_kv_head n_kv_heads norm
         norm_type normalization num_experts num_key_value_heads num_kv_heads pos_emb
         position_embedding_type rope rope_scaling rope_theta rotary_base swiglu""",

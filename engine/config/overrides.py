@@ -78,7 +78,7 @@ def _value(text: str, budget: Budget, report: Report) -> object:
     if not text:
         raise _failure(report, "has no value; '' is the empty string")
     if len(text) > STRING_LENGTH:
-        raise _failure(report, "is too long")
+        raise _failure(report, f"is longer than {STRING_LENGTH:,} characters")
     try:
         body = source.parse().body
     except ConfigError as error:
@@ -91,7 +91,7 @@ def _value(text: str, budget: Budget, report: Report) -> object:
     match body:
         case [ast.Expr(value)]:
             return evaluator.evaluate(value)
-    raise _failure(report, "is not one value")
+    raise _failure(report, "is not a single value")
 
 
 def _is_literal(body: list[ast.stmt], text: str) -> bool:

@@ -118,9 +118,7 @@ class _Reading:
         path = Path(os.path.normpath(path))
         if path in self._open:
             cycle = [*self._open[self._open.index(path) :], path]
-            raise ConfigValueError(
-                f"a config that imports itself: {' -> '.join(map(self._name, cycle))}"
-            )
+            raise ConfigValueError(f"circular import: {' -> '.join(map(self._name, cycle))}")
         if path not in self._files:
             self._files[path] = None
             try:
@@ -141,12 +139,12 @@ class _Reading:
         """Reads one file; ConfigError where it has no syntax tree."""
         if len(self._files) > FILES or len(self._open) > INHERITANCE_DEPTH:
             raise ConfigValueError(
-                f"more than {FILES} files, or {INHERITANCE_DEPTH} one inside the other"
+                f"more than {FILES} files, or imports more than {INHERITANCE_DEPTH} deep"
             )
         source = load(path, self._name(path))
         self._bytes += len(source.text)
         if self._bytes > TOTAL_BYTES:
-            raise ConfigValueError(f"the files are longer than {TOTAL_BYTES // 1024} KiB together")
+            raise ConfigValueError(f"the files together are longer than {TOTAL_BYTES // 1024} KiB")
         if not self._open:
             self._text = source.text
         tree = source.parse()

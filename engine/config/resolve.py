@@ -238,7 +238,7 @@ def _pick_strongest(setting: str, candidates: list[SettingSource], found: Settin
     found.settings[setting] = first
     for other in others:
         if not _same(first.value, other.value) and most > Precedence.IMPLIED:
-            found.problems.append(other.problem(f"disagrees with {first} at {first.origin}"))
+            found.problems.append(other.problem(f"conflicts with {first} at {first.origin}"))
             found.conflicting.add(setting)
 
 
@@ -248,7 +248,7 @@ def _note_ignored_key(stated: SettingSource, found: SettingSources) -> None:
         accepted = " or ".join(map(repr, why.only))
         found.problems.append(stated.problem(f"must be {accepted} ({why.reason})"))
     else:
-        _report(found, stated.origin, f"{stated.name} has no effect here: {why.reason}", note=True)
+        _report(found, stated.origin, f"{stated.name} is ignored: {why.reason}", note=True)
 
 
 def _report(found: SettingSources, origin: Origin, message: str, *, note: bool = False) -> None:

@@ -49,33 +49,35 @@ class ModelSettings(Section):
     """The GPT. A type gives the sizes; sizes that are given beside it win."""
 
     preset: PresetName | None = setting(
-        "named sizes; None: n_layer, n_head and n_embd are given", None, name="type"
+        "preset of sizes; None: set n_layer, n_head and n_embd", None, name="type"
     )
     n_layer: Count = setting("transformer blocks", shown="the type's")
-    n_head: Count = setting("attention heads of a block", shown="the type's")
+    n_head: Count = setting("attention heads per block", shown="the type's")
     n_embd: Count = setting(
         "width: features of a token between blocks", shown="the type's, else HIDDEN_SIZE"
     )
     head_dim: Count = setting(
-        "features of a head; n_head x head_dim need not be n_embd",
+        "features per head; n_head x head_dim may differ from n_embd",
         lambda given: max(1, given["n_embd"] // given["n_head"]),
         shown="n_embd / n_head",
     )
     n_inner: Count = setting(
         "width of the MLP", lambda given: 4 * given["n_embd"], shown="4 x n_embd"
     )
-    vocab_size: Count = setting("token ids there are", GPT2_VOCABULARY)
-    block_size: Count = setting("positions there are", shown="the type's, else SEQ_LEN")
+    vocab_size: Count = setting("number of token ids", GPT2_VOCABULARY)
+    block_size: Count = setting(
+        "maximum sequence length (positions)", shown="the type's, else SEQ_LEN"
+    )
     embd_pdrop: Share = setting("dropout on the embeddings", 0.0)
-    resid_pdrop: Share = setting("dropout on what a layer adds to the residual", 0.0)
+    resid_pdrop: Share = setting("dropout on a layer's output, before the residual sum", 0.0)
     attn_pdrop: Share = setting("dropout on the attention weights", 0.0)
     tie_embeddings: bool = setting("the head is the token embedding, transposed", True)
     checkpoint: bool | Literal["selective"] = setting(
-        "activation checkpointing: keep a block's input only and compute the rest again; "
-        "'selective' keeps the matmuls too",
+        "activation checkpointing: save only a block's input and recompute the rest; 'selective' "
+        "also saves the outputs of matmuls (for checkpoints of a run see checkpoint.every)",
         False,
     )
-    num_chunks: RankCount = setting("model chunks of a pipeline rank (interleaved schedule)", 1)
+    num_chunks: RankCount = setting("model chunks per pipeline rank (interleaved schedule)", 1)
     activation: Literal["gelu_tanh", "gelu"] = setting(
         "the MLP's GELU: GPT-2's tanh approximation, or exact", "gelu_tanh"
     )
@@ -97,7 +99,7 @@ class OptimizerSettings(Section):
     )
     momentum: Share = setting("momentum of sgd", 0.0)
     decay: Literal["matrices", "all"] = setting(
-        "which parameters weight_decay is for: 'matrices' spares biases and norms",
+        "parameters with weight decay: 'matrices' excludes biases and norms",
         lambda given: "matrices" if given["type"] == "adamw" else "all",
         shown="'matrices' for adamw, else 'all'",
     )
@@ -108,28 +110,28 @@ class LRScheduleSettings(Section):
 
     type: LRScheduleName = setting("shape after the warm-up", "constant")
     warmup: NotNegative = setting("length of the linear warm-up, in units of by", 0)
-    total: Count | None = setting("where the decay ends, in units of by; None: with the run", None)
+    total: Count | None = setting("end of the decay, in units of by; None: end of the run", None)
     floor: Annotated[float, Ge(0), Le(1)] = setting(
-        "lowest learning rate, as a share of optimizer.lr", 0.0
+        "minimum learning rate, as a fraction of optimizer.lr", 0.0
     )
-    by: Literal["step", "epoch"] = setting("what warmup and total count", "step")
+    by: Literal["step", "epoch"] = setting("unit of warmup and total", "step")
 
 
 class DataSettings(Section):
     """What is learned."""
 
     type: SourceName = setting(
-        "the source; 'auto': files by their content, 'text': as they are, whatever they look like",
+        "source; 'auto' detects the format of files by content, 'text' reads them as plain text",
         "auto",
     )
     path: DataPath | Annotated[tuple[DataPath, ...], MinLen(1)] | None = setting(
-        "files, folders (all files below them) and glob patterns; gzip, bzip2 and xz are read; "
-        "None: the text that comes with Python",
+        "files, folders (with all files below) and glob patterns; gzip, bzip2 and xz are "
+        "decompressed; None: a text that comes with Python",
         None,
     )
-    key: str = setting("where the text of a document is in a JSON object", "text")
-    tokenizer: TokenizerName = setting("text to token ids", "gpt2")
-    validation: Share = setting("share of the tokens kept for validation", 0.1)
+    key: str = setting("key of the text in a JSON object", "text")
+    tokenizer: TokenizerName = setting("tokenizer of the text", "gpt2")
+    validation: Share = setting("fraction of the tokens used for validation", 0.1)
     cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)
 
 
@@ -139,14 +141,14 @@ class EvalSettings(Section):
     every: CountOrNone | None = setting(
         "steps between validations; None: at the end; 0: never", None
     )
-    batches: Count = setting("global batches of a validation", 8)
+    batches: Count = setting("global batches per validation", 8)
 
 
 class LogSettings(Section):
     """What a run leaves behind to look at."""
 
     every: Count | None = setting(
-        "steps between lines on the terminal; None: some thirty in all; log.jsonl has every step",
+        "steps between lines on the terminal; None: about thirty lines; log.jsonl has all steps",
         None,
     )
     dir: NewPath | None = setting("folder of the run; None: runs/NAME-TIME", None)
@@ -158,11 +160,9 @@ class CheckpointSettings(Section):
 
     every: Count | None = setting("steps between checkpoints; None: not by steps", None)
     minutes: Positive | None = setting("minutes between checkpoints; None: not by the clock", None)
-    keep: Count = setting("newest checkpoints that are kept", 3)
-    best: bool = setting("keep the one of the lowest validation loss, too", True)
-    asynchronous: bool = setting(
-        "write while training goes on, from a copy in the host's memory", False
-    )
+    keep: Count = setting("number of newest checkpoints to keep", 3)
+    best: bool = setting("also keep the checkpoint with the lowest validation loss", True)
+    asynchronous: bool = setting("write in the background, from a copy in host memory", False)
 
     @property
     def is_enabled(self) -> bool:
@@ -175,45 +175,45 @@ class ZeroSettings(Section):
     """ZeRO: training state shared out over the data-parallel ranks (Rajbhandari et al. 2020)."""
 
     stage: Annotated[int, Ge(0), Le(3)] = setting(
-        "what is shared out: 1 optimizer states, 2 gradients too, 3 parameters too", 0
+        "ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters; 0: none", 0
     )
-    depth: bool = setting("share out over 2.5d's DEPTH too, along which weights are copies", False)
+    depth: bool = setting("also shard over 2.5d's DEPTH, where weights are replicated", False)
     offload: OffloadTarget | None = setting(
-        "where optimizer states and master weights stay; None: on the device", None
+        "location of optimizer states and master weights; None: on the device", None
     )
     offload_params: OffloadTarget | None = setting(
-        "where parameters stay between uses (stage 3); None: on the device", None
+        "location of parameters between uses (stage 3); None: on the device", None
     )
     nvme_path: Folder | None = setting("folder on the NVMe disk, for offloading to 'nvme'", None)
     nvme_buffer: Bytes = setting(
-        "bytes of a rank's memory for what is read ahead of its use and written behind it", 2**28
+        "bytes of memory per rank for prefetch and write-behind buffers", 2**28
     )
     nvme_store: Literal["tensornvme", "threads"] | None = setting(
-        "what moves optimizer states; None: TensorNVMe where it is built, else threads", None
+        "library for optimizer state I/O; None: TensorNVMe if it is built, else threads", None
     )
 
 
 class LossScaleSettings(Section):
     """The dynamic loss scale of fp16."""
 
-    initial: Positive = setting("the scale to begin with", 65536.0)
-    growth_factor: Annotated[float, Gt(1)] = setting("times this after a quiet interval", 2.0)
-    backoff_factor: Ratio = setting("times this after an overflow", 0.5)
-    growth_interval: Count = setting("steps without overflow before it grows", 1000)
-    hysteresis: Count = setting("overflows that are borne before it shrinks", 1)
-    min: Positive = setting("never below", 1.0)
-    max: Positive = setting("never above", 2.0**32)
+    initial: Positive = setting("initial scale", 65536.0)
+    growth_factor: Annotated[float, Gt(1)] = setting("factor after growth_interval steps", 2.0)
+    backoff_factor: Ratio = setting("factor after an overflow", 0.5)
+    growth_interval: Count = setting("steps without overflow before the scale grows", 1000)
+    hysteresis: Count = setting("consecutive overflows before the scale is reduced", 1)
+    min: Positive = setting("minimum scale", 1.0)
+    max: Positive = setting("maximum scale", 2.0**32)
 
 
 class LossSpikeSettings(Section):
     """Steps whose loss jumps: optionally not learned from."""
 
     factor: Annotated[float, Gt(1)] | None = setting(
-        "a step is skipped if its loss is over this times the median of those before; None: never",
+        "skip a step if its loss exceeds this times the median of previous losses; None: never",
         None,
     )
-    window: Count = setting("how many steps before that is the median of", 100)
-    max_skips: Count = setting("steps skipped in a row; at one more the run fails", 10)
+    window: Count = setting("number of previous losses in the median", 100)
+    max_skips: Count = setting("consecutive steps that may be skipped; one more fails the run", 10)
 
 
 class Settings(Section):
@@ -223,47 +223,51 @@ class Settings(Section):
     source: str  # the file's path
 
     batch_size: Count = setting(
-        "samples of a data-parallel rank and accumulation round", name="BATCH_SIZE"
+        "samples per data-parallel rank and accumulation step", name="BATCH_SIZE"
     )
-    seq_len: Count = setting("tokens of a sample", name="SEQ_LEN")
+    seq_len: Count = setting("tokens per sample", name="SEQ_LEN")
     num_epochs: Count | None = setting("passes over the data", None, name="NUM_EPOCHS")
     max_steps: Count | None = setting(
-        "optimizer steps; wins over NUM_EPOCHS", None, name="MAX_STEPS"
+        "optimizer steps; takes precedence over NUM_EPOCHS", None, name="MAX_STEPS"
     )
     num_micro_batches: Count = setting(
-        "parts that BATCH_SIZE is worked through in", 1, name="NUM_MICRO_BATCHES"
+        "micro-batches that BATCH_SIZE is split into", 1, name="NUM_MICRO_BATCHES"
     )
-    gradient_accumulation: Count = setting("rounds of BATCH_SIZE before an update", 1)
+    gradient_accumulation: Count = setting("batches of BATCH_SIZE per optimizer step", 1)
 
-    tensor_parallel: RankCount = setting("ranks that share every tensor", 1, name="TENSOR_PARALLEL")
+    tensor_parallel: RankCount = setting("tensor-parallel ranks", 1, name="TENSOR_PARALLEL")
     mode: ModeName = setting(
-        "how they cut it; None is 'serial', for TENSOR_PARALLEL=1", "serial", name="MODE"
+        "tensor-parallel algorithm: 1d (Megatron), 2d (SUMMA), 2.5d, 3d; None is 'serial'",
+        "serial",
+        name="MODE",
     )
-    depth: RankCount = setting("layers of the 2.5d grid", 1, name="DEPTH")
+    depth: RankCount = setting("depth of the 2.5d grid", 1, name="DEPTH")
     pipeline: RankCount = setting("pipeline stages", 1, name="PIPELINE")
     hidden_size: Count | None = setting(
-        "the model's width; compared with model.n_embd", None, name="HIDDEN_SIZE"
+        "the model's width; must equal model.n_embd", None, name="HIDDEN_SIZE"
     )
     tensor_shape: tuple[Count, ...] | None = setting(
-        "what a stage sends, as Colossal-AI reckons it; compared, not needed",
+        "shape of pipeline messages, Colossal-AI's convention; only checked, never required",
         None,
         name="TENSOR_SHAPE",
     )
 
     model: ModelSettings
     schedule: PipelineScheduleName = setting(
-        "order of the micro-batches in the pipeline",
+        "pipeline schedule: the order of micro-batches",
         lambda given: "interleaved" if given["model"].num_chunks > 1 else "1f1b",
         shown="'1f1b'; 'interleaved' if model.num_chunks > 1",
     )
     stages: Literal["uniform", "balanced"] = setting(
-        "layers of a stage: as many in each, or as much work, the head counted", "uniform"
+        "layers per pipeline stage: equal numbers, or equal work including the head", "uniform"
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     lr_scheduler: LRScheduleSettings = LRScheduleSettings()
-    clip_grad_norm: Positive | None = setting("largest norm of the whole gradient; None: any", None)
+    clip_grad_norm: Positive | None = setting(
+        "maximum norm of the gradient; None: no clipping", None
+    )
     precision: Precision = setting(
-        "type of the computation; beside bf16 and fp16, weights and gradients stay float32",
+        "compute type; with bf16 and fp16, weights and gradients remain float32",
         "float32",
     )
     loss_scale: LossScaleSettings = LossScaleSettings()
@@ -275,20 +279,20 @@ class Settings(Section):
     checkpoint: CheckpointSettings = CheckpointSettings()
 
     seed: Annotated[int, Ge(0), Lt(2**63)] = setting("of weights, sample order and dropout", 42)
-    deterministic: bool = setting("the same bits every time, on CUDA too; slower", False)
+    deterministic: bool = setting("bitwise reproducible results, on CUDA too; slower", False)
     matmul: Literal["torch", "onednn"] | None = setting(
-        "library of float32 matmuls on a CPU; None: chosen by the processor and the shapes", None
+        "library for float32 matmuls on a CPU; None: chosen by processor and shapes", None
     )
     compile: bool = setting("torch.compile the model", False)
     keep_gathers: bool = setting(
-        "keep what was gathered for the backward pass instead of gathering it again", False
+        "save gathered tensors for the backward pass instead of gathering them again", False
     )
-    loss_chunk: Count | None = setting("tokens of a chunk of the loss; None: chosen by size", None)
+    loss_chunk: Count | None = setting("tokens per chunk of the loss; None: chosen by size", None)
     backend: Literal["nccl", "gloo"] | None = setting(
-        "communication; None: nccl where each rank has a GPU, else gloo", None
+        "communication backend; None: nccl if each rank has a GPU, else gloo", None
     )
     timeout: Positive = setting("seconds a collective may take after the first step", 300.0)
-    start_timeout: Positive = setting("seconds it may take until then", 1800.0)
+    start_timeout: Positive = setting("seconds a collective may take before that", 1800.0)
 
 
 @cache

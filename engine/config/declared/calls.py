@@ -9,7 +9,7 @@ from engine.config.declared.limits import ConfigValueError
 from engine.config.values import Symbol, TrackedDict
 
 ENVIRON = Symbol("os.environ")
-LOOKUP = "the environment is asked for a name, with at most a default"
+LOOKUP = "an environment lookup takes a name and at most one default"
 ENVIRONMENT_LOOKUPS = (Symbol("os.environ.get"), Symbol("os.getenv"))
 
 Call = Callable[[list[object], TrackedDict], object]
@@ -27,7 +27,7 @@ def builtin(name: str) -> Call:
     if name in operations.FUNCTIONS:
         return _without_keywords(name, lambda args: operations.call(name, args))
     allowed = ", ".join(sorted([*operations.FUNCTIONS, "dict"]))
-    raise ForbiddenCallError(f"a call of {name} {NOT_ALLOWED}; what can be called: {allowed}")
+    raise ForbiddenCallError(f"a call of {name} {NOT_ALLOWED}; allowed calls: {allowed}")
 
 
 def external(function: object, environ: Mapping[str, str]) -> Call:
@@ -43,7 +43,7 @@ def external(function: object, environ: Mapping[str, str]) -> Call:
     if name in os_path.FUNCTIONS:
         return _without_keywords(name, lambda args: os_path.call(name, args, environ))
     if module in sys.stdlib_module_names:
-        allowed = f"; what can be called: {', '.join(os_path.FUNCTIONS)}"
+        allowed = f"; allowed calls: {', '.join(os_path.FUNCTIONS)}"
         hint = allowed if module in os_path.MODULES else ""
         raise ForbiddenCallError(f"a call of {name} {NOT_ALLOWED}{hint}")
     return lambda args, kwargs: Symbol(
@@ -71,7 +71,7 @@ def _get_environment(environ: Mapping[str, str], args: list[object], kwargs: Tra
 def _without_keywords(name: str, function: Callable[[list[object]], object]) -> Call:
     def call(args: list[object], kwargs: TrackedDict) -> object:
         if kwargs:
-            raise ConfigValueError(f"{name}() takes no {next(iter(kwargs))}= here")
+            raise ConfigValueError(f"{name}() takes no keyword argument {next(iter(kwargs))}=")
         return function(args)
 
     return call
@@ -79,7 +79,7 @@ def _without_keywords(name: str, function: Callable[[list[object]], object]) -> 
 
 def _make_dict(args: list[object], kwargs: TrackedDict) -> TrackedDict:
     if args and (len(args) > 1 or not isinstance(args[0], TrackedDict)):
-        raise ConfigValueError("dict() takes names with values, and before them at most one dict")
+        raise ConfigValueError("dict() takes at most one dict, followed by keyword arguments")
     table = TrackedDict()
     for part in (*args, kwargs):
         assert isinstance(part, TrackedDict)

@@ -61,7 +61,9 @@ class Evaluator:
         self._depth += 1
         try:
             if self._depth > EXPRESSION_DEPTH:
-                raise ConfigValueError(f"an expression nested more than {EXPRESSION_DEPTH} deep")
+                raise ConfigValueError(
+                    f"an expression nested more than {EXPRESSION_DEPTH} levels deep"
+                )
             value = self._value(node)
             self.budget.charge(value)
             return value
@@ -173,7 +175,7 @@ class Evaluator:
         module = self.scope.get(node.value.id) if isinstance(node.value, ast.Name) else None
         if isinstance(module, Module):
             if node.attr not in module.values:
-                raise ConfigValueError(f"{module.file} has no {node.attr}")
+                raise ConfigValueError(f"{module.file} does not define {node.attr}")
             return self._known(module.values[node.attr])
         value = self.evaluate(node.value)
         if isinstance(value, Symbol):
@@ -186,7 +188,7 @@ class Evaluator:
             raise UnresolvedValueError
         if isinstance(value, Module):
             raise ConfigValueError(
-                f"{value.file} is a config file, not a value; take one of its names"
+                f"{value.file} is a config file, not a value; use one of its names"
             )
         return value
 

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Mapping
 
-NOT_ALLOWED = "cannot stand in a config, which is read and never run"
+NOT_ALLOWED = "is not allowed in a config file (configs are parsed, never executed)"
 FORBIDDEN: Mapping[type[ast.AST], str] = {
     ast.AsyncFor: "a for loop",
     ast.AsyncFunctionDef: "a function",

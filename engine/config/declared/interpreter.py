@@ -83,7 +83,7 @@ class Interpreter:
                 message = "an expression on its own has no effect; assign it to a name"
                 raise self.evaluator.fail(node, message)
             case ast.FunctionDef(name) | ast.ClassDef(name) if name in names_in_model(self._tree):
-                message = f"{name_of(node)} {NOT_ALLOWED}; state the model's sizes: {MODEL_SIZES}"
+                message = f"{name_of(node)} {NOT_ALLOWED}; set the model's sizes: {MODEL_SIZES}"
                 raise self.evaluator.fail(node, message, column=True)
             case _:
                 raise self.evaluator.forbid(node)
@@ -134,9 +134,11 @@ class Interpreter:
                 if starred:
                     raise self.evaluator.forbid(starred[0])
                 if not isinstance(value, list | tuple):
-                    raise ConfigValueError(f"{len(targets)} names for {operations.kind(value)}")
+                    raise ConfigValueError(
+                        f"{len(targets)} names are assigned {operations.kind(value)}"
+                    )
                 if len(value) != len(targets):
-                    raise ConfigValueError(f"{len(targets)} names for {len(value)} values")
+                    raise ConfigValueError(f"{len(targets)} names are assigned {len(value)} values")
                 for part, item in zip(targets, value, strict=True):
                     self._store(part, item)
             case ast.Subscript():
@@ -150,7 +152,7 @@ class Interpreter:
         if name.startswith("__"):
             raise self.evaluator.fail(target, f"{name} {NOT_ALLOWED}", column=True)
         if name == "_base_":
-            message = "_base_ has no meaning here; to inherit base.py, write 'from .base import *'"
+            message = "_base_ is not supported; to inherit base.py, write 'from .base import *'"
             raise self.evaluator.fail(target, message)
         self._bind(name, value, self.evaluator.source.origin(target))
 
@@ -164,7 +166,7 @@ class Interpreter:
             operations.index(container, key)
             container[key] = value
         else:
-            raise ConfigValueError(f"an assignment to an item of {operations.kind(container)}")
+            raise ConfigValueError(f"items of {operations.kind(container)} cannot be assigned")
         self.evaluator.budget.charge(container)
 
     def _augment(self, node: ast.AugAssign) -> None:
@@ -199,7 +201,7 @@ class Interpreter:
             self._bind_symbol(alias.asname or first, symbol, node)
         elif rest and not alias.asname:
             parent, _, name = alias.name.rpartition(".")
-            raise ConfigValueError(f"a config file is imported by 'from {parent} import {name}'")
+            raise ConfigValueError(f"import a config file with 'from {parent} import {name}'")
         else:
             self._bind_module(alias.asname or first, found, node)
 
@@ -212,7 +214,9 @@ class Interpreter:
             if found is not None:
                 self._import_name(node, alias, found)
             elif alias.name == "*":
-                raise ConfigValueError(f"{module} is no config file; import its names one by one")
+                raise ConfigValueError(
+                    f"{module} is not a config file; import its names one by one"
+                )
             else:
                 symbol = Symbol(f"{module}.{alias.name}")
                 self._bind_symbol(alias.asname or alias.name, symbol, node)
@@ -236,7 +240,7 @@ class Interpreter:
         elif alias.name in other.scope:
             self._bind_from(other, alias.name, alias.asname or alias.name)
         elif other.evaluator.complete:
-            raise ConfigValueError(f"{other.evaluator.source.file} has no {alias.name}")
+            raise ConfigValueError(f"{other.evaluator.source.file} does not define {alias.name}")
         else:
             raise UnresolvedValueError
 
@@ -249,7 +253,7 @@ class Interpreter:
 
     def _bind_module(self, name: str, path: Path, node: ast.stmt) -> None:
         if path.is_dir():
-            raise ConfigValueError(f"{path.name} is a folder; import a config file of it")
+            raise ConfigValueError(f"{path.name} is a folder; import a config file in it")
         other = self._inherit(path)
         module = Module(other.evaluator.source.file, other.scope)
         self._bind(name, module, self.evaluator.source.origin(node))

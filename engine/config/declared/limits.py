@@ -14,7 +14,7 @@ EXPRESSION_DEPTH = 100
 VALUE_DEPTH = 50
 VALUE_WEIGHT = 20_000
 STRING_LENGTH = 65_536
-INTEGER_BITS = 1024  # that of the largest float
+INTEGER_BITS = 1024  # as the largest float
 TOTAL_WORK = 300_000
 PROBLEMS = 50
 CHARACTERS_PER_WEIGHT = 16
@@ -44,7 +44,9 @@ class Budget:
         while level:
             weight += len(level)
             if depth > VALUE_DEPTH:
-                raise ConfigValueError(f"nested more than {VALUE_DEPTH} deep, or in itself")
+                raise ConfigValueError(
+                    f"nested more than {VALUE_DEPTH} levels deep, or contains itself"
+                )
             below: list[object] = []
             for item in level:
                 if isinstance(item, str):
@@ -55,14 +57,14 @@ class Budget:
                     below += _children(item)
                 if weight + len(below) > VALUE_WEIGHT:
                     self._spend(weight)
-                    raise ConfigValueError(f"larger than {VALUE_WEIGHT:,} items")
+                    raise ConfigValueError(f"more than {VALUE_WEIGHT:,} items")
             level, depth = below, depth + 1
         self._spend(weight)
 
     def _spend(self, weight: int) -> None:
         self._left -= weight
         if self._left < 0:
-            raise BudgetExceededError("more work than any config needs: the values are too large")
+            raise BudgetExceededError("the values of this config are too large")
 
 
 def check_repeat(length: int, times: int, limit: int) -> None:
@@ -90,11 +92,13 @@ def _check_text(text: str) -> int:
     """What ``text`` weighs, in addition to being an item."""
     if len(text) > STRING_LENGTH:
         raise ConfigValueError(
-            f"a string of {len(text):,} characters, of at most {STRING_LENGTH:,}"
+            f"a string of {len(text):,} characters; the limit is {STRING_LENGTH:,}"
         )
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ConfigValueError("a string that is not text: half a surrogate pair") from None
+            raise ConfigValueError(
+                "a string that is not valid text: half a surrogate pair"
+            ) from None
     return len(text) // CHARACTERS_PER_WEIGHT

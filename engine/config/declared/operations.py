@@ -28,7 +28,7 @@ SHOWN_LENGTH = 60
 def kind(value: object) -> str:
     """How a message calls the type of ``value``."""
     if isinstance(value, Symbol):
-        return f"{shown(value)} (its value is not known here)"
+        return f"{shown(value)} (not imported, so its value is unknown)"
     return {TrackedDict: "dict", type(None): "None"}.get(type(value), type(value).__name__.lower())
 
 
@@ -45,7 +45,7 @@ def is_plain(value: object) -> bool:
 
 def truth(value: object) -> bool:
     if not is_plain(value):
-        raise ConfigValueError(f"a condition on {kind(value)}")
+        raise ConfigValueError(f"the condition is {kind(value)}")
     return bool(value)
 
 
@@ -59,7 +59,7 @@ def _multiply(left: Any, right: Any) -> object:
 
 def _modulo(left: Any, right: Any) -> object:
     if isinstance(left, str):
-        raise ConfigValueError("% does not format strings here; write an f-string")
+        raise ConfigValueError("% cannot format strings in a config; write an f-string")
     return left % right
 
 
@@ -106,7 +106,9 @@ def binary(kind_of: type[ast.operator], left: object, right: object) -> object:
     try:
         result = compute(left, right)
     except TypeError:
-        raise ConfigValueError(f"{sign} between {kind(left)} and {kind(right)}") from None
+        raise ConfigValueError(
+            f"unsupported operands of {sign}: {kind(left)} and {kind(right)}"
+        ) from None
     except ZeroDivisionError:
         raise ConfigValueError("division by zero") from None
     except OverflowError:
@@ -114,7 +116,7 @@ def binary(kind_of: type[ast.operator], left: object, right: object) -> object:
     except ValueError as error:
         raise ConfigValueError(str(error)) from None
     if isinstance(result, complex):
-        raise ConfigValueError("a complex number")
+        raise ConfigValueError("the result is a complex number")
     if isinstance(result, float) and not math.isfinite(result) and _finite(left, right):
         raise ConfigValueError("too large for a float")
     return result
@@ -153,7 +155,7 @@ def unary(node: ast.unaryop, value: object) -> object:
     try:
         return compute(value)
     except TypeError:
-        raise ConfigValueError(f"{sign} on {kind(value)}") from None
+        raise ConfigValueError(f"unsupported operand of {sign}: {kind(value)}") from None
 
 
 COMPARISONS: Mapping[type[ast.cmpop], tuple[str, Binary]] = {
@@ -183,11 +185,13 @@ def compare(node: ast.cmpop, left: object, right: object) -> bool:
     operands = [left, right, *(right if isinstance(right, list | tuple) else ())]
     for item in operands:
         if not is_plain(item) and not named and not (identity and _is_name(item)):
-            raise ConfigValueError(f"{sign} with {kind(item)}")
+            raise ConfigValueError(f"unsupported operand of {sign}: {kind(item)}")
     try:
         return bool(compute(left, right))
     except TypeError:
-        raise ConfigValueError(f"{sign} between {kind(left)} and {kind(right)}") from None
+        raise ConfigValueError(
+            f"unsupported operands of {sign}: {kind(left)} and {kind(right)}"
+        ) from None
 
 
 def _is_name(value: object) -> bool:
@@ -198,27 +202,29 @@ def index(base: object, key: Any) -> object:
     """``base[key]`` of a dict, list, tuple or str; a foreign symbol gives a symbol."""
     if isinstance(base, Symbol):
         if isinstance(key, slice):
-            raise ConfigValueError(f"a slice of {kind(base)}")
+            raise ConfigValueError(f"no slice of {kind(base)}")
         return Symbol(f"{base}[{key!r}]")
     if not isinstance(base, str | list | tuple | TrackedDict):
-        raise ConfigValueError(f"[...] on {kind(base)}")
+        raise ConfigValueError(f"{kind(base)} cannot be indexed")
     try:
         return base[key]
     except KeyError:
         known = ", ".join(map(shown, list(base)[:10]))
-        raise ConfigValueError(f"no key {shown(key)}; there are: {known or 'none'}") from None
+        raise ConfigValueError(f"no key {shown(key)}; keys: {known or 'none'}") from None
     except IndexError:
-        raise ConfigValueError(f"index {shown(key)} of {len(base)} items") from None
+        raise ConfigValueError(
+            f"index {shown(key)} is out of range for {len(base)} items"
+        ) from None
     except TypeError:
-        raise ConfigValueError(f"[{kind(key)}] on {kind(base)}") from None
+        raise ConfigValueError(f"{kind(base)} cannot be indexed by {kind(key)}") from None
 
 
 def check_key(key: object) -> None:
     """Keys whose hashes an author cannot choose to collide: text and numbers of 64 bits."""
     if isinstance(key, int) and key.bit_length() > 64:
-        raise ConfigValueError("an integer of more than 64 bits as a key")
+        raise ConfigValueError("an integer of more than 64 bits cannot be a key")
     if not isinstance(key, None | bool | int | float | str):
-        raise ConfigValueError(f"{kind(key)} as a key")
+        raise ConfigValueError(f"{kind(key)} cannot be a key")
 
 
 CONVERSIONS: Mapping[str, Callable[[object], str]] = {"s": str, "r": repr, "a": ascii}
@@ -227,15 +233,17 @@ CONVERSIONS: Mapping[str, Callable[[object], str]] = {"s": str, "r": repr, "a": 
 def formatted(value: object, conversion: str, spec: str) -> str:
     """``f"{value!conversion:spec}"``."""
     if not is_plain(value):
-        raise ConfigValueError(f"the text of {kind(value)}")
+        raise ConfigValueError(f"cannot format {kind(value)}")
     if re.search(rf"\d{{{FORMAT_WIDTH_DIGITS + 1}}}", spec):
-        raise ConfigValueError(f"a format {spec[:20]!r} wider than {10**FORMAT_WIDTH_DIGITS - 1}")
+        raise ConfigValueError(
+            f"the format {spec[:20]!r} is wider than {10**FORMAT_WIDTH_DIGITS - 1}"
+        )
     if conversion:
         value = CONVERSIONS[conversion](value)
     try:
         return format(value, spec)
     except TypeError:
-        raise ConfigValueError(f"the format {spec[:20]!r} of {kind(value)}") from None
+        raise ConfigValueError(f"the format {spec[:20]!r} is invalid for {kind(value)}") from None
     except (ValueError, OverflowError) as error:
         raise ConfigValueError(f"the format {spec[:20]!r}: {error}") from None
 
@@ -249,7 +257,7 @@ def _range(*bounds: Any) -> object:
 def _round(number: Any, digits: Any = None) -> object:
     # round(1, -10**9) would compute 10**10**9
     if isinstance(digits, int) and abs(digits) > INTEGER_BITS:
-        raise ConfigValueError(f"round to {shown(digits)} digits")
+        raise ConfigValueError(f"cannot round to {shown(digits)} digits")
     return round(number, digits)
 
 
@@ -291,7 +299,7 @@ def call(name: str, args: list[object]) -> object:
     """One of FUNCTIONS on ``args``."""
     for item in args:
         if not is_plain(item):
-            raise ConfigValueError(f"{name}() of {kind(item)}")
+            raise ConfigValueError(f"{name}() cannot take {kind(item)}")
     try:
         return FUNCTIONS[name](*args)
     except TypeError:

@@ -22,7 +22,7 @@ TEXT: Mapping[str, Callable[..., object]] = {
 }
 EXPANDUSER = "os.path.expanduser"
 FUNCTIONS = sorted([*TEXT, EXPANDUSER])
-MODULES = ("os", "pathlib")  # whose other functions are refused with the names of these
+MODULES = ("os", "pathlib")  # messages about their other functions list FUNCTIONS
 
 
 def call(name: str, args: list[object], environ: Mapping[str, str]) -> object:

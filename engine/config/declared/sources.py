@@ -13,8 +13,9 @@ from engine.config.declared.limits import SOURCE_BYTES, ConfigValueError
 from engine.config.values import COMMAND_LINE, Origin
 from engine.errors import ConfigError, Problem
 
-# An absolute import of these is never a config file, whatever lies beside the config: json.py
-# does not hide the standard library, model.py not the package that Colossal-AI's examples import.
+# An absolute import of these is never a config file, even if a file in the config's folder has the
+# name: json.py does not hide the standard library, nor model.py the package that Colossal-AI's
+# examples import.
 EXTERNAL_PACKAGES = sys.stdlib_module_names | {
     "apex",
     "colossalai",
@@ -27,7 +28,7 @@ EXTERNAL_PACKAGES = sys.stdlib_module_names | {
 }
 COUNTED_LINE = 1000  # characters; in longer lines columns are bytes, as counting them all is slow
 EXCERPT_LENGTH = 50
-# Configs of other programs; YAML of simple lines would parse as annotations of Python.
+# Configs of other programs; simple lines of YAML would parse as Python annotations.
 OTHER_FORMATS = {
     ".cfg": "an INI file",
     ".ini": "an INI file",
@@ -111,7 +112,7 @@ def load(path: Path, file: str) -> Source:
         reason = error.strerror if isinstance(error, OSError) else error
         raise config_error(file, f"cannot be read: {reason}") from None
     if len(data) > SOURCE_BYTES:
-        raise config_error(file, f"longer than {SOURCE_BYTES // 1024} KiB, which no config needs")
+        raise config_error(file, f"longer than {SOURCE_BYTES // 1024} KiB, the limit of a config")
     try:
         text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -120,8 +121,8 @@ def load(path: Path, file: str) -> Source:
     if other := _other_format(path, text):
         raise config_error(
             file,
-            f"is {other}, and a config is Python: lines such as BATCH_SIZE = 8 and "
-            "optimizer = dict(lr=3e-4); cuboid settings lists what can be set",
+            f"is {other}, but a config is Python: lines such as BATCH_SIZE = 8 and "
+            "optimizer = dict(lr=3e-4); cuboid settings lists all settings",
         )
     return Source(file, text, path)
 

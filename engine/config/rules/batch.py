@@ -1,4 +1,4 @@
-"""Samples: how a batch falls into micro-batches, and those into pieces."""
+"""Rules for samples: the batch, its micro-batches and their shards, and the length of the run."""
 
 from __future__ import annotations
 
@@ -10,119 +10,129 @@ from engine.config.schema import user_name
 from engine.config.value_hints import nearest_multiples
 
 
-def batch_falls_into_micro_batches(facts: RuleContext) -> Iterator[Finding]:
-    """BATCH_SIZE is worked through in parts of the same size."""
-    batch, parts = facts.settings.batch_size, facts.settings.num_micro_batches
-    if batch % parts:
-        yield facts.error(
+def batch_divides_into_micro_batches(context: RuleContext) -> Iterator[Finding]:
+    """Require BATCH_SIZE to be a multiple of NUM_MICRO_BATCHES: micro-batches have equal sizes."""
+    batch, count = context.settings.batch_size, context.settings.num_micro_batches
+    if batch % count:
+        yield context.error(
             "batch_size",
-            f"{facts.cite('batch_size')} is not a multiple of "
-            f"{facts.cite('num_micro_batches')}; nearest: {nearest_multiples(batch, parts)}",
+            f"{context.cite('batch_size')} is not a multiple of "
+            f"{context.cite('num_micro_batches')}; nearest: {nearest_multiples(batch, count)}",
         )
 
 
-def micro_batch_falls_into_pieces(facts: RuleContext) -> Iterator[Finding]:
-    """A micro-batch whose samples the mode cannot split evenly is padded."""
-    settings = facts.settings
+def micro_batches_need_no_padding(context: RuleContext) -> Iterator[Finding]:
+    """Warn if micro-batches are padded, because the mode cannot shard their samples evenly."""
+    settings = context.settings
     if settings.batch_size % settings.num_micro_batches:
         return
     samples = settings.batch_size // settings.num_micro_batches
-    multiple = facts.layout.sample_multiple(settings.seq_len)
+    multiple = context.layout.sample_multiple(settings.seq_len)
     padded = -(-samples // multiple) * multiple
     if padded == samples:
         return
-    yield facts.warning(
+    yield context.warning(
         "batch_size",
-        f"{facts.cite('batch_size', 'num_micro_batches')}: micro-batches of {samples} x "
-        f"{facts.cite('seq_len')} are padded to {padded} samples, which "
-        f"{facts.cite('mode', 'tensor_parallel')} split evenly: {(padded - samples) / padded:.0%} "
-        f"of the work is padding; none with {' or with '.join(_unpadded(facts, multiple))}",
+        f"{context.cite('batch_size', 'num_micro_batches')}: micro-batches of {samples} samples "
+        f"are padded to {padded} samples, a multiple of {multiple}, for "
+        f"{context.cite('mode', 'tensor_parallel', 'seq_len')}: {(padded - samples) / padded:.0%} "
+        f"of the work is padding; to avoid it, set {', or '.join(_unpadded(context, multiple))}",
     )
 
 
-def _unpadded(facts: RuleContext, multiple: int) -> Iterator[str]:
-    """List overrides that leave no padding: fewer micro-batches of the same batch, where it can be
-    split into multiples of ``multiple``, then the next larger batch."""
-    settings = facts.settings
-    batch, parts = settings.batch_size, settings.num_micro_batches
-    round_of = settings.pipeline if settings.schedule == "interleaved" else 1
-    fewer = [n for n in range(parts, 0, -1) if batch % (n * multiple) == n % round_of == 0]
+def _unpadded(context: RuleContext, multiple: int) -> Iterator[str]:
+    """Yield overrides that leave no padding: the same batch in fewer micro-batches, if it divides
+    into multiples of ``multiple``, then the next larger batch."""
+    settings = context.settings
+    batch, count = settings.batch_size, settings.num_micro_batches
+    round_size = settings.pipeline if settings.schedule == "interleaved" else 1
+    fewer = [n for n in range(count, 0, -1) if batch % (n * multiple) == n % round_size == 0]
     if fewer:
         yield f"NUM_MICRO_BATCHES={fewer[0]}"
-    yield f"BATCH_SIZE={-(-batch // (parts * multiple)) * parts * multiple}" + (
-        f" NUM_MICRO_BATCHES={parts}" if fewer or parts > 1 else ""
+    yield f"BATCH_SIZE={-(-batch // (count * multiple)) * count * multiple}" + (
+        f" NUM_MICRO_BATCHES={count}" if fewer or count > 1 else ""
     )
 
 
-def samples_fit_the_positions(facts: RuleContext) -> Iterator[Finding]:
-    """Every token of a sample has a position."""
-    if facts.settings.seq_len > facts.settings.model.block_size:
-        yield facts.error(
+def samples_fit_the_positions(context: RuleContext) -> Iterator[Finding]:
+    """Require SEQ_LEN to be at most model.block_size: each token of a sample needs a position."""
+    seq_len, positions = context.settings.seq_len, context.settings.model.block_size
+    if seq_len > positions:
+        yield context.error(
             "seq_len",
-            f"{facts.cite('seq_len')} is more than the positions there are, "
-            f"{facts.cite('model.block_size')}",
+            f"{context.cite('seq_len')} is more than the number of positions, "
+            f"{context.cite('model.block_size')}; set SEQ_LEN={positions} or "
+            f"model.block_size={seq_len}",
         )
 
 
-def run_ends(facts: RuleContext) -> Iterator[Finding]:
-    """Something says how long to train; epochs of data without end do not."""
-    settings = facts.settings
+def run_ends(context: RuleContext) -> Iterator[Finding]:
+    """Require NUM_EPOCHS or MAX_STEPS, and MAX_STEPS for endless data."""
+    settings = context.settings
     if settings.max_steps is not None:
         return
     if settings.num_epochs is None:
-        owns = ((name, facts.sources.own_name_for(name)) for name in ("num_epochs", "max_steps"))
-        meant = next(
-            (f"; did you mean {user_name(name)} by {own}?" for name, own in owns if own), ""
+        hints = (
+            f"; did you mean {user_name(name)} instead of {own}?"
+            for name in ("num_epochs", "max_steps")
+            if (own := context.sources.own_name_for(name))
         )
-        yield facts.error("num_epochs", f"the run has no end: set NUM_EPOCHS or MAX_STEPS{meant}")
+        hint = next(hints, "")
+        yield context.error("num_epochs", f"the run has no end: set NUM_EPOCHS or MAX_STEPS{hint}")
     elif settings.data.type == "synthetic":
-        yield facts.error(
+        yield context.error(
             "num_epochs",
-            f"{facts.cite('data.type')} never ends, so {facts.cite('num_epochs')} does not end "
+            f"{context.cite('data.type')} is endless, so {context.cite('num_epochs')} does not end "
             "the run: set MAX_STEPS",
         )
 
 
-def tensor_shape_agrees(facts: RuleContext) -> Iterator[Finding]:
-    """TENSOR_SHAPE, in Colossal-AI's reckoning: grids divide samples and width, depth neither."""
-    settings = facts.settings
+def tensor_shape_agrees(context: RuleContext) -> Iterator[Finding]:
+    """Warn if TENSOR_SHAPE differs from the shape of pipeline messages by Colossal-AI's convention.
+
+    There grids shard samples and width; the depth of 2.5d shards neither.
+    """
+    settings = context.settings
     stated = settings.tensor_shape
     if stated is None:
         return
-    outer = facts.mode.outer
+    outer = context.mode.outer
     samples = settings.batch_size // settings.num_micro_batches
-    width = settings.model.n_embd // facts.num_shards(*outer.hidden)
-    if facts.mode.whole_samples:
-        grids = settings.depth if facts.mode.uses_depth else 1
-        samples //= facts.num_shards(*outer.tokens) // grids
+    width = settings.model.n_embd // context.num_shards(*outer.hidden)
+    if context.mode.whole_samples:
+        grids = settings.depth if context.mode.uses_depth else 1
+        samples //= context.num_shards(*outer.tokens) // grids
     shape = (samples, settings.seq_len, width)
+    causes = ("batch_size", "num_micro_batches", "seq_len", "model.n_embd", "mode")
     if stated != shape:
-        yield facts.warning(
+        yield context.warning(
             "tensor_shape",
-            f"{facts.cite('tensor_shape')} differs from {shape}, which follows from "
-            f"{facts.cite('batch_size', 'num_micro_batches', 'seq_len', 'model.n_embd', 'mode')}; "
-            "shapes are worked out, so nothing depends on it",
+            f"{context.cite('tensor_shape')} differs from {shape}, the shape for "
+            f"{context.cite(*causes)}; it is only checked, so correct or remove it",
         )
 
 
-def step_is_within_the_data(facts: RuleContext) -> Iterator[Finding]:
-    """A step takes no sample twice. A token stands for a byte of the data or more, so the size of
-    files tells where that is certain; ``cuboid train`` knows in all cases."""
-    settings, most = facts.settings, max_samples(facts.settings)
-    taken = settings.batch_size * facts.layout.data * settings.gradient_accumulation
-    if most is not None and most < taken:
-        yield facts.warning(
+def step_fits_the_data(context: RuleContext) -> Iterator[Finding]:
+    """Warn if a step needs more samples than the data can have.
+
+    A token is at least one byte, so the size of the files is a bound. ``cuboid train`` checks again
+    when the samples are known.
+    """
+    settings, available = context.settings, max_samples(context.settings)
+    needed = settings.batch_size * context.layout.data * settings.gradient_accumulation
+    if available is not None and available < needed:
+        yield context.warning(
             "batch_size",
-            f"{facts.cite('batch_size')}: a step takes {taken:,} samples of {settings.seq_len} "
-            f"tokens, and {facts.cite('data.path')} has at most {most:,} to train on, by its size: "
-            "a step reads the same samples several times",
+            f"{context.cite('batch_size')}: a step needs {needed:,} samples of {settings.seq_len} "
+            f"tokens, but {context.cite('data.path')} has at most {available:,} to train on, by "
+            "its size, so each step repeats samples; use a smaller batch or SEQ_LEN, or more data",
         )
 
 
 RULES = (
-    step_is_within_the_data,
-    batch_falls_into_micro_batches,
-    micro_batch_falls_into_pieces,
+    step_fits_the_data,
+    batch_divides_into_micro_batches,
+    micro_batches_need_no_padding,
     samples_fit_the_positions,
     run_ends,
     tensor_shape_agrees,

@@ -1,4 +1,4 @@
-"""How many GPUs, and how tensor parallelism arranges them."""
+"""Rules for the number of GPUs and their arrangement by tensor parallelism."""
 
 from __future__ import annotations
 
@@ -9,60 +9,63 @@ from engine.config.value_hints import nearest_multiples
 from models.parallel.registry import modes, nearest_sizes
 
 
-def tensor_parallel_needs_a_mode(facts: RuleContext) -> Iterator[Finding]:
-    """Something must say how tensors are cut."""
-    settings = facts.settings
+def tensor_parallel_needs_a_mode(context: RuleContext) -> Iterator[Finding]:
+    """Require a MODE other than 'serial' if TENSOR_PARALLEL is more than 1."""
+    settings = context.settings
     if settings.tensor_parallel > 1 and settings.mode == "serial":
-        cutting = [repr(name) for name in modes() if name != "serial"]
-        yield facts.error(
+        parallel = [repr(name) for name in modes() if name != "serial"]
+        yield context.error(
             "tensor_parallel",
-            f"{facts.cite('tensor_parallel')} needs a MODE that cuts tensors "
-            f"({', '.join(cutting)}), not {facts.cite('mode')}",
+            f"{context.cite('tensor_parallel')} needs a tensor-parallel MODE "
+            f"({', '.join(parallel)}), not {context.cite('mode')}",
         )
 
 
-def mode_takes_the_size(facts: RuleContext) -> Iterator[Finding]:
-    """2d takes squares, 2.5d squares times DEPTH, 3d cubes."""
-    settings, mode = facts.settings, facts.mode
+def mode_accepts_the_size(context: RuleContext) -> Iterator[Finding]:
+    """Require TENSOR_PARALLEL to fit MODE: a square in 2d, DEPTH times a square in 2.5d, a cube in
+    3d."""
+    settings, mode = context.settings, context.mode
     size, depth = settings.tensor_parallel, settings.depth
     if mode.name == "serial" or mode.axes(size, depth) is not None:
         return
-    needing = (
-        f"{facts.cite('mode')} with {facts.cite('depth')}"
-        if mode.uses_depth
-        else facts.cite("mode")
-    )
+    cause = context.cite("mode")
+    if mode.uses_depth:
+        cause += f" with {context.cite('depth')}"
     legal = ", ".join(map(str, nearest_sizes(mode, size, depth)))
-    yield facts.error(
+    yield context.error(
         "tensor_parallel",
-        f"{facts.cite('tensor_parallel')} is not {mode.size_rule}, which {needing} needs; "
+        f"{context.cite('tensor_parallel')} is not {mode.size_rule}, which {cause} needs; "
         f"nearest: {legal}",
     )
 
 
-def depth_needs_its_mode(facts: RuleContext) -> Iterator[Finding]:
-    """DEPTH says nothing to the modes that have none."""
-    if facts.settings.depth > 1 and not facts.mode.uses_depth:
-        using = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.uses_depth)
-        yield facts.error(
-            "depth", f"{facts.cite('depth')} is for {using}, not for {facts.cite('mode')}"
+def depth_needs_its_mode(context: RuleContext) -> Iterator[Finding]:
+    """Require DEPTH to be 1 in modes that do not use it."""
+    if context.settings.depth > 1 and not context.mode.uses_depth:
+        deep = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.uses_depth)
+        yield context.error(
+            "depth",
+            f"{context.cite('depth')} needs {deep}, not {context.cite('mode')}; otherwise set "
+            "DEPTH=1",
         )
 
 
-def processes_hold_whole_copies(facts: RuleContext) -> Iterator[Finding]:
-    """GPUS = TENSOR_PARALLEL x PIPELINE x DATA, and DATA is whole."""
-    one, processes = facts.gpus_per_replica, facts.processes
-    if processes is not None and processes % one:
-        yield facts.error(
+def gpus_hold_whole_replicas(context: RuleContext) -> Iterator[Finding]:
+    """Require the GPUs to be a multiple of TENSOR_PARALLEL x PIPELINE; the quotient is the
+    data-parallel size."""
+    replica, gpus = context.gpus_per_replica, context.processes
+    if gpus is not None and gpus % replica:
+        yield context.error(
             "tensor_parallel",
-            f"{processes} GPUs are not a multiple of {one}, which {facts.cite('tensor_parallel')} "
-            f"x {facts.cite('pipeline')} need; nearest: {nearest_multiples(processes, one)}",
+            f"{gpus} GPUs are not a multiple of {replica}, which "
+            f"{context.cite('tensor_parallel')} x {context.cite('pipeline')} need; "
+            f"nearest: {nearest_multiples(gpus, replica)}",
         )
 
 
 RULES = (
     tensor_parallel_needs_a_mode,
-    mode_takes_the_size,
+    mode_accepts_the_size,
     depth_needs_its_mode,
-    processes_hold_whole_copies,
+    gpus_hold_whole_replicas,
 )

@@ -1,4 +1,4 @@
-"""The learning rate over the run."""
+"""Rules for the learning rate schedule and the loss scale."""
 
 from __future__ import annotations
 
@@ -7,81 +7,84 @@ from collections.abc import Iterator
 from engine.config.rule_context import Finding, RuleContext
 
 
-def warmup_ends_before_the_decay(facts: RuleContext) -> Iterator[Finding]:
-    """The decay has something left to do."""
-    schedule = facts.settings.lr_scheduler
+def warmup_ends_before_the_decay(context: RuleContext) -> Iterator[Finding]:
+    """Require lr_scheduler.warmup to be less than lr_scheduler.total."""
+    schedule = context.settings.lr_scheduler
     if schedule.total is not None and schedule.warmup >= schedule.total:
-        yield facts.error(
+        yield context.error(
             "lr_scheduler.warmup",
-            f"{facts.cite('lr_scheduler.warmup')} is not less than "
-            f"{facts.cite('lr_scheduler.total')}",
+            f"{context.cite('lr_scheduler.warmup')} must be less than "
+            f"{context.cite('lr_scheduler.total')}",
         )
 
 
-def warmup_ends_before_the_run(facts: RuleContext) -> Iterator[Finding]:
-    """A run that ends in its warm-up never trains at its learning rate."""
-    settings, schedule = facts.settings, facts.settings.lr_scheduler
+def warmup_ends_before_the_run(context: RuleContext) -> Iterator[Finding]:
+    """Warn if lr_scheduler.warmup is not less than the length of the run."""
+    settings, schedule = context.settings, context.settings.lr_scheduler
     end = settings.max_steps if schedule.by == "step" else settings.num_epochs
     if schedule.by == "epoch" and settings.max_steps is not None:
         return
     if end is not None and schedule.warmup >= end:
         name = "max_steps" if schedule.by == "step" else "num_epochs"
-        yield facts.warning(
+        yield context.warning(
             "lr_scheduler.warmup",
-            f"{facts.cite('lr_scheduler.warmup')} is not less than {facts.cite(name)}: "
-            f"{facts.cite('optimizer.lr')} is never reached",
+            f"{context.cite('lr_scheduler.warmup')} is not less than {context.cite(name)}: the run "
+            f"ends before it reaches {context.cite('optimizer.lr')}; use a shorter warm-up",
         )
 
 
-def warmup_is_not_a_share(facts: RuleContext) -> Iterator[Finding]:
-    """Other trainers take a share of the run; here, less than one step warms nothing up."""
-    settings, schedule = facts.settings, facts.settings.lr_scheduler
+def warmup_is_at_least_one_step(context: RuleContext) -> Iterator[Finding]:
+    """Require lr_scheduler.warmup to be 0 or at least one step.
+
+    Other trainers take a fraction of the run.
+    """
+    settings, schedule = context.settings, context.settings.lr_scheduler
     if schedule.by != "step" or not 0 < schedule.warmup < 1:
         return
-    share = f"{schedule.warmup:.4g} of the run"
+    fraction = f"{schedule.warmup:.4g} of the run"
     if settings.max_steps is not None:
         steps = max(1, round(schedule.warmup * settings.max_steps))
-        remedy = f"for {share}, state {steps} ({facts.cite('max_steps')})"
+        remedy = f"for {fraction}, set it to {steps} ({context.cite('max_steps')})"
     elif settings.num_epochs is not None and schedule.total is None:
         epochs = f"{schedule.warmup * settings.num_epochs:.4g}"
         remedy = (
-            f"for {share}, state lr_scheduler.by='epoch' and lr_scheduler.warmup={epochs} "
-            f"({facts.cite('num_epochs')})"
+            f"for {fraction}, set lr_scheduler.by='epoch' and lr_scheduler.warmup={epochs} "
+            f"({context.cite('num_epochs')})"
         )
     else:
-        remedy = "state a number of steps"
-    yield facts.error(
+        remedy = "set a number of steps"
+    yield context.error(
         "lr_scheduler.warmup",
-        f"{facts.cite('lr_scheduler.warmup')} is less than one step; {remedy}",
+        f"{context.cite('lr_scheduler.warmup')} is less than one step; {remedy}",
     )
 
 
-def epochs_need_data_that_ends(facts: RuleContext) -> Iterator[Finding]:
-    """Synthetic data has no epochs to count."""
-    settings = facts.settings
+def epochs_need_finite_data(context: RuleContext) -> Iterator[Finding]:
+    """Require lr_scheduler.by='step' for synthetic data, which has no epochs."""
+    settings = context.settings
     if settings.lr_scheduler.by == "epoch" and settings.data.type == "synthetic":
-        yield facts.error(
+        yield context.error(
             "lr_scheduler.by",
-            f"{facts.cite('lr_scheduler.by')} needs data that ends, which "
-            f"{facts.cite('data.type')} does not; use lr_scheduler.by='step'",
+            f"{context.cite('lr_scheduler.by')} needs data with epochs, but "
+            f"{context.cite('data.type')} is endless; use lr_scheduler.by='step'",
         )
 
 
-def loss_scale_is_within_its_bounds(facts: RuleContext) -> Iterator[Finding]:
-    """min <= initial <= max."""
-    scale = facts.settings.loss_scale
+def loss_scale_is_within_its_bounds(context: RuleContext) -> Iterator[Finding]:
+    """Require loss_scale.initial to be between loss_scale.min and loss_scale.max."""
+    scale = context.settings.loss_scale
     if not scale.min <= scale.initial <= scale.max:
-        yield facts.error(
+        yield context.error(
             "loss_scale.initial",
-            f"{facts.cite('loss_scale.initial')} is not between {facts.cite('loss_scale.min')} "
-            f"and {facts.cite('loss_scale.max')}",
+            f"{context.cite('loss_scale.initial')} must be between "
+            f"{context.cite('loss_scale.min')} and {context.cite('loss_scale.max')}",
         )
 
 
 RULES = (
     warmup_ends_before_the_decay,
     warmup_ends_before_the_run,
-    warmup_is_not_a_share,
-    epochs_need_data_that_ends,
+    warmup_is_at_least_one_step,
+    epochs_need_finite_data,
     loss_scale_is_within_its_bounds,
 )

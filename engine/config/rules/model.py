@@ -1,4 +1,4 @@
-"""The model and its data."""
+"""Rules for the model, its data and paths."""
 
 from __future__ import annotations
 
@@ -15,87 +15,90 @@ from models.presets import GPT2_VOCABULARY, PRESETS
 NEED_A_FILE = frozenset({"json", "jsonl"})
 
 
-def hidden_size_agrees(facts: RuleContext) -> Iterator[Finding]:
-    """HIDDEN_SIZE repeats the model's width."""
-    hidden, width = facts.settings.hidden_size, facts.settings.model.n_embd
+def hidden_size_agrees(context: RuleContext) -> Iterator[Finding]:
+    """Require HIDDEN_SIZE to equal model.n_embd."""
+    hidden, width = context.settings.hidden_size, context.settings.model.n_embd
     if hidden is not None and hidden != width:
-        yield facts.error(
-            "hidden_size", f"{facts.cite('hidden_size')} is not {facts.cite('model.n_embd')}"
+        yield context.error(
+            "hidden_size",
+            f"{context.cite('hidden_size')} differs from {context.cite('model.n_embd')}; correct "
+            "one of them, or remove HIDDEN_SIZE",
         )
 
 
-def heads_divide_the_width(facts: RuleContext) -> Iterator[Finding]:
-    """Unless a head's width is stated, the heads share the model's out."""
-    model = facts.settings.model
+def heads_divide_the_width(context: RuleContext) -> Iterator[Finding]:
+    """Require model.n_embd to be a multiple of model.n_head unless model.head_dim is set."""
+    model = context.settings.model
     heads, width = model.n_head, model.n_embd
-    if width % heads and not facts.is_stated("model.head_dim"):
-        yield facts.error(
+    if width % heads and not context.is_stated("model.head_dim"):
+        yield context.error(
             "model.n_embd",
-            f"{facts.cite('model.n_embd')} is not a multiple of {facts.cite('model.n_head')}; "
-            f"nearest: {nearest_multiples(width, heads)}, or state model.head_dim",
+            f"{context.cite('model.n_embd')} is not a multiple of {context.cite('model.n_head')}; "
+            f"nearest: {nearest_multiples(width, heads)}, or set model.head_dim",
         )
 
 
-def preset_differs_from_the_published(facts: RuleContext) -> Iterator[Finding]:
-    """Some of titans' sizes go by a published model's name."""
-    name = facts.settings.model.preset
+def preset_differs_from_the_published(context: RuleContext) -> Iterator[Finding]:
+    """Note that some of titans' presets differ from the published model of that name."""
+    name = context.settings.model.preset
     preset = PRESETS[name] if name else None
     if preset is None or preset.published is None:
         return
     other = PRESETS[preset.published]
-    yield facts.note(
+    yield context.note(
         "model.preset",
-        f"{facts.cite('model.preset')} has n_embd={preset.n_embd} and n_head={preset.n_head}, as "
-        f"Colossal-AI has it; the published one has n_embd={other.n_embd} and "
-        f"n_head={other.n_head}: model.type={preset.published!r}",
+        f"{context.cite('model.preset')} has n_embd={preset.n_embd} and n_head={preset.n_head}, "
+        f"Colossal-AI's sizes; the published model has n_embd={other.n_embd} and "
+        f"n_head={other.n_head}: for it, set model.type={preset.published!r}",
     )
 
 
-def vocabulary_holds_the_tokens(facts: RuleContext) -> Iterator[Finding]:
-    """Every token that the tokenizer gives has an embedding."""
-    settings = facts.settings
+def vocabulary_holds_the_tokens(context: RuleContext) -> Iterator[Finding]:
+    """Require model.vocab_size to be at least the number of GPT-2's tokens if its tokenizer is
+    used."""
+    settings = context.settings
     if settings.data.type == "synthetic" or settings.data.tokenizer != "gpt2":
         return
     if settings.model.vocab_size < GPT2_VOCABULARY:
-        yield facts.error(
+        yield context.error(
             "model.vocab_size",
-            f"{facts.cite('model.vocab_size')} is less than the {GPT2_VOCABULARY} tokens of "
-            f"{facts.cite('data.tokenizer')}",
+            f"{context.cite('model.vocab_size')} is less than the {GPT2_VOCABULARY} tokens of "
+            f"{context.cite('data.tokenizer')}; set it to {GPT2_VOCABULARY} or more",
         )
 
 
-def every_position_is_trained(facts: RuleContext) -> Iterator[Finding]:
-    """Positions beyond the samples are never looked up in training."""
-    settings = facts.settings
+def every_position_is_trained(context: RuleContext) -> Iterator[Finding]:
+    """Note that a model.block_size above SEQ_LEN leaves positions untrained."""
+    settings = context.settings
     if settings.model.block_size > settings.seq_len:
-        yield facts.note(
+        yield context.note(
             "model.block_size",
-            f"{facts.cite('model.block_size')} is more than {facts.cite('seq_len')}: this run does "
-            f"not train the positions from {settings.seq_len} on; "
-            f"model.block_size={settings.seq_len} leaves them out",
+            f"{context.cite('model.block_size')} is more than {context.cite('seq_len')}: this run "
+            f"does not train the positions from {settings.seq_len} on; to leave them out, set "
+            f"model.block_size={settings.seq_len}",
         )
 
 
-def source_has_a_file(facts: RuleContext) -> Iterator[Finding]:
-    """Only text comes with Python."""
-    data = facts.settings.data
+def source_has_a_file(context: RuleContext) -> Iterator[Finding]:
+    """Require data.path for JSON data; Python comes with a text only."""
+    data = context.settings.data
     if data.type in NEED_A_FILE and data.path is None:
-        yield facts.error("data.type", f"{facts.cite('data.type')} needs data.path, a file")
+        yield context.error("data.type", f"{context.cite('data.type')} needs a file: set data.path")
 
 
-def paths_exist(facts: RuleContext) -> Iterator[Finding]:
-    """Warn of a path that is missing or of another kind: the job may run on another machine."""
+def paths_exist(context: RuleContext) -> Iterator[Finding]:
+    """Warn if a path is missing or of the wrong kind; the job may run on another machine."""
     for name, mark in path_settings().items():
-        given = attrgetter(name)(facts.settings)
+        given = attrgetter(name)(context.settings)
         if given is None or not mark.exists:
             continue
         for path in (given,) if isinstance(given, str) else given:
-            found = paths.matches(path)
-            problem = paths.problem_at(Path(path), *mark.exists) if found == [path] else None
-            if problem or not found:
+            matches = paths.matches(path)
+            problem = paths.problem_at(Path(path), *mark.exists) if matches == [path] else None
+            if problem or not matches:
                 problem = problem or "does not exist on this machine"
-                named = facts.cite(name) if path == given else f"{facts.cite(name)}: {path}"
-                yield facts.warning(name, f"{named} {problem}")
+                cited = context.cite(name) if path == given else f"{context.cite(name)}: {path}"
+                yield context.warning(name, f"{cited} {problem}")
 
 
 RULES = (

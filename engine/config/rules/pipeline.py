@@ -1,93 +1,102 @@
-"""The pipeline: stages, chunks and micro-batches."""
+"""Rules for pipeline parallelism: stages, chunks and micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
+from engine.pipeline_schedule import PipelineShape, ideal_bubble
 
-WORTH_A_WARNING = 0.25  # of a step spent waiting
+MAX_BUBBLE = 0.25  # of a step; more is worth a warning
 
 
-def every_chunk_has_a_layer(facts: RuleContext) -> Iterator[Finding]:
-    """PIPELINE x num_chunks pieces of the model, each with a block at least."""
-    model, stages = facts.settings.model, facts.settings.pipeline
+def every_chunk_has_a_layer(context: RuleContext) -> Iterator[Finding]:
+    """Require model.n_layer to be at least PIPELINE x model.num_chunks; warn if it is not a
+    multiple."""
+    model, stages = context.settings.model, context.settings.pipeline
     chunks = stages * model.num_chunks
     if stages == 1:
         return
+    product = f"{context.cite('pipeline')} x {context.cite('model.num_chunks')} = {chunks}"
     if model.n_layer < chunks:
-        yield facts.error(
+        yield context.error(
             "pipeline",
-            f"{facts.cite('model.n_layer')} is less than {facts.cite('pipeline')} x "
-            f"{facts.cite('model.num_chunks')} = {chunks}, the pieces it is cut into; at most "
-            f"{model.n_layer}",
+            f"{context.cite('model.n_layer')} is less than {product}, the number of model chunks; "
+            f"use at most {model.n_layer} chunks, or more layers",
         )
     elif model.n_layer % chunks:
         few = model.n_layer // chunks
-        yield facts.warning(
+        yield context.warning(
             "pipeline",
-            f"{facts.cite('model.n_layer')} is not a multiple of {chunks}, the pieces of "
-            f"{facts.cite('pipeline', 'model.num_chunks')}: some have {few} layers and some "
-            f"{few + 1}, and the slowest sets the pace",
+            f"{context.cite('model.n_layer')} is not a multiple of {product}: model chunks have "
+            f"{few} or {few + 1} layers, and the larger ones limit the speed; nearest: "
+            f"{nearest_multiples(model.n_layer, chunks)}",
         )
 
 
-def chunks_need_the_interleaved_schedule(facts: RuleContext) -> Iterator[Finding]:
-    """Several chunks on a rank are interleaved, and only several can be."""
-    settings = facts.settings
+def chunks_need_the_interleaved_schedule(context: RuleContext) -> Iterator[Finding]:
+    """Require schedule='interleaved' if model.num_chunks is more than 1, and another one if it is
+    1."""
+    settings = context.settings
     if settings.pipeline == 1:
         return
     if (settings.model.num_chunks > 1) != (settings.schedule == "interleaved"):
-        yield facts.error(
-            "schedule" if facts.is_stated("schedule") else "model.num_chunks",
-            f"{facts.cite('model.num_chunks')} does not go with {facts.cite('schedule')}; either "
-            "schedule='interleaved' with model.num_chunks of 2 or more, or model.num_chunks=1",
+        yield context.error(
+            "schedule" if context.is_stated("schedule") else "model.num_chunks",
+            f"{context.cite('model.num_chunks')} is not possible with {context.cite('schedule')}; "
+            "use schedule='interleaved' with model.num_chunks of 2 or more, or another schedule "
+            "with model.num_chunks=1",
         )
 
 
-def interleaving_needs_rounds(facts: RuleContext) -> Iterator[Finding]:
-    """Interleaved 1F1B sends micro-batches in rounds of PIPELINE (Narayanan et al. 2021)."""
-    settings = facts.settings
-    stages, parts = settings.pipeline, settings.num_micro_batches
-    if stages > 1 and settings.schedule == "interleaved" and parts % stages:
-        yield facts.error(
+def interleaving_needs_rounds(context: RuleContext) -> Iterator[Finding]:
+    """Require NUM_MICRO_BATCHES to be a multiple of PIPELINE for the interleaved schedule.
+
+    It runs micro-batches in rounds of PIPELINE (Narayanan et al. 2021).
+    """
+    settings = context.settings
+    stages, micro_batches = settings.pipeline, settings.num_micro_batches
+    if stages > 1 and settings.schedule == "interleaved" and micro_batches % stages:
+        yield context.error(
             "num_micro_batches",
-            f"{facts.cite('num_micro_batches')} is not a multiple of {facts.cite('pipeline')}, "
-            f"which the interleaved schedule needs; nearest: {nearest_multiples(parts, stages)}",
+            f"{context.cite('num_micro_batches')} is not a multiple of "
+            f"{context.cite('pipeline')}, which the interleaved schedule needs; "
+            f"nearest: {nearest_multiples(micro_batches, stages)}",
         )
 
 
-def micro_batches_fill_the_pipeline(facts: RuleContext) -> Iterator[Finding]:
-    """The bubble, (p - 1) / (v m + p - 1) of a step for m micro-batches through p stages of v
-    chunks (Narayanan et al. 2021, section 2.2), wants many micro-batches. A third of a micro-batch
-    counts where weight gradients fill it (Qi et al. 2023): v is 3."""
-    settings = facts.settings
-    stages = settings.pipeline
-    chunks = 3 if settings.schedule == "zero_bubble" else settings.model.num_chunks
-    parts = settings.num_micro_batches * settings.gradient_accumulation
-    bubble = _bubble(stages, chunks, parts)
-    if bubble > WORTH_A_WARNING:
-        enough = -(-3 * (stages - 1) // chunks)  # where the bubble is a quarter
-        enough = -(-enough // stages) * stages
-        yield facts.warning(
-            "num_micro_batches",
-            f"{facts.cite('num_micro_batches')} leaves {facts.cite('pipeline')} stages idle "
-            f"{bubble:.0%} of the time; {enough} would leave {_bubble(stages, chunks, enough):.0%}",
-        )
+def micro_batches_fill_the_pipeline(context: RuleContext) -> Iterator[Finding]:
+    """Warn if pipeline ranks are idle for more than MAX_BUBBLE of a step."""
+    settings = context.settings
+    shape = PipelineShape(
+        ranks=settings.pipeline,
+        micro_batches=settings.num_micro_batches * settings.gradient_accumulation,
+        chunks=settings.model.num_chunks,
+    )
+    bubble = ideal_bubble(settings.schedule, shape)
+    if bubble <= MAX_BUBBLE:
+        return
+    for enough in count(shape.ranks, shape.ranks):
+        smaller = ideal_bubble(settings.schedule, replace(shape, micro_batches=enough))
+        if smaller <= MAX_BUBBLE:
+            break
+    yield context.warning(
+        "num_micro_batches",
+        f"{context.cite('num_micro_batches')} leaves the ranks of {context.cite('pipeline')} idle "
+        f"for {bubble:.0%} of a step (the pipeline bubble); {enough} would leave {smaller:.0%}",
+    )
 
 
-def chunks_need_a_pipeline(facts: RuleContext) -> Iterator[Finding]:
-    """Chunks are of a pipeline rank."""
-    if facts.settings.pipeline == 1 and facts.settings.model.num_chunks > 1:
-        yield facts.note(
+def chunks_need_a_pipeline(context: RuleContext) -> Iterator[Finding]:
+    """Note that model.num_chunks has no effect without a pipeline."""
+    if context.settings.pipeline == 1 and context.settings.model.num_chunks > 1:
+        yield context.note(
             "model.num_chunks",
-            f"{facts.cite('model.num_chunks')} has no effect with {facts.cite('pipeline')}",
+            f"{context.cite('model.num_chunks')} has no effect with {context.cite('pipeline')}",
         )
-
-
-def _bubble(stages: int, chunks: int, micro_batches: int) -> float:
-    return (stages - 1) / (chunks * micro_batches + stages - 1)
 
 
 RULES = (

@@ -1,62 +1,119 @@
-"""Settings that were stated and that others leave without effect."""
+"""Rule for settings that have no effect because of other settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import LossScaleSettings, Settings
 
-SAVES = "checkpoint.every or checkpoint.minutes"
 
-# setting -> (whether it has an effect, what else would have to be)
-USED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
-    "optimizer.betas": (lambda s: s.optimizer.type != "sgd", "an Adam"),
-    "optimizer.eps": (lambda s: s.optimizer.type != "sgd", "an Adam"),
-    "optimizer.momentum": (lambda s: s.optimizer.type == "sgd", "optimizer.type='sgd'"),
-    "optimizer.decay": (lambda s: s.optimizer.weight_decay > 0, "a weight_decay above 0"),
-    "lr_scheduler.total": (lambda s: s.lr_scheduler.type != "constant", "a type that decays"),
-    "lr_scheduler.floor": (lambda s: s.lr_scheduler.type != "constant", "a type that decays"),
-    "data.path": (lambda s: s.data.type != "synthetic", "a data.type that reads, such as 'auto'"),
-    "data.key": (
+class Requirement(NamedTuple):
+    """When a setting has an effect."""
+
+    is_met: Callable[[Settings], bool]
+    depends_on: tuple[str, ...]
+    """Settings that the message cites as the cause."""
+    text: str
+    """The requirement in words."""
+
+
+_ADAM = Requirement(
+    lambda s: s.optimizer.type != "sgd",
+    ("optimizer.type",),
+    "optimizer.type='adam' or 'adamw'",
+)
+_DECAYING = Requirement(
+    lambda s: s.lr_scheduler.type != "constant",
+    ("lr_scheduler.type",),
+    "a schedule that decays",
+)
+_SAVING = Requirement(
+    lambda s: s.checkpoint.is_enabled,
+    ("checkpoint.every", "checkpoint.minutes"),
+    "checkpoint.every or checkpoint.minutes",
+)
+_PIPELINE = Requirement(lambda s: s.pipeline > 1, ("pipeline",), "PIPELINE of 2 or more")
+
+REQUIREMENTS: Mapping[str, Requirement] = {
+    "optimizer.betas": _ADAM,
+    "optimizer.eps": _ADAM,
+    "optimizer.momentum": Requirement(
+        lambda s: s.optimizer.type == "sgd", ("optimizer.type",), "optimizer.type='sgd'"
+    ),
+    "optimizer.decay": Requirement(
+        lambda s: s.optimizer.weight_decay > 0,
+        ("optimizer.weight_decay",),
+        "a weight decay above 0",
+    ),
+    "lr_scheduler.total": _DECAYING,
+    "lr_scheduler.floor": _DECAYING,
+    "data.path": Requirement(
+        lambda s: s.data.type != "synthetic",
+        ("data.type",),
+        "a data.type that reads files, such as 'auto'",
+    ),
+    "data.key": Requirement(
         lambda s: s.data.type in ("auto", "json", "jsonl") and s.data.path is not None,
+        ("data.type", "data.path"),
         "a data.path and a data.type that reads JSON",
     ),
-    "data.tokenizer": (lambda s: s.data.type != "synthetic", "a source of text"),
-    "eval.batches": (lambda s: s.eval.every != 0, "an eval.every other than 0"),
-    "eval.every": (
+    "data.tokenizer": Requirement(
+        lambda s: s.data.type != "synthetic", ("data.type",), "a data.type with text"
+    ),
+    "eval.batches": Requirement(
+        lambda s: s.eval.every != 0, ("eval.every",), "an eval.every other than 0"
+    ),
+    "eval.every": Requirement(
         lambda s: not s.eval.every or s.data.validation > 0,
-        "data.validation above 0",
+        ("data.validation",),
+        "a data.validation above 0",
     ),
-    "checkpoint.keep": (lambda s: s.checkpoint.is_enabled, SAVES),
-    "checkpoint.asynchronous": (lambda s: s.checkpoint.is_enabled, SAVES),
-    "checkpoint.best": (
+    "checkpoint.keep": _SAVING,
+    "checkpoint.asynchronous": _SAVING,
+    "checkpoint.best": Requirement(
         lambda s: s.checkpoint.is_enabled and bool(s.eval.every) and s.data.validation > 0,
-        f"{SAVES}, and validations by eval.every",
+        (*_SAVING.depends_on, "eval.every", "data.validation"),
+        f"{_SAVING.text}, and validations by eval.every",
     ),
-    "matmul": (lambda s: s.precision == "float32", "precision='float32'"),
-    "schedule": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
-    "stages": (lambda s: s.pipeline > 1, "PIPELINE above 1"),
+    "matmul": Requirement(
+        lambda s: s.precision == "float32", ("precision",), "precision='float32'"
+    ),
+    "schedule": _PIPELINE,
+    "stages": _PIPELINE,
     **{
-        f"zero.{name}": (lambda s: s.zero.offload == "nvme", "offloading to 'nvme'")
+        f"zero.{name}": Requirement(
+            lambda s: s.zero.offload == "nvme", ("zero.offload",), "zero.offload='nvme'"
+        )
         for name in ("nvme_path", "nvme_buffer", "nvme_store")
     },
     **{
-        f"loss_scale.{name}": (lambda s: s.precision == "fp16", "precision='fp16'")
+        f"loss_scale.{name}": Requirement(
+            lambda s: s.precision == "fp16", ("precision",), "precision='fp16'"
+        )
         for name in LossScaleSettings.model_fields
     },
     **{
-        f"loss_spike.{name}": (lambda s: s.loss_spike.factor is not None, "a loss_spike.factor")
+        f"loss_spike.{name}": Requirement(
+            lambda s: s.loss_spike.factor is not None,
+            ("loss_spike.factor",),
+            "a loss_spike.factor",
+        )
         for name in ("window", "max_skips")
     },
 }
 
 
-def stated_for_nothing(facts: RuleContext) -> Iterator[Finding]:
-    """What was stated and does nothing here, beside what it would take."""
-    for name, (has_effect, needed) in USED.items():
-        if facts.is_stated(name) and not has_effect(facts.settings):
-            yield facts.note(name, f"{facts.cite(name)} has no effect: that takes {needed}")
+def settings_have_an_effect(context: RuleContext) -> Iterator[Finding]:
+    """Note each setting that was set and has no effect, with the cause and the requirement."""
+    for name, requirement in REQUIREMENTS.items():
+        if context.is_stated(name) and not requirement.is_met(context.settings):
+            yield context.note(
+                name,
+                f"{context.cite(name)} has no effect with "
+                f"{context.cite(*requirement.depends_on)}; it needs {requirement.text}",
+            )
 
 
-RULES = (stated_for_nothing,)
+RULES = (settings_have_an_effect,)

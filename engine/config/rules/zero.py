@@ -1,4 +1,4 @@
-"""ZeRO: stages, offloading, and what they go with."""
+"""Rules for ZeRO: stages, offloading, and their requirements."""
 
 from __future__ import annotations
 
@@ -9,113 +9,120 @@ from engine.config.rule_context import Finding, RuleContext
 from models.parallel.registry import modes
 
 
-def offloading_needs_its_stage(facts: RuleContext) -> Iterator[Finding]:
-    """Only what ZeRO manages can be offloaded."""
-    zero = facts.settings.zero
-    for name, place, stage in (
+def offloading_needs_its_stage(context: RuleContext) -> Iterator[Finding]:
+    """Require ZeRO stage 1, 2 or 3 for zero.offload, and stage 3 for zero.offload_params.
+
+    Only state that ZeRO manages can be offloaded.
+    """
+    zero = context.settings.zero
+    for name, target, stage in (
         ("offload", zero.offload, 1),
         ("offload_params", zero.offload_params, 3),
     ):
-        if place is not None and zero.stage < stage:
+        if target is not None and zero.stage < stage:
             needed = "3" if stage == 3 else "1, 2 or 3"
-            yield facts.error(
+            yield context.error(
                 f"zero.{name}",
-                f"{facts.cite(f'zero.{name}')} needs zero.stage={needed}, not "
-                f"{facts.cite('zero.stage')}",
+                f"{context.cite(f'zero.{name}')} needs zero.stage={needed}, not "
+                f"{context.cite('zero.stage')}",
             )
 
 
-def depth_needs_copies(facts: RuleContext) -> Iterator[Finding]:
-    """What is shared out over depth is what 2.5d has copies of there."""
-    zero = facts.settings.zero
+def zero_depth_needs_replicas(context: RuleContext) -> Iterator[Finding]:
+    """Require a ZeRO stage for zero.depth, and a mode that replicates weights over DEPTH."""
+    zero = context.settings.zero
     if not zero.depth:
         return
     if not zero.stage:
-        yield facts.error(
+        yield context.error(
             "zero.depth",
-            f"{facts.cite('zero.depth')} needs zero.stage=1, 2 or 3, not "
-            f"{facts.cite('zero.stage')}",
+            f"{context.cite('zero.depth')} needs zero.stage=1, 2 or 3, not "
+            f"{context.cite('zero.stage')}",
         )
-    if facts.num_shards(*facts.mode.replicated) == 1:
+    if context.num_shards(*context.mode.replicated) == 1:
         having = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.replicated)
-        yield facts.error(
+        yield context.error(
             "zero.depth",
-            f"{facts.cite('zero.depth')} needs {having} with DEPTH above 1, not "
-            f"{facts.cite('mode', 'depth')}",
+            f"{context.cite('zero.depth')} needs {having} with DEPTH above 1, not "
+            f"{context.cite('mode', 'depth')}",
         )
 
 
-def nvme_needs_a_path(facts: RuleContext) -> Iterator[Finding]:
-    """What goes to the disk goes to a folder."""
-    zero = facts.settings.zero
-    for name, place in (("offload", zero.offload), ("offload_params", zero.offload_params)):
-        if place == "nvme" and zero.nvme_path is None:
-            yield facts.error(
+def nvme_needs_a_path(context: RuleContext) -> Iterator[Finding]:
+    """Require zero.nvme_path for offloading to 'nvme'."""
+    zero = context.settings.zero
+    for name, target in (("offload", zero.offload), ("offload_params", zero.offload_params)):
+        if target == "nvme" and zero.nvme_path is None:
+            yield context.error(
                 f"zero.{name}",
-                f"{facts.cite(f'zero.{name}')} needs zero.nvme_path, a folder on the NVMe disk",
+                f"{context.cite(f'zero.{name}')} needs a folder on the NVMe disk: set "
+                "zero.nvme_path",
             )
 
 
-def states_go_with_weights(facts: RuleContext) -> Iterator[Finding]:
-    """An optimizer updates weights on the disk there, beside its states."""
-    zero = facts.settings.zero
+def nvme_weights_need_nvme_states(context: RuleContext) -> Iterator[Finding]:
+    """Require zero.offload='nvme' if zero.offload_params is: the optimizer updates weights on the
+    disk together with their states."""
+    zero = context.settings.zero
     if zero.offload_params == "nvme" and zero.offload != "nvme":
-        yield facts.error(
+        yield context.error(
             "zero.offload",
-            f"{facts.cite('zero.offload_params')} needs zero.offload='nvme', not "
-            f"{facts.cite('zero.offload')}",
+            f"{context.cite('zero.offload_params')} needs zero.offload='nvme', not "
+            f"{context.cite('zero.offload')}",
         )
 
 
-def copies_come_back(facts: RuleContext) -> Iterator[Finding]:
-    """An asynchronous checkpoint is written from a copy of everything."""
-    settings = facts.settings
+def asynchronous_checkpoints_fit_in_memory(context: RuleContext) -> Iterator[Finding]:
+    """Warn that checkpoint.asynchronous copies NVMe-offloaded state into host memory."""
+    settings = context.settings
     if settings.zero.offload == "nvme" and settings.checkpoint.asynchronous:
-        yield facts.warning(
+        yield context.warning(
             "checkpoint.asynchronous",
-            f"{facts.cite('checkpoint.asynchronous')} copies into the host's memory what "
-            f"{facts.cite('zero.offload')} keeps on the disk",
+            f"{context.cite('checkpoint.asynchronous')} copies the state offloaded by "
+            f"{context.cite('zero.offload')} into host memory; if it does not fit, set "
+            "checkpoint.asynchronous=False",
         )
 
 
-def sharing_needs_copies(facts: RuleContext) -> Iterator[Finding]:
-    """One rank has nobody to share with."""
-    zero = facts.settings.zero
-    if zero.stage and _sharers(facts) == 1:
-        saves = "only offloading saves memory" if zero.offload else "nothing is saved"
-        if facts.num_shards(*facts.mode.replicated) > 1:
-            saves += f"; zero.depth=True shares over {facts.cite('depth')}"
-        yield facts.note(
+def zero_needs_several_ranks(context: RuleContext) -> Iterator[Finding]:
+    """Note that ZeRO shards nothing on one data-parallel rank."""
+    zero = context.settings.zero
+    if zero.stage and _zero_ranks(context) == 1:
+        effect = "only offloading saves memory" if zero.offload else "no memory is saved"
+        if context.num_shards(*context.mode.replicated) > 1:
+            effect += f"; to shard over {context.cite('depth')}, set zero.depth=True"
+        yield context.note(
             "zero.stage",
-            f"ZeRO of stage {zero.stage} on one data-parallel rank shares nothing out: {saves}",
+            f"ZeRO stage {zero.stage} shards nothing on one data-parallel rank: {effect}",
         )
 
 
-def gathering_per_micro_batch(facts: RuleContext) -> Iterator[Finding]:
-    """Stage 3 gathers a stage's parameters anew for each micro-batch, forward and backward."""
-    settings = facts.settings
-    if settings.zero.stage == 3 and settings.pipeline > 1 and _sharers(facts) > 1:
-        yield facts.note(
+def stage_3_gathers_once(context: RuleContext) -> Iterator[Finding]:
+    """Note that ZeRO stage 3 in a pipeline gathers parameters in each micro-batch, forward and
+    backward."""
+    settings = context.settings
+    if settings.zero.stage == 3 and settings.pipeline > 1 and _zero_ranks(context) > 1:
+        yield context.note(
             "zero.stage",
-            f"ZeRO of stage 3 with {facts.cite('pipeline')} gathers the parameters "
-            f"{2 * settings.num_micro_batches} times a round, for "
-            f"{facts.cite('num_micro_batches')}; stage 2 gathers them once",
+            f"ZeRO stage 3 with {context.cite('pipeline')} gathers the parameters twice per "
+            f"micro-batch, {2 * settings.num_micro_batches} times with "
+            f"{context.cite('num_micro_batches')}; stage 2 gathers them once per step",
         )
 
 
-def _sharers(facts: RuleContext) -> int:
-    """Ranks that share out a weight."""
-    zero = facts.settings.zero
-    axes = facts.mode.zero_axes(zero.stage, depth=zero.depth)
-    return prod(facts.layout.axes[axis] for axis in axes)
+def _zero_ranks(context: RuleContext) -> int:
+    """Return the number of ranks that ZeRO shards a weight over."""
+    zero = context.settings.zero
+    axes = context.mode.zero_axes(zero.stage, depth=zero.depth)
+    return prod(context.layout.axes[axis] for axis in axes)
 
 
 RULES = (
     offloading_needs_its_stage,
-    depth_needs_copies,
+    zero_depth_needs_replicas,
     nvme_needs_a_path,
-    states_go_with_weights,
-    copies_come_back,
-    sharing_needs_copies,
-    gathering_per_micro_batch,
+    nvme_weights_need_nvme_states,
+    asynchronous_checkpoints_fit_in_memory,
+    zero_needs_several_ranks,
+    stage_3_gathers_once,
 )

@@ -107,7 +107,7 @@ def test_a_plan_says_which_positions_it_leaves_untrained(tmp_path: Path) -> None
     plan = make_plan(tmp_path / "tiny.py", gpus=1, overrides=[POSITIONS], environ={})
     assert (
         "note: command line: model.block_size=32 is more than SEQ_LEN=8: this run does not train "
-        "the positions from 8 on; model.block_size=8 leaves them out"
+        "the positions from 8 on; to leave them out, set model.block_size=8"
     ) in plan_remarks(plan)
     plan = make_plan(tmp_path / "tiny.py", gpus=1, environ={})
     assert not [line for line in plan_remarks(plan) if "positions" in line]

@@ -49,7 +49,7 @@ def refused(folder: Path, text: str) -> str:
 
 def test_a_string_of_100_megabytes(tmp_path: Path) -> None:
     message = refused(tmp_path, f"x = '{'a' * 10**8}'")
-    assert message == "bad.py: longer than 32 KiB, which no config needs"
+    assert message == "bad.py: longer than 32 KiB, the limit of a config"
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_a_config_of_another_program(tmp_path: Path, name: str, other: str) -> N
     path = tmp_path / name
     path.write_text("BATCH_SIZE: 8\n")  # which Python would take for an annotation
     assert refusal_of(str(path)) == (
-        f"{path}: is {other}, and a config is Python: lines such as BATCH_SIZE = 8 and "
-        "optimizer = dict(lr=3e-4); cuboid settings lists what can be set"
+        f"{path}: is {other}, but a config is Python: lines such as BATCH_SIZE = 8 and "
+        "optimizer = dict(lr=3e-4); cuboid settings lists all settings"
     )
 
 

@@ -20,8 +20,8 @@ def expected(path: Path) -> str:
     text = path.with_suffix(".txt").read_text().strip()
     for name, field in all_settings().items():
         text = text.replace(f"<{name}>", accepts(field))
-    cutting = ", ".join(repr(name) for name in modes() if name != "serial")
-    return text.replace("<cutting modes>", cutting).replace("<presets>", str(len(PRESETS)))
+    parallel = ", ".join(repr(name) for name in modes() if name != "serial")
+    return text.replace("<tensor-parallel modes>", parallel).replace("<presets>", str(len(PRESETS)))
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)

@@ -7,10 +7,18 @@ import pytest
 from engine.plan import make_plan
 
 BASE = "BATCH_SIZE = 8\nSEQ_LEN = 64\nMAX_STEPS = 9\nmodel = dict(n_layer=4, n_head=4, n_embd=64)\n"
-NO_EFFECT = "has no effect: that takes checkpoint.every or checkpoint.minutes"
+NO_EFFECT = (
+    "has no effect with checkpoint.every=None, checkpoint.minutes=None; it needs checkpoint.every "
+    "or checkpoint.minutes"
+)
 NEVER_BEST = (
-    "checkpoint.every=4 is not a multiple of eval.every=3: checkpoints without a validation are "
-    "never the best"
+    "checkpoint.every=4 is not a multiple of eval.every=3: a checkpoint saved without a validation "
+    "cannot be the best; nearest: 3, 6"
+)
+NO_VALIDATION = (
+    "checkpoint.best=True has no effect with checkpoint.every=4, checkpoint.minutes=None, "
+    "eval.every=None, data.validation=0.1; it needs checkpoint.every or checkpoint.minutes, and "
+    "validations by eval.every"
 )
 
 
@@ -23,10 +31,7 @@ NEVER_BEST = (
         ("checkpoint = dict(every=4)\neval = dict(every=3)", NEVER_BEST),
         ("checkpoint = dict(every=4, best=False)\neval = dict(every=3)", None),
         ("checkpoint = dict(keep=4)", f"checkpoint.keep=4 {NO_EFFECT}"),
-        (
-            "checkpoint = dict(every=4, best=True)",
-            f"checkpoint.best=True {NO_EFFECT}, and validations by eval.every",
-        ),
+        ("checkpoint = dict(every=4, best=True)", NO_VALIDATION),
     ],
 )
 def test_told(tmp_path: Path, text: str, note: str | None) -> None:

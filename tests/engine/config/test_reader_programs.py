@@ -113,7 +113,8 @@ GRAMMAR = {
     ],
 }
 BOUNDS = (
-    "complex number|too large for a float|more than 1024 bits|wider than 999|in itself|larger than"
+    "complex number|too large for a float|more than 1024 bits|wider than 999|contains itself|"
+    "more than 20,000 items"
 )
 
 

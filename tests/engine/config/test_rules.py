@@ -33,37 +33,39 @@ def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
     [
         (
             "BATCH_SIZE = 3\nMODE = '2d'\nTENSOR_PARALLEL = 4\n",
-            "BATCH_SIZE=3, NUM_MICRO_BATCHES=1: micro-batches of 3 x SEQ_LEN=64 are padded to 4 "
-            "samples, which MODE='2d', TENSOR_PARALLEL=4 split evenly: 25% of the work is padding; "
-            "none with BATCH_SIZE=4",
+            "BATCH_SIZE=3, NUM_MICRO_BATCHES=1: micro-batches of 3 samples are padded to 4 "
+            "samples, a multiple of 2, for MODE='2d', TENSOR_PARALLEL=4, SEQ_LEN=64: 25% of the "
+            "work is padding; to avoid it, set BATCH_SIZE=4",
         ),
         (
             "BATCH_SIZE = 12\nNUM_MICRO_BATCHES = 4\nMODE = '2.5d'\nTENSOR_PARALLEL = 8\n"
             "DEPTH = 2\n",
-            "BATCH_SIZE=12, NUM_MICRO_BATCHES=4: micro-batches of 3 x SEQ_LEN=64 are padded to 4 "
-            "samples, which MODE='2.5d', TENSOR_PARALLEL=8 split evenly: 25% of the work is "
-            "padding; none with NUM_MICRO_BATCHES=3 or with BATCH_SIZE=16 NUM_MICRO_BATCHES=4",
+            "BATCH_SIZE=12, NUM_MICRO_BATCHES=4: micro-batches of 3 samples are padded to 4 "
+            "samples, a multiple of 4, for MODE='2.5d', TENSOR_PARALLEL=8, SEQ_LEN=64: 25% of the "
+            "work is padding; to avoid it, set NUM_MICRO_BATCHES=3, or BATCH_SIZE=16 "
+            "NUM_MICRO_BATCHES=4",
         ),
         (  # 1d cuts tokens: 5 x 64 of them do not fall into 3
             "BATCH_SIZE = 5\nMODE = '1d'\nTENSOR_PARALLEL = 3\nHIDDEN_SIZE = 66\n",
-            "BATCH_SIZE=5, NUM_MICRO_BATCHES=1: micro-batches of 5 x SEQ_LEN=64 are padded to 6 "
-            "samples, which MODE='1d', TENSOR_PARALLEL=3 split evenly: 17% of the work is padding; "
-            "none with BATCH_SIZE=6",
+            "BATCH_SIZE=5, NUM_MICRO_BATCHES=1: micro-batches of 5 samples are padded to 6 "
+            "samples, a multiple of 3, for MODE='1d', TENSOR_PARALLEL=3, SEQ_LEN=64: 17% of the "
+            "work is padding; to avoid it, set BATCH_SIZE=6",
         ),
         (
             "BATCH_SIZE = 4\nPIPELINE = 4\nNUM_MICRO_BATCHES = 4\n",
-            "NUM_MICRO_BATCHES=4 leaves PIPELINE=4 stages idle 43% of the time; 12 would leave 20%",
+            "NUM_MICRO_BATCHES=4 leaves the ranks of PIPELINE=4 idle for 43% of a step (the "
+            "pipeline bubble); 12 would leave 20%",
         ),
         (
             "BATCH_SIZE = 9\nPIPELINE = 3\nNUM_MICRO_BATCHES = 9\n",
-            "model.n_layer=4 is not a multiple of 3, the pieces of PIPELINE=3, model.num_chunks=1: "
-            "some have 1 layers and some 2, and the slowest sets the pace",
+            "model.n_layer=4 is not a multiple of PIPELINE=3 x model.num_chunks=1 = 3: model "
+            "chunks have 1 or 2 layers, and the larger ones limit the speed; nearest: 3, 6",
         ),
         (
             "BATCH_SIZE = 8\nMODE = '2d'\nTENSOR_PARALLEL = 4\nTENSOR_SHAPE = (8, 64, 64)\n",
-            "TENSOR_SHAPE=(8, 64, 64) differs from (4, 64, 32), which follows from BATCH_SIZE=8, "
-            "NUM_MICRO_BATCHES=1, SEQ_LEN=64, model.n_embd=64, MODE='2d'; shapes are worked out, "
-            "so nothing depends on it",
+            "TENSOR_SHAPE=(8, 64, 64) differs from (4, 64, 32), the shape for BATCH_SIZE=8, "
+            "NUM_MICRO_BATCHES=1, SEQ_LEN=64, model.n_embd=64, MODE='2d'; it is only checked, so "
+            "correct or remove it",
         ),
         (
             "BATCH_SIZE = 8\ndata = dict(path='no/such/file.txt')\n",
@@ -76,13 +78,13 @@ def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
         (
             "BATCH_SIZE = 8\nzero = dict(stage=1, offload='nvme', nvme_path='.')\n"
             "checkpoint = dict(every=1, asynchronous=True)\n",
-            "checkpoint.asynchronous=True copies into the host's memory what zero.offload='nvme' "
-            "keeps on the disk",
+            "checkpoint.asynchronous=True copies the state offloaded by zero.offload='nvme' into "
+            "host memory; if it does not fit, set checkpoint.asynchronous=False",
         ),
         (
             "BATCH_SIZE = 8\nlr_scheduler = dict(type='cosine', warmup=9)\n",
-            "lr_scheduler.warmup=9 is not less than MAX_STEPS=9: optimizer.lr=0.001 is never "
-            "reached",
+            "lr_scheduler.warmup=9 is not less than MAX_STEPS=9: the run ends before it reaches "
+            "optimizer.lr=0.001; use a shorter warm-up",
         ),
     ],
 )
@@ -121,7 +123,7 @@ def test_the_remedies_for_padding_leave_none(
         assert parts % 2
         return
     for line in told:
-        for remedy in line.partition("none with ")[2].split(" or with "):
+        for remedy in line.partition("to avoid it, set ")[2].split(", or "):
             assert padding(*asked, *remedy.split()) == []
 
 
@@ -151,25 +153,26 @@ def test_colossal_ais_tensor_shape_agrees(tmp_path: Path, shape: tuple[str, int,
         ),
         (
             "BATCH_SIZE = 8\nzero = dict(stage=2, offload='cpu')\n",
-            "ZeRO of stage 2 on one data-parallel rank shares nothing out: only offloading saves "
-            "memory",
+            "ZeRO stage 2 shards nothing on one data-parallel rank: only offloading saves memory",
         ),
         (
             "BATCH_SIZE = 8\nMODE = '2.5d'\nDEPTH = TENSOR_PARALLEL = 2\nzero = dict(stage=1)\n",
-            "ZeRO of stage 1 on one data-parallel rank shares nothing out: nothing is saved; "
-            "zero.depth=True shares over DEPTH=2",
+            "ZeRO stage 1 shards nothing on one data-parallel rank: no memory is saved; to shard "
+            "over DEPTH=2, set zero.depth=True",
         ),
         (
             "BATCH_SIZE = 8\noptimizer = dict(type='sgd', eps=1e-6)\n",
-            "optimizer.eps=1e-06 has no effect: that takes an Adam",
+            "optimizer.eps=1e-06 has no effect with optimizer.type='sgd'; it needs "
+            "optimizer.type='adam' or 'adamw'",
         ),
         (
             "BATCH_SIZE = 8\nschedule = 'gpipe'\n",
-            "schedule='gpipe' has no effect: that takes PIPELINE above 1",
+            "schedule='gpipe' has no effect with PIPELINE=1; it needs PIPELINE of 2 or more",
         ),
         (
             "BATCH_SIZE = 8\nloss_scale = dict(initial=8.0)\n",
-            "loss_scale.initial=8.0 has no effect: that takes precision='fp16'",
+            "loss_scale.initial=8.0 has no effect with precision='float32'; it needs "
+            "precision='fp16'",
         ),
     ],
 )
@@ -204,15 +207,15 @@ def test_every_chunk_has_a_layer(tmp_path: Path, stages: int, chunks: int) -> No
     if stages * chunks <= 4 or stages == 1:
         assert make_plan(path, gpus=None, environ={}).layout.pipeline == stages
     else:
-        with pytest.raises(ConfigError, match="pieces it is cut into; at most 4"):
+        with pytest.raises(ConfigError, match="number of model chunks; use at most 4 chunks"):
             make_plan(path, gpus=None, environ={})
 
 
 def test_stage_3_in_a_pipeline_is_told_what_it_costs(tmp_path: Path) -> None:
     text = "BATCH_SIZE = 8\nPIPELINE = 2\nNUM_MICRO_BATCHES = 8\nzero = dict(stage=3)\n"
     assert said(plan(tmp_path, text, gpus=4).notes, tmp_path) == [
-        "ZeRO of stage 3 with PIPELINE=2 gathers the parameters 16 times a round, for "
-        "NUM_MICRO_BATCHES=8; stage 2 gathers them once"
+        "ZeRO stage 3 with PIPELINE=2 gathers the parameters twice per micro-batch, 16 times with "
+        "NUM_MICRO_BATCHES=8; stage 2 gathers them once per step"
     ]
     assert plan(tmp_path, text.replace("3)", "2)"), gpus=4).notes == ()
 

@@ -67,7 +67,7 @@ def test_a_step_larger_than_the_data_is_told(
 def test_validate_tells_where_the_size_of_the_file_makes_it_certain(folder: Path) -> None:
     (warning,) = plan("BATCH_SIZE=30").warnings
     assert (
-        "BATCH_SIZE=30: a step takes 30 samples of 8 tokens, and data.path='text' has at most 29 "
+        "BATCH_SIZE=30: a step needs 30 samples of 8 tokens, but data.path='text' has at most 29 "
         in (warning)
     )
     assert told("BATCH_SIZE=30") == []  # once is enough
