@@ -1,4 +1,4 @@
-"""From settings and axes to a model."""
+"""Builds a rank's share of the model from the settings and the axes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def parallel_context(
     matmul: str = "torch",
     store: WeightStore | None = None,
 ) -> ParallelContext:
-    """This rank's view of the cut. ``store``: where weights are that stay on a disk."""
+    """Return this rank's parallel context. ``store``: of the weights that are offloaded to a
+    disk."""
     dtype, compute = DTYPES[settings.precision]
     zero = settings.zero
     return ParallelContext(
@@ -63,7 +64,8 @@ def parallel_context(
 
 
 def build_model(settings: Settings, parallel: ParallelContext) -> ModelChunks:
-    """The rank's share of the GPT, initialised from the seed: it builds no other rank's layers."""
+    """Build the rank's share of the GPT, and initialise it from the seed. No other rank's layers
+    are built."""
     config, pipeline = GPTConfig.of(settings.model), parallel.axes["pipeline"]
     chunks = settings.model.num_chunks if pipeline.size > 1 else 1
     stages = virtual_stages(
@@ -88,8 +90,8 @@ def build_model(settings: Settings, parallel: ParallelContext) -> ModelChunks:
 
 
 def choose_run_matmul(world: World) -> str:
-    """The matmul library of a run, chosen on rank 0 for all ranks: processors may differ. Raises
-    UserError where the setting asks for a library that is not there."""
+    """Choose the matmul library of a run on rank 0 and return it on all ranks, whose processors
+    may differ. Raises UserError if the setting names a library that does not work."""
     plan = world.plan
     settings, tokens = plan.settings, plan.padded_micro_batch * plan.settings.seq_len
     return world.run_on_rank_0(
@@ -105,8 +107,8 @@ def choose_run_matmul(world: World) -> str:
 def build_on_world(
     world: World, plan: Plan, matmul: str, offload: NvmeOffload | None
 ) -> ModelChunks:
-    """The rank's share of the plan's GPT, on the devices and axes of a running world; ``offload``:
-    where weights stay that go to a disk, if any. All ranks call it. Raises UserError."""
+    """Build the rank's share of the plan's GPT on the devices and axes of a world. All ranks call
+    it. ``offload``: stores the weights that are offloaded to a disk. Raises UserError."""
     store = offload.weights if offload else None
     parallel = parallel_context(
         plan.settings, plan.layout.mode, world.axes, world.device, matmul, store
@@ -115,7 +117,7 @@ def build_on_world(
 
 
 def named_parameters(model: ModelChunks) -> list[Named]:
-    """Parameters as optimizers want them; a matrix by its global shape."""
+    """Return all parameters with their names, and whether they are matrices by global shape."""
     shards = model.shards()
     return [
         Named(name, parameter, len(shards[name].shape) == 2)

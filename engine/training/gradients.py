@@ -1,7 +1,7 @@
-"""The one rule for gradients: each is summed over every axis that does not cut its parameter.
+"""Gradient reduction: each gradient is summed over every axis that does not shard its parameter.
 
-The loss is divided by the global count of targets before backward, so sums are all there is: no
-means, whatever the shares of the ranks.
+The loss is divided by the global number of targets before backward. So gradients are only summed,
+never averaged, whatever share of the targets a rank has.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from models.parallel.tuning import BUCKET_BYTES
 
 @dataclass
 class Bucket:
-    """Gradients that are summed together, as views into one flat buffer."""
+    """Gradients that are reduced together, as views into one flat buffer."""
 
     axes: tuple[Axis, ...]
+    """The axes to sum over, one after another."""
     parameters: list[nn.Parameter] = field(default_factory=list)
     pending: int = 0
+    """Parameters whose gradients are not complete yet."""
     handle: Handle | None = None
+    """The all-reduce in progress."""
     flat: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def allocate(self) -> None:
-        """One buffer; every ``grad`` becomes a view into it, so nothing is copied to be sent."""
+        """Allocate the buffer and make every ``grad`` a view into it, so that an all-reduce needs
+        no copies."""
         first = self.parameters[0]
         self.flat = first.new_zeros(sum(p.numel() for p in self.parameters))
         pieces = self.flat.split([p.numel() for p in self.parameters])
@@ -38,17 +42,17 @@ class Bucket:
             parameter.grad = piece.view_as(parameter)
 
     def start(self) -> None:
-        """Begin the sum over the first axis while backward goes on."""
+        """Start the all-reduce over the first axis; backward continues meanwhile."""
         self.handle = self.axes[0].start_all_reduce(self.flat)
 
 
 class GradientReducer:
-    """Sums gradients in buckets while backward runs.
+    """Reduces gradients in buckets while backward runs.
 
-    Within ``final_backward()``, around the work that leaves a gradient as it stays, a bucket's sum
-    starts as soon as its last gradient is there; before that, micro-batches only add up.
-    ``wait()`` ends all sums. Axes that a parameter is not cut by come from its box; where there
-    are none, nothing is bucketed and nothing is sent. A tied table's two copies are summed last.
+    Wrap the backward of the last micro-batch in ``final_backward()``: there a bucket's all-reduce
+    starts as soon as all its gradients are complete. Outside, backward only accumulates.
+    ``wait()`` completes all buckets. A parameter's shard tells the axes to sum over; parameters
+    that are sharded over all axes have no bucket. The two copies of a tied table are summed last.
     """
 
     def __init__(self, model: ModelChunks) -> None:
@@ -61,10 +65,7 @@ class GradientReducer:
             replicated = replicated_axes(shards[name], axes)
             if not replicated:
                 continue
-            kind = (
-                replicated,
-                parameter.device,
-            )  # weights that are offloaded have their gradients there
+            kind = replicated, parameter.device  # offloaded weights have gradients on the host
             bucket = open_buckets.get(kind)
             if bucket is None or sum(p.nbytes for p in bucket.parameters) > BUCKET_BYTES:
                 bucket = open_buckets[kind] = Bucket(tuple(axes[axis] for axis in replicated))
@@ -77,7 +78,7 @@ class GradientReducer:
         self.zero()
 
     def zero(self) -> None:
-        """Forget the last step's gradients."""
+        """Clear the gradients of the last step."""
         for parameter in self.model.parameters():
             if id(parameter) not in self.bucket_of:
                 parameter.grad = None
@@ -87,7 +88,7 @@ class GradientReducer:
 
     @contextmanager
     def final_backward(self) -> Iterator[None]:
-        """Around a backward pass, or a part of one, that leaves its gradients complete."""
+        """Reduce each bucket that the enclosed backward pass, or part of one, completes."""
         self.sync_enabled = True
         try:
             yield
@@ -96,7 +97,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
-        """Add what was not computed by autograd."""
+        """Accumulate a gradient that autograd did not compute."""
         if parameter.grad is None:
             parameter.grad = gradient
         else:
@@ -104,7 +105,8 @@ class GradientReducer:
         self.mark_ready(parameter)
 
     def mark_ready(self, parameter: Tensor) -> None:
-        """A gradient was added up; where it is complete, its bucket has one less to wait for."""
+        """Record that a gradient was accumulated. In ``final_backward()`` that completes it, and
+        the last gradient of a bucket starts the all-reduce."""
         bucket = self.bucket_of.get(id(parameter))
         if self.sync_enabled and bucket is not None:
             bucket.pending -= 1
@@ -112,13 +114,14 @@ class GradientReducer:
                 bucket.start()
 
     def _hook(self, parameter: Tensor) -> None:
-        # Autograd calls it for a gradient of None, too.
+        # Autograd calls the hook for a deferred gradient, too, whose value is None.
         parallel = self.model.parallel
         if not parallel.deferred.holds(parameter) and not parallel.zero.holds(parameter):
             self.mark_ready(parameter)
 
     def wait(self) -> None:
-        """End the sums. Buckets go on to their next axis together, so that waits overlap."""
+        """Complete the reduction of all gradients. All buckets are reduced over one axis before
+        any is reduced over the next, so that their communication overlaps."""
         self.sync_enabled = True
         for weight, gradient in self.model.parallel.zero.reduce_deferred():
             self.add(weight, gradient)
@@ -138,7 +141,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def _all_reduce_tied(self) -> None:
-        """First and last stage each have a part of a tied table's gradient."""
+        """Sum the gradients that the first and the last stage have of a tied table."""
         if self.model.tied is None:
             return
         table = dict(self.model.named_parameters())[self.model.tied]
@@ -148,17 +151,18 @@ class GradientReducer:
 
 
 def replicated_axes(shard: Shard, axes: Mapping[str, Axis]) -> tuple[str, ...]:
-    """The axes (of size 2 or more) that do not cut the box, in the order of ``axes``."""
+    """Return the axes (of size 2 or more) over which a parameter is replicated, in the order of
+    ``axes``."""
     return tuple(a for a, axis in axes.items() if axis.size > 1 and a not in shard.sharded_axes)
 
 
 @torch.no_grad()
 def local_grad_norm_squared(model: ModelChunks) -> Tensor:
-    """This rank's share of the squared global gradient norm, in float64.
+    """Return this rank's share of the squared global gradient norm, in float64. The sum of the
+    shares of all ranks is ||g||^2.
 
-    Ranks that hold the same piece of a parameter would count it twice: the one with index 0 on
-    all axes that do not cut it reports it, and of a tied table's two copies the first. The sum of
-    shares over all ranks is ||g||^2.
+    Several ranks may hold the same shard. Only the one with index 0 on all axes over which the
+    parameter is replicated counts it, and only the first copy of a tied table is counted.
     """
     shards, axes = model.shards(), model.parallel.summed_axes
     grads = [
@@ -170,7 +174,7 @@ def local_grad_norm_squared(model: ModelChunks) -> Tensor:
     ]
     if not grads:
         return torch.zeros((), dtype=torch.float64, device=model.parallel.device)
-    # Offloaded weights have their gradients on another device.
+    # Offloaded weights have gradients on another device.
     norms = [norm.to(model.parallel.device) for norm in torch._foreach_norm(grads)]
     return torch.stack(norms).double().square().sum()
 
@@ -179,9 +183,12 @@ def local_grad_norm_squared(model: ModelChunks) -> Tensor:
 def unscale_and_clip(
     model: ModelChunks, norm: float, limit: float | None, scale: float = 1.0
 ) -> None:
-    """Divide all gradients by the loss ``scale``, and multiply them by limit / norm where their
-    global ``norm`` (without the scale) exceeds ``limit`` (Pascanu et al. 2013); 1e-6 as in
-    torch.nn.utils.clip_grad_norm_."""
+    """Divide all gradients by the loss ``scale``, and clip them to ``limit`` (Pascanu et al. 2013):
+    multiply them by limit / (norm + 1e-6), as torch.nn.utils.clip_grad_norm_ does.
+
+    norm: the global norm of the gradients without the scale.
+    limit: None for no clipping.
+    """
     factor = 1 / scale
     if limit is not None and norm > limit:
         factor *= limit / (norm + 1e-6)

@@ -11,30 +11,33 @@ if TYPE_CHECKING:
 
 @dataclass
 class LossScale:
-    """What the loss is multiplied with before backward, so that small gradients do not vanish.
+    """The factor of the loss before backward, which keeps small gradients from underflow.
 
-    An overflow on any rank skips the step on all. ``hysteresis`` of them in a row shrink the scale,
-    ``growth_interval`` steps without one let it grow.
+    An overflow on any rank skips the step on all ranks. The scale shrinks after ``hysteresis``
+    consecutive overflows and grows after ``growth_interval`` steps without one.
+
+    Checkpoints save the fields below ``settings``: see ``LossScaleState`` and ``ATTRIBUTES``.
     """
 
     settings: Settings
     scale: float = 0.0
+    """0 at first: ``settings.initial`` is used."""
     steps_since_overflow: int = 0
+    """Steps since the last overflow or growth."""
     consecutive_overflows: int = 0
+    """Overflows since the last step without one or the last reduction of the scale."""
     skipped: int = 0
+    """Steps skipped since the start of the run."""
 
     def __post_init__(self) -> None:
         self.scale = self.scale or self.settings.initial
 
     def update(self, overflow: bool) -> None:
-        """Learn how a step went."""
+        """Adapt the scale to a step with or without an overflow."""
         settings = self.settings
         if overflow:
-            self.steps_since_overflow, self.consecutive_overflows, self.skipped = (
-                0,
-                self.consecutive_overflows + 1,
-                self.skipped + 1,
-            )
+            self.steps_since_overflow, self.skipped = 0, self.skipped + 1
+            self.consecutive_overflows += 1
             if self.consecutive_overflows >= settings.hysteresis:
                 self.scale = max(self.scale * settings.backoff_factor, settings.min)
                 self.consecutive_overflows = 0
@@ -46,5 +49,5 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether it can shrink no more: what overflows then is no matter of scale."""
+        """Return whether the scale is at its minimum: a further overflow has another cause."""
         return self.scale <= self.settings.min

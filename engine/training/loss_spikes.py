@@ -1,4 +1,4 @@
-"""Steps whose loss is out of line with those before: skipped, a few in a row at most."""
+"""Detection of loss spikes, whose steps are skipped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LossSpikes:
 
     @property
     def limit(self) -> float | None:
-        """What a loss may not be over; None until there are enough to compare it with."""
+        """Return the highest loss that is no spike; None until ``window`` losses are recorded."""
         factor, window = self.settings.factor, self.settings.window
         if factor is None or len(self.recent) < window:
             return None
@@ -49,7 +49,7 @@ class LossSpikes:
 
     @property
     def exhausted(self) -> bool:
-        """Whether more steps in a row were skipped than may be."""
+        """Return whether more than ``max_skips`` consecutive steps were skipped."""
         return self.consecutive_skips > self.settings.max_skips
 
     def update(self, loss: float) -> SpikeVerdict:
@@ -59,7 +59,7 @@ class LossSpikes:
             self.consecutive_skips, self.skipped = self.consecutive_skips + 1, self.skipped + 1
             reason = (
                 f"loss {loss:.4f} is over {settings.factor:g} x {self._median:.4f}, the "
-                f"median of {settings.window} steps before"
+                f"median of the last {settings.window} losses"
             )
             return SpikeVerdict(skip=True, reason=reason)
         self.consecutive_skips = 0

@@ -1,4 +1,4 @@
-"""The libraries that multiply matrices, and the choice between them."""
+"""Matmul libraries, and the choice between them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from models.parallel.context import MatMul, torch_matmul
 
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """By oneDNN, which torch leaves aside for float32 on a CPU."""
-    # Inductor has a lowering of its own for this operator, which fails on weights that change.
+    """Multiply with oneDNN, which torch does not use for float32 on CPUs."""
+    # Inductor's lowering of this operator fails on weights that change.
     multiply = onednn_op if torch.compiler.is_compiling() else _onednn
     y: Tensor = multiply(a, b, bias)
     return y
@@ -25,7 +25,7 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("cuboid::onednn", mutates_args=())
 def onednn_op(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """The same, as an operator that a compiler does not look into."""
+    """Multiply with oneDNN, as an operator that is opaque to torch.compile."""
     return _onednn(a, b, bias)
 
 
@@ -38,7 +38,7 @@ MATMULS: dict[str, MatMul] = {"torch": torch_matmul, "onednn": onednn}
 
 
 MARGIN_FLOPS = 2**24
-"""Below this, oneDNN's cost of a call (some 20 us) takes away what its arithmetic gains."""
+"""FLOPs of a matmul below which oneDNN's overhead per call (about 20 us) exceeds its gain."""
 
 
 def choose_matmul(
@@ -49,30 +49,32 @@ def choose_matmul(
     requested: str | None = None,
     processor: Processor | None = None,
 ) -> str:
-    """Choose the library of float32 matmuls on a CPU, of which the smallest has so many ``flops``;
-    everywhere else torch's own is used.
+    """Choose the library for float32 matmuls on a CPU. All others use torch's.
 
-    The choice is a function of the processor, the shapes and the setting ``requested``
-    (``matmul``), never of a timing: two libraries round differently, so a timing would decide the
-    bits of the result. oneDNN is taken only where it was measured to be far ahead: torch.mm calls
-    MKL, which leaves AVX-512 aside on AMD's processors (2048^3 on Zen 5, one thread: 119 against
-    261 GFLOP/s). With AVX2 both are equally fast on AMD's, and MKL is twice as fast on Intel's.
+    The choice depends on the processor, the shapes and the setting, never on a timing: two
+    libraries round differently, so a timing would change the bits of the result. oneDNN is chosen
+    only on processors on which it was measured to be much faster: torch.mm calls MKL, which does
+    not use AVX-512 on AMD processors (2048^3 on Zen 5, one thread: 119 against 261 GFLOP/s). With
+    AVX2 both are equally fast on AMD, and MKL is twice as fast on Intel.
+
+    flops: of the smallest matmul.
+    requested: the setting ``matmul``; None to choose.
 
     Raises:
-        UserError: the library that was asked for cannot multiply here.
+        UserError: the requested library does not work on this device.
     """
     if compute != torch.float32:
         return "torch"
     on_cpu, built = device.type == "cpu", torch.backends.mkldnn.is_available()
     if requested == "onednn" and not (on_cpu and built):
-        why = "this torch was built without oneDNN" if on_cpu else "oneDNN multiplies on CPUs only"
-        raise UserError(f"matmul='onednn': {why}; accepted here: 'torch', None")
+        cause = "this torch was built without oneDNN" if on_cpu else "oneDNN runs on CPUs only"
+        raise UserError(f"matmul='onednn': {cause}; accepted here: 'torch', None")
     if requested is not None or not (on_cpu and built):
         return requested or "torch"
     vendor = (processor or this_processor()).vendor
     mkl = torch.backends.mkl.is_available()
-    ahead = vendor == "AuthenticAMD" and cpu_capability() == "AVX512" and mkl
-    return "onednn" if ahead and flops >= MARGIN_FLOPS else "torch"
+    faster = vendor == "AuthenticAMD" and cpu_capability() == "AVX512" and mkl
+    return "onednn" if faster and flops >= MARGIN_FLOPS else "torch"
 
 
 def cpu_capability() -> str:

@@ -1,4 +1,4 @@
-"""The memory of this process: the most it has held, and keeping what it has."""
+"""The memory of this process: its peak, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ if TYPE_CHECKING:
     import torch
 
 
-# Names and numbers of glibc's malloc.h.
+# Parameters of mallopt in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Let blocks of up to KEPT_BYTES stay with the process when they are freed (glibc; elsewhere
-    nothing is done).
+    """Make malloc keep freed blocks of up to KEPT_BYTES for reuse. Does nothing without glibc.
 
-    By default it gives back what is free at the end of its heap, and a step takes the same memory
-    again: every page is faulted in and cleared anew. Larger blocks still are: kept, they would
-    leave holes that none of their size fits in once it is aligned. See mallopt(3).
+    By default glibc returns free memory at the end of its heap to the system, and the next step
+    allocates it again: the kernel must map and clear every page. Larger blocks are still returned:
+    alignment would make the next block of their size not fit into the hole. See mallopt(3).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -35,7 +34,8 @@ def keep_freed_memory() -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak bytes so far: allocated on a CUDA device by torch, else resident in this process."""
+    """Return the peak memory so far, bytes: allocated by torch on a CUDA device, resident in this
+    process otherwise."""
     if device.type == "cuda":
         import torch
 
@@ -44,10 +44,10 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Peak resident set of this process, bytes.
+    """Return the peak resident set of this process, bytes.
 
-    On Linux getrusage also counts what the parent held when it forked, so the kernel's own
-    high-water mark of this address space goes first.
+    On Linux getrusage includes memory of the parent at the fork. So the kernel's high-water mark
+    of this address space is preferred.
     """
     try:
         status = Path("/proc/self/status").read_text()

@@ -120,7 +120,7 @@ class _PipelineRun:
         reducer: GradientReducer | None,
         total: Tensor | None = None,
     ) -> None:
-        """``reducer``: None for a run without a backward pass."""
+        """Start with no tensors. ``reducer``: None for a run without a backward pass."""
         self.model, self.axis = pipeline.model, pipeline.axis
         self.batches, self.seeds, self.reducer = batches, seeds, reducer
         self.measure = measure

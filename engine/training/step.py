@@ -1,4 +1,4 @@
-"""One optimizer step: accumulate, sum, agree, clip, update."""
+"""One optimizer step: accumulate and reduce gradients, check them, clip, update."""
 
 from __future__ import annotations
 
@@ -22,50 +22,59 @@ from models.parallel.context import derive_seed
 
 
 class DivergedError(RunError):
-    """Training can not go on from here: raised on all ranks alike, before the optimizer."""
+    """Training has diverged. Raised on all ranks in the same step, before the optimizer runs."""
 
 
 class NonFiniteError(DivergedError):
-    """The loss or the gradient is not a number."""
+    """The loss or the gradient norm is NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What all ranks know after a step. ``memory_bytes`` by rank; ``stop`` and ``save`` where any
-    rank asked for it; ``skipped`` where the optimizer was not run, for the reason in ``remark``."""
+    """The result of a step, equal on all ranks."""
 
     loss: float
+    """Mean over the targets of the global batch."""
     grad_norm: float
+    """Norm of the global gradient before clipping."""
     memory_bytes: tuple[int, ...]
+    """Peak memory, by rank."""
     stop: bool
+    """True if any rank was asked to stop."""
     save: bool = False
+    """True if any rank requests a checkpoint after this step."""
     skipped: bool = False
+    """True if the optimizer was not run, for the reason in ``remark``."""
     remark: str = ""
 
     @property
     def finite(self) -> bool:
+        """Return whether loss and gradient norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def unchanged_loss(step: int, loss: Tensor) -> Tensor:
+    """Return the loss: the hook of a run without a planted fault."""
     return loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stepper:
-    """Runs steps of one model. ``world``: all ranks of the run. ``loss_hook``: for tests, what
-    becomes of this rank's loss of a step before it is told."""
+    """Runs the steps of one model."""
 
     model: ModelChunks
     pipeline: Pipeline
     optimizer: Optimizer
     gradients: GradientReducer
     world: Axis
+    """All ranks of the run."""
     seed: int
+    """Seed of the dropout masks."""
     clip_grad_norm: float | None = None
     loss_scale: LossScale | None = None
     spikes: LossSpikes | None = None
     loss_hook: Callable[[int, Tensor], Tensor] = unchanged_loss
+    """For tests: (step, this rank's loss) -> loss, applied before the loss is all-reduced."""
 
     def run(
         self,
@@ -78,43 +87,47 @@ class Stepper:
         stop: Callable[[], bool] = lambda: False,
         save: bool = False,
     ) -> StepResult:
-        """One step over this rank's ``micro_batches`` (all accumulation rounds).
+        """Run one step over this rank's ``micro_batches`` (all accumulation rounds).
 
-        ``targets``: how many count in the whole global batch. ``stop``: whether this rank was asked
-        to, by when the ranks agree.
+        targets: number of targets in the global batch.
+        memory_bytes: peak memory of this rank.
+        stop: returns whether this rank was asked to stop; called just before the all-reduce.
+        save: whether this rank requests a checkpoint after the step.
 
         Raises:
-            NonFiniteError: loss or gradient is not finite on any rank; under a loss scale the step
-                is skipped instead, while the scale can shrink.
-            DivergedError: as many steps in a row as may be were skipped for a spike of the loss.
+            NonFiniteError: loss or gradient is not finite on some rank. With a loss scale the step
+                is skipped instead, as long as the scale can shrink.
+            DivergedError: more than loss_spike.max_skips consecutive steps had a loss spike.
         """
         self.gradients.zero()
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
         loss = self.loss_hook(step, loss)
-        outcome = self.all_reduce_result(step, loss, scale, memory_bytes, stop(), save)
+        result = self.all_reduce_result(step, loss, scale, memory_bytes, stop(), save)
         if self.loss_scale is not None:
-            self.loss_scale.update(overflow=not outcome.finite)
-            if not outcome.finite:
-                remark = f"skipped: fp16 overflows; loss scale {self.loss_scale.scale:g}"
-                return replace(outcome, skipped=True, remark=remark)
-        if self.spikes is not None and (verdict := self.spikes.update(outcome.loss)).skip:
+            self.loss_scale.update(overflow=not result.finite)
+            if not result.finite:
+                remark = f"skipped: fp16 overflow; loss scale {self.loss_scale.scale:g}"
+                return replace(result, skipped=True, remark=remark)
+        if self.spikes is not None and (verdict := self.spikes.update(result.loss)).skip:
             if self.spikes.exhausted:
                 raise DivergedError(
-                    f"step {step}: {verdict.reason}, as in the {self.spikes.consecutive_skips - 1} "
-                    "steps before it, which were skipped; weights are those of before"
+                    f"step {step}: {verdict.reason}; loss spikes in "
+                    f"{self.spikes.consecutive_skips} consecutive steps, more than "
+                    f"loss_spike.max_skips={self.spikes.settings.max_skips}; weights are those "
+                    "before the first skipped step"
                 )
-            return replace(outcome, skipped=True, remark=f"skipped: {verdict.reason}")
-        unscale_and_clip(self.model, outcome.grad_norm, self.clip_grad_norm, scale)
+            return replace(result, skipped=True, remark=f"skipped: {verdict.reason}")
+        unscale_and_clip(self.model, result.grad_norm, self.clip_grad_norm, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.model.parallel.zero.clear_gathered()
-        return outcome
+        return result
 
     def accumulate(self, step: int, micro_batches: Sequence[Batch], scale: float) -> Tensor:
-        """Gradients of all micro-batches, summed over ranks; returns this rank's share of the
-        loss, both times ``scale``."""
+        """Accumulate the gradients of all micro-batches, reduce them over the ranks, and return
+        this rank's share of the loss. Both are multiplied by ``scale``."""
         seeds = [
             derive_seed(self.seed, step, number) for number in range(1, len(micro_batches) + 1)
         ]
@@ -125,28 +138,29 @@ class Stepper:
     def all_reduce_result(
         self, step: int, loss: Tensor, scale: float, memory_bytes: int, stop: bool, save: bool
     ) -> StepResult:
-        """The one control all-reduce of a step: loss, squared norm, flags and memory by rank."""
+        """Sum loss, squared gradient norm, flags and memory over all ranks, in one all-reduce, the
+        only one of a step. Raises NonFiniteError."""
         world, squares = self.world, local_grad_norm_squared(self.model)
-        mine = torch.zeros(4 + 2 * world.size, dtype=torch.float64)
-        mine[2], mine[3] = stop, save
-        mine[4 + world.index] = memory_bytes
-        mine = mine.to(loss.device)
-        mine[0], mine[1] = loss, squares
+        message = torch.zeros(4 + 2 * world.size, dtype=torch.float64)
+        message[2], message[3] = stop, save
+        message[4 + world.index] = memory_bytes
+        message = message.to(loss.device)
+        message[0], message[1] = loss, squares
         finite = torch.isfinite(loss) & torch.isfinite(squares)
-        mine[4 + world.size + world.index] = ~finite
-        total, square, stops, saves, *by_rank = world.all_reduce(mine).tolist()
-        outcome = StepResult(
+        message[4 + world.size + world.index] = ~finite
+        total, square, stops, saves, *by_rank = world.all_reduce(message).tolist()
+        result = StepResult(
             loss=total / scale,
             grad_norm=math.sqrt(abs(square)) / scale,
             memory_bytes=tuple(int(n) for n in by_rank[: world.size]),
             stop=stops > 0,
             save=saves > 0,
         )
-        bad = [rank for rank, flag in enumerate(by_rank[world.size :]) if flag]
-        if not outcome.finite and (self.loss_scale is None or self.loss_scale.exhausted):
+        ranks = [rank for rank, flag in enumerate(by_rank[world.size :]) if flag]
+        if not result.finite and (self.loss_scale is None or self.loss_scale.exhausted):
             raise NonFiniteError(
-                f"step {step}: loss {outcome.loss:g}, gradient norm {outcome.grad_norm:g} "
-                f"(not finite on rank {', '.join(map(str, bad)) or '?'}); "
-                "the optimizer was not run: weights are those of the step before"
+                f"step {step}: loss {result.loss:g}, gradient norm {result.grad_norm:g} "
+                f"(not finite on rank {', '.join(map(str, ranks)) or '?'}); "
+                "the optimizer was not run: weights are those of the previous step"
             )
-        return outcome
+        return result

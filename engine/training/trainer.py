@@ -1,4 +1,4 @@
-"""A model in training: what the loop calls once a step."""
+"""A model in training: one step, validation, learning rate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Trainer:
         self.device, self.data_rank = world.device, world.axes["data"].index
         self.matmul = matmul
         self.done = 0  # steps
-        self.trained_length = settings.seq_len  # positions, those of weights it begins with too
+        self.trained_length = settings.seq_len  # positions; initial weights may have more
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
         self.model = build_on_world(world, plan, matmul, offload)
@@ -78,15 +78,15 @@ class Trainer:
 
     @property
     def tokenizer(self) -> dict[str, Any] | None:
-        """The tokenizer of the model's ids, for whoever reads the model; None where ids stand for
-        no text."""
+        """Return the tokenizer of the token ids in the form that files store; None for ids
+        without text."""
         tokenizer = self.batches.corpus.tokenizer
         return None if tokenizer is None else dump(self.plan.settings.data.tokenizer, tokenizer)
 
     def step(self, step: int, *, save: bool = False) -> StepResult:
-        """Train on the samples of ``step``, counted from 1. ``save_unsharded``: this rank asks for
+        """Train on the samples of ``step``, counted from 1. ``save``: whether this rank requests
         a checkpoint after it."""
-        outcome = self.stepper.run(
+        result = self.stepper.run(
             step,
             list(self.micro_batches(step)),
             targets=self.batches.targets(step),
@@ -96,30 +96,30 @@ class Trainer:
             save=save,
         )
         self.done = step
-        return outcome
+        return result
 
     def lr(self, step: int) -> float:
-        """The learning rate of ``step``, counted from 1. By epoch, a step is of the epoch of its
-        first sample, wherever the run was resumed."""
+        """Return the learning rate of ``step``, counted from 1. If the schedule is by epoch, a
+        step belongs to the epoch of its first sample, also after a resume."""
         settings, scheduler = self.plan.settings, self.plan.settings.lr_scheduler
-        done, whole = step - 1, self.steps
+        done, total = step - 1, self.steps
         if scheduler.by == "epoch":
-            done, whole = self.batches.epoch(step), self.batches.epoch(self.steps) + 1
-        return settings.optimizer.lr * lr_factor(done, whole, scheduler)
+            done, total = self.batches.epoch(step), self.batches.epoch(self.steps) + 1
+        return settings.optimizer.lr * lr_factor(done, total, scheduler)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        """This rank's micro-batches of a step, all rounds of accumulation."""
-        for turn in range(self.plan.settings.gradient_accumulation):
-            yield from self._split(self.batches.batch(step, turn, self.data_rank))
+        """Yield this rank's micro-batches of a step, of all accumulation rounds."""
+        for accumulation_round in range(self.plan.settings.gradient_accumulation):
+            yield from self._split(self.batches.batch(step, accumulation_round, self.data_rank))
 
     def validates_after(self, step: int, *, last: bool) -> bool:
-        """Whether a validation follows ``step``."""
+        """Return whether a validation follows ``step``."""
         every = self.plan.settings.eval.every
         due = last if every is None else every > 0 and (last or step % every == 0)
         return due and self.batches.validation.batches > 0
 
     def validate(self) -> float:
-        """The mean loss over the validation samples, the same in every layout."""
+        """Return the mean loss over the validation samples; it does not depend on the layout."""
         eval_batches = self.batches.validation
         batches = [
             micro_batch
@@ -137,8 +137,8 @@ class Trainer:
 
 
 def micro_batches(plan: Plan, batch: Batch, device: torch.device) -> Iterator[Batch]:
-    """A rank's batch as micro-batches on the ``device``, padded with samples that do not count
-    where the mode cannot split them evenly."""
+    """Split a rank's batch into micro-batches on ``device``. Each is padded with ignored samples
+    to a multiple that the mode can shard."""
     multiple = plan.layout.sample_multiple(plan.settings.seq_len)
     parts = (tensor.chunk(plan.settings.num_micro_batches) for tensor in batch)
     for ids, targets in zip(*parts, strict=True):

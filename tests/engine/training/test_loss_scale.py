@@ -236,4 +236,4 @@ def test_skipped_steps_are_counted_and_logged(tmp_path: Path) -> None:
     assert (first["skipped"], first["loss_scale"], first["grad_norm"]) == (1, 5e8, None)
     assert last["skipped"] == 4
     assert last["loss_scale"] == 1e9 / 2**4
-    assert "step 1: skipped: fp16 overflows; loss scale 5e+08\n" in ended.out
+    assert "step 1: skipped: fp16 overflow; loss scale 5e+08\n" in ended.out

@@ -40,7 +40,7 @@ def test_why_is_told_in_numbers() -> None:
     judge = spikes()
     for loss in (1.0, 2.0, 3.0):
         assert judge.update(loss) == SpikeVerdict(skip=False)
-    reason = "loss 4.5000 is over 2 x 2.0000, the median of 3 steps before"
+    reason = "loss 4.5000 is over 2 x 2.0000, the median of the last 3 losses"
     assert judge.update(4.5) == SpikeVerdict(skip=True, reason=reason)
 
 

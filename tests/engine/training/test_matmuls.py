@@ -73,7 +73,7 @@ def test_choice_multiplies_nothing():
 def test_setting_forces_the_library():
     for name in MATMULS:
         assert choose_matmul(torch.float32, CPU, 2**30, requested=name, processor=INTEL) == name
-    with pytest.raises(UserError, match="matmul='onednn': oneDNN multiplies on CPUs only"):
+    with pytest.raises(UserError, match="matmul='onednn': oneDNN runs on CPUs only"):
         choose_matmul(torch.float32, CUDA, 2**30, requested="onednn")
     with (
         patch("torch.backends.mkldnn.is_available", lambda: False),
