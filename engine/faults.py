@@ -1,15 +1,15 @@
-"""Faults on purpose, for tests of what a run does about them.
+"""Planted faults, for tests of how a run handles them.
 
-``FAULT=kind:rank:step`` in the environment of the ranks. A kind is what happens to that rank:
-kill, stop, term, int, hup, usr1, usr2 (a signal), raise, nan or spike (of its loss). It happens in
-the step, between its backward pass and its update, or, with a moment behind it as in
-``kill-rename``, while the checkpoint of that step is written:
+``FAULT=kind:rank:step`` in the environment of the ranks. The kind is a signal to that rank (kill,
+stop, term, int, hup, usr1, usr2), ``raise`` (an exception), or ``nan`` or ``spike`` (its loss is
+changed). The fault happens between the backward pass and the update of the step. With a moment, as
+in ``kill-rename``, it happens while the checkpoint of that step is saved:
 
-    save     this rank opens its file            rename   the checkpoint is about to get its name
-    verify   it is about to read it back         named    it has got it
-    prune    an older one is half removed
+    save     this rank opens its file            rename   before the atomic rename
+    verify   before this rank reads it back      named    after the atomic rename
+    prune    during the removal of an older checkpoint
 
-Of several, with commas, the n-th is for the n-th attempt of a launch that restarts.
+In a list with commas, the n-th fault is for the n-th attempt of a launch that restarts.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SIGNALS = {
     "usr1": signal.SIGUSR1,
     "usr2": signal.SIGUSR2,
 }
-LOSSES = {"nan": math.nan, "spike": 1000.0}  # times this
+LOSSES = {"nan": math.nan, "spike": 1000.0}  # factors of the loss
 KINDS = [*SIGNALS, "raise", *LOSSES]
-SAVE_MOMENTS = ["save", "verify", "rename", "named", "prune"]  # of a checkpoint
+SAVE_MOMENTS = ["save", "verify", "rename", "named", "prune"]
 
 
 @dataclass
 class Fault:
-    """What happens to this rank, once."""
+    """A fault of this rank, which happens once."""
 
     kind: str
     moment: str
@@ -52,7 +52,8 @@ class Fault:
     _done: bool = field(default=False, init=False)
 
     def apply_to_step(self, step: int, loss: Tensor) -> Tensor:
-        """The loss of this rank after the backward pass of a step, if there is one after this."""
+        """Trigger the fault if it is one of ``step``, and return this rank's loss, changed by a
+        fault of the loss."""
         if self.moment or step != self.step or self._done:
             return loss
         if self.kind in LOSSES:
@@ -68,11 +69,12 @@ class Fault:
             sys.addaudithook(_SaveObserver(self, checkpoints, temporary))
 
     def _trigger(self) -> None:
+        """Raise the exception or send the signal, unless that has happened."""
         if self._done:
             return
         self._done = True
         if self.kind == "raise":
-            raise RuntimeError("a fault on purpose")
+            raise RuntimeError("a planted fault")
         os.kill(os.getpid(), SIGNALS[self.kind])
 
 
@@ -88,9 +90,10 @@ class _SaveObserver:
             self.fault._trigger()
 
     def _moment(self, event: str, args: tuple[Any, ...]) -> str | None:
+        """Return the moment of a save that an audit event starts, if any."""
         if event == "open" and isinstance(args[0], str | os.PathLike):
             path, mode = os.fspath(args[0]), args[1]
-            if self.named and path == self.checkpoints:  # to sync it
+            if self.named and path == self.checkpoints:  # for fsync
                 return "named"
             if Path(path).parent == Path(self.temporary):
                 return "verify" if mode == "r" else "save"
@@ -104,14 +107,13 @@ class _SaveObserver:
 
 
 def parse_fault(text: str, rank: int, attempt: int) -> Fault | None:
-    """What ``FAULT`` has for this rank in this attempt.
+    """Return the fault that ``text``, the value of ``FAULT``, plants on this rank in this attempt.
 
-    Raises:
-        UserError: it is none.
+    Raises UserError if ``text`` is not a list of faults.
     """
     if not text:
         return None
-    faults = [_parse(one) for one in text.split(",")]
+    faults = [_parse(entry) for entry in text.split(",")]
     if attempt >= len(faults):
         return None
     fault_rank, fault = faults[attempt]
@@ -119,16 +121,18 @@ def parse_fault(text: str, rank: int, attempt: int) -> Fault | None:
 
 
 def _parse(text: str) -> tuple[int | None, Fault | None]:
+    """Return rank and fault; None for an empty entry."""
     if not text:
         return None, None
     match = re.fullmatch(r"([a-z]+[12]?)(?:-([a-z]+))?:(\d+):(\d+)", text)
     if match is None or match[1] not in KINDS or match[2] not in (None, *SAVE_MOMENTS):
         raise UserError(
-            f"FAULT={text} in the environment is not KIND:RANK:STEP, where KIND is one of "
-            f"{', '.join(KINDS)}, and may have -{', -'.join(SAVE_MOMENTS)} behind it"
+            f"FAULT={text} in the environment: expected KIND:RANK:STEP, where KIND is one of "
+            f"{', '.join(KINDS)}, optionally followed by -{', -'.join(SAVE_MOMENTS)}"
         )
     if match[2] and match[1] in LOSSES:
         raise UserError(
-            f"FAULT={text} in the environment: {match[1]} is of a step, not of its save"
+            f"FAULT={text} in the environment: {match[1]} changes the loss of a step and takes no "
+            "moment of a save"
         )
     return int(match[3]), Fault(kind=match[1], moment=match[2] or "", step=int(match[4]))

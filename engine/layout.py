@@ -1,4 +1,4 @@
-"""Ranks and coordinates: who holds what, and who talks to whom. Pure Python.
+"""Ranks, their coordinates, groups and shards. Pure Python.
 
 The order of ranks is Colossal-AI's, tensor fastest, then pipeline, then data:
 ``rank = (data * PIPELINE + pipeline) * TENSOR_PARALLEL + tensor``.
@@ -30,22 +30,23 @@ class Layout:
 
     @property
     def gpus(self) -> int:
+        """Return the number of ranks."""
         return self.tensor * self.pipeline * self.data
 
     @cached_property
     def tensor_axes(self) -> dict[str, int]:
-        """The mode's axes and their sizes, slowest first."""
+        """Return the mode's axes and their sizes, slowest first."""
         axes = self.mode.axes(self.tensor, self.depth)
         assert axes is not None
         return axes
 
     @cached_property
     def axes(self) -> dict[str, int]:
-        """All axes and their sizes, slowest first."""
+        """Return all axes and their sizes, slowest first."""
         return {"data": self.data, "pipeline": self.pipeline, **self.tensor_axes}
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """The rank's index on every axis."""
+        """Return the rank's index on every axis."""
         assert 0 <= rank < self.gpus, f"rank {rank} of {self.gpus}"
         index = {}
         for axis, size in reversed(self.axes.items()):
@@ -53,32 +54,32 @@ class Layout:
         return {axis: index[axis] for axis in self.axes}
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
-        """The inverse of ``coordinates``."""
+        """Return the rank at ``coordinates``."""
         rank = 0
         for axis, size in self.axes.items():
             rank = rank * size + coordinates[axis]
         return rank
 
     def groups(self, *axes: str) -> list[list[int]]:
-        """Ranks that differ only along ``axes``: ranks ascend in a group, and groups by their first
-        rank."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        """Return the groups of ranks that differ only along ``axes``. Ranks ascend within a group,
+        and groups by their first rank."""
+        groups: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.gpus):
             fixed = tuple(n for axis, n in self.coordinates(rank).items() if axis not in axes)
-            found.setdefault(fixed, []).append(rank)
-        return list(found.values())
+            groups.setdefault(fixed, []).append(rank)
+        return list(groups.values())
 
     def shard(self, shape: tuple[int, ...], spec: PartitionSpec, rank: int) -> Shard:
-        """The piece that ``rank`` holds of a parameter of global ``shape``."""
+        """Return the shard that ``rank`` holds of a parameter of global ``shape``."""
         return shard_of(shape, spec, self.axes, self.coordinates(rank))
 
     def sample_multiple(self, seq_len: int) -> int:
-        """A micro-batch's samples are padded to a multiple of this, so that the mode's cuts of
-        tokens are even: in whole samples where attention needs them local, in tokens otherwise."""
+        """Return the multiple to which a micro-batch's samples are padded, so that the mode shards
+        tokens evenly: by whole samples if attention needs them local, by tokens otherwise."""
         multiple = 1
         for activation in (self.mode.outer, self.mode.inner):
-            pieces = prod(self.tensor_axes[axis] for axis in activation.tokens)
+            shards = prod(self.tensor_axes[axis] for axis in activation.tokens)
             if not self.mode.whole_samples:
-                pieces //= gcd(pieces, seq_len)
-            multiple = lcm(multiple, pieces)
+                shards //= gcd(shards, seq_len)
+            multiple = lcm(multiple, shards)
         return multiple

@@ -1,4 +1,4 @@
-"""A file of fixed size, read and written past the page cache by threads."""
+"""Direct I/O: threads that read and write a file without the page cache."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from engine.errors import RunError
 
 BLOCK = 4 * 2**20
-"""Bytes of one transfer. Larger tensors are cut: a disk is fast when several are under way."""
+"""Bytes of one request. Larger tensors are split: a disk is fast with several requests queued."""
 
 THREADS = 4
 
 
 @dataclass
 class Transfer:
-    """Something on its way to or from a file; ``memory`` must not be touched until it is there."""
+    """A read or write in progress. Do not use ``memory`` before ``wait`` has returned."""
 
     file: Path
     verb: str
@@ -28,19 +28,20 @@ class Transfer:
     blocks: list[Future[None]] = field(default_factory=list)
 
     def wait(self) -> None:
-        """Until all of it is there. Raises RunError with the system's reason where it cannot be."""
+        """Wait until the transfer is complete. Raises RunError, with the system's reason."""
         try:
             for block in self.blocks:
                 block.result()
         except OSError as error:
-            raise RunError(f"{self.file}: cannot {self.verb} it: {error.strerror}") from error
+            raise RunError(f"{self.file}: {self.verb} failed: {error.strerror}") from error
 
 
 class DirectFile:
-    """Threads that read and write ``path``; the interpreter is free meanwhile.
+    """Threads that read and write ``path`` without holding the interpreter's lock.
 
-    Direct where the file system can (O_DIRECT), so that what is offloaded does not come back as
-    page cache. Offsets, lengths and memory are whole pages (see ``engine/nvme/page_buffers.py``).
+    Transfers are direct (O_DIRECT) if the file system supports it: otherwise the page cache would
+    take the memory that offloading frees. Offsets, lengths and memory must be whole pages (see
+    ``engine/nvme/page_buffers.py``).
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,11 +50,11 @@ class DirectFile:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="nvme")
 
     def read(self, offset: int, memory: Tensor) -> Transfer:
-        """Begin to fill ``memory`` [bytes]."""
+        """Start to read into ``memory`` [bytes]."""
         return self._begin("read", self._read, offset, memory)
 
     def write(self, offset: int, memory: Tensor) -> Transfer:
-        """Begin to write ``memory`` [bytes]."""
+        """Start to write ``memory`` [bytes]."""
         return self._begin("write", self._write, offset, memory)
 
     def close(self) -> None:
@@ -74,7 +75,7 @@ class DirectFile:
         while done < len(memory):
             count = os.preadv(self._descriptor, [memory[done:]], offset + done)
             if count == 0:
-                raise OSError(0, "it has become shorter")
+                raise OSError(0, "the file was truncated")
             done += count
 
     def _write(self, offset: int, memory: memoryview) -> None:
@@ -86,5 +87,5 @@ class DirectFile:
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | getattr(os, "O_DIRECT", 0))
-    except OSError:  # not every file system has it
+    except OSError:  # not every file system supports O_DIRECT
         return os.open(path, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""A rank's folder on the disk that training state is offloaded to. No torch."""
+"""A rank's folder on the disk that stores offloaded training state. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ LOCK = "in-use"
 
 @dataclass
 class Disk:
-    """``folder`` is this rank's own. ``free``: bytes that there were before any rank of the run
-    took some; ``ranks``: how many share them; ``setting``: how the user gave the path."""
+    """This rank's share of a disk."""
 
     folder: Path
+    """The folder of this rank alone."""
     free: int
+    """Bytes that were free when the folder was made."""
     ranks: int
+    """Number of ranks that share the disk."""
     setting: str
+    """The setting that names the path, as messages cite it."""
     files: dict[Path, int] = field(default_factory=dict)
+    """Inode numbers of the reserved files."""
 
     def reserve(self, name: str, size: int) -> Path:
-        """A new file of ``size`` bytes, all of them really there where the system can say so.
+        """Create a file of ``size`` bytes and return its path. Its blocks are allocated at once,
+        if the system supports that.
 
-        Raises UserError where the disk has not so many.
+        Raises UserError if the disk is too small.
         """
         path = self.folder / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -55,13 +60,13 @@ class Disk:
         return path
 
     def check(self) -> None:
-        """Raises RunError where files of ours are no longer in their folder."""
+        """Check that all reserved files still exist. Raises RunError."""
         for path, number in self.files.items():
             try:
-                there = path.stat().st_ino == number
+                exists = path.stat().st_ino == number
             except OSError:
-                there = False
-            if not there:
+                exists = False
+            if not exists:
                 raise RunError(f"{self.setting}: {path} was removed while the run used it")
 
     def _too_small(self, size: int) -> str:
@@ -75,22 +80,22 @@ class Disk:
 
 @contextmanager
 def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> Iterator[Disk]:
-    """A new folder below ``root`` for the rank that ``name`` tells, removed at the end.
+    """Create a folder in ``root`` for this rank, called after ``name``, and remove it at the end.
 
-    Folders of runs that were killed are removed first. Live ones are told by a lock that ends with
-    the process that holds it, so runs at the same path do not meet.
+    Folders of killed runs are removed first. A folder in use is locked by its process, and the
+    lock ends with the process: so runs can share ``root``.
 
-    Raises UserError where ``root`` is no folder, or nothing can be made in it.
+    Raises UserError if ``root`` is not a folder, or no folder can be created in it.
     """
     setting = setting or str(root)
     if not root.is_dir():
-        raise UserError(f"{setting} is not a folder on this machine: make one on the NVMe disk")
+        raise UserError(f"{setting} is not a folder on this machine: create it on the NVMe disk")
     try:
         remove_abandoned(root)
         folder, lock = _claim(root, PREFIX + re.sub(r"[^\w.-]", "_", name)[:100])
         free = shutil.disk_usage(root).free
     except OSError as error:
-        raise UserError(f"{setting}: cannot make a folder in it: {error.strerror}") from error
+        raise UserError(f"{setting}: cannot create a folder in it: {error.strerror}") from error
     try:
         yield Disk(folder=folder, free=free, ranks=ranks, setting=setting)
     finally:
@@ -99,11 +104,11 @@ def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> It
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders that processes left when they were killed."""
+    """Remove the folders of killed processes."""
     for folder in root.glob(f"{PREFIX}*"):
         try:
             lock = os.open(folder / LOCK, os.O_RDWR)
-        except OSError:  # not one of ours, or another's, or gone by now
+        except OSError:  # no folder of cuboid, of another user, or removed by now
             continue
         try:
             if _lock(lock) and _is(folder / LOCK, lock):
@@ -113,13 +118,13 @@ def remove_abandoned(root: Path) -> None:
 
 
 def _claim(root: Path, name: str) -> tuple[Path, int]:
-    """A folder of that name, or of name-2 ..., and its lock. It gets its name when it is locked,
-    or another run would find it left alone."""
+    """Create and lock a folder called ``name``, or name-2 and so on; return it and its lock. It is
+    locked before it gets its name: another run would remove an unlocked folder."""
     temporary = root / f".{name}-{uuid.uuid4().hex}"
     temporary.mkdir(mode=0o700)
     lock = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    held = _lock(lock)
-    assert held, "a new file was locked by another"
+    locked = _lock(lock)
+    assert locked, "another process locked a new file"
     for number in count(1):
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
@@ -129,12 +134,12 @@ def _claim(root: Path, name: str) -> tuple[Path, int]:
                 raise
         else:
             return folder, lock
-    raise AssertionError("numbers have come to an end")
+    raise AssertionError("all numbers are taken")
 
 
 def _is(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has this path: what was ours to remove may be gone, and the name
-    another's by now."""
+    """Return whether ``path`` is still the open file. Another run may have removed the file and
+    taken its name meanwhile."""
     try:
         return path.stat().st_ino == os.fstat(descriptor).st_ino
     except OSError:
@@ -142,6 +147,7 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
+    """Try to lock the file, and return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

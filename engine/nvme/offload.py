@@ -1,4 +1,4 @@
-"""What a run keeps on an NVMe disk: optimizer states, and weights where that is asked for."""
+"""Offloading to an NVMe disk: optimizer states, and weights if the settings say so."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class NvmeOffload:
-    """A rank's share. ``weights``: None where they stay in memory."""
+    """The offloaded state of a rank."""
 
     settings: Settings
     disk: Disk
     weights: WeightsOnDisk | None
+    """None if weights stay in memory."""
     _open: ExitStack = field(default_factory=ExitStack)
 
     def optimizer(self, inner: torch.optim.Optimizer) -> StreamedOptimizer:
-        """``inner``, which has not stepped yet, with its states here.
+        """Return an optimizer that updates as ``inner`` does, with its states on the disk.
+        ``inner`` has not stepped yet.
 
-        Raises UserError where the buffers or the disk are too small.
+        Raises UserError if the buffers or the disk are too small.
         """
         optimizer = self.settings.optimizer
         return StreamedOptimizer(
@@ -47,6 +49,7 @@ class NvmeOffload:
         )
 
     def close(self) -> None:
+        """Close all files on the disk."""
         self._open.close()
         if self.weights:
             self.weights.close()
@@ -59,9 +62,10 @@ class NvmeOffload:
 
 @contextmanager
 def open_offload(plan: Plan, world: World) -> Iterator[NvmeOffload | None]:
-    """This rank's folder at zero.nvme_path, until the run ends; None where nothing goes there.
+    """Create this rank's folder at zero.nvme_path, and remove it at the end. None if nothing is
+    offloaded to a disk. All ranks call it.
 
-    Raises UserError, on all ranks alike, where there can be no folder.
+    Raises UserError on all ranks if the folder cannot be created on one.
     """
     zero = plan.settings.zero
     if zero.offload != "nvme":

@@ -1,7 +1,7 @@
-"""Weights that stay on a disk between uses, each read ahead of where it is used.
+"""Weights on a disk, prefetched before they are used.
 
-Read several times for each time they are written, so by our own threads: what TensorNVMe has read,
-it forgets.
+A weight is read several times per write. TensorNVMe drops a tensor that it has read, so threads
+read and write the weights.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from engine.nvme.update_groups import ParameterSlice
 
 @dataclass(frozen=True)
 class FileExtent:
-    """Bytes of a weight in the file. Keeps the weight, whose id is its key."""
+    """The place of a weight in the file."""
 
     weight: Tensor
+    """Referenced here because its id is the key: an id is unique only while the object exists."""
     offset: int
 
     @property
     def size(self) -> int:
+        """Bytes, whole pages."""
         return round_up(self.weight.numel() * self.weight.itemsize, PAGE)
 
 
 @dataclass(kw_only=True)
 class WeightsOnDisk:
-    """``prefetch_bytes``: bytes that may be read before they are asked for. ``pin``: whether they
-    go on to a GPU.
+    """The weights of a rank in a file.
 
-    Which weight is next is what came after the last two the time before: so it knows forward from
-    backward, and a pipeline's schedule, after one step.
+    Prefetching predicts from history: for each pair of consecutive reads it remembers which weight
+    followed. After one step that covers forward, backward and the pipeline schedule.
     """
 
     disk: Disk
     prefetch_bytes: int
+    """Bytes to read ahead."""
     pin: bool = False
+    """Read into pinned memory, for copies to a GPU."""
     _extents: dict[int, FileExtent] = field(default_factory=dict)
     _file: DirectFile | None = None
     _next: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -50,20 +53,21 @@ class WeightsOnDisk:
     _reading: dict[int, Transfer] = field(default_factory=dict)
 
     def add(self, weight: nn.Parameter) -> None:
-        """Keep a weight, of whose shape and type the parameter is, and no more. All are known
-        before the first is put."""
+        """Reserve space for a weight of the parameter's shape and type. All weights are added
+        before the first ``put``."""
         assert self._file is None, "the file has its size"
         end = sum(extent.size for extent in self._extents.values())
         self._extents[id(weight)] = FileExtent(weight, end)
 
     def holds(self, weight: Tensor) -> bool:
+        """Return whether the weight is on the disk."""
         return id(weight) in self._extents
 
     def get(self, weight: Tensor) -> Tensor:
-        """Its values, in host memory that lives as long as they are used."""
+        """Return the weight's values in host memory, and prefetch the next weights."""
         number = id(weight)
-        # What is read ahead differs from time to time: a checkpoint that replays a forward pass
-        # must not see it.
+        # Prefetching differs between calls: activation checkpointing, which compares a replayed
+        # forward pass with the first, must not see its operators.
         with _disable_current_modes():
             transfer = self._reading.pop(number, None) or self._begin(number)
             self._next[self._last] = number
@@ -74,7 +78,8 @@ class WeightsOnDisk:
             return memory.view(weight.dtype).view(weight.shape)
 
     def put(self, weight: Tensor, values: Tensor) -> None:
-        """Set its values. Raises UserError where the disk is too small, RunError where it fails."""
+        """Write the weight's values. Raises UserError if the disk is too small, RunError if it
+        fails."""
         extent = self._extents[id(weight)]
         memory = empty_pages(extent.size)
         memory[: values.numel() * values.itemsize] = values.reshape(-1).view(torch.uint8)
@@ -82,31 +87,33 @@ class WeightsOnDisk:
         self.file.write(extent.offset, memory).wait()
 
     def prefetch(self) -> None:
-        """Begin to read what will probably be asked for next."""
-        last, free, next_number = self._last, self.prefetch_bytes, list[int]()
-        while (number := self._next.get(last)) is not None and number not in next_number:
+        """Start to read the weights that are probably needed next, at least one."""
+        last, free, predicted = self._last, self.prefetch_bytes, list[int]()
+        while (number := self._next.get(last)) is not None and number not in predicted:
             free -= self._extents[number].size
-            if free < 0 and next_number:
+            if free < 0 and predicted:
                 break
-            next_number.append(number)
+            predicted.append(number)
             last = last[1], number
         reading = self._reading
-        self._reading = {n: reading.get(n) or self._begin(n) for n in next_number}
+        self._reading = {n: reading.get(n) or self._begin(n) for n in predicted}
 
     def drop_prefetched(self) -> None:
-        """What was read ahead is about to change."""
+        """Discard all prefetched weights, which are about to change on the disk."""
         for transfer in self._reading.values():
             transfer.wait()
         self._reading.clear()
 
     @property
     def file(self) -> DirectFile:
+        """The file, created at the first use. Raises UserError if the disk is too small."""
         if self._file is None:
             size = sum(extent.size for extent in self._extents.values())
             self._file = DirectFile(self.disk.reserve("weights", size))
         return self._file
 
     def close(self) -> None:
+        """Close the file, if there is one."""
         if self._file:
             self._file.close()
 
@@ -114,7 +121,7 @@ class WeightsOnDisk:
         return WeightsGroupSource(self, groups)
 
     def transfer(self, piece: ParameterSlice, buffer: Buffer, *, write: bool) -> Transfer:
-        """Begin to move a piece's entries to or from its group's buffer."""
+        """Start to copy a slice's entries between the file and its group's buffer."""
         size = piece.parameter.itemsize
         memory = buffer.tensor(piece.weight, round_up(piece.entries * size, PAGE))
         move = self.file.write if write else self.file.read
@@ -126,7 +133,7 @@ class WeightsOnDisk:
 
 
 class WeightsGroupSource:
-    """The weights of groups, for the optimizer."""
+    """The weights of the optimizer's groups."""
 
     def __init__(self, weights: WeightsOnDisk, groups: Sequence[Sequence[ParameterSlice]]) -> None:
         self._weights = weights

@@ -1,4 +1,4 @@
-"""Host memory that a disk reads into and writes from without a copy: whole pages."""
+"""Page-aligned host memory, for direct I/O without copies."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 PAGE = 4096
-"""Bytes that direct transfers are multiples of: in memory, in the file and in length."""
+"""Alignment of direct I/O in bytes: of memory addresses, file offsets and lengths."""
 
 LARGEST = 2**31 - PAGE
-"""Bytes that Linux moves in one transfer."""
+"""Maximum bytes of one transfer on Linux."""
 
 LINE = 64
-"""Bytes of a cache line: where tensors in a buffer begin."""
+"""Bytes of a cache line: the alignment of tensors in a buffer."""
 
 
 def round_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple of ``multiple`` that is at least ``number``."""
     return -(-number // multiple) * multiple
 
 
 class Buffer:
-    """``size`` bytes, a multiple of a page, used again and again."""
+    """``size`` bytes of reusable memory, whole pages."""
 
     def __init__(self, size: int) -> None:
         assert size % PAGE == 0, f"{size} bytes are not whole pages"
@@ -30,14 +31,14 @@ class Buffer:
         self._pages = mmap.mmap(-1, max(size, PAGE))
 
     def tensor(self, start: int, count: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """``count`` entries from byte ``start`` on [count]; its storage is these bytes alone."""
+        """Return ``count`` entries from byte ``start`` on [count], with a storage of just them."""
         if count == 0:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start)
 
 
 def empty_pages(size: int, *, pin: bool = False) -> Tensor:
-    """Memory [size] of bytes, beginning at a page, that lives as long as the tensor; pinned, a
-    copy to a GPU takes half the time."""
+    """Allocate page-aligned memory [size] of bytes, freed with the tensor. A copy from pinned
+    memory to a GPU takes half the time."""
     held = torch.empty(size + PAGE, dtype=torch.uint8, pin_memory=pin)
     return held.narrow(0, -held.data_ptr() % PAGE, size)

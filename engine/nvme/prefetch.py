@@ -1,4 +1,4 @@
-"""Groups that pass through a few buffers: the next is read and the last is written meanwhile."""
+"""Prefetch buffers: while one group is updated, the next is read and the last is written."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Protocol
 from engine.nvme.page_buffers import Buffer
 
 BUFFERS = 3
-"""One is read into, one is worked on and one is written from."""
+"""One for reading, one for the update and one for writing."""
 
 SHARES = BUFFERS + 1
-"""Of all memory a buffer is one share. The last is for what is made while a group is worked on: the
-first states, by an optimizer."""
+"""A buffer is one share of the memory. The last share is for tensors that are created during an
+update: an optimizer's first states."""
 
 
 class GroupSource(Protocol):
-    """A part of each group, on a disk. What it begins lasts until it is waited for."""
+    """A part of each group, on a disk. Transfers that it starts are complete after ``wait``."""
 
     def take(self, group: int, buffer: Buffer) -> None:
-        """Begin to read what was put, if anything was."""
+        """Start to read the group into ``buffer``, if it was written before."""
 
     def put(self, group: int, buffer: Buffer) -> None:
-        """Begin to write."""
+        """Start to write the group from ``buffer``."""
 
-    def wait(self) -> None: ...
+    def wait(self) -> None:
+        """Wait until all transfers are complete."""
 
 
 class PrefetchBuffers:
-    """``groups`` of at most ``size`` bytes. Each is on the disk or in one of the buffers."""
+    """Buffers for ``groups`` of at most ``size`` bytes. A group is on the disk or in a buffer."""
 
     def __init__(self, sources: Sequence[GroupSource], groups: int, size: int) -> None:
         self._sources, self._groups = sources, groups
@@ -37,9 +38,9 @@ class PrefetchBuffers:
         self._writing: list[Buffer] = []
 
     def __iter__(self) -> Iterator[tuple[int, Buffer]]:
-        """Each group, in order; what is done to it until the next is asked for is kept.
+        """Yield each group and its buffer, in order, and write the buffer back afterwards.
 
-        The first is read again at the end, for the next time.
+        The first group is prefetched at the end, for the next iteration.
         """
         self._put_all(but=0)
         for group in range(self._groups):
@@ -56,7 +57,7 @@ class PrefetchBuffers:
             self._take(0)
 
     def fetch(self, group: int) -> Buffer:
-        """One group, until the next call of anything here."""
+        """Read one group, unless it is in a buffer. The buffer is valid until the next call."""
         if group not in self._held:
             self._put_all()
             self._take(group)
@@ -64,7 +65,7 @@ class PrefetchBuffers:
         return self._held[group]
 
     def wait(self) -> None:
-        """Until nothing is on its way."""
+        """Wait until all transfers are complete, and release the buffers that were written."""
         for source in self._sources:
             source.wait()
         self._free += self._writing

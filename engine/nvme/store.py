@@ -1,4 +1,4 @@
-"""Slots of bytes on a disk, for what is read, changed and written back once a step."""
+"""Slots of bytes on a disk, each read, changed and written back once a step."""
 
 from __future__ import annotations
 
@@ -14,48 +14,49 @@ from engine.nvme.disk import Disk
 from engine.nvme.page_buffers import LINE, Buffer
 
 KINDS = ("tensornvme", "threads")
-"""Rooms of ``engine.nvme.stores``, the preferred one first."""
+"""Modules of ``engine.nvme.stores``, the preferred one first."""
 
 
 class Transfers(Protocol):
-    """How a kind of store moves slots. Slot n has as many bytes as it was opened with."""
+    """Transfers of slots by a kind of store. Each slot has the size given at opening."""
 
     def read(self, slot: int, buffer: Buffer) -> None:
-        """Begin to read the slot, which was written before, into the buffer's first bytes. The
-        slot need not be readable again before it is written again."""
+        """Start to read the slot, which was written before, into the first bytes of the buffer.
+        A slot may be read once per write."""
 
     def write(self, slot: int, buffer: Buffer) -> None:
-        """Begin to write it."""
+        """Start to write the slot from the first bytes of the buffer."""
 
     def wait(self) -> None:
-        """Until all that was begun is done. Raises RunError, if it can tell."""
+        """Wait until all transfers are complete. Raises RunError for errors that are reported."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
 
 
 class Store:
-    """What is put into a slot is taken out of it again, once.
+    """Slots on a disk. A slot is read at most once per write.
 
-    Both begin at once and last until ``wait``. Each slot carries a stamp at either end, told by
-    slot and by how often it was written: a transfer that was cut short, went elsewhere or failed
-    in silence is found out when the slot is taken.
+    ``put`` and ``take`` start transfers, and ``wait`` completes them. A slot has a stamp at both
+    ends, made of its number and its count of writes. The stamps are checked after a read: they
+    reveal a transfer that was truncated, misplaced or failed without an error.
     """
 
     def __init__(self, transfers: Transfers, disk: Disk, path: Path, sizes: Sequence[int]) -> None:
-        """``sizes``: bytes of each slot, of which the first and the last line are the store's."""
+        """``sizes``: bytes of each slot; its first and last cache line hold the stamps."""
         self._transfers, self._disk, self._path, self._sizes = transfers, disk, path, sizes
         self._written = [0] * len(sizes)
         self._taken: list[tuple[int, Buffer]] = []
 
     def put(self, slot: int, buffer: Buffer) -> None:
-        """Begin to write the slot from the beginning of ``buffer``."""
+        """Start to write the slot from the first bytes of ``buffer``."""
         self._written[slot] += 1
         for stamp in self._stamps(slot, buffer):
             stamp.copy_(self._expected(slot))
         self._transfers.write(slot, buffer)
 
     def take(self, slot: int, buffer: Buffer) -> None:
-        """Begin to read the slot into the beginning of ``buffer``, if anything was put into it."""
+        """Start to read the slot into the first bytes of ``buffer``, if it was written before."""
         if not self._written[slot]:
             return
         for stamp in self._stamps(slot, buffer):
@@ -64,22 +65,25 @@ class Store:
         self._transfers.read(slot, buffer)
 
     def wait(self) -> None:
-        """Until all is done. Raises RunError where it was not, or the disk lost what it had."""
+        """Wait until all transfers are complete. Raises RunError if one failed or a slot is
+        corrupt."""
         self._transfers.wait()
         reads, self._taken = self._taken, []
         for slot, buffer in reads:
             expected = self._expected(slot)
             if not all(torch.equal(stamp, expected) for stamp in self._stamps(slot, buffer)):
                 raise RunError(
-                    f"{self._path}: part {slot} is not what was written to it; "
-                    "is the disk full or failing?"
+                    f"{self._path}: part {slot} is corrupt: the disk returned other data than "
+                    "was written; check whether it is full or failing"
                 )
 
     def check(self) -> None:
-        """Raises RunError where the file was taken away: it would end with this process."""
+        """Check that the file was not removed: its data would be lost with this process. Raises
+        RunError."""
         self._disk.check()
 
     def close(self) -> None:
+        """Close the file."""
         self._transfers.close()
 
     def _stamps(self, slot: int, buffer: Buffer) -> list[torch.Tensor]:
@@ -91,9 +95,9 @@ class Store:
 
 
 def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> Store:
-    """A store of ``kind``, or of the first that works here.
+    """Open a store of ``kind``; None: of the first of KINDS that works on this machine.
 
-    Raises UserError where ``kind`` does not work here, or the disk is too small.
+    Raises UserError if ``kind`` does not work on this machine, or the disk is too small.
     """
     for name in (kind,) if kind else KINDS:
         module = discover.load("engine.nvme.stores", name)

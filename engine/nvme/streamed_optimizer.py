@@ -1,8 +1,8 @@
-"""An optimizer whose states, and weights if they are offloaded too, pass through memory in groups
-(as in ZeRO-Infinity, Rajbhandari et al. 2021, section 6).
+"""An optimizer that streams its states, and offloaded weights, through memory in groups (as in
+ZeRO-Infinity, Rajbhandari et al. 2021, section 6).
 
-An update is torch's own, of parts of the same tensors: it gives the same bits as the optimizer
-would that holds all of them.
+Updates are torch's own, applied to slices of the same tensors. They give the same bits as an
+optimizer with all states in memory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ OptimizerState = Mapping[str, Any]
 
 
 class StreamedOptimizer:
-    """``inner``, which has not stepped yet, with its states on a disk.
+    """Updates as ``inner`` does, with its states on a disk.
 
-    States of parameters that are not on the CPU stay where they are: ZeRO offloads none of those.
+    States of parameters on a GPU stay there: ZeRO does not offload those parameters.
     """
 
     def __init__(
@@ -41,11 +41,14 @@ class StreamedOptimizer:
         open_store: Callable[[Sequence[int]], Store],
         weights: WeightsOnDisk | None = None,
     ) -> None:
-        """``states``: tensors of its size that ``inner`` keeps beside a parameter. ``divisible``:
-        whether it updates by entry, so that parameters may be cut. ``memory``: bytes for all of
-        them that are in memory at a time.
+        """Allocate the buffers and open the store.
 
-        Raises UserError where ``memory`` is too little, or the disk is too small.
+        inner: an optimizer that has not stepped yet.
+        states: number of states of a parameter's size that ``inner`` has.
+        divisible: True if it updates each entry independently, so that parameters can be sliced.
+        memory: bytes of all buffers together.
+
+        Raises UserError if ``memory`` or the disk is too small.
         """
         self.inner, self.param_groups, self._weights = inner, inner.param_groups, weights
         self._budget = budget = GroupBudget(
@@ -66,7 +69,7 @@ class StreamedOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update all parameters that have a gradient. Raises RunError where the disk fails."""
+        """Update all parameters that have a gradient. Raises RunError if the disk fails."""
         self._store.check()
         if self._weights:
             self._weights.drop_prefetched()
@@ -74,7 +77,7 @@ class StreamedOptimizer:
         for group, buffer in self._buffers:
             self._update(self._groups[group], buffer)
         if self._weights:
-            self._buffers.wait()  # for what was written last and is read next
+            self._buffers.wait()  # prefetch reads what was written last
             self._weights.prefetch()
 
     def states(self) -> Iterator[tuple[str, dict[str, StateTensor]]]:
@@ -117,7 +120,7 @@ class StreamedOptimizer:
             self._keep(piece, self._part(piece, last[1]), buffer)
 
     def _part(self, piece: ParameterSlice, state: OptimizerState) -> dict[str, Any]:
-        """A piece's own of its parameter's state, where its optimizer wants it."""
+        """Return a slice of its parameter's state, on the device that its optimizer requires."""
         fused, shape = self.param_groups[piece.group].get("fused"), piece.parameter.shape
         part: dict[str, Any] = {}
         for key, value in state.items():
@@ -128,6 +131,7 @@ class StreamedOptimizer:
         return part
 
     def _each_slice(self) -> Iterator[tuple[ParameterSlice, Buffer | None]]:
+        """Yield all slices with their buffers; None for a slice whose states stay in memory."""
         for piece in self._resident:
             yield piece, None
         for group, buffer in self._buffers:
@@ -135,7 +139,7 @@ class StreamedOptimizer:
                 yield piece, buffer
 
     def _update(self, pieces: Sequence[ParameterSlice], buffer: Buffer | None) -> None:
-        """A step of ``inner`` on some pieces, as if there were no others."""
+        """Run a step of ``inner`` on ``pieces`` alone."""
         own = [(piece, self._weight(piece, buffer)) for piece in pieces]
         own = [(piece, weight) for piece, weight in own if weight.grad is not None]
         for piece, weight in own:
@@ -151,7 +155,7 @@ class StreamedOptimizer:
             self._keep(piece, self.inner.state.pop(weight), buffer)
 
     def _weight(self, piece: ParameterSlice, buffer: Buffer | None) -> Tensor:
-        """What is to be updated, with its gradient."""
+        """Return the slice of the parameter to update, with its gradient."""
         parameter = piece.parameter
         if buffer and self._weights and self._weights.holds(parameter):
             weight = buffer.tensor(piece.weight, piece.entries, parameter.dtype).view(piece.shape)
@@ -161,8 +165,8 @@ class StreamedOptimizer:
         return weight
 
     def _keep(self, piece: ParameterSlice, state: OptimizerState, buffer: Buffer | None) -> None:
-        """States of the piece's size go into the buffer, where they are not there already; others,
-        and all of a parameter that is not offloaded, stay in memory."""
+        """Copy states of the slice's size into the buffer, unless they are there. Other states
+        stay in memory, and so do all states of a parameter that is not offloaded."""
         for key, value in state.items():
             if buffer is None or not _is_like(value, piece.shape):
                 piece.rest[key] = value
@@ -175,7 +179,7 @@ class StreamedOptimizer:
 
 
 def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[ParameterSlice]:
-    """All parameters, whole."""
+    """Yield one slice per parameter, with all its entries."""
     for number, group in enumerate(groups):
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             yield ParameterSlice(
@@ -184,7 +188,7 @@ def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[ParameterSlice]:
 
 
 def _stored(piece: ParameterSlice, buffer: Buffer) -> dict[str, Tensor]:
-    """A piece's states in its group's buffer."""
+    """Return a slice's states in its group's buffer."""
     return {
         key: buffer.tensor(place, piece.entries, dtype).view(piece.shape)
         for key, (place, dtype) in piece.states.items()
@@ -192,6 +196,7 @@ def _stored(piece: ParameterSlice, buffer: Buffer) -> dict[str, Tensor]:
 
 
 def _is_like(value: object, shape: Sequence[int]) -> bool:
+    """Return whether the state is a tensor of ``shape`` and no number."""
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == tuple(shape)
 
 

@@ -1,4 +1,4 @@
-"""Parameters in groups of bounded size: what an optimizer updates at once."""
+"""Groups of parameters of bounded size, which an optimizer updates one after another."""
 
 from __future__ import annotations
 
@@ -14,78 +14,80 @@ from engine.nvme.page_buffers import LINE, PAGE, round_up
 from engine.nvme.prefetch import SHARES
 
 ALIGNMENT = PAGE
-"""Entries that pieces are multiples of: whole pages, whatever their type, and the same blocks of a
-vectorised loop as in the whole parameter, so that the same instructions give the same bits."""
+"""Slices start at multiples of this many entries: at whole pages, whatever the dtype, and at block
+boundaries of vectorised loops. So a slice is updated by the same instructions as in the whole
+parameter, which gives the same bits."""
 
 
 @dataclass(kw_only=True)
 class ParameterSlice:
-    """Entries [start, stop) of a parameter, flattened; all of it keeps its shape.
-
-    ``group``: the number of its parameter group. ``states``: by name, where in its buffer and of
-    what type each is, known once there are any. ``rest``: states of other shapes, which stay in
-    memory, such as the number of steps. ``first``: where in the buffer its states begin, and
-    ``weight``: where its entries are, if they are offloaded too.
-    """
+    """Entries [start, stop) of a flattened parameter."""
 
     name: str
     parameter: nn.Parameter
     group: int
+    """Number of the parameter group."""
     start: int
     stop: int
     first: int = 0
+    """Offset of the states in the buffer, bytes."""
     weight: int = 0
+    """Offset of the entries in the buffer, bytes, if the parameter is offloaded too."""
     states: dict[str, tuple[int, torch.dtype]] = field(default_factory=dict)
+    """State -> offset in the buffer and dtype; filled when the states are created or loaded."""
     rest: dict[str, Any] = field(default_factory=dict)
+    """States of other shapes, such as the number of steps, which stay in memory."""
 
     @property
     def entries(self) -> int:
+        """Return the number of entries."""
         return self.stop - self.start
 
     @property
     def shape(self) -> tuple[int, ...]:
-        whole = self.entries == self.parameter.numel()
-        return tuple(self.parameter.shape) if whole else (self.entries,)
+        """Return the parameter's shape if the slice is all of it, else [entries]."""
+        complete = self.entries == self.parameter.numel()
+        return tuple(self.parameter.shape) if complete else (self.entries,)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Its part of a tensor that is shaped like the parameter: a view."""
+        """Return this slice of a tensor of the parameter's shape, as a view."""
         return tensor.detach().view(-1)[self.start : self.stop].view(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupBudget:
-    """What there is for a group: ``size`` bytes of memory.
-
-    ``states``: tensors of its size that are kept beside a parameter. ``weights``: whether it is
-    streamed too. ``divisible``: whether updates are by entry, so that parameters may be cut.
-    """
+    """The memory for a group, and its division among the slices."""
 
     size: int
+    """Bytes of a buffer."""
     states: int
+    """Number of states of a parameter's size."""
     weights: bool = False
+    """True if parameters are offloaded too."""
     divisible: bool = True
+    """True if the optimizer updates each entry independently, so that parameters can be sliced."""
 
     def slot_bytes(self, pieces: Iterable[ParameterSlice]) -> int:
-        """Bytes on the disk for the states of a group, with a line for a stamp at either end."""
+        """Return the bytes on the disk for a group's states and for a stamp at both ends."""
         return round_up(2 * LINE + sum(self._states(p.entries, _size(p)) for p in pieces), PAGE)
 
     def slice_bytes(self, entries: int, itemsize: int) -> int:
-        """Bytes of a piece: states begin at cache lines, weights at pages."""
+        """Return the bytes of a slice: states are aligned to cache lines, weights to pages."""
         weights = round_up(entries * itemsize, PAGE) if self.weights else 0
         return self._states(entries, itemsize) + weights
 
     def max_entries(self, free: int, itemsize: int) -> int:
-        """The most entries that a piece can have in ``free`` bytes, if it is cut."""
+        """Return the maximum entries of a slice in ``free`` bytes; 0 if slicing is impossible."""
         an_entry = itemsize * (self.states + self.weights)
         return free // an_entry // ALIGNMENT * ALIGNMENT if self.divisible else 0
 
     @property
     def empty(self) -> int:
-        """Bytes for pieces, of a group that has none."""
+        """Return the bytes for slices in an empty group."""
         return self.size - PAGE - 2 * LINE
 
     def assign_offsets(self, pieces: list[ParameterSlice]) -> None:
-        """Settle where everything of a group lies."""
+        """Set the offsets of a group's slices."""
         first, weight = LINE, self.slot_bytes(pieces)
         for piece in pieces:
             piece.first, piece.weight = first, weight
@@ -94,7 +96,7 @@ class GroupBudget:
         assert (weight if self.weights else self.slot_bytes(pieces)) <= self.size
 
     def state_offset(self, piece: ParameterSlice, number: int) -> int:
-        """Where in the buffer a piece has its state of that number, from 0."""
+        """Return the offset in the buffer of a slice's state ``number``, counted from 0."""
         assert number < self.states, f"{piece.name} has more than {self.states} states"
         return piece.first + number * round_up(piece.entries * _size(piece), LINE)
 
@@ -105,9 +107,10 @@ class GroupBudget:
 def group_slices(
     slices: Iterable[ParameterSlice], budget: GroupBudget
 ) -> list[list[ParameterSlice]]:
-    """The pieces in order, in as few groups as hold them, cut where they have to be.
+    """Divide parameters, in order, into as few groups as possible, and slice those that do not
+    fit into one.
 
-    Raises UserError where one that cannot be cut does not fit.
+    Raises UserError if a parameter that cannot be sliced does not fit.
     """
     groups: list[list[ParameterSlice]] = [[]]
     free = budget.empty
@@ -126,7 +129,8 @@ def group_slices(
 
 
 def _split(piece: ParameterSlice, budget: GroupBudget, free: int) -> Iterator[ParameterSlice]:
-    """Parts of a piece: as much as fits into ``free`` bytes, then into one empty group each."""
+    """Yield slices of a parameter: the first of at most ``free`` bytes, each other at most an
+    empty group."""
     start, size = piece.start, _size(piece)
     while budget.slice_bytes(piece.stop - start, size) > free:
         entries = budget.max_entries(free, size)
@@ -142,8 +146,8 @@ def _split(piece: ParameterSlice, budget: GroupBudget, free: int) -> Iterator[Pa
 def _too_large(piece: ParameterSlice, budget: GroupBudget) -> str:
     entries = ALIGNMENT if budget.divisible else piece.entries
     least = round_up(budget.slice_bytes(entries, _size(piece)) + budget.size - budget.empty, PAGE)
-    whole = "" if budget.divisible else ", which is updated as a whole"
-    return f"zero.nvme_buffer must be at least {SHARES * least} for {piece.name}{whole}"
+    undivided = "" if budget.divisible else ", which is updated as a whole"
+    return f"zero.nvme_buffer must be at least {SHARES * least} for {piece.name}{undivided}"
 
 
 def _size(piece: ParameterSlice) -> int:

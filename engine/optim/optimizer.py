@@ -27,7 +27,7 @@ class Optimizer(Protocol):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups, as torch's optimizers have them."""
+        """Return the parameter groups, in torch's form."""
         ...
 
     def step(self) -> None:
@@ -47,12 +47,12 @@ class ResidentOptimizer:
     def __init__(
         self, inner: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
     ) -> None:
-        """``named_parameters``: all parameters of ``inner``, in the order of ``states()``."""
+        """Wrap ``inner``. ``named_parameters``: its parameters, in the order of ``states()``."""
         self.inner, self._parameters = inner, dict(named_parameters)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of ``inner``."""
+        """Return the parameter groups of ``inner``."""
         return self.inner.param_groups
 
     def step(self) -> None:

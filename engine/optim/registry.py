@@ -1,4 +1,4 @@
-"""Optimizers by name: every file in ``engine/optim/optimizers`` is one, found by its file name."""
+"""Registry of optimizers: every module in ``engine/optim/optimizers`` is one, by its name."""
 
 from __future__ import annotations
 
@@ -14,55 +14,51 @@ if TYPE_CHECKING:
 
     from engine.config.schema import OptimizerSettings
 
-# One of torch's parameter groups: 'params' as (name, parameter) pairs, 'weight_decay'.
 Group = dict[str, Any]
+"""A parameter group of torch: 'params' as (name, parameter) pairs, 'weight_decay'."""
 
 
 class Named(NamedTuple):
-    """A parameter as an optimizer wants it.
-
-    ``is_matrix`` tells a weight or an embedding from a bias or a norm by its *global* shape: the
-    piece a rank holds does not show it.
-    """
+    """A parameter with its name."""
 
     name: str
     parameter: nn.Parameter
     is_matrix: bool
+    """True for a weight or an embedding, False for a bias or a norm. Taken from the global shape:
+    the local shape of a matrix may be a vector."""
 
 
 def build_optimizer(
     settings: OptimizerSettings, parameters: Iterable[Named]
 ) -> torch.optim.Optimizer:
-    """The optimizer that ``settings`` ask for, fused where torch has it fused.
-
-    Its groups carry the parameters' names, so that a saved state tells them apart.
-    """
+    """Build the optimizer of ``settings``, fused if torch supports that on the device. Its groups
+    contain the names of the parameters."""
     groups = decay_groups(settings, list(parameters))
     optimizer: torch.optim.Optimizer = _module(settings).build(groups, settings)
     return optimizer
 
 
 def states_of(settings: OptimizerSettings) -> int:
-    """Tensors that the optimizer keeps beside each parameter, of its size."""
+    """Return the number of states of a parameter's size that the optimizer has."""
     states: int = _module(settings).states(settings)
     return states
 
 
 def is_by_entry(settings: OptimizerSettings) -> bool:
-    """Whether an entry's update depends on no other entry, so that parts of a parameter can be
-    updated by themselves. Only if the optimizer says so."""
+    """Return whether the optimizer updates each entry independently of the others, so that
+    parameters can be updated in slices. True only if its module states BY_ENTRY."""
     return getattr(_module(settings), "BY_ENTRY", False)
 
 
 def decay_groups(settings: OptimizerSettings, parameters: Sequence[Named]) -> list[Group]:
-    """One group with weight decay and one without; an empty one is left out."""
-    everything = settings.decay == "all"
-    decayed = [p for p in parameters if everything or p.is_matrix]
-    spared = [p for p in parameters if not (everything or p.is_matrix)]
+    """Divide the parameters into a group with weight decay and one without, omitting empty ones."""
+    decays_all = settings.decay == "all"
+    decayed = [p for p in parameters if decays_all or p.is_matrix]
+    exempt = [p for p in parameters if not (decays_all or p.is_matrix)]
     return [
-        {"params": [(p.name, p.parameter) for p in some], "weight_decay": weight_decay}
-        for some, weight_decay in ((decayed, settings.weight_decay), (spared, 0.0))
-        if some
+        {"params": [(p.name, p.parameter) for p in group], "weight_decay": weight_decay}
+        for group, weight_decay in ((decayed, settings.weight_decay), (exempt, 0.0))
+        if group
     ]
 
 

@@ -178,7 +178,7 @@ def test_failures_do_not_stop_it_and_a_kill_leaves_what_is_finished(tmp_path: Pa
         (failed,) = (row for row in check.rows() if row["case"] == "2d")
         assert "rank" in failed["text"]
         log = (check.folder / "logs" / "2d.txt").read_text()
-        assert "a fault on purpose" in log
+        assert "a planted fault" in log
         cases_done = [row["case"] for row in check.rows()]
         told = check.lines()[1 : 1 + len(cases_done)]  # the summary may have been written, too
         assert [line.split()[0] for line in told] == cases_done

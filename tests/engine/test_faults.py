@@ -50,12 +50,12 @@ def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
 
 @pytest.mark.parametrize("text", ["kill", "kill:1", "die:1:3", "kill-lunch:1:3", "kill:x:3", "a b"])
 def test_what_is_no_fault_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"^FAULT=.* is not KIND:RANK:STEP.*kill, stop.*-save"):
+    with pytest.raises(UserError, match=r"^FAULT=.*: expected KIND:RANK:STEP.*kill, stop.*-save"):
         parse_fault(text, 0, 0)
 
 
 def test_a_loss_has_no_part_in_a_save() -> None:
-    with pytest.raises(UserError, match="nan is of a step"):
+    with pytest.raises(UserError, match="nan changes the loss of a step"):
         parse_fault("nan-save:0:3", 0, 0)
 
 
@@ -109,8 +109,8 @@ def test_a_rank_that_is_gone_or_stopped_is_told_once(
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("raise:1:5", "rank 1: step 5: failed: RuntimeError: a fault on purpose"),
-        ("raise:0:5", "rank 0: step 5: failed: RuntimeError: a fault on purpose"),
+        ("raise:1:5", "rank 1: step 5: failed: RuntimeError: a planted fault"),
+        ("raise:0:5", "rank 0: step 5: failed: RuntimeError: a planted fault"),
         ("nan:1:5", "(not finite on rank 1); the optimizer was not run"),
     ],
 )

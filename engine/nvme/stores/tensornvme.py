@@ -1,14 +1,14 @@
-"""TensorNVMe 0.1.0 (HPC-AI Tech): io_uring, or libaio where the kernel refuses that.
+"""Transfers by TensorNVMe 0.1.0 (HPC-AI Tech): io_uring, or libaio if the kernel forbids that.
 
-What it leaves to its caller, and where that is done:
+Its limits, and how they are handled:
 
-- it looks at no result of a transfer: the store stamps slots, and the file is reserved before;
-- a tensor that was read is forgotten, and its place is free: slots are written back;
-- it places by its own free list, which at the end of the file leaks what is merged with the last
-  place: a slot that is never read stays there;
-- it moves a tensor's whole storage: a buffer's tensors have storages of their own;
-- its file goes through the page cache: switched to direct once it is open;
-- its queue is not probed safely where the kernel has none: asked for by system call before.
+- It does not check the result of a transfer: the store stamps slots, and space is reserved first.
+- It drops a tensor that was read and frees its space: each slot is written back.
+- Its free list leaks space that is merged with the last place of the file: a slot at the end is
+  never read.
+- It transfers the whole storage of a tensor: tensors of a buffer have separate storages.
+- It uses the page cache: its file is switched to direct I/O after opening.
+- Its probe for a queue crashes on some kernels without one: a system call checks first.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 from engine.nvme.page_buffers import PAGE, Buffer
 
 DEPTH = 16
-"""Transfers that may be under way; a store has two."""
+"""Maximum transfers in progress; a store has two."""
 
 END = "end"
 
 
 class TensorNVMeTransfers:
-    """A slot is a key; its place in the file is TensorNVMe's affair."""
+    """Transfers of slots, which are keys here: TensorNVMe chooses their places in the file."""
 
     def __init__(self, path: Path, sizes: Sequence[int], backend: str) -> None:
         from tensornvme._C import Offloader
@@ -42,7 +42,7 @@ class TensorNVMeTransfers:
         _make_direct(path)
 
     def read(self, slot: int, buffer: Buffer) -> None:
-        assert not self._fresh, "all slots are written before one is read"
+        assert not self._fresh, "a slot was read before all slots were written"
         self._offloader.async_read(buffer.tensor(0, self._sizes[slot]), str(slot))
 
     def write(self, slot: int, buffer: Buffer) -> None:
@@ -57,12 +57,13 @@ class TensorNVMeTransfers:
 
     def close(self) -> None:
         self._path.parent.mkdir(exist_ok=True)
-        self._path.touch()  # it says so on standard output where it cannot remove its file
+        self._path.touch()  # TensorNVMe prints an error if it cannot remove its file
         del self._offloader
 
 
 def problem() -> str | None:
-    """Why it cannot be used here, after "zero.nvme_store=..."."""
+    """Return why TensorNVMe does not work on this machine, in words that follow
+    "zero.nvme_store=..."; None if it works."""
     if importlib.util.find_spec("tensornvme") is None:
         return "needs TensorNVMe, which is not built here: ./run.sh setup nvme"
     try:
@@ -73,13 +74,14 @@ def problem() -> str | None:
 
 
 def open_transfers(path: Path, sizes: Sequence[int]) -> TensorNVMeTransfers:
+    """Open the file for slots of ``sizes`` bytes."""
     backend = _backend()
-    assert backend is not None, "problem() was not asked"
+    assert backend is not None, "call problem() first"
     return TensorNVMeTransfers(path, sizes, backend)
 
 
 def _backend() -> str | None:
-    """The first that TensorNVMe was built with and the kernel gives us."""
+    """Return the first backend that TensorNVMe was built with and the kernel allows."""
     from tensornvme._C import get_backends
 
     allowed = {"uring": _allows_uring, "aio": _allows_aio}
@@ -87,7 +89,7 @@ def _backend() -> str | None:
 
 
 def _allows_uring() -> bool:
-    """Containers often forbid it, and some kernels."""
+    """Return whether io_uring works: containers and some kernels forbid it."""
     descriptor = _system_call(425, 2, ctypes.create_string_buffer(120))  # io_uring_setup
     if descriptor >= 0:
         os.close(descriptor)
@@ -95,7 +97,7 @@ def _allows_uring() -> bool:
 
 
 def _allows_aio() -> bool:
-    """All of the machine's queues may be taken (fs.aio-max-nr)."""
+    """Return whether libaio works: all queues of the machine may be in use (fs.aio-max-nr)."""
     numbers = {"x86_64": (206, 207), "aarch64": (0, 1)}  # io_setup, io_destroy
     if platform.machine() not in numbers:
         return False
@@ -112,11 +114,11 @@ def _system_call(number: int, *arguments: object) -> int:
 
 
 def _make_direct(path: Path) -> None:
-    """O_DIRECT on whatever descriptor of this process has ``path`` open."""
+    """Set O_DIRECT on the descriptors of this process that have ``path`` open."""
     for link in Path("/proc/self/fd").iterdir():
         try:
             if link.readlink() == path.resolve():
                 flags = fcntl.fcntl(int(link.name), fcntl.F_GETFL)
                 fcntl.fcntl(int(link.name), fcntl.F_SETFL, flags | os.O_DIRECT)
-        except OSError:  # closed by now, or a file system that has no direct transfers
+        except OSError:  # closed by now, or a file system without direct I/O
             continue

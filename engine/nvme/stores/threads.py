@@ -1,4 +1,4 @@
-"""Threads of our own: works everywhere, and tells what went wrong."""
+"""Transfers by threads: they work everywhere and report errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.nvme.page_buffers import Buffer
 
 
 class ThreadTransfers:
-    """Slots one after another in a file."""
+    """Transfers of slots, which follow one another in the file."""
 
     def __init__(self, path: Path, sizes: Sequence[int]) -> None:
         self._file, self._sizes = DirectFile(path), sizes
@@ -36,9 +36,10 @@ class ThreadTransfers:
 
 
 def problem() -> str | None:
-    """Why it cannot be used here, after "zero.nvme_store=..."."""
+    """Return None: threads work on every machine."""
     return None
 
 
 def open_transfers(path: Path, sizes: Sequence[int]) -> ThreadTransfers:
+    """Open the file for slots of ``sizes`` bytes."""
     return ThreadTransfers(path, sizes)

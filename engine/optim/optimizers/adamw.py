@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from engine.config.schema import OptimizerSettings
     from engine.optim.registry import Group
 
-BY_ENTRY = True  # each entry's update is its own affair
+BY_ENTRY = True  # each entry is updated independently of the others
 
 
 def states(settings: OptimizerSettings) -> int:
-    """Tensors kept beside each parameter, of its size: its two moments."""
+    """Return the number of states of a parameter's size: the two moments."""
     return 2
 
 
 def build(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Weight decay shrinks the weights by lr x weight_decay each step, beside the gradient's."""
+    """Build it. Weight decay shrinks the weights by the factor 1 - lr x weight_decay each step."""
     import torch
 
     return torch.optim.AdamW(

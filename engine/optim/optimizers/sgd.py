@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from engine.config.schema import OptimizerSettings
     from engine.optim.registry import Group
 
-BY_ENTRY = True  # each entry's update is its own affair
+BY_ENTRY = True  # each entry is updated independently of the others
 
 
 def states(settings: OptimizerSettings) -> int:
-    """Tensors kept beside each parameter, of its size: its momentum, where there is any."""
+    """Return the number of states of a parameter's size: the momentum buffer, if momentum > 0."""
     return 1 if settings.momentum else 0
 
 
 def build(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Weight decay is an L2 term: weight_decay x weight is added to the gradient."""
+    """Build it. Weight decay is an L2 term: weight_decay x weight is added to the gradient."""
     import torch
 
     return torch.optim.SGD(

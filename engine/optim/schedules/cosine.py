@@ -1,4 +1,4 @@
-"""Half a cosine from the peak to the floor (Loshchilov, Hutter 2017, arXiv 1608.03983, eq. 5)."""
+"""Cosine decay from the peak to the floor (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)."""
 
 from __future__ import annotations
 
@@ -6,5 +6,6 @@ import math
 
 
 def decay(progress: float) -> float:
-    """Share of the peak above the floor; ``progress`` runs from 0 (end of warm-up) to 1."""
+    """Return the position between floor (0) and peak (1). ``progress``: 0 at the end of the
+    warm-up, 1 at the end of the schedule."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))

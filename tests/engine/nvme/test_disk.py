@@ -120,7 +120,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         setting = f"gpt.py:9: zero.nvme_path={str(path)!r}"
         with pytest.raises(UserError) as refusal, open_disk(path, "job", setting=setting):
             pass
-        told = f"{setting} is not a folder on this machine: make one on the NVMe disk"
+        told = f"{setting} is not a folder on this machine: create it on the NVMe disk"
         assert str(refusal.value) == told
 
 
@@ -128,7 +128,7 @@ def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "ro") as root:
         with pytest.raises(UserError) as refusal, open_disk(root, "job", setting="zero.nvme_path"):
             pass
-        reason = "zero.nvme_path: cannot make a folder in it: Read-only file system"
+        reason = "zero.nvme_path: cannot create a folder in it: Read-only file system"
         assert str(refusal.value) == reason
 
 

@@ -97,7 +97,7 @@ def test_a_disk_that_fails_with_weights_on_it(tmp_path: Path) -> None:
     weights = ("zero.offload_params='nvme'", "zero.nvme_store='threads'")
     planted = OnRank1(5, fail_to_write, (errno.EROFS,))
     ended = run(job(tmp_path, disk, *weights, planted=planted), ranks=2)
-    assert_failed_in_one_line(ended, "cannot write it: Read-only file system")
+    assert_failed_in_one_line(ended, "write failed: Read-only file system")
     assert_goes_on(tmp_path, disk, *weights)
 
 
