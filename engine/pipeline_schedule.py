@@ -66,14 +66,34 @@ class PipelineShape:
 
 
 def gpipe(shape: PipelineShape, rank: int) -> list[Action]:
-    """All forwards, then all backwards (Huang et al. 2019): m micro-batches are held at once."""
+    """All forwards, then all backwards (Huang et al. 2019): m micro-batches are held at once.
+
+    Timetable for p = 4, m = 4; a column is a unit of time.
+    F0: forward of micro-batch 0, 1 unit. B0: backward, 2 units.
+    Every rank is idle (.) in 9 of 21 units.
+
+        rank 0  F0 F1 F2 F3  .  .  .  .  .  .  .  .  . B0 B0 B1 B1 B2 B2 B3 B3
+        rank 1   . F0 F1 F2 F3  .  .  .  .  .  . B0 B0 B1 B1 B2 B2 B3 B3  .  .
+        rank 2   .  . F0 F1 F2 F3  .  .  . B0 B0 B1 B1 B2 B2 B3 B3  .  .  .  .
+        rank 3   .  .  . F0 F1 F2 F3 B0 B0 B1 B1 B2 B2 B3 B3  .  .  .  .  .  .
+    """
     every = range(shape.micro_batches)
     forward = [Action(kind="forward", micro_batch=n) for n in every]
     return forward + [Action(kind="backward", micro_batch=n) for n in every]
 
 
 def one_f_one_b(shape: PipelineShape, rank: int) -> list[Action]:
-    """1F1B (Narayanan et al. 2019, PipeDream-Flush): at most p - rank micro-batches are held."""
+    """1F1B (Narayanan et al. 2019, PipeDream-Flush): at most p - rank micro-batches are held.
+
+    Timetable for p = 4, m = 4; a column is a unit of time.
+    F0: forward of micro-batch 0, 1 unit. B0: backward, 2 units.
+    Every rank is idle (.) in 9 of 21 units.
+
+        rank 0  F0 F1 F2 F3  .  .  .  .  .  . B0 B0  . B1 B1  . B2 B2  . B3 B3
+        rank 1   . F0 F1 F2  .  .  .  . B0 B0 F3 B1 B1  . B2 B2  . B3 B3  .  .
+        rank 2   .  . F0 F1  .  . B0 B0 F2 B1 B1 F3 B2 B2  . B3 B3  .  .  .  .
+        rank 3   .  .  . F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3  .  .  .  .  .  .
+    """
     num_warmup = min(shape.ranks - rank - 1, shape.micro_batches)
     return _alternate(
         [Action(kind="forward", micro_batch=n) for n in range(shape.micro_batches)],
@@ -86,6 +106,13 @@ def interleaved(shape: PipelineShape, rank: int) -> list[Action]:
     """Interleaved 1F1B (Narayanan et al. 2021, section 2.2): the bubble shrinks by ``chunks``.
 
     Micro-batches go in groups of p through all chunks; m is a multiple of p.
+
+    Timetable for p = 2, m = 4, 2 chunks (the second in lower case); a column is a unit of time.
+    F0: forward of micro-batch 0, 1 unit. B0: backward, 2 units.
+    Every rank is idle (.) in 3 of 27 units.
+
+        rank 0  F0 F1 f0 f1 F2  . b0 b0 F3 b1 b1 f2 B0 B0 f3 B1 B1  . b2 b2  . b3 b3 B2 B2 B3 B3
+        rank 1   . F0 F1 f0 b0 b0 f1 b1 b1 F2 B0 B0 F3 B1 B1 f2 b2 b2 f3 b3 b3 B2 B2 B3 B3  .  .
     """
     p, chunks, total = shape.ranks, shape.chunks, shape.micro_batches * shape.chunks
     assert shape.micro_batches % p == 0, f"{shape.micro_batches} micro-batches over {p} ranks"
@@ -110,6 +137,15 @@ def zero_bubble(shape: PipelineShape, rank: int) -> list[Action]:
 
     Rank r puts them off by r micro-batches, so that every rank holds p at most, as 1F1B's first
     does. For equal halves the idle fraction is (p - 1) / (3 m + p - 1), with m >= p.
+
+    Timetable for p = 4, m = 4; a column is a unit of time.
+    F0: forward of micro-batch 0. I0, W0: gradients of input and weights. 1 unit each.
+    Every rank is idle (.) in 3 of 15 units.
+
+        rank 0  F0 F1 F2 F3  .  .  . I0 W0 I1 W1 I2 W2 I3 W3
+        rank 1   . F0 F1 F2  .  . I0 F3 I1 W0 I2 W1 I3 W2 W3
+        rank 2   .  . F0 F1  . I0 F2 I1 F3 I2 W0 I3 W1 W2 W3
+        rank 3   .  .  . F0 I0 F1 I1 F2 I2 F3 I3 W0 W1 W2 W3
     """
     m, num_warmup = shape.micro_batches, min(shape.ranks - rank - 1, shape.micro_batches)
     order = [Action(kind="forward", micro_batch=n) for n in range(num_warmup)]

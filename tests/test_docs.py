@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+from docs.draw_pipeline_schedules import timetable
 from docs.draw_sharding import PICTURE, picture
+from engine.pipeline_schedule import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "README.md"]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -18,7 +21,14 @@ def test_the_drawn_sharding_is_that_of_the_modes():
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python docs/draw_sharding.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_docstring_of_a_schedule_has_the_timetable_of_its_code(name):
+    docstring = inspect.getdoc(SCHEDULES[name])
+    assert docstring is not None
+    assert timetable(name) in docstring, "run: python docs/draw_pipeline_schedules.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page):
     links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
