@@ -67,8 +67,12 @@ def pages() -> dict[str, str]:
     script = (ROOT / "run.sh").read_text(encoding="utf-8")
     usage = re.findall(r"<<EOF\n(.*?)^EOF", script, re.DOTALL | re.MULTILINE)
     said = re.findall(r"(?:say|refuse|fail) \"(.*?)\"", script)
-    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    texts = {path.name: "\n".join(code_of(path.read_text(encoding="utf-8"))) for path in paths}
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]
+    texts = {
+        str(path.relative_to(ROOT)): "\n".join(code_of(path.read_text(encoding="utf-8")))
+        for path in paths
+        if path.name != "CHANGELOG.md"
+    }
     return texts | {"run.sh": "\n".join([*usage, *said])}
 
 
