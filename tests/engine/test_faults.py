@@ -77,18 +77,18 @@ def good_checkpoints(job: Job) -> list[int]:
     return shelf.steps()
 
 
-GONE = r"is gone: killed, or out of memory"
-STOPPED = r"is stopped, and did not come within 1 s"
+DEAD = r"is dead: killed, or out of memory"
+SUSPENDED = r"is suspended \(SIGSTOP\) and did not respond within 1 s"
 
 
 @pytest.mark.parametrize(
     ("fault", "ranks", "told"),
     [
-        ("kill:1:5", 4, rf"step 5: rank 1 \(process \d+ on .*\) {GONE}"),
-        ("kill:0:5", 2, rf"step 5: rank 0 \(process \d+ on .*\) {GONE}"),
-        ("stop:1:5", 2, rf"step 5: rank 1 \(process \d+ on .*\) {STOPPED}"),
-        ("stop:0:5", 4, rf"step 5: rank 0 \(process \d+ on .*\) {STOPPED}"),
-        ("stop-save:1:6", 2, rf"step 6: rank 1 \(process \d+ on .*\) {STOPPED}"),
+        ("kill:1:5", 4, rf"step 5: rank 1 \(process \d+ on .*\) {DEAD}"),
+        ("kill:0:5", 2, rf"step 5: rank 0 \(process \d+ on .*\) {DEAD}"),
+        ("stop:1:5", 2, rf"step 5: rank 1 \(process \d+ on .*\) {SUSPENDED}"),
+        ("stop:0:5", 4, rf"step 5: rank 0 \(process \d+ on .*\) {SUSPENDED}"),
+        ("stop-save:1:6", 2, rf"step 6: rank 1 \(process \d+ on .*\) {SUSPENDED}"),
     ],
 )
 def test_a_rank_that_is_gone_or_stopped_is_told_once(
@@ -153,7 +153,10 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
     ("fails", "told"),
     [
         (True, r"rank 1: step 3: failed: ValueError: out of luck"),
-        (False, r"step 3: rank 0 did not come within 1 s: it is at .*test_faults.py:\d+, in step"),
+        (
+            False,
+            r"step 3: rank 0 did not respond within 1 s: it is at .*test_faults.py:\d+, in step",
+        ),
     ],
 )
 def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(

@@ -201,7 +201,7 @@ def test_a_rank_that_is_killed_is_named(
     victim.kill()
     _, err = process.communicate()
     assert process.returncode == 1
-    told = rf"step \d+: rank 0 \(process {victim.pid} on .*\) is gone: killed, or out of memory\n"
+    told = rf"step \d+: rank 0 \(process {victim.pid} on .*\) is dead: killed, or out of memory\n"
     assert re.fullmatch(told, err), err
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["message"]) == ("failed", err.rstrip())
@@ -279,8 +279,8 @@ def test_restarts_go_on_from_the_last_checkpoint(
     assert process.returncode == 0, err
     lines = [line for line in err.splitlines() if line.startswith("step ")]
     assert [line.partition(" (")[0] for line in lines] == ["step 4: rank 1", "step 7: rank 1"]
-    assert "is gone" in lines[0]
-    assert "is stopped, and did not come within 30 s" in lines[1]
+    assert "is dead" in lines[0]
+    assert "is suspended (SIGSTOP) and did not respond within 30 s" in lines[1]
     (folder,) = (tmp_path / "runs").iterdir()
     found = [line for line in out.splitlines() if line.startswith("going on from")]
     path = folder.relative_to(tmp_path) / "checkpoints"

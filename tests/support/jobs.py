@@ -172,7 +172,7 @@ class Witness(Fault):
         self._done = True
         assert self.world.control_plane.failure_reporter.liveness is not None
         process = self.world.control_plane.failure_reporter.liveness.processes[self.victim]
-        while process.state(RankProcess.current()) != "stopped":
+        while process.state(RankProcess.current()) != "suspended":
             time.sleep(0.01)
         lose_patience(self.world)
 

@@ -1,6 +1,7 @@
-"""The ranks of a launch before, beside and after their process groups: a store they all reach.
+"""Communication of the ranks through a store, independent of their process groups.
 
-Through it they agree that a run can start, or refuse it in one voice.
+The ranks use it to start a run or reject it together, before process groups exist, and to report a
+failure after these are broken. README.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from engine.world.coordination.rendezvous import EXITED, cuboid_prefix, rendezvo
 T = TypeVar("T")
 
 LINGER_SECONDS = 5.0
-"""How long rank 0 keeps the store up for ranks that have not left yet, where all leave at once."""
+"""At the end rank 0 serves the store for the other ranks, at most this long."""
 FAILED_LINGER_SECONDS = 2.0
-"""The same where rank 0 failed: others may not know until its sockets close with its process."""
+"""That time after a failure: some ranks notice it only when rank 0's sockets close at its exit."""
 POLL_SECONDS = 0.1
 WAIT_NOTICE_SECONDS = 30.0
-"""When rank 0 says whom it is waiting for."""
+"""After this long rank 0 prints which ranks it waits for."""
 
 
 class ControlPlane:
-    """This rank among all of a launch, and the store that they share once they have met.
+    """The connection of this rank to the other ranks of its launch through their store.
 
-    All but ``diagnose`` and ``report`` is called by all ranks in the same order.
+    All ranks call the methods in the same order, except ``diagnose`` and ``report``.
     """
 
     def __init__(
@@ -56,6 +57,13 @@ class ControlPlane:
         stop_requested: Callable[[], bool],
         explain: Callable[[BaseException], RunError | None],
     ) -> None:
+        """Prepare for ``connect``.
+
+        Args:
+            stop_requested: returns whether this rank got a signal that stops it.
+            explain: returns an error for users for one that another rank did not cause, such as a
+                full disk; None for any other error.
+        """
         self.launch_info = launch_info
         self._stop_requested, self._explain = stop_requested, explain
         self.store: Store = HashStore()
@@ -67,7 +75,7 @@ class ControlPlane:
         self._linger = LINGER_SECONDS
 
     def connect(self, timeout: float) -> None:
-        """Open the store, in which ranks from now on wait for each other up to ``timeout`` seconds.
+        """Open the store. From now on ranks wait for each other up to ``timeout`` seconds.
 
         Raises:
             UserError: the port is in use.
@@ -83,58 +91,60 @@ class ControlPlane:
         self._timeout = self._pace = timeout
 
     def set_timeout(self, timeout: float) -> None:
-        """Wait for each other up to ``timeout`` seconds from here on."""
+        """Wait for other ranks up to ``timeout`` seconds from now on."""
         self._timeout = self._pace = timeout
 
     def gather_decide_broadcast(self, value: str, decide: Callable[[list[str]], str]) -> str:
-        """Every rank gives a value, rank 0 decides by all of them, and every rank gets its word.
+        """Send ``value`` to rank 0, which passes the values of all ranks, by rank, to ``decide``;
+        return its result on every rank.
 
         Raises:
-            RunError: a rank has failed meanwhile, or did not come within the timeout.
+            RunError: another rank failed.
+            RankTimeoutError: another rank timed out.
         """
         self._round += 1
         keys = [f"{self._round}/{rank}" for rank in range(self.launch_info.size)]
-        word = f"{self._round}/word"
+        decision = f"{self._round}/word"
         self._prefixed.set(keys[self.launch_info.rank], value)
         if self.launch_info.rank == 0:
             self._wait(keys)
             answer = decide([self._prefixed.get(key).decode() for key in keys])
-            self._prefixed.set(word, answer)
+            self._prefixed.set(decision, answer)
         else:
-            self._wait([word])
-            answer = self._prefixed.get(word).decode()
+            self._wait([decision])
+            answer = self._prefixed.get(decision).decode()
         return answer
 
     def all_gather(self, value: str) -> list[str]:
-        """Every rank's value, by rank."""
+        """Return the values of all ranks, by rank."""
         gathered: list[str] = json.loads(self.gather_decide_broadcast(value, json.dumps))
         return gathered
 
     def run_on_all(self, task: Callable[[], T]) -> T:
-        """The result of ``task``, which every rank does; if any rank refuses, all do.
-
-        Rank 0 says why, once for all, before any rank can leave.
+        """Run ``task`` on every rank and return its result. If it raises UserError or ConfigError
+        on any rank, rank 0 prints all messages, and every rank raises.
 
         Raises:
-            UserError: on every rank, with what was said.
+            UserError: on every rank, with the printed text.
         """
         try:
             result, problem = task(), ""
-        except (UserError, ConfigError) as refusal:
-            problem = str(refusal)
-        said = self.gather_decide_broadcast(problem, _print_errors)
-        if said:
+        except (UserError, ConfigError) as error:
+            problem = str(error)
+        printed = self.gather_decide_broadcast(problem, _print_errors)
+        if printed:
             self.failure_reporter.mark_reported()
-            raise UserError(said)
+            raise UserError(printed)
         return result
 
     def run_on_rank_0(self, task: Callable[[], str]) -> str:
-        """The result of ``task``, which rank 0 alone does, on all; refused as by ``run_on_all``."""
+        """Run ``task`` on rank 0 only and return its result on every rank; it fails as in
+        ``run_on_all``."""
         result = self.run_on_all(task if self.launch_info.rank == 0 else lambda: "")
         return self.all_gather(result)[0]
 
     def start_liveness(self, processes: Sequence[RankProcess]) -> None:
-        """From here on this rank answers when it is asked who is there. ``processes``: by rank."""
+        """Start the liveness thread of this rank. ``processes``: by rank."""
         if isinstance(self.store, TCPStore) and self.launch_info.size > 1:
             store = cuboid_prefix(self.store.clone())  # type: ignore[attr-defined]
             liveness = LivenessMonitor(
@@ -148,56 +158,67 @@ class ControlPlane:
             liveness.start()
 
     def use_step_timeout(self, timeout: float) -> None:
-        """From here on rank 0 waits for the others up to ``timeout`` seconds, and they for its
-        process; what it does alone, such as writing weights, may take longer."""
+        """Use ``timeout`` from now on. Rank 0 waits that long for the other ranks; these only
+        require its store to answer within it, because rank 0 may work alone for longer, such as to
+        write weights."""
         self._pace = timeout
 
     def diagnose(self, error: BaseException) -> BaseException:
-        """Return the error, or its meaning where it comes of another rank's absence, a full disk or
-        a failing compiler."""
+        """Return an error for users if ``error`` has a known cause, such as a lost rank; else
+        ``error``. Kill suspended ranks of this machine if they are the cause."""
         return self._explain(error) or self.failure_reporter.diagnose(error, self._pace) or error
 
     def on_forced_exit(self, task: Callable[[str], None]) -> None:
-        """What to do, with the reason, where this rank is held up and must be ended from outside of
-        its main thread since another has failed."""
+        """Register ``task(message)``, which the liveness thread calls just before it ends this
+        process because another rank failed and the main thread is blocked."""
         if self.failure_reporter.liveness is not None:
             self.failure_reporter.liveness.on_forced_exit = lambda: task(
                 self.failure_reporter.first_failure()[0]
             )
 
     def report(self, error: BaseException, lost_pids_file: Path | None = None) -> None:
-        """Say why this rank fails, unless another rank has been first; where that is that others
-        are gone, note their processes in the file ``lost_pids_file``."""
+        """Print why this rank failed, unless another rank failed first. Append the PIDs of lost
+        ranks to ``lost_pids_file``, one per line."""
         self._linger = FAILED_LINGER_SECONDS
         if (
             self.failure_reporter.report(error)
             and isinstance(error, LostRankError)
             and lost_pids_file is not None
         ):
-            with suppress(OSError), lost_pids_file.open("a") as file:  # the launcher may be gone
+            with (
+                suppress(OSError),
+                lost_pids_file.open("a") as file,
+            ):  # the launcher may have exited
                 file.writelines(f"{pid}\n" for pid in error.processes)
 
     def shutdown(self) -> None:
-        """The last call. Rank 0, whose store it may be, leaves after the others."""
+        """End the use of the store; the last call. Rank 0 waits for the other ranks, since its
+        process serves the store."""
         liveness, self.failure_reporter.liveness = self.failure_reporter.liveness, None
         if liveness is not None:
-            liveness.stop()  # and let go of its connection, which keeps the store's port
+            liveness.stop()
         if self.launch_info.size == 1:
             return
-        left = self.failure_reporter.count_arrivals(EXITED)
+        exited = self.failure_reporter.count_arrivals(EXITED)
         deadline = time.monotonic() + self._linger
         while (
             self.launch_info.rank == 0
-            and left < self.launch_info.size
+            and exited < self.launch_info.size
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)
-            left = self._prefixed.add(EXITED, 0)
+            exited = self._prefixed.add(EXITED, 0)
 
     def _wait(self, keys: list[str]) -> None:
-        """Store.wait would print a C++ trace at its timeout and hold signals up meanwhile."""
+        """Poll until all of the keys exist. Store.wait would block signal handlers, and print a C++
+        stack trace when it times out.
+
+        Raises:
+            RunError: another rank failed.
+            RankTimeoutError: another rank timed out.
+        """
         start, limit = time.monotonic(), self._timeout if self.launch_info.rank else self._pace
-        # Rank 0 asks for all at once, as one
+        # Rank 0 polls for the keys of all ranks in one request
         longest = poll_interval(POLL_SECONDS, self.launch_info.size if self.launch_info.rank else 1)
         pause, noticed = 0.001, False
         while not self._all_present(keys):
@@ -206,7 +227,7 @@ class ControlPlane:
             waited = time.monotonic() - start
             if waited > limit:
                 raise RankTimeoutError(
-                    f"{self._missing_ranks(keys)} did not come within {limit:.0f} s"
+                    f"{self._missing_ranks(keys)} did not respond within {limit:.0f} s"
                 )
             if waited > WAIT_NOTICE_SECONDS and not noticed and self.launch_info.rank == 0:
                 noticed = True
@@ -215,16 +236,20 @@ class ControlPlane:
             pause = min(2 * pause, longest)
 
     def _all_present(self, keys: list[str]) -> bool:
-        """Whether all of the keys are there. Raises RankTimeoutError where rank 0's process is
-        stopped."""
+        """Return whether all of the keys exist.
+
+        Raises:
+            RankTimeoutError: rank 0's process is suspended.
+        """
         if self.launch_info.rank == 0:
             return self._prefixed.check(keys)
-        found = call_with_timeout(lambda: self._prefixed.check(keys), self._pace)
-        if found is None:
-            raise RankTimeoutError(f"rank 0 does not answer within {self._pace:g} s")
-        return found
+        present = call_with_timeout(lambda: self._prefixed.check(keys), self._pace)
+        if present is None:
+            raise RankTimeoutError(f"rank 0 did not respond within {self._pace:g} s")
+        return present
 
     def _missing_ranks(self, keys: list[str]) -> str:
+        """Return the names of the ranks that have not set their keys."""
         if self.launch_info.rank:
             return "rank 0"
         return format_ranks(
@@ -233,16 +258,16 @@ class ControlPlane:
 
 
 def _print_errors(problems: list[str]) -> str:
-    """Print what ranks refuse, each reason once; nothing where there is none."""
+    """Print the errors of the ranks, each text once with its ranks; return the printed text."""
     reasons: dict[str, list[int]] = {}
     for rank, problem in enumerate(problems):
         if problem:
             reasons.setdefault(problem, []).append(rank)
     lines = [
-        problem if 0 in who else f"{format_ranks(who)}: {problem}"
-        for problem, who in reasons.items()
+        problem if 0 in ranks else f"{format_ranks(ranks)}: {problem}"
+        for problem, ranks in reasons.items()
     ]
-    said = "\n".join(lines)
-    if said:
-        print(said, file=sys.stderr, flush=True)
-    return said
+    printed = "\n".join(lines)
+    if printed:
+        print(printed, file=sys.stderr, flush=True)
+    return printed

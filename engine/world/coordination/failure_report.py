@@ -1,4 +1,4 @@
-"""What ranks say when a run fails: once, by the rank that was the first to fail."""
+"""Reports why a run failed: one rank prints it, the rank that failed first (README.md)."""
 
 from __future__ import annotations
 
@@ -19,32 +19,44 @@ from engine.world.coordination.liveness import ANSWER_SECONDS, LivenessMonitor, 
 T = TypeVar("T")
 
 FAILED = "failed"
-"""In our part of the store: how many ranks have failed."""
+"""Key in the store: the number of ranks that failed."""
 REASON = "why"
-"""There, of the first of them: the reason, and the ranks that are to blame for not coming."""
+"""Key in the store: the message of the rank that failed first, and the ranks to blame, as JSON."""
 SILENCE_SECONDS = 3.0
-"""How long rank 0 must be gone for rank 1 to speak while the ranks are still meeting. torchrun,
-which tells itself who was killed, stops rank 1 sooner."""
+"""During start-up, rank 1 waits this long before it reports that rank 0 is lost. Under torchrun it
+never does: torchrun reports the dead rank and stops rank 1 sooner."""
+
+
+TIMED_OUT = "imed out"
+"""Part of the message of a timeout: gloo's has 'Timed out', NCCL's 'timed out'."""
+GLOO = "gloo"
+"""Part of the message of each gloo error, which names a source file: the errors have no type."""
 
 
 class RankTimeoutError(RunError):
-    """Another rank did not come within the timeout."""
+    """Another rank timed out."""
 
 
 class LostRankError(RunError):
-    """Another rank is gone, stopped or late, in words. ``reports_for_rank_0``: this rank is the
-    one that tells, and rank 0, which would write it down, is among those it is about.
-    ``processes``: their ids."""
+    """Another rank died, was suspended or timed out; the message names it.
 
-    def __init__(self, text: str, *, reports_for_rank_0: bool, processes: Sequence[int]) -> None:
-        super().__init__(text)
+    Attributes:
+        reports_for_rank_0: this rank reports the failure, and rank 0 is among the lost ranks, so it
+            cannot record it.
+        processes: the PIDs of the lost ranks.
+    """
+
+    def __init__(self, message: str, *, reports_for_rank_0: bool, processes: Sequence[int]) -> None:
+        super().__init__(message)
         self.reports_for_rank_0, self.processes = reports_for_rank_0, processes
 
 
 class FailureReporter:
-    """The voice of this rank in a store that rank 0 serves at ``address`` (None: in this process).
+    """Reports through the store why this rank failed.
 
-    ``step``: the one it is in, if any. ``liveness``: who is there, once the world is up.
+    Attributes:
+        step: the current step, for messages; 0 outside of the steps.
+        liveness: the state of the other ranks; None until the world is open.
     """
 
     def __init__(
@@ -54,6 +66,8 @@ class FailureReporter:
         store: Store,
         address: tuple[str, int] | None,
     ) -> None:
+        """Report through ``store``, which rank 0 serves at ``address`` (None: it is in this
+        process). ``stop_requested`` returns whether this rank got a signal that stops it."""
         self._launch_info, self._stop_requested = launch_info, stop_requested
         self._store, self._address = store, address
         self._first: bool | None = None
@@ -62,8 +76,8 @@ class FailureReporter:
         self.step = 0
 
     def diagnose(self, error: BaseException, timeout: float) -> LostRankError | None:
-        """What an error means that comes of another rank's absence, after up to ``timeout`` seconds
-        of waiting; None for any other error. Ranks that are stopped on this machine are ended."""
+        """Return an error that names the lost rank if ``error`` was caused by one, else None. Kill
+        the suspended ranks of this machine among them. ``timeout``: seconds, for the message."""
         if self.liveness is None or not _is_peer_failure(error):
             return None
         if self._is_first():
@@ -79,8 +93,8 @@ class FailureReporter:
         )
 
     def report(self, error: BaseException) -> bool:
-        """Say why this rank fails, unless another rank has been first: the connections that it
-        broke fail here too. Whether it did."""
+        """Print why this rank failed, unless another rank failed first: then this error only
+        follows from that one. Return whether it was printed."""
         if self._reported:
             return False
         self._reported = True
@@ -95,22 +109,25 @@ class FailureReporter:
         return False
 
     def mark_reported(self) -> None:
-        """All has been said."""
+        """Report nothing from now on: the error of all ranks has been printed."""
         self._reported = True
 
     def count_arrivals(self, event: str) -> int:
-        """How many ranks have come here, this one included; 0 where the store is gone."""
+        """Count this rank in the store, and return how many ranks were counted for ``event``; 0 if
+        the store cannot be reached."""
         return self._query(lambda: int(self._store.add(event, 1))) or 0
 
     def _is_first(self) -> bool:
+        """Return whether this rank failed first, and so is the one to report."""
         if self._first is None:
             count = self.count_arrivals(FAILED)
             self._first = count == 1 if count else self._reports_for_rank_0()
         return self._first
 
     def _reports_for_rank_0(self) -> bool:
-        """Rank 0 is gone, and its store."""
-        if self._launch_info.rank != 1 or (self.liveness and self.liveness.seen):
+        """Return whether this rank reports because rank 0 is lost, and the store with it: rank 1
+        does, unless it is stopped or the failure was already seen in the store."""
+        if self._launch_info.rank != 1 or (self.liveness and self.liveness.failure_seen):
             return False
         deadline = time.monotonic() + SILENCE_SECONDS
         while not (self._stop_requested() or self.liveness) and time.monotonic() < deadline:
@@ -120,8 +137,9 @@ class FailureReporter:
     def _find_cause(
         self, liveness: LivenessMonitor, error: BaseException, timeout: float
     ) -> tuple[str, list[int]]:
-        late = isinstance(error, RankTimeoutError) or "imed out" in str(error)
-        waited = f" within {timeout:g} s" if late else ""
+        """Find the ranks that caused ``error``; return a message about them, and their numbers."""
+        timed_out = isinstance(error, RankTimeoutError) or TIMED_OUT in str(error)
+        waited = f" within {timeout:g} s" if timed_out else ""
         if self._query(lambda: self._store.check([FAILED])):
             text, ranks = liveness.lost_ranks(waited)
         else:
@@ -131,19 +149,21 @@ class FailureReporter:
         return (f"step {self.step}: {reason}" if self.step else reason), ranks
 
     def _publish(self, text: str, ranks: list[int]) -> None:
+        """Write the message and the lost ranks to the store, for the other ranks."""
         if self._launch_info.size > 1:
             self._query(lambda: self._set(REASON, json.dumps([text, ranks])))
 
     def first_failure(self) -> tuple[str, list[int]]:
-        """What the first to fail has said, or will have soon."""
+        """Wait for the report of the rank that failed first; return its message and the ranks to
+        blame."""
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while time.monotonic() < deadline:
             found = self._query(lambda: self._store.check([REASON]))
-            if found is None and self.liveness and self.liveness.seen:
-                break  # rank 0 has left since
-            if found is None:  # rank 1 looks first what has become of rank 0, and says so
+            if found is None and self.liveness and self.liveness.failure_seen:
+                break  # rank 0 has exited since
+            if found is None:  # rank 1 prints its own report of rank 0's state first
                 time.sleep(SILENCE_SECONDS)
-                return "rank 0 is gone", [0]
+                return "rank 0 is lost", [0]
             if found:
                 text, ranks = json.loads(self._store.get(REASON))
                 return text, ranks
@@ -155,7 +175,8 @@ class FailureReporter:
         return True
 
     def _query(self, task: Callable[[], T]) -> T | None:
-        """The store's answer; None where it is gone or its process stopped."""
+        """Return the answer of the store; None if it cannot be reached or does not answer, then and
+        from then on."""
         if self._address is None or self._launch_info.rank == 0:
             return task()
         found = None if self._lost or not self.reachable() else call_with_timeout(task)
@@ -163,7 +184,8 @@ class FailureReporter:
         return found
 
     def reachable(self) -> bool:
-        """Whether the store is still there; asking it would print a C++ trace if not."""
+        """Return whether the store can be reached. A request to a store that cannot prints a C++
+        stack trace."""
         if self._address is None or self._launch_info.rank == 0:
             return True
         try:
@@ -173,13 +195,15 @@ class FailureReporter:
         return True
 
     def _describe(self, error: BaseException) -> str:
+        """Return the message for stderr: with this rank, the step, and for an error that is not
+        meant for users its traceback."""
         place = [f"rank {self._launch_info.rank}"] if self._launch_info.size > 1 else []
         if isinstance(error, LostRankError):
             return str(error)
         if isinstance(error, UserError | RunError | ConfigError):
             return ": ".join([*place, str(error)])
         if not self.reachable():
-            place.append("rank 0 is gone")
+            place.append("rank 0 is lost")
         if isinstance(error, KeyboardInterrupt):
             return ": ".join([*place, f"stopped by {error or 'SIGINT'}"])
         trace = "".join(traceback.format_exception(error))
@@ -188,7 +212,7 @@ class FailureReporter:
 
 
 def _is_peer_failure(error: BaseException) -> bool:
-    """Whether it says that a message did not come or go. gloo's have no type of their own."""
+    """Return whether communication with another rank failed."""
     if isinstance(error, RankTimeoutError | DistError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error)
+    return isinstance(error, RuntimeError) and GLOO in str(error)

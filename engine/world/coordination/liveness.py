@@ -1,7 +1,8 @@
-"""Who of a run is still there. When ranks fail because another did not come, it is told which one.
+"""Liveness of the ranks: a thread on every rank, and the state of each rank's process.
 
-A thread on every rank looks for a failure in the store, and then says where its rank is, whatever
-that waits for. Who does not say is stopped, gone or cut off.
+After a failure the thread publishes the source line that its rank's main thread is at, even if
+that thread is blocked. A rank that publishes nothing is suspended, dead or unreachable. README.md
+describes the protocol.
 """
 
 from __future__ import annotations
@@ -16,35 +17,34 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import psutil
+import torch.distributed
 from torch.distributed import PrefixStore, Store
+
+from models.parallel import collectives
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
 POLLS_PER_SECOND = 500.0
-"""How often all ranks together may look into the store, which one thread of rank 0 serves."""
+"""Upper limit on the polls of all ranks together: one thread of rank 0 serves the store."""
 ANSWER_SECONDS = 5.0
-"""How long ranks have to answer, and the store for anything at all."""
+"""Timeout for the answers of the other ranks, and for one answer of the store."""
 EXIT_SECONDS = 20.0
-"""How long after another's failure a rank may still be held up by what it waits for."""
+"""Time for a blocked rank to exit after another rank failed, before its process is ended."""
 CLOCK_SECONDS = 5.0
-"""How far a clock that is set may shift what a machine says of its start."""
-WAITING_FILES = (
-    "models/parallel/collectives.py",
-    "torch/distributed/",
-    "engine/world/coordination/control_plane.py",
-    "engine/world/coordination/failure_report.py",
-)
-"""Code in which a rank waits for others."""
+"""Tolerance for start times: a clock that is set shifts them."""
+WAITING_MODULES = (torch.distributed.__name__, collectives.__name__, __package__)
+"""Modules, and packages with all their modules, in which a rank waits for other ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankProcess:
-    """Where a rank runs. Machines may have one name, and numbers of processes come again: so when
-    both ``booted`` and ``started``, in seconds since 1970."""
+    """Identity of a rank's process. Host names can be equal and PIDs are reused, so the start times
+    of the machine and of the process (Unix seconds) are part of it."""
 
     host: str
     pid: int
@@ -53,32 +53,33 @@ class RankProcess:
 
     @classmethod
     def current(cls) -> RankProcess:
-        """The process that asks."""
-        own = psutil.Process()
+        """Return the identity of this process."""
+        process = psutil.Process()
         return cls(
             host=socket.gethostname(),
-            pid=own.pid,
+            pid=process.pid,
             booted=psutil.boot_time(),
-            started=own.create_time(),
+            started=process.create_time(),
         )
 
-    def state(self, here: RankProcess) -> str:
-        """'gone', 'stopped' or 'running', as the machine of ``here`` tells; '' of another's."""
-        if self.host != here.host or abs(self.booted - here.booted) > CLOCK_SECONDS:
+    def state(self, observer: RankProcess) -> str:
+        """Return 'dead', 'suspended' or 'running' for a process on the machine of ``observer``,
+        which is this process; '' for one on another machine."""
+        if self.host != observer.host or abs(self.booted - observer.booted) > CLOCK_SECONDS:
             return ""
         try:
-            found = psutil.Process(self.pid)
-            if abs(found.create_time() - self.started) > CLOCK_SECONDS:
-                return "gone"
-            status = found.status()
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.started) > CLOCK_SECONDS:
+                return "dead"  # another process has its PID
+            status = process.status()
         except psutil.Error:
-            return "gone"
-        states = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_ZOMBIE: "gone"}
+            return "dead"
+        states = {psutil.STATUS_STOPPED: "suspended", psutil.STATUS_ZOMBIE: "dead"}
         return states.get(status, "running")
 
 
 class LivenessMonitor:
-    """Answers for this rank from ``start`` to ``stop``, and knows the others."""
+    """Publishes after a failure where this rank is, and finds out about the other ranks."""
 
     def __init__(
         self,
@@ -89,121 +90,149 @@ class LivenessMonitor:
         failed: str,
         reachable: Callable[[], bool],
     ) -> None:
-        """``store``: a connection of this alone, since who waits for a store keeps others from it.
-        ``failed``: the key in it that says that a rank has failed. ``reachable``: whether it is
-        there, for it would print a C++ trace if not."""
+        """Prepare the thread; ``start`` starts it.
+
+        Args:
+            store: a connection for this object only; a blocking call on a connection blocks its
+                other users.
+            processes: by rank.
+            failed: the key that the store has once a rank has failed.
+            reachable: returns whether the store can be reached; a request to a store that cannot
+                prints a C++ stack trace.
+        """
         self._store, self._rank, self.processes = store, rank, processes
         self._reachable = reachable
         self._answers = PrefixStore("here", store)
         self._failed, self._main = failed, threading.main_thread().ident
         self._period = poll_interval(POLL_SECONDS, len(processes))
-        self._left = threading.Event()
-        self.seen = False  # a failure
+        self._stopped = threading.Event()
+        self.failure_seen = False
         self.on_forced_exit: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._respond, daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """This rank leaves, in whatever way."""
-        self._left.set()
+        """Stop the thread, and wait for it up to ``ANSWER_SECONDS``. If a rank has failed it first
+        publishes that this rank is not to blame: a process that has exited cannot answer."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(ANSWER_SECONDS)
 
     def lost_ranks(self, waited: str) -> tuple[str, list[int]]:
-        """Why another's message did not come, and the ranks to blame: after the failure is known in
-        the store. ``waited`` goes behind those that are late."""
-        answers: dict[int, str] = {}
+        """Wait for the answers of all ranks, and return a message about the ranks to blame, with
+        their numbers; ('', []) if all ranks wait for others.
+
+        Args:
+            waited: such as ' within 300 s', for the message about ranks that timed out.
+        """
+        lines: dict[int, str] = {}
         silent = list(range(len(self.processes)))
-        until = time.monotonic() + ANSWER_SECONDS
-        while any(self._may_answer(rank) for rank in silent) and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            # Before the answers are read: a rank may answer and exit in between
+            may_answer = [rank for rank in silent if self._state(rank) in ("running", "")]
             for rank in silent[:]:
                 if self._answers.check([str(rank)]):
-                    answers[rank] = self._answers.get(str(rank)).decode()
+                    lines[rank] = self._answers.get(str(rank)).decode()
                     silent.remove(rank)
+            if not may_answer or not silent or time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
         if silent:
             return self.describe(silent, waited), silent
-        busy = {rank: at for rank, at in answers.items() if at and rank != self._rank}
-        if busy:
-            phrases = [
-                f"rank {rank} did not come{waited}: it is at {at}" for rank, at in busy.items()
-            ]
-            return "; ".join(phrases), list(busy)
-        return "", []
+        busy = {rank: line for rank, line in lines.items() if line and rank != self._rank}
+        phrases = [
+            f"rank {rank} did not respond{waited}: it is at {at}" for rank, at in busy.items()
+        ]
+        return "; ".join(phrases), list(busy)
 
     def wait_until_dead(self, rank: int) -> None:
-        """Wait until a rank whose connections have closed is gone or stopped, up to
-        ``ANSWER_SECONDS``: the kernel closes those of a killed process before it ends the process,
-        on a busy machine long before."""
-        until = time.monotonic() + ANSWER_SECONDS
-        while self._state(rank) == "running" and time.monotonic() < until:
+        """Wait until the process of a rank whose connections have closed is dead or suspended, up
+        to ``ANSWER_SECONDS``: the kernel closes the connections of a killed process before the
+        process ends, on a busy machine long before."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self._state(rank) == "running" and time.monotonic() < deadline:
             time.sleep(0.01)
-
-    def _may_answer(self, rank: int) -> bool:
-        return self._state(rank) not in ("gone", "stopped")
 
     def _state(self, rank: int) -> str:
         return self.processes[rank].state(self.processes[self._rank])
 
     def describe(self, ranks: Sequence[int], waited: str) -> str:
-        """What has become of ranks that do not answer."""
+        """Return a message about ranks that do not answer."""
         phrases = []
         for rank in ranks:
             process, state = self.processes[rank], self._state(rank)
-            who = f"rank {rank} (process {process.pid} on {process.host})"
-            if state == "gone":
-                phrases.append(f"{who} is gone: killed, or out of memory")
-            elif state == "stopped":
-                phrases.append(f"{who} is stopped, and did not come{waited}")
+            name = f"rank {rank} (process {process.pid} on {process.host})"
+            if state == "dead":
+                phrases.append(f"{name} is dead: killed, or out of memory")
+            elif state == "suspended":
+                phrases.append(f"{name} is suspended (SIGSTOP) and did not respond{waited}")
             else:
-                phrases.append(f"{who} does not answer, and did not come{waited}")
+                phrases.append(f"{name} did not respond{waited}")
         return "; ".join(phrases)
 
     def kill_suspended(self, ranks: Sequence[int]) -> None:
-        """Kill those of the ranks that are stopped on this machine: SIGTERM does not reach them."""
+        """Kill the suspended ranks among ``ranks`` on this machine: SIGTERM does not reach them."""
         for rank in ranks:
-            if self._state(rank) == "stopped":
+            if self._state(rank) == "suspended":
                 os.kill(self.processes[rank].pid, signal.SIGKILL)
 
     def _respond(self) -> None:
-        with suppress(RuntimeError):  # the store has gone in between
-            self._left.wait(self._period * self._rank / len(self.processes))  # not all at once
-            while not self._left.wait(self._period) and self._reachable():
-                if self._store.check([self._failed]):
-                    self.seen = True
-                    self._answers.set(str(self._rank), self._current_line())
+        """Publish the answer of this rank once a rank has failed; then end this process if its main
+        thread does not stop this one within ``EXIT_SECONDS``."""
+        with suppress(RuntimeError):  # the store closed between two requests
+            # Spread over the period, so that the ranks do not poll at the same moment
+            self._stopped.wait(self._period * self._rank / len(self.processes))
+            stopped = False
+            while not stopped:
+                stopped = self._stopped.wait(self._period)
+                if not self._reachable():
                     break
-        if not self._left.wait(EXIT_SECONDS) and self.seen:
+                if self._store.check([self._failed]):
+                    self.failure_seen = True
+                    self._answers.set(str(self._rank), "" if stopped else self._current_line())
+                    break
+        if not self._stopped.wait(EXIT_SECONDS) and self.failure_seen:
             try:
                 self.on_forced_exit()
             finally:
                 os._exit(1)
 
     def _current_line(self) -> str:
-        """The line this rank is at; nothing where it waits for others."""
+        """Return the source line of the main thread; '' if it waits for other ranks."""
         frame = sys._current_frames().get(self._main or 0)
-        stack = traceback.extract_stack(frame)
-        if not stack or any(part in line.filename for line in stack for part in WAITING_FILES):
+        stack = [frame for frame, _ in traceback.walk_stack(frame)] if frame else []
+        if not stack or any(map(_waits, stack)):
             return ""
-        return f"{stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name}"
+        code = stack[0].f_code
+        return f"{code.co_filename}:{stack[0].f_lineno}, in {code.co_name}"
+
+
+def _waits(frame: FrameType) -> bool:
+    """Return whether a function of ``WAITING_MODULES`` runs in this frame."""
+    module = f"{frame.f_globals.get('__name__', '')}."
+    return any(module.startswith(f"{waiting}.") for waiting in WAITING_MODULES)
 
 
 def poll_interval(minimum: float, ranks: int) -> float:
-    """Seconds between two looks of one of so many ``ranks`` into the store, ``minimum`` for a
-    few."""
+    """Return the seconds between two polls of the store by one of ``ranks`` ranks, so that all of
+    them together keep to ``POLLS_PER_SECOND``; at least ``minimum``."""
     return min(max(minimum, ranks / POLLS_PER_SECOND), ANSWER_SECONDS / 2)
 
 
 def call_with_timeout(task: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T | None:
-    """The result of a task that may hang or fail, such as asking a store whose process is stopped;
-    None in both cases."""
-    found: list[T] = []
+    """Run a task that may block or fail, such as a request to a store whose process is suspended,
+    in a thread of its own. Return its result; None if it failed or timed out."""
+    results: list[T] = []
 
     def run() -> None:
         with suppress(RuntimeError):
-            found.append(task())
+            results.append(task())
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else None
+    return results[0] if results else None

@@ -1,4 +1,4 @@
-"""The store in which the ranks of one launch meet, fresh for every attempt."""
+"""Rendezvous: rank 0 starts a store, a new one for every attempt, and the other ranks connect."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ from engine.errors import RunError, UserError
 from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
 
 EXITED = "left"
-"""In our part of a store: how many ranks are done with it."""
-
-
+"""Key in the store: the number of ranks that no longer need it."""
 AGENT_SECONDS = 10.0
-"""How long torchrun's own store is tried for. It was there before its ranks: one that does not
-answer has been killed since."""
-
-
+"""Timeout for torchrun's own store. It is older than the ranks: if it does not answer, torchrun was
+killed."""
 NAME_LOOKUP_SECONDS = 10.0
-"""How long the name of rank 0's machine is looked up for: where machines come and go, a name may
-come after the ranks."""
+"""Timeout for resolving the host name of rank 0: in a cluster that starts machines on demand, the
+name may be registered after the ranks have started."""
 
 
 def cuboid_prefix(store: Store) -> Store:
-    """The part of a store that torch does not write to."""
+    """Return a view of the store whose keys torch does not use."""
     return PrefixStore("cuboid", store)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousResult:
-    """``address`` is the store's (None: it is in this process). On rank 0, ``run_id`` is the run's
-    and stays over torchrun's restarts; the other ranks ask rank 0."""
+    """The store of this attempt."""
 
     store: Store
     address: tuple[str, int] | None
+    """Host and port of the store; None if it is in this process."""
     run_id: str
+    """On rank 0, the id of the run, the same after a restart by torchrun; the other ranks get it
+    from rank 0."""
 
 
 def rendezvous(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
-    """The store of this attempt; rank 0 serves it, which other ranks wait for.
+    """Start the store of this attempt on rank 0, or connect to it on another rank.
 
     Raises:
         UserError: the port is in use.
@@ -57,7 +55,7 @@ def rendezvous(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
     if launch_info.agent:
         return _rendezvous_under_agent(launch_info, timeout)
     if launch_info.launcher == "torchrun":
-        run_id += f"-{os.getppid()}"  # users name their launches alike
+        run_id += f"-{os.getppid()}"  # users reuse names of launches
     address = (launch_info.host, launch_info.port)
     if launch_info.rank:
         return RendezvousResult(store=_connect(address, timeout), address=address, run_id=run_id)
@@ -68,14 +66,14 @@ def rendezvous(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
             raise
         option = "--master_port" if launch_info.launcher == "torchrun" else "MASTER_PORT or --port"
         raise UserError(
-            f"port {launch_info.port} is in use on this machine: give another by {option}"
+            f"port {launch_info.port} is in use on this machine: choose another with {option}"
         ) from None
     return RendezvousResult(store=store, address=address, run_id=run_id)
 
 
 def _rendezvous_under_agent(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
-    """torchrun's store outlives a restart, with keys on which the next attempt hangs: so each
-    attempt has a store of its own, and torchrun's only tells where it is."""
+    """Start or connect to a new store, and pass its address on in torchrun's own. torchrun's store
+    outlives a restart, with keys on which the next attempt would hang."""
     agent = _connect((launch_info.host, launch_info.port), min(timeout, AGENT_SECONDS))
     key = f"cuboid/store/{launch_info.attempt}"
     if launch_info.rank == 0:
@@ -87,7 +85,9 @@ def _rendezvous_under_agent(launch_info: LaunchInfo, timeout: float) -> Rendezvo
     deadline = time.monotonic() + timeout
     while not agent.check([key]):
         if time.monotonic() > deadline:
-            raise RunError(f"rank {launch_info.rank}: rank 0 did not come within {timeout:.0f} s")
+            raise RunError(
+                f"rank {launch_info.rank}: rank 0 did not respond within {timeout:.0f} s"
+            )
         time.sleep(0.02)
     host, _, port = agent.get(key).decode().rpartition(":")
     address = (host, int(port))
@@ -95,7 +95,8 @@ def _rendezvous_under_agent(launch_info: LaunchInfo, timeout: float) -> Rendezvo
 
 
 def _start_server(port: int, timeout: float) -> TCPStore:
-    """Bound to every address of this machine, whose name in the world need not resolve here."""
+    """Start a store that listens on all interfaces, because the public host name of this machine
+    may not resolve locally."""
     return TCPStore(
         LOOPBACK,
         port,
@@ -106,37 +107,40 @@ def _start_server(port: int, timeout: float) -> TCPStore:
 
 
 def _connect(address: tuple[str, int], timeout: float) -> TCPStore:
-    """A TCPStore that has to wait for its server prints C++ traces and holds signals up: so wait
-    first."""
+    """Connect to the store at ``address`` once it listens. A TCPStore that has to wait for its
+    server blocks signal handlers and prints C++ stack traces, so wait with a plain socket first."""
     deadline = time.monotonic() + timeout
-    named = time.monotonic() + min(timeout, NAME_LOOKUP_SECONDS)
+    name_deadline = time.monotonic() + min(timeout, NAME_LOOKUP_SECONDS)
     while True:
         try:
             socket.create_connection(address, timeout=5).close()
             store = TCPStore(*address, timeout=timedelta(seconds=timeout))
             if not cuboid_prefix(store).check([EXITED]):
                 return store
-            problem = "a run that is ending has the port"  # rank 0 has not closed its last store
+            problem = "an earlier run still uses the port"  # its rank 0 has not exited
         except (OSError, DistNetworkError) as error:
             problem = str(error)
-            if isinstance(error, socket.gaierror) and time.monotonic() > named:
+            if isinstance(error, socket.gaierror) and time.monotonic() > name_deadline:
                 raise UserError(
-                    f"the machine of rank 0, {address[0]}, has no address here "
-                    f"({error.strerror}): name it by MASTER_ADDR or --host as others reach it"
+                    f"the host name of rank 0, {address[0]}, does not resolve here "
+                    f"({error.strerror}): set MASTER_ADDR or --host to an address that all ranks "
+                    "can reach"
                 ) from None
         if time.monotonic() > deadline:
             host, port = address
-            raise RunError(f"nothing answers at {host}:{port} ({problem})")
+            raise RunError(
+                f"no store answers at {host}:{port} ({problem}): check that rank 0 has started"
+            )
         time.sleep(0.1)
 
 
 def _own_address(launch_info: LaunchInfo) -> str:
-    """How other machines reach this one: by its address on the way to torchrun's store, or, where
-    that is here, by the name they have for it."""
+    """Return an address by which other machines reach this one: that of the interface that leads to
+    torchrun's store or, if that is on this machine, the host name that the ranks were given."""
     family, kind, protocol, _, there = socket.getaddrinfo(
         launch_info.host, launch_info.port, type=socket.SOCK_DGRAM
     )[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(there)  # sends nothing
-        mine = str(probe.getsockname()[0])
-    return launch_info.host if ip_address(mine).is_loopback else mine
+        own = str(probe.getsockname()[0])
+    return launch_info.host if ip_address(own).is_loopback else own
