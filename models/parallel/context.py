@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from math import prod
 from typing import Protocol
@@ -101,12 +102,16 @@ class ParallelContext:
     offload_device: torch.device | None = None
     store: WeightStore | None = None
     deferred: Deferred = field(default_factory=Deferred)
-    sizes: Mapping[str, int] = field(init=False)
-    index: Mapping[str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", {name: axis.size for name, axis in self.axes.items()})
-        object.__setattr__(self, "index", {name: axis.index for name, axis in self.axes.items()})
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The number of ranks along each axis."""
+        return {name: axis.size for name, axis in self.axes.items()}
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """This rank's position along each axis."""
+        return {name: axis.index for name, axis in self.axes.items()}
 
     def axis(self, name: str | None) -> Axis | None:
         """The axis of that name; None where nothing travels along it."""

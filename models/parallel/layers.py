@@ -15,7 +15,7 @@ from models.parallel.initialise import init_normal_
 from models.parallel.matmul import Matmul
 from models.parallel.mode import ActivationSharding, LinearSharding
 from models.parallel.shard import PartitionSpec, Shard
-from models.parallel.zero import WeightSharding
+from models.parallel.weight_sharding import WeightSharding
 
 
 @dataclass(frozen=True, kw_only=True)

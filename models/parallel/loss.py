@@ -20,7 +20,7 @@ from models.parallel.matmul import gathered_x
 from models.parallel.shard import Shard
 from models.parallel.targets import IGNORED
 from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
-from models.parallel.zero import WeightSharding
+from models.parallel.weight_sharding import WeightSharding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.parallel.collectives import gather, scatter
 from models.parallel.context import ParallelContext
 from models.parallel.mode import LinearSharding
-from models.parallel.zero import WeightSharding
+from models.parallel.weight_sharding import WeightSharding
 
 
 class Matmul(torch.autograd.Function):

@@ -25,7 +25,7 @@ from models.parallel import layers, zero
 from models.parallel.collectives import Axis, scatter
 from models.parallel.initialise import init_normal_
 from models.parallel.shard import Shard
-from models.parallel.zero import WeightSharding, Zero
+from models.parallel.zero import InputSharding, Zero
 from tests.support.planted_faults import Few, flipped, shown_by, unsummed
 from tests.support.training import TrainingCase
 
@@ -129,8 +129,10 @@ def gathered_weights_are_stale() -> Iterator[None]:
 
 @shown_by(ONCE)
 def only_the_last_micro_batch_is_scattered() -> Iterator[None]:
-    def forgetful(self: Zero, weight: Tensor, gradient: Tensor, pieces: WeightSharding) -> None:
-        self._deferred[id(weight)] = weight, pieces, gradient
+    def forgetful(self: Zero, weight: Tensor, gradient: Tensor, sharding: InputSharding) -> None:
+        self._deferred[id(weight)] = zero._DeferredGradient(
+            weight=weight, sharding=sharding, total=gradient
+        )
 
     with patch.object(Zero, "scatter", forgetful):
         yield

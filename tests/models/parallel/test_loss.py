@@ -17,7 +17,7 @@ from models.parallel.context import ParallelContext
 from models.parallel.layers import TokenEmbedding
 from models.parallel.loss import Head, HeadLoss
 from models.parallel.targets import IGNORED
-from models.parallel.zero import WeightSharding
+from models.parallel.weight_sharding import WeightSharding
 from tests.support.local_shards import piece, summed
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
 from tests.support.training import TrainingCase, open_partition
