@@ -120,7 +120,7 @@ def test_exit_codes(monkeypatch, capsys, error, code, told):
         return 0
 
     vars(command).update(run=run, add_arguments=lambda parser: None, EXAMPLES=())
-    monkeypatch.setattr(cli, "_load", lambda name: command)
+    monkeypatch.setattr(discover, "load", lambda package, name: command)
     usage = {"/dev/full": SimpleNamespace(free=4321)}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage[str(path)])
     assert cli.main(["settings"], {"HOME": "here"}) == code
