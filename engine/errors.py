@@ -1,4 +1,4 @@
-"""What the user is told instead of a traceback."""
+"""Errors that are shown to the user as messages, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from dataclasses import dataclass
 
 
 class UserError(Exception):
-    """The user's input cannot be used. One line that says what would be; exit code 2."""
+    """The user's input was rejected, with exit code 2. The message states what is accepted."""
 
 
 class RunError(Exception):
-    """The run failed for a reason that one line explains; exit code 1."""
+    """The run failed, with exit code 1. The message states the cause."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One line for the user: where (line 0: nowhere inside the file) and what.
-
-    ``column`` (from 1) is given for syntax and for constructs a config may not contain.
-    """
+    """One line for the user: a message and its position."""
 
     file: str
     line: int
+    """From 1; 0 if the problem is not at a line of the file."""
     column: int | None
+    """From 1; only for syntax errors and constructs that a config may not contain."""
     message: str
 
     def __str__(self) -> str:
@@ -42,9 +41,10 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """A config that is refused; ``problems`` are sorted by place, each once."""
+    """A config was rejected."""
 
     problems: tuple[Problem, ...]
+    """Sorted by position, without duplicates."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(set(problems)))

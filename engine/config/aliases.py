@@ -1,7 +1,7 @@
-"""Every way to spell a setting: our own names, and those of Colossal-AI's config files.
+"""All spellings of each setting: its own name, and its names in Colossal-AI's config files.
 
-A key of ``ALIASES`` is what the user writes, dotted; its value is the setting that this means,
-or a converter.
+A key of ``ALIASES`` is the user's spelling, dotted. Its value is the schema's name of the setting,
+or a converter from the value to settings.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ ALIASES: Mapping[str, str | Converter] = MappingProxyType(
     }
 )
 
-# What a key or section implies by being there, unless the file says otherwise. Both forms of
-# Colossal-AI's ZeRO compute in fp16; the later one always shares out everything.
+# Settings implied by the presence of a key or section, unless the file sets them. Both forms of
+# Colossal-AI's ZeRO compute in fp16; the later one always shards everything.
 IMPLIED: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "zero.level": {"precision": "fp16"},

@@ -1,4 +1,4 @@
-"""Statements against the schema: settings, and a line for each value that cannot be one."""
+"""Validation of each setting's value against the schema, and the messages for invalid values."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ from engine.errors import Problem
 
 
 class InvalidSettingError(Exception):
-    """A value that is not known, because what was stated of it is wrong."""
+    """Raised where a rule reads a setting whose value is missing or invalid."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """``settings`` are whole and valid; those in ``invalid`` hold a stand-in."""
+    """The settings of a config after validation, and one problem for each invalid value."""
 
     settings: Settings
+    """Complete and valid for the schema: settings in ``invalid`` have a placeholder value."""
     invalid: frozenset[str]
+    """Names of the settings without a valid value."""
     problems: tuple[Problem, ...]
 
     @property
     def known(self) -> Settings:
-        """The settings, of which to read one in ``invalid`` raises InvalidSettingError."""
+        """``settings`` for rules: reading one that is in ``invalid`` raises InvalidSettingError.
+
+        The cast lets rules be written, and type-checked, as if all settings were valid. A rule that
+        reads an invalid setting ends there (run_rules.py), since its problem is already reported.
+        """
         return cast(Settings, _ValidSettings(self.settings, "", self.invalid))
 
 
 class _ValidSettings:
-    """A section that keeps some of its values back."""
+    """Read-only view of a section that raises InvalidSettingError for its invalid settings."""
 
     def __init__(self, section: BaseModel, prefix: str, invalid: frozenset[str]) -> None:
         self._section, self._prefix, self._invalid = section, prefix, invalid
@@ -49,11 +55,15 @@ class _ValidSettings:
 
 
 def check(sources: SettingSources, name: str, source: str) -> Checked:
-    """Settings from completed statements; ``name`` and ``source`` are the file's."""
+    """Validate all settings and report each missing or invalid one.
+
+    ``sources`` must include derived settings. ``name`` is the run's name and ``source`` the path of
+    the config file.
+    """
     fields = all_settings()
     required = {key for key, field in fields.items() if field.is_required()}
     invalid = set(sources.conflicting)
-    # Said here: before 2.14 pydantic makes defaults of what is missing.
+    # Checked here, because pydantic before 2.14 computes defaults from missing fields.
     missing = [key for key in fields if key in required - invalid - sources.settings.keys()]
     problems = [_missing(key, fields[key], sources) for key in missing]
     invalid.update(missing)
@@ -68,12 +78,12 @@ def check(sources: SettingSources, name: str, source: str) -> Checked:
         try:
             return Checked(Settings.model_validate(tree), frozenset(invalid), tuple(problems))
         except ValidationError as error:
-            found = error.errors()
-            errors = {_setting_at(one["loc"], fields): one["type"] for one in found}
+            details = error.errors()
+            errors = {_setting_at(detail["loc"], fields): detail["type"] for detail in details}
             reasons = {
-                _setting_at(one["loc"], fields): one["msg"]
-                for one in found
-                if one["type"] == BAD_PATH
+                _setting_at(detail["loc"], fields): detail["msg"]
+                for detail in details
+                if detail["type"] == BAD_PATH
             }
         assert not invalid >= errors.keys(), f"stand-ins are refused: {errors}"
         for key, kind in errors.items():
@@ -85,7 +95,7 @@ def check(sources: SettingSources, name: str, source: str) -> Checked:
 
 
 def _missing(setting: str, field: FieldInfo, sources: SettingSources) -> Problem:
-    """The line for a required setting, at the name in the file that may be meant for it."""
+    """Describe a missing required setting; where the file defines a similar name, point at it."""
     name = user_name(setting)
     message = f"{name} is missing: {field.description} ({accepts(field)})"
     own = sources.own_name_for(setting)
@@ -97,14 +107,15 @@ def _missing(setting: str, field: FieldInfo, sources: SettingSources) -> Problem
 
 
 def _rejected_value(field: FieldInfo, stated: SettingSource) -> Problem:
-    """The line for a value that the schema refuses."""
+    """Describe a value that the schema rejects."""
     if isinstance(stated.value, int) and stated.value > LARGEST:
         return stated.problem(f"must be at most {LARGEST}")
     return stated.problem(f"must be {accepts(field)}")
 
 
 def _setting_at(location: tuple[int | str, ...], fields: Mapping[str, FieldInfo]) -> str:
-    """The setting that pydantic means; it also counts list items and branches of a union."""
+    """Return the setting at a location of pydantic's, which also has list items and union
+    branches."""
     parts = [str(part) for part in location]
     while ".".join(parts) not in fields:
         parts.pop()
@@ -112,7 +123,7 @@ def _setting_at(location: tuple[int | str, ...], fields: Mapping[str, FieldInfo]
 
 
 def _tree(values: Mapping[str, object]) -> dict[str, Any]:
-    """Dotted names -> nested dicts."""
+    """Convert dotted names to nested dicts."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         *sections, last = name.split(".")

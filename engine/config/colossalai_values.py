@@ -1,7 +1,7 @@
-"""What the values of Colossal-AI's, torch's and DeepSpeed's config files are called here.
+"""Translation of values of Colossal-AI's, torch's and DeepSpeed's config files.
 
-A converter takes what the user wrote and says which settings it sets to what. A value that it does
-not know it passes on, for the schema to refuse by its name.
+A converter maps the user's value to settings. It returns an unknown value unchanged, for the schema
+to reject under the setting's name.
 """
 
 from __future__ import annotations
@@ -73,27 +73,27 @@ MODEL_CLASSES = ("GPT", "PipelineGPT", "GPT2LMHeadModel")
 
 
 class UnsupportedValueError(Exception):
-    """The rest of a sentence that begins with the setting and its value."""
+    """A value without a counterpart; the message continues after "SETTING=VALUE "."""
 
 
 def translate(mapping: ValueMap, value: object) -> object:
-    """Our word for a symbol or a string; ``value`` itself where there is none."""
+    """Return the translation of a symbol or string; ``value`` itself if there is none."""
     name = last_name(value)
     return mapping[name] if isinstance(name, (str, bool)) and name in mapping else value
 
 
 def last_name(value: object) -> object:
-    """The last part of a symbol's dotted name; anything else as it is."""
+    """Return the last part of a symbol's dotted name; any other value unchanged."""
     return value.name.rpartition(".")[2] if isinstance(value, Symbol) else value
 
 
 def translates(setting: str, mapping: ValueMap) -> Converter:
-    """For a setting whose values have other words elsewhere."""
+    """Make a converter for one setting whose values have other names elsewhere."""
     return lambda value: {setting: translate(mapping, value)}
 
 
 def only_accepts(*names: str) -> Converter:
-    """For a key that may only say what holds here in any case."""
+    """Make a converter for a key that sets nothing and accepts only these names."""
 
     def convert(value: object) -> dict[str, object]:
         if value is not None and last_name(value) not in names:
@@ -104,7 +104,7 @@ def only_accepts(*names: str) -> Converter:
 
 
 def preset(value: object) -> dict[str, object]:
-    """model.type. A symbol of titans means the sizes that titans gives the name."""
+    """Convert model.type. A symbol of titans means the sizes that titans gives that name."""
     name = last_name(value)
     if not isinstance(name, str):
         return {"model.preset": value}
@@ -122,7 +122,7 @@ def preset(value: object) -> dict[str, object]:
 
 
 def amp_type(value: object) -> dict[str, object]:
-    """fp16.mode: AMP_TYPE.NAIVE or its value 'naive'; None for no mixed precision."""
+    """Convert fp16.mode: AMP_TYPE.NAIVE or its value 'naive'; None means no mixed precision."""
     if value is None or value is False:
         return {}
     precision = translate(AMP_TYPES, value)
@@ -132,30 +132,30 @@ def amp_type(value: object) -> dict[str, object]:
 
 
 def dtype(value: object) -> dict[str, object]:
-    """model.dtype. float32 says nothing: weights are kept in it at every precision."""
+    """Convert model.dtype. float32 sets nothing, as weights are float32 in every precision."""
     precision = translate(PRECISIONS, value)
     return {} if precision in (None, "float32") else {"precision": precision}
 
 
 def mode(value: object) -> dict[str, object]:
-    """MODE: None is Colossal-AI's word for serial."""
+    """Convert MODE: None is Colossal-AI's name for serial."""
     return {"mode": "serial" if value is None else value}
 
 
 def clip(value: object) -> dict[str, object]:
-    """clip_grad_norm: 0 is Colossal-AI's word for none."""
+    """Convert clip_grad_norm: 0 is Colossal-AI's name for no clipping."""
     return {"clip_grad_norm": None if value == 0 and value is not False else value}
 
 
 def placement(value: object) -> dict[str, object]:
-    """zero.model_config.tensor_placement_policy. 'auto' leaves all on the device; whether that
-    fits is what the estimate tells."""
+    """Convert zero.model_config.tensor_placement_policy. 'auto' offloads nothing; the estimate
+    reports whether that fits."""
     where = None if value == "auto" else translate(DEVICES, value)
     return {"zero.offload": where, "zero.offload_params": where}
 
 
 def nvme_fraction(value: object) -> dict[str, object]:
-    """optimizer.nvme_offload_fraction: all or nothing."""
+    """Convert optimizer.nvme_offload_fraction, which must be 0 or 1."""
     if value not in (0, 1):
         raise UnsupportedValueError(
             "must be 0 or 1: either all optimizer states are offloaded or none"
@@ -164,5 +164,5 @@ def nvme_fraction(value: object) -> dict[str, object]:
 
 
 def data(value: object) -> dict[str, object]:
-    """DATA, a path. Its suffix names the source."""
+    """Convert DATA, a path, whose suffix determines the source."""
     return {"data.path": value}

@@ -1,4 +1,4 @@
-"""Settings that follow from other settings: the sizes of a preset, and what is given as a ratio."""
+"""Settings that are derived from other settings: sizes of a preset, and values given as a ratio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = ("n_layer", "n_head", "n_embd")
 
 
 def derive_settings(sources: SettingSources) -> None:
-    """Fill in what is not stated and follows; what is stated stays."""
+    """Add the settings that are not set and follow from others; never change one that is set."""
     _sizes_of_preset(sources)
     _width(sources)
     _positions(sources)
@@ -27,6 +27,7 @@ def derive_settings(sources: SettingSources) -> None:
 
 
 def _sizes_of_preset(sources: SettingSources) -> None:
+    """Set the sizes of the model's preset."""
     chosen = sources.settings.get("model.preset")
     preset = PRESETS.get(str(chosen.value)) if chosen else None
     if chosen is None or preset is None:
@@ -38,19 +39,19 @@ def _sizes_of_preset(sources: SettingSources) -> None:
 
 
 def _width(sources: SettingSources) -> None:
-    """HIDDEN_SIZE is the width where nothing else says it; else the two are compared."""
+    """Set model.n_embd to HIDDEN_SIZE by default. A rule compares the two where both are set."""
     _copy(sources, "hidden_size", "model.n_embd")
 
 
 def _positions(sources: SettingSources) -> None:
-    """As many as a sample has tokens."""
+    """Set model.block_size to SEQ_LEN by default."""
     _copy(sources, "seq_len", "model.block_size")
     if not sources.settings.keys() & {"seq_len", "model.block_size"}:
         sources.conflicting.add("model.block_size")
 
 
 def _inner_width(sources: SettingSources) -> None:
-    """model.mlp_ratio, of the width."""
+    """Set model.n_inner from model.mlp_ratio, a multiple of model.n_embd."""
     ratio = sources.settings.pop("model.mlp_ratio", None)
     width = sources.settings.get("model.n_embd")
     if ratio is None:
@@ -62,7 +63,8 @@ def _inner_width(sources: SettingSources) -> None:
 
 
 def _min_lr(sources: SettingSources) -> None:
-    """lr_scheduler.eta_min, a learning rate; the floor is a share of optimizer.lr."""
+    """Convert lr_scheduler.eta_min, a learning rate, to lr_scheduler.floor, a fraction of
+    optimizer.lr."""
     lowest = sources.settings.pop("lr_scheduler.eta_min", None)
     if lowest is None:
         return
@@ -79,22 +81,24 @@ def _min_lr(sources: SettingSources) -> None:
 
 
 def _source(sources: SettingSources) -> None:
-    """A path that the environment or an override gives is read by its content, whatever the config
-    says of the file that it names itself."""
+    """Set data.type to 'auto' for a path from the environment or an override.
+
+    The data.type in the config file is about the path in the config file.
+    """
     path, kind = (sources.settings.get(f"data.{key}") for key in ("path", "type"))
     if path and kind and path.precedence > kind.precedence and kind.value in FILE_TYPES:
         sources.settings["data.type"] = replace(path, value="auto")
 
 
 def _offload(sources: SettingSources) -> None:
-    """Weights on the disk take their optimizer states with them: they are updated there."""
+    """Offload optimizer states to NVMe with the parameters, which are updated there."""
     weights = sources.settings.get("zero.offload_params")
     if weights and weights.value == "nvme":
         _imply(sources, "zero.offload", weights, "nvme")
 
 
 def _require_sizes(sources: SettingSources) -> None:
-    """One line for a model without any size; none for what is missing because of another error."""
+    """Report a model without any size in one line; report none if its preset is already invalid."""
     stated = sources.settings
     missing = {f"model.{size}" for size in SIZES} - stated.keys() - sources.conflicting
     if "model.preset" in stated.keys() | sources.conflicting:
@@ -106,7 +110,8 @@ def _require_sizes(sources: SettingSources) -> None:
 
 
 def _copy(sources: SettingSources, cause: str, setting: str) -> None:
-    """A count that stands in for another; what is wrong with it is said once."""
+    """Use the value of setting ``cause`` for ``setting`` by default. An invalid value is reported
+    for ``cause`` only."""
     stated = sources.settings.get(cause)
     if stated and is_count(stated.value):
         _imply(sources, setting, stated, stated.value, f" ({stated.name})")
@@ -122,6 +127,7 @@ def _imply(
     remark: str = "",
     name: str | None = None,
 ) -> None:
+    """Set ``setting`` to ``value`` unless it is set; messages cite the position of ``cause``."""
     if setting not in sources.settings:
         sources.settings[setting] = SettingSource(
             name=name or setting,
@@ -134,12 +140,12 @@ def _imply(
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether the schema takes a value as a count."""
+    """Return whether the schema accepts a value as a count."""
     return type(value) is int and 1 <= value <= LARGEST
 
 
 def _number(value: object) -> float | None:
-    """A number of ordinary size that is not a bool, else None."""
+    """Return a number that is not a bool and at most 1e300 in size, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if abs(value) <= 1e300 else None

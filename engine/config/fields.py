@@ -1,4 +1,4 @@
-"""What a setting is made of: its name for the user, its meaning, and what it takes, in words."""
+"""Definition of a setting: its name for users, its description, and its accepted values as text."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined, co
 from engine import paths
 
 BAD_PATH = "bad_path"  # pydantic's name for an error of ``IsPath``
-LARGEST = 2**31 - 1  # of any count: keeps what is computed from a few of them within a float
+LARGEST = 2**31 - 1  # of any count: products of a few counts still fit in a float
 
 
 class Section(BaseModel):
-    """A group of settings: types are exact, values final, unknown keys refused, no NaN."""
+    """A group of settings: exact types, immutable, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Text that is a name in a registry, which is asked only when it is needed."""
+    """Marks a string that must be a name in a registry, which is only read when a value is
+    checked."""
 
     names: Callable[[], Sequence[str]]
 
@@ -50,13 +51,11 @@ class OneOf:
 
 @dataclass(frozen=True)
 class IsPath:
-    """Text that is a path: a leading ``~`` is expanded, a name that no file can have is refused.
-
-    ``exists``: the kinds of files of ``engine.paths``, one of which a run needs there; empty for a
-    path that the run makes.
-    """
+    """Marks a string as a path: expands a leading ``~`` and rejects names that no file can have."""
 
     exists: tuple[str, ...] = ()
+    """Kinds of file (of ``engine.paths``) that a run can read there; empty if the run creates the
+    path."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -71,7 +70,7 @@ class IsPath:
 
 
 def marks(field: FieldInfo) -> Iterator[Any]:
-    """Yield what a field's annotation says beyond its types, such as ``Ge`` or ``IsPath``."""
+    """Yield the marks of a field beyond its types, such as ``Ge`` or ``IsPath``."""
     yield from field.metadata
     yield from _marks(field.annotation)
 
@@ -88,13 +87,13 @@ def _marks(annotation: Any) -> Iterator[Any]:
 def setting(
     meaning: str, default: Any = ..., *, name: str | None = None, shown: str | None = None
 ) -> Any:
-    """A field of a section.
+    """Declare a setting of a section.
 
     Args:
         meaning: one line for ``cuboid settings``.
-        default: a value, or a function of the fields before it; none where one must be given.
-        name: what the user calls it, if not by the field's name.
-        shown: how a default that is computed is shown.
+        default: a value, or a function of the fields before it; none if the setting is required.
+        name: the user's name for it, if it differs from the field's name.
+        shown: text for a default that is computed.
     """
     extra: JsonDict | None = {"shown": shown} if shown else None
     if callable(default):
@@ -105,12 +104,12 @@ def setting(
 
 
 def accepts(field: FieldInfo) -> str:
-    """What a setting takes, as in "int >= 1 or None"."""
+    """Describe the values that a setting accepts, such as "int >= 1 or None"."""
     return _either(_choices(field.annotation, field.metadata))
 
 
 def takes(field: FieldInfo, value: object) -> bool:
-    """Whether a setting takes ``value``."""
+    """Return whether a setting accepts ``value``."""
     kind: Any = Annotated[field.annotation, *field.metadata, None]
     try:
         TypeAdapter(kind, config=Section.model_config).validate_python(value)
@@ -120,7 +119,7 @@ def takes(field: FieldInfo, value: object) -> bool:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as the user would write it; empty where the setting must be given."""
+    """Format the default as in a config file; empty if the setting is required."""
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "shown" in extra:
         return str(extra["shown"])
@@ -128,7 +127,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _choices(annotation: Any, marks: Sequence[Any] = ()) -> list[str]:
-    """What an annotation takes, one alternative each; ``marks`` are its bounds or names."""
+    """List the alternatives that an annotation accepts; ``marks`` are its bounds or names."""
     origin, inner = get_origin(annotation), get_args(annotation)
     for mark in marks:
         if isinstance(mark, OneOf):
@@ -151,15 +150,15 @@ def _choices(annotation: Any, marks: Sequence[Any] = ()) -> list[str]:
 
 def _bounds(marks: Sequence[Any]) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = [
+    bounds = [
         f"{sign} {bound}"
         for mark in marks
         for key, sign in signs.items()
         if (bound := getattr(mark, key, LARGEST)) < LARGEST
     ]
-    return f" {' and '.join(found)}" if found else ""
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
-def _either(words: list[str]) -> str:
-    *first, last = words
+def _either(choices: list[str]) -> str:
+    *first, last = choices
     return f"{', '.join(first)} or {last}" if first else last

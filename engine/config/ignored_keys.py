@@ -1,4 +1,4 @@
-"""Keys of other frameworks' config files that have no meaning here, and why."""
+"""Keys of other frameworks' config files that have no effect here, and the reasons."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class IgnoredKey:
-    """``only``: the values that may be given; others would change the training, so are refused."""
+    """A key that is accepted and ignored."""
 
     reason: str
     only: tuple[object, ...] | None = None
+    """Accepted values; another would change the training, so it is rejected. None: any value."""
 
 
 _BUCKETS = IgnoredKey("cuboid chooses the size of buckets")

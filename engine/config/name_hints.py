@@ -1,4 +1,4 @@
-"""Hints: the setting that an unknown name may stand for."""
+"""Hints for unknown names: the settings that a name probably means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.config.schema import all_settings, user_name
 
 LISTED = 4  # settings of one name, such as eval.every, that fit on a line
 COMPARED = 40  # characters; comparing strings is slow
-SAME_SECTION, ANYWHERE = 0.7, 0.8  # least likeness, from 0 to 1
+SAME_SECTION, ANYWHERE = 0.7, 0.8  # minimum similarity, from 0 to 1
 
 _USER_NAMES = {name: user_name(name) for name in all_settings()}
 _OWN = {shown: name for name, shown in _USER_NAMES.items()}
@@ -23,30 +23,33 @@ _SECTIONS = sorted({key.rpartition(".")[0] for key in ALIASES if "." in key})
 
 @dataclass(frozen=True)
 class Hint:
-    """``settings`` by their names for the user, with the value where only one is meant
-    (``precision='bf16'``); or ``why`` the name is no setting. Without both, there is no hint."""
+    """A hint for an unknown name; without ``settings`` and ``why`` there is none."""
 
     settings: tuple[str, ...] = ()
+    """In the user's spelling, with the value where the name implies one (``precision='bf16'``)."""
     why: str = ""
+    """The reason why there is no such setting."""
 
     def __bool__(self) -> bool:
         return bool(self.settings or self.why)
 
     @property
     def meant(self) -> str | None:
-        """The one setting that is meant, by our name; None where several or none are."""
+        """The schema's name of the only setting in ``settings``; None if there are several
+        or none."""
         if len(self.settings) != 1:
             return None
         return _OWN.get(self.settings[0].partition("=")[0])
 
 
 def fold(name: str) -> str:
-    """A name without what is not heard: case, dashes, underscores. Dots separate sections."""
+    """Normalise a name: ignore case, dashes, underscores and spaces. Dots separate sections."""
     return re.sub(r"[-_ ]", "", name.casefold())
 
 
 def known(name: str) -> Hint:
-    """The hint for a name that a setting has, in this section or another, here or elsewhere."""
+    """Return the hint for a name that is known exactly: a setting's name in this or another
+    section, or its name in another trainer."""
     whole = fold(name)
     section, _, last = whole.rpartition(".")
     if whole in _BY_WHOLE:
@@ -57,28 +60,29 @@ def known(name: str) -> Hint:
         if key in _SYNONYMS:
             return Hint((_SYNONYMS[key],))
     for names in (_BY_LAST, _FOREIGN_BY_LAST):
-        found = names.get(last, ())
-        if section and section in map(fold, found):
-            found = ()
-        if found:
-            return Hint(tuple(found) if len(found) <= LISTED else ())
+        settings = names.get(last, ())
+        if section and section in map(fold, settings):
+            continue
+        if settings:
+            return Hint(tuple(settings) if len(settings) <= LISTED else ())
     return Hint(why=_NO_EFFECT.get(last, ""))
 
 
 def closest(name: str) -> Hint:
-    """The hint for a name, known or only similar to a known one."""
+    """Return the hint for a name that is known exactly or similar to a known one."""
     return known(name) or _similar(name)
 
 
 def _similar(name: str) -> Hint:
-    """The hint for a name that is spelt like a setting of its section, else like any name."""
+    """Return the hint for a name with a spelling similar to a setting of its section, else to any
+    name."""
     section, _, last = fold(name)[:COMPARED].rpartition(".")
     siblings = {
         key.rpartition(".")[2]: target
         for key, target in _BY_WHOLE.items()
         if key.rpartition(".")[0] == section
     }
-    everywhere = {**_SYNONYMS, **{key: found[0] for key, found in _BY_LAST.items()}}
+    everywhere = {**_SYNONYMS, **{key: settings[0] for key, settings in _BY_LAST.items()}}
     for names, likeness in ((siblings, SAME_SECTION), (everywhere, ANYWHERE)):
         near = get_close_matches(last, names, n=1, cutoff=likeness)
         if near:
@@ -87,14 +91,14 @@ def _similar(name: str) -> Hint:
 
 
 def names_elsewhere(setting: str) -> frozenset[str]:
-    """The names of a setting in other trainers, folded."""
+    """Return the folded names of a setting in other trainers."""
     return frozenset(
         name for name, target in _SYNONYMS.items() if target.partition("=")[0] == setting
     )
 
 
 def unknown_setting(name: str, hint: Hint, *, in_file: bool = True) -> str:
-    """The message for a name that is not a setting; ``in_file``: not on the command line."""
+    """Format the message for a name that is not a setting. ``in_file``: not on the command line."""
     if hint.why:
         return f"{name} is not a setting: {hint.why}"
     if not hint.settings:
@@ -108,7 +112,8 @@ def unknown_setting(name: str, hint: Hint, *, in_file: bool = True) -> str:
 
 
 def assignment(setting: str) -> str:
-    """How a file states a setting: ``optimizer = dict(lr=...)`` for ``optimizer.lr``."""
+    """Format the assignment of a setting in a file: ``optimizer = dict(lr=...)`` for
+    ``optimizer.lr``."""
     name, _, value = setting.partition("=")
     first, *inner = name.split(".")
     text = value or "..."
@@ -118,24 +123,26 @@ def assignment(setting: str) -> str:
 
 
 def _by_name(table: Mapping[str, str]) -> dict[str, str]:
+    """Invert a table of space-separated names: folded name -> key."""
     return {fold(name): meaning for meaning, names in table.items() for name in names.split()}
 
 
 def _by_last(targets: Mapping[str, str]) -> dict[str, list[str]]:
-    """Last part of a name, folded -> the settings; only one that stands outside of sections."""
-    found: dict[str, list[str]] = {}
+    """Map the last part of each name, folded, to its settings; a top-level setting takes
+    precedence."""
+    by_last: dict[str, list[str]] = {}
     for name, target in targets.items():
-        same = found.setdefault(fold(name.rpartition(".")[2]), [])
-        if target not in same:
-            same.append(target)
+        settings = by_last.setdefault(fold(name.rpartition(".")[2]), [])
+        if target not in settings:
+            settings.append(target)
     return {
-        last: [target for target in same if "." not in target][:1] or same
-        for last, same in found.items()
+        last: [target for target in settings if "." not in target][:1] or settings
+        for last, settings in by_last.items()
     }
 
 
 def _targets() -> dict[str, str]:
-    """Spelling in Colossal-AI's files -> our name for the user, or itself where it is converted."""
+    """Map each alias to the setting's name for users, or to itself if it has a converter."""
     return {
         key: _USER_NAMES.get(meaning, key) if isinstance(meaning, str) else key
         for key, meaning in ALIASES.items()

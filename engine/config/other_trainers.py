@@ -1,8 +1,8 @@
-"""Names of settings in other trainers: nanoGPT, minGPT, DeepSpeed, Megatron-LM, torchtitan,
-Hugging Face, Lightning. Only for hints: none of these names is accepted.
+"""Names of settings in other trainers: nanoGPT, minGPT, DeepSpeed, Megatron-LM, torchtitan, Hugging
+Face, Lightning. Used for hints only: none of these names is accepted.
 
-Case, dashes and underscores do not count: ``micro_batch_size`` stands for ``--micro-batch-size``.
-A name with a dot counts inside that section only.
+Case, dashes and underscores are ignored: ``micro_batch_size`` also matches ``--micro-batch-size``.
+A name with a dot matches in that section only.
 """
 
 from __future__ import annotations

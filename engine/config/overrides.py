@@ -1,4 +1,4 @@
-"""``KEY=VALUE`` of the command line: typed values for names, and for paths inside them."""
+"""``KEY=VALUE`` arguments of the command line: typed values for names and for paths inside them."""
 
 import ast
 import keyword
@@ -14,16 +14,16 @@ from engine.config.values import COMMAND_LINE, Origin, Path, TrackedDict
 from engine.errors import ConfigError, Problem
 
 ORIGIN = Origin(COMMAND_LINE, 0, 0)
-NOT_BARE = set("'\"()[]{}")  # what a string without quotes cannot contain
+NOT_BARE = set("'\"()[]{}")  # characters that a string without quotes cannot contain
 
 Report = Callable[[Problem], None]
 
 
 def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path, object]:
-    """path -> value of every override, the last one of each path; malformed ones are reported.
+    """Return path -> value of all overrides, the last one of each path; report malformed ones.
 
-    A value is an expression of the config language: ``3e-4``, ``True``, ``2*48``,
-    ``dict(lr=0.1)``. Any other, such as ``2d``, ``bf16`` or ``data/a.txt``, is a string.
+    A value is an expression of the config language: ``3e-4``, ``True``, ``2*48``, ``dict(lr=0.1)``.
+    Any other text, such as ``2d``, ``bf16`` or ``data/a.txt``, is a string.
     """
     values: dict[Path, object] = {}
     for override in overrides:
@@ -49,9 +49,9 @@ def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path
 
 
 def apply(table: TrackedDict, path: Path, value: object, origin: Origin = ORIGIN) -> None:
-    """Sets ``path`` in ``table``, making dicts on the way; those that were there are copied.
+    """Set ``path`` in ``table``; create missing dicts on the way and copy existing ones.
 
-    Illegal where something on the way is no dict.
+    Raises ConfigValueError if a value on the way is not a dict.
     """
     for depth, key in enumerate(path[:-1], start=1):
         inner = table.get(key)
@@ -95,7 +95,8 @@ def _value(text: str, budget: Budget, report: Report) -> object:
 
 
 def _is_literal(body: list[ast.stmt], text: str) -> bool:
-    """Whether ``text`` is a number, a constant or arithmetic, not a string that looks like code."""
+    """Return whether ``text`` is a number, a constant or arithmetic, not a string that resembles
+    code."""
     if len(body) != 1 or not isinstance(body[0], ast.Expr) or "#" in text or ";" in text:
         return False
     return not any(isinstance(node, ast.Name) for node in ast.walk(body[0]))

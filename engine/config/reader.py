@@ -1,7 +1,7 @@
-"""Reads a config file that is written in Python, and declares only: nothing of it is ever run.
+"""The reader of config files, which are declarative Python and are parsed, never executed.
 
-The syntax tree is evaluated here, over plain values. What a file imports from other packages is a
-symbol; what it imports from other config files is read the same way.
+The syntax tree is evaluated over plain values. A name imported from another package is a symbol;
+another config file that is imported is read in the same way.
 """
 
 import ast
@@ -29,9 +29,11 @@ from engine.errors import ConfigError, Problem
 def read(
     path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> Document:
-    """The config file at ``path``, with ``overrides`` (``KEY=VALUE``) and what it inherits.
+    """Read the config file at ``path`` with the files it inherits from, and apply ``overrides``
+    (``KEY=VALUE``).
 
-    ``environ`` is what ``os.environ`` means to the file. ConfigError holds every problem found.
+    ``environ`` is the value of ``os.environ`` in the file. Raises ConfigError with every problem
+    found.
     """
     reading = _Reading(Path(path), environ or {})
     document = None
@@ -51,7 +53,7 @@ def read(
 
 
 class _Reading:
-    """One reading: the files met so far, what they found, and what may still be spent."""
+    """State of one read: the files read so far, their problems, and the remaining budget."""
 
     def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
@@ -60,13 +62,13 @@ class _Reading:
         self._budget = Budget()
         self._overrides = TrackedDict()
         self._files: dict[Path, Interpreter | None] = {}
-        self._open: list[Path] = []  # the chain of files, each imported by the one before
+        self._open: list[Path] = []  # chain of files, each imported by the previous one
         self._bytes = 0
         self._read_names: set[str] = set()
         self._text = ""  # of the file at ``path``
 
     def document(self, overrides: Sequence[str]) -> Document | None:
-        """The whole; None where problems are left."""
+        """Return the evaluated file with overrides; None if there are problems."""
         given = command_line.parse(overrides, self._budget, self._report)
         for path, value in given.items():
             if len(path) == 1:
@@ -99,7 +101,8 @@ class _Reading:
         )
 
     def _check(self, name: str, value: object, origin: Origin) -> None:
-        """Pays for the copy of ``value``: what was small may have grown through another name."""
+        """Charge the budget for the copy of ``value``, which may have grown through another
+        name."""
         try:
             self._budget.charge(value)
         except ConfigValueError as error:
@@ -113,8 +116,8 @@ class _Reading:
             raise BudgetExceededError(f"only the first {PROBLEMS} problems are shown")
 
     def _inherit(self, path: Path) -> Interpreter:
-        """The file at ``path`` as another imports it; UnresolvedValueError if it has been
-        refused."""
+        """Return the file at ``path`` for an import; raise UnresolvedValueError if it was
+        rejected."""
         path = Path(os.path.normpath(path))
         if path in self._open:
             cycle = [*self._open[self._open.index(path) :], path]
@@ -132,11 +135,12 @@ class _Reading:
         return file
 
     def _name(self, path: Path) -> str:
-        """How messages call ``path``: relative to here, if the config was given so."""
+        """Return the path for messages: relative to the working folder if the config was
+        given so."""
         return str(path) if self._path.is_absolute() else os.path.relpath(path)
 
     def _read(self, path: Path) -> Interpreter:
-        """Reads one file; ConfigError where it has no syntax tree."""
+        """Read and evaluate one file. Raises ConfigError if it cannot be parsed."""
         if len(self._files) > FILES or len(self._open) > INHERITANCE_DEPTH:
             raise ConfigValueError(
                 f"more than {FILES} files, or imports more than {INHERITANCE_DEPTH} deep"

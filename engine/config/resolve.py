@@ -1,4 +1,4 @@
-"""From what the user wrote to settings: whatever the spelling, each with its place."""
+"""From the user's assignments to settings: aliases, precedence and conflicts, with positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENVIRONMENT = Origin("environment", 0, 0)
 
 
 class Precedence(IntEnum):
-    """How much a statement counts against others about the same setting."""
+    """Which of several assignments to one setting wins: the highest."""
 
     IMPLIED = 0
     CONFIG_FILE = 1
@@ -34,42 +34,45 @@ class Precedence(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SettingSource:
-    """What was said of a setting, and where: ``name`` and ``written`` are the user's own words,
-    ``value`` is what they mean here."""
+    """One assignment to a setting, with its position."""
 
     name: str
+    """In the user's spelling."""
     written: object
+    """The user's value."""
     value: object
+    """``written`` as a value of the schema."""
     origin: Origin
     precedence: Precedence = Precedence.CONFIG_FILE
     remark: str = ""
+    """Text after the value in messages, such as " of gpt2_small"."""
 
     def __str__(self) -> str:
         return f"{self.name}={show(self.written)}{self.remark}"
 
     def problem(self, message: str) -> Problem:
+        """Make a problem at this position: "NAME=VALUE message"."""
         return Problem(self.origin.file, self.origin.line, None, f"{self} {message}")
 
 
 @dataclass
 class SettingSources:
-    """All that a config states, and what is wrong with how it does.
-
-    ``settings`` is by our names; a setting in ``conflicting`` has no value that can be relied on.
-    ``own`` are the names that the file defines for itself, and where; ``meant`` are the settings
-    that unknown names stand for.
-    """
+    """All assignments of a config, and the problems with them."""
 
     file: str
     settings: dict[str, SettingSource] = field(default_factory=dict)
+    """By the schema's names."""
     own: dict[str, Origin] = field(default_factory=dict)
+    """Names that the file defines for its own use, and their positions."""
     meant: set[str] = field(default_factory=set)
+    """Settings that unknown names probably mean; they are not reported as missing."""
     conflicting: set[str] = field(default_factory=set)
+    """Settings without a reliable value, whose problem is already reported."""
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
 
     def own_name_for(self, setting: str) -> str | None:
-        """The first of the file's own names that may be meant as ``setting``."""
+        """Return the first of the file's own names that probably means ``setting``."""
         names = islice(self.own, PROBLEMS)  # comparing strings is slow
         return next((name for name in names if closest(name).meant == setting), None)
 
@@ -77,13 +80,15 @@ class SettingSources:
 def read_setting_sources(
     file: str, document: Document, environ: Mapping[str, str]
 ) -> SettingSources:
-    """What a document and the environment's DATA state.
+    """Collect the assignments of a document and of the environment variable DATA.
 
-    Unknown names, foreign words that have no counterpart here and spellings of one setting that
-    disagree become ``problems``; keys without effect become ``notes``.
+    Unknown names, values that are not supported and conflicting assignments become ``problems``;
+    keys without effect become ``notes``.
     """
-    found = SettingSources(file)
-    spoken = [pair for stated in _written(document, found) for pair in _meanings(stated, found)]
+    sources = SettingSources(file)
+    assignments = [
+        pair for source in _written(document, sources) for pair in _meanings(source, sources)
+    ]
     if environ.get("DATA"):
         path = environ["DATA"]
         data = SettingSource(
@@ -93,49 +98,49 @@ def read_setting_sources(
             origin=ENVIRONMENT,
             precedence=Precedence.ENVIRONMENT,
         )
-        spoken += _meanings(data, found)
+        assignments += _meanings(data, sources)
     by_setting: dict[str, list[SettingSource]] = {}
-    for setting, stated in spoken:
-        by_setting.setdefault(setting, []).append(stated)
+    for setting, source in assignments:
+        by_setting.setdefault(setting, []).append(source)
     for setting, candidates in by_setting.items():
-        _pick_strongest(setting, candidates, found)
-    found.conflicting |= found.meant - found.settings.keys()
-    return found
+        _pick_strongest(setting, candidates, sources)
+    sources.conflicting |= sources.meant - sources.settings.keys()
+    return sources
 
 
-def cite(name: str, stated: Mapping[str, SettingSource], settings: object) -> str:
-    """A setting and its value as the user spelt them: "parallel.tensor.size=4"."""
-    if name in stated:
-        return str(stated[name])
+def cite(name: str, sources: Mapping[str, SettingSource], settings: object) -> str:
+    """Format a setting and its value in the user's spelling: "parallel.tensor.size=4"."""
+    if name in sources:
+        return str(sources[name])
     return f"{user_name(name)}={show(attrgetter(name)(settings))}"
 
 
 def show(value: object, limit: int = 70) -> str:
-    """A value as the user would write it, shortened in the middle."""
+    """Format a value as in a config file, shortened in the middle."""
     text = repr(value)
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
-def _written(document: Document, found: SettingSources) -> Iterator[SettingSource]:
-    """Every key of the document that means something here, sections before what is in them."""
+def _written(document: Document, sources: SettingSources) -> Iterator[SettingSource]:
+    """Yield every assignment to a setting in the document, a section before its keys."""
     own = {*ALIASES, *SECTIONS, *IGNORED_KEYS}
     for name, value in document.values.items():
         if name in document.imported:
             continue
         if name in own:
-            yield from _within(document, (name,), value, found)
+            yield from _within(document, (name,), value, sources)
         elif name in document.read_names:
-            found.own[name] = document.origin((name,))
+            sources.own[name] = document.origin((name,))
         else:
-            _unknown(document, (name,), value, found)
+            _unknown(document, (name,), value, sources)
 
 
 def _within(
-    document: Document, path: Path, value: object, found: SettingSources
+    document: Document, path: Path, value: object, sources: SettingSources
 ) -> Iterator[SettingSource]:
     name = _dotted(path)
-    stated = SettingSource(
+    source = SettingSource(
         name=name,
         written=value,
         value=tuple(value) if isinstance(value, list) else value,
@@ -146,77 +151,80 @@ def _within(
     )
     is_section = name in SECTIONS and isinstance(value, dict)
     if name in IMPLIED or (name in ALIASES and not is_section):
-        yield stated
+        yield source
     if isinstance(value, dict) and is_section:
         for key, inner in value.items():
-            yield from _within(document, (*path, str(key)), inner, found)
+            yield from _within(document, (*path, str(key)), inner, sources)
     elif name in ALIASES:
         return
     elif name in IGNORED_KEYS:
-        _note_ignored_key(stated, found)
+        _note_ignored_key(source, sources)
     elif name not in SECTIONS:
-        _unknown(document, path, value, found)
+        _unknown(document, path, value, sources)
     elif value is not None:
-        found.problems.append(stated.problem(f"must be a dict, such as {_as_dict(stated)}"))
-        found.conflicting.update(key for key in all_settings() if key.startswith(f"{name}."))
+        sources.problems.append(source.problem(f"must be a dict, such as {_as_dict(source)}"))
+        sources.conflicting.update(key for key in all_settings() if key.startswith(f"{name}."))
 
 
-def _as_dict(stated: SettingSource) -> str:
-    """A value given for a section, as the first of its settings that takes it."""
-    keys = [key for key in _KEYS if key.startswith(f"{stated.name}.")]
+def _as_dict(source: SettingSource) -> str:
+    """Format a value that was given for a section as the first of its settings that accepts it."""
+    keys = [key for key in _KEYS if key.startswith(f"{source.name}.")]
     fields = all_settings()
     for key in keys:
         meaning = ALIASES.get(key)
-        if isinstance(stated.value, bool) or key not in map(user_name, fields):
+        if isinstance(source.value, bool) or key not in map(user_name, fields):
             continue
-        meanings = {str(meaning): stated.value}
+        meanings = {str(meaning): source.value}
         try:
-            meanings = meaning(stated.value) if callable(meaning) else meanings
+            meanings = meaning(source.value) if callable(meaning) else meanings
         except colossalai_values.UnsupportedValueError:
             continue
         if meanings and all(takes(fields[name], value) for name, value in meanings.items()):
-            return f"dict({key.rpartition('.')[2]}={show(stated.written)})"
-    return f"dict({keys[0].split('.')[stated.name.count('.') + 1]}=...)"
+            return f"dict({key.rpartition('.')[2]}={show(source.written)})"
+    return f"dict({keys[0].split('.')[source.name.count('.') + 1]}=...)"
 
 
-def _unknown(document: Document, path: Path, value: object, found: SettingSources) -> None:
-    """Reports a name that is not a setting; of a section, the keys of which some are known."""
+def _unknown(document: Document, path: Path, value: object, sources: SettingSources) -> None:
+    """Report a name that is not a setting. For an unknown section with known keys, report
+    the keys."""
     name, origin = _dotted(path), document.origin(path)
     hint = known(name)
     inner = value if isinstance(value, dict) and not hint else {}
     if any(known(_dotted((*path, str(key)))) for key in inner):
         for key, item in inner.items():
-            _unknown(document, (*path, str(key)), item, found)
+            _unknown(document, (*path, str(key)), item, sources)
         return
-    if len(found.problems) < PROBLEMS:  # comparing strings is slow
+    if len(sources.problems) < PROBLEMS:  # comparing strings is slow
         hint = closest(name)
-    _report(found, origin, unknown_setting(name, hint, in_file=origin.file != COMMAND_LINE))
+    _report(sources, origin, unknown_setting(name, hint, in_file=origin.file != COMMAND_LINE))
     if hint.meant:
-        found.meant.add(hint.meant)
+        sources.meant.add(hint.meant)
 
 
 def _dotted(path: Path) -> str:
     return ".".join(part if part.isidentifier() else show(part) for part in path)
 
 
-def _meanings(stated: SettingSource, found: SettingSources) -> list[tuple[str, SettingSource]]:
-    """The settings that one statement of the user's sets."""
-    meaning = ALIASES.get(stated.name)
+def _meanings(source: SettingSource, sources: SettingSources) -> list[tuple[str, SettingSource]]:
+    """Return the settings that one assignment sets, by the schema's names."""
+    meaning = ALIASES.get(source.name)
     meanings = [
-        (setting, _implied(setting, value, stated))
-        for setting, value in IMPLIED.get(stated.name, {}).items()
-        if stated.value is not None
+        (setting, _implied(setting, value, source))
+        for setting, value in IMPLIED.get(source.name, {}).items()
+        if source.value is not None
     ]
     if isinstance(meaning, str):
-        meanings.append((meaning, stated))
+        meanings.append((meaning, source))
     elif callable(meaning):
         try:
-            converted = meaning(stated.value)
+            converted = meaning(source.value)
         except colossalai_values.UnsupportedValueError as error:
-            found.problems.append(stated.problem(str(error)))
-            found.conflicting.update(one for one in all_settings() if user_name(one) == stated.name)
+            sources.problems.append(source.problem(str(error)))
+            sources.conflicting.update(
+                key for key in all_settings() if user_name(key) == source.name
+            )
         else:
-            meanings += [(name, replace(stated, value=value)) for name, value in converted.items()]
+            meanings += [(name, replace(source, value=value)) for name, value in converted.items()]
     return meanings
 
 
@@ -231,28 +239,29 @@ def _implied(setting: str, value: object, cause: SettingSource) -> SettingSource
     )
 
 
-def _pick_strongest(setting: str, candidates: list[SettingSource], found: SettingSources) -> None:
-    """The statement that counts most; a dispute where several count the same and differ."""
-    most = max(stated.precedence for stated in candidates)
-    first, *others = [stated for stated in candidates if stated.precedence == most]
-    found.settings[setting] = first
+def _pick_strongest(setting: str, candidates: list[SettingSource], sources: SettingSources) -> None:
+    """Use the assignment with the highest precedence; report those of equal precedence that
+    differ."""
+    most = max(source.precedence for source in candidates)
+    first, *others = [source for source in candidates if source.precedence == most]
+    sources.settings[setting] = first
     for other in others:
         if not _same(first.value, other.value) and most > Precedence.IMPLIED:
-            found.problems.append(other.problem(f"conflicts with {first} at {first.origin}"))
-            found.conflicting.add(setting)
+            sources.problems.append(other.problem(f"conflicts with {first} at {first.origin}"))
+            sources.conflicting.add(setting)
 
 
-def _note_ignored_key(stated: SettingSource, found: SettingSources) -> None:
-    why = IGNORED_KEYS[stated.name]
-    if why.only is not None and not any(_same(stated.value, value) for value in why.only):
+def _note_ignored_key(source: SettingSource, sources: SettingSources) -> None:
+    why = IGNORED_KEYS[source.name]
+    if why.only is not None and not any(_same(source.value, value) for value in why.only):
         accepted = " or ".join(map(repr, why.only))
-        found.problems.append(stated.problem(f"must be {accepted} ({why.reason})"))
+        sources.problems.append(source.problem(f"must be {accepted} ({why.reason})"))
     else:
-        _report(found, stated.origin, f"{stated.name} is ignored: {why.reason}", note=True)
+        _report(sources, source.origin, f"{source.name} is ignored: {why.reason}", note=True)
 
 
-def _report(found: SettingSources, origin: Origin, message: str, *, note: bool = False) -> None:
-    (found.notes if note else found.problems).append(
+def _report(sources: SettingSources, origin: Origin, message: str, *, note: bool = False) -> None:
+    (sources.notes if note else sources.problems).append(
         Problem(origin.file, origin.line, None, message)
     )
 
@@ -261,6 +270,6 @@ def _is_overridden(document: Document, path: Path) -> bool:
     return any(path[: len(other)] == other for other in document.overridden)
 
 
-def _same(one: object, other: object) -> bool:
-    """Equal, and a bool only to a bool."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
+def _same(value: object, other: object) -> bool:
+    """Return whether two values are equal; a bool only equals a bool."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)

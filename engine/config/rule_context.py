@@ -1,4 +1,4 @@
-"""What rules look at: the settings, what follows from them, and where each was stated."""
+"""The input of rules: settings, values derived from them, and the position where each was set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.parallel.registry import modes
 
 
 class Severity(Enum):
-    """An error is refused; a warning costs something; a note is worth knowing."""
+    """How serious a finding is: errors reject the config; warnings report a cost; notes inform."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -26,7 +26,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule has found."""
+    """One result of a rule."""
 
     severity: Severity
     problem: Problem
@@ -34,11 +34,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class RuleContext:
-    """The facts about one config. What is not known because of an error raises
-    ``InvalidSettingError``.
+    """Settings of one config, and values derived from them, for rules.
 
-    Settings go by our names here (``tensor_parallel``, ``model.n_head``); messages cite them as the
-    user spelt them.
+    Reading a value that depends on an invalid setting raises InvalidSettingError, which skips the
+    rest of the rule. Setting names here are the schema's (``tensor_parallel``, ``model.n_head``);
+    messages cite them in the user's spelling.
     """
 
     file: str
@@ -48,6 +48,8 @@ class RuleContext:
 
     @property
     def settings(self) -> Settings:
+        """The settings; reading an invalid one raises InvalidSettingError (see
+        ``Checked.known``)."""
         return self.checked.known
 
     @property
@@ -64,12 +66,12 @@ class RuleContext:
 
     @property
     def gpus_per_replica(self) -> int:
-        """GPUs that hold one copy of the model."""
+        """GPUs of one copy of the model."""
         return self.settings.tensor_parallel * self.settings.pipeline
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout on the processes there are; without a number, on as few as will do."""
+        """The layout on ``processes`` ranks; by default on the fewest, those of one replica."""
         processes = self.gpus_per_replica if self.processes is None else self.processes
         assert self.axes is not None
         if processes % self.gpus_per_replica:
@@ -83,24 +85,27 @@ class RuleContext:
         )
 
     def num_shards(self, *axes: str) -> int:
-        """How many pieces a dimension falls into that these axes cut."""
+        """Return the number of shards of a dimension that is sharded over ``axes``."""
         return prod(self.axes[axis] for axis in axes)
 
     def is_stated(self, name: str) -> bool:
-        """Whether the user said something of a setting."""
+        """Return whether the user set a setting, or another that implies it."""
         return name in self.sources.settings
 
     def cite(self, *names: str) -> str:
-        """Settings with their values, as the user spelt them: "MODE='2d', DEPTH=2"."""
+        """Format settings with their values in the user's spelling: "MODE='2d', DEPTH=2"."""
         return ", ".join(cite(name, self.sources.settings, self.settings) for name in names)
 
     def error(self, about: str, message: str) -> Finding:
+        """Make an error about the setting ``about``, at the position where it was set."""
         return self._finding(Severity.ERROR, about, message)
 
     def warning(self, about: str, message: str) -> Finding:
+        """Make a warning, like ``error``."""
         return self._finding(Severity.WARNING, about, message)
 
     def note(self, about: str, message: str) -> Finding:
+        """Make a note, like ``error``."""
         return self._finding(Severity.NOTE, about, message)
 
     def _finding(self, severity: Severity, about: str, message: str) -> Finding:

@@ -1,4 +1,4 @@
-"""All rules: every file in ``engine/config/rules`` lists its own in ``RULES``."""
+"""All rules: each module in ``engine/config/rules`` lists its own in ``RULES``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ RULES_PACKAGE = "engine.config.rules"
 
 
 def all_rules() -> list[Rule]:
-    """The rules there are."""
+    """List the rules of all modules in ``engine/config/rules``."""
     modules = [discover.load(RULES_PACKAGE, name) for name in discover.module_names(RULES_PACKAGE)]
     return [rule for module in modules for rule in module.RULES]
 
 
 def run_rules(context: RuleContext) -> Iterator[Finding]:
-    """What all rules find. A rule about values that are not known is silent."""
+    """Yield the findings of all rules; a rule that reads an invalid setting yields no more."""
     for rule in all_rules():
         try:
             yield from rule(context)

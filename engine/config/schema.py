@@ -1,7 +1,7 @@
-"""Every setting: its type, its bounds, its default and its meaning. Nothing else.
+"""Every setting: its type, bounds, default and description.
 
-This is the resolved form that all rooms read. How a user may spell a setting is in ``spellings``,
-what must hold between settings in ``rules``.
+This is the resolved form that the rest of the code reads. Alternative spellings of settings are in
+``aliases``, constraints between settings in ``rules``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OffloadTarget = Literal["cpu", "nvme"]
 
 
 class ModelSettings(Section):
-    """The GPT. A type gives the sizes; sizes that are given beside it win."""
+    """The GPT. ``type`` names a preset; sizes that are set explicitly override the preset's."""
 
     preset: PresetName | None = setting(
         "preset of sizes; None: set n_layer, n_head and n_embd", None, name="type"
@@ -86,7 +86,7 @@ class ModelSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """How parameters are updated."""
+    """The optimizer."""
 
     type: OptimizerName = setting("the update rule", "adamw")
     lr: Positive = setting("peak learning rate", 1e-3)
@@ -106,7 +106,7 @@ class OptimizerSettings(Section):
 
 
 class LRScheduleSettings(Section):
-    """The learning rate over the run."""
+    """The learning rate schedule."""
 
     type: LRScheduleName = setting("shape after the warm-up", "constant")
     warmup: NotNegative = setting("length of the linear warm-up, in units of by", 0)
@@ -118,7 +118,7 @@ class LRScheduleSettings(Section):
 
 
 class DataSettings(Section):
-    """What is learned."""
+    """The training and validation data."""
 
     type: SourceName = setting(
         "source; 'auto' detects the format of files by content, 'text' reads them as plain text",
@@ -145,7 +145,7 @@ class EvalSettings(Section):
 
 
 class LogSettings(Section):
-    """What a run leaves behind to look at."""
+    """Logs of a run."""
 
     every: Count | None = setting(
         "steps between lines on the terminal; None: about thirty lines; log.jsonl has all steps",
@@ -156,7 +156,7 @@ class LogSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """What a run leaves behind to go on from."""
+    """Checkpoints of a run."""
 
     every: Count | None = setting("steps between checkpoints; None: not by steps", None)
     minutes: Positive | None = setting("minutes between checkpoints; None: not by the clock", None)
@@ -166,13 +166,13 @@ class CheckpointSettings(Section):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether a run saves as it goes, and then at its end; if not, only where it is stopped,
-        and at the end of a run that was resumed."""
+        """True if a run saves periodically and at its end. If not, it only saves when it is
+        stopped, and at the end of a run that was resumed."""
         return self.every is not None or self.minutes is not None
 
 
 class ZeroSettings(Section):
-    """ZeRO: training state shared out over the data-parallel ranks (Rajbhandari et al. 2020)."""
+    """ZeRO: training state sharded over the data-parallel ranks (Rajbhandari et al. 2020)."""
 
     stage: Annotated[int, Ge(0), Le(3)] = setting(
         "ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters; 0: none", 0
@@ -206,7 +206,7 @@ class LossScaleSettings(Section):
 
 
 class LossSpikeSettings(Section):
-    """Steps whose loss jumps: optionally not learned from."""
+    """Detection of loss spikes: optionally skips the update of a step whose loss jumps."""
 
     factor: Annotated[float, Gt(1)] | None = setting(
         "skip a step if its loss exceeds this times the median of previous losses; None: never",
@@ -217,7 +217,7 @@ class LossSpikeSettings(Section):
 
 
 class Settings(Section):
-    """A run."""
+    """All settings of a run."""
 
     name: str  # the file's stem
     source: str  # the file's path
@@ -297,19 +297,19 @@ class Settings(Section):
 
 @cache
 def all_settings(section: type[Section] = Settings, prefix: str = "") -> Mapping[str, FieldInfo]:
-    """Dotted field name -> pydantic's description of the field, in the order above."""
-    found: dict[str, FieldInfo] = {}
+    """Map the dotted name of each setting to pydantic's description of it, in schema order."""
+    fields: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
-            found |= all_settings(inner, f"{prefix}{name}.")
+            fields |= all_settings(inner, f"{prefix}{name}.")
         elif field.description:
-            found[prefix + name] = field
-    return MappingProxyType(found)
+            fields[prefix + name] = field
+    return MappingProxyType(fields)
 
 
 def path_settings() -> dict[str, IsPath]:
-    """The settings that are paths, and which kind of files each is of."""
+    """Map each setting that is a path to the kind of file it needs."""
     return {
         name: mark
         for name, field in all_settings().items()
@@ -319,8 +319,8 @@ def path_settings() -> dict[str, IsPath]:
 
 
 def user_name(name: str) -> str:
-    """How the user spells a setting: tensor_parallel -> TENSOR_PARALLEL, model.preset ->
-    model.type; a section is itself."""
+    """Return the user's name of a setting or section: TENSOR_PARALLEL for tensor_parallel,
+    model.type for model.preset."""
     section, _, last = name.rpartition(".")
     field = all_settings().get(name)
     title = field.title if field and field.title else last

@@ -1,4 +1,5 @@
-"""What reading a config file gives: plain values, foreign symbols, and where each came from."""
+"""Values of a parsed config file: plain Python values and external symbols, with their
+positions."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written; an override's is the command line, at line 0."""
+    """The position of a value in a file; an override has the file "command line" and line 0."""
 
     file: str
     line: int
@@ -21,10 +22,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Symbol:
-    """Something of a module that is never imported here: ``colossalai.amp.AMP_TYPE.NAIVE``.
+    """An object of a module that is never imported: ``colossalai.amp.AMP_TYPE.NAIVE``.
 
-    A call remembers its arguments: ``TensorShardStrategy()`` has ``args == ()``; a symbol that
-    was not called has None for both.
+    A call records its arguments: ``TensorShardStrategy()`` has ``args == ()``. Both ``args`` and
+    ``kwargs`` are None for a symbol that was not called.
     """
 
     name: str
@@ -42,49 +43,49 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Document:
-    """A config file with everything it inherits, evaluated; ``values`` holds plain trees.
-
-    values      top-level name -> None, bool, int, float, str, list, tuple, dict or Symbol
-    origins     ("model", "checkpoint") -> where that value was written; list items by index
-    read_names  names that the files themselves read
-    imported    names that imports of foreign modules bound, and nothing assigned since
-    overridden  paths that the command line set
-    text        of the file itself
-    """
+    """A config file, evaluated together with the files that it inherits from."""
 
     values: dict[str, object]
+    """Top-level name -> None, bool, int, float, str, list, tuple, dict or Symbol."""
     origins: dict[Path, Origin]
+    """("model", "checkpoint") -> position of that value; list items by index."""
     read_names: frozenset[str] = frozenset()
+    """Names that the files themselves read."""
     imported: frozenset[str] = frozenset()
+    """Names that were imported from external modules and not assigned afterwards."""
     overridden: frozenset[Path] = frozenset()
+    """Paths that the command line set."""
     text: str = ""
+    """Text of the file itself, without inherited files."""
 
     def origin(self, path: Path) -> Origin:
-        """The origin of ``path`` or of its nearest parent; KeyError for an unknown name."""
+        """Return the position of ``path`` or of its nearest parent. Raises KeyError for an unknown
+        name."""
         while path not in self.origins and len(path) > 1:
             path = path[:-1]
         return self.origins[path]
 
 
 class TrackedDict(dict[object, object]):
-    """A dict under evaluation: it remembers where each of its entries was written."""
+    """A dict during evaluation, with the position of each entry."""
 
     def __init__(self) -> None:
         super().__init__()
         self.origins: dict[object, Origin] = {}
 
     def put(self, key: object, value: object, origin: Origin) -> None:
+        """Set an entry and its position."""
         self[key] = value
         self.origins[key] = origin
 
     def update_from(self, other: "TrackedDict") -> None:
-        """Like ``dict.update``: the entries of ``other`` and their origins win."""
+        """Add all entries of ``other`` with their positions, like ``dict.update``."""
         self.update(other)
         self.origins.update(other.origins)
 
 
 def plain(value: object) -> object:
-    """A copy of ``value`` that shares nothing with it, of plain containers."""
+    """Return a deep copy of ``value`` made of plain containers."""
     match value:
         case dict():
             return {key: plain(item) for key, item in value.items()}
@@ -100,13 +101,14 @@ def plain(value: object) -> object:
 
 
 def origins_of(value: object, path: Path = ()) -> dict[Path, Origin]:
-    """The origin of every dict entry inside ``value``, by its path from ``path`` on."""
-    found: dict[Path, Origin] = {}
+    """Return the position of every dict entry inside ``value``, by its path, which starts with
+    ``path``."""
+    origins: dict[Path, Origin] = {}
     if isinstance(value, TrackedDict):
         for key, item in value.items():
-            found[(*path, str(key))] = value.origins[key]
-            found.update(origins_of(item, (*path, str(key))))
+            origins[(*path, str(key))] = value.origins[key]
+            origins.update(origins_of(item, (*path, str(key))))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            found.update(origins_of(item, (*path, str(index))))
-    return found
+            origins.update(origins_of(item, (*path, str(index))))
+    return origins

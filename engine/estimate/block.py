@@ -1,11 +1,12 @@
-"""What a block (models/gpt.py) allocates, forward and backward, on one rank.
+"""Allocations of a block (models/gpt.py), forward and backward, on one rank.
 
-Korthikanti et al. (2022, section 4, equation 1) count what a block keeps for its backward pass as
-s b h (34 + 5 a s / h) bytes in 16 bits, with dropout and all attention scores. Ours keeps, in units
-of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and outputs (4), q, k and v
-(3), the attention's output (1), the GELU's input and output (8). That is 16, or 32 bytes a feature
-in 16 bits; no scores, since SDPA keeps a log-sum-exp a row of them (Dao et al. 2022), and a mask in
-the compute type for each dropout. All of it is cut over all tensor axes.
+Korthikanti et al. (2022, section 4, equation 1) count the activations that a block saves for its
+backward pass as s b h (34 + 5 a s / h) bytes in 16 bits, with dropout and all attention scores.
+Ours saves, in units of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and
+outputs (4), q, k and v (3), the attention's output (1), the GELU's input and output (8). That is
+16, or 32 bytes per feature in 16 bits; no scores, since SDPA saves a log-sum-exp per row instead
+(Dao et al. 2022), and a mask in the compute type for each dropout. All of it is sharded over all
+tensor axes.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ FLOAT32 = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMemory:
-    """Plays a block's allocations to a ledger.
+    """Simulates the allocations of a block in a ledger.
 
-    The input x is there, and stays until the backward pass has ended.
+    The input x is allocated by the caller, and remains until the end of the backward pass.
     """
 
     shapes: LocalShapes
 
     @cached_property
     def attention(self) -> tuple[LocalLinear, LocalLinear]:
-        """qkv and proj."""
+        """The linear layers qkv and proj."""
         model, shapes = self.shapes.settings.model, self.shapes
         width = model.n_head * model.head_dim
         return shapes.up(model.n_embd, 3 * width), shapes.down(width, model.n_embd)
 
     @cached_property
     def mlp(self) -> tuple[LocalLinear, LocalLinear]:
-        """fc and proj."""
+        """The linear layers fc and proj."""
         model, shapes = self.shapes.settings.model, self.shapes
         return shapes.up(model.n_embd, model.n_inner), shapes.down(model.n_inner, model.n_embd)
 
@@ -56,13 +57,13 @@ class BlockMemory:
 
     @cached_property
     def mask(self) -> int:
-        """Bytes of a dropout's mask."""
+        """Bytes of a dropout mask."""
         return self.x if self.shapes.settings.model.resid_pdrop else 0
 
     @cached_property
     def scores(self) -> int:
-        """Bytes of what SDPA keeps of the scores: a float32 log-sum-exp a row and head. With
-        dropout a CPU has no fused kernel: it keeps them thrice, and q, k and v, in float32.
+        """Bytes that SDPA saves of the scores: a float32 log-sum-exp per row and head. With
+        dropout, a CPU has no fused kernel: it saves three score maps, and q, k and v, in float32.
         """
         if self._is_unfused:
             c = self.shapes.compute
@@ -79,29 +80,31 @@ class BlockMemory:
 
     @property
     def _score_map(self) -> int:
-        """Bytes of the scores of all samples and heads, where they are made."""
+        """Bytes of the scores of all samples and heads, if they are materialised."""
         shapes = self.shapes
         scores = self._heads * shapes.rows(shapes.mode.inner) * shapes.settings.seq_len
         return scores * max(FLOAT32, shapes.compute) if self._is_unfused else 0
 
     @cached_property
     def attention_output(self) -> int:
-        """Bytes of the attention's output, which the projection keeps too, and ``scores``."""
+        """Bytes of the attention's output, which is the saved input of the projection, and
+        ``scores``."""
         return self.attention[1].x * self.shapes.compute + self.scores
 
     @property
     def _backward_scores(self) -> int:
-        """Bytes that attention's backward pass takes for itself: FlashAttention-2 sums dq in
-        float32 on a GPU (Dao 2023, section 3.1)."""
+        """Temporary bytes of attention's backward pass: FlashAttention-2 accumulates dq in float32
+        on a GPU (Dao 2023, section 3.1)."""
         fused = self.shapes.device == "cuda" and self.shapes.casts
         return self._score_map + (self.attention[1].x * FLOAT32 if fused else 0)
 
     def keeps_dy(self, linear: LocalLinear) -> bool:
-        """Whether dw, where it comes later, comes of the very dy that half a block was given."""
+        """Return whether a deferred weight gradient needs the incoming dy of the residual branch
+        itself (not a copy), which therefore remains allocated."""
         return linear.axis_y.size == 1 and not self.mask
 
     def forward(self, ledger: Ledger, run: ForwardMode) -> None:
-        """x -> y among the buffers, which is not made where the pass is run again."""
+        """Simulate x -> y, among the buffers; a recomputed pass does not make y."""
         shapes, kind = self.shapes, MemoryKind.ACTIVATIONS if run.keeps else MemoryKind.BUFFERS
         qkv, proj = self.attention
         fc, out = self.mlp
@@ -139,8 +142,11 @@ class BlockMemory:
             ledger.free(kind, self.x + 2 * self.mask + 2 * norm_statistics(shapes))
 
     def backward(self, ledger: Ledger, *, first: bool, later: bool = False) -> None:
-        """dy -> dx, among the buffers; what was kept is freed as it is used, x included. ``first``:
-        no micro-batch has left gradients yet. Those of weights may come ``later``."""
+        """Simulate dy -> dx, among the buffers; free saved tensors as they are used, x included.
+
+        ``first``: the first micro-batch, which allocates gradients. ``later``: gradients of weights
+        are deferred.
+        """
         shapes, kept = self.shapes, MemoryKind.ACTIVATIONS
         qkv, proj = self.attention
         fc, out = self.mlp
@@ -170,15 +176,18 @@ class BlockMemory:
         self._join(ledger, proj, later=later)
 
     def weights(self, ledger: Ledger, before: int, *, first: bool) -> tuple[int, int]:
-        """Gradients of weights that a backward pass put off. Bytes of what they were made from,
-        which is freed when those of all blocks are done; and of the last one made, which is freed
-        after the next, as is the one ``before``."""
+        """Simulate the deferred gradients of weights.
+
+        Returns the bytes of saved x and dy, which are freed after all blocks, and the bytes of the
+        newest dw, which is freed when the next one is complete. ``before``: that second value of
+        the previous block.
+        """
         kept = 0
         for linear in (*reversed(self.mlp), *reversed(self.attention)):
-            held = ledger.live[MemoryKind.GRADIENTS]
+            allocated = ledger.live[MemoryKind.GRADIENTS]
             kept += weight_later(ledger, self.shapes, linear, first=first)
             kept += linear.x * self.shapes.compute if self._keeps_x(linear) else 0
-            added = ledger.live[MemoryKind.GRADIENTS] == held
+            added = ledger.live[MemoryKind.GRADIENTS] == allocated
             made = reduced_gradient_bytes(self.shapes, linear.weight) if added else 0
             ledger.allocate(MemoryKind.BUFFERS, made)
             ledger.free(MemoryKind.BUFFERS, before)
@@ -188,7 +197,7 @@ class BlockMemory:
     def _add(
         self, ledger: Ledger, linear: LocalLinear, run: ForwardMode, *, to: MemoryKind
     ) -> None:
-        """x + dropout(y of a product), as ``to``."""
+        """Simulate x + dropout(y of a matmul); the sum is of kind ``to``."""
         if self.mask:
             ledger.allocate(MemoryKind.ACTIVATIONS if run.keeps else MemoryKind.BUFFERS, self.mask)
             ledger.allocate(MemoryKind.BUFFERS, self.x)
@@ -200,7 +209,8 @@ class BlockMemory:
             free_matmul_output(ledger, self.shapes, linear, run)
 
     def _split(self, ledger: Ledger, linear: LocalLinear, *, first: bool, later: bool) -> None:
-        """dy of x + dropout(linear(...)): it stays, for x, beside what goes on."""
+        """Simulate dy of x + dropout(linear(...)): dy remains for x while the linear layer
+        uses it."""
         if self.mask:
             ledger.allocate(MemoryKind.BUFFERS, self.x)
             ledger.free(MemoryKind.ACTIVATIONS, self.mask)
@@ -209,21 +219,21 @@ class BlockMemory:
             ledger.allocate(MemoryKind.BUFFERS, self.x)  # it was never freed
 
     def _join(self, ledger: Ledger, linear: LocalLinear, *, later: bool) -> None:
-        """The gradient of half a block's x: what comes through the norm, and the dy that stayed."""
+        """Simulate the sum of the gradients of x: through the norm, and the residual's dy."""
         norm_backward(ledger, self.shapes)
         if not (later and self.keeps_dy(linear)):
             ledger.free(MemoryKind.BUFFERS, self.x)
         ledger.free(MemoryKind.ACTIVATIONS, self.x)
 
     def _free(self, ledger: Ledger, linear: LocalLinear, *, later: bool) -> None:
-        """x of a product whose backward pass has ended, unless its dw comes later."""
+        """Free x of a matmul after its backward pass, unless its dw is deferred."""
         if not later and self._keeps_x(linear):
             ledger.free(MemoryKind.ACTIVATIONS, linear.x * self.shapes.compute)
 
     def _free_unneeded_x(
         self, ledger: Ledger, kind: MemoryKind, linear: LocalLinear, run: ForwardMode
     ) -> None:
-        """x of a product that does not need it for its backward pass."""
+        """Free x of a matmul whose backward pass does not need it."""
         if not (run.keeps and self._keeps_x(linear)):
             ledger.free(kind, linear.x * self.shapes.compute)
 
@@ -232,12 +242,12 @@ class BlockMemory:
 
 
 def norm_statistics(shapes: LocalShapes) -> int:
-    """Bytes of a mean and a scale a row."""
+    """Return the bytes of a mean and a scale per row."""
     return 2 * shapes.rows(shapes.mode.outer) * shapes.parameter
 
 
 def norm_forward(ledger: Ledger, shapes: LocalShapes, kind: MemoryKind) -> None:
-    """x -> layer norm's output and statistics, as ``kind``. One that is cut works in the
+    """Simulate x -> layer norm's output and statistics, as ``kind``. A sharded norm computes in the
     parameters' type."""
     works = 2 * shapes.x * shapes.parameter if shapes.casts and shapes.shards_norms else 0
     with ledger.temporarily(MemoryKind.BUFFERS, works):
@@ -245,7 +255,7 @@ def norm_forward(ledger: Ledger, shapes: LocalShapes, kind: MemoryKind) -> None:
 
 
 def norm_backward(ledger: Ledger, shapes: LocalShapes) -> None:
-    """dy -> dx, among the buffers; the statistics are freed, x is the caller's to free."""
+    """Simulate dy -> dx, among the buffers; free the statistics. The caller frees x."""
     if shapes.shards_norms:
         # normal, g, the three terms of dx; in mixed precision a cast dy
         ledger.transient(MemoryKind.BUFFERS, (5 + shapes.casts) * shapes.x * shapes.parameter)

@@ -1,4 +1,4 @@
-"""What the two ends of a model allocate on one rank: the embeddings, and the head with its loss."""
+"""Allocations of the embeddings, and of the head with its loss, on one rank."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ from engine.estimate.local_shapes import LocalLinear, LocalShapes, LocalWeight
 from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
 
 INDEX = 8
-"""Bytes of a token's id."""
+"""Bytes of a token id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingHeadMemory:
-    """The token table is cut like the *up* weight w [hidden, vocabulary] of the logits."""
+    """Simulates the allocations of the first and last layers of a model in a ledger.
+
+    The token table is sharded like the column-parallel weight w [hidden, vocabulary] of the logits.
+    """
 
     shapes: LocalShapes
 
     @cached_property
     def head(self) -> LocalLinear:
-        """The matmul of all logits of a micro-batch."""
+        """The matmul for all logits of a micro-batch."""
         model, shapes = self.shapes.settings.model, self.shapes
         linear = shapes.up(model.n_embd, model.vocab_size)
         return replace(linear, weight=replace(linear.weight, columns=True))
 
     @cached_property
     def table(self) -> LocalWeight:
-        """The table as a lookup uses it."""
+        """The token table as a lookup uses it."""
         axis = self.shapes.collective_axis(self.shapes.mode.lookup.gather_w)
         return replace(self.head.weight, axis=axis)
 
@@ -46,8 +49,8 @@ class EmbeddingHeadMemory:
 
     @cached_property
     def lookup_entries(self) -> int:
-        """Entries of what a rank looks up in its part of the vocabulary, before its rows are
-        summed with those of the other parts."""
+        """Entries that a rank looks up in its part of the vocabulary, before they are summed with
+        those of the other parts."""
         return self._lookups * self.table.gathered_entries // self.table.outputs
 
     @property
@@ -63,12 +66,12 @@ class EmbeddingHeadMemory:
 
     @cached_property
     def kept_ids(self) -> int:
-        """Bytes of ids (and of which of them are this rank's) that lookups keep for backward."""
+        """Bytes of ids, and of the mask of those in this rank's vocabulary, saved for backward."""
         own = INDEX if self.whole_vocabulary else INDEX + 1
         return self._lookups * own + self.shapes.rows(self.shapes.mode.outer) * INDEX
 
     def embed(self, ledger: Ledger) -> None:
-        """Token ids -> x, among the buffers."""
+        """Simulate token ids -> x, among the buffers."""
         shapes, x, c = self.shapes, self.shapes.x, self.shapes.compute
         ledger.allocate(MemoryKind.ACTIVATIONS, self.kept_ids)
         together = not shapes.zero and self.table.axis.size == 1
@@ -84,7 +87,7 @@ class EmbeddingHeadMemory:
             )
             with ledger.temporarily(MemoryKind.BUFFERS, self.lookup_entries * c * terms):
                 ledger.allocate(MemoryKind.BUFFERS, x * c)
-        # Beside them the rows of the positions, then their sum.
+        # The rows of the positions, then the sum of both.
         ledger.chain(MemoryKind.BUFFERS, x * shapes.parameter, x * c if shapes.casts else 0)
         ledger.allocate(MemoryKind.BUFFERS, x * c)
         ledger.free(MemoryKind.BUFFERS, x * c + x * (c if shapes.casts else shapes.parameter))
@@ -93,8 +96,8 @@ class EmbeddingHeadMemory:
             ledger.transient(MemoryKind.BUFFERS, x * c)
 
     def embed_backward(self, ledger: Ledger, *, first: bool, tied: bool) -> None:
-        """dx, among the buffers -> gradients of both tables; the token table's is added to that of
-        the head where they are ``tied`` on this rank."""
+        """Simulate dx, among the buffers -> gradients of both tables. If ``tied`` on this rank, the
+        token table's is added to the head's."""
         shapes, c, p, dx = self.shapes, self.shapes.compute, self.shapes.parameter, self.shapes.x
         if shapes.settings.model.embd_pdrop:
             ledger.transient(MemoryKind.BUFFERS, dx * c)
@@ -128,17 +131,17 @@ class EmbeddingHeadMemory:
             accumulate(ledger, shapes, self.table, first=first and not tied)
 
     def loss(self, ledger: Ledger) -> None:
-        """x, kept -> dx and dw among the logits.
+        """Simulate saved x -> dx and dw, among the logits.
 
-        Chunk by chunk (models/parallel/loss.py): logits in the compute type, which become their
-        gradient, beside them in float32 the softmax of a block of them; then the chunk's term of
-        dx, and that of dw piece by piece.
+        Each chunk (models/parallel/loss.py) allocates logits in the compute type, which become
+        their gradient; the softmax of a block of them in float32; the chunk's term of dx; and its
+        term of dw, piece by piece.
         """
         shapes, x = self.shapes, self.shapes.x * self.shapes.compute
         norm_forward(ledger, shapes, MemoryKind.ACTIVATIONS)
         ledger.recategorise(
             MemoryKind.ACTIVATIONS, MemoryKind.BUFFERS, x
-        )  # none needs the norm's output later
+        )  # nothing needs the norm's output later
         table = gather_weight(ledger, shapes, self.head.weight)
         dw = self.head.weight.gathered_entries * shapes.parameter
         ledger.allocate(MemoryKind.LOGITS, x + dw)
@@ -147,7 +150,7 @@ class EmbeddingHeadMemory:
         for chunk in (size, rows - size if rows < 2 * size else size):
             if chunk:
                 self._chunk(ledger, chunk / rows)
-        ledger.transient(MemoryKind.LOGITS, dw)  # turned over
+        ledger.transient(MemoryKind.LOGITS, dw)  # transposed
         ledger.free(MemoryKind.BUFFERS, table + x)
 
     @cached_property
@@ -161,11 +164,11 @@ class EmbeddingHeadMemory:
         )
 
     def _vocabularies_within(self, budget: int, entry: int) -> int:
-        """How many times the rank's vocabulary fits in ``budget`` bytes."""
+        """Return how many times the rank's part of the vocabulary fits in ``budget`` bytes."""
         return max(1, budget // (self.table.outputs * entry))
 
     def _chunk(self, ledger: Ledger, share: float) -> None:
-        """One chunk of the loss, with a ``share`` of the rows."""
+        """Simulate one chunk of the loss with a fraction ``share`` of the rows."""
         shapes, head, c = self.shapes, self.head, self.shapes.compute
         logits, vocabulary, cuda = (
             round(head.y * share),
@@ -179,7 +182,7 @@ class EmbeddingHeadMemory:
         block = logits
         if not cuda and vocabulary == shapes.settings.model.vocab_size:
             block = min(logits, self._vocabularies_within(BLOCK_BYTES, FLOAT32) * vocabulary)
-        # Cast before; a result of another type than its terms is copied on a CPU.
+        # Cast first; on a CPU a result of another type than its terms is copied.
         copies = 1 + shapes.casts * (1 if cuda else 2)
         ledger.transient(MemoryKind.LOGITS, copies * block * max(FLOAT32, c))
         dlogits = logits * c * head.axis_y.size if head.axis_y.size > 1 else 0
@@ -190,18 +193,21 @@ class EmbeddingHeadMemory:
             head.weight.gathered_entries,
             self._vocabularies_within(CHUNK_BYTES[shapes.device], FLOAT32) * vocabulary,
         )
-        # An addition of two types makes a copy on a CPU.
+        # On a CPU an addition of two types makes a copy.
         copied = 0 if cuda or not shapes.casts else shapes.parameter
         ledger.transient(MemoryKind.LOGITS, piece * (c + copied))
         ledger.free(MemoryKind.LOGITS, dlogits + logits * c)
         ledger.free(MemoryKind.BUFFERS, dx * c + x)
 
     def loss_backward(self, ledger: Ledger, *, first: bool, tied: bool) -> None:
-        """-> dx among the buffers, and the table's gradient, which waits there for that of the
-        lookup where they are ``tied`` on this rank. x of the last norm is freed."""
+        """Simulate the gradients dx, among the buffers, and dw of the table, and free x of the last
+        norm.
+
+        If ``tied`` on this rank, dw remains among the buffers until the lookup's gradient is added.
+        """
         shapes, weight = self.shapes, self.head.weight
         dx, dw = shapes.x * shapes.compute, weight.gathered_entries * shapes.parameter
-        # Scaled anew on a GPU, since reading the scale would wait for it.
+        # Always scaled on a GPU: to read the scale would synchronise with it.
         with ledger.temporarily(MemoryKind.LOGITS, dx + dw if shapes.device == "cuda" else 0):
             ledger.recategorise(MemoryKind.LOGITS, MemoryKind.BUFFERS, dx + dw)
             reduce_gradient(ledger, shapes, weight)

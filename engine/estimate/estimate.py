@@ -1,6 +1,6 @@
-"""What a plan takes, told from the plan alone: parameters, memory, FLOPs, bytes sent, bubble.
+"""The estimate of a plan: parameters, memory, FLOPs, communication volume and pipeline bubble.
 
-No torch, and nothing is built: milliseconds for any size of model and any number of GPUs.
+It needs neither torch nor a model: any model on any number of GPUs takes milliseconds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 
 def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
-    """What ``plan`` takes on devices of that kind (a loss chunk is smaller on a CPU, and gloo's
-    sums take another way)."""
+    """Estimate the memory, FLOPs and communication of ``plan`` on devices of one type.
+
+    On a CPU the chunks of the loss are smaller, and gloo's reductions use more memory.
+    """
     settings, layout = plan.settings, plan.layout
     shapes = LocalShapes.of(plan, device)
     shape = PipelineShape(
@@ -80,16 +82,18 @@ def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
 
 
 def _defers_weight_gradients(orders: Sequence[Sequence[Action]]) -> bool:
-    """Whether a schedule puts off the gradients of weights."""
+    """Return whether a schedule defers the gradients of weights."""
     return any(action.kind == "backward_weight" for action in orders[0])
 
 
 def _simulate(
     orders: Sequence[Sequence[Action]], shape: PipelineShape, simulations: Sequence[RankSimulation]
 ) -> float:
-    """All ranks' courses, side by side as in a schedule of equal stages; its idle fraction.
+    """Simulate all ranks concurrently, in the order of a schedule of equal stages; return the
+    bubble.
 
-    A message is awaited from the moment when it can be sent, as in engine/pipeline_schedule.py.
+    A receive buffer is allocated as soon as its message can be sent, as in
+    engine/pipeline_schedule.py.
     """
     simulator = ScheduleSimulator(shape, [Costs()] * (shape.ranks * shape.chunks))
     last = len(orders) - 1
@@ -107,9 +111,9 @@ def _simulate(
 
 
 def _stage(number: int, simulation: RankSimulation) -> StageEstimate:
-    held = (MemoryKind.PARAMETERS, MemoryKind.GRADIENTS, MemoryKind.OPTIMIZER)
+    kinds = (MemoryKind.PARAMETERS, MemoryKind.GRADIENTS, MemoryKind.OPTIMIZER)
     state, ledger = simulation.state, simulation.ledger
-    ended = {kind.value: ledger.live[kind] for kind in held}
+    ended = {kind.value: ledger.live[kind] for kind in kinds}
     ended[MemoryKind.PARAMETERS] -= state.kept_weights
     return StageEstimate(
         stage=number,

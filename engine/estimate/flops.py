@@ -1,4 +1,4 @@
-"""FLOPs that training needs by the model's own maths, and how much of the machine that uses."""
+"""FLOPs of training by the model's own maths, and peak FLOP/s of devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from models.config import GPTConfig
 
 # Dense peaks from the vendors' datasheets, FLOP/s: (16-bit tensor cores, accumulating in float32;
-# float32 outside tensor cores). Where several forms share a name, the SXM one stands under it.
+# float32 outside tensor cores). Where variants share a name, it stands for SXM.
 PEAK_FLOPS: dict[str, tuple[float, float]] = {
     "B200": (2250e12, 75e12),
     "GH200": (989.4e12, 66.9e12),
@@ -38,14 +38,15 @@ PEAK_FLOPS: dict[str, tuple[float, float]] = {
     "RTX 3090": (71e12, 35.6e12),
     "RTX 3080": (59.5e12, 29.8e12),
 }
-# These carry a known name and are another, smaller device.
+# Devices with these words in their names are smaller than the device of that name.
 OTHER_GPUS = {"MIG", "Laptop", "Mobile", "Max", "SUPER", "Ti"}
 
 
 def matmul_parameters(model: ModelSettings | GPTConfig) -> int:
-    """The weights a token is multiplied with: qkv, proj, fc, proj of each block, and the head.
+    """Count the weights that a token is multiplied with: qkv, proj, fc, proj of each block, and the
+    head.
 
-    Looking up the embeddings multiplies nothing; a tied table counts once, as the head.
+    An embedding lookup multiplies nothing; a tied table counts once, as the head.
     """
     attention = 4 * model.n_embd * model.n_head * model.head_dim
     mlp = 2 * model.n_embd * model.n_inner
@@ -53,27 +54,27 @@ def matmul_parameters(model: ModelSettings | GPTConfig) -> int:
 
 
 def flops_per_token(model: ModelSettings | GPTConfig, seq_len: int) -> int:
-    """FLOPs to train on one token, forward and backward: 6N + 12 L H Q T.
+    """Return the FLOPs of training on one token, forward and backward: 6N + 12 L H Q T.
 
     PaLM, arXiv 2204.02311, appendix B: N weights in matmuls, L layers, H heads of size Q, T tokens
-    a sample. Attention counts all T x T scores, as there, although a causal mask needs half; what
-    activation checkpointing computes again does not count.
+    per sample. As there, attention counts all T x T scores, although a causal mask needs half;
+    activation checkpointing's recomputation does not count.
     """
     attention = 12 * model.n_layer * model.n_head * model.head_dim * seq_len
     return 6 * matmul_parameters(model) + attention
 
 
 def smallest_matmul_flops(model: ModelSettings | GPTConfig, tokens: int, tensor: int) -> int:
-    """FLOPs of the smallest matmul in the blocks of one of ``tensor`` tensor-parallel ranks, for
-    micro-batches of ``tokens`` tokens: each mode shares a product's FLOPs out evenly."""
+    """Return the FLOPs of the smallest matmul of a block on one of ``tensor`` tensor-parallel
+    ranks, for micro-batches of ``tokens`` tokens. Each mode divides a matmul's FLOPs evenly."""
     narrow = min(model.n_head * model.head_dim, model.n_inner)
     return 2 * tokens * model.n_embd * narrow // tensor
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """The device's dense peak, FLOP/s, for matmuls in ``precision``; None where it is not known.
+    """Return the device's dense peak in FLOP/s for matmuls in ``precision``; None if it is unknown.
 
-    ``device`` is the name CUDA gives, such as 'NVIDIA H100 80GB HBM3'.
+    ``device`` is CUDA's name, such as 'NVIDIA H100 80GB HBM3'.
     """
     name_parts = re.findall(r"\w+", device)
     if OTHER_GPUS & set(name_parts):

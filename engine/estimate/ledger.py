@@ -1,4 +1,4 @@
-"""Bytes alive while a program of allocations runs, and the moment when they are most."""
+"""Memory accounting of a simulated program: bytes by kind, and their peak."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class MemoryKind(StrEnum):
-    """What memory is for: the fields of ``Memory`` that are on the device."""
+    """The purpose of memory: the fields of ``Memory`` that are on the device."""
 
     PARAMETERS = "parameters"
     GRADIENTS = "gradients"
@@ -22,16 +22,18 @@ class MemoryKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryDelta:
-    """What a stretch of the program does to what was alive before it: ``most`` bytes more at its
-    fullest moment, which are ``peak`` by kind, and ``change`` once it has ended."""
+    """Memory effect of a section of the program, relative to its start."""
 
     peak_increase: int
+    """Largest increase within the section."""
     peak: Mapping[MemoryKind, int]
+    """That increase by kind."""
     change: Mapping[MemoryKind, int]
+    """Change at the end, by kind."""
 
 
 class Ledger:
-    """Keeps count of an imagined program's memory."""
+    """Records the memory of a simulated program."""
 
     def __init__(self) -> None:
         self.live: Counter[MemoryKind] = Counter()
@@ -52,33 +54,35 @@ class Ledger:
 
     @contextmanager
     def temporarily(self, kind: MemoryKind, size: int) -> Iterator[None]:
-        """``size`` bytes that live as long as the block."""
+        """Allocate ``size`` bytes for the block of a ``with`` statement."""
         self.allocate(kind, size)
         yield
         self.free(kind, size)
 
     def transient(self, kind: MemoryKind, size: int) -> None:
-        """``size`` bytes that are freed at once."""
+        """Allocate ``size`` bytes and free them at once."""
         self.allocate(kind, size)
         self.free(kind, size)
 
     def chain(self, kind: MemoryKind, *sizes: int) -> int:
-        """Tensors made each from the one before, which is then freed. Holds the last and returns
-        its size; a size of 0 is a view."""
-        held = 0
+        """Allocate tensors that are each made from the one before, which is then freed.
+
+        Returns the size of the last one, which remains; a size of 0 is a view.
+        """
+        last = 0
         for size in filter(None, sizes):
             self.allocate(kind, size)
-            self.free(kind, held)
-            held = size
-        return held
+            self.free(kind, last)
+            last = size
+        return last
 
     def recategorise(self, old: MemoryKind, new: MemoryKind, size: int) -> None:
-        """``size`` bytes are henceforth counted as another kind."""
+        """Count ``size`` bytes as another kind from now on."""
         self.free(old, size)
         self.allocate(new, size)
 
     def apply(self, delta: MemoryDelta) -> None:
-        """A stretch whose effect is known."""
+        """Add the effect of a section."""
         if self.total + delta.peak_increase > self.peak_total:
             self.peak_total = self.total + delta.peak_increase
             peak = Counter(self.live)
@@ -89,5 +93,5 @@ class Ledger:
 
     @property
     def delta(self) -> MemoryDelta:
-        """Of all that has run."""
+        """The effect of everything recorded so far."""
         return MemoryDelta(peak_increase=self.peak_total, peak=self.peak, change=dict(self.live))

@@ -1,4 +1,4 @@
-"""What matmuls and their weights allocate (models/parallel/matmul.py, zero.py)."""
+"""Allocations of matmuls and their weights (models/parallel/matmul.py, zero.py)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShape
 
 
 class ForwardMode(Enum):
-    """What a forward pass of a block leaves: nothing; the outputs of matmuls and attention
-    (selective checkpointing); or all that its backward pass needs. It may be run again for that,
-    from those outputs or from x alone, and then ends as soon as nothing more is needed."""
+    """What a block's forward pass saves, and whether it recomputes."""
 
     NOTHING = auto()
+    """Activation checkpointing: x only."""
     MATMULS = auto()
+    """Selective checkpointing: x and the outputs of matmuls and attention."""
     ALL = auto()
+    """Everything that the backward pass needs."""
     RECOMPUTE = auto()
+    """Recompute everything from x, just before the backward pass."""
     RECOMPUTE_FROM_MATMULS = auto()
+    """Recompute the rest from the outputs of matmuls and attention."""
 
     @property
     def keeps(self) -> bool:
-        """Whether backward can follow."""
+        """True if a backward pass can follow."""
         return self not in (ForwardMode.NOTHING, ForwardMode.MATMULS)
 
     @property
@@ -41,8 +44,8 @@ def linear_forward(
     mode: ForwardMode,
     out: MemoryKind = MemoryKind.BUFFERS,
 ) -> None:
-    """x -> y, which stays as ``out``. What was gathered lives as long as the product is made, or
-    for the backward pass too where that is set."""
+    """Simulate x -> y, which remains as ``out``. Gathered tensors are freed after the matmul, or
+    after the backward pass if keep_gathers is set."""
     gathered = gathered_x(ledger, shapes, linear) + gather_weight(ledger, shapes, linear.weight)
     product, y = linear.partial_y * shapes.compute, linear.y * shapes.compute
     if linear.axis_y.size == 1:
@@ -51,11 +54,11 @@ def linear_forward(
         else:
             ledger.allocate(out, y)
     else:
-        where = MemoryKind.ACTIVATIONS if mode.has_matmuls else MemoryKind.BUFFERS
-        ledger.allocate(where, 0 if mode == ForwardMode.RECOMPUTE_FROM_MATMULS else product)
+        kind = MemoryKind.ACTIVATIONS if mode.has_matmuls else MemoryKind.BUFFERS
+        ledger.allocate(kind, 0 if mode == ForwardMode.RECOMPUTE_FROM_MATMULS else product)
         with ledger.temporarily(MemoryKind.BUFFERS, product * shapes.uses_gloo_pairs):
             ledger.allocate(out, y)
-        ledger.free(where, 0 if mode == ForwardMode.MATMULS else product)
+        ledger.free(kind, 0 if mode == ForwardMode.MATMULS else product)
     if mode.keeps and shapes.settings.keep_gathers:
         ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, gathered)
     else:
@@ -65,7 +68,7 @@ def linear_forward(
 def free_matmul_output(
     ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, mode: ForwardMode
 ) -> None:
-    """y of a product is needed no more; it stays where it is what a selective checkpoint keeps."""
+    """Free the y of a matmul; a selective checkpoint saves it instead."""
     y = linear.y * shapes.compute
     if mode == ForwardMode.MATMULS and linear.axis_y.size == 1:
         ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, y)
@@ -76,8 +79,10 @@ def free_matmul_output(
 def linear_backward(
     ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool, later: bool = False
 ) -> None:
-    """dy -> dx, both among the buffers, and dw, or ``later`` what it takes to compute that. A
-    ``first`` dw becomes the weight's gradient, others are added to it. x is the caller's to free.
+    """Simulate dy -> dx, both among the buffers, and dw.
+
+    ``first``: dw becomes the weight's gradient; otherwise it is added to it. ``later``: dw is
+    deferred and its inputs are saved. The caller frees x.
     """
     c, kept = shapes.compute, shapes.settings.keep_gathers
     dy = linear.partial_y * c if linear.axis_y.size > 1 else 0
@@ -95,15 +100,15 @@ def linear_backward(
 
 
 def weight_later(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool) -> int:
-    """dw, of x and what ``linear_backward`` kept for it. Bytes of the latter, for the caller to
-    free when all weights are done."""
+    """Simulate a deferred dw; return the bytes of its saved dy and gathers, which the caller frees
+    after all weights."""
     _weight_gradient(ledger, shapes, linear, first=first)
     kept = kept_gathers(shapes, linear) if shapes.settings.keep_gathers else 0
     return linear.partial_y * shapes.compute + kept
 
 
 def kept_gathers(shapes: LocalShapes, linear: LocalLinear) -> int:
-    """Bytes of gathered x and w that ``keep_gathers`` keeps."""
+    """Return the bytes of gathered x and w that ``keep_gathers`` saves."""
     trial = Ledger()
     return gathered_x(trial, shapes, linear) + gather_weight(trial, shapes, linear.weight)
 
@@ -121,18 +126,18 @@ def _weight_gradient(
 
 
 def gathered_x(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear) -> int:
-    """all_gather_a(x): bytes that are now held, none where x is already whole."""
+    """Simulate all_gather_a(x); return the bytes allocated, 0 if x is not sharded on that axis."""
     if linear.axis_x.size == 1:
         return 0
     size = linear.gathered_x * shapes.compute
-    # Blocks of features are copied into place, blocks of tokens lie there.
+    # Blocks of features are copied into place; blocks of tokens are already contiguous.
     return ledger.chain(MemoryKind.BUFFERS, size, size if linear.on_hidden else 0)
 
 
 def gather_weight(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> int:
-    """A weight as it is multiplied: bytes that are now held, none where it is at hand.
+    """Simulate the gather of a weight for a matmul; return the bytes allocated, 0 if it is local.
 
-    ZeRO's pieces come together first, at every use in stage 3, then the mode's.
+    ZeRO's shards are gathered first, at every use in stage 3, then the mode's.
     """
     c, sizes = shapes.compute, list[int]()
     if shapes.zero == 3 or (shapes.zero == 0 and shapes.casts):
@@ -150,8 +155,9 @@ def gather_weight(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> i
 def reduce_gradient(
     ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, uncast: int = 0
 ) -> None:
-    """The gradient of a gathered weight, among the buffers -> what is left on this rank once the
-    mode has scattered it, and ZeRO from stage 2 on. ``uncast``: bytes that it was cast from."""
+    """Simulate the reduce-scatters of a gathered weight's gradient: the mode's, and ZeRO's from
+    stage 2 on. The rank's shard remains among the buffers. ``uncast``: bytes of the gradient before
+    its cast."""
     if weight.axis.size > 1:
         _scatter(
             ledger, shapes, weight, weight.gathered_entries, [(weight.axis, weight.held_entries)]
@@ -162,8 +168,8 @@ def reduce_gradient(
 
 
 def accumulate(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, *, first: bool) -> None:
-    """What was settled becomes the weight's gradient, where it is the ``first`` and there is no
-    bucket; else it is added to it. It leaves the device where the weight is not there."""
+    """Make the reduced gradient the weight's gradient if it is the ``first`` and in no bucket;
+    otherwise add it. It leaves the device if the weight is offloaded."""
     size, waits = reduced_gradient_bytes(shapes, weight), shapes.zero == 1
     if first and (waits or not (weight.summed or shapes.weights_on_host)):
         ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.GRADIENTS, size)
@@ -172,13 +178,13 @@ def accumulate(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, *, firs
 
 
 def reduced_gradient_bytes(shapes: LocalShapes, weight: LocalWeight) -> int:
-    """Bytes that ``reduce_gradient`` leaves."""
+    """Return the bytes of a gradient after ``reduce_gradient``."""
     entries = weight.piece(shapes.zero_ranks) if shapes.zero >= 2 else weight.held_entries
     return entries * shapes.parameter
 
 
 def reduce_at_step_end(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> None:
-    """ZeRO's stage 1 at the end of a step: the whole gradient is scattered."""
+    """Simulate the reduce-scatter of ZeRO stage 1 at the end of a step."""
     piece = weight.piece(shapes.zero_ranks) * shapes.parameter
     ledger.recategorise(
         MemoryKind.GRADIENTS, MemoryKind.BUFFERS, weight.held_entries * shapes.parameter
@@ -197,16 +203,16 @@ def _scatter(
     whole: int,
     cuts: Sequence[tuple[CollectiveAxis, int]],
 ) -> None:
-    """The ``whole`` gradient's entries over one axis after the other, each of which leaves fewer.
-    What came before the last piece is held until that is there."""
-    held, freed = whole * shapes.parameter, 0
+    """Simulate reduce-scatters of ``whole`` entries over one axis after the other. The inputs are
+    freed when the last shard is complete."""
+    current, freed = whole * shapes.parameter, 0
     for axis, left in cuts:
         piece = left * shapes.parameter
-        even = axis.size * piece  # where pieces do not divide the whole, it is padded first
-        copies = even * (weight.columns + shapes.uses_gloo_pairs) + (even if even > held else 0)
+        even = axis.size * piece  # padded first if the shards do not divide it
+        copies = even * (weight.columns + shapes.uses_gloo_pairs) + (even if even > current else 0)
         with ledger.temporarily(MemoryKind.BUFFERS, copies):
             ledger.allocate(MemoryKind.BUFFERS, piece)
-        held, freed = piece, freed + held
+        current, freed = piece, freed + current
     ledger.free(MemoryKind.BUFFERS, freed)
 
 
@@ -220,9 +226,11 @@ def scattered(
     kind: MemoryKind = MemoryKind.BUFFERS,
     copied: bool = False,
 ) -> None:
-    """A product whose sum over ``ranks`` is scattered; this rank's ``piece`` of entries is held as
-    ``kind``. Features are ``copied`` into blocks first, and gloo's pairs hold all ranks' terms at
-    once."""
+    """Simulate a matmul whose sum over ``ranks`` is reduce-scattered; this rank's ``piece`` of
+    entries remains as ``kind``.
+
+    Features are ``copied`` into blocks first, and gloo's pairs buffer all ranks' terms at once.
+    """
     if ranks == 1:
         ledger.allocate(kind, piece * entry)
         return

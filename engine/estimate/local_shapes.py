@@ -1,4 +1,4 @@
-"""One rank's pieces of a micro-batch and of the weights, in entries; and how they are kept."""
+"""Shapes of one rank's shards of a micro-batch and of the weights, in entries, and their types."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DeviceType = Literal["cpu", "cuda"]
 
 ENTRY = {"float64": (8, 8), "float32": (4, 4), "bf16": (4, 2), "fp16": (4, 2)}
 """Bytes of an entry by precision: of parameters, gradients and optimizer states; of activations and
-of weights as they are multiplied. Mixed precision keeps the former in float32 (Micikevicius et al.
-2018, section 3.1)."""
+gathered weights. Mixed precision uses float32 for the former (Micikevicius et al. 2018, section
+3.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectiveAxis:
-    """The ranks of an axis that a collective runs over; one rank: nothing is sent."""
+    """The axis of a collective; with one rank nothing is sent."""
 
     axis: str
     size: int
@@ -33,44 +33,45 @@ class CollectiveAxis:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalWeight:
-    """A weight [inputs, outputs], or a table's transpose, as a rank would hold it without ZeRO.
-
-    ``over`` gathers its inputs where it is used; ``columns``: they are columns (a table's), which
-    a gather has to copy into place. ``summed_axes``: its gradient is summed in a bucket.
-    """
+    """A weight [inputs, outputs], or a table's transpose, as one rank's shard without ZeRO."""
 
     inputs: int
     outputs: int
     axis: CollectiveAxis
+    """Its inputs are gathered over this axis for a matmul."""
     columns: bool
+    """The inputs are columns (of a table), which a gather must copy into place."""
     summed: bool
+    """Its gradient is reduced in a bucket."""
 
     @property
     def held_entries(self) -> int:
-        """Entries."""
+        """Entries of the shard."""
         return self.inputs * self.outputs
 
     @property
     def gathered_entries(self) -> int:
-        """Entries where it is used."""
+        """Entries when gathered."""
         return self.held_entries * self.axis.size
 
     def piece(self, ranks: int) -> int:
-        """Entries of one of ``ranks`` pieces, padding included."""
+        """Return the entries of one of ``ranks`` shards, padding included."""
         return -(-self.inputs // ranks) * self.outputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLinear:
-    """A matmul of models/parallel/matmul.py on one rank: entries of x and y as they are held; x is
-    gathered on its hidden features or on its tokens, partial y is scattered."""
+    """A matmul of models/parallel/matmul.py on one rank, in entries of its sharded x and y."""
 
     x: int
     weight: LocalWeight
     y: int
     axis_x: CollectiveAxis
+    """x is gathered over this axis, on features or tokens."""
     axis_y: CollectiveAxis
+    """Partial y are reduce-scattered over this axis."""
     on_hidden: bool
+    """x is gathered on features, not on tokens."""
 
     @property
     def gathered_x(self) -> int:
@@ -83,7 +84,7 @@ class LocalLinear:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalShapes:
-    """What one rank holds of a micro-batch of ``tokens`` tokens."""
+    """Shapes on one rank for a micro-batch of ``tokens`` tokens."""
 
     settings: Settings
     layout: Layout
@@ -92,6 +93,7 @@ class LocalShapes:
 
     @classmethod
     def of(cls, plan: Plan, device: DeviceType) -> LocalShapes:
+        """Return the shapes of a plan on a type of device."""
         tokens = plan.padded_micro_batch * plan.settings.seq_len
         return cls(settings=plan.settings, layout=plan.layout, tokens=tokens, device=device)
 
@@ -101,12 +103,12 @@ class LocalShapes:
 
     @property
     def uses_gloo_pairs(self) -> bool:
-        """Whether collectives are gloo's on a CPU, which go by pairs (collectives.py)."""
+        """True if collectives are gloo's pairwise ones on a CPU (collectives.py)."""
         return self.device == "cpu"
 
     @cached_property
     def parameter(self) -> int:
-        """Bytes of an entry of a parameter, its gradient or a state of its optimizer."""
+        """Bytes of an entry of a parameter, its gradient or an optimizer state."""
         return ENTRY[self.settings.precision][0]
 
     @cached_property
@@ -120,71 +122,73 @@ class LocalShapes:
 
     @cached_property
     def zero(self) -> int:
-        """ZeRO's stage."""
+        """ZeRO stage."""
         return self.settings.zero.stage
 
     @cached_property
     def zero_axes(self) -> tuple[str, ...]:
-        """The axes that ZeRO cuts weights by, slowest first."""
+        """The axes that ZeRO shards weights over, slowest first."""
         return self.mode.zero_axes(self.zero, depth=self.settings.zero.depth)
 
     @cached_property
     def zero_ranks(self) -> int:
-        """Ranks that share out a weight by ZeRO."""
+        """Number of ranks that ZeRO shards a weight over."""
         return self.num_shards(self.zero_axes)
 
     def shares(self, weight: LocalWeight) -> list[tuple[CollectiveAxis, int]]:
-        """ZeRO's axes of two ranks or more, slowest first, and entries of a weight that each
-        leaves, padding included."""
-        inputs, found = weight.inputs, list[tuple[CollectiveAxis, int]]()
+        """List ZeRO's axes of more than one rank, slowest first, with the entries of a weight's
+        shard after each, padding included."""
+        inputs, shards = weight.inputs, list[tuple[CollectiveAxis, int]]()
         for axis in map(self.collective_axis, self.zero_axes):
             inputs = -(-inputs // axis.size)
-            found.append((axis, inputs * weight.outputs))
-        return [(axis, piece) for axis, piece in found if axis.size > 1]
+            shards.append((axis, inputs * weight.outputs))
+        return [(axis, piece) for axis, piece in shards if axis.size > 1]
 
     def gathered_entries(self, weight: LocalWeight) -> int:
-        """Entries of a weight whose shares have come together, padding included."""
+        """Return the entries of a weight gathered over ZeRO's axes, padding included."""
         return next((axis.size * piece for axis, piece in self.shares(weight)), weight.held_entries)
 
     @property
     def offloads(self) -> bool:
-        """Whether weights stay in host memory, or on a disk."""
+        """True if weights are offloaded to host memory or a disk."""
         zero = self.settings.zero
         return zero.offload is not None or zero.offload_params is not None
 
     @property
     def weights_on_host(self) -> bool:
-        """Whether that is another device than the one that computes."""
+        """True if that is another device than the one that computes."""
         return self.offloads and self.device != "cpu"
 
     @property
     def reads_weights_from_disk(self) -> bool:
-        """Whether a weight is read from a disk into the memory of the device that computes."""
+        """True if a weight is read from a disk into the memory of the device that computes."""
         return self.settings.zero.offload_params == "nvme" and self.device == "cpu"
 
     @property
     def caches_shards(self) -> bool:
-        """Whether stage 3 keeps the pieces of weights that have once been fetched."""
+        """True if stage 3 caches the shards of weights once they are fetched."""
         return self.zero == 3 and self.offloads and self.settings.zero.offload_params is None
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether weights are kept, as they are multiplied, for a step: ZeRO's stages 1 and 2,
-        where they are not the parameters themselves."""
+        """True if weights are cached for a step in the form used by matmuls: in ZeRO stages 1 and
+        2, if that is not the parameters themselves."""
         return self.zero in (1, 2) and (self.zero_ranks > 1 or self.casts or self.weights_on_host)
 
     def collective_axis(self, axis: str | None) -> CollectiveAxis:
+        """Return an axis with its size; None stands for an axis of one rank."""
         return CollectiveAxis(axis=axis or "", size=self.layout.axes[axis] if axis else 1)
 
     def num_shards(self, axes: tuple[str, ...]) -> int:
+        """Return the number of shards of a dimension that is sharded over ``axes``."""
         return prod(self.layout.axes[axis] for axis in axes)
 
     def rows(self, activation: ActivationSharding) -> int:
-        """Tokens of an activation."""
+        """Return the tokens of an activation's shard."""
         return self.tokens // self.num_shards(activation.tokens)
 
     def width(self, features: int, axes: tuple[str, ...]) -> int:
-        """Features of a piece, padding included."""
+        """Return the features of a shard, padding included."""
         return -(-features // self.num_shards(axes))
 
     @cached_property
@@ -195,16 +199,17 @@ class LocalShapes:
 
     @cached_property
     def shards_norms(self) -> bool:
-        """Whether a layer norm's features are on several ranks."""
+        """True if a layer norm's features are sharded."""
         return self.num_shards(self.mode.outer.hidden) > 1
 
     def zero_spec(self, spec: PartitionSpec, inputs: int) -> PartitionSpec:
-        """The cut of a weight whose dimension ``inputs`` ZeRO cuts too."""
+        """Return the sharding spec of a weight whose dimension ``inputs`` is also sharded
+        by ZeRO."""
         return (*spec[:inputs], (*spec[inputs], *self.zero_axes), *spec[inputs + 1 :])
 
     def summed_axes(self, spec: PartitionSpec) -> tuple[str, ...]:
-        """The axes that a gradient is summed over: those of two ranks or more that do not cut its
-        parameter (engine/training/gradients.py)."""
+        """Return the axes that a gradient is reduced over: those of two ranks or more that do not
+        shard its parameter (engine/training/gradients.py)."""
         cutting = {axis for axes in spec for axis in axes}
         axes = (*self.mode.colossal_groups, "data")
         return tuple(a for a in axes if self.layout.axes[a] > 1 and a not in cutting)
@@ -218,7 +223,7 @@ class LocalShapes:
         *,
         columns: bool = False,
     ) -> LocalWeight:
-        """w of a product; ``over`` gathers it."""
+        """Return the shard of a matmul's w, which is gathered over ``axis``."""
         return LocalWeight(
             inputs=self.width(n_in, product.weight_in),
             outputs=self.width(n_out, product.weight_out),
@@ -230,9 +235,11 @@ class LocalShapes:
         )
 
     def up(self, n_in: int, n_out: int) -> LocalLinear:
+        """Return a column-parallel linear layer."""
         return self._linear(self.mode.up, self.mode.outer, self.mode.inner, n_in, n_out)
 
     def down(self, n_in: int, n_out: int) -> LocalLinear:
+        """Return a row-parallel linear layer."""
         return self._linear(self.mode.down, self.mode.inner, self.mode.outer, n_in, n_out)
 
     def _linear(

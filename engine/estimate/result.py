@@ -1,4 +1,4 @@
-"""What an estimate says. Plain data: counts are of parameters, sizes in bytes."""
+"""The result of an estimate. Plain data: counts of parameters, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -7,53 +7,51 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that one rank holds at one moment, by what they are for.
+    """Bytes of one rank at one moment, by purpose.
 
-    ``activations``: what forward passes left for their backward passes. ``logits``: a chunk of the
-    loss with its gradient, and the gradients of the head that it makes. ``buffers``: what lives
-    shorter than that: gathered and cast tensors, gradients of activations on their way, the step's
-    token ids. ``host`` and ``nvme`` are offloaded, and not on the device.
-
-    These are the bytes that torch's allocator hands out. A GPU's context, NCCL's buffers and the
-    workspaces of its libraries come on top of them.
+    These are bytes that torch's allocator hands out. A GPU's context, NCCL's buffers and the
+    workspaces of libraries add to them.
     """
 
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
+    """Saved by forward passes for their backward passes."""
     logits: int = 0
+    """A chunk of the loss with its gradient, and the gradients of the head computed from it."""
     buffers: int = 0
+    """Short-lived: gathered and cast tensors, gradients of activations, the step's token ids."""
     host: int = 0
+    """Offloaded to host memory; not on the device."""
     nvme: int = 0
+    """Offloaded to NVMe; not on the device."""
 
     @property
     def total(self) -> int:
         """Bytes on the device."""
-        held = self.parameters + self.gradients + self.optimizer
-        return held + self.activations + self.logits + self.buffers
+        state = self.parameters + self.gradients + self.optimizer
+        return state + self.activations + self.logits + self.buffers
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEstimate:
-    """One pipeline stage; all its ranks hold equal shapes.
-
-    ``layers`` are the ranges of blocks held, one for each chunk. ``parameters`` are counted as one
-    rank holds them: its piece, padding included. ``memory`` is that of the moment when a rank of
-    this stage holds the most, in any step but the first; ``after_step`` that between two steps,
-    gradients included.
-    """
+    """One pipeline stage, whose ranks all have shards of equal shapes."""
 
     stage: int
     layers: tuple[range, ...]
+    """Range of blocks of each chunk."""
     parameters: int
+    """Parameters of one rank: its shards, padding included."""
     memory: Memory
+    """At the peak of a rank of this stage, in any step but the first."""
     after_step: Memory
+    """Between two steps, gradients included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommVolume:
-    """What one rank sends in a step over an axis by a collective: how often, and bytes."""
+    """Volume that one rank sends per step by one collective over one axis."""
 
     axis: str
     collective: str
@@ -63,23 +61,23 @@ class CommVolume:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a plan takes.
-
-    ``parameters`` of the whole model, unpadded, a tied head counted once; ``parameters_per_rank``
-    those of the fullest rank. FLOPs are the model's own (see engine/estimate/flops.py), per token
-    and per step of all ranks. ``traffic`` is that of the rank that sends the most bytes.
-    ``bubble`` is the share of a step that pipeline ranks wait, 0 to 1.
-    """
+    """The estimate of a plan."""
 
     parameters: int
+    """Of the whole model, unpadded; a tied head counts once."""
     parameters_per_rank: int
+    """Of the rank with the most."""
     flops_per_token: int
+    """The model's own (see engine/estimate/flops.py)."""
     flops_per_step: int
+    """Of all ranks."""
     stages: tuple[StageEstimate, ...]
     traffic: tuple[CommVolume, ...]
+    """Of the rank that sends the most bytes."""
     bubble: float
+    """Fraction of a step in which pipeline ranks are idle, 0 to 1."""
 
     @property
     def fullest(self) -> StageEstimate:
-        """The stage whose ranks hold the most memory."""
+        """The stage whose ranks need the most memory."""
         return max(self.stages, key=lambda stage: stage.memory.total)

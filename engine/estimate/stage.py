@@ -1,6 +1,6 @@
-"""A pipeline stage over a step: what its work allocates, action by action.
+"""Simulation of a pipeline stage's allocations over a step, action by action.
 
-The work is that of engine/training/pipeline.py.
+The actions are those of engine/training/pipeline.py.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ from engine.pipeline_schedule import Action
 from models.parallel.tuning import IN_FLIGHT
 
 Message = tuple[str, int, int]
-"""What it carries, of which chunk and micro-batch."""
+"""Payload, chunk and micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkMemory:
-    """A virtual stage: so many layers, the embeddings with the ``first`` and the head with the
-    ``last``. Backward passes are ``split`` where the schedule puts off their weights' part.
+    """Allocations of a virtual stage.
 
-    Of the messages, x and dy have arrived among the buffers; the x that is sent stays among the
-    activations for the backward pass, the dx that is sent among the buffers.
+    A received x or dy is among the buffers. The x that is sent is an activation, saved for the
+    backward pass; the dx that is sent is among the buffers.
     """
 
     shapes: LocalShapes
     layers: int
+    """Number of blocks."""
     first: bool
+    """It has the embeddings."""
     last: bool
+    """It has the head."""
     split: bool
+    """The schedule defers the gradients of weights."""
 
     @property
     def tied(self) -> bool:
-        """Whether lookup and head share their table on this rank."""
+        """True if lookup and head share their table on this rank."""
         return self.first and self.last and self.shapes.settings.model.tie_embeddings
 
     @cached_property
     def forward(self) -> MemoryDelta:
-        """A micro-batch's way through the chunk."""
+        """Forward pass of a micro-batch."""
         ledger, block, ends = (
             Ledger(),
             BlockMemory(shapes=self.shapes),
@@ -66,22 +69,22 @@ class ChunkMemory:
 
     @cached_property
     def first_backward(self) -> MemoryDelta:
-        """The way back of the first micro-batch, which finds no gradients."""
+        """Backward pass of the first micro-batch, which allocates the gradients."""
         return self._backward(first=True)
 
     @cached_property
     def backward(self) -> MemoryDelta:
-        """That of another one."""
+        """Backward pass of another micro-batch."""
         return self._backward(first=False)
 
     @cached_property
     def first_weights(self) -> MemoryDelta:
-        """The gradients of weights that were put off, where there are none yet."""
+        """Deferred gradients of weights for the first micro-batch."""
         return self._weights(first=True)
 
     @cached_property
     def weights(self) -> MemoryDelta:
-        """The same, added to those of another micro-batch."""
+        """Deferred gradients of weights for another micro-batch."""
         return self._weights(first=False)
 
     def _backward(self, *, first: bool) -> MemoryDelta:
@@ -103,7 +106,7 @@ class ChunkMemory:
         for number in range(self.layers):
             ledger.apply(layer.delta)
             if number == 0 and borrowed:
-                ledger.allocate(MemoryKind.BUFFERS, block.x)  # the dy that came was never freed
+                ledger.allocate(MemoryKind.BUFFERS, block.x)  # the received dy was never freed
         if self.first:
             ends.embed_backward(ledger, first=first, tied=self.tied)
         ledger.free(MemoryKind.ACTIVATIONS, 0 if self.last else block.x)
@@ -127,10 +130,9 @@ class ChunkMemory:
 
 @dataclass
 class RankSimulation:
-    """A step of one rank, from its state on: a ledger that comes to know the fullest moment.
+    """Simulates a step of one rank, starting with its state, in a ledger that records the peak.
 
-    ``receive`` and ``apply`` are called in the order of the schedule, ``reduce_at_step_end`` at
-    the end.
+    ``receive`` and ``run`` are called in the order of the schedule, ``finish`` at the end.
     """
 
     shapes: LocalShapes
@@ -152,11 +154,11 @@ class RankSimulation:
         self._freed_with = Counter[Message]()
 
     def receive(self) -> None:
-        """Room for a message."""
+        """Allocate the buffer of a received message."""
         self.ledger.allocate(MemoryKind.BUFFERS, self._x)
 
     def run(self, action: Action) -> None:
-        """An action, and the message that it sends."""
+        """Run an action, and send its result."""
         chunk, forward = self.chunks[action.chunk], ("forward", action.chunk, action.micro_batch)
         if action.kind == "forward":
             self.ledger.apply(chunk.forward)
@@ -170,7 +172,7 @@ class RankSimulation:
             self.ledger.apply(chunk.first_backward if first else chunk.backward)
             if first:
                 self.ledger.allocate(MemoryKind.GRADIENTS, self.state.vectors[action.chunk])
-            if forward in self._sends:  # its message was the last to hold it
+            if forward in self._sends:  # its message has the last reference
                 self.ledger.allocate(MemoryKind.BUFFERS, self._x)
                 self._freed_with[forward] = self._x
             if not chunk.first:
@@ -179,7 +181,7 @@ class RankSimulation:
                 self._send(backward)
 
     def finish(self) -> None:
-        """All sends have arrived; gradients are summed; the optimizer runs in place."""
+        """Complete all sends and reduce the gradients; the optimizer updates in place."""
         ledger = self.ledger
         ledger.free(MemoryKind.BUFFERS, self._freed_with.total())
         if self.shapes.zero == 1:
@@ -189,13 +191,13 @@ class RankSimulation:
         ledger.transient(MemoryKind.BUFFERS, self.state.tied)
 
     def _send(self, message: Message) -> None:
-        """What it carries is held until so many others are under way."""
+        """Queue a send; the payload is freed once IN_FLIGHT newer sends are queued."""
         self._sends.append(message)
         if len(self._sends) > IN_FLIGHT:
             self.ledger.free(MemoryKind.BUFFERS, self._freed_with.pop(self._sends.popleft(), 0))
 
     def _first(self, action: Action) -> bool:
-        """Whether a chunk does its first work of that kind."""
+        """Return whether this is the chunk's first action of that kind."""
         work = (action.kind == "backward_weight", action.chunk)
         first = work not in self._seen
         self._seen.add(work)

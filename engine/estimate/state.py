@@ -1,9 +1,9 @@
-"""What a rank keeps between steps: parameters, gradients, optimizer states.
+"""Memory of a rank between steps: parameters, gradients, optimizer states.
 
-Mixed-precision Adam keeps 4 + 4 + 8 bytes a parameter; ZeRO divides what belongs to weights by the
-ranks that share them (Rajbhandari et al. 2020, section 3 and figure 1, where 16-bit copies are
-permanent and gradients are 16-bit: 16 bytes in all). Here the copies are made for a step (stages 1
-and 2) or at each use, and gradients are float32.
+Mixed-precision Adam needs 4 + 4 + 8 bytes per parameter; ZeRO divides the bytes of weights by the
+number of ranks that share them (Rajbhandari et al. 2020, section 3 and figure 1, where 16-bit
+copies are permanent and gradients are 16-bit: 16 bytes in total). Here 16-bit copies are made for a
+step (stages 1 and 2) or for each use, and gradients are float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POSITIONS = "wpe.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class BucketShape:
-    """Gradients that are summed together, over one axis after the other."""
+    """A bucket of gradients that are reduced together, over one axis after the other."""
 
     axes: tuple[str, ...]
     entries: int
@@ -40,18 +40,21 @@ class BucketShape:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalParameter:
-    """A parameter's piece on one rank: entries, padding included; the axes that its gradient is
-    summed over. A ``weight`` is what ZeRO shares out: of a linear layer or a token table."""
+    """The shard of a parameter on one rank."""
 
     entries: int
+    """Padding included."""
     summed: tuple[str, ...]
+    """Axes that its gradient is reduced over."""
     matrix: bool
     weight: bool
+    """True if ZeRO shards it: a weight of a linear layer or a token table."""
     table: bool
 
 
 def local_parameters(shapes: LocalShapes, layers: range) -> list[LocalParameter]:
-    """The parameters of a virtual stage as each of its ranks has them, in the model's order."""
+    """List the parameters of a virtual stage as shards of one of its ranks, in the model's
+    order."""
     return [
         _piece(shapes, parameter)
         for parameter in parameters(GPTConfig.of(shapes.settings.model), shapes.mode, layers)
@@ -82,6 +85,7 @@ class LocalState:
 
     @classmethod
     def of(cls, shapes: LocalShapes, ranges: Sequence[range]) -> LocalState:
+        """Build the state of a rank with these layers."""
         return cls(
             shapes=shapes,
             ranges=ranges,
@@ -95,50 +99,57 @@ class LocalState:
     @cached_property
     def parameters(self) -> int:
         """Entries of all parameters."""
-        return sum(one.entries for one in chain(*self.chunks))
+        return sum(parameter.entries for parameter in chain(*self.chunks))
 
     @cached_property
     def between_steps(self) -> dict[MemoryKind, int]:
-        """Bytes on the device as a step begins: gradients outside of buckets are not there."""
+        """Bytes on the device at the start of a step; only gradients in buckets exist then."""
         shapes, size = self.shapes, self.shapes.parameter
-        here = [one for one in chain(*self.chunks) if not (one.weight and shapes.weights_on_host)]
+        on_device = [
+            parameter
+            for parameter in chain(*self.chunks)
+            if not (parameter.weight and shapes.weights_on_host)
+        ]
         parameters = sum(
-            one.entries for one in here if not (one.weight and shapes.reads_weights_from_disk)
+            parameter.entries
+            for parameter in on_device
+            if not (parameter.weight and shapes.reads_weights_from_disk)
         )
-        states = self.states * sum(one.entries for one in here)
+        states = self.states * sum(parameter.entries for parameter in on_device)
         if shapes.settings.zero.offload == "nvme" and shapes.device == "cpu":
             states = 0
         return {
             MemoryKind.PARAMETERS: size * parameters,
-            MemoryKind.GRADIENTS: size * sum(one.entries for one in here if one.summed),
+            MemoryKind.GRADIENTS: size
+            * sum(parameter.entries for parameter in on_device if parameter.summed),
             MemoryKind.OPTIMIZER: size * states,
         }
 
     @cached_property
     def states(self) -> int:
-        """Tensors that the optimizer keeps beside a parameter."""
+        """Number of optimizer state tensors per parameter."""
         return states_of(self.shapes.settings.optimizer)
 
     @cached_property
     def weights(self) -> list[LocalWeight]:
-        """Linear layers' and tables', as they are used, in the order of their gradients."""
+        """Weights of linear layers and tables as they are used, in the order of their gradients."""
         block, ends, model = (
             BlockMemory(shapes=self.shapes),
             EmbeddingHeadMemory(shapes=self.shapes),
             self._model,
         )
         layer = [linear.weight for linear in (*reversed(block.mlp), *reversed(block.attention))]
-        found = list[LocalWeight]()
+        weights = list[LocalWeight]()
         for layers in reversed(self.ranges):
             first, last = layers.start == 0, layers.stop == model.n_layer
-            found += [ends.head.weight] * last + layer * len(layers)
-            found += [ends.table] * (first and not (last and model.tie_embeddings))
-        return found
+            weights += [ends.head.weight] * last + layer * len(layers)
+            weights += [ends.table] * (first and not (last and model.tie_embeddings))
+        return weights
 
     @property
     def kept_weights(self) -> int:
-        """Bytes of weights that stay in the compute type for a step: those that ZeRO's stages 1
-        and 2 gather, or a rank's own pieces."""
+        """Bytes of weights that are cached in the compute type for a step: those gathered by ZeRO
+        stages 1 and 2, or the rank's own shards."""
         shapes = self.shapes
         if shapes.keeps_weights:
             entries = sum(shapes.gathered_entries(weight) for weight in self.weights)
@@ -153,29 +164,34 @@ class LocalState:
         """Bytes of gradients of biases and norms that are in no bucket, by virtual stage."""
         size = self.shapes.parameter
         return [
-            size * sum(one.entries for one in chunk if not one.matrix and not one.summed)
+            size
+            * sum(
+                parameter.entries
+                for parameter in chunk
+                if not parameter.matrix and not parameter.summed
+            )
             for chunk in self.chunks
         ]
 
     @cached_property
     def buckets(self) -> list[BucketShape]:
-        """Gradients as they are summed over ranks (engine/training/gradients.py)."""
-        size, found = self.shapes.parameter, list[BucketShape]()
+        """Gradients as they are reduced over ranks (engine/training/gradients.py)."""
+        size, buckets = self.shapes.parameter, list[BucketShape]()
         filling: dict[tuple[str, ...], int] = {}
-        for one in reversed(list(chain(*self.chunks))):
-            if not one.summed:
+        for parameter in reversed(list(chain(*self.chunks))):
+            if not parameter.summed:
                 continue
-            number = filling.get(one.summed)
-            if number is None or found[number].entries * size > BUCKET_BYTES:
-                number = filling[one.summed] = len(found)
-                found.append(BucketShape(axes=one.summed, entries=0))
-            grown = found[number].entries + one.entries
-            found[number] = BucketShape(axes=one.summed, entries=grown)
-        return found
+            number = filling.get(parameter.summed)
+            if number is None or buckets[number].entries * size > BUCKET_BYTES:
+                number = filling[parameter.summed] = len(buckets)
+                buckets.append(BucketShape(axes=parameter.summed, entries=0))
+            grown = buckets[number].entries + parameter.entries
+            buckets[number] = BucketShape(axes=parameter.summed, entries=grown)
+        return buckets
 
     @property
     def sums(self) -> int:
-        """Bytes of all ranks' terms, which gloo's pairs hold until gradients are summed."""
+        """Bytes of all ranks' terms, which gloo's pairs buffer until gradients are reduced."""
         if not self.shapes.uses_gloo_pairs or not self.buckets:
             return 0
         size = self.shapes.parameter
@@ -190,16 +206,20 @@ class LocalState:
 
     @property
     def tied(self) -> int:
-        """Bytes of a tied table's gradient as the first and the last stage of several swap it."""
+        """Bytes of a tied table's gradient, which the first and last stage exchange."""
         if not self._model.tie_embeddings or self.shapes.layout.pipeline == 1:
             return 0
-        return self.shapes.parameter * sum(one.entries for one in chain(*self.chunks) if one.table)
+        return self.shapes.parameter * sum(
+            parameter.entries for parameter in chain(*self.chunks) if parameter.table
+        )
 
     def off_device(self) -> dict[str, int]:
-        """Bytes of weights, gradients and states that are offloaded: in ``host`` memory beside the
-        device, where that is not the host itself, and on the ``nvme`` disk."""
+        """Return the bytes of offloaded weights, gradients and states: in ``host`` memory, if that
+        is not the device's own, and on the ``nvme`` disk."""
         shapes, zero = self.shapes, self.shapes.settings.zero
-        weights = shapes.parameter * sum(one.entries for one in chain(*self.chunks) if one.weight)
+        weights = shapes.parameter * sum(
+            parameter.entries for parameter in chain(*self.chunks) if parameter.weight
+        )
         everything = shapes.parameter * self.parameters
         if not shapes.offloads:
             return {}

@@ -1,10 +1,11 @@
-"""What a rank sends in a step, by axis and collective, as models/parallel/collectives.py counts it.
+"""Communication volume of a rank per step, by axis and collective, as counted by
+models/parallel/collectives.py.
 
-Of n ranks, one sends n - 1 times its piece in an all-gather, as much in a reduce-scatter, and
-2 (n - 1) / n of the buffer in an all-reduce (Patarasu & Yuan 2009, section 2). So data parallelism
-sends 2 (n - 1) / n of the gradients, ZeRO's stages 1 and 2 as much, and stage 3 another (n - 1) / n
-(Rajbhandari et al. 2020, section 7), or two more with checkpointing, since a recomputed layer
-gathers its weight once more.
+Each of n ranks sends n - 1 times its shard in an all-gather, as much in a reduce-scatter, and 2 (n
+- 1) / n of the buffer in an all-reduce (Patarasu & Yuan 2009, section 2). Thus data parallelism
+sends 2 (n - 1) / n of the gradients, ZeRO stages 1 and 2 as much, and stage 3 another (n - 1) / n
+(Rajbhandari et al. 2020, section 7), or two more with activation checkpointing, since a recomputed
+layer gathers its weight once more.
 """
 
 from __future__ import annotations
@@ -24,33 +25,35 @@ FLOAT32, FLOAT64 = 4, 8
 
 @dataclass
 class PredictedTraffic:
-    """Counts what a rank sends."""
+    """Predicts the volume that a rank sends."""
 
     shapes: LocalShapes
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, other: PredictedTraffic, times: int = 1) -> None:
+        """Add the traffic of ``other``, ``times`` times."""
         for mine, theirs in ((self.calls, other.calls), (self.bytes, other.bytes)):
             for key, number in theirs.items():
                 mine[key] += times * number
 
     def send(self, axis: str, collective: str, size: int, calls: int = 1) -> None:
+        """Add ``calls`` of a collective that send ``size`` bytes in total."""
         self.calls[axis, collective] += calls
         self.bytes[axis, collective] += size
 
     def gather(self, axis: CollectiveAxis, size: int, calls: int = 1) -> None:
-        """An all-gather of pieces of ``size`` bytes."""
+        """Add an all-gather of shards of ``size`` bytes."""
         if axis.size > 1:
             self.send(axis.axis, "all_gather", (axis.size - 1) * size, calls)
 
     def scatter(self, axis: CollectiveAxis, size: int, calls: int = 1) -> None:
-        """A reduce-scatter into pieces of ``size`` bytes."""
+        """Add a reduce-scatter into shards of ``size`` bytes."""
         if axis.size > 1:
             self.send(axis.axis, "reduce_scatter", (axis.size - 1) * size, calls)
 
     def all_reduce(self, axis: CollectiveAxis, entries: int, entry: int) -> None:
-        """gloo's pairs gather small ones whole."""
+        """Add an all-reduce; gloo's pairs gather a small buffer unsharded."""
         if axis.size > 1:
             size = entries * entry
             small = self.shapes.uses_gloo_pairs and (size <= SMALL_BYTES or entries < axis.size)
@@ -59,7 +62,7 @@ class PredictedTraffic:
             self.send(axis.axis, "all_reduce", sent)
 
     def volumes(self) -> tuple[CommVolume, ...]:
-        """By axis, slowest first, then by collective."""
+        """Return the volumes by axis, slowest first, then by collective."""
         order = ["world", *self.shapes.layout.axes, "tensor"]
         keys = sorted(self.bytes, key=lambda key: (order.index(key[0]), key[1]))
         return tuple(
@@ -69,23 +72,23 @@ class PredictedTraffic:
 
     @property
     def total(self) -> int:
-        """Bytes of all."""
+        """Bytes of all collectives."""
         return sum(self.bytes.values())
 
     def gather_weight(self, weight: LocalWeight) -> None:
-        """A weight comes together where it is multiplied."""
+        """Add the gathers of a weight for a matmul."""
         if self.shapes.zero == 3:
             self._share(weight)
         self.gather(weight.axis, weight.held_entries * self.shapes.compute)
 
     def reduce_gradient(self, weight: LocalWeight) -> None:
-        """Its gradient is scattered."""
+        """Add the reduce-scatters of a weight's gradient after backward."""
         self.scatter(weight.axis, weight.held_entries * self.shapes.parameter)
         if self.shapes.zero >= 2:
             self._reduce(weight)
 
     def once_per_step(self, weight: LocalWeight) -> None:
-        """What ZeRO's stages 1 and 2 do once a step."""
+        """Add the collectives of ZeRO stages 1 and 2, which run once per step."""
         if self.shapes.zero in (1, 2):
             self._share(weight)
         if self.shapes.zero == 1:
@@ -101,8 +104,8 @@ class PredictedTraffic:
 
 
 def block_traffic(shapes: LocalShapes) -> PredictedTraffic:
-    """A micro-batch's way through a block and back."""
-    found, forward, parts = (
+    """Predict the traffic of one micro-batch in a block, forward and backward."""
+    traffic, forward, parts = (
         PredictedTraffic(shapes),
         PredictedTraffic(shapes),
         BlockMemory(shapes=shapes),
@@ -111,12 +114,12 @@ def block_traffic(shapes: LocalShapes) -> PredictedTraffic:
     norm, statistics = shapes.collective_axis(hidden), 2 * shapes.rows(shapes.mode.outer)
     for _ in range(2):
         forward.gather(norm, statistics * shapes.parameter)
-        found.all_reduce(norm, statistics, shapes.parameter)
+        traffic.all_reduce(norm, statistics, shapes.parameter)
     for linear in (*parts.attention, *parts.mlp):
         _forward(forward, linear)
-        _backward(found, linear)
-    found.add(forward, 2 if shapes.settings.model.checkpoint else 1)
-    return found
+        _backward(traffic, linear)
+    traffic.add(forward, 2 if shapes.settings.model.checkpoint else 1)
+    return traffic
 
 
 def _forward(traffic: PredictedTraffic, linear: LocalLinear) -> None:
@@ -137,63 +140,63 @@ def _backward(traffic: PredictedTraffic, linear: LocalLinear) -> None:
 
 
 def embedding_traffic(shapes: LocalShapes) -> PredictedTraffic:
-    """A micro-batch's lookup and its gradient."""
-    found, ends, lookup = (
+    """Predict the traffic of one micro-batch's embedding lookup, forward and backward."""
+    traffic, ends, lookup = (
         PredictedTraffic(shapes),
         EmbeddingHeadMemory(shapes=shapes),
         shapes.mode.lookup,
     )
     over, x = shapes.collective_axis(lookup.scatter_y), shapes.x * shapes.compute
-    found.gather_weight(ends.table)
-    found.scatter(over, x)
-    found.gather(over, x)
-    found.reduce_gradient(ends.table)
+    traffic.gather_weight(ends.table)
+    traffic.scatter(over, x)
+    traffic.gather(over, x)
+    traffic.reduce_gradient(ends.table)
     if lookup.swap and shapes.collective_axis(lookup.swap[0]).size > 1:
-        found.send("tensor", "swap", 2 * x, calls=2)
-    return found
+        traffic.send("tensor", "swap", 2 * x, calls=2)
+    return traffic
 
 
 def loss_traffic(shapes: LocalShapes) -> PredictedTraffic:
-    """A micro-batch's last norm, head and loss."""
-    found, ends, c = PredictedTraffic(shapes), EmbeddingHeadMemory(shapes=shapes), shapes.compute
+    """Predict the traffic of one micro-batch's last norm, head and loss."""
+    traffic, ends, c = PredictedTraffic(shapes), EmbeddingHeadMemory(shapes=shapes), shapes.compute
     (hidden,) = shapes.mode.outer.hidden or (None,)
     statistics = 2 * shapes.rows(shapes.mode.outer)
-    found.gather(shapes.collective_axis(hidden), statistics * shapes.parameter)
-    found.all_reduce(shapes.collective_axis(hidden), statistics, shapes.parameter)
+    traffic.gather(shapes.collective_axis(hidden), statistics * shapes.parameter)
+    traffic.all_reduce(shapes.collective_axis(hidden), statistics, shapes.parameter)
     head, rows = ends.head, shapes.rows(shapes.mode.outer)
     chunks = -(-rows // min(ends.chunk, rows))
-    found.gather_weight(head.weight)
-    found.gather(head.axis_x, head.x * c, chunks)
-    found.scatter(head.axis_y, head.y * c, chunks)
+    traffic.gather_weight(head.weight)
+    traffic.gather(head.axis_x, head.x * c, chunks)
+    traffic.scatter(head.axis_y, head.y * c, chunks)
     (vocabulary,) = shapes.mode.up.weight_out or (None,)
     merged = 2 * head.y // ends.table.outputs * max(FLOAT32, c)
-    found.gather(shapes.collective_axis(vocabulary), merged, chunks)
-    found.gather(head.axis_y, head.y * c, chunks)
-    found.scatter(head.axis_x, head.x * c, chunks)
-    found.reduce_gradient(head.weight)
-    return found
+    traffic.gather(shapes.collective_axis(vocabulary), merged, chunks)
+    traffic.gather(head.axis_y, head.y * c, chunks)
+    traffic.scatter(head.axis_x, head.x * c, chunks)
+    traffic.reduce_gradient(head.weight)
+    return traffic
 
 
 def step_traffic(simulation: RankSimulation, per_block: PredictedTraffic) -> PredictedTraffic:
     """Predict the traffic of a rank of a stage in one step. ``per_block``: of ``block_traffic``."""
     shapes, state, micro_batches = simulation.shapes, simulation.state, simulation.micro_batches
-    found, x = PredictedTraffic(shapes), shapes.x * shapes.compute
+    traffic, x = PredictedTraffic(shapes), shapes.x * shapes.compute
     for chunk in simulation.chunks:
-        found.add(per_block, micro_batches * chunk.layers)
+        traffic.add(per_block, micro_batches * chunk.layers)
         if chunk.first:
-            found.add(embedding_traffic(shapes), micro_batches)
+            traffic.add(embedding_traffic(shapes), micro_batches)
         if chunk.last:
-            found.add(loss_traffic(shapes), micro_batches)
+            traffic.add(loss_traffic(shapes), micro_batches)
         messages = micro_batches * ((not chunk.first) + (not chunk.last))
         if messages:
-            found.send("pipeline", "send", messages * x, messages)
+            traffic.send("pipeline", "send", messages * x, messages)
     for weight in state.weights:
-        found.once_per_step(weight)
+        traffic.once_per_step(weight)
     for bucket in state.buckets:
         for axis in bucket.axes:
-            found.all_reduce(shapes.collective_axis(axis), bucket.entries, shapes.parameter)
+            traffic.all_reduce(shapes.collective_axis(axis), bucket.entries, shapes.parameter)
     if state.tied:
-        found.send("pipeline", "swap", state.tied)
+        traffic.send("pipeline", "swap", state.tied)
     world = shapes.layout.gpus
-    found.all_reduce(CollectiveAxis(axis="world", size=world), 3 + 2 * world, FLOAT64)
-    return found
+    traffic.all_reduce(CollectiveAxis(axis="world", size=world), 3 + 2 * world, FLOAT64)
+    return traffic

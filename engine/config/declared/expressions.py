@@ -1,4 +1,4 @@
-"""The value of an expression, found by walking its syntax tree; nothing is compiled or run."""
+"""Evaluation of expressions by walking the syntax tree; nothing is compiled or executed."""
 
 import ast
 import difflib
@@ -22,10 +22,11 @@ SUGGESTED_LENGTH = 40
 
 
 class UnresolvedValueError(Exception):
-    """This value cannot be had; why has been reported."""
+    """A value is missing for a reason that was already reported."""
 
 
-UNRESOLVED = object()  # what a name stands for whose value is UnresolvedValueError
+UNRESOLVED = object()
+"""The value of a name whose assignment failed."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Evaluator:
         self._depth = 0
 
     def evaluate(self, node: ast.expr) -> object:
-        """The value of ``node``; UnresolvedValueError where there is none, with the problem
-        reported."""
+        """Return the value of ``node``; if there is none, report why and raise
+        UnresolvedValueError."""
         self._depth += 1
         try:
             if self._depth > EXPRESSION_DEPTH:
@@ -73,15 +74,17 @@ class Evaluator:
             self._depth -= 1
 
     def fail(self, node: ast.AST, message: str, *, column: bool = False) -> UnresolvedValueError:
+        """Report a problem at ``node`` and return the exception to raise."""
         self._report(self.source.problem(node, message, column=column))
         return UnresolvedValueError()
 
     def forbid(self, node: ast.AST) -> UnresolvedValueError:
-        """Reports a construct that a config may not contain."""
+        """Report a construct that a config may not contain and return the exception to raise."""
         return self.fail(node, f"{name_of(node)} {NOT_ALLOWED}", column=True)
 
     def each(self, steps: Iterable[Callable[[], T]]) -> list[T]:
-        """What every step gives; all are tried, so that the problems of all are reported."""
+        """Run all steps and return their results, so that the problems of all steps are
+        reported."""
         results: list[T] = []
         known = True
         for step in steps:
@@ -94,7 +97,7 @@ class Evaluator:
         return results
 
     def items(self, nodes: Sequence[ast.expr]) -> list[object]:
-        """The values of ``nodes``, with ``*sequence`` spread."""
+        """Return the values of ``nodes``, with ``*sequence`` unpacked."""
         return [*chain.from_iterable(self.each(partial(self._spread, node) for node in nodes))]
 
     def _spread(self, node: ast.expr) -> Sequence[object]:
@@ -193,7 +196,7 @@ class Evaluator:
         return value
 
     def _set(self, nodes: Sequence[ast.expr]) -> object:
-        # a tuple in the order written: a set's own order differs from process to process
+        # a tuple in source order: the order of a set differs between processes
         values = self.items(nodes)
         for value in values:
             operations.check_key(value)
@@ -214,7 +217,7 @@ class Evaluator:
         table.put(key, value, self.source.origin(key_node))
 
     def table(self, node: ast.expr) -> TrackedDict:
-        """The value of ``node``, which stands after ``**`` and so must be a dict."""
+        """Return the dict that is unpacked by ``**node``."""
         value = self.evaluate(node)
         if not isinstance(value, TrackedDict):
             raise self.fail(node, f"** of {operations.kind(value)}, which is not a dict")
@@ -286,7 +289,7 @@ class Evaluator:
         return operations.index(base, key)
 
     def key(self, node: ast.Subscript) -> object:
-        """What stands between the brackets: a value or a slice."""
+        """Return the value or slice between brackets."""
         if isinstance(node.slice, ast.Slice):
             bounds = (node.slice.lower, node.slice.upper, node.slice.step)
             return slice(*[bound and self.evaluate(bound) for bound in bounds])

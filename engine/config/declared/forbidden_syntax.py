@@ -1,4 +1,4 @@
-"""How messages call the constructs of Python that a config may not contain."""
+"""Names, for messages, of the Python constructs that a config may not contain."""
 
 import ast
 from collections.abc import Mapping
@@ -41,7 +41,8 @@ MODEL_SIZES = "model = dict(n_layer=..., n_head=..., n_embd=...)"
 
 
 def names_in_model(tree: ast.Module) -> frozenset[str]:
-    """The names that assignments to ``model`` read, such as ``gpt`` in model = dict(type=gpt)."""
+    """Return the names read in assignments to ``model``, such as ``gpt`` in model =
+    dict(type=gpt)."""
     return frozenset(
         name.id
         for node in ast.walk(tree)
@@ -58,4 +59,5 @@ def _is_model(target: ast.expr) -> bool:
 
 
 def name_of(node: ast.AST) -> str:
+    """Return the name of a construct for messages."""
     return FORBIDDEN.get(type(node), type(node).__name__)

@@ -1,4 +1,4 @@
-"""The statements of a config file: assignments, imports and ``if``, carried out in order."""
+"""Execution of a config file's statements in order: assignments, imports and ``if``."""
 
 import ast
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from engine.config.values import Origin, Symbol, TrackedDict
 
 
 class Interpreter:
-    """Runs one file's statements; its names end up in ``scope``.
+    """Executes the statements of one file; its names are then in ``scope``.
 
-    ``overrides`` holds the values that the command line gives to top-level names: whatever the
-    file assigns to one of them, it stays as it is. ``inherit`` reads another file.
+    ``overrides`` has the command line's values of top-level names, which assignments in the file do
+    not change. ``inherit`` reads another file.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Interpreter:
         self._tree = ast.Module(body=[], type_ignores=[])
 
     def run(self, tree: ast.Module) -> None:
-        """Carries the whole file out."""
+        """Execute the whole file."""
         self._tree = tree
         self._run_body(tree.body)
 
     def _run_body(self, body: Sequence[ast.stmt]) -> None:
-        """Carries ``body`` out; a statement that fails leaves its names UnresolvedValueError."""
+        """Execute ``body``; a statement that fails leaves its names unresolved."""
         for node in body:
             try:
                 self._statement(node)
@@ -89,7 +89,7 @@ class Interpreter:
                 raise self.evaluator.forbid(node)
 
     def _unbind(self, node: ast.stmt) -> None:
-        """Makes the names that ``node`` might have bound UnresolvedValueError."""
+        """Mark the names that ``node`` would have bound as unresolved."""
         origin = self.evaluator.source.origin(node)
         for inner in ast.walk(node):
             match inner:
@@ -101,7 +101,7 @@ class Interpreter:
                     self._bind(asname or name.partition(".")[0], UNRESOLVED, origin)
 
     def _bind(self, name: str, value: object, origin: Origin, *, foreign: bool = False) -> None:
-        """Gives ``name`` its value, unless the command line has."""
+        """Set ``name`` unless the command line overrides it."""
         if name in self._overrides:
             return
         self.scope.put(name, value, origin)
@@ -195,24 +195,24 @@ class Interpreter:
 
     def _import(self, node: ast.Import, alias: ast.alias) -> None:
         first, _, rest = alias.name.partition(".")
-        found = locate(alias.name, 0, self._path)
-        if found is None:
+        located = locate(alias.name, 0, self._path)
+        if located is None:
             symbol = Symbol(alias.name if alias.asname else first)
             self._bind_symbol(alias.asname or first, symbol, node)
         elif rest and not alias.asname:
             parent, _, name = alias.name.rpartition(".")
             raise ConfigValueError(f"import a config file with 'from {parent} import {name}'")
         else:
-            self._bind_module(alias.asname or first, found, node)
+            self._bind_module(alias.asname or first, located, node)
 
     def _import_from(self, node: ast.ImportFrom) -> None:
         module = node.module or ""
         if module == "__future__":
             return
-        found = locate(module, node.level, self._path)
+        located = locate(module, node.level, self._path)
         for alias in node.names:
-            if found is not None:
-                self._import_name(node, alias, found)
+            if located is not None:
+                self._import_name(node, alias, located)
             elif alias.name == "*":
                 raise ConfigValueError(
                     f"{module} is not a config file; import its names one by one"
@@ -221,17 +221,17 @@ class Interpreter:
                 symbol = Symbol(f"{module}.{alias.name}")
                 self._bind_symbol(alias.asname or alias.name, symbol, node)
 
-    def _import_name(self, node: ast.ImportFrom, alias: ast.alias, found: Path) -> None:
-        """One name of a config file, or of a folder: a config file in it."""
-        if found.is_dir():
-            inner = file_in(found, [alias.name])
+    def _import_name(self, node: ast.ImportFrom, alias: ast.alias, located: Path) -> None:
+        """Import one name of a config file, or one config file of a folder."""
+        if located.is_dir():
+            inner = file_in(located, [alias.name])
             if inner is not None:
                 self._bind_module(alias.asname or alias.name, inner, node)
                 return
-            found = found / "__init__.py"
-            if not found.is_file():
-                raise ConfigValueError(f"no config file {alias.name}.py in {found.parent.name}")
-        other = self._inherit(found)
+            located = located / "__init__.py"
+            if not located.is_file():
+                raise ConfigValueError(f"no config file {alias.name}.py in {located.parent.name}")
+        other = self._inherit(located)
         if alias.name == "*":
             self.evaluator.complete &= other.evaluator.complete
             for name in other.scope:

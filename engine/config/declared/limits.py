@@ -1,7 +1,8 @@
-"""How much a config may ask of its reader, so that no file makes it slow, large or crash.
+"""Limits on the work that a config can cause, so that no file makes its reader slow, large or
+crash.
 
-A config has no loops: each expression is evaluated once, on values that are bounded, and the work
-of an operation is bounded by the weights of its operands, which are charged as they are evaluated.
+A config has no loops: each expression is evaluated once, on values of limited size. The work of an
+operation is bounded by the weight of its operands, which is charged as they are evaluated.
 """
 
 from engine.config.values import Symbol
@@ -21,24 +22,28 @@ CHARACTERS_PER_WEIGHT = 16
 
 
 class ConfigValueError(Exception):
-    """A value that cannot be had; the message says why, whoever catches it knows where."""
+    """A value that cannot be computed. The message is the reason; the code that catches it adds the
+    position."""
 
 
 class BudgetExceededError(Exception):
-    """The reading ends here: too much work or too many problems."""
+    """Reading stops here: too much work or too many problems."""
 
 
 class Budget:
-    """The work left for one reading of a config."""
+    """The remaining work for one read of a config."""
 
     def __init__(self) -> None:
         self._left = TOTAL_WORK
 
     def charge(self, value: object) -> None:
-        """Pays for having ``value``; ConfigValueError where it is too large, deep (or cyclic) or
-        not text. Exhausted where the work done is too much.
+        """Spend the cost of having ``value``.
 
-        Shared parts count as often as they occur: that is the work of printing or copying them.
+        Shared parts count as often as they occur, which is the work of printing or copying them.
+
+        Raises:
+            ConfigValueError: ``value`` is too large, too deep or cyclic, or not encodable text.
+            BudgetExceededError: the total work is too much.
         """
         weight, depth, level = 0, 0, [value]
         while level:
@@ -68,11 +73,13 @@ class Budget:
 
 
 def check_repeat(length: int, times: int, limit: int) -> None:
+    """Raise ConfigValueError if ``length`` x ``times`` is more than ``limit``."""
     if length * times > limit:
         raise ConfigValueError(f"longer than {limit:,}")
 
 
 def check_bits(bits: int) -> None:
+    """Raise ConfigValueError for an integer of too many bits."""
     if bits > INTEGER_BITS:
         raise ConfigValueError(f"an integer of more than {INTEGER_BITS} bits")
 
@@ -89,7 +96,8 @@ def _children(item: object) -> list[object]:
 
 
 def _check_text(text: str) -> int:
-    """What ``text`` weighs, in addition to being an item."""
+    """Return the weight of ``text`` beyond that of an item; raise ConfigValueError if it is too
+    long."""
     if len(text) > STRING_LENGTH:
         raise ConfigValueError(
             f"a string of {len(text):,} characters; the limit is {STRING_LENGTH:,}"

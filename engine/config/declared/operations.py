@@ -1,6 +1,6 @@
-"""The operators and functions a config may use, each bounded before it is carried out.
+"""Operators and functions that a config may use, each checked against limits before it is computed.
 
-All take values and return a value; ConfigValueError says what is wrong with them.
+All take values and return a value; they raise ConfigValueError with the reason.
 """
 
 import ast
@@ -26,24 +26,25 @@ SHOWN_LENGTH = 60
 
 
 def kind(value: object) -> str:
-    """How a message calls the type of ``value``."""
+    """Name the type of ``value`` for messages."""
     if isinstance(value, Symbol):
         return f"{shown(value)} (not imported, so its value is unknown)"
     return {TrackedDict: "dict", type(None): "None"}.get(type(value), type(value).__name__.lower())
 
 
 def shown(value: object) -> str:
-    """``value`` in a message: its beginning, on one line."""
+    """Format the start of ``value`` on one line, for messages."""
     text = repr(value)
     return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
 
 def is_plain(value: object) -> bool:
-    """Whether what ``value`` is can be known without running anything foreign."""
+    """Return whether ``value`` is known without executing external code."""
     return isinstance(value, None | bool | int | float | str | list | tuple | TrackedDict)
 
 
 def truth(value: object) -> bool:
+    """Return ``bool(value)``. Raises ConfigValueError for a symbol."""
     if not is_plain(value):
         raise ConfigValueError(f"the condition is {kind(value)}")
     return bool(value)
@@ -102,6 +103,7 @@ BINARY: Mapping[type[ast.operator], tuple[str, Binary]] = {
 
 
 def binary(kind_of: type[ast.operator], left: object, right: object) -> object:
+    """Compute ``left operator right`` within the limits."""
     sign, compute = BINARY[kind_of]
     try:
         result = compute(left, right)
@@ -123,7 +125,7 @@ def binary(kind_of: type[ast.operator], left: object, right: object) -> object:
 
 
 def in_place(kind_of: type[ast.operator], left: object, right: object) -> object:
-    """``left += right``: lists and dicts change in place, all who hold them see it."""
+    """Compute ``left += right``: lists and dicts change in place, as in Python."""
     if kind_of is ast.Add and isinstance(left, list) and isinstance(right, list | tuple):
         left.extend(right)
         return left
@@ -149,6 +151,7 @@ UNARY: Mapping[type[ast.unaryop], tuple[str, Callable[[Any], object]]] = {
 
 
 def unary(node: ast.unaryop, value: object) -> object:
+    """Compute ``operator value``."""
     if isinstance(node, ast.Not):
         return not truth(value)
     sign, compute = UNARY[type(node)]
@@ -173,9 +176,10 @@ COMPARISONS: Mapping[type[ast.cmpop], tuple[str, Binary]] = {
 
 
 def compare(node: ast.cmpop, left: object, right: object) -> bool:
-    """Whether ``left < right`` and the like; what a foreign symbol is, nobody knows here.
+    """Compute a comparison such as ``left < right``.
 
-    Only names of one kind can be told apart: ``AMP_TYPE.NAIVE == AMP_TYPE.TORCH``, ``is None``.
+    The value of a symbol is unknown. Only names can be compared with ``==``, as in ``AMP_TYPE.NAIVE
+    == AMP_TYPE.TORCH``, and any value with ``is None``.
     """
     sign, compute = COMPARISONS[type(node)]
     identity = isinstance(node, ast.Is | ast.IsNot)
@@ -199,7 +203,7 @@ def _is_name(value: object) -> bool:
 
 
 def index(base: object, key: Any) -> object:
-    """``base[key]`` of a dict, list, tuple or str; a foreign symbol gives a symbol."""
+    """Return ``base[key]`` of a dict, list, tuple or str; of a symbol, return a symbol."""
     if isinstance(base, Symbol):
         if isinstance(key, slice):
             raise ConfigValueError(f"no slice of {kind(base)}")
@@ -220,7 +224,10 @@ def index(base: object, key: Any) -> object:
 
 
 def check_key(key: object) -> None:
-    """Keys whose hashes an author cannot choose to collide: text and numbers of 64 bits."""
+    """Raise ConfigValueError unless ``key`` is text or a number of at most 64 bits.
+
+    Their hashes cannot be chosen so that many keys collide.
+    """
     if isinstance(key, int) and key.bit_length() > 64:
         raise ConfigValueError("an integer of more than 64 bits cannot be a key")
     if not isinstance(key, None | bool | int | float | str):
@@ -231,7 +238,7 @@ CONVERSIONS: Mapping[str, Callable[[object], str]] = {"s": str, "r": repr, "a": 
 
 
 def formatted(value: object, conversion: str, spec: str) -> str:
-    """``f"{value!conversion:spec}"``."""
+    """Return ``f"{value!conversion:spec}"``."""
     if not is_plain(value):
         raise ConfigValueError(f"cannot format {kind(value)}")
     if re.search(rf"\d{{{FORMAT_WIDTH_DIGITS + 1}}}", spec):
@@ -296,7 +303,7 @@ FUNCTIONS: Mapping[str, Callable[..., object]] = {
 
 
 def call(name: str, args: list[object]) -> object:
-    """One of FUNCTIONS on ``args``."""
+    """Call one of FUNCTIONS."""
     for item in args:
         if not is_plain(item):
             raise ConfigValueError(f"{name}() cannot take {kind(item)}")

@@ -1,7 +1,7 @@
-"""Functions of os and os.path in a config: those that only compute with text.
+"""Functions of os and os.path that a config may call: those that only compute with text.
 
-None looks at a disk: its answer may differ between the machines of one run, and a config is read
-again on each. ``~`` is expanded by the environment that the reader was given.
+None of them reads a disk: the result could differ between the machines of one run, and each rank
+reads the config again. ``~`` is expanded with the environment given to the reader.
 """
 
 import os
@@ -26,7 +26,7 @@ MODULES = ("os", "pathlib")  # messages about their other functions list FUNCTIO
 
 
 def call(name: str, args: list[object], environ: Mapping[str, str]) -> object:
-    """One of FUNCTIONS on ``args``; ConfigValueError where it cannot take them."""
+    """Call one of FUNCTIONS. Raises ConfigValueError for invalid arguments."""
     if not all(isinstance(item, str) for item in args):
         raise ConfigValueError(f"{name}() takes strings")
     if sum(len(str(item)) for item in args) > STRING_LENGTH:

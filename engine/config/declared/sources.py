@@ -1,4 +1,4 @@
-"""Config files as text: reading and parsing one, naming a place in it, finding what it imports."""
+"""Config files as text: reading, parsing, positions in messages, and finding imported files."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ EXTERNAL_PACKAGES = sys.stdlib_module_names | {
     "torch",
     "transformers",
 }
-COUNTED_LINE = 1000  # characters; in longer lines columns are bytes, as counting them all is slow
+COUNTED_LINE = 1000  # characters; in longer lines columns count bytes, which is faster
 EXCERPT_LENGTH = 50
 # Configs of other programs; simple lines of YAML would parse as Python annotations.
 OTHER_FORMATS = {
@@ -41,7 +41,7 @@ ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
 
 
 class Source:
-    """A text being read; ``file`` is its name in messages, ``path`` its place on the disk."""
+    """The text of a file. ``file`` is its name in messages, ``path`` its location on disk."""
 
     def __init__(self, file: str, text: str, path: Path | None = None) -> None:
         self.file = file
@@ -50,7 +50,7 @@ class Source:
         self._lines = re.split(r"\r\n|\r|\n", text)
 
     def origin(self, node: ast.AST) -> Origin:
-        """Where ``node`` starts, from 1."""
+        """Return the position where ``node`` starts, from 1."""
         if self.file == COMMAND_LINE:
             return Origin(self.file, 0, 0)
         line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
@@ -61,9 +61,9 @@ class Source:
         return Origin(self.file, line, column + 1)
 
     def excerpt(self, node: ast.expr | ast.stmt) -> str:
-        """The beginning of ``node`` as it is written, as a prefix for messages about it.
+        """Return the start of the source text of ``node`` as a prefix for messages about it.
 
-        Empty on the command line, whose messages hold the text as it is.
+        It is empty on the command line, whose messages quote the whole text.
         """
         if self.file == COMMAND_LINE:
             return ""
@@ -75,17 +75,18 @@ class Source:
         return f"{text[:EXCERPT_LENGTH]}{'...' if truncated else ''}: "
 
     def problem(self, node: ast.AST, message: str, *, column: bool) -> Problem:
+        """Make a problem at ``node``."""
         origin = self.origin(node)
         return Problem(self.file, origin.line, origin.column if column else None, message)
 
     def parse(self) -> ast.Module:
-        """The syntax tree; ConfigError for what is not Python."""
+        """Return the syntax tree. Raises ConfigError for text that is not Python."""
         nul = self.text.find("\0")
         if nul >= 0:
             line = self.text.count("\n", 0, nul) + 1
             raise config_error(self.file, "a null byte, which Python does not allow", line)
         try:
-            with warnings.catch_warnings():  # of "\d" and the like, which are Python's to change
+            with warnings.catch_warnings():  # of invalid escapes such as "\d"
                 warnings.simplefilter("ignore")
                 return ast.parse(self.text)
         except SyntaxError as error:
@@ -98,11 +99,12 @@ class Source:
 
 
 def config_error(file: str, message: str, line: int = 0, column: int | None = None) -> ConfigError:
+    """Make a ConfigError of one problem."""
     return ConfigError([Problem(file, line, column, message)])
 
 
 def load(path: Path, file: str) -> Source:
-    """The text of ``path``; ConfigError where it is missing, too long or not UTF-8."""
+    """Read the file at ``path``. Raises ConfigError if it is missing, too long or not UTF-8."""
     try:
         if problem := paths.problem_at(path, paths.FILE):
             raise config_error(file, problem)
@@ -128,7 +130,7 @@ def load(path: Path, file: str) -> Source:
 
 
 def _other_format(path: Path, text: str) -> str | None:
-    """The format of a config of another program, by its suffix; JSON by its content too."""
+    """Return the format of another program's config, by its suffix; JSON by its content too."""
     if path.suffix in OTHER_FORMATS:
         return OTHER_FORMATS[path.suffix]
     if not text.lstrip().startswith("{"):
@@ -141,28 +143,29 @@ def _other_format(path: Path, text: str) -> str | None:
 
 
 def locate(module: str, level: int, importer: Path) -> Path | None:
-    """The file or folder that an import in ``importer`` means; None for a foreign module.
+    """Return the config file or folder that an import in ``importer`` means; None for an external
+    module.
 
-    ``level`` counts the dots of a relative import. An absolute one is looked for beside the
-    importer and in the folders above it, up to the root of its project.
-    Illegal where it can only mean a config file, and there is none.
+    ``level`` counts the dots of a relative import. An absolute one is searched for in the
+    importer's folder and in the folders above it, up to the root of its project.
+    Raises ConfigValueError if the import can only mean a config file and there is none.
     """
     parts = module.split(".") if module else []
     if level:
         folder = importer.parents[min(level, len(importer.parents)) - 1]
-        found = _file_or_folder(folder, parts)
-        if found is None:
+        located = _file_or_folder(folder, parts)
+        if located is None:
             raise ConfigValueError(
                 f"no config file {'/'.join(parts)}.py in {folder.name or folder}"
             )
-        return found
+        return located
     if parts[0] in EXTERNAL_PACKAGES:
         return None
     folders = _search_folders(importer)
     for folder in folders:
-        found = _file_or_folder(folder, parts)
-        if found is not None:
-            return found
+        located = _file_or_folder(folder, parts)
+        if located is not None:
+            return located
     for folder in folders:
         if _holds_python(folder / parts[0]):
             raise ConfigValueError(
@@ -172,12 +175,12 @@ def locate(module: str, level: int, importer: Path) -> Path | None:
 
 
 def file_in(folder: Path, parts: list[str]) -> Path | None:
-    """The file ``a/b.py`` in ``folder`` for ``["a", "b"]``."""
+    """Return the file ``a/b.py`` in ``folder`` for ``["a", "b"]``; None if there is none."""
     path = folder.joinpath(*parts)
     file = path.with_name(f"{path.name}.py")
     try:
         return file if file.is_file() else None
-    except OSError:  # a name too long, a folder that may not be entered
+    except OSError:  # a name that is too long, a folder without permission
         return None
 
 
@@ -189,7 +192,7 @@ def _file_or_folder(folder: Path, parts: list[str]) -> Path | None:
 
 
 def _holds_python(folder: Path) -> bool:
-    """Whether an import can mean ``folder``; else it is data that happens to have the name."""
+    """Return whether an import can mean ``folder``; a folder without Python files is data."""
     try:
         return any(folder.glob("*.py"))
     except OSError:
@@ -197,6 +200,7 @@ def _holds_python(folder: Path) -> bool:
 
 
 def _search_folders(importer: Path) -> list[Path]:
+    """List the folders from the importer's up to the root of its project."""
     folders = list(importer.parents)
     for count, folder in enumerate(folders, start=1):
         if any(os.path.lexists(folder / mark) for mark in ROOT_MARKS):
