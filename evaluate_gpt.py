@@ -15,10 +15,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from engine.atomic_write import write_atomically
 from engine.data.source import default_cache
 from engine.evaluate import evaluate
 from engine.plan import Plan
-from engine.runs.folder import write_atomically
 from engine.runs.resolve import run_with_weights
 from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.world import World

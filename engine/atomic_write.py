@@ -1,4 +1,8 @@
-"""A file or folder that is complete and on the disk before it has its name. No torch."""
+"""Atomic writes: a reader, or a crash, finds the old content or all of the new one. No torch.
+
+The content goes to a temporary file or folder beside the target and is fsynced; then the temporary
+is renamed to the target and the rename is fsynced.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,105 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import BinaryIO
 
-from engine.disk import fsync_folder
+from engine.disk import fsync_folder, name_file_in_errors
 from engine.errors import RunError, UserError
 
 OTHER_OUT_REMEDY = "name another --out"
+
+
+def rename_durably(temporary: Path, path: Path) -> None:
+    """Rename ``temporary``, whose content has been fsynced, to ``path``, and fsync the rename.
+
+    A file at ``path`` is replaced. Raises OSError where ``path`` is a folder that is not empty.
+    """
+    temporary.rename(path)
+    fsync_folder(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """Yield an open temporary file that becomes ``path`` at the end of the block. If the block
+    raises, the temporary file is deleted and ``path`` is unchanged.
+
+    Raises OSError, which names ``path``.
+    """
+    temporary = temporary or _temporary(path)
+    try:
+        with name_file_in_errors(path), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the content of ``path`` with ``text``. Raises OSError, which names ``path``."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
 def atomic_path(
     path: Path, *, required_bytes: int = 0, replace: bool = False, remedy: str = OTHER_OUT_REMEDY
 ) -> Iterator[Path]:
-    """Where to write what ``path`` is to become, once the body is left without an error; otherwise
-    nothing stays of it.
+    """Yield a temporary path for a file or a folder, which is fsynced and renamed to ``path`` at
+    the end of the block. If the block raises, the temporary is deleted.
+
+    ``required_bytes``: the bytes that must be free on the disk.
 
     Raises:
-        UserError: there is something at ``path`` and it is not to be replaced.
-        RunError: the disk has no ``required_bytes`` bytes, or it failed.
+        UserError: ``path`` exists and ``replace`` is False; the message ends with ``remedy``.
+        RunError: the disk has too little free space, or failed.
     """
     refuse_existing(path, replace=replace, remedy=remedy)
-    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    temporary, old = _temporary(path), _temporary(path, ".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < required_bytes:
             raise RunError(f"{path} needs {required_bytes:,} bytes, and its disk has {free:,} free")
-        _remove(new)
-        yield new
-        _sync(new)
-        # someone else may have made it meanwhile
+        _remove(temporary)
+        yield temporary
+        _fsync(temporary)
+        # another process may have made it in the meantime
         refuse_existing(path, replace=replace, remedy=remedy)
-        if path.is_dir():  # a folder that holds something is not renamed over
+        if path.is_dir():  # a rename does not replace a folder that is not empty
             path.rename(old)
-        new.replace(path)
-        fsync_folder(path.parent)
+        rename_durably(temporary, path)
         _remove(old)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        with suppress(OSError):  # where it cannot be made, it cannot be removed
-            _remove(new)
+        with suppress(OSError):  # a path that cannot be made cannot be removed either
+            _remove(temporary)
 
 
 def refuse_existing(path: Path, *, replace: bool, remedy: str = OTHER_OUT_REMEDY) -> None:
-    """Raises UserError, with the ``remedy``, where there is something that is not to be
-    replaced."""
+    """Raise UserError with the ``remedy`` if ``path`` exists and is not to be replaced."""
     if path.exists() and not replace:
         raise UserError(f"{path} exists already: {remedy}")
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what processes that were killed had begun to write of ``path``: the caller knows that
-    no other writes it now."""
-    for new in path.parent.glob(f".{escape(path.name)}.*.tmp"):
-        _remove(new)
+    """Delete the temporary files that killed processes left of ``path``. The caller must know that
+    no other process is writing ``path``."""
+    for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        _remove(temporary)
 
 
-def _sync(path: Path) -> None:
-    """Put a file, or a folder and the files in it, on the disk."""
+def _temporary(path: Path, suffix: str = ".tmp") -> Path:
+    """Return a hidden name beside ``path`` that no other process of this machine uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+
+
+def _fsync(path: Path) -> None:
+    """Fsync a file, or a folder and the files in it."""
     for file in path.iterdir() if path.is_dir() else [path]:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -77,6 +119,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""The disk: names that last through a power cut, and what to do when it is full. No torch."""
+"""Disk errors and durable renames: fsync of folders, and messages for a full disk. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from engine.errors import RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk and of an exceeded quota."""
 
 
 def fsync_folder(path: Path) -> None:
-    """Write the names in a folder to the disk, so that a rename lasts through a power cut."""
+    """Fsync a folder, so that the renames in it survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -25,7 +26,7 @@ def fsync_folder(path: Path) -> None:
 
 @contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Name ``path`` in an OSError that is raised inside without a file's name, as by a write."""
+    """Add ``path`` to an OSError of the block that names no file; a failed write names none."""
     try:
         yield
     except OSError as error:
@@ -34,14 +35,13 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
-FREE_SPACE_REMEDY = (
-    "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
-)
-"""What a run adds."""
+FREE_SPACE_REMEDY = "Saved checkpoints are intact: free some space, then --resume continues"
+"""The remedy for a training run."""
 
 
-def full_disk_error(error: BaseException, remedy: str = "Make room") -> RunError | None:
-    """What an error of a full disk means to the user, and what to do; None for any other error."""
+def full_disk_error(error: BaseException, remedy: str = "Free some space") -> RunError | None:
+    """Translate the OSError of a full disk into a RunError that names the file, the free bytes and
+    the ``remedy``. Return None for any other error."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
     name = error.filename or "a file"
@@ -52,7 +52,7 @@ def full_disk_error(error: BaseException, remedy: str = "Make room") -> RunError
 
 
 def _free_bytes(path: Path) -> int:
-    """The bytes that are free where ``path`` is, or would be."""
+    """Return the free bytes of the disk that has ``path``, which need not exist."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""What a run ends with: a sample of its text, where things are, what to try next."""
+"""The last output of a run: a sample of text, the paths of its files, and commands to try next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from shlex import quote
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,11 +19,15 @@ from engine.inout.open_model import open_saved_model
 from engine.inout.tensor_writers import total_bytes
 from engine.runs.folder import RunFolder
 
+if TYPE_CHECKING:
+    from engine.runs.reporter import Reporter
+    from engine.training.trainer import Trainer
+
 SAMPLE = Sampling(tokens=300, temperature=0.8, top_k=50)
 SAMPLE_SECONDS = 5.0
-"""A large model on a CPU writes slowly, and the others wait."""
+"""The limit of generation, which is slow for a large model on a CPU while other ranks wait."""
 SAMPLE_BYTES = 2 << 30
-"""Of a larger model there is no sample: it is made whole beside the one that was trained."""
+"""The largest model that is sampled, bytes: it needs an unsharded copy beside the trained one."""
 
 
 def print_end_of_run(
@@ -37,11 +42,14 @@ def print_end_of_run(
     validation: str = "",
     several_machines: bool = False,
 ) -> None:
-    """Print where things are and the commands that go on from here, which work when pasted.
+    """Print the paths of the run's files and commands to paste.
 
-    ``command`` starts cuboid. ``sample``: training is done, and a sample of text is wanted; if not,
-    the command that continues it comes first. ``steps`` are those of the whole run. ``evaluation``:
-    the options that cuboid evaluate needs. ``validation`` is the last one in words.
+    ``command``: the command that starts cuboid.
+    ``sample``: training is finished: print a sample of text, and the command that trains further
+    in place of the one that continues.
+    ``steps``: the steps of the whole run.
+    ``evaluation``: the options that `cuboid evaluate` needs.
+    ``validation``: the last validation, as text.
     """
     run = quote(str(folder.path))
     if sample:
@@ -54,7 +62,7 @@ def print_end_of_run(
     if folder.has_curves:
         print_line(f"TensorBoard tensorboard --logdir {quote(str(folder.tensorboard))}")
     if not sample and several_machines:
-        print_line(f"continue    start it again on all machines, with --resume {run}")
+        print_line(f"continue    start it again on all machines with --resume {run}")
     elif not sample:
         print_line(f"continue    {command} train --resume {run}")
     elif CheckpointDirectory(folder.checkpoints).steps():
@@ -63,6 +71,14 @@ def print_end_of_run(
     print_line(f"export      {command} export {run} --to hf")
     if folder.tokenizer.is_file():
         print_line(f"more text   {command} generate {run}")
+
+
+def last_validation(trainer: Trainer, reporter: Reporter) -> str:
+    """Return the last validation as text; "" if there was none."""
+    last = reporter.validation
+    if last is None or last.val_loss is None:
+        return ""
+    return f"loss {last.val_loss:.4f} after step {last.step:,}, over {trainer.batches.validation}"
 
 
 def evaluate_options(data: DataSettings) -> str:
@@ -75,7 +91,8 @@ def evaluate_options(data: DataSettings) -> str:
 def _print_sample(
     folder: RunFolder, device: torch.device, print_line: Callable[[str], None]
 ) -> None:
-    """A run that was trained has not failed where there can be none."""
+    """Print a sample of text, if the model is small enough. Errors are ignored, because the run
+    has not failed."""
     with suppress(UserError, RunError, torch.OutOfMemoryError):
         saved = open_saved_model(folder.weights)
         if total_bytes(saved.shapes, saved.dtype) > SAMPLE_BYTES:
@@ -87,12 +104,12 @@ def _print_sample(
             pieces.append(piece)
             if time.monotonic() > until:
                 break
-        print_line("\nA sample of what it writes:\n")
+        print_line("\nA sample of its text:\n")
         print_line("".join(pieces))
 
 
 def _sample_prompt(tokenizer: Tokenizer) -> str:
-    """Something to go on from, in the letters that the text has."""
+    """Return the prompt "The ", or "" if the vocabulary lacks its characters."""
     try:
         tokenizer.encode("The ")
     except UserError:

@@ -1,4 +1,5 @@
-"""Formats numbers for messages and tables: plurals, bytes, counts, ranks, layers. No torch."""
+"""Formats numbers for messages and tables: plurals, bytes, counts, durations, ranks, layers. No
+torch."""
 
 from __future__ import annotations
 
@@ -51,3 +52,14 @@ def format_ranks(numbers: Sequence[int], limit: int = 8) -> str:
         return f"ranks {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
     *first, last = map(str, numbers)
     return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return '4:05', '1:04:05', or from a day on '1d 04h'; '-' for None."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02}h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,7 +1,7 @@
 """Standard output and standard error whose writes never fail. No torch.
 
-What a command prints must not change what it does: a closed pipe, a full disk, a closed descriptor
-or an encoding that lacks a character loses text, never a run or an exit code.
+Printing must not affect a run or an exit code: a closed pipe, a full disk, a closed descriptor or
+an encoding that lacks a character loses only text.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ STANDARD = range(3)
 """The descriptors of standard input, output and error."""
 MAX_STALL_SECONDS = 5.0
 """How long a rank waits for a reader that has stopped reading (Ctrl-S, a suspended pager). The
-other ranks wait for this one meanwhile, and would fail by their timeout."""
+other ranks wait for this one, and would time out."""
 
 
 class UnfailingWriter(io.RawIOBase):
-    """Writes to a file descriptor; drops what cannot be written.
+    """Writes to a file descriptor; drops text that cannot be written.
 
     ``max_stall``: seconds to wait for a slow reader before text is dropped; None: no limit. After
-    that the stream does not wait again until the reader goes on.
+    such a wait the stream does not wait again until the reader has resumed.
     """
 
     def __init__(
         self, descriptor: int, max_stall: float | None, owner: TextIO | None = None
     ) -> None:
-        """``owner``: the stream that would close the descriptor if it were deleted."""
+        """``owner``: the stream whose deletion would close the descriptor; kept alive here."""
         self._descriptor, self._max_stall, self._owner = descriptor, max_stall, owner
         self._stalled = self.reader_left = False
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write all of ``data`` where that is possible; the number of bytes, as if all were."""
+        """Write as much of ``data`` as possible. Return its length, as if all were written."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
             while rest and self._wait_writable():
-                with suppress(BlockingIOError):  # another process filled it in between
-                    # More than PIPE_BUF may block although there is room
+                with suppress(BlockingIOError):  # another process filled the pipe
+                    # More than PIPE_BUF bytes may block although some fit
                     rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
         except BrokenPipeError:
             self.reader_left = True
@@ -53,7 +53,7 @@ class UnfailingWriter(io.RawIOBase):
         return size
 
     def _wait_writable(self) -> bool:
-        """Whether the descriptor takes more, after waiting for it."""
+        """Wait until the descriptor is writable; return False if it is not in time."""
         wait = 0.0 if self._stalled else self._max_stall
         _, ready, _ = select.select([], [self._descriptor], [], wait)
         self._stalled = not ready
@@ -70,11 +70,11 @@ class UnfailingWriter(io.RawIOBase):
 
 
 def install_unfailing_streams(max_stall: float | None = None) -> None:
-    """Put streams that never fail in the place of ``sys.stdout`` and ``sys.stderr``, through which
-    all of Python prints: ``print``, rich, argparse, warnings, tracebacks, and the interpreter as it
-    exits. Characters that the encoding lacks appear as escapes.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that never fail. All of Python prints
+    through them: ``print``, rich, argparse, warnings, tracebacks and the interpreter's exit.
+    Characters that the encoding lacks appear as escapes.
 
-    Streams without a descriptor, such as those of tests, stay.
+    Streams without a descriptor, such as those of tests, are not replaced.
     """
     _open_closed()
     sys.stdout = _unfailing(sys.stdout, 1, max_stall)
@@ -82,24 +82,24 @@ def install_unfailing_streams(max_stall: float | None = None) -> None:
 
 
 def reader_left(stream: TextIO) -> bool:
-    """Whether the stream is a pipe that nobody reads any more."""
+    """Return whether the stream is a pipe whose reader has closed it."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return isinstance(raw, UnfailingWriter) and raw.reader_left
 
 
 def _open_closed() -> None:
-    """Open the null device where a standard descriptor is closed. Otherwise the next file to be
-    opened, such as a checkpoint, gets its number, and with it all that C code prints."""
+    """Open the null device for each closed standard descriptor. Otherwise the next file to be
+    opened, such as a checkpoint, gets its number, and all output of C code."""
     for number in STANDARD:
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is not in use
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest unused number
             os.set_inheritable(null, True)
 
 
 def _unfailing(stream: TextIO | None, number: int, max_stall: float | None) -> TextIO:
-    """The stream for ``number``, in the place of ``stream`` (None: Python found it closed)."""
+    """Return a stream that replaces ``stream`` (None: ``number`` was closed at start)."""
     if stream is None:
         return _text(UnfailingWriter(number, max_stall), "utf-8")
     try:

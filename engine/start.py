@@ -1,10 +1,11 @@
-"""Where a run begins: which folder, which checkpoint, and what has changed since."""
+"""Decides where a run starts: with random weights, from --init-from or from a checkpoint."""
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,44 +42,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StartPoint:
-    """Where a run begins: the way, whose folder is kept from other jobs while ``lock_stack`` is
-    open, and a checkpoint that verifies, where there is one, or the model whose weights are the
-    first. ``corpus`` is by the ids of either."""
+    """The resolved starting point of a run."""
 
     world: World
     plan: Plan
     options: StartOptions
     candidate: ResumeCandidate
+    """The chosen candidate."""
     corpus: Corpus
+    """The data, encoded with the token ids of the checkpoint or of the initial weights."""
     checkpoint: SavedCheckpoint | None
+    """The intact checkpoint to resume from; None to start at step 0."""
     model: SavedModel | None = None
+    """The initial weights; None for random ones, or if there is a checkpoint."""
     lock_stack: ExitStack
+    """Unlocks the run's folder when it is closed."""
 
     @property
     def step(self) -> int:
-        """Steps done before."""
+        """The steps done before."""
         return self.checkpoint.training.step if self.checkpoint else 0
 
     def remaining_batches(self, batches: TrainBatches) -> TrainBatches:
-        """What is left of them."""
+        """Return the batches that the run has not read yet."""
         batches = batches.with_corpus(self.corpus)
         if self.checkpoint is None:
             return batches
         return batches.resumed_at(consumed_by(self.checkpoint.training, self.corpus))
 
     def matmul(self, device: torch.device) -> str | None:
-        """Return the matmul library of the checkpoint, which a resume keeps because another rounds
-        differently. None where the setting names one, or device or precision are others."""
+        """Return the matmul library of the checkpoint: a resume uses it again, because another one
+        rounds differently. None if the setting names one, or device or precision have changed."""
         if self.checkpoint is None or self.plan.settings.matmul is not None:
             return None
-        then = self.checkpoint.training
-        same = then.device == device.type
-        same &= then.settings.get("precision") == self.plan.settings.precision
-        return then.matmul if same and then.matmul in MATMULS else None
+        saved = self.checkpoint.training
+        same = saved.device == device.type
+        same &= saved.settings.get("precision") == self.plan.settings.precision
+        return saved.matmul if same and saved.matmul in MATMULS else None
 
     def restore(self, trainer: Trainer) -> None:
-        """Bring a new run to where the checkpoint was written, or to the weights it begins with.
-        Raises RunError, UserError."""
+        """Restore the state of the checkpoint, or load the initial weights. Raises RunError,
+        UserError."""
         if self.checkpoint is not None:
             restore(trainer, self.checkpoint)
         elif self.model is not None:
@@ -86,7 +90,7 @@ class StartPoint:
             self.world.run_on_all(lambda: initial_weights.load_initial_weights(trainer, model))
 
     def claim_folder(self) -> RunFolder:
-        """The run's folder, its own from here on. Raises UserError."""
+        """Create or reassign the run's folder and return it on all ranks. Raises UserError."""
         return RunFolder(Path(self.world.run_on_rank_0(self._claim_folder)))
 
     def _claim_folder(self) -> str:
@@ -97,7 +101,8 @@ class StartPoint:
         return str(folder.path)
 
     def _open_run_folder(self) -> RunFolder:
-        """What a folder holds beyond the checkpoint goes out of the way."""
+        """Create and lock a new folder, or prepare the existing one: write the record of this plan,
+        delete temporaries, and archive the checkpoints after the one that is resumed."""
         candidate, name, run_id = self.candidate, self.plan.settings.name, self.world.run_id
         if candidate.run_folder is None:
             folder = claim_folder(name, run_id, output=chosen_output(self.plan, self.options))
@@ -106,10 +111,12 @@ class StartPoint:
             return folder
         folder = RunFolder(Path(candidate.run_folder))
         if self.checkpoint is None and folder.read_status().get("state") == "finished":
-            raise UserError(f"{folder.path}: a finished run without a checkpoint: another --output")
-        write_record(
-            folder, self.plan
-        )  # first: a restart goes on with the record beside its launch's id
+            raise UserError(
+                f"{folder.path} contains a finished run and has no checkpoint to resume from: "
+                "choose another --output"
+            )
+        # The record first: a restart finds the folder by its run id, and then needs the record
+        write_record(folder, self.plan)
         folder.reassign(run_id)
         checkpoints = CheckpointDirectory(folder.checkpoints)
         checkpoints.remove_temporaries()
@@ -117,37 +124,35 @@ class StartPoint:
         here = self.checkpoint is not None and self.checkpoint.path.parent == checkpoints.path
         for path in checkpoints.archive_after(after=self.step if here else -1):
             self.world.print_rank_0(
-                f"{path}: kept under this name, since the run goes on from before it"
+                f"moved a checkpoint to {path}: it is newer than the one this run resumes from"
             )
         return folder
 
 
 def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) -> StartPoint:
-    """Find the checkpoint to go on from, if any, and hold its run's folder. All ranks call it.
+    """Find the checkpoint to resume from, if any, and lock its run's folder. All ranks call this.
 
-    ``corpus`` is the data there is now. A launch that was here before (a restart by torchrun,
-    a requeued job) goes on in its own folder, whatever was asked. Nothing is changed on the disk.
+    ``corpus``: the present data. A restarted launch (by torchrun, a requeued job) continues in its
+    own folder, whatever the options. Changes nothing on the disk except the lock.
 
     Raises:
-        UserError: on all ranks; there is nothing to go on from, or it does not fit.
+        UserError: on all ranks; there is no checkpoint to resume from, or it is incompatible.
     """
-    found = world.run_on_rank_0(
-        lambda: json.dumps([asdict(way) for way in resume_candidates(world.run_id, plan, options)])
+    candidates = world.run_on_rank_0(
+        lambda: json.dumps(
+            [asdict(item) for item in resume_candidates(world.run_id, plan, options)]
+        )
     )
-    for candidate in (ResumeCandidate(**fields) for fields in json.loads(found)):
+    for candidate in (ResumeCandidate(**fields) for fields in json.loads(candidates)):
         for line in candidate.remarks:
             world.print_rank_0(line)
         with ExitStack() as lock_stack:
-            world.run_on_rank_0(lambda way=candidate, door=lock_stack: _lock_folder(way, door))  # type: ignore[misc]
+            world.run_on_rank_0(partial(_lock_folder, candidate, lock_stack))
             checkpoint = _newest_intact(world, candidate)
             model = None
-            if (
-                checkpoint is not None
-                and candidate.finished
-                and str(checkpoint.path) == candidate.checkpoints[0]
-            ):
-                world.print_rank_0(candidate.finished)
             if checkpoint is not None:
+                if candidate.finished and str(checkpoint.path) == candidate.checkpoints[0]:
+                    world.print_rank_0(candidate.finished)
                 corpus = _report_changes(world, plan, checkpoint, corpus, options)
             elif candidate.starts_over:
                 model = _open_initial_weights(world, plan, candidate, options)
@@ -164,39 +169,45 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
                 model=model,
                 lock_stack=lock_stack.pop_all(),
             )
-    return world.run_on_all(lambda: _reject_resume(options))
+    return world.run_on_all(partial(_reject_resume, options))
 
 
 def _reject_resume(options: StartOptions) -> NoReturn:
-    raise UserError(f"--resume={options.resume}: no checkpoint there that verifies")
+    raise UserError(f"--resume={options.resume}: no intact checkpoint found")
 
 
 def _lock_folder(candidate: ResumeCandidate, lock_stack: ExitStack) -> str:
+    """Lock the candidate's folder until ``lock_stack`` is closed. Raises UserError."""
     if candidate.run_folder is not None and (candidate.checkpoints or candidate.starts_over):
         lock_stack.enter_context(RunFolder(Path(candidate.run_folder)).lock())
     return ""
 
 
 def _newest_intact(world: World, candidate: ResumeCandidate) -> SavedCheckpoint | None:
-    """The first of the checkpoints that is what was written. The ranks share its files out."""
+    """Verify the candidate's checkpoints in order and return the first intact one; print the
+    problems of the others. The ranks divide the files of a checkpoint among them."""
     if candidate.run_folder is not None and not candidate.checkpoints and not candidate.starts_over:
-        world.print_rank_0(f"{candidate.run_folder} is skipped: it has no checkpoint")
+        world.print_rank_0(f"skipping {candidate.run_folder}: it has no checkpoint")
     for path in candidate.checkpoints:
         checkpoint = SavedCheckpoint(Path(path))
-        reports = world.control_plane.all_gather(
-            json.dumps(checkpoint.verify(world.rank, world.size))
-        )
-        problems = dict.fromkeys(problem for of_rank in reports for problem in json.loads(of_rank))
+        problems = _gather_problems(world, checkpoint.verify(world.rank, world.size))
         if not problems:
             return checkpoint
-        world.print_rank_0(f"{path} is skipped: {'; '.join(problems)}")
+        world.print_rank_0(f"skipping corrupt checkpoint {path}: {'; '.join(problems)}")
     return None
+
+
+def _gather_problems(world: World, problems: list[str]) -> list[str]:
+    """Return the distinct problems of all ranks."""
+    of_ranks = world.control_plane.all_gather(json.dumps(problems))
+    return list(dict.fromkeys(problem for text in of_ranks for problem in json.loads(text)))
 
 
 def _open_initial_weights(
     world: World, plan: Plan, candidate: ResumeCandidate, options: StartOptions
 ) -> SavedModel | None:
-    """The model whose weights a run that starts over begins with, if not with random ones."""
+    """Open and verify the initial weights of a run that starts at step 0; None for random ones.
+    Raises UserError."""
     run_folder = Path(candidate.run_folder) if candidate.run_folder else None
     path = world.run_on_rank_0(
         lambda: str(initial_weights.find_initial_weights(options.init_from, run_folder) or "")
@@ -204,8 +215,7 @@ def _open_initial_weights(
     if not path:
         return None
     model = world.run_on_all(lambda: initial_weights.open_initial(plan, Path(path)))
-    reports = world.control_plane.all_gather(json.dumps(model.verify(world.rank, world.size)))
-    problems = [problem for of_rank in reports for problem in json.loads(of_rank)]
+    problems = _gather_problems(world, model.verify(world.rank, world.size))
     world.run_on_all(lambda: _reject_corrupt_model(model, problems))
     for line in initial_weights.notes(plan, model):
         world.print_rank_0(line)
@@ -214,28 +224,25 @@ def _open_initial_weights(
 
 def _reject_corrupt_model(model: SavedModel, problems: list[str]) -> None:
     if problems:
-        raise UserError(
-            f"{model.path} is not what was written: {'; '.join(dict.fromkeys(problems))}"
-        )
+        raise UserError(f"{model.path} is corrupt: {'; '.join(problems)}")
 
 
 def _corpus_for_initial_weights(
     world: World, plan: Plan, model: SavedModel | None, corpus: Corpus
 ) -> Corpus:
-    """The corpus by the ids of the weights that the run begins with, where it begins with some of
-    the same kind of tokenizer. Raises UserError."""
+    """Encode the corpus with the token ids of the initial weights, if there are any and their
+    tokenizer is of the same kind. Raises UserError."""
 
-    def found() -> tuple[Corpus, list[str]]:
+    def encode() -> tuple[Corpus, list[str]]:
         if model is None:
             return vocabulary.corpus_for_model(plan, corpus)
         if vocabulary.is_other_kind(corpus, model.tokenizer):
-            told = f"its ids stand for other text than in {model.path}"
-            return vocabulary.corpus_for_model(plan, corpus)[0], [
-                f"{plan.cite('data.tokenizer')}: {told}"
-            ]
+            difference = f"its ids stand for other text than in {model.path}"
+            encoded, _ = vocabulary.corpus_for_model(plan, corpus)
+            return encoded, [f"{plan.cite('data.tokenizer')}: {difference}"]
         return vocabulary.corpus_for_model(plan, corpus, model.tokenizer, path=model.path)
 
-    corpus, lines = world.run_on_all(found)
+    corpus, lines = world.run_on_all(encode)
     for line in lines:
         world.print_rank_0(line)
     return corpus
@@ -244,36 +251,37 @@ def _corpus_for_initial_weights(
 def _report_changes(
     world: World, plan: Plan, checkpoint: SavedCheckpoint, corpus: Corpus, options: StartOptions
 ) -> Corpus:
-    """What has changed since the checkpoint, and what that means; the corpus by the ids of the
-    checkpoint. Raises UserError."""
+    """Check that the checkpoint can be resumed, and print all changes since it was saved. Return
+    the corpus, encoded with the checkpoint's token ids. Raises UserError."""
+    training, saved_layout = checkpoint.training, checkpoint.manifest.layout
 
     def compare() -> tuple[Corpus, list[str], list[str]]:
         remedy = f"begin a new run with --init-from {checkpoint.path}"
-        found, new = vocabulary.corpus_for_model(
+        encoded, new_tokens = vocabulary.corpus_for_model(
             plan, corpus, checkpoint.tokenizer, path=checkpoint.path, remedy=remedy
         )
-        training, allowed = checkpoint.training, options.new_data
-        told = compatibility.check_compatible(
-            plan, found.fingerprint, training, path=checkpoint.path, new_data=allowed
+        changes = compatibility.check_compatible(
+            plan,
+            encoded.fingerprint,
+            training,
+            path=checkpoint.path,
+            new_data=options.new_data,
         )
-        return found, told, new + rest_of_epoch(training, found)
+        return encoded, changes, new_tokens + rest_of_epoch(training, encoded)
 
-    found, lines, new = world.run_on_all(compare)
-    move = compatibility.layout_change(
-        checkpoint.manifest.layout, layout_of(plan.settings, plan.layout.data)
-    )
-    threads = compatibility.thread_change(
-        checkpoint.training, world.device.type, torch.get_num_threads()
-    )
-    unused = [f"--init-from={options.init_from} is not used then"] if options.init_from else []
+    encoded, changes, data_changes = world.run_on_all(compare)
+    layout = layout_of(plan.settings, plan.layout.data)
+    layout_change = compatibility.layout_change(saved_layout, layout)
+    threads = torch.get_num_threads()
+    ignored = f"--init-from={options.init_from} is ignored: the run resumes from a checkpoint"
     for line in [
-        f"going on from {checkpoint.path}",
-        *unused,
-        *([move] if move else []),
-        *compatibility.batch_change(checkpoint.training, checkpoint.manifest.layout, plan),
-        *threads,
-        *lines,
-        *new,
+        f"resuming from {checkpoint.path}",
+        *([ignored] if options.init_from else []),
+        *([layout_change] if layout_change else []),
+        *compatibility.batch_change(training, saved_layout, plan),
+        *compatibility.thread_change(training, world.device.type, threads),
+        *changes,
+        *data_changes,
     ]:
         world.print_rank_0(line)
-    return found
+    return encoded

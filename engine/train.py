@@ -10,15 +10,15 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.saver import Saver
 from engine.data.loader import TrainBatches
 from engine.data.remarks import data_remarks
-from engine.end_of_run import evaluate_options, print_end_of_run
+from engine.end_of_run import evaluate_options, last_validation, print_end_of_run
 from engine.errors import UserError
 from engine.inout.save_weights import save_weights
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
 from engine.runs.invocation import cuboid
-from engine.runs.reporter import Reporter
+from engine.runs.metrics import step_metrics
+from engine.runs.reporter import Reporter, open_reporter
 from engine.runs.resume_candidates import StartOptions
-from engine.runs.run_report import last_validation, open_report, step_metrics
 from engine.start import find_start
 from engine.training.build import choose_run_matmul
 from engine.training.step import DivergedError, unchanged_loss
@@ -63,12 +63,12 @@ def train(
         )
         start.restore(trainer)
         folder = start.claim_folder()
+        checkpoints = CheckpointDirectory(folder.checkpoints)
         if fault is not None:
-            checkpoints = CheckpointDirectory(folder.checkpoints)
             fault.watch_saves(checkpoints.path, checkpoints.temporary(fault.step))
         with (
-            open_report(trainer, folder, start.step) as report,
-            Saver(trainer, folder, print_line=report.print_line) as saver,
+            open_reporter(trainer, folder, start.step) as report,
+            Saver(trainer, checkpoints, print_line=report.print_line) as saver,
             world.naming_lost_ranks(
                 lambda step, message: folder.write_status("failed", step=step, message=message)
             ),

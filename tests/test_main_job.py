@@ -27,7 +27,7 @@ def main_job(output: Path, processes: int, *overrides: str) -> dict[int, dict[st
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert "A sample of what it writes" in finished.stdout
+    assert "A sample of its text" in finished.stdout
     assert json.loads((output / "status.json").read_text())["state"] == "finished"
     rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return {row["step"]: row for row in rows}

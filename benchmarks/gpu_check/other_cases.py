@@ -100,7 +100,7 @@ def resume(check: GpuCheck) -> Iterator[CaseResult]:
             FAULT=fault,
             **({"CUDA_VISIBLE_DEVICES": ""} if check.sizes.device == "cpu" else {}),
         )
-        if ("going on from" in said) != bool(fault):
+        if ("resuming from" in said) != bool(fault):
             raise CaseFailedError(f"the {name} run did{'' if fault else ' not'} begin at step 1")
         weights = output / "model.safetensors"
         digests[name] = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Writing beside the training: a copy to write from, and a thread to write in."""
+"""Asynchronous saving: stages tensors in host memory and writes them from a thread."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import Tensor
 from engine.checkpoint.dcp_shard import DCPShard
 from engine.checkpoint.state_dict import Tensors
 
-THREAD_NAME = "checkpoint"  # what the thread goes by
+THREAD_NAME = "checkpoint"
 
 
 class HostStaging:
-    """Pieces of tensors in the host's memory, which is taken once and kept: pinned where they come
-    from a GPU, so that they are copied at the speed of the bus."""
+    """Buffers in host memory for shards of tensors. They are allocated once and reused, and pinned
+    for shards on a GPU, so that copies run at the bandwidth of the bus."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def stage(self, tensors: Tensors) -> Tensors:
-        """The same pieces as they are now, whatever becomes of the originals."""
-        copied: Tensors = {}
+        """Copy the shards into the buffers and return shards that read from them. The next call
+        overwrites the buffers."""
+        staged: Tensors = {}
         for name, tensor in tensors.items():
             assert isinstance(tensor, DCPShard)
             shard, buffer = tensor.fetch(), self._buffers.get(name)
@@ -31,14 +32,14 @@ class HostStaging:
                 buffer = torch.empty(shard.shape, dtype=shard.dtype, pin_memory=shard.is_cuda)
                 self._buffers[name] = buffer
             buffer.copy_(shard, non_blocking=True)
-            copied[name] = DCPShard.of_valid(buffer, tensor.shard)
+            staged[name] = DCPShard.of_valid(buffer, tensor.shard)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return copied
+        return staged
 
 
 class Background:
-    """One task at a time. What it raises is raised where it is waited for."""
+    """A thread that runs one task at a time. ``wait`` raises the exception of the task."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -46,20 +47,20 @@ class Background:
 
     @property
     def failed(self) -> bool:
-        """Whether a task raised what no one has waited for yet."""
+        """Whether a task raised an exception that ``wait`` has not raised yet."""
         return self._error is not None
 
     def start(self, task: Callable[[], None]) -> None:
-        """Begin a task, once the one before is done."""
+        """Wait for the previous task, then start ``task``."""
         self.wait()
-        # A daemon: a task that waits for a rank that is gone must not keep the process.
+        # A daemon, because a task that waits for a dead rank must not keep the process alive
         self._thread = threading.Thread(
             target=self._run, args=(task,), name=THREAD_NAME, daemon=True
         )
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until the task is done, but no longer than that."""
+        """Wait until the task is done, at most ``seconds``, and raise its exception, if any."""
         if self._thread is not None:
             self._thread.join(seconds)
             error, self._error = self._error, None

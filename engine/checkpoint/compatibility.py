@@ -1,7 +1,7 @@
-"""What is not as it was when a checkpoint was written, and what that means for going on. No torch.
+"""The differences between a checkpoint and the run that resumes it, and their effects. No torch.
 
-Another model or update rule cannot go on; other samples or another order of them only if the user
-says so; the rest is told.
+A different model or update rule cannot be resumed. Different samples, or another order of them,
+need --allow-new-data. All other differences are only reported.
 """
 
 from __future__ import annotations
@@ -16,48 +16,53 @@ from engine.errors import UserError
 from engine.formatting import plural
 from engine.plan import Plan
 
-# What the tensors of a checkpoint stand for
 ARCHITECTURE = (
     *(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "head_dim", "n_inner")),
     *(f"model.{name}" for name in ("vocab_size", "block_size", "tie_embeddings")),
     *("model.activation", "model.layer_norm_epsilon"),
 )
+"""The settings that give the tensors of a checkpoint their shapes and their meaning."""
 FIXED = {*ARCHITECTURE, "optimizer.type"}
-# What is told as a layout, or changes nothing that is learned
+"""The settings that a resume cannot change."""
 NOT_REPORTED = {
     *("name", "source", "backend", "timeout", "start_timeout", "data.cache"),
     *("mode", "tensor_parallel", "depth", "pipeline", "model.num_chunks", "zero.stage"),
     *(name for name in all_settings() if name.startswith(("log.", "checkpoint."))),
 }
+"""The settings that ``layout_change`` reports, or that do not affect training."""
 ALLOW_NEW_DATA = "--allow-new-data"
 
 
 def check_compatible(
     plan: Plan, corpus: str, training: TrainingState, *, path: object, new_data: bool
 ) -> list[str]:
-    """Lines on what has changed since the checkpoint at ``path``.
+    """Compare ``plan`` with the checkpoint at ``path`` and return a line per changed setting.
 
-    ``corpus`` is the fingerprint of the data there is now, which ``new_data`` allows to be other.
+    ``corpus`` is the fingerprint of the present data; ``new_data`` allows it to differ.
 
     Raises:
-        UserError: the run cannot go on from this checkpoint; every difference that stands against
-        it.
+        UserError: the checkpoint cannot be resumed; lists every difference that prevents it.
     """
     changed = dict(_changed(training.settings, plan.settings.model_dump(mode="json")))
     fixed = {name: old for name, old in changed.items() if name in FIXED}
     if fixed:
-        lines = [f"{path} is of another model or optimizer, and cannot go on as this one:"]
+        lines = [
+            f"{path} was saved with a different model or optimizer and cannot be resumed "
+            "with this config:"
+        ]
         raise UserError("\n".join([*lines, *(_cited(plan, *item) for item in fixed.items())]))
     data = {name: old for name, old in changed.items() if _is_data_setting(name)}
-    anew = [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []
+    new = [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []
     if corpus != training.corpus:
-        anew += [_cited(plan, *item) for item in data.items()] or ["  the data has changed"]
-    if anew and not new_data:
+        new += [_cited(plan, *item) for item in data.items()] or ["  the data has changed"]
+    if new and not new_data:
         raise UserError(
-            "\n".join([f"{path} was trained on other samples, or in another order:", *anew])
-            + f"\n{ALLOW_NEW_DATA} goes on all the same"
+            "\n".join(
+                [f"{path} was trained on different data or in a different sample order:", *new]
+            )
+            + f"\npass {ALLOW_NEW_DATA} to resume anyway"
         )
-    return anew + [
+    return new + [
         _cited(plan, name, old)
         for name, old in changed.items()
         if name not in NOT_REPORTED and not _is_data_setting(name)
@@ -65,18 +70,18 @@ def check_compatible(
 
 
 def layout_change(before: SavedLayout, now: SavedLayout) -> str | None:
-    """A line on what another layout means for what follows; None if it is the same."""
+    """Return a line on the effects of resuming in another layout; None if it is unchanged."""
     if before == now:
         return None
     return (
-        f"written by {before}, goes on as {now}: parameters, optimizer and the order of samples "
-        "are exact, dropout draws other masks"
+        f"saved with {before}, resuming with {now}: parameters, optimizer state and sample order "
+        "are identical; dropout masks differ"
     )
 
 
 def batch_change(training: TrainingState, before: SavedLayout, plan: Plan) -> list[str]:
-    """Return a line where a step has another number of samples than at the checkpoint, with the
-    setting that keeps the number, where a whole one does."""
+    """Return a line if the number of samples per step differs from the checkpoint's, with the
+    setting that restores it, if an integer does."""
     old = dict(_flat(training.settings))
     factors = old.get("batch_size"), old.get("gradient_accumulation", 1)
     if not all(isinstance(factor, int) for factor in factors):
@@ -84,25 +89,25 @@ def batch_change(training: TrainingState, before: SavedLayout, plan: Plan) -> li
     then, now = prod(factors) * before.data_parallel, plan.global_batch
     if then == now:
         return []
-    settings, keeps = plan.settings, "no whole number keeps it"
+    settings, remedy = plan.settings, "no integer setting restores it"
     rounds, left = divmod(then, now // settings.gradient_accumulation)
     samples, rest = divmod(then, now // settings.batch_size)
     if not left and rounds:
-        keeps = f"gradient_accumulation={rounds} keeps {then}"
+        remedy = f"gradient_accumulation={rounds} restores {then}"
     elif not rest and samples and samples % settings.num_micro_batches == 0:
-        keeps = f"BATCH_SIZE={samples} keeps {then}"
-    return [f"a step has {now} samples, and had {then} at the checkpoint: {keeps}"]
+        remedy = f"BATCH_SIZE={samples} restores {then}"
+    return [f"{now} samples per step, {then} at the checkpoint: {remedy}"]
 
 
 def thread_change(training: TrainingState, device: str, now: int) -> list[str]:
-    """Return a line where a rank has another number of threads than at the checkpoint, which splits
-    sums differently; none on a GPU or where the number was not recorded."""
+    """Return a line if the number of threads per rank differs from the checkpoint's, because sums
+    are then split differently. Return none on a GPU or if the checkpoint has no number."""
     then = training.threads
     if device != "cpu" or training.device != "cpu" or then in (0, now):
         return []
     return [
-        f"{plural(now, 'thread')} a rank, {then} at the checkpoint: sums round differently; "
-        f"OMP_NUM_THREADS={then} keeps the bits"
+        f"{plural(now, 'thread')} per rank, {then} at the checkpoint: sums round differently; "
+        f"OMP_NUM_THREADS={then} gives identical bits"
     ]
 
 
@@ -111,7 +116,7 @@ def _is_data_setting(name: str) -> bool:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings that both know and that differ, and what they were."""
+    """Yield the settings that both have and that differ, with their values in ``before``."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for name in all_settings():
         if name in old and old[name] != new[name]:
@@ -127,5 +132,5 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _cited(plan: Plan, name: str, old: object) -> str:
-    """ "  gpt.py:12: model.n_layer=4; in the checkpoint it is 2" """
+    """Return '  gpt.py:12: model.n_layer=4; in the checkpoint model.n_layer is 2'."""
     return f"  {plan.cite(name)}; in the checkpoint {user_name(name)} is {old!r}"

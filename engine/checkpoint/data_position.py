@@ -1,4 +1,4 @@
-"""How far a run had come in its data by a checkpoint. No torch."""
+"""The position in the data at which a checkpoint was saved. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def consumed_by(training: TrainingState, corpus: Corpus) -> Consumed:
-    """Return what the run had read by the checkpoint. Older checkpoints do not say how many tokens
-    and epochs: their settings, and ``corpus``, the data there is now, stand in for it."""
+    """Return the data that the run had read by the checkpoint. Older checkpoints record neither
+    tokens nor epochs: both are computed from their settings and the present ``corpus``."""
     tokens, epochs = training.tokens, training.epochs
     if tokens is None:
         tokens = training.samples * int(training.settings.get("seq_len", 0))
@@ -24,12 +24,12 @@ def consumed_by(training: TrainingState, corpus: Corpus) -> Consumed:
 
 
 def rest_of_epoch(training: TrainingState, corpus: Corpus) -> list[str]:
-    """Return a line on the rest of the epoch where the data has changed since: the same fraction is
-    left, of other samples."""
+    """Return a line on the rest of the epoch if the data has changed since the checkpoint: the same
+    fraction of the epoch is left, of the present samples."""
     epochs = consumed_by(training, corpus).epochs
     if corpus.fingerprint == training.corpus or not epochs or corpus.train.samples is None:
         return []
     return [
         f"{epochs:.2f} epochs were read of other samples: {1 - epochs % 1:.0%} of an epoch of the "
-        "present ones comes next"
+        "present samples follows"
     ]

@@ -1,5 +1,8 @@
-"""DCP's files with every byte accounted for: digests as they are written, read back from the disk,
-and a name only when all is there; and a reader that unpickles tensors and nothing else."""
+"""Reads and writes the files of DCP (torch.distributed.checkpoint) with verification.
+
+Every file is hashed while it is written, fsynced and read back from the disk; the checkpoint gets
+its name when all files match. The reader unpickles only tensors.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +37,21 @@ from engine.checkpoint.manifest import MANIFEST, FileDigest, verify_files
 from engine.errors import RunError
 
 ITEM_BYTES = 2048
-"""What a tensor takes on the disk beside its numbers, at most."""
-EXTRA_BYTES = 1 << 16
-"""Of blocks of this size on, digests are computed beside the writing."""
-_DIGESTS = MetadataIndex("digests")  # the result that carries them; no tensor has this name
+"""An upper bound of a tensor's bytes on the disk beyond its elements."""
+MIN_CONCURRENT_HASH_BYTES = 1 << 16
+"""Blocks of at least this size are hashed concurrently with their write."""
+_DIGESTS = MetadataIndex("digests")  # the write result with a rank's digests; no tensor's name
 
 Seal = Callable[[Mapping[str, FileDigest]], bytes]
-"""The manifest of a checkpoint with these files."""
+"""Returns the content of the manifest for these files."""
 
 
 class DCPWriter(FileSystemWriter):
-    """One checkpoint, written as a draft that gets its name once every file was read back.
+    """Writes one checkpoint into a temporary folder, which is renamed once every file has been read
+    back.
 
-    DCP calls the methods in their order: local plan on all ranks, global plan on the first, data
-    on all, finish on the first. What one rank raises, DCP raises on all.
+    DCP calls the methods in this order: local plan on all ranks, global plan on rank 0, data on
+    all ranks, finish on rank 0. It raises the exceptions of one rank on all ranks.
     """
 
     def __init__(
@@ -58,50 +62,46 @@ class DCPWriter(FileSystemWriter):
         extra_files: Mapping[str, bytes],
         seal: Seal,
     ) -> None:
-        """``beside``: further files and what they hold, for the first rank to write."""
+        """``extra_files``: name and content of further files, which rank 0 writes."""
         super().__init__(checkpoints.temporary(step), sync_files=False, overwrite=False)
         self.fs = self._files = _Digesting()
-        self._checkpoints, self._step, self._extra_files, self._seal = (
-            checkpoints,
-            step,
-            extra_files,
-            seal,
-        )
+        self._checkpoints, self._step = checkpoints, step
+        self._extra_files, self._seal = extra_files, seal
         self._needed = 0
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Return ``plan`` unchanged: DCP's version would create the folder on every rank."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Make the draft's folder, on a disk that has the space.
+        """Create the temporary folder, if the disk has enough free space.
 
         Raises:
-            RunError: it has not, or there is a checkpoint of this step.
+            RunError: it has not, or a checkpoint of this step exists.
         """
         folder = self._checkpoints.folder(self._step)
         if folder.exists():
-            raise RunError(f"{folder} is there already, and no checkpoint is written over")
+            raise RunError(f"{folder} already exists; checkpoints are never overwritten")
         self.discard()
         self._checkpoints.path.mkdir(parents=True, exist_ok=True)
         self._needed = sum(map(_planned_bytes, plans))
         free = shutil.disk_usage(self._checkpoints.path).free
         if free < self._needed:
             raise RunError(f"{folder} needs {self._needed:,} bytes, and its disk has {free:,} free")
-        self._checkpoints.temporary(self._step).mkdir()
+        self._temporary.mkdir()
         prepared: list[SavePlan] = super().prepare_global_plan(plans)
         return prepared
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's tensors and read them back; the digests go with the results. Of what
-        comes from a GPU or a disk, one is in memory at a time (DCP would keep them all)."""
+        """Write this rank's tensors, read the file back, and return the write results and the
+        digest. Tensors on a GPU or a disk are copied to memory one at a time (DCP would copy all
+        of them first)."""
         name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
         without_sums = config.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
         with (
-            self._explaining_disk_errors("this rank's part", _planned_bytes(plan)),
+            self._explaining_disk_errors("this rank's file", _planned_bytes(plan)),
             without_sums,
-            self._files.create_stream(
-                self._checkpoints.temporary(self._step) / name, "wb"
-            ) as stream,
+            self._files.create_stream(self._temporary / name, "wb") as stream,
         ):
             results = [
                 _append(stream, name, item.index, planner.resolve_data(item)) for item in plan.items
@@ -113,14 +113,15 @@ class DCPWriter(FileSystemWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write what describes the tensors, read it back, and give the draft its name."""
-        temporary = self._checkpoints.temporary(self._step)
+        """Write the metadata, the extra files and the manifest, read them back, and rename the
+        temporary folder to the checkpoint's name."""
+        temporary = self._temporary
         files: dict[str, FileDigest] = {}
         for result in (result for of_rank in results for result in of_rank):
             if result.index == _DIGESTS:
                 files |= result.storage_data
         tensors = [[one for one in of_rank if one.index != _DIGESTS] for of_rank in results]
-        with self._explaining_disk_errors("all of it", self._needed):
+        with self._explaining_disk_errors("the checkpoint", self._needed):
             super().finish(metadata, tensors)
             for name, data in self._extra_files.items():
                 self._write(temporary / name, data)
@@ -130,34 +131,42 @@ class DCPWriter(FileSystemWriter):
             self._read_back([MANIFEST])
             unseen = [name for name in files if not (temporary / name).is_file()]
             if unseen:
-                raise RunError(f"{temporary}: no {unseen[0]} here: all ranks must see one folder")
+                raise RunError(
+                    f"{temporary}/{unseen[0]} is not visible on rank 0: "
+                    "all ranks must use one shared file system"
+                )
             self._checkpoints.commit(self._step)
 
     def storage_meta(self) -> StorageMeta:
-        """Nothing: a path of this machine would not stay true."""
+        """Return an empty record: DCP's has the folder's path, which changes with the rename."""
         return StorageMeta()
 
     def discard(self) -> None:
-        """Leave nothing of the draft."""
-        shutil.rmtree(self._checkpoints.temporary(self._step), ignore_errors=True)
+        """Delete the temporary folder."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def _temporary(self) -> Path:
+        return self._checkpoints.temporary(self._step)
 
     @contextmanager
     def _explaining_disk_errors(self, what: str, needed: int) -> Iterator[None]:
-        """Where the disk fails: why, and what it would have taken."""
+        """Turn a disk error into a RunError with its reason, the needed and the free bytes."""
         try:
             yield
         except FileNotFoundError:
-            raise RunError(f"{self.path} is not there: all ranks must see one folder") from None
+            raise RunError(
+                f"{self.path} does not exist: all ranks must use one shared file system"
+            ) from None
         except (OSError, RuntimeError) as error:
-            # What a file raises, torch may raise as an error of its own.
+            # torch may replace the error of a file by its own.
             cause = self._files.failure or error
             if not isinstance(cause, OSError):
                 raise
             free = shutil.disk_usage(self._checkpoints.path).free
             raise RunError(
                 f"{self._checkpoints.folder(self._step)} cannot be written: {cause.strerror}; "
-                f"{what} "
-                f"takes {needed:,} bytes, and the disk has {free:,} free"
+                f"{what} takes {needed:,} bytes, and the disk has {free:,} free"
             ) from None
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -165,13 +174,12 @@ class DCPWriter(FileSystemWriter):
             stream.write(data)
 
     def _read_back(self, names: Iterable[str]) -> None:
-        temporary = self._checkpoints.temporary(self._step)
-        for problem in verify_files(temporary, self._files.digests, names):
-            raise RunError(f"{temporary}: {problem} right after it was written")
+        for problem in verify_files(self._temporary, self._files.digests, names):
+            raise RunError(f"{self._temporary}: {problem} right after it was written")
 
 
 def _planned_bytes(plan: SavePlan) -> int:
-    """What a rank will write, at most."""
+    """Return an upper bound of the bytes that a rank will write."""
     total = 0
     for item in plan.items:
         assert item.tensor_data is not None
@@ -181,10 +189,10 @@ def _planned_bytes(plan: SavePlan) -> int:
 
 
 def _append(stream: io.IOBase, name: str, index: MetadataIndex, piece: Any) -> WriteResult:
-    """Write a tensor at the end of a file, as DCP reads it."""
+    """Append a tensor to a file in the form that DCP reads."""
     assert isinstance(piece, Tensor)
     piece = piece.detach().cpu()
-    if piece.untyped_storage().nbytes() != piece.nbytes:  # all of a storage would be written
+    if piece.untyped_storage().nbytes() != piece.nbytes:  # torch.save writes the whole storage
         piece = piece.clone()
     start = stream.tell()
     torch.save(piece, cast(IO[bytes], stream))
@@ -193,7 +201,7 @@ def _append(stream: io.IOBase, name: str, index: MetadataIndex, piece: Any) -> W
 
 
 class DCPReader(FileSystemReader):
-    """Tensors of a checkpoint whose metadata has been read and checked."""
+    """Reads the tensors of a checkpoint by metadata that ``dcp_metadata.parse`` has checked."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)
@@ -204,8 +212,8 @@ class DCPReader(FileSystemReader):
 
 
 class _Digesting(FileSystem):
-    """Files whose digests are those of what was meant to be written, and that are on the disk once
-    they are closed. (DCP would sync them, but not what Python still has in its buffer.)"""
+    """A DCP FileSystem that hashes every file while writing it and fsyncs it on close. (DCP's own
+    fsync misses the data that is still in Python's buffer.)"""
 
     def __init__(self) -> None:
         self.digests: dict[str, FileDigest] = {}
@@ -229,17 +237,17 @@ class _Digesting(FileSystem):
 
 
 class _DigestingStream:
-    """A file that is written from its start to its end, by whom it is not closed."""
+    """A file that is written sequentially and hashed; ``close`` only flushes it."""
 
     def __init__(self, file: io.BufferedWriter, helper: Executor) -> None:
-        """``helper`` computes the digest of a large block while it is written."""
+        """``helper``: the thread that hashes a large block while it is written."""
         self._file, self._helper = file, helper
         self._hash, self._size = hashlib.sha256(), 0
         self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        in_background = len(data) >= EXTRA_BYTES
-        done = self._helper.submit(self._hash.update, data) if in_background else None
+        concurrent = len(data) >= MIN_CONCURRENT_HASH_BYTES
+        done = self._helper.submit(self._hash.update, data) if concurrent else None
         try:
             count = self._file.write(data)
         except OSError as error:
@@ -249,7 +257,7 @@ class _DigestingStream:
             if done is None:
                 self._hash.update(data)
             else:
-                done.result()  # the block is not ours for longer
+                done.result()  # the caller may overwrite the block afterwards
         self._size += count
         return count
 

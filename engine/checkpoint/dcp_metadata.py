@@ -1,4 +1,4 @@
-"""DCP's ``.metadata`` is a pickle, and a pickle runs what its writer likes. Not this one."""
+"""Reads DCP's ``.metadata``, a pickle, without executing code: only allow-listed names load."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engine.checkpoint.manifest import CorruptCheckpointError
 
 METADATA = ".metadata"
 
-# All that the metadata of tensors names; BytesStorageMetadata, whose objects DCP would unpickle
-# unchecked, is not among it.
+# All names in the metadata of tensors. BytesStorageMetadata is missing on purpose: DCP would
+# unpickle its objects unchecked.
 _TYPES: list[Any] = [
     metadata.Metadata,
     metadata.TensorStorageMetadata,
@@ -31,10 +31,10 @@ _TYPES: list[Any] = [
 
 
 def _enum_member(kind: Any, name: str) -> Any:
-    """What stands for getattr, by which some releases of Python 3.11 pickle a member of an enum."""
+    """Replace getattr, with which some releases of Python 3.11 pickle a member of an enum."""
     if kind is not metadata._MEM_FORMAT_ENCODING:
         raise CorruptCheckpointError(
-            f"{METADATA} asks for {name} of {kind}, which is not a part of any metadata"
+            f"{METADATA} asks for {name} of {kind}, which DCP metadata never contains"
         )
     return kind[name]
 
@@ -51,14 +51,14 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise CorruptCheckpointError(
-                f"{METADATA} names {module}.{name}, which is not a part of any metadata"
+                f"{METADATA} names {module}.{name}, which DCP metadata never contains"
             )
         return ALLOWED[module, name]
 
 
 def parse(data: bytes, files: set[str]) -> Metadata:
-    """The metadata of a checkpoint that has these files. Raises CorruptCheckpointError; runs
-    nothing."""
+    """Unpickle and check the metadata of a checkpoint with these ``files``. Nothing in ``data`` is
+    executed. Raises CorruptCheckpointError."""
     try:
         found = _Unpickler(io.BytesIO(data)).load()
         _check(found, files)
@@ -73,14 +73,15 @@ def parse(data: bytes, files: set[str]) -> Metadata:
 
 
 def _check(found: Any, files: set[str]) -> None:
-    """Every tensor is one, and every piece lies within a file of this checkpoint."""
+    """Check that each entry is a tensor and each of its shards lies in a file of this checkpoint.
+    Raises CorruptCheckpointError."""
     if type(found) is not Metadata:
-        raise CorruptCheckpointError(f"{METADATA} holds no metadata")
+        raise CorruptCheckpointError(f"{METADATA} contains no metadata")
     for name, tensor in found.state_dict_metadata.items():
         if type(name) is not str or type(tensor) is not TensorStorageMetadata:
-            raise CorruptCheckpointError(f"{METADATA} has an entry that is no tensor")
+            raise CorruptCheckpointError(f"{METADATA} has an entry that is not a tensor")
         if not isinstance(tensor.properties.dtype, torch.dtype):
-            raise CorruptCheckpointError(f"{METADATA}: {name} has no type")
+            raise CorruptCheckpointError(f"{METADATA}: {name} has no dtype")
         for chunk in tensor.chunks:
             index = MetadataIndex(name, chunk.offsets)
             location = found.storage_data[index]

@@ -1,4 +1,4 @@
-"""A piece of a global tensor, as torch.distributed.checkpoint writes and reads it."""
+"""A shard of a global tensor, as DCP (torch.distributed.checkpoint) writes and reads it."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ Fetch = Callable[[], Tensor]
 
 
 class DCPShard(Tensor):
-    """One rank's valid piece of a tensor whose size is global and unpadded.
+    """One rank's shard, without padding, of a tensor with the global, unpadded size.
 
-    The methods are those by which DCP knows a tensor that is spread over ranks (as DTensor has
-    them): any boxes are written, and any others read them back. Ranks with the same box all offer
-    it, and DCP's planner shares the writing out among them. It holds no storage of its own and
-    computes nothing.
+    It has the methods by which DCP recognizes a tensor that is distributed over ranks (as DTensor
+    has): it can be saved with one sharding and loaded with another. Ranks with the same shard all
+    offer it, and DCP's planner divides the writing among them. It has no storage, and no operator
+    works on it.
     """
 
-    fetch: Fetch  # of the piece, [box.size]
+    fetch: Fetch
+    """Returns the shard without padding [shard.size]."""
     shard: Shard
 
     @staticmethod
     def __new__(cls, fetch: Fetch, shard: Shard, dtype: torch.dtype) -> DCPShard:
-        """``fetch`` is called when the piece is wanted, which may be on a disk until then."""
+        """``fetch`` is called only when the shard is read or written: it may be on a disk."""
         self: DCPShard = Tensor._make_wrapper_subclass(cls, shard.shape, dtype=dtype)
         self.fetch, self.shard = fetch, shard
         return self
 
     @classmethod
     def of_local(cls, local: Tensor, shard: Shard) -> DCPShard:
-        """``local``: the tensor that the rank holds, padded as ``shard`` says."""
+        """Wrap ``local``, this rank's tensor with padding [shard.local]."""
         return cls.of_valid(local.detach()[shard.valid_slices], shard)
 
     @classmethod
     def of_valid(cls, valid: Tensor, shard: Shard) -> DCPShard:
+        """Wrap ``valid``, this rank's tensor without padding [shard.size]."""
         return cls(lambda: valid, shard, valid.dtype)
 
     @classmethod
     def unsharded(cls, tensor: Tensor) -> DCPShard:
-        """What is not cut, as numbers are not."""
+        """Wrap a tensor that is not sharded, such as a scalar."""
         shape = tuple(tensor.shape)
         start, spec = (0,) * len(shape), ((),) * len(shape)
         shard = Shard(shape=shape, offset=start, size=shape, local=shape, spec=spec)
@@ -63,7 +65,7 @@ class DCPShard(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[Any, Any] | None = None,
     ) -> NoReturn:
-        raise NotImplementedError(f"{function} of a box")
+        raise NotImplementedError(f"{function} of a DCPShard")
 
     def __create_write_items__(self, name: str, tensor: DCPShard) -> list[WriteItem]:
         return [
@@ -80,7 +82,7 @@ class DCPShard(Tensor):
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        if 0 in self.shard.size:  # a cut into more pieces than there are entries
+        if 0 in self.shard.size:  # more ranks than entries
             return []
         return [ChunkStorageMetadata(torch.Size(self.shard.offset), torch.Size(self.shard.size))]
 

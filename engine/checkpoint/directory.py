@@ -1,18 +1,21 @@
-"""The folder of a run's checkpoints: names, order, and which of them are kept. No torch.
+"""The folder of a run's checkpoints: their names, their order, and the choice of those to delete.
+No torch.
 
-RUN/checkpoints/step-00000100/ is complete: it got its name last of all. What ends in ``.tmp`` was
-being written or removed when its job died. Checkpoints are ordered by their step, whatever the
-clock said when they were written.
+RUN/checkpoints/step-00000100/ is a complete checkpoint: it is renamed to that name when all of it
+is on the disk. A name that ends in ``.tmp`` belongs to a checkpoint that a killed job was writing
+or deleting. Checkpoints are ordered by step; the clock does not matter.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from engine.atomic_write import rename_durably
 from engine.checkpoint.manifest import CorruptCheckpointError, read_training
 from engine.disk import fsync_folder
 
@@ -20,7 +23,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 def step_name(step: int) -> str:
-    """The name of a checkpoint's folder."""
+    """Return the name of a checkpoint's folder."""
     return f"step-{step:08}"
 
 
@@ -31,42 +34,43 @@ class CheckpointDirectory:
     path: Path
 
     def folder(self, step: int) -> Path:
+        """Return the folder of the checkpoint of ``step``, which need not exist."""
         return self.path / step_name(step)
 
     def temporary(self, step: int) -> Path:
-        """Where the checkpoint is written before it has its name."""
+        """Return the folder into which the checkpoint is written before it is renamed."""
         return self.path / f"{step_name(step)}.tmp"
 
     def steps(self) -> list[int]:
-        """The steps there are checkpoints of, the latest last."""
+        """List the steps of the complete checkpoints in ascending order."""
         if not self.path.is_dir():
             return []
         names = (_NAME.fullmatch(path.name) for path in self.path.iterdir() if path.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
     def commit(self, step: int) -> None:
-        """Give a draft its name, once all of it is on the disk."""
-        temporary, folder = self.temporary(step), self.folder(step)
-        fsync_folder(temporary)
-        temporary.rename(folder)  # refuses a folder that holds something
-        fsync_folder(self.path)
+        """Rename the temporary folder, whose files have been fsynced, to the checkpoint's name.
+        Raises OSError where a checkpoint of ``step`` exists."""
+        fsync_folder(self.temporary(step))
+        rename_durably(self.temporary(step), self.folder(step))
         fsync_folder(self.path.parent)  # in which this folder may be new
 
     def remove(self, step: int) -> None:
-        """Whatever interrupts this, no part of the checkpoint is taken for a whole one."""
+        """Delete a checkpoint. It is renamed first, so that no interrupt leaves a partial folder
+        under a complete checkpoint's name."""
         temporary = self.temporary(step)
         shutil.rmtree(temporary, ignore_errors=True)
         self.folder(step).rename(temporary)
         shutil.rmtree(temporary)
 
     def remove_temporaries(self) -> None:
-        """Remove what a job that died had begun to write or to remove."""
+        """Delete the partial checkpoints that killed jobs left."""
         for temporary in self.path.glob("step-*.tmp"):
             shutil.rmtree(temporary, ignore_errors=True)
 
     def archive_after(self, after: int) -> list[Path]:
-        """Take the checkpoints after a step out of the order, since training goes on from it; they
-        are kept under another name."""
+        """Rename the checkpoints of steps after ``after`` to step-N.aside, because the run resumes
+        from an earlier one. Return the new paths."""
         moved = []
         for step in self.steps():
             if step > after:
@@ -75,35 +79,52 @@ class CheckpointDirectory:
         return moved
 
     def leftovers(self) -> list[Path]:
-        """What is no checkpoint any more, or was none yet."""
+        """List archived and partial checkpoints."""
         return sorted([*self.path.glob("step-*.aside*"), *self.path.glob("step-*.tmp")])
 
     def validation_losses(self) -> dict[int, float | None]:
-        """Step -> the validation loss after it, where there was a validation; latest last."""
-        found: dict[int, float | None] = {}
+        """Map each step to its validation loss, in ascending order; None where no validation
+        followed the step or the checkpoint is corrupt."""
+        losses: dict[int, float | None] = {}
         for step in self.steps():
             try:
-                found[step] = read_training(self.folder(step)).val_loss
+                losses[step] = read_training(self.folder(step)).val_loss
             except CorruptCheckpointError:
-                found[step] = None
-        return found
+                losses[step] = None
+        return losses
+
+
+def _always(step: int) -> bool:
+    return True
+
+
+def best_step(
+    losses: Mapping[int, float | None], is_intact: Callable[[int], bool] = _always
+) -> int | None:
+    """Return the step of the lowest validation loss (of equal losses the latest step) whose
+    checkpoint is intact; None where there is none."""
+    validated = [(loss, -step) for step, loss in losses.items() if loss is not None]
+    return next((-step for _, step in sorted(validated) if is_intact(-step)), None)
 
 
 def checkpoints_to_delete(
-    losses: Mapping[int, float | None], *, keep: int, best: bool
+    losses: Mapping[int, float | None],
+    *,
+    keep: int,
+    best: bool,
+    is_intact: Callable[[int], bool] = _always,
 ) -> list[int]:
-    """The steps whose checkpoints go: all but the ``keep`` latest and, where it counts, the one of
-    the lowest validation loss (of equal ones the latest)."""
-    kept = set(sorted(losses)[-keep:])
-    validated = [(loss, -step) for step, loss in losses.items() if loss is not None]
-    if best and validated:
-        kept.add(-min(validated)[1])
-    return sorted(set(losses) - kept)
+    """Return the steps of all checkpoints but the ``keep`` latest intact ones and, with ``best``,
+    the best intact one. ``is_intact`` is called only for the candidates."""
+    kept: set[int | None] = {*islice(filter(is_intact, sorted(losses, reverse=True)), keep)}
+    if best:
+        kept.add(best_step(losses, is_intact))
+    return sorted(losses.keys() - kept)
 
 
 def _unused_path(path: Path) -> Path:
-    """The path, or the first of path-2, path-3 ... that is not taken."""
-    taken, number = path, 2
-    while taken.exists():
-        taken, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return taken
+    """Return ``path``, or the first of path-2, path-3 ... that does not exist."""
+    unused, number = path, 2
+    while unused.exists():
+        unused, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return unused

@@ -1,7 +1,10 @@
-"""What a checkpoint says of itself, in JSON: its files and where training stood. No torch.
+"""The JSON files of a checkpoint: its manifest and the state of training. No torch.
 
-``manifest.json`` names every other file with its size and SHA-256, the layout that wrote them and
-the versions it ran on; a digest of its own shows an edit. ``training.json`` is one of those files.
+``manifest.json`` has the size and SHA-256 of every other file, the layout and the versions that
+saved it, and a digest of itself, which detects an edit. ``training.json`` is one of those files.
+
+The field names here are the names on the disk. An alias gives the name on the disk where the code
+has another one.
 """
 
 from __future__ import annotations
@@ -22,29 +25,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MANIFEST, TRAINING = "manifest.json", "training.json"
 BLOCK_BYTES = 1 << 22
 READERS = 8
+"""Files that are hashed concurrently."""
 
-FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # nothing outside of the folder
+FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # no path out of the folder
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NonNegative = Annotated[int, Field(ge=0)]
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint is not what was written. One line: which file, and how it differs."""
+    """A checkpoint is corrupt. The message is one line: the file, and how it differs."""
 
 
 class _ManifestModel(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
+    )
 
 
 class FileDigest(_ManifestModel):
-    """Size and SHA-256 of a file."""
+    """The size and SHA-256 of a file."""
 
     bytes: NonNegative
     sha256: Digest
 
 
 class SavedLayout(_ManifestModel):
-    """Who wrote: what the layout of a run is made of, by the names of its settings."""
+    """The layout of the run that saved a checkpoint, by the names of its settings."""
 
     mode: str
     tensor_parallel: NonNegative
@@ -56,6 +62,7 @@ class SavedLayout(_ManifestModel):
 
     @property
     def ranks(self) -> int:
+        """The number of ranks."""
         return self.tensor_parallel * self.pipeline * self.data_parallel
 
     def __str__(self) -> str:
@@ -67,67 +74,79 @@ class SavedLayout(_ManifestModel):
 
 
 class LossScaleState(_ManifestModel):
-    """Where the dynamic loss scale of fp16 stands."""
+    """The state of the dynamic loss scale of fp16, ``engine.training.loss_scale.LossScale``."""
 
     scale: float
-    quiet: NonNegative
-    borne: NonNegative
+    steps_since_overflow: NonNegative = Field(alias="quiet")
+    consecutive_overflows: NonNegative = Field(alias="borne")
     skipped: NonNegative
 
 
 class LossSpikesState(_ManifestModel):
-    """What the next losses are compared with, the latest last, and what was skipped so far."""
+    """The state of the loss-spike detector, ``engine.training.loss_spikes.LossSpikes``."""
 
     recent: list[float]
-    in_a_row: NonNegative
+    """The losses that the next one is compared with, the latest last."""
+    consecutive_skips: NonNegative = Field(alias="in_a_row")
     skipped: NonNegative
 
 
 class TrainingState(_ManifestModel):
-    """Where training stood after ``step``, beside its tensors.
+    """The state of training after ``step``, without its tensors: the content of training.json.
 
-    ``samples``, ``tokens``, ``epochs``: as ``Consumed``; ``corpus``: the data's fingerprint.
-    ``settings``: all of them, resolved. ``val_loss``: of a validation after this very step.
-    ``threads``: that each rank computed with on a CPU; 0 where that was not recorded.
-    ``tokenizer``: the one that the ids are by, as ``engine.data.tokenizer.dump`` gives it; None
-    where ids stand for no text. ``trained_length``: the positions trained so far, which is the
-    longest SEQ_LEN of the run and of the weights that it began with.
+    A field with a default is missing in checkpoints of older versions.
     """
 
     step: NonNegative
     samples: NonNegative
-    tokens: NonNegative | None = None  # None: written before there was such a field, also below
+    """The samples read so far, as in ``engine.data.consumed.Consumed``."""
+    tokens: NonNegative | None = None
+    """The tokens read so far."""
     epochs: float | None = None
+    """The epochs read so far."""
     val_loss: float | None
+    """The loss of a validation right after ``step``; None if there was none."""
     loss_scale: LossScaleState | None
     matmul: str
+    """The library of matrix products, a key of ``engine.training.matmuls.MATMULS``."""
     device: str
     corpus: str
+    """The fingerprint of the data."""
     settings: dict[str, Any]
+    """All settings, resolved."""
     loss_spikes: LossSpikesState | None = None
     threads: NonNegative = 0
+    """The threads per rank on a CPU."""
     tokenizer: dict[str, Any] | None = None
+    """The tokenizer, as ``engine.data.tokenizer.dump`` returns it; None if ids encode no text."""
     trained_length: NonNegative | None = None
+    """The positions trained so far: the longest SEQ_LEN of the run and its initial weights."""
+
+    def dump(self) -> bytes:
+        """Return the content of training.json."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
 
 
 class Manifest(_ManifestModel):
-    """What ``manifest.json`` holds beside its own digest."""
+    """The content of manifest.json, without its digest of itself."""
 
     format: Literal[1] = 1
     step: NonNegative
     written: str
+    """The time of the save, ISO 8601."""
     layout: SavedLayout
     versions: dict[str, str]
+    """Versions of cuboid, torch and Python."""
     files: dict[FileName, FileDigest]
 
     def dump(self) -> bytes:
-        """As JSON for the file, with the digest that ``read_manifest`` compares."""
+        """Return the content of manifest.json, with the digest that ``read_manifest`` checks."""
         content = self.model_dump(mode="json")
         return (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint. Raises CorruptCheckpointError."""
+    """Read and check the manifest of a checkpoint. Raises CorruptCheckpointError."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())
@@ -145,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_training(folder: Path) -> TrainingState:
-    """Where training stood. Raises CorruptCheckpointError."""
+    """Read the state of training of a checkpoint. Raises CorruptCheckpointError."""
     try:
         return TrainingState.model_validate_json((folder / TRAINING).read_bytes())
     except OSError as error:
@@ -155,17 +174,19 @@ def read_training(folder: Path) -> TrainingState:
 
 
 def verify_files(folder: Path, files: Mapping[str, FileDigest], names: Iterable[str]) -> list[str]:
-    """How these of the files differ from what ``files`` says of them, a line each.
+    """Compare the files ``names`` with their sizes and digests in ``files``; return a line per
+    difference.
 
-    They are read from the disk, where the system can be told to forget what it has in memory, and
-    several at a time: a digest takes longer than many a disk.
+    The files are read from the disk, if the system can drop them from its page cache, and several
+    concurrently, because a disk is often faster than SHA-256.
     """
     with ThreadPoolExecutor(READERS) as readers:
-        found = readers.map(partial(_difference, folder, files), names)
-        return [difference for difference in found if difference]
+        differences = readers.map(partial(_difference, folder, files), names)
+        return [difference for difference in differences if difference]
 
 
 def _difference(folder: Path, files: Mapping[str, FileDigest], name: str) -> str:
+    """Describe how a file differs from its digest; "" if it does not."""
     recorded = files.get(name)
     if recorded is None:
         return f"{MANIFEST} does not name {name}"
@@ -186,8 +207,8 @@ def _difference(folder: Path, files: Mapping[str, FileDigest], name: str) -> str
 
 
 def digest_of(file: FileIO) -> str:
-    """SHA-256 of an open file, hex."""
-    with suppress(AttributeError, OSError):  # not on every system, not on every file system
+    """Return the SHA-256 of an open file, hexadecimal, read from the disk rather than the cache."""
+    with suppress(AttributeError, OSError):  # not every system and file system has it
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     while count := file.readinto(block):
@@ -200,6 +221,6 @@ def _digest(content: Any) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Name the first field that is wrong, and how."""
+    """Return the first invalid field and its problem."""
     problem = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -1,7 +1,7 @@
-"""The state of every global random generator of a process, as JSON.
+"""The states of all global random generators of a process, as JSON.
 
-cuboid draws from none of them (weights, sample order and dropout are keyed), but libraries and
-code of one's own may.
+cuboid uses none of them (weights, sample order and dropout have keyed generators of their own), but
+libraries and user code may.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def rng_state(device: torch.device) -> str:
-    """All states of this process, that of ``device`` included where it has one."""
+    """Return the states of this process's generators, and of ``device``'s if it is a GPU."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": numpy.random.get_state(legacy=False),

@@ -1,7 +1,7 @@
-"""One checkpoint, written by all ranks: complete and verified, or not there.
+"""Saves one checkpoint from all ranks, atomically and verified.
 
-Written to ``step-N.tmp``, synced, read back from the disk and compared with what was meant, then
-renamed. Until then nothing is taken from the checkpoints there are.
+The files are written to ``step-N.tmp``, fsynced, read back from the disk and compared; then the
+folder is renamed. Existing checkpoints are untouched until then.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def save(
     layout: SavedLayout,
     group: dist.ProcessGroup | None,
 ) -> None:
-    """Write the checkpoint of ``training.step``. Every rank of ``group`` calls it with its own
-    tensors; of equal boxes one is written.
+    """Save the checkpoint of ``training.step``. Every rank of ``group`` calls this with its own
+    shards; of equal shards one is written.
 
     Raises:
-        RunError: on all ranks alike, with nothing left of the draft.
+        RunError: it could not be written; on all ranks. The temporary folder is deleted.
     """
 
     def seal(files: Mapping[str, FileDigest]) -> bytes:
@@ -50,20 +50,20 @@ def save(
             files=dict(files),
         ).dump()
 
-    extra_files = {TRAINING: (training.model_dump_json(indent=1) + "\n").encode()}
+    extra_files = {TRAINING: training.dump()}
     writer = DCPWriter(checkpoints, training.step, extra_files=extra_files, seal=seal)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group)
     except CheckpointException as error:  # derives from BaseException
-        # All ranks are past their writing: DCP has gathered how it went.
+        # DCP has gathered the results, so no rank is still writing.
         if dist.get_rank(group) == 0:
             writer.discard()
         raise RunError(f"checkpoint of step {training.step}: {failure_reason(error)}") from None
 
 
 def layout_of(settings: Settings, data_parallel: int) -> SavedLayout:
-    """The layout as a manifest tells it."""
+    """Return the layout of a run in the form of the manifest."""
     return SavedLayout(
         mode=settings.mode,
         tensor_parallel=settings.tensor_parallel,
@@ -76,22 +76,22 @@ def layout_of(settings: Settings, data_parallel: int) -> SavedLayout:
 
 
 def versions() -> dict[str, str]:
-    """What wrote a checkpoint."""
+    """Return the versions of cuboid, torch and Python, for the manifest."""
     try:
-        ours = metadata.version("cuboid")
+        cuboid = metadata.version("cuboid")
     except metadata.PackageNotFoundError:  # run from its sources
-        ours = "unknown"
-    return {"cuboid": ours, "torch": torch.__version__, "python": platform.python_version()}
+        cuboid = "unknown"
+    return {"cuboid": cuboid, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def failure_reason(error: CheckpointException) -> str:
-    """Why the first of the ranks that failed did, in a line."""
+    """Return the error of the first rank that failed, in one line."""
     rank, (cause, _) = min(error.failures.items())
     prefix = f"rank {rank}: " if rank else ""
     if isinstance(cause, RunError):
         return f"{prefix}{cause}"
     if isinstance(cause, OSError):
         return f"{prefix}{cause.filename}: {cause.strerror}"
-    if isinstance(cause, pickle.UnpicklingError):  # torch's words for it advise to run it
-        return f"{prefix}holds a pickle where a tensor was; nothing of it was run"
+    if isinstance(cause, pickle.UnpicklingError):  # torch's own message advises to load it unsafely
+        return f"{prefix}contains a pickle in place of a tensor; none of it was executed"
     return f"{prefix}{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"

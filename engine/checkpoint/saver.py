@@ -1,4 +1,4 @@
-"""When a run saves, what of it, and how it comes back."""
+"""Decides when a run saves a checkpoint, collects its state, and restores it on a resume."""
 
 from __future__ import annotations
 
@@ -25,60 +25,48 @@ from engine.training.step import DivergedError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from engine.runs.folder import RunFolder
     from engine.training.trainer import Trainer
 
 StateT = TypeVar("StateT", bound=BaseModel)
 
 EXIT_WAIT_SECONDS = 5.0
-"""How long a run that has failed waits for a checkpoint on its way: others may be gone."""
-
-# Field of the manifest -> attribute, where they differ: the names on disk stay.
-ATTRIBUTES = {
-    "quiet": "steps_since_overflow",
-    "borne": "consecutive_overflows",
-    "in_a_row": "consecutive_skips",
-}
+"""A failed run waits this long for a running asynchronous save: other ranks may be dead."""
 
 
 class Saver:
-    """Saves a run every so many steps or minutes, where it is asked to, and at its end.
+    """Saves a checkpoint every ``checkpoint.every`` steps or ``checkpoint.minutes``, on request,
+    and at the end of the run.
 
-    Without ``checkpoint.every`` and ``checkpoint.minutes`` it saves only a run that is stopped
-    before its end, and at its end one that was resumed: an older checkpoint must not stay the
-    latest of a finished run. Within ``with``, so that no checkpoint is still on its way when the
-    run leaves.
+    Without these two settings it saves only when the run is stopped early, and at the end of a
+    resumed run, because an older checkpoint must not remain the latest of a finished run. As a
+    context manager it waits on exit for a running asynchronous save.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        folder: RunFolder,
+        checkpoints: CheckpointDirectory,
         *,
         print_line: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._trainer, self._checkpoints, self._print_line, self._clock = (
-            trainer,
-            CheckpointDirectory(folder.checkpoints),
-            print_line,
-            clock,
-        )
+        self._trainer, self._checkpoints = trainer, checkpoints
+        self._print_line, self._clock = print_line, clock
         self._settings = trainer.plan.settings.checkpoint
         self._resumed = trainer.done > 0
         self._since = clock()
         self._background, self._staging = Background(), HostStaging()
         self._group = trainer.world.cpu_group
         if self._settings.is_enabled and self._settings.asynchronous:
-            # Beside the main thread's messages, never among them
+            # A group of its own: the main thread sends messages concurrently
             timeout = timedelta(seconds=trainer.plan.settings.start_timeout)
             self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
     def is_due(self) -> bool:
-        """Whether this rank asks for a checkpoint after the next step: the minutes are over (clocks
-        differ: the main rank's counts), or the one on its way has failed, which all ranks are to
-        find when they wait for it."""
+        """Whether this rank requests a save after the next step: ``checkpoint.minutes`` have passed
+        (on rank 0, since clocks differ), or the asynchronous save failed, and all ranks must find
+        that out by waiting for it."""
         if self._background.failed:
             return True
         minutes, world = self._settings.minutes, self._trainer.world
@@ -93,11 +81,15 @@ class Saver:
         last: bool,
         stopped: bool = False,
     ) -> None:
-        """All ranks call this once after each step, with the same arguments. ``stopped``: it is the
-        last, and others were to follow.
+        """Save a checkpoint, if one is due, and delete older ones. All ranks call this after each
+        step with the same arguments.
+
+        ``requested``: ``is_due`` was true on a rank before the step.
+        ``last``: no step follows.
+        ``stopped``: no step follows, although the run is not finished.
 
         Raises:
-            RunError: this checkpoint, or the one before that was still on its way, was not written.
+            RunError: this save, or the running asynchronous one before it, failed.
         """
         every = self._settings.every
         due = requested or last or (every is not None and step % every == 0)
@@ -105,7 +97,7 @@ class Saver:
             return
         state, training = self._state_tensors(), self._training_state(step, val_loss)
         if self._settings.asynchronous:
-            self._background.wait()  # it writes from the copies
+            self._background.wait()  # the running save reads from the buffers
             state = self._staging.stage(state)
             self._background.start(lambda: self._write(state, training))
             if last:
@@ -115,6 +107,7 @@ class Saver:
         self._since = self._clock()
 
     def _state_tensors(self) -> Tensors:
+        """Collect this rank's shards of all tensors."""
         trainer = self._trainer
         return {
             **state_dict.model_tensors(trainer.model),
@@ -123,6 +116,7 @@ class Saver:
         }
 
     def _training_state(self, step: int, val_loss: float | None) -> TrainingState:
+        """Collect the state of training apart from tensors."""
         trainer = self._trainer
         return TrainingState(
             tokenizer=trainer.tokenizer,
@@ -139,6 +133,7 @@ class Saver:
         )
 
     def _write(self, state: Tensors, training: TrainingState) -> None:
+        """Save the checkpoint; rank 0 then prints its path and deletes older checkpoints."""
         plan, started = self._trainer.plan, self._clock()
         layout = layout_of(plan.settings, plan.layout.data)
         save(self._checkpoints, state, training, layout=layout, group=self._group)
@@ -150,16 +145,14 @@ class Saver:
             self._prune()
 
     def _prune(self) -> None:
-        """Only now, as the new one has been verified."""
-        keep, best = self._settings.keep, self._settings.best
-        for step in checkpoints_to_delete(
-            self._checkpoints.validation_losses(), keep=keep, best=best
-        ):
+        """Delete older checkpoints. Called once the new one has been verified."""
+        losses, settings = self._checkpoints.validation_losses(), self._settings
+        for step in checkpoints_to_delete(losses, keep=settings.keep, best=settings.best):
             try:
                 self._checkpoints.remove(step)
             except OSError as error:
                 self._print_line(
-                    f"{self._checkpoints.folder(step)} cannot be removed: {error.strerror}"
+                    f"{self._checkpoints.folder(step)} cannot be deleted: {error.strerror}"
                 )
 
     def __enter__(self) -> Self:
@@ -174,16 +167,16 @@ class Saver:
         if error is None:
             self._background.wait()
             return
-        alike = isinstance(error, DivergedError)  # no rank is gone
+        all_alive = isinstance(error, DivergedError)
         try:
-            self._background.wait(None if alike else EXIT_WAIT_SECONDS)
-        except BaseException as another:
-            error.add_note(f"{another}")
+            self._background.wait(None if all_alive else EXIT_WAIT_SECONDS)
+        except BaseException as save_error:
+            error.add_note(f"{save_error}")
 
 
 def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
-    """Bring a new run to where a checkpoint was written: to the same bits in the same layout.
-    Raises RunError where its files cannot be read."""
+    """Restore the state of ``checkpoint``: identical bits, if the layout is the same.
+    Raises RunError if its files cannot be read."""
     checkpoint.load_model(trainer.model)
     checkpoint.load_optimizer(trainer.model, trainer.stepper.optimizer)
     training = checkpoint.training
@@ -196,16 +189,15 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
 
 
 def _recorded_state(component: object | None, kind: type[StateT]) -> StateT | None:
-    """What a checkpoint keeps of a part that has attributes of these names."""
+    """Copy the attributes of ``component`` that are fields of ``kind``; None without component."""
     if component is None:
         return None
-    return kind.model_validate(
-        {field: getattr(component, ATTRIBUTES.get(field, field)) for field in kind.model_fields}
-    )
+    return kind.model_validate({name: getattr(component, name) for name in kind.model_fields})
 
 
 def _restore_component(component: object | None, state: BaseModel | None) -> None:
-    """Nothing, where the run has no such part or had none."""
+    """Set the attributes of ``component`` to the fields of ``state``, if the run has the component
+    and the checkpoint its state."""
     if component is not None and state is not None:
         for name, value in state:
-            setattr(component, ATTRIBUTES.get(name, name), value)
+            setattr(component, name, value)

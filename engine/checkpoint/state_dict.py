@@ -1,12 +1,12 @@
-"""The tensors of a training, by names that no layout changes.
+"""The tensors of a checkpoint, under names that do not depend on the layout.
 
     model.NAME             a parameter
-    optimizer.NAME.STATE   what the optimizer keeps beside it: of its shape, or a number
-    rng.RANK               the random generators of a rank, JSON in uint8
+    optimizer.NAME.STATE   an optimizer state of the parameter: of its shape, or a scalar
+    rng.RANK               the random generators of a rank, JSON as uint8
 
-A parameter's box is also that of its optimizer state. A tied table goes by one name on both of the
-ranks that hold it: it is written once and read by both. What is on a disk, offloaded, is read from
-there when its turn comes.
+An optimizer state is sharded as its parameter. A tied embedding has one name on both ranks that
+have it: it is written once and read by both. A tensor that is offloaded to a disk is read when it
+is written to the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from models.parallel.shard import Shard
 
 MODEL, OPTIMIZER, RNG = "model.", "optimizer.", "rng."
 
-Tensors = dict[str, Tensor]  # Boxed, unless whole
+Tensors = dict[str, Tensor]
+"""Name -> DCPShard, or a plain tensor if it is not sharded."""
 
 
 def model_tensors(model: ModelChunks) -> Tensors:
-    """This rank's piece of every parameter it holds."""
+    """Return this rank's shard of each of its parameters."""
     shards = model.shards()
 
     def read(parameter: nn.Parameter, shard: Shard) -> Tensor:
@@ -43,31 +44,31 @@ def model_tensors(model: ModelChunks) -> Tensors:
 
 
 def optimizer_tensors(model: ModelChunks, optimizer: Optimizer) -> Tensors:
-    """This rank's piece of every state that the optimizer keeps by now."""
+    """Return this rank's shard of each optimizer state that exists by now."""
     shards = model.shards()
 
     def read(state: StateTensor, shard: Shard) -> Tensor:
         return state.read()[shard.valid_slices]
 
-    found: Tensors = {}
+    tensors: Tensors = {}
     for name, states in optimizer.states():
         shard = shards[name]
         for key, state in states.items():
             path = f"{OPTIMIZER}{name}.{key}"
             if state.shape:
                 assert state.shape == shard.local, f"{path} is not shaped like its parameter"
-                found[path] = DCPShard(partial(read, state, shard), shard, state.dtype)
+                tensors[path] = DCPShard(partial(read, state, shard), shard, state.dtype)
             else:
-                found[path] = DCPShard.unsharded(state.read())
-    return found
+                tensors[path] = DCPShard.unsharded(state.read())
+    return tensors
 
 
 def rng_tensors(rank: int, device: torch.device) -> Tensors:
-    """The state of this rank's random generators."""
+    """Return the states of this rank's random generators."""
     text = bytearray(rng.rng_state(device).encode())
     return {f"{RNG}{rank}": DCPShard.unsharded(torch.frombuffer(text, dtype=torch.uint8))}
 
 
 def restore_rng(state: Tensor, device: torch.device) -> None:
-    """Set the random generators of this process to ``state``, uint8."""
+    """Set the random generators of this process to ``state``, a tensor of ``rng_tensors``."""
     rng.restore_rng_state(bytes(state.tolist()).decode(), device)

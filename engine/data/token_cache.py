@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.atomic_write import atomic_file
 from engine.data import stat_cache
-from engine.disk import fsync_folder
 from engine.errors import UserError
 
 TAIL = struct.Struct("<Q32s8s")  # bytes of JSON, their SHA-256, MAGIC
@@ -128,28 +128,21 @@ def _read_tail(handle: BinaryIO) -> dict[str, Any]:
 
 
 def _write(path: Path, build: Build) -> None:
-    """Build beside ``path``, flush to the disk, and only then take its name."""
+    """Build ``path`` in a temporary file, which is fsynced and renamed."""
     _remove_abandoned(path)
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.part")
-    seen = hashlib.sha256()
-    try:
-        with unfinished.open("xb") as handle:
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # other machines may write it, too
+    digest = hashlib.sha256()
+    with atomic_file(path, temporary) as handle:
 
-            def write(ids: NDArray[Any]) -> None:
-                seen.update(ids.tobytes())
-                handle.write(ids.tobytes())
+        def write(ids: NDArray[Any]) -> None:
+            digest.update(ids.tobytes())
+            handle.write(ids.tobytes())
 
-            dtype, about = build(write)
-            count = handle.tell() // np.dtype(dtype).itemsize
-            inside = {"dtype": dtype, "count": count, "sha256": seen.hexdigest(), "about": about}
-            text = json.dumps(inside).encode()
-            handle.write(text + TAIL.pack(len(text), hashlib.sha256(text).digest(), MAGIC))
-            handle.flush()
-            os.fsync(handle.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        dtype, about = build(write)
+        count = handle.tell() // np.dtype(dtype).itemsize
+        inside = {"dtype": dtype, "count": count, "sha256": digest.hexdigest(), "about": about}
+        text = json.dumps(inside).encode()
+        handle.write(text + TAIL.pack(len(text), hashlib.sha256(text).digest(), MAGIC))
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+FILE_NAME = "tokenizer.json"
+"""The file of a run's folder that has its tokenizer, as ``dump`` returns it."""
+
 # A stream of text comes in pieces; None between two documents: an end-of-text goes there.
 Piece = str | None
 

@@ -1,8 +1,8 @@
-"""The folder of a run: who may write into it, what lies where, and how the run ended.
+"""The folder of a run: its files, its lock and its status.
 
 RUN/config.py, statements.json, resolved.json, environment.json, tokenizer.json, initial.json,
 log.jsonl, events.out.tfevents.* (TensorBoard's), checkpoints/, model.safetensors, status.json.
-Rank 0 claims a folder and the other ranks are told its path.
+Rank 0 claims the folder and sends its path to the other ranks.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
+from engine.atomic_write import write_atomically
+from engine.data.tokenizer import FILE_NAME as TOKENIZER
 from engine.disk import FULL, name_file_in_errors
 from engine.errors import UserError
 
 LOCK_SECONDS = 0.5
-"""How long a folder that is in use is tried for: a command that looks at it may hold it briefly."""
+"""How long to wait for the lock of a folder: a command that reads it may lock it briefly."""
 
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run; the last part of each is what the user sees."""
+    """The folder of a run. Its properties are the paths of its files."""
 
     path: Path
 
@@ -47,7 +49,7 @@ class RunFolder:
 
     @property
     def statements(self) -> Path:
-        """What the config stated, from which the run's plan is made again."""
+        """The settings that the user stated; a restart makes the plan from them."""
         return self.path / "statements.json"
 
     @property
@@ -56,14 +58,14 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        """Where TensorBoard's files are: here, so that it names the run as we do. Runs of earlier
-        versions have them in a folder of their own, and go on there."""
-        earlier = self.path / "tb"
-        return earlier if earlier.is_dir() else self.path
+        """The folder of TensorBoard's files: the run's folder, so that TensorBoard shows its name.
+        Runs of older versions continue to use their subfolder."""
+        subfolder = self.path / "tb"
+        return subfolder if subfolder.is_dir() else self.path
 
     @property
     def has_curves(self) -> bool:
-        """Whether there is anything for TensorBoard."""
+        """Whether TensorBoard's files exist."""
         return any(self.tensorboard.glob("events.out.tfevents.*"))
 
     @property
@@ -76,11 +78,11 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        return self.path / "tokenizer.json"
+        return self.path / TOKENIZER
 
     @property
     def initial(self) -> Path:
-        """Which weights it began with, if not with random ones."""
+        """The record of the initial weights, if they were not random."""
         return self.path / "initial.json"
 
     @property
@@ -96,8 +98,8 @@ class RunFolder:
         return self.path / ".lock"
 
     def read_status(self) -> dict[str, Any]:
-        """Read status.json, once it says how a run ended that was killed; empty where there is none
-        or it is not ours."""
+        """Read status.json, after marking a killed run as failed. Return an empty dict if the file
+        is missing or not a status."""
         status = self._read_status()
         if status.get("state") != "running":
             return status
@@ -106,13 +108,13 @@ class RunFolder:
 
     def _read_status(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.status.read_text())
+            status = json.loads(self.status.read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return status if isinstance(status, dict) else {}
 
     def write_status(self, state: RunStatus, *, step: int, message: str = "") -> None:
-        """Say how the run stands after ``step`` steps; keeps who claimed the folder and when."""
+        """Write the state of the run after ``step`` steps; the other fields are unchanged."""
         status = self._read_status() | {"state": state, "step": step, "message": message}
         status["ended"] = None if state == "running" else _now()
         text = json.dumps(status, indent=2) + "\n"
@@ -121,32 +123,32 @@ class RunFolder:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            # Where a full disk has no room for another file, this one has its own
+            # A full disk has no space for a new file, but this one can be overwritten
             with name_file_in_errors(self.status), self.status.open("r+", encoding="utf-8") as file:
                 file.write(text)
                 file.truncate()
 
     def lock(self) -> AbstractContextManager[Any]:
-        """Keep other jobs out of the folder until what this returns is left, or the process ends.
-        File systems without locks let them in.
+        """Lock the folder against other jobs and return a context manager that unlocks it. The end
+        of the process unlocks it, too. On a file system without locks nothing is locked.
 
-        Raises UserError where another job is in it, or it cannot be written.
+        Raises UserError if another job has the lock, or the folder is not writable.
         """
         deadline = time.monotonic() + LOCK_SECONDS
-        while (held := self._try_lock()) is None:
+        while (lock := self._try_lock()) is None:
             if time.monotonic() > deadline:
                 status = self._read_status()
                 by = f"process {status.get('pid')} on {status.get('host')}"
-                raise UserError(f"{self.path} is in use by {by}; it must end first")
+                raise UserError(f"{self.path} is in use by {by}: wait until it ends, or stop it")
             time.sleep(LOCK_SECONDS / 10)
-        return held
+        return lock
 
     def _try_lock(self) -> AbstractContextManager[Any] | None:
-        """Take the lock; None where another job has it. Raises UserError."""
+        """Lock the folder; return None if another job has the lock. Raises UserError."""
         try:
             file = self.lock_file.open("a")
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -158,33 +160,37 @@ class RunFolder:
         return file
 
     def mark_if_killed(self) -> None:
-        """Record the end of a run that was killed before it could: its status is "running", and
-        nobody holds its folder. A run that has not held it yet is starting. Nothing is written
-        where that cannot be found out, or the folder cannot be written."""
+        """Write the state "failed" if status.json has "running" but no process has the lock: the
+        run was killed. A folder without a lock file is skipped, because its run is starting. Does
+        nothing if the lock cannot be checked or the status not written."""
         if self._read_status().get("state") != "running" or not self.lock_file.exists():
             return
-        with suppress(UserError, OSError), self._try_lock() or nullcontext() as held:
+        with suppress(UserError, OSError), self._try_lock() or nullcontext() as lock:
             status = self._read_status()
-            if held is not None and status.get("state") == "running":
+            if lock is not None and status.get("state") == "running":
                 step = self._last_step() or status.get("step", 0)
-                self.write_status("failed", step=step, message="killed before it could say why")
+                self.write_status(
+                    "failed", step=step, message="process was killed (no error recorded)"
+                )
 
     def _last_step(self) -> int:
+        """Return the last step of log.jsonl; 0 if it cannot be read."""
         try:
             return int(json.loads(self.log.read_text().splitlines()[-1])["step"])
-        except (OSError, ValueError, IndexError, KeyError, TypeError):  # torn, perhaps
+        except (OSError, ValueError, IndexError, KeyError, TypeError):  # a crash may truncate it
             return 0
 
     def reassign(self, run_id: str) -> None:
-        """Make a folder that is held this run's own, so that its restarts find it."""
-        now = {"state": "running", "message": "", "ended": None}
-        status = self._read_status() | _owner(run_id) | now
+        """Write the run id of a launch that resumes here, so that its restarts find the folder. The
+        caller must have the lock."""
+        running = {"state": "running", "message": "", "ended": None}
+        status = self._read_status() | _owner(run_id) | running
         write_atomically(self.status, json.dumps(status, indent=2) + "\n")
 
     def record(
         self, *, config: str, resolved: Mapping[str, Any], statements: Mapping[str, Any]
     ) -> None:
-        """Write the config file as it was given, what it stated and all that it resolved to."""
+        """Write config.py, resolved.json and statements.json."""
         write_atomically(self.config, config)
         write_atomically(self.resolved, json.dumps(resolved, indent=2) + "\n")
         write_atomically(self.statements, json.dumps(statements, indent=2) + "\n")
@@ -193,17 +199,17 @@ class RunFolder:
 def claim_folder(
     name: str, run_id: str, *, output: Path | None = None, root: Path = Path("runs")
 ) -> RunFolder:
-    """A folder for the run: ``output``, or by default ROOT/NAME-TIME.
+    """Create the folder of a run: ``output``, or by default ROOT/NAME-TIME.
 
-    The same ``run_id`` gets the same folder again, so that a restarted job goes on in it.
+    If a folder of the same ``run_id`` exists, return that: a restarted job continues in it.
 
-    Raises UserError where ``output`` is in use by another run or cannot be made.
+    Raises UserError if ``output`` belongs to another run or cannot be created.
     """
     if output is not None:
         folder = RunFolder(output)
         if not _create(folder, run_id) and folder.read_status().get("run_id") != run_id:
             raise UserError(
-                f"{output}: {_why_in_use(folder)}; give another --output or remove it first"
+                f"{output} {_why_in_use(folder)}; choose another --output or remove it first"
             )
         return folder
     for folder in _folders(root, f"{escape(name)}-*"):
@@ -214,25 +220,13 @@ def claim_folder(
 
 
 def list_runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
-    """The folders NAME-TIME under ``root``, of all names by default, the newest first."""
+    """List the folders NAME-TIME under ``root``, of all names by default, the newest first."""
     return [RunFolder(path) for _, _, path in sorted(_dated(root, name), reverse=True)]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old or the new whole."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with name_file_in_errors(path), draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _create(folder: RunFolder, run_id: str) -> bool:
-    """Make the folder this run's own; False where it is in use. Of two at once one succeeds."""
+    """Create the folder and its status.json; return False if it is not empty. Of two concurrent
+    calls one succeeds."""
     owner = {**_owner(run_id), "started": _now()}
     status = {**owner, "state": "running", "step": 0, "message": "", "ended": None}
     try:
@@ -244,12 +238,12 @@ def _create(folder: RunFolder, run_id: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UserError(f"{folder.path}: cannot be the run's folder: {error.strerror}") from None
+        raise UserError(f"{folder.path} cannot be created: {error.strerror}") from None
     return True
 
 
 def _dated(root: Path, name: str | None = None) -> Iterator[tuple[str, int, Path]]:
-    """The time and the number in the names of runs, and their folders."""
+    """Yield time and number from the name of each run's folder, and its path."""
     pattern = re.compile(rf"({re.escape(name) if name else '.*'})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
     for folder in _folders(root, "*"):
         parts = pattern.fullmatch(folder.path.name)
@@ -262,12 +256,12 @@ def _owner(run_id: str) -> dict[str, Any]:
 
 
 def _why_in_use(folder: RunFolder) -> str:
-    """What keeps a folder from being claimed."""
+    """Return the reason why a folder cannot be claimed."""
     if not folder.path.is_dir():
         return "is not a folder"
     status = folder.read_status()
     if "state" in status:
-        run = f"holds a run ({status['state']} at step {status.get('step')})"
+        run = f"contains a run ({status['state']} at step {status.get('step')})"
         return f"{run}; --resume {quote(str(folder.path))} continues it"
     return "is not empty"
 
@@ -277,8 +271,8 @@ def _folders(root: Path, pattern: str) -> list[RunFolder]:
 
 
 def _new_paths(root: Path, name: str) -> Iterator[Path]:
-    """NAME-TIME, then NAME-TIME-2 ...: newer by their names than all runs there are, though the
-    clock may have been set back."""
+    """Yield NAME-TIME, NAME-TIME-2 ..., which sort after the names of all existing runs, even if
+    the clock was set back."""
     now = f"{datetime.now():%Y%m%d-%H%M%S}"
     time, number = max([(now, 0), *((time, number) for time, number, _ in _dated(root))])
     while True:

@@ -1,4 +1,4 @@
-"""How the user starts cuboid from the folder they are in, for commands that messages print."""
+"""The command that starts cuboid from the current folder, for messages to print."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ ROOT = Path(__file__).parents[2]
 def cuboid(
     environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix, root: Path = ROOT
 ) -> str:
-    """Return ``cuboid``, or run.sh by its path where ``prefix``, the environment of this process,
-    is the one that run.sh made and it is not active: there the command is not on the user's
-    PATH."""
+    """Return ``cuboid``, or the path of run.sh if this process runs in run.sh's environment
+    (``prefix``) and that is not active: the command is not on the user's PATH then."""
     script, own = root / "run.sh", root / ".venv"
     active = environ.get("VIRTUAL_ENV") or environ.get("CONDA_PREFIX")
     if not script.is_file() or not _same(own, prefix) or (active and _same(own, active)):

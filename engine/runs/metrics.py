@@ -1,4 +1,4 @@
-"""What a step measured, and the files it is written to: log.jsonl and TensorBoard's events."""
+"""The metrics of a step and the files they are written to: log.jsonl and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -10,58 +10,99 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from engine.atomic_write import write_atomically
 from engine.disk import name_file_in_errors
-from engine.runs.folder import write_atomically
+
+if TYPE_CHECKING:
+    from engine.training.step import StepResult
+    from engine.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """One optimizer step, counted from 1.
-
-    ``loss`` is the mean over all targets of the global batch, before the update; ``grad_norm`` is
-    unscaled and before clipping; ``tokens`` are all since the run began, ``tokens_per_second``
-    those of this step, both over all ranks; it took ``seconds``. ``memory_by_rank`` is each rank's
-    peak so far, bytes. ``val_loss`` is there where the step was followed by a validation.
-    ``flops_per_second`` (by the model's maths, over all ranks) and ``mfu``, their share of the
-    devices' peak where that is known, are filled in by the reporter. fp16 has the ``loss_scale``
-    that the next step begins with. ``skipped`` counts steps so far, for an overflow or a spike of
-    the loss; ``remark`` says why this one was.
-    """
+    """The measurements of one optimizer step."""
 
     step: int
+    """Counted from 1."""
     loss: float
+    """The mean over all targets of the global batch, before the update."""
     lr: float
     grad_norm: float
+    """Unscaled, before clipping."""
     tokens: int
+    """All tokens since the run began, over all ranks."""
     tokens_per_second: float
+    """Of this step, over all ranks."""
     seconds: float
+    """The duration of this step."""
     memory_by_rank: tuple[int, ...]
+    """The peak memory of each rank so far, bytes."""
     val_loss: float | None = None
+    """The loss of a validation right after this step."""
     loss_scale: float | None = None
+    """The loss scale of fp16 for the next step."""
     skipped: int | None = None
+    """The steps skipped so far because of an overflow or a loss spike."""
     remark: str | None = None
+    """The reason why this step was skipped."""
     flops_per_second: float | None = None
+    """FLOP/s of the model's matrix products, over all ranks. The reporter sets it."""
     mfu: float | None = None
+    """Model FLOPs utilization: their share of the devices' peak. The reporter sets it."""
 
     @property
     def memory_bytes(self) -> int:
-        """The largest of the ranks' peaks."""
+        """The largest peak of all ranks."""
         return max(self.memory_by_rank)
 
     def record(self) -> dict[str, int | float | str | None]:
-        """The object of log.jsonl. JSON has no NaN and no infinity: null stands for them."""
-        names = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_bytes"]
-        values = {name: getattr(self, name) for name in names}
-        optional = {name: getattr(self, name) for name in ("val_loss", "loss_scale", "skipped")}
-        values |= {name: value for name, value in optional.items() if value is not None}
-        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        """Return the line of log.jsonl as an object. NaN and infinity, which JSON does not have,
+        become null. Fields without a value are left out."""
+        numbers = {
+            "step": self.step,
+            "loss": self.loss,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "memory_bytes": self.memory_bytes,
+        }
+        optional = {
+            "val_loss": self.val_loss,
+            "loss_scale": self.loss_scale,
+            "skipped": self.skipped,
+        }
+        numbers |= {name: value for name, value in optional.items() if value is not None}
+        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         return finite | ({"remark": self.remark} if self.remark else {})
 
 
+def step_metrics(
+    trainer: Trainer, step: int, result: StepResult, *, seconds: float, val_loss: float | None
+) -> StepMetrics:
+    """Collect the measurements of a step that took ``seconds``."""
+    scale, spikes, plan = trainer.stepper.loss_scale, trainer.stepper.spikes, trainer.plan
+    skipped = [component.skipped for component in (scale, spikes) if component is not None]
+    return StepMetrics(
+        step=step,
+        loss=result.loss,
+        lr=trainer.lr(step),
+        grad_norm=result.grad_norm,
+        tokens=trainer.batches.consumed(step).tokens,
+        tokens_per_second=plan.tokens_per_step / seconds,
+        seconds=seconds,
+        memory_by_rank=result.memory_bytes,
+        val_loss=val_loss,
+        loss_scale=scale.scale if scale else None,
+        skipped=sum(skipped) if skipped else None,
+        remark=result.remark or None,
+    )
+
+
 class Sink(Protocol):
-    """Something that takes every row of a run, in order."""
+    """A destination of the metrics of all steps, in order."""
 
     def step(self, row: StepMetrics) -> None: ...
 
@@ -69,10 +110,9 @@ class Sink(Protocol):
 
 
 class JsonLinesLog:
-    """log.jsonl: an object a step, on disk as soon as it is there.
+    """log.jsonl: one object per step, written without buffering.
 
-    Rows that an earlier, interrupted try of this run wrote past ``last_step``, the step that this
-    try goes on from, are cut.
+    ``last_step``: the step from which the run resumes; later lines are deleted.
     """
 
     def __init__(self, path: Path, last_step: int = 0) -> None:
@@ -83,7 +123,7 @@ class JsonLinesLog:
     def step(self, row: StepMetrics) -> None:
         line = json.dumps(row.record()).encode() + b"\n"
         with name_file_in_errors(self._path):
-            if self._file.write(line) < len(line):  # the disk took a part, and has no more
+            if self._file.write(line) < len(line):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
@@ -91,7 +131,7 @@ class JsonLinesLog:
 
 
 def _rows_up_to(path: Path, last_step: int) -> Iterator[str]:
-    """The lines of steps up to ``last_step``; a line torn by a crash is left out."""
+    """Yield the lines of steps up to ``last_step``, without a line that a crash truncated."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             try:
@@ -103,16 +143,16 @@ def _rows_up_to(path: Path, last_step: int) -> Iterator[str]:
 
 
 class TensorBoard:
-    """Curves for ``tensorboard --logdir``; imports tensorboard when it is made.
+    """Curves for ``tensorboard --logdir``. The constructor imports tensorboard.
 
-    Groups are in the order of their names, the loss first. The tab Custom Scalars has the memory of
-    all ranks in one chart, the tab Text the ``config``.
+    TensorBoard sorts the groups by name; the loss is first. The tab Custom Scalars shows the memory
+    of all ranks in one chart, the tab Text the ``config``.
     """
 
     def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what an earlier try of this run wrote past the step it goes on from
+        # purge_step hides the later steps of the run that is resumed
         with name_file_in_errors(folder):
             self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
         self._folder, self._report = folder, threading.excepthook
@@ -156,8 +196,7 @@ class TensorBoard:
             threading.excepthook = self._report
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """Say nothing of tensorboard's thread that could not write: the next call raises its error
-        again."""
+        """Suppress the report of an OSError in tensorboard's thread: the next call raises it."""
         theirs = type(failure.thread).__module__.startswith("tensorboard.")
         if not (theirs and isinstance(failure.exc_value, OSError)):
             self._report(failure)

@@ -1,7 +1,8 @@
-"""The settings of a run as it recorded them, from which its plan is made again. No torch.
+"""The record of a run's settings, from which its plan is made again. No torch.
 
-RUN/statements.json holds what the config file, the command line and the environment stated when the
-run began, each with its place. The user's files are not read again: they may have changed since.
+RUN/statements.json has the settings that the config file, the command line and the environment
+stated when the run started, each with its origin. The user's files are not read again, because
+they may have changed since.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.checkpoint.compatibility import FIXED
 from engine.checkpoint.manifest import first_problem
@@ -36,45 +37,51 @@ from engine.runs.folder import RunFolder
 
 
 class _RecordModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
+    )
 
 
 class RecordedSetting(_RecordModel):
-    """A ``SettingSource`` as JSON; ``written`` is the text that messages show."""
+    """A ``SettingSource`` in statements.json. The field names are those on the disk, or have it as
+    an alias."""
 
     name: str
     written: str
+    """The value as messages show it."""
     value: Any
     file: str
     line: int
-    weight: Precedence
+    precedence: Precedence = Field(alias="weight")
     remark: str = ""
 
     @classmethod
-    def of(cls, stated: SettingSource) -> RecordedSetting:
+    def of(cls, source: SettingSource) -> RecordedSetting:
+        """Convert from a ``SettingSource``."""
         return cls(
-            name=stated.name,
-            written=show(stated.written),
-            value=stated.value,
-            file=stated.origin.file,
-            line=stated.origin.line,
-            weight=stated.precedence,
-            remark=stated.remark,
+            name=source.name,
+            written=show(source.written),
+            value=source.value,
+            file=source.origin.file,
+            line=source.origin.line,
+            weight=source.precedence,
+            remark=source.remark,
         )
 
-    def stated(self) -> SettingSource:
+    def setting_source(self) -> SettingSource:
+        """Convert to a ``SettingSource``."""
         return SettingSource(
             name=self.name,
-            written=Symbol(self.written),  # is shown as its text
+            written=Symbol(self.written),  # a Symbol is shown as its text
             value=tuple(self.value) if isinstance(self.value, list) else self.value,
             origin=Origin(self.file, self.line, 0),
-            precedence=self.weight,
+            precedence=self.precedence,
             remark=self.remark,
         )
 
 
 class RecordedNote(_RecordModel):
-    """A key of the config that has no effect, and why."""
+    """A note on a key of the config that has no effect."""
 
     file: str
     line: int
@@ -82,69 +89,71 @@ class RecordedNote(_RecordModel):
 
 
 class RunRecord(_RecordModel):
-    """The content of statements.json, and ``text``, that of config.py.
-
-    ``config`` is the absolute path of the config file, which identifies the run; "" where an older
-    version recorded none. ``source`` is the path as the user gave it. ``data_parallel`` counts the
-    copies of the model. ``fixed`` holds the settings that the weights depend on, resolved.
-    """
+    """The content of statements.json, and of config.py (``text``)."""
 
     format: Literal[1] = 1
     config: str
+    """The absolute path of the config file, which identifies the runs of a config; "" in runs of an
+    older version."""
     name: str
     source: str
+    """The path of the config file as the user gave it."""
     overrides: tuple[str, ...] = ()
+    """KEY=VALUE on the command line."""
     data_parallel: int = 1
     statements: dict[str, RecordedSetting]
     notes: tuple[RecordedNote, ...] = ()
     fixed: dict[str, Any]
+    """The settings on which the weights depend, resolved."""
     text: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> RunRecord:
-        said = plan.sources
+        """Collect the record of a plan."""
+        sources = plan.sources
         return cls(
             config=str(plan.config.path) if plan.config.path.is_absolute() else "",
             name=plan.settings.name,
             source=plan.settings.source,
             overrides=plan.config.overrides,
             data_parallel=plan.layout.data,
-            statements={key: RecordedSetting.of(stated) for key, stated in said.settings.items()},
+            statements={
+                key: RecordedSetting.of(source) for key, source in sources.settings.items()
+            },
             notes=tuple(
                 RecordedNote(file=note.file, line=note.line, message=note.message)
-                for note in said.notes
+                for note in sources.notes
             ),
             fixed=_fixed(plan.settings),
             text=plan.config.text,
         )
 
     def plan(self, *, gpus: int | None, overrides: Sequence[str] = ()) -> Plan:
-        """Make the run's plan again on ``gpus``, by default on the fewest that hold one copy of the
-        model. ``overrides`` (``KEY=VALUE``) replace what was recorded.
+        """Make the run's plan on ``gpus``, by default on as many as one replica of the model needs.
+        ``overrides`` (``KEY=VALUE``) replace recorded settings.
 
-        Raises ConfigError with every problem of the overrides.
+        Raises ConfigError with all problems of the overrides.
         """
         given = _parse(overrides)
-        said = read_setting_sources(self.source, _document(given), {})
-        for setting, stated in self._recorded(given, said.settings).items():
-            if (
-                setting not in said.settings
-                or said.settings[setting].precedence < stated.precedence
-            ):
-                said.settings[setting] = stated
-        said.notes += [Problem(note.file, note.line, None, note.message) for note in self.notes]
+        sources = read_setting_sources(self.source, _document(given), {})
+        settings = sources.settings
+        for name, recorded in self._recorded(given, settings).items():
+            if name not in settings or settings[name].precedence < recorded.precedence:
+                settings[name] = recorded
+        sources.notes += [Problem(note.file, note.line, None, note.message) for note in self.notes]
         config = ConfigFile(
             path=Path(self.config), text=self.text, overrides=(*self.overrides, *overrides)
         )
-        return plan_from(said, name=self.name, gpus=gpus, config=config)
+        return plan_from(sources, name=self.name, gpus=gpus, config=config)
 
     def _recorded(
         self, given: Mapping[Keys, object], overriding: Mapping[str, SettingSource]
     ) -> dict[str, SettingSource]:
-        """Select what the overrides leave: one of a section replaces all that is in it. The sizes
-        of the model stay, though they followed from a setting that is overridden."""
+        """Select the recorded settings that the overrides do not replace; an override of a section
+        replaces all of it. The model's sizes are fixed, even if they were derived from a setting
+        that is overridden."""
         kept = {
-            setting: statement.stated()
+            setting: statement.setting_source()
             for setting, statement in self.statements.items()
             if not any(tuple(statement.name.split("."))[: len(path)] == path for path in given)
         }
@@ -166,7 +175,7 @@ class RunRecord(_RecordModel):
 
 
 def write_record(folder: RunFolder, plan: Plan) -> None:
-    """Write the config, its settings and what they were resolved from into the run's folder."""
+    """Write the config file, the resolved settings and the record into the run's folder."""
     folder.record(
         config=plan.config.text,
         resolved=plan.settings.model_dump(mode="json"),
@@ -175,34 +184,32 @@ def write_record(folder: RunFolder, plan: Plan) -> None:
 
 
 def read_record(folder: RunFolder) -> RunRecord:
-    """Read what the run recorded; of a run of an older version, which recorded no statements, what
-    its settings resolved to. Raises UserError where there is neither."""
+    """Read the record of a run. For a run of an older version, which has none, make one from its
+    resolved settings. Raises UserError if there are none either."""
     if not folder.statements.is_file():
         return _record_from_settings(folder, recorded_settings(folder))
     try:
-        found = json.loads(folder.statements.read_bytes())
-        return RunRecord.model_validate({**found, "text": _text(folder)})
+        content = json.loads(folder.statements.read_bytes())
+        return RunRecord.model_validate({**content, "text": _text(folder)})
     except OSError as error:
         raise UserError(f"{folder.statements} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise UserError(f"{folder.statements}: {first_problem(error)}") from None
     except (ValueError, TypeError):
-        raise UserError(f"{folder.statements} is not a run's record") from None
+        raise UserError(f"{folder.statements} is not the record of a run") from None
 
 
 def recorded_config_path(folder: RunFolder) -> str | None:
-    """Read the absolute path of the config file that the run is of; None where it was not
-    recorded."""
+    """Read the absolute path of the run's config file; None if it was not recorded."""
     try:
-        found = json.loads(folder.statements.read_bytes())["config"]
+        path = json.loads(folder.statements.read_bytes())["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) and found else None
+    return path if isinstance(path, str) and path else None
 
 
 def recorded_settings(folder: RunFolder) -> Settings:
-    """Read what the run's settings resolved to. Raises UserError where it is no run of this
-    version."""
+    """Read the resolved settings of a run. Raises UserError if they are missing or invalid."""
     try:
         return Settings.model_validate_json(folder.resolved.read_bytes())
     except OSError as error:
@@ -212,23 +219,25 @@ def recorded_settings(folder: RunFolder) -> Settings:
 
 
 def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str] = ()) -> Plan:
-    """Make the plan of a run on ``gpus``, by default on the fewest that hold one copy of the model,
-    with ``overrides`` (``KEY=VALUE``) of what it recorded.
+    """Make the plan of a run on ``gpus``, by default on as many as one replica of the model needs.
+    ``overrides`` (``KEY=VALUE``) replace recorded settings.
 
     Raises:
-        UserError: no settings were recorded, or the overrides are of another model.
-        ConfigError: with every problem of the overrides.
+        UserError: the run recorded no settings, or the overrides change the model.
+        ConfigError: the overrides are invalid; lists all problems.
     """
     record = read_record(folder)
     plan = record.plan(gpus=gpus, overrides=overrides)
     for name, recorded in sorted(record.fixed.items()):
         if name.startswith("model.") and _value(plan.settings, name) != recorded:
-            raise UserError(f"{plan.cite(name)}, and the run's weights are of {recorded!r}")
+            raise UserError(
+                f"{plan.cite(name)} cannot be overridden: the run's weights have {recorded!r}"
+            )
     return plan
 
 
 def _record_from_settings(folder: RunFolder, settings: Settings) -> RunRecord:
-    """Make a record in which every setting that is not its default is stated."""
+    """Make a record in which every setting that differs from its default is stated."""
     statements = {}
     for name, field in all_settings().items():
         value = _value(settings, name)
@@ -252,6 +261,7 @@ def _record_from_settings(folder: RunFolder, settings: Settings) -> RunRecord:
 
 
 def _parse(overrides: Sequence[str]) -> dict[Keys, object]:
+    """Parse overrides. Raises ConfigError with all problems."""
     problems: list[Problem] = []
     given = command_line.parse(overrides, Budget(), problems.append)
     if problems:
@@ -260,7 +270,7 @@ def _parse(overrides: Sequence[str]) -> dict[Keys, object]:
 
 
 def _document(given: Mapping[Keys, object]) -> Document:
-    """Make a config of the overrides alone."""
+    """Make a config that has only the overrides. Raises ConfigError with all problems."""
     table, problems = TrackedDict(), list[Problem]()
     for path, value in given.items():
         try:
@@ -285,6 +295,7 @@ def _value(settings: Settings, name: str) -> Any:
 
 
 def _text(folder: RunFolder) -> str:
+    """Read the run's config file; "" if it cannot be read."""
     try:
         return folder.config.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A plan in a few lines: what is cut how, and how much a step is. No torch."""
+"""A summary of a plan: model, layout, batch and work of a step, one line each. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan_summary(plan: Plan) -> dict[str, str]:
-    """Name -> text of each line, in their order."""
+    """Return name and text of each line, in order."""
     settings, layout = plan.settings, plan.layout
     model = settings.model
     flops = flops_per_token(model, settings.seq_len)
@@ -31,23 +31,23 @@ def plan_summary(plan: Plan) -> dict[str, str]:
         f"pipeline {layout.pipeline} x data {layout.data} = {ranks}",
         "batch": f"{plural(settings.batch_size, 'sample')} x data {layout.data} x accumulation "
         f"{settings.gradient_accumulation} = {batch} of {settings.seq_len} "
-        f"tokens a step, in micro-batches of {plan.micro_batch}"
+        f"tokens per step, in micro-batches of {plan.micro_batch}"
         + (f" padded by {padding}" if padding else ""),
         "work": f"{plan.tokens_per_step:,} tokens and "
-        f"{format_count(flops * plan.tokens_per_step)}FLOPs a "
-        f"step, {format_count(flops)}FLOPs a token; {settings.precision}",
+        f"{format_count(flops * plan.tokens_per_step)}FLOPs per "
+        f"step, {format_count(flops)}FLOPs per token; {settings.precision}",
     }
 
 
 def plan_remarks(plan: Plan) -> list[str]:
-    """What the plan has to say, a line each."""
+    """Return a line per warning and note of the plan."""
     warnings = [f"warning: {text}" for text in plan.warnings]
     return warnings + [f"note: {text}" for text in plan.notes]
 
 
 def summary_table(lines: Mapping[str, str]) -> Table:
-    """Lines as rich prints them: names on the left, long texts wrapped on the right."""
+    """Return the lines as a table for rich: names on the left, texts wrapped on the right."""
     grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in lines.items():
-        grid.add_row(name, Text(text))  # a path may look like markup
+        grid.add_row(name, Text(text))  # not markup, which a path may resemble
     return grid

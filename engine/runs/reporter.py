@@ -1,4 +1,4 @@
-"""What rank 0 tells of a run: terminal, log.jsonl, TensorBoard, status.json."""
+"""Rank 0's reports of a run: terminal, log.jsonl, TensorBoard, status.json, environment.json."""
 
 from __future__ import annotations
 
@@ -10,43 +10,69 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import torch
 from rich.console import Console
 
+from engine.atomic_write import write_atomically
 from engine.disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.errors import RunError, UserError
 from engine.estimate.flops import flops_per_token, peak_flops
-from engine.formatting import format_count, plural
+from engine.formatting import format_count, format_duration, plural
 from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.runs.folder import RunFolder, RunStatus
 from engine.runs.metrics import JsonLinesLog, Sink, StepMetrics, TensorBoard
 from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
-from engine.runs.terminal import StepTimer, Terminal, format_duration, print_wrapped
+from engine.runs.terminal import StepTimer, Terminal, print_wrapped
+from engine.training.matmuls import cpu_capability
+from engine.world.processor import this_processor, usable_cores
+from models.parameters import parameter_count
 
 if TYPE_CHECKING:
     from engine.plan import Plan
+    from engine.training.trainer import Trainer
+    from engine.world.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a run knows once it is up, and its plan did not.
-
-    ``device`` is 'cpu' or the name CUDA gives; ``parameters`` counts the whole model, unpadded;
-    ``first_step`` steps were done before; ``cores``: the CPU cores of all machines that the ranks
-    compute on, if they do on a CPU; ``more`` are further rows of the opening table.
-    """
+    """The facts of the opening table that the plan does not have."""
 
     device: str
+    """'cpu', or the name of the GPU."""
     parameters: int
+    """Of the whole model, without padding."""
     total_steps: int
     first_step: int = 0
+    """The steps done before; 0 unless the run resumes."""
     cores: int | None = None
+    """The CPU cores, on all machines, that the ranks compute on; None on GPUs."""
     more: Mapping[str, str] = field(default_factory=dict)
+    """Further rows of the table."""
+
+    @classmethod
+    def of(cls, trainer: Trainer, first_step: int) -> Self:
+        """Collect the facts of a run on this process's device."""
+        world = trainer.world
+        cuda = world.device.type == "cuda"
+        return cls(
+            device=torch.cuda.get_device_name(world.device) if cuda else "cpu",
+            parameters=parameter_count(trainer.plan.settings.model),
+            total_steps=trainer.steps,
+            first_step=first_step,
+            cores=None if cuda else _cores(world),
+            more={
+                "data": trainer.batches.corpus.description,
+                "validation": _validation_text(trainer),
+                "matmul": _matmul_text(trainer, cuda=cuda),
+            },
+        )
 
 
 class Reporter:
-    """Passes each row on, and leaves word of how the run ended whichever way it is left.
+    """Reports each step to the terminal and the files. As a context manager it records in
+    status.json how the run ended.
 
-    Ranks other than 0 make one of nothing, which is silent.
+    On ranks other than 0 it is constructed without arguments and reports nothing.
     """
 
     def __init__(
@@ -63,10 +89,10 @@ class Reporter:
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._step = first_step
         self.validation: StepMetrics | None = None
-        """The last step that a validation followed."""
+        """The last step with a validation."""
 
     def step(self, row: StepMetrics) -> None:
-        """Report a step; its validation, if it had one, comes with it."""
+        """Report a step, and its validation if it has one."""
         self._step = row.step
         if row.val_loss is not None:
             self.validation = row
@@ -79,14 +105,15 @@ class Reporter:
             self._terminal.step(row)
 
     def print_line(self, text: str) -> None:
-        """A line on rank 0's terminal."""
+        """Print a line on the terminal."""
         if self._terminal is not None:
             self._terminal.print_text(text)
 
     def finish(self, state: RunStatus, message: str = "") -> None:
-        """Write how the run ended, close every file and take the bar away. Only once.
+        """Record the end of the run in status.json, close all files and remove the progress bar.
+        Later calls do nothing.
 
-        Raises OSError where the disk did not take all of a run that has not failed already.
+        Raises OSError if a file could not be written, unless the run has already failed.
         """
         (files, self._files), (folder, self._folder) = (self._files, ()), (self._folder, None)
         problem = None
@@ -98,7 +125,7 @@ class Reporter:
         if self._terminal is not None:
             self._terminal.close()
         if state == "failed":
-            problem = None  # what is written last is why it did
+            problem = None  # the run's own error is the one to report
         elif problem is not None:
             state, message = "failed", str(full_disk_error(problem, FREE_SPACE_REMEDY) or problem)
         if folder is not None:
@@ -116,7 +143,7 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """What leaves by an error has failed; Ctrl-C interrupts; the rest has finished."""
+        """Record that the run finished, was interrupted, or failed with ``error``."""
         if error is None:
             self.finish("finished")
         elif isinstance(error, KeyboardInterrupt):
@@ -127,10 +154,31 @@ class Reporter:
             self.finish("failed", text.partition("\n")[0])
 
 
-def open_reporter(
+def open_reporter(trainer: Trainer, folder: RunFolder, first_step: int) -> Reporter:
+    """Open the reporter of this rank. Rank 0 also writes environment.json and tokenizer.json and
+    prints the opening table; the reporters of other ranks report nothing."""
+    if not trainer.world.is_main:
+        return Reporter()
+    info = RunInfo.of(trainer, first_step)
+    reporter = open_rank_0_reporter(trainer.plan, info, folder)
+    environment = {
+        "torch": torch.__version__,
+        "device": info.device,
+        "processor": this_processor().name,
+        "threads": torch.get_num_threads(),
+        "matmul": trainer.matmul,
+    }
+    write_atomically(folder.environment, json.dumps(environment, indent=2) + "\n")
+    if (tokenizer := trainer.tokenizer) is not None:
+        write_atomically(folder.tokenizer, json.dumps(tokenizer))
+    return reporter
+
+
+def open_rank_0_reporter(
     plan: Plan, info: RunInfo, folder: RunFolder, console: Console | None = None
 ) -> Reporter:
-    """Rank 0's reporter: opens the files of the run, prints remarks and the table."""
+    """Open the files of the run, print the plan's remarks and the opening table, and return the
+    reporter."""
     settings = plan.settings
     console = console or Console()
     folder.write_status("running", step=info.first_step)
@@ -177,11 +225,35 @@ def open_reporter(
 
 
 def _guessed_time(info: RunInfo, seconds: float | None) -> dict[str, str]:
-    """The opening table's row on the time that a run on a CPU will take, at so many seconds a step;
-    none where steps will soon tell, and small models spend their time on other things than
-    FLOPs."""
-    whole = 0.0 if seconds is None else seconds * (info.total_steps - info.first_step)
-    if whole < 60 or info.cores is None:
+    """Return the table's row on the expected time of a run on a CPU, at ``seconds`` per step.
+    Return none below a minute: measured steps follow soon, and the FLOPs of a small model do not
+    determine its time."""
+    total = 0.0 if seconds is None else seconds * (info.total_steps - info.first_step)
+    if total < 60 or info.cores is None:
         return {}
-    rate = f"{format_count(GUESSED_RATE)}FLOP/s a core on {plural(info.cores, 'core')}"
-    return {"time": f"about {format_duration(whole)}, a guess at {rate}"}
+    rate = f"{format_count(GUESSED_RATE)}FLOP/s per core on {plural(info.cores, 'core')}"
+    return {"time": f"about {format_duration(total)}, a guess at {rate}"}
+
+
+def _validation_text(trainer: Trainer) -> str:
+    """Return the table's row on validation: its samples, and how often it is run."""
+    every, eval_batches = trainer.plan.settings.eval.every, trainer.batches.validation
+    if every == 0 or eval_batches.batches == 0:
+        return "none"
+    return f"{eval_batches}, " + (
+        "at the end" if every is None else f"every {plural(every, 'step')}"
+    )
+
+
+def _matmul_text(trainer: Trainer, *, cuda: bool) -> str:
+    """Return the table's row on the matmul library and the processor that it was chosen for."""
+    if cuda:
+        return trainer.matmul
+    threads = plural(torch.get_num_threads(), "thread")
+    return f"{trainer.matmul}, on {this_processor().name} ({cpu_capability()}), {threads} per rank"
+
+
+def _cores(world: World) -> int:
+    """Return the CPU cores that the ranks compute on, on all machines, assumed to be alike."""
+    machines = -(-world.size // world.local_size)
+    return machines * min(usable_cores(), world.local_size * torch.get_num_threads())

@@ -1,25 +1,26 @@
-"""A run, its checkpoints and weights, by what a user calls them. No torch."""
+"""Resolves the names by which a user refers to a run, a checkpoint or weights. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.directory import CheckpointDirectory, best_step
 from engine.errors import UserError
 from engine.runs.folder import RunFolder, list_runs
 
 
 def run_with_checkpoints(path: Path | None, root: Path = Path("runs")) -> RunFolder:
-    """The run at ``path``, by default the newest under ``root`` that has checkpoints.
+    """Return the run at ``path``, by default the newest under ``root`` that has checkpoints.
 
-    Raises UserError where there is none, or it has none.
+    Raises UserError if there is no such run.
     """
     return _run_with("checkpoints", _has_checkpoints, path, root)
 
 
 def run_with_weights(path: Path | None, root: Path = Path("runs")) -> RunFolder:
-    """The same of a run that has checkpoints, or has ended and left its weights."""
+    """Return the run at ``path``, by default the newest under ``root`` that has a checkpoint or
+    final weights. Raises UserError if there is no such run."""
 
     def has_weights(folder: RunFolder) -> bool:
         return _has_checkpoints(folder) or folder.weights.is_file()
@@ -28,29 +29,26 @@ def run_with_weights(path: Path | None, root: Path = Path("runs")) -> RunFolder:
 
 
 def resolve_checkpoint(folder: RunFolder, which: str) -> Path:
-    """The folder of the checkpoint that is the 'latest', the 'best' by validation loss (of equal
-    ones the latest), or of a step. Raises UserError where there is none such."""
+    """Return the folder of a checkpoint: the 'latest', the 'best' by validation loss, or that of a
+    step number. Raises UserError if there is none."""
     checkpoints = CheckpointDirectory(folder.checkpoints)
     steps = checkpoints.steps()
     if which == "latest" and steps:
         return checkpoints.folder(steps[-1])
     if which == "best":
-        losses = [
-            (loss, -step)
-            for step, loss in checkpoints.validation_losses().items()
-            if loss is not None
-        ]
-        if losses:
-            return checkpoints.folder(-min(losses)[1])
-        raise UserError(f"{folder.path}: no checkpoint was written right after a validation")
+        step = best_step(checkpoints.validation_losses())
+        if step is None:
+            raise UserError(f"{folder.path}: no checkpoint was saved right after a validation")
+        return checkpoints.folder(step)
     if which.isdecimal() and int(which) in steps:
         return checkpoints.folder(int(which))
-    there = ", ".join(map(str, steps)) or "none"
-    raise UserError(f"{folder.path}: no checkpoint {which}; there are: {there}")
+    existing = ", ".join(map(str, steps)) or "none"
+    raise UserError(f"{folder.path}: no checkpoint {which}; existing: {existing}")
 
 
 def resolve_weights(folder: RunFolder, which: str) -> Path:
-    """The same; of a run without checkpoints the latest weights are those it ended with, a file."""
+    """Return the path of weights: a checkpoint as in ``resolve_checkpoint``; for 'latest' in a run
+    without checkpoints, the file of its final weights. Raises UserError if there are none."""
     if which == "latest" and not _has_checkpoints(folder) and folder.weights.is_file():
         return folder.weights
     return resolve_checkpoint(folder, which)
@@ -64,7 +62,7 @@ def _run_with(
             folder.mark_if_killed()
             return folder
     if path is None:
-        raise UserError(f"no run under {root}/ has {what}: name one")
+        raise UserError(f"no run under {root}/ has {what}: pass the path of a run")
     raise UserError(f"{path} has no {what}")
 
 

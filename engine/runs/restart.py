@@ -1,4 +1,4 @@
-"""How a launch that was here before goes on: with the settings that its run recorded."""
+"""The plan of a restarted launch: made from the settings that its run recorded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from engine.world.distributed import Restart
 def restart_of_launch(
     *, name: str, size: int, overrides: Sequence[str], options: StartOptions
 ) -> Restart:
-    """Describe how the ranks of a launch find what its run recorded. ``name`` is the run's, where
-    the config cannot be read any more; ``overrides`` those of the command line."""
+    """Return the functions with which the ranks of a restarted launch find the record of their run
+    and make the plan from it.
+
+    ``name``: the name of the run if the config can no longer be read.
+    ``overrides``: the overrides on the command line.
+    """
 
     def find_record(run_id: str, made: Plan | None) -> str:
         output = chosen_output(made, options) if made else options.output

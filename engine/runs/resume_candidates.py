@@ -1,4 +1,4 @@
-"""The ways in which a run may begin, by what is asked and what there is on the disk. No torch."""
+"""Candidates for a resume, from the options and the runs on the disk. No torch."""
 
 from __future__ import annotations
 
@@ -16,41 +16,43 @@ from engine.runs.folder import RunFolder, list_runs
 from engine.runs.plan_from_run import recorded_config_path, recorded_settings
 
 MAX_LISTED = 3
-"""Runs of other config files that are named one by one."""
+"""The number of skipped runs that are named; more are only counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions:
-    """What the user asks for: to go on from 'auto', 'none' or a path (a run's folder or one of its
-    checkpoints), into ``output``, and with other data than the checkpoint's if need be; and where
-    there is nothing to go on from, to begin with the weights at ``init_from``."""
+    """The user's options on where a run starts."""
 
     resume: str = "none"
+    """'auto', 'none', or the path of a run's folder or of one of its checkpoints."""
     output: Path | None = None
+    """The folder of the run."""
     new_data: bool = False
+    """Resume even if the data or the order of samples has changed."""
     init_from: Path | None = None
+    """The initial weights of a run that does not resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeCandidate:
-    """A way to begin: in the folder of a run there is (None: one is made), from the first of the
-    checkpoints that verifies. Where none does, the next way is tried, or this one starts over.
-
-    ``remarks`` are for the user before this way is tried; ``finished`` says why the run has nothing
-    left to do, where it has not.
-    """
+    """One candidate for resuming. If none of its checkpoints is intact, the run starts at step 0
+    (``starts_over``) or the next candidate is tried."""
 
     run_folder: str | None
+    """An existing run's folder; None to create one."""
     checkpoints: list[str]
+    """The checkpoints to try, in this order."""
     starts_over: bool = False
     remarks: list[str] = field(default_factory=list)
+    """Lines to print before the candidate is tried."""
     finished: str = ""
+    """A message if the run is finished and has nothing left to do."""
 
 
 def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator[ResumeCandidate]:
-    """Yield the ways there are to begin, the best first.
+    """Yield the candidates, the best first.
 
-    Raises UserError for a path that is no run, one without a checkpoint, or a run that is finished.
+    Raises UserError if --resume names no run, a run without a checkpoint, or a finished run.
     """
     output = chosen_output(plan, options)
     named, source = parse_resume_option(options.resume)
@@ -70,9 +72,10 @@ def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterato
     elif output is not None and RunFolder(output).read_status():
         recorded, config = recorded_config_path(RunFolder(output)), str(plan.config.path)
         other = recorded not in (None, config)
-        remarks = [f"{output} is a run of {recorded}, and goes on with {config}"] if other else []
-        way = _candidate_in(output, remarks=remarks)
-        yield replace(way, finished=_finished_message(plan, output, way.checkpoints))
+        remarks = [f"{output} is a run of {recorded}; it continues with {config}"] if other else []
+        candidate = _candidate_in(output, remarks=remarks)
+        finished = _finished_message(plan, output, candidate.checkpoints)
+        yield replace(candidate, finished=finished)
         yield ResumeCandidate(run_folder=str(output), checkpoints=[], starts_over=True)
     elif output is not None:
         yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True)
@@ -81,7 +84,7 @@ def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterato
 
 
 def folder_of_launch(run_id: str, name: str, output: Path | None, resume: str) -> Path | None:
-    """Find the folder of a launch that was here before: a restart by torchrun, a requeued job."""
+    """Find the folder of a restarted launch (by torchrun, a queue); None if the launch is new."""
     named = run_of_resume_option(resume)
     chosen = [path for path in (output, named) if path is not None]
     for run_folder in chosen or [folder.path for folder in list_runs(name=name)]:
@@ -91,7 +94,7 @@ def folder_of_launch(run_id: str, name: str, output: Path | None, resume: str) -
 
 
 def run_of_resume_option(resume: str) -> Path | None:
-    """Find the run that --resume names by its folder or one of its checkpoints; None where it names
+    """Find the run that --resume names by its folder or one of its checkpoints; None if it names
     no run."""
     if resume in ("auto", "none"):
         return None
@@ -101,59 +104,58 @@ def run_of_resume_option(resume: str) -> Path | None:
 
 
 def _runs_of_config(plan: Plan) -> Iterator[ResumeCandidate]:
-    """Yield the runs of the plan's config file, the newest first, then a new run. A run of another
-    file of the same name is skipped."""
+    """Yield the runs of the plan's config file, the newest first, then a new run. Runs of other
+    config files with the same name are skipped."""
     remarks, skipped, config = list[str](), 0, str(plan.config.path)
     for folder in list_runs(name=plan.settings.name):
-        theirs = recorded_config_path(folder)
-        if theirs is not None and theirs != config:
+        recorded = recorded_config_path(folder)
+        if recorded is not None and recorded != config:
             skipped += 1
             if skipped <= MAX_LISTED:
                 remarks.append(
-                    f"{folder.path} is skipped: it is a run of {theirs}, and this is {config}; "
+                    f"skipping {folder.path}: it is a run of {recorded}, not of {config}; "
                     f"--resume {quote(str(folder.path))} continues it"
                 )
             continue
         if skipped > MAX_LISTED:
-            remarks.append(f"{skipped - MAX_LISTED} more runs of other config files are skipped")
-        if theirs is None:
-            remarks.append(f"{folder.path} does not record its config file, and is taken by name")
+            remarks.append(f"skipping {skipped - MAX_LISTED} more runs of other config files")
+        if recorded is None:
+            remarks.append(f"{folder.path} records no config file; it is selected by its name")
         candidate = _candidate_in(folder.path, remarks=remarks)
-        yield replace(
-            candidate, finished=_finished_message(plan, folder.path, candidate.checkpoints)
-        )
+        finished = _finished_message(plan, folder.path, candidate.checkpoints)
+        yield replace(candidate, finished=finished)
         remarks, skipped = [], 0
     if skipped:
-        remarks.append(f"no run of {config} is left to continue: a new run begins")
+        remarks.append(f"{config} has no run to continue: starting a new one")
     yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True, remarks=remarks)
 
 
 def _require_continuable(plan: Plan, run: Path, checkpoints: list[str]) -> None:
-    """Raises UserError for a run that has nothing to continue from, or nothing left to do."""
+    """Raise UserError if the run has no checkpoint, or is finished."""
     if finished := _finished_message(plan, run, checkpoints):
         raise UserError(finished)
     if not checkpoints:
         status = RunFolder(run).read_status()
         raise UserError(
-            f"{run} has no checkpoint to continue from ({status.get('state')} at step "
+            f"{run} has no checkpoint to resume from ({status.get('state')} at step "
             f"{status.get('step')}): train its config without --resume"
         )
 
 
 def _finished_message(plan: Plan, run: Path, checkpoints: list[str]) -> str:
-    """Explain that a run is finished, and how more can be trained; "" where it is not."""
+    """Return a message that the run is finished, with the remedies; "" if it is not."""
     status, settings = RunFolder(run).read_status(), plan.settings
     if status.get("state") != "finished":
         return ""
-    weights = f"--init-from {quote(str(run))} begins a new run with its weights"
+    weights = f"--init-from {quote(str(run))} starts a new run with its weights"
     if not checkpoints:
-        return f"{run} is finished at step {status.get('step')} and kept no checkpoint: {weights}"
+        return f"{run} is finished at step {status.get('step')} and has no checkpoint: {weights}"
     done = int(Path(checkpoints[0]).name.removeprefix("step-"))
     if settings.max_steps is not None:
         over, more = done >= settings.max_steps, f"MAX_STEPS=N, with N above {done}"
     else:
-        then = _recorded_values(run, "num_epochs", "max_steps")
-        over = then == (settings.num_epochs, None) and status.get("step") == done
+        recorded = _recorded_values(run, "num_epochs", "max_steps")
+        over = recorded == (settings.num_epochs, None) and status.get("step") == done
         more = f"NUM_EPOCHS=N, with N above {settings.num_epochs}, or MAX_STEPS=N"
     if not over:
         return ""
@@ -161,15 +163,17 @@ def _finished_message(plan: Plan, run: Path, checkpoints: list[str]) -> str:
 
 
 def _candidate_in(run_folder: Path, *, remarks: list[str] | None = None) -> ResumeCandidate:
+    """Return the candidate with all checkpoints of a run, the latest first."""
     checkpoints = CheckpointDirectory(RunFolder(run_folder).checkpoints)
-    newest_first = [str(checkpoints.folder(step)) for step in reversed(checkpoints.steps())]
+    latest_first = [str(checkpoints.folder(step)) for step in reversed(checkpoints.steps())]
     return ResumeCandidate(
-        run_folder=str(run_folder), checkpoints=newest_first, remarks=remarks or []
+        run_folder=str(run_folder), checkpoints=latest_first, remarks=remarks or []
     )
 
 
 def parse_resume_option(resume: str) -> tuple[Path | None, list[str]]:
-    """Find the run that --resume names, if any, and the checkpoints to try. Raises UserError."""
+    """Return the run that --resume names, if any, and the checkpoints to try. Raises UserError if
+    it names neither a run nor a checkpoint."""
     if resume in ("auto", "none"):
         return None, []
     path, named = Path(resume), run_of_resume_option(resume)
@@ -177,8 +181,8 @@ def parse_resume_option(resume: str) -> tuple[Path | None, list[str]]:
         return named, [resume]
     if named is not None:
         return named, _candidate_in(named).checkpoints
-    state = "is not there" if not path.exists() else "is neither a run's folder nor a checkpoint"
-    raise UserError(f"--resume={resume} {state} (RUN, or RUN/checkpoints/step-N of it)")
+    problem = "does not exist" if not path.exists() else "is neither a run nor a checkpoint"
+    raise UserError(f"--resume={resume} {problem}: pass RUN or RUN/checkpoints/step-N")
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -186,19 +190,21 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def chosen_output(plan: Plan, options: StartOptions) -> Path | None:
-    """The folder that was chosen for the run; None: the run's that is resumed, or runs/NAME-TIME.
+    """Return the folder that --output or ``log.dir`` sets for the run. None: the folder of the
+    resumed run, or a new runs/NAME-TIME.
 
-    A ``log.dir`` that the resumed run had as well chooses nothing: its folder may have moved."""
+    A ``log.dir`` that the resumed run recorded, too, has no effect: its folder may have moved.
+    """
     named, chosen = run_of_resume_option(options.resume), plan.settings.log.dir
     if options.output is not None or chosen is None:
         return options.output
-    return (
-        None if named is not None and _recorded_values(named, "log.dir") == chosen else Path(chosen)
-    )
+    if named is not None and _recorded_values(named, "log.dir") == chosen:
+        return None
+    return Path(chosen)
 
 
 def _recorded_values(run: Path, *names: str) -> object:
-    """Settings that the run was trained with last; None where it recorded none."""
+    """Return settings with which the run was last trained; None if it recorded none."""
     try:
         return attrgetter(*names)(recorded_settings(RunFolder(run)))
     except UserError:

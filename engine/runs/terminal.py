@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: rows of a table every so many steps, and a bar for each."""
+"""The terminal output of a run: a table with a row per some steps, and a progress bar."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from engine.formatting import format_bytes, format_count
+from engine.formatting import format_bytes, format_count, format_duration
 from engine.runs.metrics import StepMetrics
 
 REFRESH_SECONDS = 0.2
 RELIABLE_SECONDS = 10.0
-"""How long steps are measured before advice rests on them; the first one, which warms up, aside."""
+"""Advice needs steps measured for this long, not counting the first step, which warms up."""
 LINES = 30
-"""About how many rows a run prints whose config does not say how often."""
+"""The approximate number of rows of a run without log.every."""
 CTRL_C_COLUMNS = 4
-"""What a bar leaves free for the ^C that terminals print. In the last column it would begin a line,
-and what was drawn of the bar would stay above it."""
+"""The columns that the bar leaves free for the ^C that terminals print. Without them ^C would wrap
+to a new line, and a copy of the bar would remain above it."""
 BAR_TEXT_COLUMNS = 60
+"""The columns of the texts on the right of the bar."""
 
 
 @dataclass(kw_only=True)
 class StepTimer:
-    """Seconds a step on the wall clock, validations and all, the first step aside."""
+    """Measures the wall-clock seconds per step, including validations, without the first step."""
 
     total_steps: int
     clock: Callable[[], float] = time.monotonic
@@ -34,40 +35,42 @@ class StepTimer:
     _last: tuple[int, float] | None = field(default=None, init=False)
 
     def mark(self, step: int) -> None:
-        """Step ``step`` is done."""
+        """Record that ``step`` is done."""
         self._last = step, self.clock()
         self._first = self._first or self._last
 
     @property
     def steps_left(self) -> int:
+        """The steps until the end of the run."""
         return self.total_steps - self._last[0] if self._last else self.total_steps
 
     @property
     def seconds_per_step(self) -> float | None:
-        """None until two steps are done."""
+        """The mean so far; None until two steps are done."""
         if self._first is None or self._last is None or self._first[0] == self._last[0]:
             return None
         return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
 
     @property
     def seconds_left(self) -> float | None:
-        """None until two steps are done."""
-        pace = self.seconds_per_step
-        return None if pace is None else pace * self.steps_left
+        """The expected time until the end of the run; None until two steps are done."""
+        seconds = self.seconds_per_step
+        return None if seconds is None else seconds * self.steps_left
 
     @property
     def is_reliable(self) -> bool:
-        """Whether enough was measured to act on."""
+        """Whether steps have been measured for RELIABLE_SECONDS."""
         if self._first is None or self._last is None:
             return False
         return self._last[1] - self._first[1] >= RELIABLE_SECONDS
 
 
 class Terminal:
-    """A row every ``every`` steps (None: some thirty in all), and at the first, the last and each
-    validation; above a bar that shows every step where a person is watching.
+    """Prints a row every ``every`` steps (None: about thirty rows in all), at the first and the
+    last step, and at each validation. On a terminal a progress bar below shows every step.
 
-    ``advise`` is asked once, as soon as the pace is steady, with seconds a step and steps left.
+    ``advise`` is called once, when the timer is reliable, with seconds per step and steps left; its
+    text is printed.
     """
 
     def __init__(
@@ -89,13 +92,14 @@ class Terminal:
                 "", total=timer.total_steps, completed=first_step, eta="-", loss=""
             )
             self._bar.start()
-            console.show_cursor(True)  # a process that is killed could not
+            console.show_cursor(True)  # a killed process could not restore it
 
     def print_text(self, text: str) -> None:
-        """Print text as it is: a command that is wrapped could not be copied."""
+        """Print text without wrapping, so that commands in it can be copied."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, row: StepMetrics) -> None:
+        """Update the bar; print a row if one is due."""
         timer = self._timer
         first = not self._headed
         timer.mark(row.step)
@@ -127,20 +131,21 @@ class Terminal:
             print_wrapped(self._console, advice)
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def print_wrapped(console: Console, text: str) -> None:
-    """Print text on a console: on a terminal wrapped between words, in a file a line each."""
+    """Print text: on a terminal wrapped between words, in a file without wrapping."""
     if console.is_terminal:
         text = "\n".join(wrap(line, console.width) for line in text.split("\n"))
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def wrap(text: str, width: int) -> str:
-    """A line of text in as many as it takes; words, such as paths, stay whole."""
+    """Wrap a line between words. A longer word, such as a path, is not broken."""
     if len(text) <= width:
         return text
     return textwrap.fill(
@@ -153,7 +158,7 @@ def wrap(text: str, width: int) -> str:
 
 
 def round_interval(steps: int) -> int:
-    """1, 2, 5, 10, 20, 50 ...: the first that makes at most about thirty rows of so many steps."""
+    """Return the first of 1, 2, 5, 10, 20, 50 ... that gives at most LINES rows for ``steps``."""
     power = 1
     while True:
         for number in (power, 2 * power, 5 * power):
@@ -170,24 +175,24 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.fields[loss]}"),
         TextColumn("ETA {task.fields[eta]}"),
     ]
-    # no thread of its own: on a CPU it would take its turns from the matmuls
+    # no refresh thread, which would compete with matmuls on a CPU
     return Progress(*columns, console=console, auto_refresh=False, transient=True)
 
 
 def format_header(row: StepMetrics, total_steps: int) -> str:
-    """The titles of the columns that rows such as ``row`` have."""
+    """Return the column titles above rows with the columns of ``row``."""
     cells = "".join(f"{title:>{width}}" for title, width, _ in _cells(row, ""))
     return " " * len(_step_column(row, total_steps)) + cells
 
 
 def format_row(row: StepMetrics, total_steps: int, eta: str) -> str:
-    """A step in one line of at most 80 columns, up to 999,999 steps; each value has its place."""
+    """Return the row of a step; up to 999,999 steps it has at most 80 columns."""
     cells = "".join(f"{text:>{width}}" for _, width, text in _cells(row, eta))
     return _step_column(row, total_steps) + cells
 
 
 def format_validation(row: StepMetrics, total_steps: int) -> str:
-    """The validation that followed a step."""
+    """Return the row of a validation."""
     return f"{_step_column(row, total_steps)}  val loss {row.val_loss:.4f}"
 
 
@@ -196,7 +201,7 @@ def _step_column(row: StepMetrics, total_steps: int) -> str:
 
 
 def _cells(row: StepMetrics, eta: str) -> list[tuple[str, int, str]]:
-    """Title, width and text of each column behind the step."""
+    """Return title, width and text of each column after the step."""
     return [
         ("loss", 8, f"{row.loss:.4f}"),
         ("lr", 8, f"{row.lr:.1e}"),
@@ -215,14 +220,3 @@ def _norm(norm: float) -> str:
 
 def _milliseconds(number: float) -> str:
     return f"{number:.1f}" if number < 10 else f"{number:.0f}"
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds as 4:05 or 1:04:05, and from a day on as 1d 04h; '-' for None."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24}d {hours % 24:02}h"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

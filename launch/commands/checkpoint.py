@@ -6,8 +6,9 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 
-from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.directory import CheckpointDirectory, checkpoints_to_delete
 from engine.checkpoint.manifest import CorruptCheckpointError, read_manifest, read_training
 from engine.errors import UserError
 from engine.formatting import format_bytes
@@ -22,22 +23,22 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """ls|verify|prune [RUN], and how many to keep."""
+    """Add the action, the run and --keep."""
     parser.add_argument("action", choices=["ls", "verify", "prune"])
     parser.add_argument("run", nargs="?", type=folder, help="a run's folder; default: the newest")
     parser.add_argument(
         "--keep",
         type=positive,
         metavar="N",
-        help="prune: how many of the newest to keep, beside the one of the lowest validation loss; "
-        "default: as many as the run itself",
+        help="prune: how many of the latest checkpoints to keep, in addition to the one with the "
+        "lowest validation loss; default: the run's checkpoint.keep",
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Do it; 0, or 1 where a checkpoint is not what was written.
+    """List, verify or delete checkpoints. Return the exit code: 1 if `verify` found a corrupt one.
 
-    Raises UserError where there is no such run, or nothing that may be removed.
+    Raises UserError for a run that has no checkpoints, or none that is intact.
     """
     folder = run_with_checkpoints(args.run)
     checkpoints = CheckpointDirectory(folder.checkpoints)
@@ -49,30 +50,30 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(f"{folder.path}{state}", *_rows(checkpoints), sep="\n")
         return 0
     if args.action == "verify":
-        damaged = [step for step in checkpoints.steps() if not _verify(checkpoints, step)]
-        return 1 if damaged else 0
+        corrupt = [step for step in checkpoints.steps() if not _verify(checkpoints, step)]
+        return 1 if corrupt else 0
     with folder.lock():
         return _prune(checkpoints, args.keep or _configured_keep(folder))
 
 
 def _configured_keep(folder: RunFolder) -> int:
-    """What the run itself keeps."""
+    """Return the run's checkpoint.keep. Raises UserError where it recorded none."""
     try:
         return int(json.loads(folder.resolved.read_text())["checkpoint"]["keep"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder.path} does not say how many it keeps: --keep N") from None
+        raise UserError(f"{folder.path} records no checkpoint.keep: pass --keep N") from None
 
 
 def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
-    """A line a checkpoint, as far as it can be read, below their title."""
+    """Yield the table's header, then a line per checkpoint; of a corrupt one, what is wrong."""
     row = "{:>8}  {:19}  {:>10}  {:>15}  {}".format
     yield row("step", "written", "size", "validation loss", "layout")
     for step in checkpoints.steps():
         folder = checkpoints.folder(step)
         try:
             manifest, training = read_manifest(folder), read_training(folder)
-        except CorruptCheckpointError as damage:
-            yield f"{step:8}  {damage}"
+        except CorruptCheckpointError as error:
+            yield f"{step:8}  {error}"
             continue
         loss = "" if training.val_loss is None else f"{training.val_loss:.4f}"
         total = format_bytes(sum(file.bytes for file in manifest.files.values()))
@@ -81,35 +82,28 @@ def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
 
 
 def _verify(checkpoints: CheckpointDirectory, step: int) -> bool:
-    """Read all of a checkpoint, and say how it is."""
-    from engine.checkpoint.load import (
-        SavedCheckpoint,  # imports torch, for which a list need not wait
-    )
+    """Verify every file of a checkpoint and print the result. Return whether it is intact."""
+    from engine.checkpoint.load import SavedCheckpoint  # imports torch, which `ls` does not need
 
     problems = SavedCheckpoint(checkpoints.folder(step)).verify()
-    print(f"{checkpoints.folder(step)}: {'; '.join(problems) or 'as it was written'}")
+    print(f"{checkpoints.folder(step)}: {'; '.join(problems) or 'OK, all hashes match'}")
     return not problems
 
 
 def _prune(checkpoints: CheckpointDirectory, keep: int) -> int:
-    """Remove what is not needed, once it is certain that what stays is good."""
-    kept: set[int] = set()
-    for step in reversed(checkpoints.steps()):
-        if len(kept) < keep and _verify(checkpoints, step):
-            kept.add(step)
-    if not kept:
-        raise UserError(f"{checkpoints.path}: none is as it was written, so none is removed")
-    losses = [
-        (loss, -step) for step, loss in checkpoints.validation_losses().items() if loss is not None
-    ]
-    for _, step in sorted(losses):
-        if -step in kept or _verify(checkpoints, -step):
-            kept.add(-step)
-            break
-    for step in checkpoints.steps():
-        if step not in kept:
-            checkpoints.remove(step)
-            print(f"{checkpoints.folder(step)}: removed")
+    """Delete all checkpoints but the ``keep`` latest intact ones and the best intact one, and all
+    leftovers. Those that are kept are verified before anything is deleted.
+
+    Raises UserError if no checkpoint is intact.
+    """
+    losses = checkpoints.validation_losses()
+    is_intact = cache(lambda step: _verify(checkpoints, step))
+    deleted = checkpoints_to_delete(losses, keep=keep, best=True, is_intact=is_intact)
+    if len(deleted) == len(losses):
+        raise UserError(f"{checkpoints.path}: all checkpoints are corrupt; nothing was removed")
+    for step in deleted:
+        checkpoints.remove(step)
+        print(f"{checkpoints.folder(step)}: removed")
     for path in checkpoints.leftovers():
         shutil.rmtree(path)
         print(f"{path}: removed")

@@ -206,7 +206,7 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
     endless = EvaluationRequest(split="train")
     told = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
     assert "data.type='synthetic' never ends: --samples N" in told
-    assert "no checkpoint 3; there are: 20, 40" in alone(folder, step="3")
+    assert "no checkpoint 3; existing: 20, 40" in alone(folder, step="3")
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])

@@ -1,10 +1,17 @@
-"""Formatting of bytes, counts, ranks and layers."""
+"""Formatting of bytes, counts, durations, ranks and layers."""
 
 from __future__ import annotations
 
 import pytest
 
-from engine.formatting import format_bytes, format_count, format_layers, format_ranks
+from engine.formatting import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_layers,
+    format_ranks,
+    plural,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,26 @@ def test_layers_are_ranges():
     assert format_layers([range(6)]) == "0-5"
     assert format_layers([range(3, 4)]) == "3"
     assert format_layers([range(2), range(8, 10)]) == "0-1 8-9"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.4, "0:00"),
+        (59.6, "1:00"),
+        (245, "4:05"),
+        (3845, "1:04:05"),
+        (100 * 3600, "4d 04h"),
+    ],
+)
+def test_durations_have_minutes_hours_or_days(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_plural_has_an_ending_unless_the_number_is_1():
+    assert [plural(number, "rank") for number in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
+    assert plural(2, "process", "es") == "2 processes"
 
 
 def test_ranks_are_listed_up_to_a_limit() -> None:

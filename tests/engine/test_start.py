@@ -87,12 +87,12 @@ def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder,
     assert ended.error == ""
     damages = [
         "__0_0.distcp was changed: its SHA-256 differs",
-        ".metadata names posix.system, which is not a part of any metadata",
+        ".metadata names posix.system, which DCP metadata never contains",
     ]
     assert ended.out.splitlines()[1:4] == [
-        f"run/checkpoints/step-00000006 is skipped: {damages[0]}",
-        f"run/checkpoints/step-00000004 is skipped: {damages[1]}",
-        "going on from run/checkpoints/step-00000002",
+        f"skipping corrupt checkpoint run/checkpoints/step-00000006: {damages[0]}",
+        f"skipping corrupt checkpoint run/checkpoints/step-00000004: {damages[1]}",
+        "resuming from run/checkpoints/step-00000002",
     ]
     assert not (folder / "canary").exists()
     assert [path.name for path in checkpoints_of(folder).leftovers()] == [
@@ -114,8 +114,9 @@ def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(
     ended = run(job(folder, *both, resume="auto"), 2)
     assert [one.error for one in ended] == ["", ""]
     assert ended[0].out.splitlines()[:2] == [
-        "run/checkpoints/step-00000008 is skipped: __1_0.distcp was changed: its SHA-256 differs",
-        "going on from run/checkpoints/step-00000007",
+        "skipping corrupt checkpoint run/checkpoints/step-00000008: __1_0.distcp was changed: its "
+        "SHA-256 differs",
+        "resuming from run/checkpoints/step-00000007",
     ]
     assert [list(one.batches) for one in ended] == [[8], [8]]
 
@@ -126,10 +127,10 @@ def test_a_run_that_is_done_has_nothing_left_to_do(folder):
     assert (auto[0].error, auto[0].batches) == ("", {})
     finished = (
         "run is finished at step 6: MAX_STEPS=N, with N above 6, trains it further; "
-        "--init-from run begins a new run with its weights\n"
+        "--init-from run starts a new run with its weights\n"
     )
     moved, told, *_ = auto[0].out.splitlines(keepends=True)
-    assert re.fullmatch(r"run is a run of .*/tiny.py, and goes on with .*/tiny.py\n", moved)
+    assert re.fullmatch(r"run is a run of .*/tiny.py; it continues with .*/tiny.py\n", moved)
     assert told == finished
     assert (named[0].error, named[0].err) == ("UserError", finished)
     assert (folder / RUN / "log.jsonl").read_text() == before
@@ -166,7 +167,9 @@ def test_another_architecture_is_refused_and_nothing_is_touched(folder, resume):
     (ended,) = run(job(folder, "MAX_STEPS=9", "model.n_layer=4", resume=resume))
     assert ended.error == "UserError"
     first, second = ended.err.splitlines()
-    assert first.endswith("is of another model or optimizer, and cannot go on as this one:")
+    assert first.endswith(
+        "was saved with a different model or optimizer and cannot be resumed with this config:"
+    )
     assert second == "  command line: model.n_layer=4; in the checkpoint model.n_layer is 2"
     assert snapshot(folder) == before
 
@@ -185,7 +188,7 @@ def test_other_data_goes_on_only_with_the_users_word(folder):
         ]
     )
     assert refused[0].error == "UserError"
-    assert refused[0].err.splitlines()[-1] == "--allow-new-data goes on all the same"
+    assert refused[0].err.splitlines()[-1] == "pass --allow-new-data to resume anyway"
     assert allowed[0].error == ""
     assert list(allowed[0].batches) == [7]
 
@@ -201,7 +204,7 @@ def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
     """Twice the ranks take twice the samples a step, of which none is lost and none comes twice."""
     ended = run(job(folder, "MAX_STEPS=8", resume="auto"), 2)
     assert [one.error for one in ended] == ["", ""]
-    assert "written by tensor 1 (serial) x pipeline 1 x data 1, goes on as" in ended[0].out
+    assert "saved with tensor 1 (serial) x pipeline 1 x data 1, resuming with" in ended[0].out
     read = [digest for step in (7, 8) for one in ended for digest in one.batches[step]]
     assert read == [digest_of(folder, step) for step in (7, 8, 9, 10)]
     stored = SavedCheckpoint(checkpoints_of(folder).folder(8))
@@ -305,8 +308,11 @@ def test_nothing_good_to_go_on_from(folder):
         [job(folder, "MAX_STEPS=7", resume=resume) for resume in ("run", "auto")]
     )
     assert refused[0].error == "UserError"
-    assert refused[0].err == "--resume=run: no checkpoint there that verifies\n"
-    assert finished[0].err == "run: a finished run without a checkpoint: another --output\n"
+    assert refused[0].err == "--resume=run: no intact checkpoint found\n"
+    assert finished[0].err == (
+        "run contains a finished run and has no checkpoint to resume from: "
+        "choose another --output\n"
+    )
     assert checkpoints_of(folder).steps() == [2, 4, 6]
 
 

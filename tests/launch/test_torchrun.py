@@ -282,9 +282,9 @@ def test_restarts_go_on_from_the_last_checkpoint(
     assert "is dead" in lines[0]
     assert "is suspended (SIGSTOP) and did not respond within 30 s" in lines[1]
     (folder,) = (tmp_path / "runs").iterdir()
-    found = [line for line in out.splitlines() if line.startswith("going on from")]
+    found = [line for line in out.splitlines() if line.startswith("resuming from")]
     path = folder.relative_to(tmp_path) / "checkpoints"
-    assert found == [f"going on from {path}/step-0000000{step}" for step in (2, 6)]
+    assert found == [f"resuming from {path}/step-0000000{step}" for step in (2, 6)]
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 10))
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"

@@ -55,7 +55,7 @@ def test_another_model_or_optimizer_is_refused_with_the_difference(tmp_path, bef
     with pytest.raises(UserError) as refusal:
         lines(tmp_path, before, override, "optimizer.lr=1.0")
     first, *differences = str(refusal.value).splitlines()
-    assert first.startswith("step-00000002 is of another model or optimizer")
+    assert first.startswith("step-00000002 was saved with a different model or optimizer")
     assert any(override in line and "in the checkpoint" in line for line in differences)
     assert not any("optimizer.lr" in line for line in differences)
 
@@ -104,7 +104,9 @@ def test_what_changes_nothing_is_not_told(tmp_path, before, override):
 
 
 def test_another_order_of_samples_needs_the_users_word(tmp_path, before):
-    with pytest.raises(UserError, match=r"seed=7; in the checkpoint seed is 42\n--allow-new-data"):
+    with pytest.raises(
+        UserError, match=r"seed=7; in the checkpoint seed is 42\npass --allow-new-data"
+    ):
         lines(tmp_path, before, "seed=7")
     (line,) = lines(tmp_path, before, "seed=7", new_data=True)
     assert "seed=7" in line
@@ -145,9 +147,9 @@ def test_another_layout_is_told(tmp_path):
     assert layout_change(layouts[0], layouts[0]) is None
     told = layout_change(*layouts)
     assert told is not None
-    assert "written by tensor 1 (serial) x pipeline 1 x data 4, goes on as" in told
+    assert "saved with tensor 1 (serial) x pipeline 1 x data 4, resuming with" in told
     assert "pipeline 2 x data 2, ZeRO 1" in told
-    assert "dropout draws other masks" in told
+    assert "dropout masks differ" in told
 
 
 @pytest.mark.parametrize(
@@ -155,10 +157,10 @@ def test_another_layout_is_told(tmp_path):
     [
         ((), 4, None),  # 4 ranks x 4 samples
         (("BATCH_SIZE=8",), 2, None),
-        ((), 2, "a step has 8 samples, and had 16 at the checkpoint: gradient_accumulation=2"),
-        (("gradient_accumulation=3",), 1, "had 16 at the checkpoint: gradient_accumulation=4"),
-        (("BATCH_SIZE=6",), 4, "a step has 24 samples, and had 16 at the checkpoint: BATCH_SIZE=4"),
-        ((), 3, "had 16 at the checkpoint: no whole number keeps it"),
+        ((), 2, "8 samples per step, 16 at the checkpoint: gradient_accumulation=2"),
+        (("gradient_accumulation=3",), 1, ", 16 at the checkpoint: gradient_accumulation=4"),
+        (("BATCH_SIZE=6",), 4, "24 samples per step, 16 at the checkpoint: BATCH_SIZE=4"),
+        ((), 3, ", 16 at the checkpoint: no integer setting restores it"),
     ],
 )
 def test_another_global_batch_is_reported_with_what_keeps_it(
@@ -168,7 +170,7 @@ def test_another_global_batch_is_reported_with_what_keeps_it(
     found = batch_change(before, layout, plan_with(tmp_path, *overrides, gpus=gpus))
     assert len(found) == (told is not None)
     assert all(told in line for line in found)
-    if found and "no whole" not in found[0]:
+    if found and "no integer" not in found[0]:
         keeps = found[0].partition("checkpoint: ")[2].split()[0]
         kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)
         assert batch_change(before, layout, kept) == []
@@ -176,8 +178,10 @@ def test_another_global_batch_is_reported_with_what_keeps_it(
 
 def test_another_number_of_threads_is_reported_on_a_cpu_alone() -> None:
     then = training_at(2, threads=2, device="cpu")
-    line = "1 thread a rank, 2 at the checkpoint: sums round differently; OMP_NUM_THREADS=2 keeps "
-    assert thread_change(then, "cpu", 1) == [line + "the bits"]
+    line = (
+        "1 thread per rank, 2 at the checkpoint: sums round differently; OMP_NUM_THREADS=2 gives "
+    )
+    assert thread_change(then, "cpu", 1) == [line + "identical bits"]
     assert thread_change(then, "cpu", 2) == []
     assert thread_change(then, "cuda", 1) == []
     assert thread_change(training_at(2, threads=0, device="cpu"), "cpu", 1) == []

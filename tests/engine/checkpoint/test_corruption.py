@@ -145,7 +145,7 @@ def test_a_digest_is_of_all_of_a_file(tmp_path, at):
 
 def test_a_folder_under_another_step_is_no_checkpoint_of_it(folder):
     moved = folder.rename(folder.with_name("step-00000003"))
-    assert SavedCheckpoint(moved).verify() == ["holds what was saved as step-00000002"]
+    assert SavedCheckpoint(moved).verify() == ["contains the checkpoint step-00000002"]
 
 
 def test_every_file_is_in_the_share_of_one_rank(folder):
@@ -161,7 +161,7 @@ def test_a_pickle_in_the_metadata_is_not_run(folder, canary):
     (folder / METADATA).write_bytes(pickle.dumps(Bomb(canary)))
     reseal(folder)
     (problem,) = SavedCheckpoint(folder).verify()
-    assert problem == ".metadata names posix.system, which is not a part of any metadata"
+    assert problem == ".metadata names posix.system, which DCP metadata never contains"
     assert not canary.exists()
 
 
@@ -190,7 +190,7 @@ def test_getattr_is_for_members_of_the_one_enum(folder, kind):
     if kind is _MEM_FORMAT_ENCODING:
         assert problems == []
     else:
-        what = "asks for __class__ of <class 'torch.Size'>, which is not a part of any metadata"
+        what = "asks for __class__ of <class 'torch.Size'>, which DCP metadata never contains"
         assert problems == [f".metadata {what}"]
 
 
@@ -231,7 +231,9 @@ def plant_in_shard(folder: Path, canary: Path) -> None:
 def test_a_pickle_in_a_tensor_is_not_run(folder, canary):
     plant_in_shard(folder, canary)
     assert SavedCheckpoint(folder).verify() == [], "planted well"
-    with pytest.raises(RunError, match="a pickle where a tensor was; nothing of it was run"):
+    with pytest.raises(
+        RunError, match="contains a pickle in place of a tensor; none of it was executed"
+    ):
         list(SavedCheckpoint(folder).parameters())
     assert not canary.exists()
     torch.load(io.BytesIO(bomb_of(canary)), weights_only=False)

@@ -94,7 +94,7 @@ def test_one_that_changes_nothing_is_the_run(folder: Path) -> None:
 
 
 def test_other_samples_are_told(folder: Path) -> None:
-    line = "1.40 epochs were read of other samples: 60% of an epoch of the present ones comes next"
+    line = "1.40 epochs were read of other samples: 60% of an epoch of the present samples follows"
     told = [line in (folder / f"told-{number}").read_text() for number in range(1 + len(AFTER))]
     assert told == [False] + [name in ("length", "data") for name in AFTER]
 

@@ -19,7 +19,7 @@ def fill(shelf: CheckpointDirectory, step: int, val_loss: float | None = None) -
     """A checkpoint as far as the shelf looks at it."""
     draft = shelf.temporary(step)
     draft.mkdir(parents=True)
-    (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).model_dump_json())
+    (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).dump().decode())
     shelf.commit(step)
     return shelf.folder(step)
 

@@ -145,10 +145,11 @@ def test_ranks_that_see_different_folders_are_told(tmp_path):
     said, also = run_world(2, save_apart, tmp_path)
     assert said == also
     assert said == [
-        f"checkpoint of step 1: rank 1: {tmp_path}/1/step-00000001.tmp is not there: "
-        "all ranks must see one folder",
-        f"checkpoint of step 2: {tmp_path}/0/step-00000002.tmp: no __1_0.distcp here: "
-        "all ranks must see one folder",
+        f"checkpoint of step 1: rank 1: {tmp_path}/1/step-00000001.tmp does not exist: "
+        "all ranks must use one shared file system",
+        f"checkpoint of step 2: {tmp_path}/0/step-00000002.tmp/__1_0.distcp is not visible on "
+        "rank 0: "
+        "all ranks must use one shared file system",
     ]
     assert list((tmp_path / "0").iterdir()) == []
 
@@ -188,7 +189,7 @@ def save_twice(rank: int, size: int, path: Path) -> None:
 
 
 def test_no_checkpoint_is_written_over(tmp_path):
-    with pytest.raises(WorldError, match="is there already, and no checkpoint is written over"):
+    with pytest.raises(WorldError, match="already exists; checkpoints are never overwritten"):
         run_world(1, save_twice, tmp_path)
     assert SavedCheckpoint(CheckpointDirectory(tmp_path).folder(1)).verify() == []
     assert CheckpointDirectory(tmp_path).leftovers() == []
@@ -231,8 +232,8 @@ def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, plante
     assert steps
     name = f"run/checkpoints/step-{steps[-1] + 1:08}"
     told = (
-        rf"(rank 1: )?{name} cannot be written: No space left on device; (this rank's part|all of "
-        r"it) takes [\d,]+ bytes, and the disk has [\d,]+ free"
+        rf"(rank 1: )?{name} cannot be written: No space left on device; (this rank's file|"
+        r"the checkpoint) takes [\d,]+ bytes, and the disk has [\d,]+ free"
         if planted is hopeful
         else rf"{name} needs [\d,]+ bytes, and its disk has [\d,]+ free"
     )
@@ -266,7 +267,7 @@ def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(
     assert ended.error == "RunError"
     told = (
         "run/log.jsonl cannot be written: No space left on device; 0 bytes are free there. "
-        "Checkpoints that were saved are whole: make room, and --resume goes on from the newest"
+        "Saved checkpoints are intact: free some space, then --resume continues"
     )
     assert ended.err == told + "\n"
     status = RunFolder(disk / "run").read_status()
@@ -285,7 +286,7 @@ def test_a_read_only_disk_is_refused(disk):
     subprocess.run(["mount", "-o", "remount,ro", "none", str(disk)], check=True)
     (ended,) = run(Job(folder=disk, options=StartOptions(output=Path("run"))))
     assert ended.error == "UserError"
-    assert ended.err == "run: cannot be the run's folder: Read-only file system\n"
+    assert ended.err == "run cannot be created: Read-only file system\n"
 
 
 def test_a_run_on_a_read_only_disk_goes_on_elsewhere_only(disk, tmp_path):
@@ -302,6 +303,6 @@ def test_a_run_on_a_read_only_disk_goes_on_elsewhere_only(disk, tmp_path):
         ]
     )
     assert refused[0].error == "UserError"
-    assert refused[0].err == f"{there}: cannot be written: Read-only file system\n"
+    assert refused[0].err == f"{there} cannot be written: Read-only file system\n"
     assert other[0].error == ""
     assert checkpoints_of(elsewhere).steps() == [5]

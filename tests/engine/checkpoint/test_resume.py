@@ -152,7 +152,7 @@ def scales(worlds: ResumeWorlds, case: str) -> list[LossScaleState]:
 def test_the_fp16_runs_have_loss_scales_that_move(worlds: ResumeWorlds) -> None:
     saved, last = scales(worlds, "fp16")
     assert saved != last
-    assert (saved.skipped, saved.quiet, saved.borne) == (1, 1, 0)
+    assert (saved.skipped, saved.steps_since_overflow, saved.consecutive_overflows) == (1, 1, 0)
     saved, last = scales(worlds, "fp16, overflowing")
-    assert (saved.skipped, saved.borne) == (1, 1)
+    assert (saved.skipped, saved.consecutive_overflows) == (1, 1)
     assert (last.skipped, last.scale) == (3, saved.scale / 2), "one more was borne"

@@ -66,7 +66,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     again = job(folder, *every, "MAX_STEPS=4", resume="run", new_data=True)
     ended = run_all([replace(again, options=replace(again.options, new_data=False)), again])
     refused, second = (of_ranks[0] for of_ranks in ended)
-    assert refused.err.splitlines()[-1] == "--allow-new-data goes on all the same"
+    assert refused.err.splitlines()[-1] == "pass --allow-new-data to resume anyway"
     assert second.error == "", second.err
     (folder / "told").write_text(second.out)
     return folder

@@ -185,7 +185,7 @@ def test_steps_are_of_runs_with_checkpoints(run: RunFolder, tmp_path: Path) -> N
     out = to("hf", trained(), tmp_path / "out")
     with pytest.raises(UserError, match=r"out has no checkpoints, of which to take 4$"):
         open_saved_model(out, "4")
-    with pytest.raises(UserError, match=r"run: no checkpoint 4; there are: 2, 3$"):
+    with pytest.raises(UserError, match=r"run: no checkpoint 4; existing: 2, 3$"):
         open_saved_model(run.path, "4")
     with pytest.raises(UserError, match="nowhere holds no model"):
         open_saved_model(tmp_path / "nowhere")

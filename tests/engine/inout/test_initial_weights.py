@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
         assert ended.error == "UserError"
         if ended.err:
             assert ended.err == (
-                "first/checkpoints/step-00000004 is not what was written: "
+                "first/checkpoints/step-00000004 is corrupt: "
                 f"{shard.name} was changed: its SHA-256 differs\n"
             )
 
@@ -274,8 +274,8 @@ def test_checkpoints_come_first(folder: Path) -> None:
     assert not left.exists()
     (folder / "away").rename(folder / "x.safetensors")
     assert told[:2] == [
-        "going on from run/checkpoints/step-00000002",
-        "--init-from=x.safetensors is not used then",
+        "resuming from run/checkpoints/step-00000002",
+        "--init-from=x.safetensors is ignored: the run resumes from a checkpoint",
     ]
     worked(*run(job(folder, "x.safetensors", output="through")))
     assert same(ended_with(folder), ended_with(folder, "through"))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.atomic_write import atomic_path, remove_temporaries
+from engine.atomic_write import atomic_path
 from engine.errors import RunError, UserError
 from engine.inout.tensor_readers import SafetensorsFile, ShardedFiles, TorchFile, common_type
 from engine.inout.tensor_writers import write_pt, write_safetensors
@@ -166,92 +166,6 @@ def test_an_index_names_what_is_beside_it(index: str, told: str, tmp_path: Path)
         ShardedFiles(path, SafetensorsFile)
     path.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
     assert torch.equal(ShardedFiles(path, SafetensorsFile)["a"], torch.ones(5))
-
-
-# Complete, or not there
-
-
-def die(path: Path) -> None:
-    """While it is written."""
-    path.write_text("half of it")
-    raise ZeroDivisionError
-
-
-def die_within(path: Path) -> None:
-    path.mkdir()
-    die(path / "file")
-
-
-def test_a_draft_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "x"
-    with atomic_path(path) as new:
-        new.write_text("1")
-        assert not path.exists()
-    assert path.read_text() == "1"
-    with (
-        pytest.raises(UserError, match=r"x exists already: name another --out$"),
-        atomic_path(path),
-    ):
-        raise AssertionError
-    with pytest.raises(ZeroDivisionError), atomic_path(path, replace=True) as new:
-        die(new)
-    assert path.read_text() == "1"
-    with atomic_path(path, replace=True) as new:
-        new.write_text("3")
-    assert path.read_text() == "3"
-    assert [file.name for file in path.parent.iterdir()] == ["x"]
-
-
-def write_both(one: Path, other: Path) -> None:
-    one.write_text("1")
-    other.write_text("2")
-
-
-def test_what_was_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    with pytest.raises(UserError, match="x exists already"), atomic_path(path) as new:
-        write_both(new, path)
-    assert path.read_text() == "2"
-    assert [file.name for file in tmp_path.iterdir()] == ["x"]
-
-
-def test_drafts_of_the_killed_are_cleared(tmp_path: Path) -> None:
-    path = tmp_path / "[x].y"
-    for name in (".[x].y.17.tmp", ".x.y.17.tmp", "[x].y"):
-        (tmp_path / name).touch()
-    remove_temporaries(path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".x.y.17.tmp", "[x].y"]
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    for text in "12":
-        with atomic_path(path, replace=True) as new:
-            new.mkdir()
-            (new / text).write_text(text)
-        assert [file.name for file in path.iterdir()] == [text]
-    with pytest.raises(ZeroDivisionError), atomic_path(path, replace=True) as new:
-        die_within(new)
-    assert [file.name for file in path.iterdir()] == ["2"]
-    assert [file.name for file in tmp_path.iterdir()] == ["x"]
-
-
-def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path: Path) -> None:
-    needs = 2**60
-    with (
-        pytest.raises(RunError, match=rf"x needs {needs:,} bytes, and its disk has [\d,]+ free$"),
-        atomic_path(tmp_path / "x", required_bytes=needs),
-    ):
-        raise AssertionError
-
-
-def test_a_place_where_nothing_can_be_made_is_told_in_a_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(RunError, match=r"file/x cannot be written: (File exists|Not a directory)$"),
-        atomic_path(tmp_path / "file" / "x"),
-    ):
-        raise AssertionError
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

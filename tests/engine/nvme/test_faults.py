@@ -78,7 +78,7 @@ def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
     assert [one.verify() for one in stored] == [[], []]
     ended = run(job(folder, disk, *overrides, options=StartOptions(resume="auto")), ranks=2)
     assert [one.error for one in ended] == ["", ""]
-    assert "going on from" in ended[0].out
+    assert "resuming from" in ended[0].out
     assert list(disk.iterdir()) == []
 
 

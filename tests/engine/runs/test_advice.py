@@ -45,7 +45,7 @@ def test_both_suggestions_end_within_minutes(hours):
     seconds = hours * HOUR / 1000
     advice = smaller_run(run, seconds, steps_left=1000)
     assert advice is not None
-    assert (f"about {hours:,.1f} hours to go" if hours < 48 else "about 7.0 days to go") in advice
+    assert (f"about {hours:,.1f} hours left" if hours < 48 else "about 7.0 days left") in advice
     few = int(re.findall(r"MAX_STEPS=(\d+)", advice)[0])
     assert few * seconds <= 60 * MINUTES < (few + 1) * seconds or few == 1
     small, steps = taken(run, advice)

@@ -112,9 +112,11 @@ def test_overrides_apply_to_what_was_recorded(child, overrides, changed):
 
 
 def test_another_model_is_refused(child):
-    with pytest.raises(UserError, match=r"model.n_layer=3, and the run's weights are of 2"):
+    with pytest.raises(
+        UserError, match=r"model.n_layer=3 cannot be overridden: the run's weights have 2"
+    ):
         plan_of_run(child, gpus=4, overrides=["model.n_layer=3"])
-    with pytest.raises(UserError, match=r"the run's weights are of "):
+    with pytest.raises(UserError, match=r"the run's weights have "):
         plan_of_run(child, gpus=4, overrides=["model=dict(type='gpt2_small')"])
 
 

@@ -37,13 +37,14 @@ def test_the_numbers_are_the_plans(plan):
     assert lines["model"] == "2 layers, 4 heads of 16, width 64, vocabulary 1,000"
     assert lines["layout"] == "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes"
     assert lines["batch"] == (
-        "6 samples x data 2 x accumulation 3 = 36 samples of 32 tokens a step, "
+        "6 samples x data 2 x accumulation 3 = 36 samples of 32 tokens per step, "
         "in micro-batches of 3 padded by 1"
     )
     # 6 x (2 x (4 x 64^2 + 2 x 64 x 256) + 64 x 1000) + 12 x 2 x 64 x 32 FLOPs a token
     flops = 6 * (2 * 49152 + 64000) + 49152
     assert lines["work"] == (
-        f"1,152 tokens and {format_count(1152 * flops)}FLOPs a step, 1.02 MFLOPs a token; float32"
+        f"1,152 tokens and {format_count(1152 * flops)}FLOPs per step, "
+        "1.02 MFLOPs per token; float32"
     )
 
 

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from engine.config.schema import ModelSettings, Settings
 from engine.estimate.flops import PEAK_FLOPS, flops_per_token
+from engine.formatting import format_duration
 from engine.layout import Layout
 from engine.plan import ConfigFile, Plan
 from engine.runs.advice import HOUR
 from engine.runs.folder import RunFolder, claim_folder
 from engine.runs.metrics import StepMetrics
-from engine.runs.reporter import Reporter, RunInfo, open_reporter
-from engine.runs.terminal import format_duration
+from engine.runs.reporter import Reporter, RunInfo, open_rank_0_reporter
 from models.parallel.registry import modes
 
 ROW = StepMetrics(
@@ -74,7 +74,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def report(plan: Plan, folder: RunFolder, device: str = "cpu") -> tuple[Reporter, io.StringIO]:
     file = io.StringIO()
     facts = RunInfo(device=device, parameters=26_000, total_steps=20, more={"data": "poems"})
-    return open_reporter(plan, facts, folder, Console(file=file, width=200)), file
+    return open_rank_0_reporter(plan, facts, folder, Console(file=file, width=200)), file
 
 
 def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
@@ -92,7 +92,7 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
     text = file.getvalue()
     assert "warning: demo.py:1: a warning [of sorts]" in text
     assert "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes" in text
-    assert "= 8 samples of 64 tokens a step" in text
+    assert "= 8 samples of 64 tokens per step" in text
     assert re.search(r"parameters +26 K", text)
     assert "poems" in text
     assert str(folder.path) in text
@@ -106,8 +106,8 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
                 "0.500",
                 "1M",
                 "500",
-                "1024",
-                "MiB",
+                "1",
+                "GiB",
                 line.split()[-1],
             ]
             for line in text.splitlines()[-3:-2]
@@ -170,11 +170,11 @@ def test_the_time_on_a_cpu_is_told_before_the_first_step(plan, folder, cores):
     """And a smaller run where it is long."""
     file = io.StringIO()
     facts = RunInfo(device="cpu", parameters=26_000, total_steps=10_000_000, cores=cores)
-    open_reporter(plan, facts, folder, Console(file=file, width=200)).finish("finished")
+    open_rank_0_reporter(plan, facts, folder, Console(file=file, width=200)).finish("finished")
     text = " ".join(file.getvalue().split())
     seconds = flops_per_token(plan.settings.model, 64) * plan.tokens_per_step / 30e9 / 4 * 1e7
     assert seconds > HOUR
-    told = f"time about {format_duration(seconds)}, a guess at 30 GFLOP/s a core on 4 cores"
+    told = f"time about {format_duration(seconds)}, a guess at 30 GFLOP/s per core on 4 cores"
     assert (told in text) == (cores is not None)
     assert ("for a run of 10 minutes: MAX_STEPS=" in text) == (cores is not None)
 

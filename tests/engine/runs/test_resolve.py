@@ -25,7 +25,7 @@ def make(path: Path, losses: Mapping[int, float | None]) -> RunFolder:
     for step, loss in losses.items():
         checkpoint = CheckpointDirectory(folder.checkpoints).folder(step)
         checkpoint.mkdir(parents=True)
-        (checkpoint / TRAINING).write_text(training_at(step, val_loss=loss).model_dump_json())
+        (checkpoint / TRAINING).write_text(training_at(step, val_loss=loss).dump().decode())
     return folder
 
 
@@ -45,10 +45,10 @@ def test_latest_best_and_by_number(tmp_path):
 @pytest.mark.parametrize(
     ("losses", "which", "told"),
     [
-        ({1: None}, "best", "no checkpoint was written right after a validation"),
-        ({1: None, 5: None}, "2", "no checkpoint 2; there are: 1, 5"),
-        ({1: None}, "newest", "no checkpoint newest; there are: 1"),
-        ({}, "latest", "no checkpoint latest; there are: none"),
+        ({1: None}, "best", "no checkpoint was saved right after a validation"),
+        ({1: None, 5: None}, "2", "no checkpoint 2; existing: 1, 5"),
+        ({1: None}, "newest", "no checkpoint newest; existing: 1"),
+        ({}, "latest", "no checkpoint latest; existing: none"),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path, losses, which, told):
@@ -69,7 +69,7 @@ def test_the_newest_run_that_has_any(tmp_path):
     assert run_with_checkpoints(tmp_path / "notes").path.name == "notes"
     with pytest.raises(UserError, match="has no checkpoints"):
         run_with_checkpoints(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no run under .* has checkpoints: name one"):
+    with pytest.raises(UserError, match=r"no run under .* has checkpoints: pass the path of a run"):
         run_with_checkpoints(None, tmp_path / "nowhere")
 
 
@@ -87,12 +87,12 @@ def test_weights_are_a_checkpoints_or_what_the_run_ended_with(tmp_path):
     newest = run_with_weights(None, tmp_path)
     assert newest.path.name == "file-20260201-000000"
     assert resolve_weights(newest, "latest") == newest.weights
-    with pytest.raises(UserError, match="no checkpoint 2; there are: none"):
+    with pytest.raises(UserError, match="no checkpoint 2; existing: none"):
         resolve_weights(newest, "2")
     both = RunFolder(tmp_path / "both-20260101-000000")
     found = [resolve_weights(both, which).name for which in ("latest", "best", "1")]
     assert found == ["step-00000002", "step-00000001", "step-00000001"]
     with pytest.raises(UserError, match=r"none-20260301-000000 has no weights"):
         run_with_weights(tmp_path / "none-20260301-000000")
-    with pytest.raises(UserError, match=r"no run under .* has weights: name one"):
+    with pytest.raises(UserError, match=r"no run under .* has weights: pass the path of a run"):
         run_with_weights(None, tmp_path / "nowhere")

@@ -113,7 +113,7 @@ def test_a_checkpoint_outside_of_any_run_makes_a_new_run(plan):
 def test_other_paths_are_refused(plan, path):
     make(OLD, steps=(1,))
     Path("model.pt").touch()
-    with pytest.raises(UserError, match=r"is not there|is neither a run's folder nor a checkpoint"):
+    with pytest.raises(UserError, match=r"does not exist|is neither a run nor a checkpoint"):
         found(plan, path)
 
 
@@ -147,13 +147,16 @@ def test_auto_takes_no_run_of_another_file_of_the_same_name(plan):
     mine, new = resume_candidates("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
     assert (mine.run_folder, new.run_folder) == (OLD, None)
     assert mine.remarks == [
-        f"{NEW} is skipped: it is a run of {other.resolve()}, and this is {one.resolve()}; "
+        f"skipping {NEW}: it is a run of {other.resolve()}, not of {one.resolve()}; "
         f"--resume {NEW} continues it"
     ]
     (anew,) = resume_candidates("mine", plan, asked)
     assert (anew.run_folder, anew.starts_over) == (None, True)
-    assert [line.split(" is skipped")[0] for line in anew.remarks[:2]] == [NEW, OLD]
-    assert anew.remarks[2] == f"no run of {plan.config.path} is left to continue: a new run begins"
+    assert [line.split(": ")[0] for line in anew.remarks[:2]] == [
+        f"skipping {NEW}",
+        f"skipping {OLD}",
+    ]
+    assert anew.remarks[2] == f"{plan.config.path} has no run to continue: starting a new one"
 
 
 def test_the_same_file_by_another_path_is_the_same(plan):
@@ -170,14 +173,14 @@ def test_a_run_that_recorded_no_file_goes_by_its_name_and_says_so(plan):
     make(NEW, steps=(4,))
     first, _ = resume_candidates("mine", plan, StartOptions(resume="auto"))
     assert first.run_folder == NEW
-    assert first.remarks == [f"{NEW} does not record its config file, and is taken by name"]
+    assert first.remarks == [f"{NEW} records no config file; it is selected by its name"]
 
 
 def test_a_finished_run_is_refused_with_what_trains_more(plan):
     record(NEW, Path("tiny.py"), "finished")
     told = (
         f"{NEW} is finished at step 4: MAX_STEPS=N, with N above 4, trains it further; "
-        f"--init-from {NEW} begins a new run with its weights"
+        f"--init-from {NEW} starts a new run with its weights"
     )
     with pytest.raises(UserError) as refusal:
         found(plan, NEW)
@@ -190,7 +193,7 @@ def test_a_finished_run_is_refused_with_what_trains_more(plan):
 
 def test_a_run_without_a_checkpoint_is_refused_with_its_state(plan):
     make(NEW).write_status("failed", step=3)
-    with pytest.raises(UserError, match=r"has no checkpoint to continue from \(failed at step 3\)"):
+    with pytest.raises(UserError, match=r"has no checkpoint to resume from \(failed at step 3\)"):
         found(plan, NEW)
 
 

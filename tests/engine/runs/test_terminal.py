@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from engine.formatting import format_duration
 from engine.runs.metrics import StepMetrics
 from engine.runs.terminal import (
     StepTimer,
     Terminal,
-    format_duration,
     format_header,
     format_row,
     format_validation,
@@ -204,18 +204,3 @@ def test_advice_is_asked_once_when_the_pace_is_steady():
     ((seconds_per_step, steps_left),) = asked
     assert (seconds_per_step, steps_left) == (5.0, 997)
     assert [line for line in file.getvalue().splitlines() if "step" not in line] == ["try less"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0.4, "0:00"),
-        (59.6, "1:00"),
-        (245, "4:05"),
-        (3845, "1:04:05"),
-        (100 * 3600, "4d 04h"),
-    ],
-)
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text

@@ -82,11 +82,11 @@ print("torch" in sys.modules)
 
 def test_verify_names_what_is_damaged_and_tells_by_its_exit_code(folder, capsys):
     assert command("verify") == 0
-    assert capsys.readouterr().out.count(": as it was written\n") == 4
+    assert capsys.readouterr().out.count(": OK, all hashes match\n") == 4
     damage(folder, 3)
     assert command("verify", str(folder.path)) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.endswith("as it was written") for line in lines] == [True, True, False, True]
+    assert [line.endswith(": OK, all hashes match") for line in lines] == [True, True, False, True]
     assert "step-00000003: __1_0.distcp has 0 of" in lines[2]
 
 
@@ -114,7 +114,7 @@ def test_prune_removes_nothing_where_nothing_is_good(folder, capsys):
     for step in LOSSES:
         damage(folder, step)
     assert command("prune", "--keep", "1") == 2
-    assert "none is as it was written, so none is removed" in capsys.readouterr().err
+    assert "all checkpoints are corrupt; nothing was removed" in capsys.readouterr().err
     assert steps(folder) == [1, 2, 3, 4]
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
         (("ls", "nowhere"), "nowhere does not exist"),
         (("ls", "--keep", "3"), "--keep is for prune, not for ls"),
         (("prune", "--keep", "0"), "--keep"),
-        (("prune",), "does not say how many it keeps: --keep N"),
+        (("prune",), "records no checkpoint.keep: pass --keep N"),
         (("burn",), "invalid choice"),
     ):
         assert command(*words) == 2
@@ -145,7 +145,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
         assert err.count("\n") == 1
     shutil.rmtree("runs")
     assert command("ls") == 2
-    assert "no run under runs/ has checkpoints: name one" in capsys.readouterr().err
+    assert "no run under runs/ has checkpoints: pass the path of a run" in capsys.readouterr().err
 
 
 def test_any_command_that_looks_at_a_run_settles_that_it_was_killed(folder, capsys):

@@ -104,12 +104,15 @@ def test_what_is_asked_reaches_the_ranks(started):
     [
         (["nowhere"], "nowhere does not exist"),
         ([RUN, "elsewhere"], f"one run, not 2: {RUN} elsewhere"),
-        (["--step", "7"], f"{RUN}: no checkpoint 7; there are: none"),
+        (["--step", "7"], f"{RUN}: no checkpoint 7; existing: none"),
         (["--last-n", "33"], "--last-n 33 is more than gpt.py:3: SEQ_LEN=32"),
         (["SEQ_LEN=16", "--last-n", "17"], "--last-n 17 is more than command line: SEQ_LEN=16"),
         (["--split", "train"], "gpt.py:8: data.type='synthetic' never ends"),
         (["data.validation=0.0"], "command line: data.validation=0.0 leaves nothing to evaluate"),
-        (["model.n_layer=3"], "command line: model.n_layer=3, and the run's weights are of 2"),
+        (
+            ["model.n_layer=3"],
+            "command line: model.n_layer=3 cannot be overridden: the run's weights have 2",
+        ),
         (["--gpus", "3"], "gpt.py:4: 3 GPUs are not a multiple of 2"),
         (["compile=True"], "command line: compile=True passes"),
         (["SEQ_LENGTH=3"], "command line: SEQ_LENGTH is not a setting"),

@@ -82,7 +82,7 @@ def test_in_and_out_again(here, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["export", "--to", "hf"], "no run under runs/ has weights: name one"),
+        (["export", "--to", "hf"], "no run under runs/ has weights: pass the path of a run"),
         (
             ["export", "--to", "onnx"],
             "argument --to: invalid choice: 'onnx' (choose from 'hf', 'pt'",

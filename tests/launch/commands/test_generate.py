@@ -94,7 +94,7 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))
     for argv, told in (
-        ([], "no run under runs/ has weights: name one"),
+        ([], "no run under runs/ has weights: pass the path of a run"),
         (["nowhere"], "nowhere does not exist in /"),
         (["somewhere", "--prompt", "?"], "cannot read ?"),
         (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),

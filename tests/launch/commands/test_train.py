@@ -232,7 +232,7 @@ def test_a_finished_run_is_refused_without_torch(stopped):
 
 @pytest.mark.parametrize(
     ("resume", "told"),
-    [("nowhere", "nowhere is not there"), (".", "neither a run's folder nor a checkpoint")],
+    [("nowhere", "nowhere does not exist"), (".", "neither a run nor a checkpoint")],
 )
 def test_a_path_that_is_no_run(monkeypatch, started, tmp_path, capsys, resume, told):
     monkeypatch.chdir(tmp_path)
