@@ -1,5 +1,5 @@
-"""What is done otherwise on a GPU than on a CPU. Each test runs on the CPU as well, where that is
-the same code, so that it is known to work before a GPU is at hand."""
+"""Code that differs between GPU and CPU. Each test also runs on the CPU if that is the same code,
+so that it is tested without a GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def opened(config: Path, device: str, *overrides: str) -> Trainer:
-    """A run on one rank, without a process group."""
+    """Return the trainer of a run on one rank, without a process group."""
     plan = make_plan(config, gpus=1, overrides=overrides, environ={})
     axes = dict(
         ParallelContext.single_device(
@@ -59,7 +59,7 @@ def losses(run: Trainer, steps: int = 4) -> list[float]:
 
 
 @on_devices
-def test_a_run_has_the_losses_of_the_cpu(config: Path, device: str) -> None:
+def test_losses_on_a_gpu_equal_those_on_the_cpu(config: Path, device: str) -> None:
     run = opened(config, device)
     assert {p.device.type for p in run.model.parameters()} == {device}
     assert losses(run) == pytest.approx(losses(opened(config, "cpu")), rel=1e-5)
@@ -67,13 +67,15 @@ def test_a_run_has_the_losses_of_the_cpu(config: Path, device: str) -> None:
 
 @on_devices
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_near_the_cpu(config: Path, device: str, precision: str) -> None:
+def test_half_precision_losses_are_close_to_those_on_the_cpu(
+    config: Path, device: str, precision: str
+) -> None:
     run = opened(config, device, f"precision={precision}", "loss_scale.initial=256")
     assert losses(run) == pytest.approx(losses(opened(config, "cpu")), rel=2e-2)
 
 
 @pytest.mark.gpu
-def test_a_compiled_step_is_near_the_eager_one(config: Path) -> None:
+def test_losses_of_a_compiled_step_are_close_to_the_eager_ones(config: Path) -> None:
     compiled = opened(config, "cuda", "precision=bf16", "compile=True")
     eager = opened(config, "cuda", "precision=bf16")
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-2)
@@ -81,11 +83,9 @@ def test_a_compiled_step_is_near_the_eager_one(config: Path) -> None:
 
 @on_devices
 @pytest.mark.parametrize("checkpoint", ["False", "True", "'selective'"])
-def test_deterministic_runs_end_with_the_same_bits(
-    config: Path, device: str, checkpoint: str
-) -> None:
-    """Dropout included; the embedding's gradient, the picked logits and attention all add up in an
-    order that is not fixed by itself."""
+def test_deterministic_runs_give_the_same_bits(config: Path, device: str, checkpoint: str) -> None:
+    """With dropout. The gradients of the embedding, the target logits and attention are summed in
+    an order that is not deterministic by default."""
     overrides = [
         "deterministic=True",
         "precision=bf16",
@@ -104,8 +104,8 @@ def test_deterministic_runs_end_with_the_same_bits(
 
 
 @on_devices
-def test_offloaded_weights_are_pinned_and_train_the_same(config: Path, device: str) -> None:
-    """Without other ranks ZeRO cuts nothing, but weights stay on the host all the same."""
+def test_offloaded_weights_are_pinned_and_give_the_same_losses(config: Path, device: str) -> None:
+    """On one rank ZeRO shards nothing, but weights are still offloaded to the host."""
     offloaded = opened(config, device, "zero.stage=3", "zero.offload=cpu")
     weights = [p for p in offloaded.model.parameters() if p.dim() == 2 and p.device.type == "cpu"]
     assert weights
@@ -114,7 +114,7 @@ def test_offloaded_weights_are_pinned_and_train_the_same(config: Path, device: s
 
 
 @on_devices
-def test_copies_for_a_checkpoint_are_those_of_the_moment(device: str) -> None:
+def test_staged_tensors_keep_their_values_after_a_step(device: str) -> None:
     kept = torch.arange(1000.0, device=device)
     (copied,) = HostStaging().stage({"w": DCPShard.unsharded(kept.view(10, 100))}).values()
     kept.zero_()
@@ -125,7 +125,7 @@ def test_copies_for_a_checkpoint_are_those_of_the_moment(device: str) -> None:
 
 
 @on_devices
-def test_random_generators_come_back(device: str) -> None:
+def test_random_generators_are_restored(device: str) -> None:
     where = torch.device(device, 0) if device == "cuda" else torch.device(device)
     saved = rng.rng_state(where)
     first = torch.rand(5, device=where)
@@ -148,7 +148,7 @@ def test_a_dropout_mask_depends_on_its_key_alone(device: str) -> None:
 
 
 def exchanged(rank: int, size: int, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Every collective of an axis over gloo."""
+    """Return the results of every collective of an axis over gloo."""
     import torch.distributed as dist
 
     axis = Axis(name="t", size=size, index=rank, group=dist.group.WORLD, traffic=Traffic())
@@ -177,7 +177,7 @@ def exchanged(rank: int, size: int, device: str, dtype: torch.dtype) -> list[Ten
     ],
 )
 def test_ranks_that_share_a_gpu_exchange_over_gloo(device: str, dtype: torch.dtype) -> None:
-    """The same numbers as on CPUs, whose exchanges are ours."""
+    """The results equal those on CPUs, which use pairwise exchanges."""
     ours = run_world(4, exchanged, device, dtype)
     for mine, theirs in zip(ours, run_world(4, exchanged, "cpu", dtype), strict=True):
         for one, other in zip(mine, theirs, strict=True):

@@ -1,5 +1,5 @@
-"""What a run does about faults on purpose: told once, by which rank, where and why; the folder says
-so too, the last checkpoint is good, and no process is left."""
+"""Runs with planted faults: the error is printed once, with rank, step and cause, and recorded in
+the run's folder; the last checkpoint is intact, and no process is left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUN = Path("run")
 # The switch
 
 
-def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
+def test_a_fault_has_one_rank_one_step_and_one_attempt() -> None:
     text = "kill:1:3,,raise-save:0:6"
     assert parse_fault("", 0, 0) is None
     assert [parse_fault(text, rank, 0) is None for rank in range(3)] == [True, False, True]
@@ -49,12 +49,12 @@ def test_a_fault_is_of_one_rank_one_step_and_one_attempt() -> None:
 
 
 @pytest.mark.parametrize("text", ["kill", "kill:1", "die:1:3", "kill-lunch:1:3", "kill:x:3", "a b"])
-def test_what_is_no_fault_is_refused(text: str) -> None:
+def test_an_invalid_fault_is_rejected(text: str) -> None:
     with pytest.raises(UserError, match=r"^FAULT=.*: expected KIND:RANK:STEP.*kill, stop.*-save"):
         parse_fault(text, 0, 0)
 
 
-def test_a_loss_has_no_part_in_a_save() -> None:
+def test_a_loss_fault_with_a_moment_of_a_save_is_rejected() -> None:
     with pytest.raises(UserError, match="nan changes the loss of a step"):
         parse_fault("nan-save:0:3", 0, 0)
 
@@ -70,7 +70,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def good_checkpoints(job: Job) -> list[int]:
-    """Their steps, all of which verify."""
+    """Return the steps of the checkpoints, after verifying all of them."""
     shelf = CheckpointDirectory(RunFolder(job.folder / RUN).checkpoints)
     for step in shelf.steps():
         assert SavedCheckpoint(shelf.folder(step)).verify() == []
@@ -91,7 +91,7 @@ SUSPENDED = r"is suspended \(SIGSTOP\) and did not respond within 1 s"
         ("stop-save:1:6", 2, rf"step 6: rank 1 \(process \d+ on .*\) {SUSPENDED}"),
     ],
 )
-def test_a_rank_that_is_gone_or_stopped_is_told_once(
+def test_a_dead_or_suspended_rank_is_reported_once(
     job: Job, fault: str, ranks: int, told: str
 ) -> None:
     with pytest.raises(WorldError) as caught:
@@ -114,7 +114,7 @@ def test_a_rank_that_is_gone_or_stopped_is_told_once(
         ("nan:1:5", "(not finite on rank 1); the optimizer was not run"),
     ],
 )
-def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> None:
+def test_a_failing_rank_reports_its_own_error(job: Job, fault: str, told: str) -> None:
     ended: list[Ended] = run(replace(job, fault=fault), 2)
     assert [one.error for one in ended] == ["RunError", "RunError"]
     said = job.said(2)
@@ -129,7 +129,7 @@ def test_a_rank_that_fails_says_so_itself(job: Job, fault: str, told: str) -> No
 
 @contextlib.contextmanager
 def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
-    """Rank 0 is at something else in its third step, for longer than the others wait."""
+    """Block rank 0 in its third step for longer than the timeout of the others."""
     healthy, begun = Trainer.step, Path("held-up")
 
     def step(self: Trainer, step: int, **more: Any) -> Any:
@@ -159,9 +159,7 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
         ),
     ],
 )
-def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(
-    job: Job, fails: bool, told: str
-) -> None:
+def test_a_blocked_rank_is_killed_and_the_reason_recorded(job: Job, fails: bool, told: str) -> None:
     planted = functools.partial(held_up, fails=fails)
     with pytest.raises(WorldError) as caught:
         run(replace(job, fault="kill:0:99", planted=planted), 2)
@@ -178,7 +176,7 @@ def test_a_rank_that_is_held_up_is_ended_and_the_folder_says_why(
 
 @contextlib.contextmanager
 def insisting(world: World) -> Iterator[None]:
-    """Whoever stops is told to once more, a while later, when the last checkpoint is half done."""
+    """Repeat the stop signal during the save of the last checkpoint."""
     healthy = CheckpointDirectory.commit
 
     def publish(self: CheckpointDirectory, step: int) -> None:
@@ -204,7 +202,7 @@ def insisting(world: World) -> Iterator[None]:
         ("int-rename:0:4", contextlib.nullcontext, [2, 4, 5]),
     ],
 )
-def test_who_is_told_to_stop_saves_and_leaves(
+def test_a_stop_signal_saves_a_checkpoint_and_exits(
     job: Job, fault: str, planted: Any, saved: list[int]
 ) -> None:
     ended: list[Ended] = run(replace(job, fault=fault, planted=planted), 2)
@@ -219,7 +217,7 @@ def test_who_is_told_to_stop_saves_and_leaves(
     assert (job.folder / RUN / "model.safetensors").is_file()
 
 
-def test_a_user_who_insists_leaves_once_it_is_saved(job: Job) -> None:
+def test_a_repeated_interrupt_exits_after_the_save(job: Job) -> None:
     ended: list[Ended] = run(replace(job, fault="int:0:3", planted=insisting), 2)
     assert "RunError" in [one.error for one in ended]
     assert good_checkpoints(job) == [2, 3]

@@ -1,4 +1,4 @@
-"""Ranks, groups and boxes of every mode at many sizes: nothing is held twice or by no one."""
+"""Ranks, groups and shards of every mode at many sizes: every entry has exactly one place."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ UNEVEN = GPTConfig(
 
 
 def layouts() -> list[Layout]:
-    """Every legal (TENSOR_PARALLEL, DEPTH) up to ``LARGEST``, the smaller ones with PIPELINE and
-    data ranks too."""
+    """Yield a layout for every legal (TENSOR_PARALLEL, DEPTH) up to ``LARGEST``; small ones also
+    with PIPELINE and data ranks."""
     found = []
     for cut in mode_sizes(LARGEST):
         size = {"tensor": cut.tensor, "depth": cut.depth}
@@ -51,7 +51,7 @@ def test_coordinates_and_ranks_are_one_to_one(layout: Layout) -> None:
 
 
 @each_layout
-def test_tensor_ranks_are_fastest_then_stages_then_data(layout: Layout) -> None:
+def test_the_order_of_ranks_is_tensor_then_pipeline_then_data(layout: Layout) -> None:
     tensor = list(layout.tensor_axes)
     for data, stage in product(range(layout.data), range(layout.pipeline)):
         first = (data * layout.pipeline + stage) * layout.tensor
@@ -74,9 +74,9 @@ def test_groups_of_an_axis_partition_the_ranks(layout: Layout) -> None:
 
 @each_layout
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_boxes_tile_every_parameter(layout: Layout, tied: bool) -> None:
-    """Ranks that differ along the cutting axes hold every entry exactly once; the others hold the
-    same boxes."""
+def test_shards_tile_every_parameter(layout: Layout, tied: bool) -> None:
+    """Ranks that differ along the sharding axes hold every entry exactly once; the others hold
+    equal shards."""
     sizes = GPTConfig(**{**vars(UNEVEN), "tie_embeddings": tied})
     for parameter in parameters(sizes, layout.mode):
         boxes = [layout.shard(parameter.shape, parameter.spec, r) for r in range(layout.gpus)]
@@ -90,13 +90,13 @@ def test_boxes_tile_every_parameter(layout: Layout, tied: bool) -> None:
             assert all(boxes[rank] == boxes[group[0]] for rank in group), parameter.name
 
 
-def test_every_cut_of_a_mode_is_among_its_axes() -> None:
+def test_a_mode_shards_only_over_its_own_axes() -> None:
     for layout in layouts():
         for parameter in parameters(UNEVEN, layout.mode):
             assert {a for axes in parameter.spec for a in axes} <= layout.tensor_axes.keys()
 
 
-def test_the_last_pieces_of_an_uneven_cut_are_padded() -> None:
+def test_the_last_shards_of_an_uneven_dimension_are_padded() -> None:
     """5 entries over c, of 2 ranks: 3 and 2. Each of these over b, of 2 ranks: 2 and 1, 2 and 0."""
     sizes = {"c": 2, "b": 2}
     boxes = [shard_of((5,), (("c", "b"),), sizes, {"c": n // 2, "b": n % 2}) for n in range(4)]
@@ -106,8 +106,8 @@ def test_the_last_pieces_of_an_uneven_cut_are_padded() -> None:
     assert [box.is_padded for box in boxes] == [False, True, False, True]
 
 
-def test_an_inner_cut_stays_within_the_outer_one() -> None:
-    """What a gather over the fastest axis brings together is a piece of the cut without it."""
+def test_shards_over_a_faster_axis_stay_within_those_of_the_slower_axis() -> None:
+    """A gather over the fastest axis gives a shard of the spec without that axis."""
     for n in range(1, 40):
         for c, b in product(range(3), range(4)):
             fine = shard_of((n,), (("c", "b"),), {"c": 3, "b": 4}, {"c": c, "b": b})
@@ -118,8 +118,8 @@ def test_an_inner_cut_stays_within_the_outer_one() -> None:
 
 @each_layout
 @pytest.mark.parametrize("length", [1, 10, 12, 128])
-def test_padded_micro_batches_cut_evenly(layout: Layout, length: int) -> None:
-    """Into whole samples where the mode says so, else into tokens; no smaller number would do."""
+def test_padded_micro_batches_are_sharded_evenly(layout: Layout, length: int) -> None:
+    """By whole samples if the mode requires that, else by tokens; no smaller multiple works."""
     unit = 1 if layout.mode.whole_samples else length
     cuts = [activation.tokens for activation in (layout.mode.outer, layout.mode.inner)]
     pieces = [prod(layout.axes[axis] for axis in axes) for axes in cuts]

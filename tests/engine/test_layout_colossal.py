@@ -1,4 +1,4 @@
-"""Our ranks and groups are those that Colossal-AI's own initializers make."""
+"""Ranks and groups equal those that Colossal-AI's initializers create."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = [
 
 @pytest.fixture
 def colossal(monkeypatch: pytest.MonkeyPatch) -> ColossalContext:
-    """Colossal-AI on a process group that only remembers: a group is the list of its ranks."""
+    """Initialise Colossal-AI without processes: a process group is the list of its ranks."""
     monkeypatch.setattr(dist, "new_group", lambda ranks=None, backend=None: ranks)
     monkeypatch.setattr(dist, "get_backend", lambda group=None: "gloo")
     monkeypatch.setattr(dist, "destroy_process_group", lambda group=None: None)
@@ -31,7 +31,7 @@ def colossal(monkeypatch: pytest.MonkeyPatch) -> ColossalContext:
 
 
 def groups_of(colossal: ColossalContext, layout: Layout, rank: int) -> dict[str, Any]:
-    """The ranks of every group of a rank, by the name of the ParallelMode."""
+    """Return the ranks of every group of a rank, by the name of the ParallelMode."""
     colossal.open(layout, rank)
     context = colossal.context
     found = {
@@ -48,7 +48,7 @@ def groups_of(colossal: ColossalContext, layout: Layout, rank: int) -> dict[str,
 
 
 @pytest.mark.parametrize(("mode", "tensor", "depth"), SIZES)
-def test_every_rank_is_in_the_groups_of_its_axes(
+def test_groups_equal_those_of_colossal_ai(
     colossal: ColossalContext, mode: str, tensor: int, depth: int
 ) -> None:
     for pipeline, data in product((1, 2, 3), (1, 2)):
@@ -75,12 +75,14 @@ def test_every_rank_is_in_the_groups_of_its_axes(
                     assert theirs[name].index(rank) == layout.coordinates(rank)[along[0]], name
 
 
-def test_every_mode_is_held_against_colossal_ai() -> None:
+def test_every_mode_is_compared_with_colossal_ai() -> None:
     assert {mode for mode, _, _ in SIZES} == set(modes())
 
 
-def test_a_world_after_a_world_starts_afresh(colossal: ColossalContext) -> None:
-    """Colossal-AI keeps a mode's sizes in a global, and asserts that they never change."""
+def test_a_second_world_in_a_process_starts_without_state_of_the_first(
+    colossal: ColossalContext,
+) -> None:
+    """Colossal-AI stores a mode's sizes in a global and asserts that they never change."""
     for tensor in (4, 9):
         layout = Layout(mode=modes()["2d"], tensor=tensor)
         assert groups_of(colossal, layout, 0)["TENSOR"] == list(range(tensor))

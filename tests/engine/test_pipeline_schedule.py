@@ -1,4 +1,4 @@
-"""Schedules, without a process: every action once, in a possible order, with the known bubble."""
+"""Schedules without processes: every action once, in a valid order, with the known bubble."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shapes(name: str) -> list[PipelineShape]:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_micro_batch_goes_forward_and_back_once_in_every_chunk(name: str) -> None:
+def test_every_micro_batch_runs_forward_and_backward_once_in_every_chunk(name: str) -> None:
     for shape in shapes(name):
         wanted = {(n, c) for n in range(shape.micro_batches) for c in range(shape.chunks)}
         for order in orders(name, shape):
@@ -47,29 +47,29 @@ def test_every_micro_batch_goes_forward_and_back_once_in_every_chunk(name: str) 
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_no_rank_waits_for_itself(name: str) -> None:
-    """The simulation asserts that some rank can always go on."""
+def test_no_schedule_deadlocks(name: str) -> None:
+    """The simulation asserts that some rank can always continue."""
     for shape in shapes(name):
         costs = [Costs()] * (shape.ranks * shape.chunks)
         assert 0 <= idle_fraction(orders(name, shape), costs, shape) < 1
 
 
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
-def test_bubble_is_the_published_one(name: str) -> None:
+def test_the_bubble_equals_the_published_formula(name: str) -> None:
     for shape in SHAPES:
         p, m = shape.ranks, shape.micro_batches
         found = idle_fraction(orders(name, shape), [Costs()] * p, shape)
         assert found == pytest.approx((p - 1) / (m + p - 1))
 
 
-def test_bubble_of_interleaved_shrinks_by_the_chunks() -> None:
+def test_the_interleaved_bubble_shrinks_by_the_number_of_chunks() -> None:
     for shape in CHUNKED:
         p, m, c = shape.ranks, shape.micro_batches, shape.chunks
         found = idle_fraction(orders("interleaved", shape), [Costs()] * (p * c), shape)
         assert found == pytest.approx((p - 1) / (c * m + p - 1))
 
 
-def test_bubble_of_zero_bubble_is_a_third() -> None:
+def test_the_zero_bubble_schedule_has_a_third_of_the_bubble() -> None:
     for shape in SHAPES:
         p, m = shape.ranks, shape.micro_batches
         if m >= p:
@@ -85,7 +85,7 @@ def test_bubble_of_zero_bubble_is_a_third() -> None:
         ("zero_bubble", lambda shape, rank: min(shape.ranks, shape.micro_batches)),
     ],
 )
-def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(
+def test_a_rank_stores_at_most_the_micro_batches_of_its_schedule(
     name: str, most: Callable[[PipelineShape, int], int]
 ) -> None:
     for shape in SHAPES:
@@ -100,7 +100,7 @@ def test_a_rank_holds_no_more_micro_batches_than_its_schedule_allows(
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_two_ranks_see_their_messages_in_one_order(name: str) -> None:
+def test_two_ranks_issue_their_messages_in_the_same_order(name: str) -> None:
     for shape in shapes(name):
         lists = insert_p2p(orders(name, shape), shape)
         for a, b in product(range(shape.ranks), repeat=2):
@@ -109,7 +109,7 @@ def test_two_ranks_see_their_messages_in_one_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_what_an_action_needs_is_received_before_it_and_sent_after_it_was_made(name: str) -> None:
+def test_an_action_follows_its_receive_and_precedes_its_send(name: str) -> None:
     for shape in shapes(name):
         last = shape.ranks * shape.chunks - 1
         for rank, plan in enumerate(insert_p2p(orders(name, shape), shape)):
@@ -145,7 +145,7 @@ def messages(
     return found
 
 
-def test_a_stage_that_costs_more_makes_the_others_wait() -> None:
+def test_a_slow_stage_makes_the_other_ranks_idle() -> None:
     shape = PipelineShape(ranks=2, micro_batches=4)
     even = idle_fraction(orders("1f1b", shape), [Costs(), Costs()], shape)
     heavy = Costs(forward=2, backward_input=2, backward_weight=2)

@@ -184,11 +184,11 @@ ALSO = [  # values that a type of their own would be needed for
 ]
 ELSEWHERE = {
     "data.key": "engine/data/test_detect_format.py::test_a_key_names_where_the_text_is",
-    "zero.nvme_path": "engine/nvme/test_disk.py::test_a_folder_is_there_for_as_long_as_it_is_used",
+    "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"
-    "test_everything_is_in_one_group_and_no_group_is_too_large",
+    "test_every_entry_is_in_one_group_and_no_group_is_too_large",
     "zero.nvme_store": "engine/nvme/test_store.py::"
-    "test_without_io_uring_there_is_libaio_and_without_both_threads",
+    "test_the_fallback_of_io_uring_is_libaio_and_then_threads",
     "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.keep": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",

@@ -1,4 +1,4 @@
-"""Small disks, both kinds of store, and parameters to train."""
+"""Small disks, both kinds of store, and parameters with gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ kinds = pytest.mark.parametrize(
 )
 
 SHAPES = {"table": (300, 129), "weight": (100, 37), "bias": (37,), "norm": (3,), "long": (70_001,)}
-"""No size divides another, and some are odd: the ends of vectorised loops differ."""
+"""No size divides another, and some are odd: vectorised loops end differently."""
 
 OPTIMIZERS: dict[str, tuple[int, Any]] = {
     "adamw": (2, lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True)),
@@ -53,7 +53,7 @@ def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
 
 
 def build(kind: str, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """One with two groups, in other than the parameters' order."""
+    """Build an optimizer with two groups, whose order is not that of the parameters."""
     decayed = [(name, p) for name, p in named.items() if p.dim() > 1]
     spared = [(name, p) for name, p in named.items() if p.dim() == 1]
     groups = [
@@ -108,7 +108,7 @@ def read_states(
 
 
 def set_gradients(step: int, *models: dict[str, nn.Parameter]) -> None:
-    """The same for all models."""
+    """Set equal random gradients in all models."""
     draw = torch.Generator().manual_seed(step)
     for name, shape in SHAPES.items():
         gradient = torch.randn(shape, generator=draw)
@@ -118,7 +118,7 @@ def set_gradients(step: int, *models: dict[str, nn.Parameter]) -> None:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A disk of its own; the test is skipped where this process may not mount one."""
+    """Mount a tmpfs at ``folder``; skip the test if this process is not allowed to."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:

@@ -1,4 +1,4 @@
-"""The folder of a rank: whose it is, what becomes of it, and disks that cannot be used."""
+"""The folder of a rank: locking, removal, and disks that cannot be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ with open_disk(Path(sys.argv[1]), "job-rank0") as disk:
 
 
 def start(root: Path) -> tuple[subprocess.Popen[str], str]:
-    """Another job at the path, and the name of its folder."""
+    """Start another job at the path; return its process and the name of its folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", LIVE, str(root)],
         cwd=Path(__file__).parents[3],
@@ -41,7 +41,7 @@ def start(root: Path) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def test_a_folder_is_there_for_as_long_as_it_is_used(tmp_path: Path) -> None:
+def test_the_folder_is_created_and_removed_at_the_end(tmp_path: Path) -> None:
     with open_disk(tmp_path, "job 7/rank0") as disk:
         assert [path.name for path in tmp_path.iterdir()] == ["cuboid-job_7_rank0"]
         assert disk.reserve("states", 5 * MIB).stat().st_blocks * 512 >= 5 * MIB
@@ -52,7 +52,7 @@ def test_a_folder_is_there_for_as_long_as_it_is_used(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_jobs_of_one_name_at_one_path_do_not_meet(tmp_path: Path) -> None:
+def test_jobs_with_equal_names_get_different_folders(tmp_path: Path) -> None:
     with open_disk(tmp_path, "job") as one, open_disk(tmp_path, "job") as two:
         assert one.folder != two.folder
         one.reserve("states", 10)
@@ -60,7 +60,7 @@ def test_jobs_of_one_name_at_one_path_do_not_meet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_job_left_is_removed_and_what_a_live_one_has_is_not(tmp_path: Path) -> None:
+def test_only_the_folder_of_a_killed_job_is_removed(tmp_path: Path) -> None:
     killed, left = start(tmp_path)
     alive, used = start(tmp_path)
     try:
@@ -78,7 +78,7 @@ def test_what_a_killed_job_left_is_removed_and_what_a_live_one_has_is_not(tmp_pa
             process.communicate()
 
 
-def test_folders_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+def test_folders_without_a_lock_file_are_not_removed(tmp_path: Path) -> None:
     (tmp_path / "cuboid-notes").mkdir()
     (tmp_path / "cuboid-file").write_text("mine")
     with open_disk(tmp_path, "file") as disk:
@@ -86,9 +86,9 @@ def test_folders_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"cuboid-notes", "cuboid-file"}
 
 
-def test_a_folder_whose_owner_came_back_under_its_name_is_not_removed(tmp_path: Path) -> None:
-    """Between the look and the lock a dead folder may be removed by another, and a live one take
-    its name: the lock that is got then is the dead one's."""
+def test_a_new_folder_under_the_name_of_a_dead_one_is_not_removed(tmp_path: Path) -> None:
+    """Before the lock is taken, another run may remove the dead folder and a live run take its
+    name. The lock that is taken then is that of the removed file."""
     dead = tmp_path / "cuboid-job"
     dead.mkdir()
     (dead / LOCK).touch()
@@ -113,7 +113,7 @@ def test_a_folder_whose_owner_came_back_under_its_name_is_not_removed(tmp_path: 
     assert (dead / "states").read_text() == "alive"
 
 
-def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_folder_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path / "file"):
         if path.name == "file":
             path.touch()
@@ -124,7 +124,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         assert str(refusal.value) == told
 
 
-def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
+def test_a_read_only_disk_is_rejected(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "ro") as root:
         with pytest.raises(UserError) as refusal, open_disk(root, "job", setting="zero.nvme_path"):
             pass
@@ -132,7 +132,7 @@ def test_a_read_only_disk_is_refused(tmp_path: Path) -> None:
         assert str(refusal.value) == reason
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_rejected_at_the_reservation(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=4m") as root:
         with (
             pytest.raises(UserError) as refusal,
@@ -148,7 +148,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_trained(tmp_path
             disk.reserve("states", 3 * MIB)
 
 
-def test_a_folder_that_vanishes_is_noticed(tmp_path: Path) -> None:
+def test_a_removed_file_fails_the_check(tmp_path: Path) -> None:
     with open_disk(tmp_path, "job", setting="zero.nvme_path") as disk:
         path = disk.reserve("states", 10)
         path.rename(tmp_path / "elsewhere")

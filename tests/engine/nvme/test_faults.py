@@ -1,4 +1,4 @@
-"""Whole runs on disks that fail them: one line, checkpoints as they were, nothing left behind."""
+"""Runs on failing disks: one line of error, intact checkpoints, no files left."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def job(folder: Path, disk: Path, *overrides: str, **more: Any) -> Job:
 
 @dataclass(frozen=True)
 class OnRank1:
-    """Does its worst before a step, on one of the ranks."""
+    """A fault of the disk before a step, on one rank."""
 
     step: int
     worst: Callable[..., None]
@@ -71,7 +71,7 @@ def assert_failed_in_one_line(ended: list[Ended], told: str) -> None:
 
 
 def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
-    """From the last checkpoint, which is whole."""
+    """Resume from the last checkpoint, which must be intact."""
     (home,) = (folder / "runs").iterdir()
     stored = [SavedCheckpoint(path) for path in sorted((home / "checkpoints").iterdir())]
     assert [one.path.name for one in stored] == ["step-00000002", "step-00000004"]
@@ -82,7 +82,7 @@ def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
     assert list(disk.iterdir()) == []
 
 
-def test_a_folder_that_vanishes(tmp_path: Path) -> None:
+def test_a_removed_folder_fails_the_run_in_one_line(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     planted = OnRank1(5, remove_folder, (disk,))
@@ -91,7 +91,7 @@ def test_a_folder_that_vanishes(tmp_path: Path) -> None:
     assert_goes_on(tmp_path, disk)
 
 
-def test_a_disk_that_fails_with_weights_on_it(tmp_path: Path) -> None:
+def test_a_failing_disk_with_weights_fails_the_run_in_one_line(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     weights = ("zero.offload_params='nvme'", "zero.nvme_store='threads'")
@@ -101,7 +101,7 @@ def test_a_disk_that_fails_with_weights_on_it(tmp_path: Path) -> None:
     assert_goes_on(tmp_path, disk, *weights)
 
 
-def test_a_full_disk_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_a_full_disk_is_rejected_before_the_first_step(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=64k") as disk:
         ended = run(job(tmp_path, disk, "model.n_embd=64"), ranks=2)
         assert [one.error for one in ended] == ["UserError", "UserError"]
@@ -112,7 +112,7 @@ def test_a_full_disk_is_refused_before_the_first_step(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_killed_run_left_goes_when_the_next_begins(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_run_is_removed_by_the_next_run(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     assert run(job(tmp_path, disk, dies=3), ranks=2) == []

@@ -1,4 +1,4 @@
-"""Weights on a disk: their values, and what is read before it is asked for."""
+"""Weights on a disk: their values, and prefetching."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = (3, 1024, 5000, 1025, 70_000)
 
 @contextmanager
 def kept(root: Path, ahead: int) -> Iterator[tuple[WeightsOnDisk, list[nn.Parameter]]]:
-    """Weights of which entry i of number n is n + i."""
+    """Store weights; entry i of weight n is n + i."""
     with open_disk(root, "job") as disk:
         weights = WeightsOnDisk(disk=disk, prefetch_bytes=ahead)
         parameters = [nn.Parameter(torch.full((), torch.nan).expand(1, size)) for size in SIZES]
@@ -40,7 +40,7 @@ def values(number: int, parameter: nn.Parameter) -> torch.Tensor:
     return torch.arange(number, number + parameter.numel(), dtype=torch.float32)[None]
 
 
-def test_values_come_back_in_any_order_and_outlive_the_next(tmp_path: Path) -> None:
+def test_weights_are_read_in_any_order_and_outlive_later_reads(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(1)
     with kept(tmp_path, ahead=2 * PAGE) as (weights, parameters):
         held = []
@@ -51,7 +51,7 @@ def test_values_come_back_in_any_order_and_outlive_the_next(tmp_path: Path) -> N
             assert torch.equal(found, values(number, parameters[number]))
 
 
-def test_what_was_read_ahead_is_not_taken_for_what_was_put_since(tmp_path: Path) -> None:
+def test_a_prefetched_weight_is_discarded_by_a_write(tmp_path: Path) -> None:
     with kept(tmp_path, ahead=2**20) as (weights, parameters):
         for number in (0, 1, 2, 0, 1):
             weights.get(parameters[number])
@@ -60,10 +60,10 @@ def test_what_was_read_ahead_is_not_taken_for_what_was_put_since(tmp_path: Path)
         assert torch.equal(weights.get(parameters[2]), -values(2, parameters[2]))
 
 
-def test_forward_and_backward_are_read_ahead_from_the_second_step_on(
+def test_forward_and_backward_are_prefetched_from_the_second_step_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight that is asked for has been asked of the disk before; none is read twice."""
+    """Every weight is read from the disk before ``get`` asks for it, and only once."""
     order = [0, 1, 2, 3, 3, 2, 1, 0]
     read: list[int] = []
     begin = DirectFile.read
@@ -83,7 +83,7 @@ def test_forward_and_backward_are_read_ahead_from_the_second_step_on(
             assert len(read) <= len(order) * (step + 1) + 4
 
 
-def test_no_more_is_read_ahead_than_there_is_room_for(tmp_path: Path) -> None:
+def test_prefetching_stays_within_its_bytes(tmp_path: Path) -> None:
     with kept(tmp_path, ahead=3 * PAGE) as (weights, parameters):
         for _ in range(3):
             for parameter in parameters:
@@ -93,7 +93,7 @@ def test_no_more_is_read_ahead_than_there_is_room_for(tmp_path: Path) -> None:
         assert any(sizes)
 
 
-def test_a_disk_too_small_for_the_weights_is_refused(tmp_path: Path) -> None:
+def test_a_disk_too_small_for_the_weights_is_rejected(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=64k") as root, open_disk(root, "job") as disk:
         weights = WeightsOnDisk(disk=disk, prefetch_bytes=PAGE)
         parameter = nn.Parameter(torch.full((), torch.nan).expand(70_000))

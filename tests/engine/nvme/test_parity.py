@@ -1,4 +1,4 @@
-"""Training with states, and weights, on a disk is training in one process."""
+"""Training with states and weights on a disk equals training in one process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tests.support.training import TrainingCase
 
 
 def runs() -> Iterator[TrainingCase]:
-    """Every stage at DP 1 and 2 in both types; weights on the disk, which takes stage 3, with what
-    uses them again: checkpoints, accumulation, gathers that are kept, pipelines, half precision."""
+    """Yield every ZeRO stage on 1 and 2 data ranks in both dtypes. Then weights on the disk, which
+    need stage 3, with all options that read a weight several times: activation checkpointing,
+    accumulation, kept gathers, pipelines, half precision."""
     types = (torch.float32, torch.float64)
     for stage, data, dtype in product((1, 2, 3), (1, 2), types):
         yield TrainingCase(zero=stage, data=data, dtype=dtype, disk="states")
@@ -36,5 +37,5 @@ PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_a_disk_trains_the_same_model(run: TrainingCase) -> None:
+def test_offloading_to_a_disk_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)

@@ -1,4 +1,4 @@
-"""What is read and written when, and in which memory."""
+"""Prefetch buffers: the order of reads and writes, and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.nvme.prefetch import BUFFERS, PrefetchBuffers
 
 
 class DelayedSource:
-    """A lane that moves bytes only when it is waited for, or never sees what it was given."""
+    """A source that transfers bytes at the last moment: in ``wait``."""
 
     def __init__(self) -> None:
         self.contents: dict[int, bytes] = {}
@@ -43,7 +43,7 @@ class DelayedSource:
 
 
 @pytest.mark.parametrize("groups", [0, 1, 2, 3, 4, 5, 7])
-def test_every_group_is_what_it_was_left_as(groups: int) -> None:
+def test_changes_of_every_group_are_written_back(groups: int) -> None:
     disk = DelayedSource()
     stream = PrefetchBuffers([disk], groups, PAGE)
     for turn in range(4):
@@ -59,7 +59,7 @@ def test_every_group_is_what_it_was_left_as(groups: int) -> None:
             assert stream.fetch(group).tensor(0, PAGE).eq(10 * turn + group).all()
 
 
-def test_while_a_group_is_updated_the_next_is_read_and_the_last_is_written() -> None:
+def test_during_an_update_the_next_group_is_read_and_the_last_is_written() -> None:
     disk = DelayedSource()
     stream = PrefetchBuffers([disk], 6, PAGE)
     for turn in range(3):
@@ -75,7 +75,7 @@ def test_while_a_group_is_updated_the_next_is_read_and_the_last_is_written() -> 
     assert len(events) == 2 * 2 * 6
 
 
-def test_no_more_memory_than_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     def make(size: int) -> Buffer:
@@ -90,7 +90,7 @@ def test_no_more_memory_than_its_buffers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert made == [PAGE] * BUFFERS
 
 
-def test_a_turn_that_was_broken_off_loses_nothing() -> None:
+def test_an_interrupted_iteration_loses_no_data() -> None:
     stream = PrefetchBuffers([DelayedSource()], 5, PAGE)
     for group, buffer in stream:
         buffer.tensor(0, PAGE).fill_(group)

@@ -1,4 +1,4 @@
-"""Both kinds of store: what is put is taken, and what a disk loses is not taken for it."""
+"""Both kinds of store: slots are read back, and lost data is detected."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def opened(root: Path, kind: str, sizes: list[int]) -> Iterator[tuple[Disk, Stor
 
 
 def fill(buffer: Buffer, slot: int, turn: int) -> torch.Tensor:
-    """What a slot has in its payload."""
+    """Return the payload of a slot."""
     payload = buffer.tensor(LINE, SIZES[slot] - 2 * LINE)
     return payload.copy_(torch.arange(len(payload)).mul_(slot + 7).add_(turn).to(torch.uint8))
 
 
 def put_all(store: Store, buffer: Buffer) -> None:
-    """Into two slots, one after the other."""
+    """Write two slots, one after the other."""
     for slot in range(2):
         store.put(slot, buffer)
         store.wait()
@@ -59,7 +59,7 @@ def put_and_take(store: Store, buffer: Buffer) -> None:
 
 
 @kinds
-def test_what_is_put_is_taken(tmp_path: Path, kind: str) -> None:
+def test_take_returns_the_bytes_of_the_last_put(tmp_path: Path, kind: str) -> None:
     with opened(tmp_path, kind, SIZES) as (disk, store):
         buffers = [Buffer(LARGEST) for _ in SIZES]
         path = disk.folder / "states"
@@ -78,10 +78,8 @@ def test_what_is_put_is_taken(tmp_path: Path, kind: str) -> None:
 
 
 @kinds
-def test_reads_and_writes_go_on_at_once_and_the_file_does_not_grow(
-    tmp_path: Path, kind: str
-) -> None:
-    """As an optimizer goes through them. TensorNVMe's own free list would grow with each round."""
+def test_concurrent_reads_and_writes_do_not_grow_the_file(tmp_path: Path, kind: str) -> None:
+    """In the order of an optimizer. TensorNVMe's free list alone would grow with each round."""
     with opened(tmp_path, kind, SIZES) as (disk, store):
         buffers = [Buffer(LARGEST) for _ in SIZES]
         for slot, buffer in enumerate(buffers):
@@ -107,7 +105,7 @@ def test_reads_and_writes_go_on_at_once_and_the_file_does_not_grow(
 
 @kinds
 @pytest.mark.parametrize("where", ["start", "end", "all", "older"])
-def test_what_the_disk_lost_is_noticed(tmp_path: Path, kind: str, where: str) -> None:
+def test_lost_data_is_detected(tmp_path: Path, kind: str, where: str) -> None:
     sizes = [4 * PAGE, 4 * PAGE]
     with opened(tmp_path, kind, sizes) as (disk, store):
         buffer, path = Buffer(4 * PAGE), disk.folder / "states"
@@ -127,9 +125,9 @@ def test_what_the_disk_lost_is_noticed(tmp_path: Path, kind: str, where: str) ->
 
 
 @kinds
-def test_a_disk_that_fills_up_is_noticed(tmp_path: Path, kind: str) -> None:
-    """Space is reserved before; where a file system forgets that, writes fail: in silence, with
-    TensorNVMe."""
+def test_a_full_disk_is_detected(tmp_path: Path, kind: str) -> None:
+    """Space is reserved first. If the file system loses the reservation, writes fail, and with
+    TensorNVMe they fail without an error."""
     with mounted(tmp_path / "disk", "size=1m") as root, open_disk(root, "job") as disk:
         reserve = disk.reserve
 
@@ -147,8 +145,8 @@ def test_a_disk_that_fills_up_is_noticed(tmp_path: Path, kind: str) -> None:
 
 
 @kinds
-def test_a_read_that_brings_nothing_is_noticed(tmp_path: Path, kind: str) -> None:
-    """Where the buffer still has the stamps of what was put from it."""
+def test_a_read_that_transfers_no_data_is_detected(tmp_path: Path, kind: str) -> None:
+    """The buffer still contains the stamps of the last write."""
     with opened(tmp_path, kind, [PAGE]) as (disk, store):
         buffer = Buffer(PAGE)
         store.put(0, buffer)
@@ -162,7 +160,7 @@ def test_a_read_that_brings_nothing_is_noticed(tmp_path: Path, kind: str) -> Non
 
 
 @kinds
-def test_transfers_go_past_the_page_cache(tmp_path: Path, kind: str) -> None:
+def test_transfers_bypass_the_page_cache(tmp_path: Path, kind: str) -> None:
     with opened(tmp_path, kind, [PAGE]) as (disk, _):
         path = disk.folder / "states"
         try:
@@ -178,7 +176,7 @@ def test_transfers_go_past_the_page_cache(tmp_path: Path, kind: str) -> None:
         assert all(flag & os.O_DIRECT for flag in flags)
 
 
-def test_a_disk_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
+def test_a_failed_read_is_reported_in_one_line(tmp_path: Path) -> None:
     with opened(tmp_path, "threads", [2 * PAGE]) as (disk, store):
         buffer, path = Buffer(2 * PAGE), disk.folder / "states"
         store.put(0, buffer)
@@ -191,7 +189,7 @@ def test_a_disk_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
         assert str(failure.value) == f"{path}: read failed: the file was truncated"
 
 
-def test_a_kind_that_is_not_there_is_refused(
+def test_a_store_that_is_not_installed_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensornvme, "problem", lambda: "needs TensorNVMe")
@@ -202,14 +200,14 @@ def test_a_kind_that_is_not_there_is_refused(
 
 
 @pytest.mark.skipif(tensornvme.problem() is not None, reason="TensorNVMe does not work here")
-def test_without_io_uring_there_is_libaio_and_without_both_threads(
+def test_the_fallback_of_io_uring_is_libaio_and_then_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not tensornvme._allows_aio():
         pytest.skip("no libaio here")
     monkeypatch.setattr(tensornvme, "_allows_uring", lambda: False)
     assert tensornvme._backend() == "aio"
-    test_what_is_put_is_taken(tmp_path, "tensornvme")
+    test_take_returns_the_bytes_of_the_last_put(tmp_path, "tensornvme")
     monkeypatch.setattr(tensornvme, "_allows_aio", lambda: False)
     problem = tensornvme.problem()
     assert problem is not None
@@ -234,8 +232,8 @@ print(tensornvme._allows_uring(), tensornvme.problem(), tensornvme._backend())
 
 
 @pytest.mark.skipif(tensornvme.problem() is not None, reason="TensorNVMe does not work here")
-def test_io_uring_that_a_container_forbids_is_not_tried() -> None:
-    """TensorNVMe would crash."""
+def test_io_uring_is_not_tried_if_a_container_forbids_it() -> None:
+    """TensorNVMe would crash the process."""
     done = subprocess.run(
         [sys.executable, "-c", FORBIDDEN],
         cwd=Path(__file__).parents[3],

@@ -1,4 +1,4 @@
-"""A streamed optimizer gives the bits of one that holds everything, in bounded memory."""
+"""A streamed optimizer gives the bits of a resident one, in bounded memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assert_equal(ours: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter])
 
 
 def assert_states(found: dict[str, dict[str, Tensor]], resident: torch.optim.Optimizer) -> None:
-    """The states of an optimizer that holds them, by name."""
+    """Assert that ``found`` equals the states of a resident optimizer, by name."""
     for group in resident.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             expected = resident.state[parameter]
@@ -48,7 +48,7 @@ def assert_states(found: dict[str, dict[str, Tensor]], resident: torch.optim.Opt
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_bits_are_those_of_a_resident_optimizer(
+def test_updates_give_the_same_bits_as_a_resident_optimizer(
     tmp_path: Path, optimizer: str, dtype: torch.dtype, kind: str
 ) -> None:
     ours, theirs = parameters(dtype), parameters(dtype)
@@ -72,8 +72,8 @@ def test_the_bits_are_those_of_a_resident_optimizer(
 
 
 @kinds
-def test_states_are_taken_over_by_other_groups(tmp_path: Path, kind: str) -> None:
-    """From an optimizer that holds them, and by one with larger buffers."""
+def test_states_are_loaded_into_other_groups(tmp_path: Path, kind: str) -> None:
+    """States move from a resident optimizer to a streamed one, and to one with larger buffers."""
     ours, theirs = parameters(), parameters()
     resident = build("adamw", theirs)
     asked: list[str] = []
@@ -110,7 +110,7 @@ def test_states_are_taken_over_by_other_groups(tmp_path: Path, kind: str) -> Non
 
 
 def resident_bytes() -> int:
-    """Bytes of all buffers, and of all tensors' storages outside them, made since gc.freeze()."""
+    """Return the bytes of all buffers and of tensors outside them, created since gc.freeze()."""
     alive = gc.get_objects()
     buffers = [one for one in alive if type(one) is Buffer]
     spans = [(one.tensor(0, 1).data_ptr(), one.size) for one in buffers]
@@ -128,10 +128,8 @@ def resident_bytes() -> int:
 
 
 @kinds
-def test_memory_stays_within_its_bound_while_states_are_ten_times_it(
-    tmp_path: Path, kind: str
-) -> None:
-    """In the first step, too, which makes the states."""
+def test_memory_is_bounded_with_states_of_ten_times_the_bound(tmp_path: Path, kind: str) -> None:
+    """This includes the first step, which creates the states."""
     memory, peaks = 2**18, list[int]()
     long = {"w": nn.Parameter(torch.zeros(340_000)), "b": nn.Parameter(torch.zeros(70))}
     for parameter in long.values():
@@ -176,8 +174,8 @@ def test_a_parameter_without_gradient_keeps_its_bits_and_states(tmp_path: Path) 
 
 
 @pytest.mark.gpu
-def test_what_is_on_a_gpu_stays_there(tmp_path: Path) -> None:
-    """Biases and norms, which are not offloaded: parameters, states and the count of steps."""
+def test_parameters_on_a_gpu_and_their_states_stay_on_the_gpu(tmp_path: Path) -> None:
+    """Biases and norms are not offloaded: nor are their states and the count of steps."""
 
     def some_on_gpu() -> dict[str, nn.Parameter]:
         moved = {name: p.detach().cuda() for name, p in parameters().items() if p.dim() == 1}
@@ -199,7 +197,7 @@ def test_what_is_on_a_gpu_stays_there(tmp_path: Path) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_an_update_that_is_not_by_entry_gets_whole_parameters(tmp_path: Path) -> None:
+def test_an_indivisible_update_gets_whole_parameters(tmp_path: Path) -> None:
     ours = parameters()
     with open_disk(tmp_path, "job") as disk:
         with streamed(disk, "adamw", ours, divisible=False, memory=2**22) as optimizer:
@@ -224,10 +222,10 @@ def test_an_update_that_is_not_by_entry_gets_whole_parameters(tmp_path: Path) ->
 
 
 @kinds
-def test_weights_on_the_disk_are_updated_there(
+def test_offloaded_weights_are_updated_on_the_disk(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a disk that takes its time to write: what is read next was written before."""
+    """The disk is slow to write: a read of a weight waits for its write."""
     write = DirectFile._write
 
     def slowly(file: DirectFile, offset: int, memory: memoryview) -> None:
@@ -257,7 +255,7 @@ def test_weights_on_the_disk_are_updated_there(
         weights.close()
 
 
-def test_a_vanished_folder_ends_the_run_before_the_update(tmp_path: Path) -> None:
+def test_a_removed_folder_fails_the_step_before_the_update(tmp_path: Path) -> None:
     ours = parameters()
     with open_disk(tmp_path, "job") as disk, streamed(disk, "adamw", ours) as optimizer:
         set_gradients(1, ours)

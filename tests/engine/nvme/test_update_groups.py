@@ -1,4 +1,4 @@
-"""Groups of parameters: everything once, nothing larger than there is room for."""
+"""Groups of parameters: every entry once, no group larger than the budget."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def piece(name: str, entries: int, dtype: torch.dtype = torch.float32) -> Parame
     pages=st.integers(0, 40),
     divisible=st.booleans(),
 )
-def test_everything_is_in_one_group_and_no_group_is_too_large(
+def test_every_entry_is_in_one_group_and_no_group_is_too_large(
     entries: list[int],
     dtype: torch.dtype,
     states: int,
@@ -73,7 +73,7 @@ def test_everything_is_in_one_group_and_no_group_is_too_large(
     assert len(groups) <= 1 + 2 * few // room.empty or not divisible
 
 
-def test_states_of_a_part_are_its_own() -> None:
+def test_slices_of_a_parameter_have_separate_states() -> None:
     room = GroupBudget(size=2 * ALIGNMENT * 8, states=2)
     groups = group_slices([piece("w", 5 * ALIGNMENT)], room)
     groups[0][0].states["a"] = 0, torch.float32
@@ -81,7 +81,7 @@ def test_states_of_a_part_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("divisible", [True, False])
-def test_too_little_room_is_refused_with_what_would_do(divisible: bool) -> None:
+def test_a_buffer_that_is_too_small_is_rejected_with_the_minimum(divisible: bool) -> None:
     wholes = [piece("v", 10), piece("w", 20_000)]
     with pytest.raises(UserError) as refusal:
         group_slices(wholes, GroupBudget(size=5 * PAGE, states=2, divisible=divisible))

@@ -1,4 +1,4 @@
-"""Schedules against torch's, transformers' and Colossal-AI's, each stepped as its users step it."""
+"""Schedules, compared with those of torch, transformers and Colossal-AI, stepped as documented."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def factors(settings: LRScheduleSettings, total: int) -> list[float]:
 
 
 def torch_lrs(make: Callable[[torch.optim.Optimizer], LRScheduler], count: int) -> list[float]:
-    """The learning rates that ``count`` optimizer steps take under one of torch's schedulers."""
+    """Return the learning rates of ``count`` optimizer steps under one of torch's schedulers."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = make(optimizer)
     taken = []
@@ -41,7 +41,7 @@ def torch_lrs(make: Callable[[torch.optim.Optimizer], LRScheduler], count: int) 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_starts_at_the_peak_and_never_leaves_floor_and_peak(shape):
+def test_every_schedule_falls_from_the_peak_and_not_below_the_floor(shape):
     found = factors(schedule(type=shape, floor=0.2), total=50)
     assert found[0] == 1.0
     assert all(0.2 <= factor <= 1.0 for factor in found)
@@ -49,21 +49,21 @@ def test_every_shape_starts_at_the_peak_and_never_leaves_floor_and_peak(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_warm_up_is_linear_and_the_peak_follows_it(shape):
+def test_warm_up_is_linear_up_to_the_peak(shape):
     found = factors(schedule(type=shape, warmup=4), total=20)
     assert found[:5] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0])
 
 
-def test_constant_is_one():
+def test_constant_stays_at_the_peak():
     assert set(factors(schedule(type="constant"), total=30)) == {1.0}
 
 
-def test_cosine_is_torchs():
+def test_cosine_equals_torchs():
     expected = torch_lrs(lambda o: CosineAnnealingLR(o, T_max=40, eta_min=0.1), 40)
     assert factors(schedule(floor=0.1), total=40) == pytest.approx(expected, rel=1e-12)
 
 
-def test_linear_is_torchs():
+def test_linear_equals_torchs():
     expected = torch_lrs(
         lambda o: LinearLR(o, start_factor=1.0, end_factor=0.25, total_iters=40), 40
     )
@@ -72,19 +72,19 @@ def test_linear_is_torchs():
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_after_the_warm_up_it_is_transformers(shape):
+def test_decay_after_the_warm_up_equals_that_of_transformers(shape):
     transformers = pytest.importorskip("transformers.optimization")
     make = getattr(transformers, f"get_{shape}_schedule_with_warmup")
     expected = torch_lrs(lambda o: make(o, num_warmup_steps=10, num_training_steps=60), 60)
     found = factors(schedule(type=shape, warmup=10), total=60)
     assert found[10:] == pytest.approx(expected[10:], rel=1e-12, abs=1e-15)
-    # transformers spends its first step at zero; ours is one ahead on a ramp of one more
+    # transformers starts at zero; this warm-up is one step ahead on a ramp one step longer
     longer = torch_lrs(lambda o: make(o, num_warmup_steps=11, num_training_steps=60), 11)
     assert found[:10] == pytest.approx(longer[1:], rel=1e-12)
 
 
-def test_linear_with_warm_up_is_colossals():
-    """LinearWarmupLR's own formula, run from its file: its package wants what we do not install."""
+def test_linear_with_warm_up_equals_that_of_colossal_ai():
+    """Its formula is run from its file: the import of its package needs more packages."""
     spec = importlib.util.find_spec("colossalai")
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("Colossal-AI is not installed")

@@ -1,4 +1,4 @@
-"""Optimizers against torch's default, unfused paths, and against the published update rules."""
+"""Optimizers, compared with torch's unfused ones and with the published update rules."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def distance(a: list[Named], b: list[Named]) -> float:
 def plain(
     kind: str, named: list[Named], decayed: list[bool], **options: Any
 ) -> torch.optim.Optimizer:
-    """torch's own optimizer, one group a parameter, on its default path for a CPU."""
+    """Return torch's optimizer with one group per parameter, unfused."""
     groups = [
         {"params": [p.parameter], "weight_decay": 0.1 if decay else 0.0}
         for p, decay in zip(named, decayed, strict=True)
@@ -68,7 +68,7 @@ def plain(
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("decay", ["matrices", "all"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_the_fused_path_is_torchs_default_one(kind, decay, dtype, tolerance):
+def test_fused_updates_equal_torchs_default_ones(kind, decay, dtype, tolerance):
     ours, theirs = parameters(dtype), parameters(dtype)
     options = {"momentum": 0.9} if kind == "sgd" else {"betas": (0.8, 0.95), "eps": 1e-6}
     optimizer = build_optimizer(settings(kind, decay=decay, **options), ours)
@@ -79,8 +79,8 @@ def test_the_fused_path_is_torchs_default_one(kind, decay, dtype, tolerance):
     assert distance(ours, theirs) < tolerance
 
 
-def test_adam_keeps_l2_and_adamw_decouples():
-    """With a zero gradient AdamW's decay only shrinks; Adam's becomes a full signed step."""
+def test_adam_decays_by_l2_and_adamw_decoupled():
+    """With a zero gradient AdamW's decay shrinks weights; Adam's becomes a full signed step."""
     for kind, expected in (("adamw", 2.0 * (1 - 1e-2 * 0.1)), ("adam", 2.0 - 1e-2)):
         parameter = nn.Parameter(torch.full((3, 3), 2.0))
         optimizer = build_optimizer(settings(kind), [Named("w", parameter, True)])
@@ -98,7 +98,7 @@ def test_by_default_adamw_decays_matrices_and_the_others_all(kind, decayed):
     assert sum(len(group["params"]) for group in groups) == len(SHAPES)
 
 
-def test_what_is_a_matrix_is_not_told_from_the_local_piece():
+def test_a_matrix_is_recognised_by_its_global_shape():
     piece = nn.Parameter(torch.zeros(4))  # a column of a matrix, say
     (group,) = decay_groups(settings("adamw"), [Named("weight", piece, True)])
     assert group["weight_decay"] == 0.1
@@ -111,12 +111,12 @@ def test_states_are_saved_by_name():
     assert sorted(names) == sorted(SHAPES)
 
 
-def test_a_device_without_fused_kernels_gets_the_default_path():
+def test_a_device_without_fused_kernels_uses_the_default_optimizer():
     parameter = nn.Parameter(torch.zeros(2, 2, device="meta"))
     optimizer = build_optimizer(settings("adamw"), [Named("w", parameter, True)])
     assert not optimizer.param_groups[0]["fused"]
 
 
-def test_the_registry_and_these_tests_know_the_same_optimizers():
-    """A new file must say here which optimizer of torch it is held against."""
+def test_every_optimizer_is_compared_with_one_of_torch():
+    """Add the optimizer of torch to TORCH for every new module."""
     assert set(OPTIMIZERS) == set(TORCH)

@@ -1,4 +1,4 @@
-"""Gradients: summed once, in buckets, while backward runs; one norm for the whole model."""
+"""Gradients: reduced once, in buckets, while backward runs; one norm for the whole model."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ RUNS = [
 
 
 def backward(model: ModelChunks, run: TrainingCase, part: ParallelContext, number: int) -> None:
-    """One round of accumulation."""
+    """Run the backward pass of one accumulation round."""
     ids, targets = rounds(run, samples(run, 1), part.axes["data"].index)[number]
     (gpt,) = model
     gpt.loss(gpt(gpt.embed(ids), run.length), targets, 1 / 83).backward()
 
 
 def by_hand(run: TrainingCase, part: ParallelContext) -> dict[str, Tensor]:
-    """Every gradient of all rounds, summed one by one by the one rule."""
+    """Return every gradient of all rounds, summed one by one over its replicated axes."""
     model = build(run, part)
     for number in range(run.accumulation):
         backward(model, run, part, number)
@@ -51,7 +51,7 @@ def by_hand(run: TrainingCase, part: ParallelContext) -> dict[str, Tensor]:
 
 
 def observe(rank: int, size: int, run: TrainingCase, bucket_bytes: int) -> dict[str, Any]:
-    """One accumulated step by ``GradientReducer``, and what was sent over data when."""
+    """Run one accumulated step with ``GradientReducer``, and record the bytes sent over data."""
     traffic = Traffic()
     part = open_partition(run, rank, traffic)
     wanted = by_hand(run, part)
@@ -96,7 +96,7 @@ def observe_all(rank: int, size: int) -> list[list[dict[str, Any]]]:
 
 @cache
 def observed() -> list[list[list[dict[str, Any]]]]:
-    """By rank, by run: with small buckets, with one large bucket for each set of axes."""
+    """Return results by rank and run: with small buckets, and with one bucket per set of axes."""
     return run_world(4, observe_all)
 
 
@@ -108,30 +108,30 @@ each_run = pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
 
 
 @each_run
-def test_buckets_sum_what_the_rule_says(run: TrainingCase) -> None:
+def test_reduced_gradients_equal_sums_over_the_replicated_axes(run: TrainingCase) -> None:
     for seen in of_all_ranks(run):
         wrong = {name: e for name, e in seen["errors"].items() if not e <= 1e-14}
         assert not wrong
 
 
 @each_run
-def test_buckets_are_as_large_as_they_may_be(run: TrainingCase) -> None:
+def test_buckets_are_filled_to_their_limit(run: TrainingCase) -> None:
     for small, large in (rank[RUNS.index(run)] for rank in observed()):
         assert large["buckets"] == large["kinds"]
         assert small["buckets"] > small["kinds"]
 
 
 @each_run
-def test_nothing_is_sent_before_the_last_round(run: TrainingCase) -> None:
+def test_no_gradient_is_sent_before_the_last_accumulation_round(run: TrainingCase) -> None:
     for seen in of_all_ranks(run):
         assert len(seen["sent"]) == run.accumulation
         assert not any(seen["sent"][:-1])
 
 
 @each_run
-def test_sums_begin_while_backward_runs(run: TrainingCase) -> None:
-    """By the time the positions' gradient comes, last of all, the other buckets are on their way.
-    Where an earlier axis comes first, data has to wait for it."""
+def test_reduction_overlaps_backward(run: TrainingCase) -> None:
+    """The gradient of the positions is the last; by then the other buckets have been sent. In
+    2.5d the data axis is reduced after another axis, so nothing is asserted."""
     for small, _ in (rank[RUNS.index(run)] for rank in observed()):
         if run.data > 1 and run.mode != "2.5d":
             assert small["sent"][-1] > small["sent in all"] / 4
@@ -139,7 +139,7 @@ def test_sums_begin_while_backward_runs(run: TrainingCase) -> None:
 
 @each_run
 def test_data_ranks_send_each_gradient_once(run: TrainingCase) -> None:
-    """2 (n - 1) / n of it; a bucket below 64 KiB goes to all others whole."""
+    """An all-reduce sends 2 (n - 1) / n of a bucket, and n - 1 times a bucket below 64 KiB."""
     for small, large in (rank[RUNS.index(run)] for rank in observed()):
         assert small["sent in all"] == (run.data - 1) * small["held"]
         upper = (run.data - 1) * large["held"]
@@ -147,7 +147,7 @@ def test_data_ranks_send_each_gradient_once(run: TrainingCase) -> None:
 
 
 @each_run
-def test_the_norm_is_that_of_the_whole_gradient(run: TrainingCase) -> None:
+def test_the_norm_equals_the_norm_of_the_unsharded_gradient(run: TrainingCase) -> None:
     for seen in of_all_ranks(run):
         assert seen["norm"] == pytest.approx(seen["whole norm"], rel=1e-14)
 
@@ -159,7 +159,7 @@ def alone(dtype: torch.dtype = torch.float32) -> tuple[ModelChunks, TrainingCase
 
 
 @pytest.mark.parametrize("limit", [0.01, 0.5, 1e3, None])
-def test_clipping_is_torchs(limit: float | None) -> None:
+def test_clipping_equals_torchs(limit: float | None) -> None:
     model, run, part = alone()
     backward(model, run, part, 0)
     plain = [torch.zeros_like(p, requires_grad=True) for p in model.parameters()]
@@ -174,7 +174,7 @@ def test_clipping_is_torchs(limit: float | None) -> None:
         torch.testing.assert_close(parameter.grad, copy.grad, rtol=2e-6, atol=0)
 
 
-def test_a_new_step_forgets_the_last_ones_gradients() -> None:
+def test_a_new_step_starts_from_zero_gradients() -> None:
     model, run, part = alone()
     sums = GradientReducer(model)
     for _ in range(2):
@@ -188,8 +188,8 @@ def test_a_new_step_forgets_the_last_ones_gradients() -> None:
     assert norm == float(local_grad_norm_squared(once))
 
 
-def test_offloaded_weights_have_buckets_where_they_are(tmp_path: Path) -> None:
-    """In 2.5d on grids of one, weights and biases are summed over the same axis."""
+def test_buckets_of_offloaded_weights_are_on_the_host(tmp_path: Path) -> None:
+    """In 2.5d on grids of one, weights and biases are reduced over the same axis."""
     path = tmp_path / "deep.py"
     path.write_text(DEEP_OFFLOADED)
     model = build_empty(make_plan(path, gpus=2, environ={}), 0)
@@ -214,7 +214,7 @@ data = dict(type="synthetic")
 
 
 def no_backward_in_the_last_round(rank: int, size: int, run: TrainingCase) -> list[float]:
-    """A rank whose last share is empty still sums what it has."""
+    """Run no backward pass in ``final_backward()``, as a rank without a last micro-batch."""
     part = open_partition(run, rank)
     model, wanted = build(run, part), by_hand(run, part)
     sums = GradientReducer(model)
@@ -228,7 +228,7 @@ def no_backward_in_the_last_round(rank: int, size: int, run: TrainingCase) -> li
     return [float((found[name] - g).norm() / g.norm()) for name, g in wanted.items()]
 
 
-def test_buckets_that_backward_did_not_complete_are_summed_all_the_same() -> None:
+def test_buckets_that_backward_did_not_complete_are_reduced_too() -> None:
     run = TrainingCase(data=2, accumulation=2, dtype=torch.float64)
     for errors in run_world(2, no_backward_in_the_last_round, run):
         assert all(error <= 1e-14 for error in errors)

@@ -1,5 +1,5 @@
-"""The dynamic loss scale: torch's GradScaler over any course of overflows, bounds of our own, and
-one rank's overflow skips the step on all."""
+"""The dynamic loss scale: it equals torch's GradScaler over any sequence of overflows, has bounds,
+and an overflow on one rank skips the step on all."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Torchs:
         self.scaler.scale(torch.zeros(1))
 
     def update(self, overflow: bool) -> bool:
-        """Whether the optimizer ran."""
+        """Run a step, and return whether the optimizer ran."""
         before = self.parameter.item()
         self.parameter.grad = torch.tensor([torch.inf if overflow else self.scaler.get_scale()])
         self.scaler.step(self.optimizer)
@@ -66,7 +66,7 @@ class Torchs:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_scale_goes_as_torchs(seed: int) -> None:
+def test_the_scale_equals_that_of_torchs_grad_scaler(seed: int) -> None:
     draw = random.Random(seed)
     settings = schema.LossScaleSettings(
         initial=2.0**10,
@@ -86,7 +86,7 @@ def test_the_scale_goes_as_torchs(seed: int) -> None:
         assert ours.skipped == skipped
 
 
-def test_the_default_is_what_configs_of_this_kind_mean() -> None:
+def test_the_default_scale_equals_that_of_common_frameworks() -> None:
     ours = scale()
     assert ours.scale == 2.0**16
     for _ in range(ours.settings.growth_interval):
@@ -96,7 +96,7 @@ def test_the_default_is_what_configs_of_this_kind_mean() -> None:
     assert ours.scale == 2.0**16
 
 
-def test_it_stays_within_its_bounds() -> None:
+def test_the_scale_stays_within_its_bounds() -> None:
     ours = scale(initial=4.0, min=2.0, max=8.0, growth_interval=1)
     for overflow, wanted in ((False, 8.0), (False, 8.0), (True, 4.0), (True, 2.0)):
         assert not ours.exhausted
@@ -105,7 +105,7 @@ def test_it_stays_within_its_bounds() -> None:
     assert ours.exhausted
 
 
-def test_overflows_may_be_borne() -> None:
+def test_hysteresis_delays_the_reduction() -> None:
     ours = scale(initial=16.0, hysteresis=2)
     for overflow, wanted in ((True, 16.0), (False, 16.0), (True, 16.0), (True, 8.0), (True, 8.0)):
         ours.update(overflow)
@@ -121,8 +121,8 @@ PIPELINE = TrainingCase(samples=16, compute=torch.float16, pipeline=2, micro_bat
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleHistory:
-    """What a rank saw: scales after each step, who skipped, and its weights before and after the
-    step that overflowed."""
+    """The steps of a rank: results, scale after each, whether weights and states were unchanged in
+    the skipped step and only there, and the weights at the end."""
 
     outcomes: list[StepResult]
     scales: list[float]
@@ -131,7 +131,7 @@ class ScaleHistory:
 
 
 def overflow(rank: int, size: int, steps: list[int], bad: int | None) -> ScaleHistory:
-    """``steps``, in one of which, ``bad``, a gradient of rank 1 alone is infinite."""
+    """Run ``steps``. In step ``bad`` a gradient of rank 1 alone is infinite."""
     part = open_partition(PIPELINE, rank)
     model = build(PIPELINE, part)
     stepper = make_stepper(PIPELINE, model, part.axes["world"])
@@ -170,7 +170,7 @@ def faulty(self: Pipeline, batches: Any, seeds: Any, scale: float, sums: Gradien
 
 
 def state(model: ModelChunks, stepper: Stepper) -> list[Tensor]:
-    """Weights and what the optimizer keeps."""
+    """Return copies of the weights and the optimizer states."""
     optimizer = stepper.optimizer
     assert isinstance(optimizer, ResidentOptimizer)
     kept = [tensor for some in optimizer.inner.state.values() for tensor in some.values()]
@@ -190,7 +190,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all() -> None:
         assert not course.outcomes[1].finite
 
 
-def test_after_it_training_goes_on_as_if_it_had_not_been() -> None:
+def test_training_after_a_skipped_step_equals_training_without_the_step() -> None:
     for course, without in zip(courses(2), courses(None), strict=True):
         assert all(map(torch.equal, course.weights, without.weights))
 
@@ -201,8 +201,8 @@ LARGE = [
 ]
 
 
-def test_a_scale_that_is_too_large_finds_its_size() -> None:
-    """Real overflows, in another part of the work in each layout: one more or less is right."""
+def test_a_scale_that_is_too_large_shrinks_until_steps_succeed() -> None:
+    """Overflows happen in different operations in each layout: counts may differ by one."""
     alone, *others = LARGE
     (reference,) = run_world(1, train_all, [alone.alone])[0]
     assert 2 <= reference.skipped <= 10
@@ -213,7 +213,7 @@ def test_a_scale_that_is_too_large_finds_its_size() -> None:
         assert not math.isfinite(found.norms[0])
 
 
-def test_what_overflows_at_the_smallest_scale_is_an_error() -> None:
+def test_an_overflow_at_the_minimum_scale_is_an_error() -> None:
     part = open_partition(FP16, 0)
     model = build(FP16, part)
     stepper = make_stepper(FP16, model, part.axes["world"])

@@ -1,5 +1,5 @@
-"""Steps whose loss jumps: which, how many, that nothing is learned from them, and that a resume
-goes on comparing with the same losses."""
+"""Loss spikes: their detection, the limit of consecutive ones, unchanged weights, and a resume
+with the same window of losses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def spikes(window: int = 3, max_skips: int = 2, factor: float | None = 2.0) -> L
     return LossSpikes(schema.LossSpikeSettings(factor=factor, window=window, max_skips=max_skips))
 
 
-def test_a_loss_over_the_median_of_those_before_is_found() -> None:
+def test_a_loss_over_the_limit_is_a_spike() -> None:
     judge, losses = spikes(), [9.0, 1.0, 2.0, 4.0, 3.9, 5.0, 8.1, 4.1]
     kept: list[float] = []
     for loss in losses:
@@ -36,7 +36,7 @@ def test_a_loss_over_the_median_of_those_before_is_found() -> None:
     assert judge.recent == kept[-3:]
 
 
-def test_why_is_told_in_numbers() -> None:
+def test_the_verdict_states_the_reason_in_numbers() -> None:
     judge = spikes()
     for loss in (1.0, 2.0, 3.0):
         assert judge.update(loss) == SpikeVerdict(skip=False)
@@ -44,7 +44,7 @@ def test_why_is_told_in_numbers() -> None:
     assert judge.update(4.5) == SpikeVerdict(skip=True, reason=reason)
 
 
-def test_too_many_in_a_row_are_the_new_level() -> None:
+def test_too_many_consecutive_spikes_exhaust_the_limit() -> None:
     judge = spikes()
     for loss in (1.0, 1.0, 1.0, 5.0, 5.0, 1.0, 5.0, 5.0):
         judge.update(loss)
@@ -54,7 +54,7 @@ def test_too_many_in_a_row_are_the_new_level() -> None:
     assert judge.exhausted
 
 
-def test_what_overflows_is_no_spike(tmp_path: Path) -> None:
+def test_an_overflow_is_not_a_spike(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(CONFIG)
     precision = ("precision=fp16", "loss_scale.initial=1e9")
     overrides = (*precision, "loss_spike=dict(factor=1.5, window=9)")
@@ -92,7 +92,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """Runs on two ranks whose loss jumps in step 5, on one of them."""
+    """Train on two ranks, with a loss spike of one rank in step 5."""
     root = tmp_path_factory.mktemp("spikes")
     made = {"skips": job(root / "skips", *SKIPS), "learns": job(root / "learns", *JUMPS)}
     for of_ranks in run_all([*made.values()], 2):
@@ -100,7 +100,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     return made
 
 
-def test_a_spike_is_not_learned_from(jobs: dict[str, Job]) -> None:
+def test_the_step_of_a_spike_leaves_the_weights_unchanged(jobs: dict[str, Job]) -> None:
     skips, learns = jobs["skips"], jobs["learns"]
     assert same(weights(skips, 4), weights(learns, 4))
     assert same(weights(skips, 4), weights(skips, 5))
@@ -112,8 +112,8 @@ def test_a_spike_is_not_learned_from(jobs: dict[str, Job]) -> None:
     assert "skipped" not in (learns.folder / "run/log.jsonl").read_text()
 
 
-def test_a_resume_compares_with_the_same_losses(jobs: dict[str, Job], tmp_path: Path) -> None:
-    """Killed right after the spike; its own window would be empty."""
+def test_a_resume_restores_the_losses_of_the_window(jobs: dict[str, Job], tmp_path: Path) -> None:
+    """The run is killed right after the spike; without the checkpoint its window is empty."""
     assert run(replace(job(tmp_path / "killed", *SKIPS), dies=6), 2) == []
     again = job(tmp_path / "killed", *SKIPS, resume="auto", fault="spike:0:7")
     ended = run(again, 2)

@@ -1,4 +1,4 @@
-"""The matmul library is a function of processor, shapes and settings, so that equal runs give equal
+"""The matmul library depends only on processor, shapes and settings, so that equal runs give equal
 bits."""
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def test_choice_by_processor_and_size(processor, capability, flops, expected):
         assert choose_matmul(torch.float32, CUDA, flops, processor=processor) == "torch"
 
 
-def test_choice_multiplies_nothing():
-    """A timing of products would decide the bits of a run."""
+def test_the_choice_runs_no_matmul():
+    """A choice by timing would make the bits of a run random."""
 
     def multiply(*tensors):
         raise AssertionError("a product was made")
@@ -104,7 +104,7 @@ def test_processor_is_read_from_linux(tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_eight_runs_write_one_weight_file(tmp_path, ranks):
-    """With and without deterministic=True, which changes nothing on a CPU."""
+    """Half of them set deterministic=True, which has no effect on a CPU."""
     layout = ("TENSOR_PARALLEL=4", "MODE=2d") if ranks == 4 else ()
     jobs = [
         into_run(tmp_path / f"{number}", *WIDE, *layout, f"deterministic={number % 2 == 1}")
@@ -120,7 +120,7 @@ OPERATORS = "operators"
 
 
 class Names(TorchDispatchMode):
-    """``seen``: the operators that ran within it."""
+    """Records the names of the operators that run inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Names(TorchDispatchMode):
 
 @contextlib.contextmanager
 def operators_recorded(world: World) -> Iterator[None]:
-    """The names of the operators of a run are in a file where it runs."""
+    """Write the names of the operators of a run to a file in its folder."""
     with Names() as names:
         yield
     Path(OPERATORS).write_text("\n".join(names.seen))

@@ -1,4 +1,4 @@
-"""Peak memory against what a process is known to have held."""
+"""Peak memory, compared with known allocations of a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.training.memory import peak_bytes, peak_resident_bytes
 MIB = 2**20
 
 
-def test_the_peak_stays_when_memory_is_given_back():
+def test_the_peak_does_not_fall_when_memory_is_freed():
     before = peak_resident_bytes()
     held = bytearray(b"x") * (before + 64 * MIB)
     del held
@@ -22,14 +22,14 @@ def test_the_peak_stays_when_memory_is_given_back():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only getrusage is there")
-def test_a_child_does_not_start_with_its_parents_peak():
+def test_the_peak_of_a_child_excludes_that_of_its_parent():
     held = bytearray(b"x") * (300 * MIB)
     code = "from engine.training.memory import peak_resident_bytes; print(peak_resident_bytes())"
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert int(child.stdout) < len(held)
 
 
-def test_on_a_cpu_it_is_the_process():
+def test_peak_bytes_on_a_cpu_is_the_peak_of_the_process():
     assert peak_bytes(torch.device("cpu")) >= peak_resident_bytes() - MIB
 
 
@@ -55,7 +55,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 @pytest.mark.parametrize("keep", [False, True])
-def test_kept_memory_is_used_again_without_page_faults(keep: bool) -> None:
+def test_freed_memory_is_reused_without_page_faults(keep: bool) -> None:
     code = REUSE.format("keep_freed_memory()" if keep else "")
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     faults = int(child.stdout)
@@ -63,7 +63,7 @@ def test_kept_memory_is_used_again_without_page_faults(keep: bool) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_torchs_allocator():
+def test_peak_bytes_on_a_gpu_is_the_peak_of_torchs_allocator():
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     held = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")

@@ -1,5 +1,5 @@
-"""A pipeline trains the model that one process trains: every schedule, number of micro-batches and
-mode, with data parallelism, and in every precision."""
+"""A pipeline trains the same model as one process: with every schedule, number of micro-batches,
+mode and precision, and with data parallelism."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FEW_STEPS = 3  # in worlds of 16 ranks
 def run(
     schedule: str = "1f1b", pipeline: int = 2, micro_batches: int = 2, **more: Any
 ) -> TrainingCase:
-    """In float64 where no other type is asked for; every virtual stage has one layer."""
+    """Return a case with one layer per virtual stage, in float64 unless ``more`` differs."""
     chunks = 2 if schedule == "interleaved" else 1
     settings = {"dtype": torch.float64, "samples": SAMPLES, "layers": pipeline * chunks, **more}
     return TrainingCase(
@@ -47,8 +47,8 @@ def run(
 
 
 def by_schedule() -> Iterator[TrainingCase]:
-    """Every schedule with every number of micro-batches that it takes, in float64; in the other
-    types with two."""
+    """Yield every schedule with every legal number of micro-batches in float64, and with two in
+    the other dtypes."""
     for pipeline, schedule, micro_batches in product((2, 4), SCHEDULES, (1, 2, 4, 8)):
         if schedule == "interleaved" and micro_batches % pipeline:
             continue
@@ -60,7 +60,7 @@ def by_schedule() -> Iterator[TrainingCase]:
 
 
 def by_mode() -> Iterator[TrainingCase]:
-    """Every mode, on the smallest grid that has all of its axes: 16 ranks for some."""
+    """Yield every mode on the smallest grid with all of its axes: up to 16 ranks."""
     for number, cut in enumerate(
         [*full_mode_sizes(), ModeSize("2.5d", 2, 2), ModeSize("2.5d", 4, 1)]
     ):
@@ -71,8 +71,8 @@ def by_mode() -> Iterator[TrainingCase]:
 
 
 def by_option() -> Iterator[TrainingCase]:
-    """What goes with micro-batches: rounds, checkpoints, clipping, uneven stages, gradients that
-    are summed over data while the pipeline drains."""
+    """Yield combinations with other options: accumulation, activation checkpointing, clipping,
+    uneven stages, gradients that are reduced over data while the pipeline drains."""
     yield run("interleaved", accumulation=2, checkpoint=True)
     yield run("zero_bubble", accumulation=2, checkpoint=True, tied=False)
     yield run("zero_bubble", checkpoint="selective", clip=None)
@@ -103,10 +103,10 @@ DROPPING = [
 
 
 @pytest.mark.parametrize(("schedule", "where", "how"), DROPPING)
-def test_masks_are_the_same_in_any_schedule(
+def test_dropout_masks_are_equal_in_all_schedules(
     schedule: str, where: dict[str, Any], how: dict[str, Any]
 ) -> None:
-    """A micro-batch draws them by its number, whoever holds the layer."""
+    """The mask depends on the number of the micro-batch, not on the rank."""
     whole = run(pipeline=1, layers=2, dropout=0.1, **where)
     cut = run(schedule, dropout=0.1, **where, **how)
     (wanted,) = run_world(whole.layout.gpus, train_all, [whole])[0]
@@ -115,9 +115,9 @@ def test_masks_are_the_same_in_any_schedule(
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_activations_travel_as_they_are_cut(schedule: str) -> None:
-    """T / 2 x C of each micro-batch in bf16, from every virtual stage but the last, and as much
-    back from every one but the first."""
+def test_stages_send_sharded_activations(schedule: str) -> None:
+    """Every virtual stage but the last sends T / 2 x C of each micro-batch in bf16, and every one
+    but the first sends as much back."""
     cut = run(schedule, mode="1d", tensor=2, dtype=torch.float32, compute=torch.bfloat16)
     tokens = cut.samples // cut.micro_batches * cut.length
     once = tokens // cut.tensor * cut.config.n_embd * torch.bfloat16.itemsize
@@ -126,7 +126,7 @@ def test_activations_travel_as_they_are_cut(schedule: str) -> None:
 
 
 def messages(rank: int, size: int, run: TrainingCase) -> int:
-    """Bytes that a rank sends to other stages in a step."""
+    """Return the bytes that a rank sends to other stages in a step."""
     traffic = Traffic()
     part = open_partition(run, rank, traffic)
     stepper = make_stepper(run, build(run, part), part.axes["world"])
@@ -135,5 +135,5 @@ def messages(rank: int, size: int, run: TrainingCase) -> int:
     return traffic.bytes["pipeline", "send"]
 
 
-def test_every_mode_is_there() -> None:
+def test_all_modes_are_covered() -> None:
     assert {run.mode for run in RUNS} == modes().keys()

@@ -1,5 +1,5 @@
-"""Training state, counted on the tensors that are alive: what the estimate says, and what ZeRO's
-stages promise."""
+"""Training state, measured on the live tensors: it equals the estimate, and is sharded as ZeRO's
+stages document."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ data = dict(type="synthetic")
 optimizer = dict(type="adamw")
 """
 WEIGHTS = 4 * (12 * 64 * 64) + 512 * 64
-"""Entries of what ZeRO shares out: matrices of the blocks, and the token table."""
+"""Entries that ZeRO shards: matrices of the blocks, and the token table."""
 VECTORS = 4 * (13 * 64) + 2 * 64 + 16 * 64
 """Biases, norms and positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """Of one rank: parameters, gradients and optimizer states, and of all tensors that its run has
-    made."""
+    """Bytes of one rank; ``alive``: of all tensors that its run has created."""
 
     parameters: int
     gradients: int
@@ -52,7 +51,7 @@ class Bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Of one rank: between two steps, and when the last micro-batch has gone back."""
+    """Measurements of one rank: between two steps, and after the last backward pass."""
 
     stage: int
     between: Bytes
@@ -60,7 +59,7 @@ class Seen:
 
 
 def storages(tensors: Iterable[Tensor]) -> int:
-    """Bytes of memory behind tensors, each counted once."""
+    """Return the bytes of the storages of tensors, each counted once."""
     found = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -123,11 +122,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DEEP = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True")
-"""Weights are shared out over two layers, and over data."""
+"""Weights are sharded over two layers of depth, and over data."""
 
 
 def by_world() -> Iterator[tuple[int, list[str]]]:
-    """Ranks and overrides."""
+    """Yield the number of ranks and overrides of each case."""
     for data in (1, 2, 4):
         for stage in range(4):
             yield data, [f"zero.stage={stage}"]
@@ -157,7 +156,7 @@ CASES = [(ranks, tuple(overrides)) for ranks, overrides in by_world()]
 
 @cache
 def seen(config: Path, ranks: int) -> dict[tuple[str, ...], list[Seen]]:
-    """Of all ranks, by overrides: one world serves all of its size."""
+    """Return the measurements of all ranks by overrides; one world measures all of its size."""
     every = [list(overrides) for size, overrides in CASES if size == ranks]
     by_rank = run_world(ranks, observe, config, every)
     return {
@@ -169,7 +168,7 @@ def seen(config: Path, ranks: int) -> dict[tuple[str, ...], list[Seen]]:
 @pytest.mark.parametrize(
     ("ranks", "overrides"), CASES, ids=[f"{n}-{' '.join(o)}" for n, o in CASES]
 )
-def test_state_is_what_the_estimate_says(
+def test_state_bytes_equal_the_estimate(
     config: Path, ranks: int, overrides: tuple[str, ...]
 ) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
@@ -184,7 +183,7 @@ def test_state_is_what_the_estimate_says(
 @pytest.mark.parametrize(
     ("ranks", "overrides"), CASES, ids=[f"{n}-{' '.join(o)}" for n, o in CASES]
 )
-def test_between_steps_there_is_nothing_else(
+def test_only_the_state_is_alive_between_steps(
     config: Path, ranks: int, overrides: tuple[str, ...]
 ) -> None:
     for found in seen(config, ranks)[overrides]:
@@ -207,11 +206,11 @@ SHARED_OUT = {  # stage -> entries of weights that a rank of n has as parameters
         *((stage, ranks, DEEP) for stage in (1, 2, 3) for ranks in (2, 4)),
     ],
 )
-def test_a_stage_shares_out_what_it_says(
+def test_a_zero_stage_shards_the_state_that_it_documents(
     config: Path, stage: int, ranks: int, over: tuple[str, ...]
 ) -> None:
-    """When the backward pass has ended: optimizer states from stage 1 on, gradients from stage 2,
-    and in stages 1 and 2 weights are there whole beside their pieces."""
+    """After the backward pass: optimizer states are sharded from stage 1 on, gradients from stage
+    2 on, and stages 1 and 2 also store gathered weights."""
     parameters, gradients, states = (n + VECTORS for n in SHARED_OUT[stage](ranks))
     gathered = WEIGHTS if stage in (1, 2) else 0
     for found in seen(config, ranks)[f"zero.stage={stage}", *over]:

@@ -1,4 +1,4 @@
-"""Weights leave any layout whole, and enter any other."""
+"""Unsharded weights: saved from any layout, loaded into any other."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def leave(rank: int, size: int, run: TrainingCase, path: Path) -> dict[str, Tens
 
 
 def enter(rank: int, size: int, run: TrainingCase, path: Path) -> dict[str, Tensor]:
-    """Whole parameters of a model with other weights, after it has loaded ``path``."""
+    """Load ``path`` into a model with other weights, and return its unsharded parameters."""
     model = build(run, open_partition(run, rank), seed=2)
     open_saved_model(path).load(model)
     return by_boxes(model, dict(model.named_parameters()), size)
 
 
 @pytest.mark.parametrize("run", LAYOUTS, ids=[run.name for run in LAYOUTS])
-def test_weights_of_any_layout_load_in_any_other(run: TrainingCase, tmp_path: Path) -> None:
+def test_weights_saved_in_a_layout_load_in_another(run: TrainingCase, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     wanted = run_world(run.layout.gpus, leave, run, path)[0]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -64,7 +64,7 @@ def test_weights_of_any_layout_load_in_any_other(run: TrainingCase, tmp_path: Pa
             assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
-def test_a_file_of_another_model_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_file_of_another_model_is_rejected_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     run_world(1, leave, TrainingCase(), path)
     part = ParallelContext.single_device(
@@ -78,8 +78,8 @@ def test_a_file_of_another_model_is_told_in_a_line(tmp_path: Path) -> None:
         open_saved_model(path)
 
 
-def test_a_checkpoint_is_read_by_those_who_verify_it(tmp_path: Path) -> None:
-    """Of its files, number i is read by rank i of so many."""
+def test_ranks_share_the_verification_of_a_checkpoint(tmp_path: Path) -> None:
+    """Rank i reads every n-th file, from number i on."""
     run = TrainingCase(data=2, zero=1)
     run_world(2, write, run, tmp_path)
     path = CheckpointDirectory(tmp_path).folder(2)
@@ -112,5 +112,5 @@ def assemble(rank: int, size: int, shapes: list[tuple[int, int]]) -> None:
             assert torch.equal(unshard(piece, box, part), tensor), (shape, cut)
 
 
-def test_padding_inside_a_nested_cut_is_left_out() -> None:
+def test_padding_inside_nested_shards_is_dropped() -> None:
     run_world(4, assemble, [(4, 4), (5, 5), (7, 3), (1, 9), (6, 2)])

@@ -1,5 +1,5 @@
-"""ZeRO trains the model that one process trains: every stage in every mode, through pipelines,
-accumulation and checkpoints, with weights kept elsewhere."""
+"""ZeRO trains the same model as one process: every stage in every mode, with pipelines,
+accumulation, activation checkpointing and offloading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGES = (1, 2, 3)
 
 
 def run(zero: int, **more: Any) -> TrainingCase:
-    """In float64 where no other type is asked for."""
+    """Return a case in float64, unless ``more`` differs."""
     return TrainingCase(
         **{"zero": zero, "data": 2, "dtype": torch.float64, "accumulation": 2, **more}
     )
@@ -31,8 +31,8 @@ def few(zero: int, **more: Any) -> TrainingCase:
 
 
 def by_mode() -> Iterator[TrainingCase]:
-    """Every stage in every mode, on the smallest grid that has all of its axes: 16 ranks for some;
-    tables tied, and not."""
+    """Yield every stage in every mode on the smallest grid with all of its axes, up to 16 ranks,
+    with tied tables and untied ones."""
     for cut, zero in product(full_mode_sizes(), STAGES):
         large = {"accumulation": 1, "steps": 2 if cut.tensor == 8 else 5} if cut.tensor > 2 else {}
         yield run(zero, **cut._asdict(), tied=zero != 2, **large)
@@ -43,8 +43,8 @@ def by_mode() -> Iterator[TrainingCase]:
 
 
 def over_depth() -> Iterator[TrainingCase]:
-    """Every stage over 2.5d's depth as well: grids of one and of four, with data and without;
-    pipelines; offloading; three layers over which no width divides."""
+    """Yield every stage sharded over 2.5d's depth: grids of one and of four, with data ranks and
+    without; pipelines; offloading; a depth of three, which divides no width."""
     pair = {"mode": "2.5d", "tensor": 2, "depth": 2, "zero_depth": True}
     for zero in STAGES:
         yield run(zero, **pair, data=1, tied=zero != 2)
@@ -89,5 +89,5 @@ def test_zero_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)
 
 
-def test_every_stage_is_there_in_every_mode() -> None:
+def test_all_modes_are_covered_in_all_stages() -> None:
     assert {(run.mode, run.zero) for run in RUNS} == set(product(modes(), STAGES))
