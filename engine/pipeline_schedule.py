@@ -1,7 +1,7 @@
-"""The order in which a pipeline rank works on its micro-batches. Pure Python, no process needed.
+"""Pipeline schedules: the order of a rank's work on its micro-batches. Pure Python, no processes.
 
-A schedule is a list of actions for each rank; who sends what to whom follows from it. Virtual
-stage v of p x chunks lives on rank v % p as its chunk v // p.
+A schedule is a list of actions per rank; the messages between ranks are derived from it. Virtual
+stage v of p x chunks is chunk v // p of rank v % p.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ActionKind = Literal["forward", "backward", "backward_input", "backward_weight"]
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One piece of work on a micro-batch (from 0) in a chunk (from 0) of the rank's layers.
+    """A pass of a micro-batch (from 0) through a chunk (from 0) of the rank's layers.
 
-    ``backward`` is both halves at once: ``backward_input``, the gradient that the stage before
-    waits for, and ``backward_weight``, the gradients of the parameters, which nobody waits for.
+    ``backward`` is both halves at once: ``backward_input``, the gradient of the chunk's input,
+    which the previous stage needs, and ``backward_weight``, the gradients of the parameters.
     """
 
     kind: ActionKind
@@ -30,35 +30,42 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True)
 class P2POp:
-    """One end of a message between virtual stages: the output of a ``forward`` or the gradient of
-    an ``backward_input``, of a micro-batch, to or from the chunk of this rank."""
+    """One end of a message between virtual stages."""
 
     direction: Literal["send", "receive"]
     payload: Literal["forward", "backward_input"]
+    """The pass whose result is sent: an activation or its gradient."""
     micro_batch: int
     chunk: int
+    """The chunk of this rank that sends or receives."""
     peer: int
+    """The other rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds, or any unit, of a micro-batch's work in one virtual stage."""
+    """Time of a micro-batch's passes through one virtual stage, in any unit."""
 
     forward: float = 1.0
     backward_input: float = 1.0
     backward_weight: float = 1.0
 
     def of(self, kind: ActionKind) -> float:
-        return (
-            self.backward_input + self.backward_weight
-            if kind == "backward"
-            else getattr(self, kind)
-        )
+        """Return the time of an action."""
+        match kind:
+            case "forward":
+                return self.forward
+            case "backward":
+                return self.backward_input + self.backward_weight
+            case "backward_input":
+                return self.backward_input
+            case "backward_weight":
+                return self.backward_weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineShape:
-    """What a schedule depends on: p ranks, m micro-batches a step, chunks a rank."""
+    """The sizes of a pipeline: p ranks, m micro-batches per step, chunks per rank."""
 
     ranks: int
     micro_batches: int
@@ -166,41 +173,47 @@ SCHEDULES: dict[str, Callable[[PipelineShape, int], list[Action]]] = {
     "interleaved": interleaved,
     "zero_bubble": zero_bubble,
 }
+"""Name -> schedule. A table rather than discovered modules: "1f1b" is no name of a module."""
 
 
 def actions(name: str, shape: PipelineShape, rank: int) -> list[Action]:
-    """What ``rank`` does in a step, in order. One that is alone waits for nobody: each micro-batch
-    goes back as soon as it can."""
+    """Return the actions of ``rank`` in a step, in order. A single rank always uses 1F1B, which
+    stores the fewest activations: it never waits for another rank."""
     return SCHEDULES["1f1b" if shape.ranks == 1 else name](shape, rank)
 
 
 def insert_p2p(
     orders: Sequence[Sequence[Action]], shape: PipelineShape
 ) -> list[list[Action | P2POp]]:
-    """Every rank's actions with its messages between them.
+    """Return every rank's actions with its sends and receives in between.
 
-    A message is put into both ranks' lists at the same moment of a simulated run, so any two ranks
-    see their messages in one order: what NCCL needs not to wait for itself. A receive stands before
-    the action that waits for it, as early as its send can come.
+    Send and receive are appended to both ranks' lists at the same point of a simulated run. So
+    every pair of ranks issues its messages in the same order; otherwise NCCL deadlocks. A receive
+    is placed before the action that needs it, as early as the message can be sent.
     """
     p, stages = shape.ranks, shape.ranks * shape.chunks
     timelines: list[list[Action | P2POp]] = [[] for _ in orders]
 
     def send(rank: int, action: Action) -> None:
-        of: Literal["forward", "backward_input"] = (
+        """Append the message with the action's result, if there is one, to both ranks' lists."""
+        payload: Literal["forward", "backward_input"] = (
             "forward" if action.kind == "forward" else "backward_input"
         )
-        stage = action.chunk * p + rank
-        to = stage + (1 if of == "forward" else -1)
-        if action.kind == "backward_weight" or not 0 <= to < stages:
+        source = action.chunk * p + rank
+        target = source + (1 if payload == "forward" else -1)
+        if action.kind == "backward_weight" or not 0 <= target < stages:
             return
-        for way, end, other in (("send", stage, to), ("receive", to, stage)):
-            timelines[end % p].append(
+        ends: list[tuple[Literal["send", "receive"], int, int]] = [
+            ("send", source, target),
+            ("receive", target, source),
+        ]
+        for direction, stage, other in ends:
+            timelines[stage % p].append(
                 P2POp(
-                    direction="send" if way == "send" else "receive",
-                    payload=of,
+                    direction=direction,
+                    payload=payload,
                     micro_batch=action.micro_batch,
-                    chunk=end // p,
+                    chunk=stage // p,
                     peer=other % p,
                 )
             )
@@ -214,14 +227,14 @@ def insert_p2p(
 def simulate(
     orders: Sequence[Sequence[Action]], simulator: ScheduleSimulator
 ) -> Iterator[tuple[int, Action]]:
-    """Run all ranks' orders against ``simulator``: (rank, action), by the time at which each
+    """Run the orders of all ranks in ``simulator``, and yield (rank, action) in the order of their
     starts."""
     queues = [deque(order) for order in orders]
     ready: list[tuple[float, int]] = []
     waiting = set(range(len(queues)))
 
     def update_ready(rank: int) -> None:
-        """Whether a rank can go on: nothing but its own work changes when."""
+        """Move a waiting rank to ``ready`` if its next action can start."""
         if rank in waiting and queues[rank]:
             start = simulator.starts(rank, queues[rank][0])
             if start is not None:
@@ -236,9 +249,9 @@ def simulate(
         simulator.run(rank, action, start)
         yield rank, action
         waiting.add(rank)
-        for near in (rank - 1, rank, rank + 1):  # who holds the stages beside
+        for near in (rank - 1, rank, rank + 1):  # the ranks of the neighbouring stages
             update_ready(near % len(queues))
-    assert not any(queues), "the schedule waits for itself"
+    assert not any(queues), "the schedule deadlocks"
 
 
 def idle_fraction(
@@ -265,7 +278,7 @@ def ideal_bubble(schedule: str, shape: PipelineShape) -> float:
 
 
 class ScheduleSimulator:
-    """When each action could end, as actions are run one after the other."""
+    """The times at which actions start and end, computed as they are run one after another."""
 
     def __init__(self, shape: PipelineShape, costs: Sequence[Costs]) -> None:
         self.shape, self.costs = shape, costs
@@ -275,45 +288,48 @@ class ScheduleSimulator:
 
     @property
     def idle_fraction(self) -> float:
-        """The bubble: the fraction of p x makespan in which ranks are idle."""
+        """Return the bubble: the fraction of p x makespan in which ranks are idle."""
         return 1 - sum(self.busy) / (self.shape.ranks * max(self.free))
 
     def _needs(self, rank: int, action: Action) -> list[tuple[str, int, int]]:
+        """Return the actions that must end before this one, as (kind, stage, micro-batch)."""
         stage, last = self._stage(rank, action), self.shape.ranks * self.shape.chunks - 1
         micro = action.micro_batch
         if action.kind == "forward":
             return [("forward", stage - 1, micro)] if stage else []
         if action.kind == "backward_weight":
             return [("backward_input", stage, micro)]
-        after = [("backward_input", stage + 1, micro)] if stage < last else []
-        return [("forward", stage, micro), *after]
+        next_stage = [("backward_input", stage + 1, micro)] if stage < last else []
+        return [("forward", stage, micro), *next_stage]
 
     def _stage(self, rank: int, action: Action) -> int:
         return action.chunk * self.shape.ranks + rank
 
     def starts(self, rank: int, action: Action) -> float | None:
-        """The earliest start; None while something it needs has not been run."""
+        """Return the earliest start of an action; None if an action that it needs has not run."""
         start = self.free[rank]
         for need in self._needs(rank, action):
-            done = self.done.get(need)
-            if done is None:
+            end = self.done.get(need)
+            if end is None:
                 return None
-            start = max(start, done)
+            start = max(start, end)
         return start
 
     def run(self, rank: int, action: Action, start: float) -> None:
+        """Run an action from ``start`` on."""
         stage = self._stage(rank, action)
         cost = self.costs[stage].of(action.kind)
         end = start + cost
         kind = "backward_input" if action.kind == "backward" else action.kind
-        # The stage before waits for the input's gradient only, but a whole backward sends it last.
+        # The previous stage needs only the input's gradient, but a backward sends it at its end.
         self.done[kind, stage, action.micro_batch] = end
         self.free[rank], self.busy[rank] = end, self.busy[rank] + cost
 
 
 def _alternate(forward: list[Action], backward: list[Action], num_warmup: int) -> list[Action]:
-    """``num_warmup`` forwards, then one forward and one backward in turn, then what is left."""
+    """Return ``num_warmup`` forwards, then forwards and backwards in turn, then the remaining
+    backwards."""
     order = forward[:num_warmup]
-    for ahead, back in zip(forward[num_warmup:], backward, strict=False):
-        order += [ahead, back]
+    for pair in zip(forward[num_warmup:], backward, strict=False):
+        order += pair
     return order + backward[len(forward) - num_warmup :]
