@@ -29,7 +29,7 @@ class FileExtent:
 
     @property
     def size(self) -> int:
-        """Bytes, whole pages."""
+        """Return the bytes, whole pages."""
         return round_up(self.weight.numel() * self.weight.itemsize, PAGE)
 
 
@@ -106,7 +106,7 @@ class WeightsOnDisk:
 
     @property
     def file(self) -> DirectFile:
-        """The file, created at the first use. Raises UserError if the disk is too small."""
+        """Return the file, created at the first use. Raises UserError if the disk is too small."""
         if self._file is None:
             size = sum(extent.size for extent in self._extents.values())
             self._file = DirectFile(self.disk.reserve("weights", size))

@@ -43,7 +43,7 @@ class Store:
     """
 
     def __init__(self, transfers: Transfers, disk: Disk, path: Path, sizes: Sequence[int]) -> None:
-        """``sizes``: bytes of each slot; its first and last cache line hold the stamps."""
+        """Use slots of ``sizes`` bytes. The first and last cache line of each hold its stamps."""
         self._transfers, self._disk, self._path, self._sizes = transfers, disk, path, sizes
         self._written = [0] * len(sizes)
         self._taken: list[tuple[int, Buffer]] = []

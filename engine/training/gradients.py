@@ -51,7 +51,7 @@ class GradientReducer:
 
     Wrap the backward of the last micro-batch in ``final_backward()``: there a bucket's all-reduce
     starts as soon as all its gradients are complete. Outside, backward only accumulates.
-    ``wait()`` completes all buckets. A parameter's shard tells the axes to sum over; parameters
+    ``wait()`` completes all buckets. A parameter's shard gives the axes to sum over; parameters
     that are sharded over all axes have no bucket. The two copies of a tied table are summed last.
     """
 

@@ -95,7 +95,7 @@ class Stepper:
         save: whether this rank requests a checkpoint after the step.
 
         Raises:
-            NonFiniteError: loss or gradient is not finite on some rank. With a loss scale the step
+            NonFiniteError: loss or gradient is not finite on a rank. With a loss scale the step
                 is skipped instead, as long as the scale can shrink.
             DivergedError: more than loss_spike.max_skips consecutive steps had a loss spike.
         """

@@ -82,7 +82,7 @@ SUSPENDED = r"is suspended \(SIGSTOP\) and did not respond within 1 s"
 
 
 @pytest.mark.parametrize(
-    ("fault", "ranks", "told"),
+    ("fault", "ranks", "message"),
     [
         ("kill:1:5", 4, rf"step 5: rank 1 \(process \d+ on .*\) {DEAD}"),
         ("kill:0:5", 2, rf"step 5: rank 0 \(process \d+ on .*\) {DEAD}"),
@@ -92,14 +92,14 @@ SUSPENDED = r"is suspended \(SIGSTOP\) and did not respond within 1 s"
     ],
 )
 def test_a_dead_or_suspended_rank_is_reported_once(
-    job: Job, fault: str, ranks: int, told: str
+    job: Job, fault: str, ranks: int, message: str
 ) -> None:
     with pytest.raises(WorldError) as caught:
         run(replace(job, fault=fault), ranks)
     victim = int(fault.split(":")[1])
     assert caught.value.failures == {victim: "died without a word"}, "all others left by themselves"
     said = job.said(ranks)
-    assert re.fullmatch(told + "\n", said), said
+    assert re.fullmatch(message + "\n", said), said
     status = RunFolder(job.folder / RUN).read_status()
     assert (status["state"], status["message"]) == ("failed", said.rstrip())
     assert status["ended"]
@@ -107,23 +107,23 @@ def test_a_dead_or_suspended_rank_is_reported_once(
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         ("raise:1:5", "rank 1: step 5: failed: RuntimeError: a planted fault"),
         ("raise:0:5", "rank 0: step 5: failed: RuntimeError: a planted fault"),
         ("nan:1:5", "(not finite on rank 1); the optimizer was not run"),
     ],
 )
-def test_a_failing_rank_reports_its_own_error(job: Job, fault: str, told: str) -> None:
+def test_a_failing_rank_reports_its_own_error(job: Job, fault: str, message: str) -> None:
     ended: list[Ended] = run(replace(job, fault=fault), 2)
     assert [one.error for one in ended] == ["RunError", "RunError"]
     said = job.said(2)
     assert said.count("Traceback") == ("raise" in fault)
-    assert said.count(told) == 1
-    assert told in said.splitlines()[-1]
+    assert said.count(message) == 1
+    assert message in said.splitlines()[-1]
     status = RunFolder(job.folder / RUN).read_status()
     assert status["state"] == "failed"
-    assert told.removeprefix("rank 0: step 5: failed: ") in status["message"]
+    assert message.removeprefix("rank 0: step 5: failed: ") in status["message"]
     assert good_checkpoints(job) == [2, 4]
 
 
@@ -150,7 +150,7 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("fails", "told"),
+    ("fails", "message"),
     [
         (True, r"rank 1: step 3: failed: ValueError: out of luck"),
         (
@@ -159,19 +159,21 @@ def held_up(world: World, *, fails: bool = False) -> Iterator[None]:
         ),
     ],
 )
-def test_a_blocked_rank_is_killed_and_the_reason_recorded(job: Job, fails: bool, told: str) -> None:
+def test_a_blocked_rank_is_killed_and_the_reason_recorded(
+    job: Job, fails: bool, message: str
+) -> None:
     planted = functools.partial(held_up, fails=fails)
     with pytest.raises(WorldError) as caught:
         run(replace(job, fault="kill:0:99", planted=planted), 2)
     assert caught.value.failures == {0: "died without a word"}
-    assert re.fullmatch(told, job.said(2).splitlines()[-1])
+    assert re.fullmatch(message, job.said(2).splitlines()[-1])
     status = RunFolder(job.folder / RUN).read_status()
     assert status["state"] == "failed"
-    assert re.fullmatch(told, status["message"])
+    assert re.fullmatch(message, status["message"])
     assert status["step"] == 2
 
 
-# A run that is told to stop
+# A run that receives a stop signal
 
 
 @contextlib.contextmanager

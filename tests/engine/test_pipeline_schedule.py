@@ -38,12 +38,12 @@ def shapes(name: str) -> list[PipelineShape]:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_micro_batch_runs_forward_and_backward_once_in_every_chunk(name: str) -> None:
     for shape in shapes(name):
-        wanted = {(n, c) for n in range(shape.micro_batches) for c in range(shape.chunks)}
+        expected = {(n, c) for n in range(shape.micro_batches) for c in range(shape.chunks)}
         for order in orders(name, shape):
             for half in ("forward", "backward_input", "backward_weight"):
                 kinds = {half, "backward"} - ({"backward"} if half == "forward" else set())
                 did = [(a.micro_batch, a.chunk) for a in order if a.kind in kinds]
-                assert sorted(did) == sorted(wanted), (shape, half)
+                assert sorted(did) == sorted(expected), (shape, half)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

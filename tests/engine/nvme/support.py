@@ -57,9 +57,9 @@ def build(kind: str, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     decayed = [(name, p) for name, p in named.items() if p.dim() > 1]
     spared = [(name, p) for name, p in named.items() if p.dim() == 1]
     groups = [
-        {"params": some, "weight_decay": decay}
-        for some, decay in ((spared, 0.0), (decayed, 0.3))
-        if some
+        {"params": group, "weight_decay": decay}
+        for group, decay in ((spared, 0.0), (decayed, 0.3))
+        if group
     ]
     optimizer: torch.optim.Optimizer = OPTIMIZERS[kind][1](groups)
     return optimizer

@@ -120,8 +120,8 @@ def test_a_path_that_is_no_folder_is_rejected(tmp_path: Path) -> None:
         setting = f"gpt.py:9: zero.nvme_path={str(path)!r}"
         with pytest.raises(UserError) as refusal, open_disk(path, "job", setting=setting):
             pass
-        told = f"{setting} is not a folder on this machine: create it on the NVMe disk"
-        assert str(refusal.value) == told
+        message = f"{setting} is not a folder on this machine: create it on the NVMe disk"
+        assert str(refusal.value) == message
 
 
 def test_a_read_only_disk_is_rejected(tmp_path: Path) -> None:

@@ -63,17 +63,17 @@ def fail_to_write(number: int) -> None:
     DirectFile._write = write  # type: ignore[method-assign]
 
 
-def assert_failed_in_one_line(ended: list[Ended], told: str) -> None:
+def assert_failed_in_one_line(ended: list[Ended], message: str) -> None:
     assert {one.error for one in ended} == {"RunError"}
     lines = [line for one in ended for line in one.err.splitlines() if "warning" not in line]
     assert len(lines) == 1, lines
-    assert told in lines[0]
+    assert message in lines[0]
 
 
 def assert_goes_on(folder: Path, disk: Path, *overrides: str) -> None:
     """Resume from the last checkpoint, which must be intact."""
-    (home,) = (folder / "runs").iterdir()
-    stored = [SavedCheckpoint(path) for path in sorted((home / "checkpoints").iterdir())]
+    (run_folder,) = (folder / "runs").iterdir()
+    stored = [SavedCheckpoint(path) for path in sorted((run_folder / "checkpoints").iterdir())]
     assert [one.path.name for one in stored] == ["step-00000002", "step-00000004"]
     assert [one.verify() for one in stored] == [[], []]
     ended = run(job(folder, disk, *overrides, options=StartOptions(resume="auto")), ranks=2)

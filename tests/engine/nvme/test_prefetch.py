@@ -47,14 +47,14 @@ def test_changes_of_every_group_are_written_back(groups: int) -> None:
     disk = DelayedSource()
     stream = PrefetchBuffers([disk], groups, PAGE)
     for turn in range(4):
-        seen = []
+        order = []
         for group, buffer in stream:
-            seen.append(group)
+            order.append(group)
             memory = buffer.tensor(0, PAGE)
             if turn:
                 assert memory.eq(10 * turn - 10 + group).all()
             memory.fill_(10 * turn + group)
-        assert seen == list(range(groups))
+        assert order == list(range(groups))
         for group in range(groups) if turn == 2 else ():
             assert stream.fetch(group).tensor(0, PAGE).eq(10 * turn + group).all()
 

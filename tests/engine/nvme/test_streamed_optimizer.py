@@ -201,18 +201,20 @@ def test_an_indivisible_update_gets_whole_parameters(tmp_path: Path) -> None:
     ours = parameters()
     with open_disk(tmp_path, "job") as disk:
         with streamed(disk, "adamw", ours, divisible=False, memory=2**22) as optimizer:
-            seen: list[tuple[int, ...]] = []
+            shapes: list[tuple[int, ...]] = []
             inner = optimizer.inner
             update = inner.step
 
             def watched() -> None:
-                seen.extend(tuple(p.shape) for group in inner.param_groups for p in group["params"])
+                shapes.extend(
+                    tuple(p.shape) for group in inner.param_groups for p in group["params"]
+                )
                 update()
 
             inner.step = watched  # type: ignore[method-assign, assignment]
             set_gradients(1, ours)
             optimizer.step()
-        assert sorted(seen) == sorted(SHAPES.values())
+        assert sorted(shapes) == sorted(SHAPES.values())
         (disk.folder / "states").unlink()
         with (
             pytest.raises(UserError, match="for long, which is updated as a whole"),

@@ -41,9 +41,9 @@ def test_every_entry_is_in_one_group_and_no_group_is_too_large(
 ) -> None:
     least = (ALIGNMENT if divisible else max(entries)) * dtype.itemsize * (states + weights)
     size = (least // PAGE + 5 + pages) * PAGE
-    room = GroupBudget(size=size, states=states, weights=weights, divisible=divisible)
+    budget = GroupBudget(size=size, states=states, weights=weights, divisible=divisible)
     wholes = [piece(str(number), count, dtype) for number, count in enumerate(entries)]
-    groups = group_slices(wholes, room)
+    groups = group_slices(wholes, budget)
 
     found = [part for group in groups for part in group]
     for number, count in enumerate(entries):
@@ -57,11 +57,11 @@ def test_every_entry_is_in_one_group_and_no_group_is_too_large(
         taken = set[int]()
         for part in group:
             bytes_ = part.entries * dtype.itemsize
-            spans = [(room.state_offset(part, number), bytes_) for number in range(states)]
+            spans = [(budget.state_offset(part, number), bytes_) for number in range(states)]
             assert all(start >= LINE for start, _ in spans)
-            assert all(start + size <= room.slot_bytes(group) - LINE for start, size in spans)
+            assert all(start + size <= budget.slot_bytes(group) - LINE for start, size in spans)
             if weights:
-                assert part.weight >= room.slot_bytes(group)
+                assert part.weight >= budget.slot_bytes(group)
                 assert part.weight % PAGE == 0
                 spans.append((part.weight, -(-bytes_ // PAGE) * PAGE))
             for start, length in spans:
@@ -69,13 +69,13 @@ def test_every_entry_is_in_one_group_and_no_group_is_too_large(
                 assert not lines & taken, "two tensors overlap"
                 taken |= lines
         assert max(taken, default=0) < size // LINE
-    few = sum(room.slice_bytes(part.entries, dtype.itemsize) for part in found)
-    assert len(groups) <= 1 + 2 * few // room.empty or not divisible
+    few = sum(budget.slice_bytes(part.entries, dtype.itemsize) for part in found)
+    assert len(groups) <= 1 + 2 * few // budget.empty or not divisible
 
 
 def test_slices_of_a_parameter_have_separate_states() -> None:
-    room = GroupBudget(size=2 * ALIGNMENT * 8, states=2)
-    groups = group_slices([piece("w", 5 * ALIGNMENT)], room)
+    budget = GroupBudget(size=2 * ALIGNMENT * 8, states=2)
+    groups = group_slices([piece("w", 5 * ALIGNMENT)], budget)
     groups[0][0].states["a"] = 0, torch.float32
     assert not groups[1][0].states
 
@@ -86,11 +86,11 @@ def test_a_buffer_that_is_too_small_is_rejected_with_the_minimum(divisible: bool
     with pytest.raises(UserError) as refusal:
         group_slices(wholes, GroupBudget(size=5 * PAGE, states=2, divisible=divisible))
     whole = "" if divisible else ", which is updated as a whole"
-    told = re.fullmatch(
+    match = re.fullmatch(
         rf"zero.nvme_buffer must be at least (\d+) for w{whole}", str(refusal.value)
     )
-    assert told
-    least = int(told[1]) // SHARES
+    assert match
+    least = int(match[1]) // SHARES
     group_slices(wholes, GroupBudget(size=least, states=2, divisible=divisible))
     with pytest.raises(UserError):
         group_slices(wholes, GroupBudget(size=least - PAGE, states=2, divisible=divisible))

@@ -54,7 +54,7 @@ def observe(rank: int, size: int, run: TrainingCase, bucket_bytes: int) -> dict[
     """Run one accumulated step with ``GradientReducer``, and record the bytes sent over data."""
     traffic = Traffic()
     part = open_partition(run, rank, traffic)
-    wanted = by_hand(run, part)
+    expected = by_hand(run, part)
     model = build(run, part)
     with patch.object(gradients, "BUCKET_BYTES", bucket_bytes):
         sums = GradientReducer(model)
@@ -70,12 +70,12 @@ def observe(rank: int, size: int, run: TrainingCase, bucket_bytes: int) -> dict[
             backward(model, run, part, number)
     sums.wait()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == wanted.keys()
+    assert found.keys() == expected.keys()
     whole = gathered(model, found, size)
     share = local_grad_norm_squared(model)
     part.axes["world"].all_reduce(share)
     return {
-        "errors": {n: float((found[n] - g).norm() / g.norm()) for n, g in wanted.items()},
+        "errors": {n: float((found[n] - g).norm() / g.norm()) for n, g in expected.items()},
         "sent": sent,
         "sent in all": over(traffic, "data"),
         "held": sum(p.nbytes for p in model.parameters()),
@@ -101,7 +101,7 @@ def observed() -> list[list[list[dict[str, Any]]]]:
 
 
 def of_all_ranks(run: TrainingCase) -> list[dict[str, Any]]:
-    return [seen for rank in observed() for seen in rank[RUNS.index(run)]]
+    return [result for rank in observed() for result in rank[RUNS.index(run)]]
 
 
 each_run = pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
@@ -109,8 +109,8 @@ each_run = pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
 
 @each_run
 def test_reduced_gradients_equal_sums_over_the_replicated_axes(run: TrainingCase) -> None:
-    for seen in of_all_ranks(run):
-        wrong = {name: e for name, e in seen["errors"].items() if not e <= 1e-14}
+    for result in of_all_ranks(run):
+        wrong = {name: e for name, e in result["errors"].items() if not e <= 1e-14}
         assert not wrong
 
 
@@ -123,9 +123,9 @@ def test_buckets_are_filled_to_their_limit(run: TrainingCase) -> None:
 
 @each_run
 def test_no_gradient_is_sent_before_the_last_accumulation_round(run: TrainingCase) -> None:
-    for seen in of_all_ranks(run):
-        assert len(seen["sent"]) == run.accumulation
-        assert not any(seen["sent"][:-1])
+    for result in of_all_ranks(run):
+        assert len(result["sent"]) == run.accumulation
+        assert not any(result["sent"][:-1])
 
 
 @each_run
@@ -148,8 +148,8 @@ def test_data_ranks_send_each_gradient_once(run: TrainingCase) -> None:
 
 @each_run
 def test_the_norm_equals_the_norm_of_the_unsharded_gradient(run: TrainingCase) -> None:
-    for seen in of_all_ranks(run):
-        assert seen["norm"] == pytest.approx(seen["whole norm"], rel=1e-14)
+    for result in of_all_ranks(run):
+        assert result["norm"] == pytest.approx(result["whole norm"], rel=1e-14)
 
 
 def alone(dtype: torch.dtype = torch.float32) -> tuple[ModelChunks, TrainingCase, ParallelContext]:
@@ -166,9 +166,9 @@ def test_clipping_equals_torchs(limit: float | None) -> None:
     for copy, parameter in zip(plain, model.parameters(), strict=True):
         assert parameter.grad is not None
         copy.grad = parameter.grad.clone()
-    wanted = torch.nn.utils.clip_grad_norm_(plain, limit if limit is not None else torch.inf)
+    expected = torch.nn.utils.clip_grad_norm_(plain, limit if limit is not None else torch.inf)
     norm = float(local_grad_norm_squared(model).sqrt())
-    assert norm == pytest.approx(float(wanted), rel=1e-6)
+    assert norm == pytest.approx(float(expected), rel=1e-6)
     unscale_and_clip(model, norm, limit)
     for copy, parameter in zip(plain, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, copy.grad, rtol=2e-6, atol=0)
@@ -216,7 +216,7 @@ data = dict(type="synthetic")
 def no_backward_in_the_last_round(rank: int, size: int, run: TrainingCase) -> list[float]:
     """Run no backward pass in ``final_backward()``, as a rank without a last micro-batch."""
     part = open_partition(run, rank)
-    model, wanted = build(run, part), by_hand(run, part)
+    model, expected = build(run, part), by_hand(run, part)
     sums = GradientReducer(model)
     sums.zero()
     for number in range(run.accumulation):
@@ -225,7 +225,7 @@ def no_backward_in_the_last_round(rank: int, size: int, run: TrainingCase) -> li
         pass
     sums.wait()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return [float((found[name] - g).norm() / g.norm()) for name, g in wanted.items()]
+    return [float((found[name] - g).norm() / g.norm()) for name, g in expected.items()]
 
 
 def test_buckets_that_backward_did_not_complete_are_reduced_too() -> None:

@@ -98,18 +98,18 @@ def test_the_default_scale_equals_that_of_common_frameworks() -> None:
 
 def test_the_scale_stays_within_its_bounds() -> None:
     ours = scale(initial=4.0, min=2.0, max=8.0, growth_interval=1)
-    for overflow, wanted in ((False, 8.0), (False, 8.0), (True, 4.0), (True, 2.0)):
+    for overflow, expected in ((False, 8.0), (False, 8.0), (True, 4.0), (True, 2.0)):
         assert not ours.exhausted
         ours.update(overflow)
-        assert ours.scale == wanted
+        assert ours.scale == expected
     assert ours.exhausted
 
 
 def test_hysteresis_delays_the_reduction() -> None:
     ours = scale(initial=16.0, hysteresis=2)
-    for overflow, wanted in ((True, 16.0), (False, 16.0), (True, 16.0), (True, 8.0), (True, 8.0)):
+    for overflow, expected in ((True, 16.0), (False, 16.0), (True, 16.0), (True, 8.0), (True, 8.0)):
         ours.update(overflow)
-        assert ours.scale == wanted
+        assert ours.scale == expected
     assert ours.skipped == 4
 
 
@@ -173,7 +173,7 @@ def state(model: ModelChunks, stepper: Stepper) -> list[Tensor]:
     """Return copies of the weights and the optimizer states."""
     optimizer = stepper.optimizer
     assert isinstance(optimizer, ResidentOptimizer)
-    kept = [tensor for some in optimizer.inner.state.values() for tensor in some.values()]
+    kept = [tensor for states in optimizer.inner.state.values() for tensor in states.values()]
     return [tensor.detach().clone() for tensor in (*model.parameters(), *kept)]
 
 

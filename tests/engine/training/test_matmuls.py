@@ -96,9 +96,9 @@ def test_smallest_product_counts_the_flops_of_a_projection():
 
 
 def test_processor_is_read_from_linux(tmp_path):
-    told = tmp_path / "cpuinfo"
-    told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n\n" * 2)
-    assert this_processor(told) == Processor(vendor="AuthenticAMD", name="AMD EPYC")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n\n" * 2)
+    assert this_processor(cpuinfo) == Processor(vendor="AuthenticAMD", name="AMD EPYC")
     assert this_processor(tmp_path / "missing") == UNKNOWN
 
 
@@ -124,12 +124,12 @@ class Names(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[str] = set()
+        self.operators: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        self.seen.add(str(func))
+        self.operators.add(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -138,7 +138,7 @@ def operators_recorded(world: World) -> Iterator[None]:
     """Write the names of the operators of a run to a file in its folder."""
     with Names() as names:
         yield
-    Path(OPERATORS).write_text("\n".join(names.seen))
+    Path(OPERATORS).write_text("\n".join(names.operators))
 
 
 def test_forced_library_is_printed_recorded_and_resumed(tmp_path):

@@ -109,9 +109,9 @@ def test_dropout_masks_are_equal_in_all_schedules(
     """The mask depends on the number of the micro-batch, not on the rank."""
     whole = run(pipeline=1, layers=2, dropout=0.1, **where)
     cut = run(schedule, dropout=0.1, **where, **how)
-    (wanted,) = run_world(whole.layout.gpus, train_all, [whole])[0]
+    (expected,) = run_world(whole.layout.gpus, train_all, [whole])[0]
     (found,) = run_world(cut.layout.gpus, train_all, [cut])[0]
-    assert_same(found, wanted, TOLERANCE[torch.float64])
+    assert_same(found, expected, TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -50,7 +50,7 @@ class Bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Measurement:
     """Measurements of one rank: between two steps, and after the last backward pass."""
 
     stage: int
@@ -84,11 +84,11 @@ def count(run: Trainer) -> Bytes:
     )
 
 
-def observe(rank: int, size: int, config: Path, overrides: list[list[str]]) -> list[Seen]:
-    return [_observe(rank, size, config, some) for some in overrides]
+def observe(rank: int, size: int, config: Path, overrides: list[list[str]]) -> list[Measurement]:
+    return [_observe(rank, size, config, case) for case in overrides]
 
 
-def _observe(rank: int, size: int, config: Path, overrides: list[str]) -> Seen:
+def _observe(rank: int, size: int, config: Path, overrides: list[str]) -> Measurement:
     gc.collect()
     gc.freeze()  # what is there already is passed over
     run = open_run(rank, size, config, overrides)
@@ -111,7 +111,7 @@ def _observe(rank: int, size: int, config: Path, overrides: list[str]) -> Seen:
     with patch.object(Pipeline, "train", train), later:
         run.step(2)
     stage = run.world.axes["pipeline"].index
-    return Seen(stage=stage, between=count(run), within=within[-1])
+    return Measurement(stage=stage, between=count(run), within=within[-1])
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ CASES = [(ranks, tuple(overrides)) for ranks, overrides in by_world()]
 
 
 @cache
-def seen(config: Path, ranks: int) -> dict[tuple[str, ...], list[Seen]]:
+def measurements(config: Path, ranks: int) -> dict[tuple[str, ...], list[Measurement]]:
     """Return the measurements of all ranks by overrides; one world measures all of its size."""
     every = [list(overrides) for size, overrides in CASES if size == ranks]
     by_rank = run_world(ranks, observe, config, every)
@@ -173,11 +173,11 @@ def test_state_bytes_equal_the_estimate(
 ) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
     stages = estimate(plan, device="cpu").stages
-    for found in seen(config, ranks)[overrides]:
-        wanted = stages[found.stage].after_step
+    for found in measurements(config, ranks)[overrides]:
+        expected = stages[found.stage].after_step
         for name in ("parameters", "gradients", "optimizer"):
-            held, told = getattr(found.between, name), getattr(wanted, name)
-            assert held == pytest.approx(told, rel=WITHIN), name
+            held, estimated = getattr(found.between, name), getattr(expected, name)
+            assert held == pytest.approx(estimated, rel=WITHIN), name
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_state_bytes_equal_the_estimate(
 def test_only_the_state_is_alive_between_steps(
     config: Path, ranks: int, overrides: tuple[str, ...]
 ) -> None:
-    for found in seen(config, ranks)[overrides]:
+    for found in measurements(config, ranks)[overrides]:
         state = found.between.parameters + found.between.gradients + found.between.optimizer
         assert found.between.alive == pytest.approx(state, rel=WITHIN)
 
@@ -213,7 +213,7 @@ def test_a_zero_stage_shards_the_state_that_it_documents(
     2 on, and stages 1 and 2 also store gathered weights."""
     parameters, gradients, states = (n + VECTORS for n in SHARED_OUT[stage](ranks))
     gathered = WEIGHTS if stage in (1, 2) else 0
-    for found in seen(config, ranks)[f"zero.stage={stage}", *over]:
+    for found in measurements(config, ranks)[f"zero.stage={stage}", *over]:
         assert found.within.parameters == pytest.approx(4 * parameters, rel=WITHIN)
         assert found.within.gradients == pytest.approx(4 * gradients, rel=WITHIN)
         assert found.within.optimizer == pytest.approx(8 * states, rel=WITHIN)

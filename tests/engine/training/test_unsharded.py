@@ -56,12 +56,12 @@ def enter(rank: int, size: int, run: TrainingCase, path: Path) -> dict[str, Tens
 @pytest.mark.parametrize("run", LAYOUTS, ids=[run.name for run in LAYOUTS])
 def test_weights_saved_in_a_layout_load_in_another(run: TrainingCase, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    wanted = run_world(run.layout.gpus, leave, run, path)[0]
+    expected = run_world(run.layout.gpus, leave, run, path)[0]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     for other in (TrainingCase(tied=run.tied), TrainingCase(mode="1d", tensor=3, tied=run.tied)):
         for found in run_world(other.layout.gpus, enter, other, path):
-            assert found.keys() == wanted.keys()
-            assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_file_of_another_model_is_rejected_in_one_line(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_ranks_share_the_verification_of_a_checkpoint(tmp_path: Path) -> None:
     model = ModelChunks([GPT(run.config, part)])
     trained = open_saved_model(path)
     trained.load(model)
-    wanted = dict(SavedCheckpoint(path).parameters())
-    assert all(torch.equal(p, wanted[name]) for name, p in model.named_parameters())
+    expected = dict(SavedCheckpoint(path).parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
 
     damaged = sorted(path.glob("*.distcp"))[0]
     data = bytearray(damaged.read_bytes())
