@@ -1,4 +1,4 @@
-"""What torchrun starts: one rank of an evaluation.
+"""The program that torchrun starts to evaluate: one rank of an evaluation.
 
 torchrun --nproc_per_node 4 evaluate_gpt.py runs/NAME [KEY=VALUE ...]
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from engine.world.signals import block_signals
 
 if __name__ == "__main__":
-    block_signals()  # until the rank can say that it was stopped: importing torch takes seconds
+    block_signals()  # until the rank can report a stop: importing torch takes seconds
 
 import argparse
 import os
@@ -28,12 +28,12 @@ from launch.rank import exit_process, run_rank
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
-    """Evaluate; the exit code: 0 done, 1 it failed, 2 the user's input was refused."""
+    """Evaluate and return the exit code: 0 done, 1 failed, 2 the user's input was rejected."""
 
     def work(args: argparse.Namespace, world: World) -> None:
         run, overrides = run_and_overrides(args)
         folder, request = run_with_weights(run), evaluation_request(args)
-        found = evaluate(
+        result = evaluate(
             world,
             folder,
             args.step,
@@ -42,11 +42,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
             overrides=overrides,
         )
         if world.is_main:
-            print(found.as_json() if args.json else found.table(), flush=True)
+            print(result.as_json() if args.json else result.table(), flush=True)
             try:
-                write_atomically(found.path(folder.path), found.as_json() + "\n")
-            except OSError as error:  # another's run may be read all the same
-                print(f"{folder.path}: not kept there: {error.strerror}", file=sys.stderr)
+                write_atomically(result.path(folder.path), result.as_json() + "\n")
+            except OSError as error:  # a run of another user can be evaluated, too
+                print(
+                    f"{folder.path}: cannot write the result there: {error.strerror}",
+                    file=sys.stderr,
+                )
 
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)
 
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="evaluate_gpt.py",
-        description="Evaluate a run; one process of it.",
+        description="Evaluate a run: one rank of the evaluation.",
         examples=["torchrun --nproc_per_node 4 evaluate_gpt.py runs/gpt2_2d-20260101-120000"],
     )
     add_arguments(parser)
@@ -63,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def plan(args: argparse.Namespace, launch_info: LaunchInfo, environ: Mapping[str, str]) -> Plan:
-    """What this rank is part of; all ranks work it out for themselves."""
+    """Return the plan of the evaluation, which every rank makes for itself."""
     run, overrides = run_and_overrides(args)
     return plan_on(launch_info.size, run_with_weights(run), overrides, evaluation_request(args))
 

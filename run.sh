@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs cuboid in an environment that it makes when there is none. `./run.sh help` tells the usage.
-# POSIX sh, without GNU-only options: Linux, macOS, Windows through WSL2.
+# Runs cuboid in an environment, which it creates if there is none. `./run.sh help` prints the usage.
+# POSIX sh without GNU-only options: Linux, macOS, Windows through WSL2.
 set -eu
 
-# The folder of this file, where it is started through symbolic links too.
+# The folder of this file, also if it is started through symbolic links.
 file=$0
 while [ -L "$file" ]; do
     target=$(readlink "$file")
@@ -17,24 +17,24 @@ root=$(CDPATH='' cd -- "$(dirname -- "$file")" && pwd -P)
 usage() {
     cat <<EOF
 ./run.sh                 train the demo: a character GPT on Python's help topics
-./run.sh KEY=VALUE ...   the same with other settings, such as MAX_STEPS=20
-./run.sh test [ARGS]     lint, types and tests; ARGS go to pytest
-./run.sh setup [dev]     make the environment only; dev: with what tests need
-./run.sh setup nvme      add TensorNVMe: offloading to an NVMe disk by io_uring
+./run.sh KEY=VALUE ...   train the demo with settings, such as MAX_STEPS=20
+./run.sh test [ARGS]     run lint, types and tests; ARGS are passed to pytest
+./run.sh setup [dev]     only create the environment; dev: also for the tests
+./run.sh setup nvme      build TensorNVMe, which offloads to a disk by io_uring
 ./run.sh gpu-check ...   check and measure cuboid on one GPU; --dry: on the CPU
-./run.sh COMMAND ...     a command of cuboid, or a program such as torchrun, in
-                         the environment
+./run.sh COMMAND ...     run a command of cuboid, or a program such as torchrun,
+                         in the environment
 
 Commands of cuboid:
   $(cuboid_commands)
 
 The environment is the active one if that has torch 2.11 to 2.13, otherwise
-.venv beside this file. Variables:
-  CONFIG=FILE      the config to train, instead of gpt_configs/demo.py
-  DATA=FILE        the text to train on
-  NPROC=N          how many processes train it
-  PYTHON=PATH      the Python (3.11 or 3.12) that makes .venv
-  TORCH_INDEX=URL  the pip index that torch is taken from
+.venv in the folder of this file. Variables:
+  CONFIG=FILE      config to train instead of gpt_configs/demo.py
+  DATA=FILE        text to train on
+  NPROC=N          number of processes to train with
+  PYTHON=PATH      Python (3.11 or 3.12) that creates .venv
+  TORCH_INDEX=URL  pip index to install torch from
 EOF
 }
 
@@ -45,18 +45,18 @@ cuboid_commands() {
     done
 }
 
-# A message that cannot be written must not end the command: not by `set -e`, not by SIGPIPE.
+# A message that cannot be written must not end the command, neither by `set -e` nor by SIGPIPE.
 say() { (trap '' PIPE && printf 'run.sh: %s\n' "$*" >&2) || :; }
 refuse() { say "$*"; exit 2; }
 fail() { say "$*"; exit 1; }
 
-# --- which environment ---------------------------------------------------------------------------
+# --- choice of the environment -------------------------------------------------------------------
 
-# Sets prefix, owner and found ("torch's version, Python's version") to the active environment
-# that has a torch cuboid accepts; otherwise to .venv.
+# Sets prefix, owner and found ("TORCH_VERSION PYTHON_VERSION") to the active environment if its torch
+# is supported, otherwise to .venv.
 choose_environment() {
     for prefix in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
-        [ -n "$prefix" ] || continue # no environment is active; /bin/python is not one
+        [ -n "$prefix" ] || continue # no active environment: do not test /bin/python
         if [ ! -x "$prefix/bin/python" ] || [ "$(resolved "$prefix")" = "$(resolved "$root/.venv")" ]; then
             continue
         fi
@@ -65,7 +65,7 @@ choose_environment() {
     prefix=$root/.venv owner=cuboid found=
 }
 
-# Whether this Python has a torch that cuboid accepts; sets found.
+# Tests whether this Python has a supported torch; sets found.
 has_torch() {
     found=$("$1" -c '
 import sys, importlib.metadata as metadata
@@ -82,7 +82,7 @@ supported() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null
 }
 
-# Prints the Python that shall make .venv.
+# Prints the path of the Python to create .venv with.
 find_python() {
     bare=
     set -- python3 python3.12 python3.11 python
@@ -96,15 +96,15 @@ find_python() {
         bare=${bare:-$python}
     done
     if [ -n "$bare" ]; then
-        refuse "$bare cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
+        refuse "$bare cannot create environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
     fi
-    refuse "cuboid needs Python 3.11 or 3.12 and $1 is $("$1" --version 2>/dev/null || echo missing):" \
-        "install one (apt install python3.12-venv, brew install python@3.12, pyenv install 3.12) or name it with PYTHON=PATH"
+    refuse "cuboid needs Python 3.11 or 3.12, but $1 is $("$1" --version 2>/dev/null || echo missing):" \
+        "install one (apt install python3.12-venv, brew install python@3.12, pyenv install 3.12) or pass PYTHON=PATH"
 }
 
 # --- set-up --------------------------------------------------------------------------------------
 
-# One line that changes when the environment has to be set up again. $1: runtime or dev.
+# Prints a line that changes when the environment must be set up again. $1: runtime or dev.
 wanted() {
     set -- "$1" requirements.txt requirements-nodeps.txt setup.py
     if [ "$1" = dev ]; then set -- "$@" requirements-dev.txt; fi
@@ -112,13 +112,13 @@ wanted() {
     printf '%s %s %s\n' "$(cd "$root" && cat "$@" | cksum)" "$found" "$root"
 }
 
-# A file that is written last, so that an interrupted set-up is done again.
+# Tests the stamp, which is written last, so that an interrupted set-up is repeated.
 is_ready() {
     [ ! -s "$lock" ] && [ -x "$prefix/bin/python" ] && [ -f "$prefix/.cuboid-$1" ] &&
         [ "$(cat "$prefix/.cuboid-$1")" = "$(wanted "$1")" ]
 }
 
-# Holds the lock as long as descriptor 9 is open; the kernel lets go of it however this ends.
+# Takes the lock, which is held as long as descriptor 9 is open: the kernel releases it at any exit.
 take_lock() {
     exec 9>>"$lock"
     "$1" -c '
@@ -127,53 +127,53 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    print("run.sh: another set-up is at work: waiting for it", file=sys.stderr)
+    print("run.sh: another set-up is running: waiting for it", file=sys.stderr)
     fcntl.flock(9, fcntl.LOCK_EX)
 except OSError:
     pass  # a file system without locks
 ' 9>&9
 }
 
-# Colossal-AI pins an older torch; pip need not complain of that.
+# Without pip's warnings: Colossal-AI pins an older torch.
 pip_install() {
     PIP_USER=0 "$prefix/bin/python" -m pip install --disable-pip-version-check --no-input \
         --no-warn-conflicts "$@" >&2 ||
-        fail "set-up failed (pip's message is above); run the same command again to go on"
+        fail "set-up failed (see pip's message above); run the same command again to retry"
 }
 
 announce_download() {
     if [ -e "$prefix" ]; then
-        say "bringing .venv up to date: what it lacks is downloaded"
+        say "updating .venv: downloading missing packages"
         return
     fi
     if [ -n "${TORCH_INDEX:-}" ]; then
         size="about 300 MB if TORCH_INDEX has CPU builds, several GB if it has CUDA builds"
     elif [ "$(uname -s)" = Linux ]; then
-        size="several GB with torch's CUDA build, which the default index gives on Linux (TORCH_INDEX=URL names another pip index, such as PyTorch's with CPU builds: then about 300 MB)"
+        size="several GB with torch's CUDA build, the default on Linux (about 300 MB with TORCH_INDEX=URL of a pip index with CPU builds, such as PyTorch's)"
     else
         size="about 250 MB"
     fi
-    say "making .venv with $("$1" --version) and downloading torch 2.13.0 and what else cuboid needs: $size; what pip has in its cache is not downloaded again"
+    say "creating .venv with $("$1" --version) and downloading torch 2.13.0 and the other requirements: $size; packages in pip's cache are not downloaded again"
 }
 
-# $1: the Python to make it with, $2: runtime or dev
+# Creates or updates .venv. $1: the Python to create it with, $2: runtime or dev.
 set_up_own() {
     stamp=$(cat "$prefix/.cuboid-runtime" 2>/dev/null || :)
     if [ -s "$lock" ]; then
-        say "the last set-up did not finish: making .venv again"
+        say "the last set-up did not finish: creating .venv again"
         rm -rf "$prefix"
     elif [ -n "$stamp" ] && [ "${stamp%" $root"}" = "$stamp" ]; then
-        say "this folder was moved: making .venv again"
+        say "this folder was moved: creating .venv again"
         echo unfinished >"$lock"
         rm -rf "$prefix"
     elif [ -e "$prefix" ] && ! supported "$prefix/bin/python"; then
-        refuse "$prefix is not an environment of Python 3.11 or 3.12: remove it and run this again"
+        refuse "$prefix is not an environment of Python 3.11 or 3.12: remove it and run the same command again"
     fi
     announce_download "$1"
     if [ ! -e "$prefix" ]; then
         echo unfinished >"$lock"
-        "$1" -m venv "$prefix" >&2 || fail "could not make $prefix with $1"
-    elif [ -n "$stamp" ]; then # otherwise it is the user's own: never removed
+        "$1" -m venv "$prefix" >&2 || fail "could not create $prefix with $1"
+    elif [ -n "$stamp" ]; then # without a stamp it is the user's: never removed
         echo unfinished >"$lock"
     fi
     rm -f "$prefix/.cuboid-runtime" "$prefix/.cuboid-dev"
@@ -186,10 +186,10 @@ set_up_own() {
     pip_install --quiet --no-deps --no-build-isolation -e "$root"
 }
 
-# $1: runtime or dev
+# Installs cuboid and its missing requirements into the user's environment. $1: runtime or dev.
 set_up_users() {
     "$prefix/bin/python" -c 'import pip' 2>/dev/null ||
-        refuse "the active environment $prefix has no pip: add it, or deactivate to have .venv made"
+        refuse "the active environment $prefix has no pip: install it, or deactivate the environment to use .venv"
     say "using the active environment $prefix (torch ${found% *}); installing cuboid into it, from this folder"
     if "$prefix/bin/python" -c 'import setuptools.command.bdist_wheel' 2>/dev/null; then
         pip_install --quiet --no-deps --no-build-isolation -e "$root"
@@ -198,7 +198,7 @@ set_up_users() {
     fi
     if [ "$1" = dev ]; then extras=dev; else extras=; fi
     lacking=$("$prefix/bin/python" -P "$root/launch/missing_requirements.py" "$root" $extras) ||
-        fail "could not tell what $prefix lacks"
+        fail "could not determine the missing packages of $prefix"
     small='' alone=''
     for requirement in $lacking; do
         case $requirement in
@@ -206,14 +206,14 @@ set_up_users() {
             *) small="$small $requirement" ;;
         esac
     done
-    if [ -n "$lacking" ]; then say "installing what it lacks:$small$alone"; fi
+    if [ -n "$lacking" ]; then say "installing missing packages:$small$alone"; fi
     # shellcheck disable=SC2086 # lists of words
     if [ -n "$small" ]; then pip_install --quiet $small; fi
     # shellcheck disable=SC2086
     if [ -n "$alone" ]; then pip_install --quiet --no-deps $alone; fi
 }
 
-# Leaves an environment with what is needed, its commands first on PATH. $1: runtime or dev.
+# Sets up the environment if needed and puts its commands first on PATH. $1: runtime or dev.
 ensure() {
     choose_environment
     case $owner in
@@ -246,9 +246,9 @@ ensure() {
     export PATH
 }
 
-# Sets python to the one that runs gpu-check: PYTHON's, the active environment's, .venv's or the
-# system's, whichever is the first that has a torch. Nothing is installed there: a machine with a GPU
-# may have no network. Where there is none, .venv is made as for the tests.
+# Sets python to the first of PYTHON, the active environment's, .venv's and the system's Python that has
+# a supported torch. Nothing is installed there, because a machine with a GPU may have no network. If
+# none has a torch, .venv is set up as for the tests.
 choose_checking_python() {
     if [ -n "${PYTHON:-}" ]; then
         has_torch "$PYTHON" || refuse "PYTHON=$PYTHON has no torch 2.11 to 2.13 on Python 3.11 or 3.12"
@@ -263,13 +263,13 @@ choose_checking_python() {
     python=$prefix/bin/python
 }
 
-# TensorNVMe, for offloading to an NVMe disk; without it, threads do that.
+# Builds TensorNVMe, for offloading to an NVMe disk; without it threads do that.
 build_nvme() {
     if "$prefix/bin/python" -c 'import torch, tensornvme._C' 2>/dev/null; then
-        say "TensorNVMe is there"
+        say "TensorNVMe is already installed"
         return
     fi
-    [ "$(uname -s)" = Linux ] || refuse "TensorNVMe takes Linux; elsewhere threads offload to a disk"
+    [ "$(uname -s)" = Linux ] || refuse "TensorNVMe needs Linux; elsewhere threads offload to the disk, without it"
     missing=
     for tool in c++ cmake make; do
         command -v "$tool" >/dev/null || missing='build-essential cmake '
@@ -280,13 +280,12 @@ build_nvme() {
         missing="${missing}liburing-dev "
     fi
     if [ -n "$missing" ]; then
-        refuse "TensorNVMe takes what is not here: sudo apt-get install ${missing% } (or what your system calls them), then run this again"
+        refuse "TensorNVMe needs missing packages: sudo apt-get install ${missing% } (names differ on other systems), then run the same command again"
     fi
     say "building TensorNVMe against the torch in $prefix: about a minute"
     "$prefix/bin/python" -c 'import packaging, setuptools.command.bdist_wheel' 2>/dev/null ||
         pip_install --quiet packaging wheel
-    # Its set-up writes into the home folder, .bashrc included, and looks for one library only where
-    # LIBRARY_PATH says.
+    # Its set-up writes into the home folder (.bashrc) and searches one library only in LIBRARY_PATH.
     home=$(mktemp -d)
     built=0
     (
@@ -298,19 +297,19 @@ build_nvme() {
     rm -rf "$home"
     [ "$built" = 0 ] || exit "$built"
     "$prefix/bin/python" -c 'import torch, tensornvme._C' ||
-        fail "TensorNVMe was built and cannot be imported (Python's message is above)"
-    say "built; zero.offload='nvme' uses it"
+        fail "TensorNVMe was built but cannot be imported (see Python's message above)"
+    say "TensorNVMe is installed; zero.offload='nvme' uses it"
 }
 
 # --- commands ------------------------------------------------------------------------------------
 
-# Trains the config that the arguments name, otherwise CONFIG's, otherwise cuboid's demo.
+# Trains the config in the arguments, otherwise CONFIG, otherwise the demo.
 train() {
     config=${CONFIG:-}
     for argument in "$@"; do
         case $argument in
             --config | --config=*) config='' ;;
-            *=*) ;; # an override, whatever it ends with
+            *=*) ;; # an override, even if it ends with .py
             *.py) config='' ;;
         esac
     done
@@ -334,7 +333,7 @@ case ${1:-train} in
                 ensure runtime
                 build_nvme
                 ;;
-            *) refuse "setup takes nothing, dev or nvme; not '$*'" ;;
+            *) refuse "'$*': use setup, setup dev or setup nvme" ;;
         esac
         ;;
     test)
@@ -366,7 +365,7 @@ case ${1:-train} in
         case " $(cuboid_commands)" in
             *" $1 "*) exec cuboid "$@" ;;
         esac
-        command -v -- "$1" >/dev/null || refuse "there is no command '$1': ./run.sh help"
+        command -v -- "$1" >/dev/null || refuse "'$1' is not a command: ./run.sh help lists them"
         exec "$@"
         ;;
 esac

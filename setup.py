@@ -1,4 +1,4 @@
-"""Packaging of cuboid: what it consists of and which versions it accepts.
+"""Packaging of cuboid: its packages and the versions of its requirements.
 
 The exact versions that are tested and that ``./run.sh`` installs are in ``requirements*.txt``.
 Colossal-AI is not in ``install_requires``: its own pins exclude every torch that cuboid accepts,
@@ -27,7 +27,7 @@ DEV = [
 setup(
     name="cuboid",
     version="0.1.0",
-    description="Trains GPT models cut in one dimension, two, two and a half or three",
+    description="Trains GPT models with 1D, 2D, 2.5D and 3D tensor parallelism",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

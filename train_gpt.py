@@ -1,4 +1,4 @@
-"""What torchrun starts: one rank of a training run.
+"""The program that torchrun starts to train: one rank of a run.
 
 torchrun --nproc_per_node 8 train_gpt.py --config gpt_configs/gpt2_2d.py [KEY=VALUE ...]
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from engine.world.signals import block_signals
 
 if __name__ == "__main__":
-    block_signals()  # until the rank can say that it was stopped: importing torch takes seconds
+    block_signals()  # until the rank can report a stop: importing torch takes seconds
 
 import argparse
 import os
@@ -39,7 +39,7 @@ from launch.torchrun import note_stop
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
-    """Train; the exit code: 0 done, 1 the run failed, 2 the user's input was refused."""
+    """Train and return the exit code: 0 done, 1 the run failed, 2 the user's input was rejected."""
 
     def work(args: argparse.Namespace, world: World) -> None:
         fault = world.run_on_all(
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="train_gpt.py",
-        description="Train a GPT; one process of a run.",
+        description="Train a GPT: one rank of a run.",
         examples=["torchrun --nproc_per_node 4 train_gpt.py --config gpt_configs/gpt2_2d.py"],
     )
     for add in (add_run, add_launch_options):
@@ -66,8 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def plan(args: argparse.Namespace, launch_info: LaunchInfo, environ: Mapping[str, str]) -> Plan:
-    """What this rank is part of; all ranks work it out for themselves."""
-    start_options(args)  # refuses what contradicts itself
+    """Return the plan of the run, which every rank makes for itself."""
+    start_options(args)  # rejects options that conflict
     if args.gpus not in (None, launch_info.size):
         raise UserError(f"--gpus {args.gpus}, but {launch_info.size} ranks were started")
     config, overrides = config_and_overrides(args)
@@ -80,7 +80,7 @@ def plan(args: argparse.Namespace, launch_info: LaunchInfo, environ: Mapping[str
 
 
 def restart(args: argparse.Namespace, launch_info: LaunchInfo) -> Restart:
-    """How this launch goes on where it was here before, whatever the config holds by now."""
+    """Return how this launch resumes if it is a restart, whatever the config contains by now."""
     config, overrides = config_and_overrides(args)
     name = config.stem if config else ""
     return again.restart_of_launch(

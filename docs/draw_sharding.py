@@ -1,6 +1,6 @@
 """Draws docs/sharding.svg: the block of a matmul's tensors that each rank holds, in every mode.
 
-Run it from the repository's root after a mode was added or changed: python docs/draw_sharding.py
+Run it from the root of the repository after a change of the modes: python docs/draw_sharding.py
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from models.parallel.shard import shard_of
 
 PICTURE = Path(__file__).with_name("sharding.svg")
 SIZES = {"1d": (4, 1), "2d": (4, 1), "2.5d": (8, 2), "3d": (8, 1)}
-"""Tensor-parallel ranks and DEPTH that a mode is drawn with; another mode: its smallest from 4."""
+"""Tensor-parallel ranks and DEPTH to draw a mode with; other modes: their smallest, 4 or more."""
 SIDE, GAP, MARGIN, TITLE = 150, 36, 24, 46
 UNIT = 8
-"""Entries of a side, which all these sizes divide."""
+"""Rows and columns of a matrix, a multiple of all these sizes."""
 
 
 def picture() -> str:
-    """Draw one column a mode and one row a tensor; returns the SVG file's text."""
+    """Draw one column per mode and one row per tensor, and return the text of the SVG file."""
     drawn = [mode for mode in modes().values() if mode.name != "serial"]
     width = 2 * MARGIN + len(drawn) * (SIDE + GAP) - GAP + 70
     height = TITLE + 3 * (SIDE + GAP) + MARGIN
@@ -57,14 +57,14 @@ def picture() -> str:
 
 
 def _size(mode: Mode) -> tuple[int, int]:
-    """Ranks and DEPTH that the mode is drawn with."""
+    """Return the number of ranks and the DEPTH to draw a mode with."""
     if mode.name in SIZES:
         return SIZES[mode.name]
     return next((ranks, 1) for ranks in range(4, 65) if mode.axes(ranks, 1))
 
 
 def _name_row(root: Element, name: str, y: float) -> None:
-    """Name a row's tensor and its two dimensions."""
+    """Label a row with its tensor and its two dimensions."""
     rows, columns = {"x": ("tokens", "features"), "W": ("in", "out")}.get(name, ("tokens", "out"))
     label(root, MARGIN, y + SIDE / 2 - 12, name, size=22, bold=True)
     label(root, MARGIN, y + SIDE / 2 + 10, f"{rows}", size=11, fill=GREY)

@@ -1,4 +1,4 @@
-"""GPT-2 small on 2 GPUs: tensors cut in one dimension."""
+"""GPT-2 small on 2 GPUs: tensors sharded in one dimension."""
 
 from colossalai.amp import AMP_TYPE
 from titans.model.gpt import gpt2_small

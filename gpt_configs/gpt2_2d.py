@@ -1,4 +1,4 @@
-"""GPT-2 small on 4 GPUs: tensors cut in two dimensions."""
+"""GPT-2 small on 4 GPUs: tensors sharded in two dimensions."""
 
 from colossalai.amp import AMP_TYPE
 from titans.model.gpt import gpt2_small

@@ -1,4 +1,4 @@
-"""GPT-2 small on 8 GPUs: tensors cut in three dimensions."""
+"""GPT-2 small on 8 GPUs: tensors sharded in three dimensions."""
 
 from colossalai.amp import AMP_TYPE
 from titans.model.gpt import gpt2_small

@@ -1,4 +1,4 @@
-"""GPT-2 small with ZeRO 3, offloaded to an NVMe disk. From 1 GPU on; computes in fp16."""
+"""GPT-2 small with ZeRO 3, offloaded to an NVMe disk. 1 GPU or more; computes in fp16."""
 
 from titans.model.gpt import gpt2_small
 from torch.optim import Adam
@@ -6,7 +6,7 @@ from torch.optim import Adam
 BATCH_SIZE = 1
 SEQ_LEN = 1024
 NUM_EPOCHS = 60
-NVME_PATH = "/mnt/nvme"  # a folder on the disk: NVME_PATH=... on the command line
+NVME_PATH = "/mnt/nvme"  # folder on the disk; set it by NVME_PATH=... on the command line
 
 zero = dict(
     level=3,

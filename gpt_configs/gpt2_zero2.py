@@ -1,4 +1,4 @@
-"""GPT-2 small with ZeRO 2: optimizer states on the host. From 1 GPU on; computes in fp16."""
+"""GPT-2 small with ZeRO 2: optimizer states on the host. 1 GPU or more; computes in fp16."""
 
 from titans.model.gpt import gpt2_small
 from torch.optim import Adam

@@ -1,4 +1,4 @@
-"""GPT-2 small with ZeRO 3, offloaded to the host. From 1 GPU on; computes in fp16."""
+"""GPT-2 small with ZeRO 3, offloaded to the host. 1 GPU or more; computes in fp16."""
 
 from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero.shard_utils import TensorShardStrategy

@@ -1,4 +1,4 @@
-"""Arguments that commands share: a config file and overrides of its settings."""
+"""Command-line arguments that several commands share, and their types for argparse."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from engine.runs.resume_candidates import StartOptions, parse_resume_option
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line instead of leaving the process with its usage; its help ends with
-    ``examples``, commands as they are typed."""
+    """An argument parser that raises UserError with one line instead of printing the usage and
+    exiting. Its help ends with ``examples``, complete command lines."""
 
     def __init__(
         self, *, prog: str, description: str | None = None, examples: Sequence[str] = ()
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Refuse the first unknown option, before its value is taken for something else."""
+        """Reject the first unknown option; argparse would first take its value for a positional."""
         for word in sys.argv[1:] if args is None else args:
             if word == "--":
                 break
@@ -52,18 +52,18 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _unknown(self, option: str) -> str:
-        """The message for an unknown option: a longer or shorter name of one there is, a setting,
-        or an option of similar spelling."""
+        """Return the message for an unknown option. It suggests an option whose words are all in
+        the unknown one, else a setting of that name, else an option of similar spelling."""
         parts = set(option.strip("-").split("-"))
-        options = [one for one in self._option_string_actions if one.startswith("--")]
-        near = [one for one in options if {*one.strip("-").split("-")} < parts]
+        options = [each for each in self._option_string_actions if each.startswith("--")]
+        near = [each for each in options if {*each.strip("-").split("-")} < parts]
         hint = Hint()
         if not near and any("KEY=VALUE" in str(action.metavar) for action in self._actions):
             hint = known_setting(option.strip("-"))
         if hint.why:
             return f"{option} is not an option: {hint.why}"
         if hint.settings:
-            shown = " or ".join(one if "=" in one else f"{one}=..." for one in hint.settings)
+            shown = " or ".join(name if "=" in name else f"{name}=..." for name in hint.settings)
             return f"{option} is not an option; settings have no dashes: did you mean {shown}?"
         near = near or difflib.get_close_matches(option, options, n=1, cutoff=0.7)
         return f"{option} is not an option; " + (
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """Expand a path, for argparse; something may be there or not."""
+    """Expand a path, which need not exist (type for argparse)."""
     try:
         return Path(paths.expand(text))
     except ValueError as error:
@@ -80,39 +80,39 @@ def path(text: str) -> Path:
 
 
 def file_or_folder(text: str) -> Path:
-    """Expand the path of a file or folder to read, for argparse."""
+    """Expand the path of an existing file or folder (type for argparse)."""
     return _existing(text, paths.FILE, paths.FOLDER)
 
 
 def folder(text: str) -> Path:
-    """Expand the path of a folder to read, for argparse."""
+    """Expand the path of an existing folder (type for argparse)."""
     return _existing(text, paths.FOLDER)
 
 
 def initial_weights(text: str) -> Path:
-    """Expand the path of a model, for argparse; a run that is resumed does not need it there."""
-    found = path(text)
-    return _existing(text, paths.FILE, paths.FOLDER) if os.path.lexists(found) else found
+    """Expand the path of a model (type for argparse). It may be missing: a resume ignores it."""
+    expanded = path(text)
+    return _existing(text, paths.FILE, paths.FOLDER) if os.path.lexists(expanded) else expanded
 
 
 def output_file(text: str) -> Path:
-    """Expand the path of a file to write, for argparse."""
-    found = path(text)
-    if problem := paths.problem_of_output(found):
+    """Expand the path of a file to write (type for argparse)."""
+    expanded = path(text)
+    if problem := paths.problem_of_output(expanded):
         raise argparse.ArgumentTypeError(f"{text} {problem}")
-    return found
+    return expanded
 
 
 def resume(text: str) -> str:
-    """Expand the value of --resume where it is a path, for argparse."""
+    """Expand the value of --resume if it is a path (type for argparse)."""
     return text if text in ("auto", "none") else str(path(text))
 
 
 def _existing(text: str, *kinds: str) -> Path:
-    found = path(text)
-    if problem := paths.problem_at(found, *kinds):
+    expanded = path(text)
+    if problem := paths.problem_at(expanded, *kinds):
         raise argparse.ArgumentTypeError(f"{text} {problem}")
-    return found
+    return expanded
 
 
 _OPTION = re.compile(r"--?[A-Za-z][^=\s]*(?=$|=)")
@@ -124,160 +124,165 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 def add_config(
     parser: argparse.ArgumentParser, *, required: bool, what: str = "the config file"
 ) -> None:
-    """FILE, also as --config FILE, and KEY=VALUE in any order and among the options."""
+    """Add FILE (or --config FILE) and KEY=VALUE, in any order and between the options."""
     metavar = "FILE|KEY=VALUE" if required else "[FILE]|KEY=VALUE"
     parser.add_argument(
         "words",
         nargs="*",
         metavar=metavar,
-        help=f"{what}, and settings to override, such as optimizer.lr=3e-4",
+        help=f"{what}, and settings that override it, such as optimizer.lr=3e-4",
     )
-    parser.add_argument("--config", type=path, metavar="FILE", help="the config file, by option")
+    parser.add_argument("--config", type=path, metavar="FILE", help="config file, as an option")
 
 
 def files_and_overrides(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """The files that were named and the overrides, both in their order."""
+    """Return the config files and the overrides, each in the order given."""
     files, overrides = _split_words(args.words)
     return ([] if args.config is None else [args.config]) + files, overrides
 
 
 def run_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
-    """The run's folder, None if none was named, and the overrides in their order.
+    """Return the run folder (None if not given) and the overrides in the order given.
 
-    Raises UserError when there are two folders.
+    Raises:
+        UserError: there is more than one folder, or it does not exist.
     """
     folders, overrides = _split_words(args.words)
     if len(folders) > 1:
-        raise UserError(f"one run, not {len(folders)}: {' '.join(map(str, folders))}")
-    for found in folders:
-        if problem := paths.problem_at(found, paths.FOLDER):
-            raise UserError(f"{found} {problem}")
+        raise UserError(f"expected one run, got {len(folders)}: {' '.join(map(str, folders))}")
+    for each in folders:
+        if problem := paths.problem_at(each, paths.FOLDER):
+            raise UserError(f"{each} {problem}")
     return (folders[0] if folders else None), overrides
 
 
 def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
-    """The config file, None if none was named, and the overrides in their order.
+    """Return the config file (None if not given) and the overrides in the order given.
 
-    Raises UserError when there are two files.
+    Raises:
+        UserError: there is more than one file.
     """
     files, overrides = files_and_overrides(args)
     if len(files) > 1:
-        raise UserError(f"one config file, not {len(files)}: {' '.join(map(str, files))}")
+        raise UserError(f"expected one config file, got {len(files)}: {' '.join(map(str, files))}")
     return (files[0] if files else None), overrides
 
 
 def run_to_resume(args: argparse.Namespace) -> RunFolder:
-    """The run that --resume names, whose recorded settings are used without a config file.
+    """Return the run that --resume names; its recorded settings are used if no config is given.
 
-    Raises UserError where it names none.
+    Raises:
+        UserError: --resume names no run.
     """
     if args.resume in ("auto", "none"):
         raise UserError(
-            "which config? --config FILE, or --resume RUN with the settings of that run"
+            "no config file given: pass --config FILE, or --resume RUN to use the settings that "
+            "the run recorded"
         )
     run, _ = parse_resume_option(args.resume)
     if run is None:
         raise UserError(
-            f"--resume={args.resume} is not in a run's folder, which has the settings: name the "
-            "config as well"
+            f"--resume={args.resume} is not in a run folder, so it has no recorded settings: pass "
+            "--config FILE as well"
         )
     return RunFolder(run)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """What a training run takes besides its config, however it is started."""
+    """Add the options of a training run, which ``cuboid train`` and train_gpt.py share."""
     add_ranks(parser)
     parser.add_argument(
-        "--output", type=path, metavar="DIR", help="the run's folder; default: runs/NAME-TIME"
+        "--output", type=path, metavar="DIR", help="run folder; default: runs/NAME-TIME"
     )
     parser.add_argument(
         "--resume",
         type=resume,
         default="none",
         metavar="auto|none|PATH",
-        help="what to continue: the newest run of this config file, nothing (default), or a run's "
-        "folder or one of its checkpoints",
+        help="checkpoint to resume from: auto (newest run of this config file), none (default), or "
+        "a run or checkpoint folder",
     )
     parser.add_argument(
         "--init-from",
         type=initial_weights,
         metavar="PATH",
-        help="weights to begin with, where there is nothing to go on from: a run, one of its "
-        "checkpoints, what cuboid import or export left, or a Hugging Face folder",
+        help="initial weights: a run, a checkpoint, a folder or file that cuboid import or export "
+        "wrote, or a Hugging Face folder; ignored if the run resumes from a checkpoint",
     )
     parser.add_argument(
         "--allow-new-data",
         action="store_true",
-        help="go on from a checkpoint though its data, or the order of it, was another",
+        help="resume even if the data or the sample order changed",
     )
 
 
 def add_ranks(parser: argparse.ArgumentParser) -> None:
-    """How many processes, and how they talk."""
+    """Add the number of ranks and their communication backend."""
     parser.add_argument(
         "--gpus",
         type=positive,
         metavar="N",
-        help="how many ranks; default: as many as there are GPUs, one copy of the model on a CPU",
+        help="number of ranks; default: one per GPU; without a GPU, one copy of the model",
     )
     parser.add_argument(
         "--backend",
         choices=["nccl", "gloo"],
-        help="what carries messages; default: nccl where each rank has a GPU",
+        help="communication backend; default: nccl if every rank has its own GPU, else gloo",
     )
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """Where a rank stands that no launcher tells; and, for a launcher of ours, where to note the
-    processes that were told to be gone."""
+    """Add the options that state a rank's position if no launcher's environment does, and the
+    hidden option of cuboid's own launcher: the file in which ranks record the PIDs of lost ranks.
+    """
     parser.add_argument(
         "--from_torch",
         action="store_true",
-        help="torchrun started this (which is seen without it, too)",
+        help="ranks were started by torchrun (detected automatically; accepted for compatibility)",
     )
-    parser.add_argument("--host", help="the machine of rank 0")
-    parser.add_argument("--port", type=int, help="a free port there")
-    parser.add_argument("--rank", type=int, help="this process's number, from 0")
-    parser.add_argument("--world_size", type=int, help="how many processes there are")
+    parser.add_argument("--host", help="machine of rank 0")
+    parser.add_argument("--port", type=int, help="free port on that machine")
+    parser.add_argument("--rank", type=int, help="rank of this process, from 0")
+    parser.add_argument("--world_size", type=int, help="number of ranks")
     parser.add_argument(
         "--local-rank",
         "--local_rank",
         type=int,
         metavar="N",
-        help="given by torch.distributed.launch, which sets the environment too",
+        help="passed by torch.distributed.launch; ignored, since the environment states it too",
     )
     parser.add_argument("--told", type=path, help=argparse.SUPPRESS)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-    """Which of a run's weights."""
+    """Add --step, which chooses a run's weights."""
     parser.add_argument(
         "--step",
         default="latest",
         metavar="latest|best|N",
-        help="which checkpoint: the newest, the one of the lowest validation loss, or step N's; "
-        "default: latest, which is what the run ended with where it saved none",
+        help="which checkpoint: latest (default; the final weights if the run saved no "
+        "checkpoint), best (lowest validation loss) or a step number",
     )
 
 
 def run_arguments(
     args: argparse.Namespace, config: Path | None, overrides: Sequence[str]
 ) -> list[str]:
-    """The arguments that hand a run's config, if it is not that of the run to resume, and what
-    ``add_run`` took on to its ranks."""
-    handed = [] if config is None else [f"--config={config}"]
-    handed += [*overrides, f"--resume={args.resume}"]
+    """Return the arguments for the ranks: the config (None: that of the run to resume), the
+    overrides and the options of ``add_run``."""
+    arguments = [] if config is None else [f"--config={config}"]
+    arguments += [*overrides, f"--resume={args.resume}"]
     if args.allow_new_data:
-        handed.append("--allow-new-data")
+        arguments.append("--allow-new-data")
     for name in ("output", "backend", "init-from"):
         value = getattr(args, name.replace("-", "_"))
         if value is not None:
-            handed.append(f"--{name}={value}")
-    return handed
+            arguments.append(f"--{name}={value}")
+    return arguments
 
 
 def _split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths and overrides. Raises UserError for a word that is neither."""
+    """Split words into paths and overrides. Raises UserError for a word that is neither."""
     overrides = [word for word in words if _OVERRIDE.match(word)]
     try:
         return [path(word) for word in words if not _OVERRIDE.match(word)], overrides
@@ -286,11 +291,11 @@ def _split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def start_options(args: argparse.Namespace) -> StartOptions:
-    """Where the run is to begin. Raises UserError where its options contradict each other."""
+    """Return the options that decide where the run starts. Raises UserError if they conflict."""
     if args.init_from is not None and args.resume not in ("none", "auto"):
         raise UserError(
-            f"--resume={args.resume} goes on with a run, and --init-from={args.init_from} begins "
-            "one: give one of them"
+            f"--resume={args.resume} continues a run, but --init-from={args.init_from} starts a "
+            "new one: pass only one of them"
         )
     return StartOptions(
         resume=args.resume,
@@ -301,12 +306,12 @@ def start_options(args: argparse.Namespace) -> StartOptions:
 
 
 def not_negative(text: str) -> int:
-    """An integer of 0 or more, for argparse."""
+    """Parse an integer of 0 or more (type for argparse)."""
     return _at_least(0, text)
 
 
 def positive(text: str) -> int:
-    """An integer of 1 or more, for argparse."""
+    """Parse an integer of 1 or more (type for argparse)."""
     return _at_least(1, text)
 
 

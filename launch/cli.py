@@ -1,9 +1,11 @@
-"""The ``cuboid`` command: every file in ``launch/commands`` is one of its commands.
+"""The ``cuboid`` command. Every file in ``launch/commands`` is a subcommand.
 
-A command is a module with ``add_arguments(parser)`` and ``run(args, environ) -> int``; the first
-line of its docstring is its help, which ends with its ``EXAMPLES``. Commands import what they need
-when they run: validate must not wait for torch. Exit codes: 0 done, 1 the run failed, 2 the user's
-input was refused.
+A subcommand is a module with:
+- a docstring, whose first line is its help,
+- ``EXAMPLES``: complete command lines, shown at the end of its help,
+- ``add_arguments(parser)``,
+- ``run(args, environ) -> int``, which returns the exit code: 0 done, 1 the run failed, 2 the user's
+  input was rejected. It imports torch inside, so that commands without torch start fast.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ COMMANDS = "launch.commands"
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
-    """Run the command line; its exit code, which what it prints never changes."""
+    """Run a command line and return its exit code. A failed write to stdout or stderr does not
+    change the code."""
     install_unfailing_streams()
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -61,7 +64,7 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
     name, *rest = argv
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(names)}"
         raise UserError(f"cuboid: {name} is not a command; {hint}")
     command = discover.load(COMMANDS, name)
     code: int = command.run(parser_of(name).parse_intermixed_args(rest), environ)
@@ -69,7 +72,7 @@ def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
 
 
 def parser_of(name: str) -> Parser:
-    """The parser of a command's arguments."""
+    """Return the argument parser of a command."""
     command = discover.load(COMMANDS, name)
     parser = Parser(prog=f"cuboid {name}", description=command.__doc__, examples=command.EXAMPLES)
     command.add_arguments(parser)
@@ -94,7 +97,7 @@ def _usage(names: list[str]) -> str:
             *lines,
             "",
             "exit codes: 0 done; 1 failed or stopped; 2 the input was rejected",
-            "cuboid COMMAND --help tells more.",
+            "cuboid COMMAND --help lists the options of a command.",
         ]
     )
 

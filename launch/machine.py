@@ -1,4 +1,4 @@
-"""The machine at hand, and the layout of the main job that suits it. Imports no torch."""
+"""This machine's GPUs and memory, and the demo's layout on it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from engine.formatting import plural
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutChoice:
-    """A layout for a machine: the overrides that ask for it, its processes, and why it is so."""
+    """A layout that suits a machine."""
 
     overrides: tuple[str, ...]
+    """The settings of the layout."""
     processes: int
     reason: str
+    """The devices found and the layout chosen, as printed before the demo starts."""
 
 
 def choose(gpus: int, processes: int | None = None, *, cores: int = 1) -> LayoutChoice:
-    """Choose the demo's layout on a machine with ``gpus`` GPUs, or on ``cores`` cores without one.
+    """Choose the demo's layout on a machine with ``gpus`` GPUs, or without GPUs on ``cores`` cores.
 
-    1 device: serial; 2 or 3: 1d over 2; from 4 on: 2d over 4, on GPUs data parallel as often as
-    that fits. More processes than cores would wait for each other. ``processes`` forces their
-    number: then all of them are used.
+    1 device: serial; 2 or 3: 1d over 2; 4 or more: 2d over 4, with as many data-parallel copies as
+    there are GPUs for. On a CPU at most one process per core, since more would wait for each other.
+
+    processes: use exactly this number of processes.
     """
     if processes is not None:
-        return _layout(processes, f"{plural(processes, 'process', 'es')}, as asked")
+        return _layout(processes, f"{plural(processes, 'process', 'es')} requested")
     if gpus == 0:
-        return _layout(_usable_devices(min(cores, 4)), f"no GPU here, {plural(cores, 'core')}")
-    return _layout(_usable_devices(gpus), f"{plural(gpus, 'GPU')} here")
+        return _layout(_usable_devices(min(cores, 4)), f"no GPU, {plural(cores, 'core')}")
+    return _layout(_usable_devices(gpus), f"{plural(gpus, 'GPU')}")
 
 
 def _usable_devices(devices: int) -> int:
-    """How many of so many devices a layout of tensor parallelism 1, 2 or 4 uses."""
+    """Return the largest number of ``devices`` that tensor parallelism 1, 2 or 4 uses fully."""
     return devices if devices < 3 else 2 if devices == 3 else devices - devices % 4
 
 
 def _layout(processes: int, why: str) -> LayoutChoice:
-    """The most tensor parallelism, up to 2d over 4, that uses all ``processes``."""
+    """Return the layout of most tensor parallelism, up to 2d over 4, on all ``processes``."""
     tensor, mode = next(
         (size, mode)
         for size, mode in ((4, "2d"), (2, "1d"), (1, "serial"))
@@ -59,20 +62,21 @@ def _layout(processes: int, why: str) -> LayoutChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a machine has; ``memory`` is the host's and ``gpu_memory`` the smallest GPU's, in bytes,
-    None where it is not known."""
+    """The devices and memory of a machine."""
 
     gpus: int
     memory: int
+    """Bytes of host memory."""
     gpu_memory: int | None = None
+    """Bytes of the smallest GPU, None if unknown."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         return "cuda" if self.gpus else "cpu"
 
     def gpu_memory_for(self, ranks: int) -> int | None:
-        """What each rank may use of its GPU, which ranks share when there are too few; None where
-        they compute on CPUs or nothing is known."""
+        """Return the bytes of GPU memory per rank; ranks share GPUs if there are more ranks. None
+        without GPUs, or if their memory is unknown."""
         if not self.gpus or self.gpu_memory is None:
             return None
         return self.gpu_memory // -(-ranks // self.gpus)
@@ -84,20 +88,19 @@ def this_machine() -> Machine:
 
 
 def count_gpus() -> int:
-    """GPUs that torch would find: 0 where torch is a CPU build or there is no CUDA driver.
+    """Count the GPUs that torch would find: 0 if torch is a CPU build or there is no CUDA driver.
 
-    Asks the driver itself, which honours CUDA_VISIBLE_DEVICES, in place of importing torch, which
-    takes seconds.
+    Asks the driver, which respects CUDA_VISIBLE_DEVICES, because importing torch takes seconds.
     """
     driver = _driver() if _torch_has_cuda() else None
-    found = ctypes.c_int()
-    if driver is None or driver.cuDeviceGetCount(ctypes.byref(found)) != 0:
+    count = ctypes.c_int()
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
-    return found.value
+    return count.value
 
 
 def _gpu_memory(gpus: int) -> int | None:
-    """Bytes of the smallest of so many GPUs."""
+    """Return the memory of the smallest GPU in bytes, None if it is unknown."""
     driver = _driver() if gpus else None
     if driver is None:
         return None
@@ -113,7 +116,7 @@ def _gpu_memory(gpus: int) -> int | None:
 
 
 def _driver() -> ctypes.CDLL | None:
-    """CUDA's driver, started; None where there is none."""
+    """Load and initialize the CUDA driver. None if there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -122,15 +125,15 @@ def _driver() -> ctypes.CDLL | None:
 
 
 def _host_memory() -> int:
-    """Bytes that the machine, or the container this runs in, has."""
+    """Return the memory of this machine, or the limit of this container, in bytes."""
     memory = psutil.virtual_memory().total
-    with suppress(OSError, ValueError):  # no limit, or no Linux
+    with suppress(OSError, ValueError):  # no limit, or not Linux
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return memory
 
 
 def _torch_has_cuda() -> bool:
-    """Whether the torch that would be imported brings its CUDA half."""
+    """Return whether the torch that would be imported is a CUDA build."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False

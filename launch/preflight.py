@@ -1,6 +1,7 @@
-"""Whether the machine at hand can run a plan: its memory, its disks, the data. No torch.
+"""Checks before a start that this machine can run a plan: GPUs, memory, data, disks, compiler and
+network. Imports no torch.
 
-Nothing is left behind: a folder is probed with a file that is written, synced and removed.
+Folders are probed with a temporary file that is written, fsynced and removed.
 """
 
 from __future__ import annotations
@@ -30,55 +31,60 @@ from launch.validate.inspection import MachineCheck, too_large
 
 @dataclass(frozen=True, kw_only=True)
 class FolderNeed:
-    """A folder that a run writes into: ``name`` is how messages call it, ``what`` goes there."""
+    """A folder that a run writes into."""
 
     name: str
+    """The setting or option that chose it, as messages cite it."""
     path: Path
     what: str
+    """The contents that the run writes there, such as 'weights'."""
     bytes: int = 0
+    """Their size."""
     must_exist: bool = False
+    """Whether the run does not create the folder itself."""
 
 
 def run_preflight(
     plan: Plan, machine: Machine, environ: Mapping[str, str], output: Path | None
 ) -> None:
-    """What ``cuboid train`` asks before anything starts. Raises UserError with all problems."""
-    found = estimate(plan, device=machine.device)
-    checks = checks_here(plan, found, machine, environ, output)
+    """Check before a start that this machine can run the plan. Raises UserError with all
+    problems."""
+    predicted = estimate(plan, device=machine.device)
+    checks = checks_here(plan, predicted, machine, environ, output)
     problems = [problem for check in checks for problem in check.problems]
     limit = machine.gpu_memory_for(plan.layout.gpus)
-    if limit is not None and found.fullest.memory.total > limit:
-        problems.insert(0, f"{plan.settings.source}: {too_large(found, limit)}")
+    if limit is not None and predicted.fullest.memory.total > limit:
+        problems.insert(0, f"{plan.settings.source}: {too_large(predicted, limit)}")
     if problems:
         raise UserError("\n".join(problems))
 
 
 def checks_here(
     plan: Plan,
-    found: Estimate,
+    predicted: Estimate,
     machine: Machine,
     environ: Mapping[str, str],
     output: Path | None = None,
 ) -> Iterator[MachineCheck]:
-    """Check this machine for the whole run, with an answer to each question."""
+    """Yield each check of this machine with its finding and problems."""
     yield _gpus(plan, machine)
-    yield _host_memory(plan, found, machine)
+    yield _host_memory(plan, predicted, machine)
     yield _data(plan)
-    yield from _disks(list(needs(plan, found, environ, output)))
+    yield from _disks(list(needs(plan, predicted, environ, output)))
     if plan.settings.compile and not machine.gpus:
-        yield _check("compiler", "there is one for C++", missing_compiler(plan, environ))
+        yield _check("compiler", "C++ compiler found", missing_compiler(plan, environ))
     if environ.get(GLOO):
-        yield _check("network", f"{GLOO}={environ[GLOO]} is there", wrong_interfaces(environ))
+        yield _check("network", f"{GLOO}={environ[GLOO]} found", wrong_interfaces(environ))
 
 
-def _check(about: str, fine: str, problems: Iterator[str]) -> MachineCheck:
-    """The answer ``fine``, or the problems."""
-    found = tuple(problems)
-    return MachineCheck(about=about, finding="see below" if found else fine, problems=found)
+def _check(about: str, passed: str, problems: Iterator[str]) -> MachineCheck:
+    """Return a check with the finding ``passed`` if there are no problems."""
+    lines = tuple(problems)
+    return MachineCheck(about=about, finding="see below" if lines else passed, problems=lines)
 
 
 def _gpus(plan: Plan, machine: Machine) -> MachineCheck:
-    """The GPUs and the ranks on them; whether the model fits is not asked here."""
+    """Return the number of GPUs and ranks; this check does not compare memory."""
     ranks = plural(plan.layout.gpus, "rank")
     size = f" of {format_bytes(machine.gpu_memory)}" if machine.gpu_memory else ""
     finding = f"{machine.gpus}{size}, for {ranks}"
@@ -88,30 +94,30 @@ def _gpus(plan: Plan, machine: Machine) -> MachineCheck:
 
 
 def needs(
-    plan: Plan, found: Estimate, environ: Mapping[str, str], output: Path | None
+    plan: Plan, predicted: Estimate, environ: Mapping[str, str], output: Path | None
 ) -> Iterator[FolderNeed]:
-    """The folders of a run on this machine."""
+    """Yield the folders that the run writes into on this machine."""
     settings = plan.settings
     weight = 8 if settings.precision == "float64" else 4
     yield FolderNeed(
         name=f"--output {output}" if output else plan.cite("log.dir"),
         path=output or Path(settings.log.dir or "runs"),
         what="weights",
-        bytes=weight * found.parameters,
+        bytes=weight * predicted.parameters,
     )
-    if settings.checkpoint.is_enabled:  # one at least; a run that goes on has others already
+    if settings.checkpoint.is_enabled:  # one: a resumed run has written the others already
         yield FolderNeed(
             name=plan.cite("checkpoint.keep"),
             path=output or Path(settings.log.dir or "runs"),
             what="a checkpoint",
-            bytes=weight * found.parameters * (1 + states_of(settings.optimizer)),
+            bytes=weight * predicted.parameters * (1 + states_of(settings.optimizer)),
         )
     if settings.zero.nvme_path is not None and "nvme" in _offloads(plan):
         yield FolderNeed(
             name=plan.cite("zero.nvme_path"),
             path=Path(settings.zero.nvme_path),
             what="offloaded state",
-            bytes=_all_ranks(plan, found, "nvme"),
+            bytes=_all_ranks(plan, predicted, "nvme"),
             must_exist=True,
         )
     cache = Path(settings.data.cache) if settings.data.cache else default_cache(environ)
@@ -120,7 +126,7 @@ def needs(
 
 
 def _is_filled(folder: Path) -> bool:
-    """Whether tokens may be there already, so that none have to be written."""
+    """Return whether the cache has tokens, so that the run may not need to write any."""
     try:
         return any(folder.glob(f"*{TOKENS}"))
     except OSError:
@@ -131,46 +137,49 @@ def _offloads(plan: Plan) -> set[str | None]:
     return {plan.settings.zero.offload, plan.settings.zero.offload_params}
 
 
-def _all_ranks(plan: Plan, found: Estimate, *parts: str) -> int:
-    """Bytes of these parts of the memory, over all ranks."""
-    each = plan.layout.tensor * plan.layout.data
-    held: Iterator[int] = (getattr(one.memory, part) for one in found.stages for part in parts)
-    return each * sum(held)
+def _all_ranks(plan: Plan, predicted: Estimate, *parts: str) -> int:
+    """Return the bytes of these parts of the memory, summed over all ranks."""
+    ranks_per_stage = plan.layout.tensor * plan.layout.data
+    sizes: Iterator[int] = (
+        getattr(stage.memory, part) for stage in predicted.stages for part in parts
+    )
+    return ranks_per_stage * sum(sizes)
 
 
-def _host_memory(plan: Plan, found: Estimate, machine: Machine) -> MachineCheck:
+def _host_memory(plan: Plan, predicted: Estimate, machine: Machine) -> MachineCheck:
     on_gpus = machine.gpus > 0
-    needed = _all_ranks(plan, found, "host", *([] if on_gpus else ["total"]))
-    what = "offloading takes" if on_gpus else "without GPUs all ranks together take"
-    taken = f"{what} {format_bytes(needed)} of the host's memory"
+    needed = _all_ranks(plan, predicted, "host", *([] if on_gpus else ["total"]))
+    what = "offloading needs" if on_gpus else "without GPUs all ranks together need"
+    need = f"{what} {format_bytes(needed)} of host memory"
     problems = []
     if needed > machine.memory:
         problems.append(
-            f"{plan.settings.source}: {taken}, and this machine has {format_bytes(machine.memory)}"
+            f"{plan.settings.source}: {need}, but this machine has {format_bytes(machine.memory)}"
         )
-    finding = f"{taken}, which has {format_bytes(machine.memory)}"
+    finding = f"{need}, of {format_bytes(machine.memory)}"
     return MachineCheck(about="memory", finding=finding, problems=tuple(problems))
 
 
 def _data(plan: Plan) -> MachineCheck:
-    """Check that data.path can be read, as far as the first bytes of its files tell."""
+    """Check that data.path can be read and that the first bytes of its files are of a known
+    format."""
     data = plan.settings.data
     if data.path is None or data.type == "synthetic":
-        return MachineCheck(about="data", finding=f"{data.type}, without a file")
+        return MachineCheck(about="data", finding=f"{data.type}, no file needed")
     try:
-        found = data_files(data.path)
-        for file in found:
+        files = data_files(data.path)
+        for file in files:
             if data.type == "auto":
                 format_of(file)
     except UserError as error:
         problem = f"{plan.source_of['data.path'].origin}: {error}"
         return MachineCheck(about="data", finding="see below", problems=(problem,))
-    size = format_bytes(sum(file.path.stat().st_size for file in found))
-    return MachineCheck(about="data", finding=f"{plural(len(found), 'file')} of {size} can be read")
+    size = format_bytes(sum(file.path.stat().st_size for file in files))
+    return MachineCheck(about="data", finding=f"{plural(len(files), 'file')} of {size} can be read")
 
 
 def _disks(wanted: list[FolderNeed]) -> Iterator[MachineCheck]:
-    """Folders that cannot be used, and disks without the space for all that goes there."""
+    """Check that each folder can be written, and that each disk has the space for all of them."""
     by_disk: dict[int, list[tuple[FolderNeed, Path]]] = {}
     for need in wanted:
         try:
@@ -187,22 +196,22 @@ def _disks(wanted: list[FolderNeed]) -> Iterator[MachineCheck]:
     for pairs in by_disk.values():
         free = shutil.disk_usage(pairs[0][1]).free
         parts = [f"{format_bytes(need.bytes)} of {need.what}" for need, _ in pairs if need.bytes]
-        goes = f"{' and '.join(parts)} go to that disk, which has {format_bytes(free)} free"
+        needed = f"{' and '.join(parts)} to write, {format_bytes(free)} free"
         problems = []
         if sum(need.bytes for need, _ in pairs) > free:
             largest = max((need for need, _ in pairs), key=lambda need: need.bytes)
-            problems.append(f"{largest.name}: {goes}")
+            problems.append(f"{largest.name}: not enough disk space: {needed}")
         folders = " and ".join(dict.fromkeys(str(need.path) for need, _ in pairs))
-        space = goes if parts else f"{format_bytes(free)} free"
+        space = needed if parts else f"{format_bytes(free)} free"
         finding = f"{folders} can be written; {space}"
         yield MachineCheck(about="disk", finding=finding, problems=tuple(problems))
 
 
 def _nearest(need: FolderNeed) -> Path:
-    """The folder itself, or the one it would be made in. Raises UserError."""
+    """Return the folder, or if it does not exist its nearest existing parent. Raises UserError."""
     path = need.path.absolute()
     if need.must_exist and not path.is_dir():
-        raise UserError(f"{need.path} is not a folder of this machine")
+        raise UserError(f"{need.path} is not a folder on this machine: create it")
     while not path.exists():
         path = path.parent
     if not path.is_dir():
@@ -211,7 +220,7 @@ def _nearest(need: FolderNeed) -> Path:
 
 
 def _probe(folder: Path) -> None:
-    """Write, sync and remove a file. Raises OSError."""
+    """Write, fsync and remove a temporary file. Raises OSError."""
     with tempfile.NamedTemporaryFile(prefix=".cuboid-probe-", dir=folder) as file:
         file.write(b"\0" * 4096)
         file.flush()

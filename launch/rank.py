@@ -1,4 +1,4 @@
-"""One rank of whatever torchrun started: from its arguments to its exit code."""
+"""The main function of a rank: from its arguments to its exit code."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 REPORT_SECONDS = 30.0
-"""How long other ranks leave to rank 0, which a busy machine may start later, to print a refusal of
-their common arguments. torchrun and mpirun end them once rank 0 has left."""
+"""Seconds that the other ranks wait for rank 0, which may start later on a busy machine, to report
+invalid arguments. torchrun and mpirun kill them once rank 0 has exited."""
 
 
 def run_rank(
@@ -34,9 +34,11 @@ def run_rank(
     work: Callable[[argparse.Namespace, World], None],
     restart: Callable[[argparse.Namespace, LaunchInfo], Restart] | None = None,
 ) -> int:
-    """Do the ``work`` in the world that the arguments, with those of ``add_launch_options``, and
-    the launcher's environment say. ``argv``: None for those of this process. The exit code: 0
-    done, 1 it failed, 2 the user's input was refused.
+    """Connect this rank to the others, run ``work`` and return the exit code: 0 done, 1 the run
+    failed, 2 the user's input was rejected.
+
+    argv: the arguments, among them those of ``add_launch_options``; None: this process's.
+    environ: the environment, which the launcher of the ranks has filled.
     """
     install_unfailing_streams(MAX_STALL_SECONDS)
     try:
@@ -61,14 +63,14 @@ def run_rank(
             lost_pids_file=args.told,
         ) as world:
             work(args, world)
-    except (UserError, RunError) as error:  # the world has told why, once over all ranks
+    except (UserError, RunError) as error:  # open_world has printed it, once for all ranks
         return 2 if isinstance(error, UserError) else 1
     return 0
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process; at once where the run failed, since a thread that still waits for a rank
-    that is gone would abort it on its way out."""
+    """Exit the process; after a failure by os._exit, because a thread that still waits for a lost
+    rank would abort a normal exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     if code == 1:
@@ -77,9 +79,12 @@ def exit_process(code: int) -> NoReturn:
 
 
 def report_user_error(refusal: UserError, environ: Mapping[str, str]) -> int:
-    """Before ranks can meet, every rank refuses by itself, and torchrun ends all when one leaves:
-    the others give rank 0 the time to speak."""
-    unblock_signals()  # torchrun's
+    """Report invalid arguments before the ranks are connected and return exit code 2.
+
+    Only rank 0 prints. The others sleep REPORT_SECONDS, because torchrun kills all ranks as soon as
+    one exits.
+    """
+    unblock_signals()  # so that torchrun can stop a sleeping rank
     if is_rank_0(environ):
         print(refusal, file=sys.stderr, flush=True)
     else:

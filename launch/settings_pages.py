@@ -1,4 +1,4 @@
-"""The settings as pages of Markdown: docs/settings.md and docs/names.md."""
+"""Renders docs/settings.md and docs/names.md."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.schema import Settings, all_settings, user_name
 
-# Values of which every converter accepts one.
+# Values to try converters with: each of them accepts at least one.
 SAMPLES = ("x", "half", "naive", 1, None)
 
 
 def settings_page() -> str:
-    """A table for the settings outside of sections, and one for every section."""
+    """Render docs/settings.md: a table of the settings without a section, then one per section."""
     parts = [
         "# Settings",
-        "What a config file may state. A name with a dot is a key of a section, as in "
-        "`optimizer = dict(lr=3e-4)`, or `optimizer.lr=3e-4` on the command line. "
-        "`cuboid settings` prints the same; it made this page, with `--markdown`. "
-        "[Names of other trainers](names.md) are a page of their own.",
+        "All settings of a config file. A name with a dot is a key of a section: "
+        "`optimizer = dict(lr=3e-4)` in a file, `optimizer.lr=3e-4` on the command line. "
+        "`cuboid settings` prints the same list; `cuboid settings --markdown` generates this page. "
+        "The [names of other trainers](names.md) are listed separately.",
     ]
     for section, names in groupby(by_section(), key=section_of):
         if section:
@@ -34,28 +34,28 @@ def settings_page() -> str:
 
 
 def names_page() -> str:
-    """The names of other trainers: accepted, without effect, and hinted at."""
+    """Render docs/names.md: other trainers' names that cuboid accepts, ignores or explains."""
     named = ((" ".join(f"`{name}`" for name in names.split()), key) for key, names in _others())
     return (
         "\n\n".join(
             [
                 "# Names of other trainers",
-                "`cuboid settings --names` made this page. cuboid's own settings are in "
+                "`cuboid settings --names` generates this page. cuboid's own settings are in "
                 "[settings](settings.md).",
                 "## Accepted",
-                "Config files for Colossal-AI are read as they are. Each of these names stands for "
-                "a setting.",
+                "Config files for Colossal-AI need no change. Each of these names is an alias of a "
+                "setting.",
                 _table(("name", "setting"), sorted(_accepted())),
                 "## Accepted without effect",
-                "A note states the reason. A value that would change the training is refused.",
+                "A note states the reason. A value that would change the training is rejected.",
                 _table(
                     ("name", "reason"),
                     ((f"`{name}`", why.reason) for name, why in IGNORED_KEYS.items()),
                 ),
                 "## Not accepted",
                 "A config with one of these names of nanoGPT, minGPT, DeepSpeed, Megatron-LM, "
-                "torchtitan, Hugging Face or Lightning is refused with the setting to use instead. "
-                "Case, dashes, underscores and the section do not count.",
+                "torchtitan, Hugging Face or Lightning is rejected, and the message names the "
+                "setting to use instead. Case, dashes, underscores and the section are ignored.",
                 _table(("names", "instead"), named),
             ]
         )
@@ -64,18 +64,19 @@ def names_page() -> str:
 
 
 def by_section() -> list[str]:
-    """The settings outside of sections first; sections in the order of the schema."""
+    """Return all settings: those without a section first, then section by section as in the
+    schema."""
     order = ["", *Settings.model_fields]
     return sorted(all_settings(), key=lambda name: order.index(section_of(name)))
 
 
 def section_of(name: str) -> str:
-    """The section of a setting, empty where it stands outside of them."""
+    """Return the section of a setting, empty if it has none."""
     return name.rpartition(".")[0]
 
 
 def meaning_of(section: str) -> str:
-    """The sentence about a section."""
+    """Return the description of a section."""
     kind = Settings.model_fields[section].annotation
     assert isinstance(kind, type)
     assert issubclass(kind, Section)
@@ -95,19 +96,19 @@ def _accepted() -> list[tuple[str, str]]:
 
 
 def _meaning(name: str) -> str:
-    """The settings that a spelling sets."""
+    """Return the settings that an alias sets, as Markdown."""
     meaning = ALIASES[name]
-    found = {str(meaning): None}
+    names = {str(meaning): None}
     if callable(meaning):
-        found = {}
+        names = {}
         for value in SAMPLES:
             with suppress(UnsupportedValueError):
-                found |= dict.fromkeys(meaning(value))
-    return ", ".join(f"`{user_name(one)}`" for one in found) or "may only name what always holds"
+                names |= dict.fromkeys(meaning(value))
+    return ", ".join(f"`{user_name(name)}`" for name in names) or "only its fixed value is accepted"
 
 
 def _row(name: str) -> tuple[str, str, str, str]:
-    """Name, what it takes, default, meaning; names and values as code."""
+    """Return a setting's row: name, accepted values, default and meaning, in Markdown."""
     field = all_settings()[name]
     default = default_of(field)
     extra = field.json_schema_extra

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine under torchrun, and says how they ended."""
+"""Starts the ranks of a run on this machine under torchrun and returns cuboid's exit code."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 STOPPED = "stopped"
-"""The line in the file of a launcher's ranks for a run that was stopped before its end."""
+"""The line that a rank appends to the lost-PIDs file if a signal stopped the run early."""
 
 
 def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
-    """How many ranks to start, where one copy of the model takes ``model_ranks`` (TENSOR_PARALLEL x
-    PIPELINE): as many as there are ``gpus``, in whole copies; one copy on a CPU; or what is asked.
+    """Return the number of ranks to start: ``asked`` if given, one copy of the model without GPUs,
+    else as many whole copies as there are GPUs for.
+
+    model_ranks: ranks of one copy of the model, TENSOR_PARALLEL x PIPELINE.
 
     Raises:
         UserError: there are GPUs, but too few for one copy.
@@ -37,7 +39,7 @@ def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
         return model_ranks
     if gpus < model_ranks:
         raise UserError(
-            f"TENSOR_PARALLEL x PIPELINE takes {model_ranks} GPUs, and this machine has {gpus}; "
+            f"TENSOR_PARALLEL x PIPELINE needs {model_ranks} GPUs, but this machine has {gpus}: "
             f"--gpus {model_ranks} lets ranks share them, which is slow"
         )
     return gpus - gpus % model_ranks
@@ -52,16 +54,22 @@ def command(
     program: str = "train_gpt",
     restarts: int = 0,
 ) -> list[str]:
-    """torchrun's own arguments for ``ranks`` processes of ``program`` with ``arguments``, started
-    again up to ``restarts`` times when one fails; ``logs`` is a folder for torchrun to write in.
-    It passes ``signals`` on to the ranks."""
+    """Return torchrun's arguments.
+
+    ranks: number of processes.
+    arguments: arguments of the program.
+    logs: folder for torchrun's logs.
+    signals: signals that torchrun passes on to the ranks.
+    program: module to run.
+    restarts: how often torchrun restarts the ranks when one fails.
+    """
     spec = find_spec(program)
     assert spec is not None
     assert spec.origin is not None
-    # By its path: of `-m train_gpt` there may be another in the folder the user is in.
+    # By path, because `-m train_gpt` would find a file of that name in the current folder.
     return [
         "--standalone",
-        "--local-addr=127.0.0.1",  # its host name may not resolve: ranks would wait
+        "--local-addr=127.0.0.1",  # the host name may not resolve: ranks would wait forever
         f"--nproc_per_node={ranks}",
         f"--max_restarts={restarts}",
         f"--log_dir={logs}",
@@ -74,33 +82,36 @@ def command(
 def run(
     ranks: int, arguments: Sequence[str], *, program: str = "train_gpt", restarts: int = 0
 ) -> int:
-    """Run ``program`` with ``arguments`` on ``ranks`` processes of this machine, inside this
-    process, which hears of signals and of how each rank ended; the exit code of ``cuboid``. A run
-    that fails is started again up to ``restarts`` times."""
-    signals = handled_signals()  # before torchrun takes over SIGHUP, which would undo `nohup`
+    """Run ``program`` with ``arguments`` as ``ranks`` processes of this machine and return the exit
+    code of ``cuboid``. Ranks that fail are restarted up to ``restarts`` times.
+
+    torchrun runs inside this process, which so learns the signals and how each rank ended.
+    """
+    # Before torchrun installs its handler of SIGHUP, which would undo `nohup`.
+    signals = handled_signals()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
-    # A rank that loses its store would print a C++ trace for what it then says in words.
+    # A rank that loses its store would print a C++ trace before its own message.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # What torchrun says of a failure is not for users, who have been told by the rank.
-    quiet = logging.getLogger("torch.distributed.elastic")
-    quiet.addHandler(logging.NullHandler())
-    quiet.propagate = False
-    # torchrun leaves a folder of its own behind; without any (/dev/null) its threads never end
+    # The rank has printed why it failed: suppress torchrun's report of the failure.
+    elastic = logging.getLogger("torch.distributed.elastic")
+    elastic.addHandler(logging.NullHandler())
+    elastic.propagate = False
+    # torchrun never removes its log folder; with /dev/null instead its threads would never end
     # after a second signal.
     with TemporaryDirectory(prefix="cuboid-", ignore_cleanup_errors=True) as logs:
         lost_pids_file = Path(logs) / "told"
         lost_pids_file.touch()
-        handed = [*arguments, f"--told={lost_pids_file}"]
+        program_arguments = [*arguments, f"--told={lost_pids_file}"]
         try:
             torchrun.main(
                 command(
                     ranks,
-                    handed,
+                    program_arguments,
                     logs=Path(logs),
                     signals=signals,
                     program=program,
@@ -111,10 +122,10 @@ def run(
             lines = set(lost_pids_file.read_text().splitlines()) - {STOPPED}
             return exit_code(error.failures, reported={int(line) for line in lines})
         except SignalException:
-            # A timer of torchrun's that is deleted in its own thread cannot join it, and says so.
+            # torchrun deletes a timer in the timer's own thread, which prints a failed join.
             sys.unraisablehook = lambda failure: None
-            # At a second signal torchrun would go before its ranks, which still save. Only a
-            # second Ctrl-C asks for more than the first signal.
+            # At a second signal torchrun would exit before its ranks, which still save. Only a
+            # second Ctrl-C demands more than the first signal did.
             with suppress(ChildProcessError, SignalException):
                 for number in signals:
                     if number != signal.SIGINT:
@@ -126,18 +137,21 @@ def run(
 
 
 def note_stop(lost_pids_file: Path) -> None:
-    """Note for the launcher that a signal to its ranks alone stopped the run. They exit with 0, or
-    torchrun would start the run again."""
-    with suppress(OSError), lost_pids_file.open("a") as file:  # the launcher may be gone
+    """Record for the launcher that a signal to the ranks alone stopped the run. They exit with 0,
+    because torchrun would restart them otherwise."""
+    with suppress(OSError), lost_pids_file.open("a") as file:  # the launcher may have exited
         file.write(f"{STOPPED}\n")
 
 
 def exit_code(failures: dict[int, ProcessFailure], reported: Collection[int] = ()) -> int:
-    """2 where a rank refused, else 1. Names ranks that were killed, which cannot tell, but for
-    processes of which another rank has ``told`` that they are gone."""
+    """Print which ranks were killed and return the exit code: 2 if a rank rejected the user's
+    input, else 1.
+
+    reported: PIDs of lost ranks that another rank has reported, which are not printed again.
+    """
     for rank, failure in sorted(failures.items()):
-        # Others get SIGTERM from torchrun.
         silent = failure.exitcode == -signal.SIGKILL and failure.pid in reported
+        # SIGTERM is how torchrun stops the other ranks.
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not silent:
             hint = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
             print(f"rank {rank} was killed by {failure.signal_name()}{hint}", file=sys.stderr)

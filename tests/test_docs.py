@@ -1,4 +1,4 @@
-"""The pages in docs/ are current, and what they link to exists."""
+"""The pages in docs/ are current, and their links point to existing files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), ROOT / "test
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
-def test_the_drawn_sharding_is_that_of_the_modes():
+def test_drawing_of_the_sharding_is_current():
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python docs/draw_sharding.py"
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_docstring_of_a_schedule_has_the_timetable_of_its_code(name):
+def test_docstring_of_a_schedule_has_the_timetable_of_its_code(name):
     docstring = inspect.getdoc(SCHEDULES[name])
     assert docstring is not None
     assert timetable(name) in docstring, "run: python docs/draw_pipeline_schedules.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page):
+def test_links_point_to_existing_files(page):
     links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []

@@ -1,5 +1,5 @@
-"""Every GPT-2 config of the table trains end to end, cut small, one of them under a real torchrun:
-its losses are those of one process."""
+"""Every GPT-2 config of the table trains end to end with a small model, one of them under a real
+torchrun, to the losses of one process."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ ROWS = [
 ]
 
 
-def test_no_config_is_left_out() -> None:
+def test_every_config_has_a_row() -> None:
     assert {row.config for row in ROWS} == {path.stem for path in CONFIGS.glob("gpt2_*.py")}
 
 
 def train(row: ConfigRow, folder: Path) -> list[dict[str, float]]:
-    """Train, and return the rows of the log."""
+    """Train and return the rows of the log."""
     nvme = [f"NVME_PATH={folder / 'disk'}"] if row.config == "gpt2_nvme" else []
     (folder / "disk").mkdir()
     config = f"--config={CONFIGS / row.config}.py"
@@ -101,8 +101,8 @@ def under_torchrun(processes: int, arguments: list[str], folder: Path) -> None:
 
 @cache
 def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
-    """Losses of two steps and of a validation of as many samples, in this process: nothing cut,
-    checkpointed or offloaded."""
+    """Return the losses of two steps and of a validation of as many samples, in this process,
+    without sharding, activation checkpointing or offloading."""
     overrides = [*SMALL, f"BATCH_SIZE={samples}", "model.checkpoint=False", *optimizer]
     run = open_run(0, 1, CONFIGS / "gpt2_vanilla.py", overrides, steps=2)
     return [run.step(step).loss for step in (1, 2)], run.validate()
@@ -112,7 +112,7 @@ def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
     "row",
     [pytest.param(row, marks=[pytest.mark.slow] * row.slow, id=row.name) for row in ROWS],
 )
-def test_a_row_of_the_table_trains(row: ConfigRow, tmp_path: Path) -> None:
+def test_config_trains(row: ConfigRow, tmp_path: Path) -> None:
     first, second = train(row, tmp_path)
     plan = make_plan(CONFIGS / f"{row.config}.py", gpus=row.processes, overrides=SMALL, environ={})
     optimizer = plan.settings.optimizer

@@ -1,5 +1,5 @@
-"""GPT-3's configs as far as a laptop can: ranks built without memory, their shapes and counts, and
-a micro-batch's way through a stage over process groups that send nothing."""
+"""GPT-3's configs on a laptop: ranks are built without memory, to compare shapes and counts, and a
+micro-batch runs through a stage over process groups that send nothing."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def built(name: str, rank: int) -> ModelChunks:
 
 
 def stage_of(name: str, stage: int) -> int:
-    """The first rank of a pipeline stage."""
+    """Return the first rank of a pipeline stage."""
     layout = plan(name).layout
     return layout.rank({**dict.fromkeys(layout.axes, 0), "pipeline": stage})
 
 
 @each
-def test_a_rank_holds_the_pieces_it_should(name: str) -> None:
+def test_rank_has_its_shards(name: str) -> None:
     layout = plan(name).layout
     for stage in sorted({0, layout.pipeline // 2, layout.pipeline - 1}):
         model = built(name, stage_of(name, stage))
@@ -90,7 +90,7 @@ def test_a_rank_holds_the_pieces_it_should(name: str) -> None:
 
 
 @each
-def test_its_parameters_are_those_that_were_estimated(name: str) -> None:
+def test_parameters_of_a_rank_equal_the_estimate(name: str) -> None:
     for stage in estimate(plan(name)).stages:
         if stage.stage % 8 == 0 or stage.stage == plan(name).layout.pipeline - 1:
             model = built(name, stage_of(name, stage.stage))
@@ -98,9 +98,9 @@ def test_its_parameters_are_those_that_were_estimated(name: str) -> None:
 
 
 @each
-def test_all_ranks_together_hold_the_published_model(name: str) -> None:
-    """Every entry on as many ranks as have the same piece of it; the tied copy aside. One stage
-    stands for all between the ends, and one of ZeRO's ranks for all, whose pieces are alike."""
+def test_shards_of_all_ranks_add_up_to_the_published_model(name: str) -> None:
+    """Every entry is on as many ranks as replicate it, not counting the tied copy. One middle stage
+    represents all of them, and one ZeRO rank all ranks, whose shards have equal sizes."""
     layout = plan(name).layout
     stages = {0: 1, 1: layout.pipeline - 2, layout.pipeline - 1: 1}
     total = 0.0
@@ -124,8 +124,8 @@ STAGES = [(n, place) for n, place in STAGES if "pp" in n or place == "first"]
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated. Please use:FutureWarning")
 @pytest.mark.parametrize(("name", "place"), STAGES)
-def test_a_micro_batch_goes_through_a_stage_and_back(name: str, place: str) -> None:
-    """One of ZeRO's 96 layers will do."""
+def test_micro_batch_runs_forward_and_backward_through_a_stage(name: str, place: str) -> None:
+    """Of ZeRO's 96 layers one is enough."""
     found = plan(name, *([] if "pp" in name else ["model.n_layer=1"]))
     layout = found.layout
     stage = {"first": 0, "middle": layout.pipeline // 2, "last": layout.pipeline - 1}[place]

@@ -1,4 +1,4 @@
-"""The main job, as `./run.sh` starts it: over 2d x 4 it learns what one process learns."""
+"""The main job, which `./run.sh` starts: over 2d x 4 it reaches the losses of one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main_job(output: Path, processes: int, *overrides: str) -> dict[int, dict[str, float]]:
-    """Rows of log.jsonl by step, of the demo on so many processes."""
+    """Train the demo on ``processes`` processes; return the rows of log.jsonl by step."""
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "launch.cli", "train", "--gpus", str(processes)),
@@ -34,7 +34,7 @@ def main_job(output: Path, processes: int, *overrides: str) -> dict[int, dict[st
 
 
 def compare(folder: Path, *overrides: str) -> list[float]:
-    """Validation losses of 2d x 4, each held to one process'."""
+    """Return the validation losses of 2d x 4, each compared with that of one process."""
     alone = main_job(folder / "serial", 1, *overrides)
     cut = main_job(folder / "2d", 4, *overrides)
     losses = {step: row["val_loss"] for step, row in alone.items() if "val_loss" in row}
@@ -44,13 +44,13 @@ def compare(folder: Path, *overrides: str) -> list[float]:
     return list(losses.values())
 
 
-def test_its_first_steps_reach_the_same_validation_loss(tmp_path: Path) -> None:
+def test_first_steps_of_the_main_job_reach_the_recorded_validation_loss(tmp_path: Path) -> None:
     losses = compare(tmp_path, "MAX_STEPS=24", "BATCH_SIZE=16", "eval.every=12", "eval.batches=2")
     assert losses[-1] < losses[0] < 4.7  # ln(103) = 4.63: it has begun to learn
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_it_reaches_the_same_validation_loss(tmp_path: Path) -> None:
+def test_main_job_reaches_the_recorded_validation_loss(tmp_path: Path) -> None:
     losses = compare(tmp_path)
     assert losses[-1] < 1.7

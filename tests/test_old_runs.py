@@ -1,5 +1,5 @@
-"""A user's old runs go on: runs and checkpoints that an earlier version wrote (tests/old_runs) are
-resumed, evaluated, exported and read, and the files of new runs have every key of the old ones."""
+"""Old runs work with this version: runs and checkpoints that an earlier version wrote
+(tests/old_runs) are resumed, evaluated, exported and read, and new runs write the same keys."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ FP16, FLOAT32 = 1e-3, 1e-4
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The old runs as they were; tests only add files."""
+    """Return a copy of the old runs; tests only add files."""
     return unpack(tmp_path_factory.mktemp("old") / "here")
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sharded run, resumed at step 4 in its own layout."""
+    """Resume the sharded run at step 4 in its own layout."""
     folder = unpack(tmp_path_factory.mktemp("sharded") / "here")
     start(folder, 4, ["--resume", str(STEP_4)])
     return folder
@@ -46,7 +46,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sharded run, resumed at step 4 as a pipeline."""
+    """Resume the sharded run at step 4 as a pipeline."""
     folder = unpack(tmp_path_factory.mktemp("other") / "here")
     (out,) = start(folder, 2, ["--resume", str(STEP_4), *PIPELINE])
     assert "tensor 2 (1d) x pipeline 1 x data 2, ZeRO 1" in out, "of the checkpoint"
@@ -55,7 +55,7 @@ def other_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process: the killed run, resumed; both configs, trained anew in fresh-NAME."""
+    """In one process: resume the killed run, and train both configs from step 0 in fresh-NAME."""
     folder = unpack(tmp_path_factory.mktemp("alone") / "here")
     anew = ["alone.py", "--init-from", str(SHARDED), "--output", "fresh-alone"]
     whole = ["sharded.py", *SERIAL, "--output", "fresh-sharded"]
@@ -105,8 +105,8 @@ def test_killed_run_resumed_has_the_losses_of_an_uninterrupted_run(old: Path, al
     assert json.loads((alone / ALONE / "status.json").read_text())["state"] == "finished"
 
 
-def test_old_config_trained_anew_has_the_old_losses(old: Path, alone: Path) -> None:
-    """The names of parameters, axes and sites of dropout seed the random numbers."""
+def test_old_config_trained_from_step_0_has_the_old_losses(old: Path, alone: Path) -> None:
+    """The random numbers depend on the names of parameters, axes and dropout sites."""
     expected = read_log(old / SHARDED / "log.jsonl")
     assert_continues(read_log(alone / "fresh-sharded" / "log.jsonl"), expected, FP16)
     expected = read_log(EXPECTED / "alone.log.jsonl")
@@ -136,7 +136,7 @@ def test_old_run_evaluated_in_another_layout_has_the_old_loss(old: Path, tmp_pat
 def cuboid(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> str:
-    """The output of a command in the folder."""
+    """Run a command in the folder and return its output."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code = cli.main(words, {"XDG_CACHE_HOME": str(folder / "cache")})
@@ -154,7 +154,7 @@ def test_old_run_generates_the_old_text(
 
 
 def read_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint as torch alone reads them."""
+    """Read the tensors of a checkpoint with torch only."""
     reader = dcp.FileSystemReader(folder)
     tensors = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)
@@ -193,13 +193,13 @@ def test_exported_weights_are_those_in_the_old_checkpoint(
 
 
 def header(file: Path) -> dict[str, Any]:
-    """The JSON at the begin of a file of safetensors."""
+    """Read the JSON header of a safetensors file."""
     data = file.read_bytes()
     found: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return found
 
 
-def test_export_for_hugging_face_is_the_old_one(
+def test_export_for_hugging_face_equals_the_old_export(
     old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     command = ("export", str(SHARDED), "--to", "hf", "--out", str(tmp_path / "hf"))
@@ -231,7 +231,7 @@ def test_old_checkpoints_are_listed_and_verified(
 def test_resume_auto_finds_the_old_run_by_the_path_of_its_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The record has the absolute path of the config, which is put where this copy has it."""
+    """The record has the absolute path of the config; the test replaces it by that of the copy."""
     folder = unpack(tmp_path / "here")
     record = folder / SHARDED / "statements.json"
     text, recorded = record.read_text(), '"config": "/home/user/example/sharded.py"'
@@ -248,7 +248,7 @@ SHARED = ("environment.json", "resolved.json", "statements.json", "status.json",
 
 
 def keys_of(file: Path) -> set[str]:
-    """Every key in a file of JSON, or in any row of a log."""
+    """Return all keys in a JSON file, or in any row of a log."""
     if file.suffix == ".jsonl":
         return {key for row in read_log(file).values() for key in key_paths(row)}
     return set(key_paths(json.loads(file.read_text())))
@@ -266,7 +266,7 @@ def test_files_of_a_new_run_have_the_old_keys(
             assert expected - keys_of(run / name) == set(), run
 
 
-def test_a_new_run_has_the_old_files(old: Path, alone: Path) -> None:
+def test_new_run_has_the_old_files(old: Path, alone: Path) -> None:
     made_by_commands = {"exports", "evaluate-8-validation.json"}
     for before, now in ((SHARDED, "fresh-sharded"), (ALONE, "fresh-alone")):
         assert names_in(old / before) - made_by_commands - names_in(alone / now) == set()
@@ -288,7 +288,7 @@ def test_tensorboard_has_the_old_curves(old: Path, sharded: Path) -> None:
 
 
 def curves(file: Path) -> set[str]:
-    """The tags in one of TensorBoard's files."""
+    """Return the tags in a TensorBoard file."""
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     accumulator = loader.EventAccumulator(str(file))
     accumulator.Reload()
@@ -296,14 +296,14 @@ def curves(file: Path) -> set[str]:
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names there, without the times and processes in those of TensorBoard's files."""
+    """Return the file names, without time and process in those of TensorBoard's files."""
     return {
         "events.out.tfevents" if path.name.startswith("events.out.tfevents") else path.name
         for path in folder.iterdir()
     }
 
 
-def test_a_new_run_has_the_old_settings(old: Path, sharded: Path) -> None:
+def test_new_run_has_the_old_settings(old: Path, sharded: Path) -> None:
     expected, found = (
         json.loads((path / "resolved.json").read_text())
         for path in (old / SHARDED, sharded / SHARDED)
@@ -312,7 +312,7 @@ def test_a_new_run_has_the_old_settings(old: Path, sharded: Path) -> None:
 
 
 def changed_in(found: Any, expected: Any, path: str = "") -> list[str]:
-    """The keys of what was expected, dotted, that are missing or differ."""
+    """Return the dotted keys of ``expected`` that are missing or differ."""
     if not isinstance(expected, dict):
         return [] if found == expected else [path]
     return [
@@ -324,8 +324,8 @@ def changed_in(found: Any, expected: Any, path: str = "") -> list[str]:
     ]
 
 
-def test_a_new_checkpoint_is_stored_as_the_old_one(old: Path, sharded: Path) -> None:
-    """Its files, the keys of those in JSON, and the name, type, shape and shards of each tensor."""
+def test_new_checkpoint_has_the_format_of_the_old_one(old: Path, sharded: Path) -> None:
+    """Compares the files, the keys of JSON files, and name, type, shape and shards of tensors."""
     new, before = sharded / STEP_8, old / STEP_8
     assert {file.name for file in before.iterdir()} <= {file.name for file in new.iterdir()}
     for name in ("manifest.json", "training.json"):

@@ -1,4 +1,4 @@
-"""Every command, option and setting that messages, help texts and docs name exists."""
+"""The commands, options and settings that messages, help texts and docs name exist."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def python_files() -> list[Path]:
 
 
 def messages(file: Path) -> Iterator[str]:
-    """The strings of a module, but for docstrings; of f-strings the text."""
+    """Yield the strings of a module without docstrings, and the text of its f-strings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     skipped: set[int] = set()
     for node in ast.walk(tree):
@@ -63,7 +63,7 @@ def messages(file: Path) -> Iterator[str]:
 
 
 def pages() -> dict[str, str]:
-    """Texts for users, by file."""
+    """Return the texts for users, by file."""
     script = (ROOT / "run.sh").read_text(encoding="utf-8")
     usage = re.findall(r"<<EOF\n(.*?)^EOF", script, re.DOTALL | re.MULTILINE)
     said = re.findall(r"(?:say|refuse|fail) \"(.*?)\"", script)
@@ -77,7 +77,7 @@ def pages() -> dict[str, str]:
 
 
 def code_of(page: str) -> Iterator[str]:
-    """What a page shows as code: spans, and lines of blocks; a command and its comment apart."""
+    """Yield the code of a page: spans, and lines of blocks without their comments."""
     fenced = False
     for line in page.replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("```"):
@@ -90,7 +90,7 @@ def code_of(page: str) -> Iterator[str]:
 
 @cache
 def options(command: str) -> frozenset[str]:
-    """The options of a command of cuboid, or of run.sh's gpu-check."""
+    """Return the options of a command of cuboid, or of run.sh's gpu-check."""
     if command == GPU_CHECK:
         source = (ROOT / "benchmarks" / "gpu.py").read_text(encoding="utf-8")
         return frozenset(re.findall(r"add_argument\(\s*\"(--[\w-]+)", source))
@@ -105,7 +105,7 @@ def commands() -> list[str]:
 
 @cache
 def all_options() -> frozenset[str]:
-    """The options of all commands, of torchrun and of the scripts that it starts."""
+    """Return the options of all commands, of torchrun and of the programs that it starts."""
     scripts = Parser(prog="train_gpt.py")
     add_launch_options(scripts)
     others = (scripts._option_string_actions, get_args_parser()._option_string_actions)
@@ -113,7 +113,7 @@ def all_options() -> frozenset[str]:
 
 
 def wrong_commands(text: str) -> Iterator[str]:
-    """Commands that do not exist, and options that a command does not have."""
+    """Yield commands that do not exist, and options that a command does not have."""
     for name, rest in COMMAND.findall(text):
         if name in commands():
             for option in OPTION.findall(rest.partition("cuboid ")[0]):
@@ -124,7 +124,7 @@ def wrong_commands(text: str) -> Iterator[str]:
 
 
 def wrong_settings(text: str) -> Iterator[str]:
-    """Settings that do not exist, or do not take the value that is named."""
+    """Yield settings that do not exist or do not accept the value in the text."""
     for section, inner in SECTION.findall(text):
         for key in KEYWORD.findall(CALL.sub("", inner)):
             if f"{section}.{key}" not in ALIASES:
@@ -139,7 +139,7 @@ def wrong_settings(text: str) -> Iterator[str]:
 
 
 def accepts(name: str, value: str) -> bool:
-    """Whether a setting takes a value; unless it stands for any."""
+    """Return whether a setting accepts a value; placeholders are accepted."""
     if not value or GAP in value or "..." in value or (value.isupper() and value.isalpha()):
         return True
     problems: list[Problem] = []
@@ -152,14 +152,14 @@ def accepts(name: str, value: str) -> bool:
 
 @cache
 def variables() -> frozenset[str]:
-    """The variables of the environment that the code or run.sh reads."""
+    """Return the environment variables that the code or run.sh reads."""
     files = [*python_files(), *ROOT.glob("*_gpt.py"), ROOT / "run.sh"]
     found = [ENVIRONMENT.findall(file.read_text(encoding="utf-8")) for file in files]
     return frozenset(name for each in found for names in each for name in names if name)
 
 
 @pytest.mark.parametrize("file", python_files(), ids=lambda file: str(file.relative_to(ROOT)))
-def test_messages_name_what_exists(file: Path) -> None:
+def test_messages_name_existing_commands_options_and_settings(file: Path) -> None:
     command = file.stem if file.parent.name == "commands" else None
     known = options(command) if command in commands() else all_options()
     wrong = []
@@ -171,7 +171,7 @@ def test_messages_name_what_exists(file: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages())
-def test_pages_name_what_exists(page: str) -> None:
+def test_pages_name_existing_commands_options_and_settings(page: str) -> None:
     wrong = []
     for line in pages()[page].splitlines():
         wrong += [*wrong_commands(line), *wrong_settings(line)]
@@ -193,5 +193,5 @@ def test_pages_name_what_exists(page: str) -> None:
         ("type='adam' is Adam", ["type"]),
     ],
 )
-def test_what_does_not_exist_is_found(text: str, wrong: list[str]) -> None:
+def test_names_that_do_not_exist_are_reported(text: str, wrong: list[str]) -> None:
     assert [*wrong_commands(text), *wrong_settings(text)] == wrong

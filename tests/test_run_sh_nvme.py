@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_run_sh import House
+from tests.test_run_sh import Checkout
 
-# Finds the headers whose names are in HEADERS, and a library beside itself if URING is set.
+# A stand-in for the compiler: has the headers in HEADERS, and a library next to it if URING is set.
 COMPILER = """#!/bin/sh
 case "$1" in
     -print-file-name=*) [ -z "$URING" ] && echo liburing.a || echo "${0%/*}/liburing.a" ;;
@@ -25,18 +25,18 @@ case "$*" in
         [ -e "$LOG-useless" ] || : >"$LOG-built"
         ;;
 esac
-exec "$0.house" "$@"
+exec "$0.checkout" "$@"
 """
 FOUND = {"HEADERS": "libaio.h> liburing.h>", "URING": "1"}
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    """A house with an environment, a compiler and what it takes to build."""
-    made = House(tmp_path)
+def checkout(tmp_path: Path) -> Checkout:
+    """A checkout with an environment, a compiler and the headers and libraries for the build."""
+    made = Checkout(tmp_path)
     assert made.run("setup")[0] == 0
     python = made.root / ".venv" / "bin" / "python"
-    python.rename(f"{python}.house")
+    python.rename(f"{python}.checkout")
     python.write_text(PYTHON)
     python.chmod(0o755)
     tools = tmp_path / "tools"
@@ -49,25 +49,25 @@ def house(tmp_path: Path) -> House:
     return made
 
 
-def set_up(house: House, **environ: str) -> tuple[int, str, str]:
-    tools = f"{house.root.parent / 'tools'}:{os.environ['PATH']}"
-    return house.run("setup", "nvme", PATH=tools, **environ)
+def set_up(checkout: Checkout, **environ: str) -> tuple[int, str, str]:
+    tools = f"{checkout.root.parent / 'tools'}:{os.environ['PATH']}"
+    return checkout.run("setup", "nvme", PATH=tools, **environ)
 
 
-def test_it_is_built_once_and_the_home_folder_stays_as_it_is(house: House) -> None:
-    code, out, err = set_up(house, **FOUND)
+def test_tensornvme_is_built_once_and_the_home_folder_is_unchanged(checkout: Checkout) -> None:
+    code, out, err = set_up(checkout, **FOUND)
     assert (code, out) == (0, "")
     assert "building TensorNVMe" in err
-    (pip,) = house.calls("-m pip")
+    (pip,) = checkout.calls("-m pip")
     assert "--no-deps --no-build-isolation" in pip
-    home, libraries = Path(f"{house.log}-surroundings").read_text().split()
-    assert libraries == str(house.root.parent / "tools")
+    home, libraries = Path(f"{checkout.log}-surroundings").read_text().split()
+    assert libraries == str(checkout.root.parent / "tools")
     assert not Path(home).exists()
-    assert not (house.active / ".bashrc").exists()
+    assert not (checkout.active / ".bashrc").exists()
 
-    code, _, err = set_up(house)
-    assert (code, "is there" in err) == (0, True)
-    assert house.calls("-m pip") == []
+    code, _, err = set_up(checkout)
+    assert (code, "already installed" in err) == (0, True)
+    assert checkout.calls("-m pip") == []
 
 
 @pytest.mark.parametrize(
@@ -79,21 +79,21 @@ def test_it_is_built_once_and_the_home_folder_stays_as_it_is(house: House) -> No
         ({"HEADERS": "liburing.h>", "URING": "1"}, "libaio-dev"),
     ],
 )
-def test_what_is_missing_is_named_with_the_command_and_nothing_is_installed(
-    house: House, environ: dict[str, str], packages: str
+def test_missing_system_packages_are_named_with_the_command_and_nothing_is_installed(
+    checkout: Checkout, environ: dict[str, str], packages: str
 ) -> None:
-    code, out, err = set_up(house, **environ)
+    code, out, err = set_up(checkout, **environ)
     assert (code, out) == (2, "")
-    assert f": sudo apt-get install {packages} (or" in err
+    assert f": sudo apt-get install {packages} (names differ" in err
     assert len(err.splitlines()) == 1
-    assert house.calls("-m pip") == []
+    assert checkout.calls("-m pip") == []
 
 
-def test_a_build_that_fails_or_is_of_no_use_fails(house: House) -> None:
-    Path(f"{house.log}-useless").touch()
-    code, _, err = set_up(house, **FOUND)
+def test_failed_or_unusable_build_exits_with_1(checkout: Checkout) -> None:
+    Path(f"{checkout.log}-useless").touch()
+    code, _, err = set_up(checkout, **FOUND)
     assert (code, "cannot be imported" in err) == (1, True)
-    Path(f"{house.log}-pip-fails").touch()
-    code, _, err = set_up(house, **FOUND)
+    Path(f"{checkout.log}-pip-fails").touch()
+    code, _, err = set_up(checkout, **FOUND)
     assert (code, "set-up failed" in err) == (1, True)
-    assert not Path(Path(f"{house.log}-surroundings").read_text().split()[0]).exists()
+    assert not Path(Path(f"{checkout.log}-surroundings").read_text().split()[0]).exists()

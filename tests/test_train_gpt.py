@@ -1,4 +1,4 @@
-"""The rank program and its arguments; its runs are in tests/launch/test_torchrun.py."""
+"""train_gpt.py's arguments; runs of it are in tests/launch/test_torchrun.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def planned(*words: str, size: int = 2) -> Plan:
     return plan(parse(words), LaunchInfo(rank=0, size=size, launcher="torchrun"), {})
 
 
-def test_the_config_and_its_overrides_among_options(config: str) -> None:
+def test_config_and_overrides_parse_between_options(config: str) -> None:
     found = planned("seed=3", "--config", config, "--backend", "gloo", "BATCH_SIZE=8", "--gpus=2")
     assert (found.settings.seed, found.settings.batch_size) == (3, 8)
     assert found.layout.data == 2
@@ -42,24 +42,24 @@ def test_the_config_and_its_overrides_among_options(config: str) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "which config"),
+        ([], "no config file given: pass --config FILE, or --resume RUN"),
         (["--config", "CONFIG", "--gpus", "4"], "--gpus 4, but 2 ranks were started"),
         (["--config", "CONFIG", "TENSOR_PARALLEL=2", "MODE=1d", "compile=True"], "compile"),
     ],
 )
-def test_what_cannot_be_planned(config: str, words: list[str], complaint: str) -> None:
+def test_invalid_plan_is_rejected(config: str, words: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         planned(*(config if word == "CONFIG" else word for word in words))
 
 
-def test_bad_arguments_are_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", "x"], {}) == 2
     assert capsys.readouterr().err == "train_gpt.py: argument --port: invalid int value: 'x'\n"
     assert main(["--config", "a.py", "--from_torch"], {}) == 2
     assert capsys.readouterr().err.startswith("--from_torch needs the environment")
 
 
-def test_only_rank_0_tells_of_bad_arguments(
+def test_only_rank_0_reports_invalid_arguments(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []

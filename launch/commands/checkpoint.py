@@ -24,13 +24,22 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the action, the run and --keep."""
-    parser.add_argument("action", choices=["ls", "verify", "prune"])
-    parser.add_argument("run", nargs="?", type=folder, help="a run's folder; default: the newest")
+    parser.add_argument(
+        "action",
+        choices=["ls", "verify", "prune"],
+        help="ls: list; verify: compare with the recorded hashes; prune: delete old checkpoints",
+    )
+    parser.add_argument(
+        "run",
+        nargs="?",
+        type=folder,
+        help="run folder; default: the newest run that has checkpoints",
+    )
     parser.add_argument(
         "--keep",
         type=positive,
         metavar="N",
-        help="prune: how many of the latest checkpoints to keep, in addition to the one with the "
+        help="prune: number of latest checkpoints to keep, in addition to the one with the "
         "lowest validation loss; default: the run's checkpoint.keep",
     )
 

@@ -1,4 +1,4 @@
-"""Measure loss, perplexity, bits per byte and accuracy of weights."""
+"""Measure a model's loss, perplexity, bits per byte and accuracy."""
 
 from __future__ import annotations
 
@@ -22,46 +22,51 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[RUN], KEY=VALUE ..., which of its weights, and on what."""
+    """Add [RUN], KEY=VALUE ... and the options that choose weights, samples and ranks."""
     parser.add_argument(
         "words",
         nargs="*",
         metavar="[RUN]|KEY=VALUE",
-        help="a run's folder, by default the newest, and settings of it to override, such as "
+        help="run folder (default: the newest run), and settings that override the run's, such as "
         "TENSOR_PARALLEL=1 MODE=None",
     )
     add_step(parser)
     parser.add_argument(
-        "--split", choices=["train", "validation"], default="validation", help="default: validation"
+        "--split",
+        choices=["train", "validation"],
+        default="validation",
+        help="split to evaluate; default: validation",
     )
     parser.add_argument(
-        "--samples", type=positive, metavar="N", help="only the first N of the split"
+        "--samples", type=positive, metavar="N", help="evaluate the first N samples; default: all"
     )
     parser.add_argument(
-        "--last-n", type=positive, metavar="N", help="only the last N positions of each sample"
+        "--last-n", type=positive, metavar="N", help="score only the last N positions of a sample"
     )
     add_ranks(parser)
-    parser.add_argument("--json", action="store_true", help="for programs, instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Start torchrun with evaluate_gpt.py in the layout of the run, or that of the overrides; its
-    exit code.
+    """Run evaluate_gpt.py under torchrun, in the layout of the run or of the overrides, and return
+    the exit code.
 
-    Raises UserError or ConfigError, before anything starts, for what can be told by then.
+    Raises:
+        UserError, ConfigError: the run, its weights or the options cannot be used. Nothing has
+            been started by then.
     """
     run, overrides = run_and_overrides(args)
     folder, request = run_with_weights(run), evaluation_request(args)
     resolve_weights(folder, args.step)
-    one = plan_on(None, folder, overrides, request)
-    ranks = torchrun.processes(one.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
+    one_copy = plan_on(None, folder, overrides, request)
+    ranks = torchrun.processes(one_copy.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
     plan_on(ranks, folder, overrides, request)
-    handed = [str(folder.path), *overrides, f"--step={args.step}", f"--split={args.split}"]
+    arguments = [str(folder.path), *overrides, f"--step={args.step}", f"--split={args.split}"]
     for name in ("samples", "last_n", "backend"):
         value = getattr(args, name)
         if value is not None:
-            handed.append(f"--{name.replace('_', '-')}={value}")
-    return torchrun.run(ranks, handed + ["--json"] * args.json, program="evaluate_gpt")
+            arguments.append(f"--{name.replace('_', '-')}={value}")
+    return torchrun.run(ranks, arguments + ["--json"] * args.json, program="evaluate_gpt")
 
 
 def evaluation_request(args: argparse.Namespace) -> EvaluationRequest:
@@ -71,7 +76,8 @@ def evaluation_request(args: argparse.Namespace) -> EvaluationRequest:
 def plan_on(
     gpus: int | None, folder: RunFolder, overrides: Sequence[str], request: EvaluationRequest
 ) -> Plan:
-    """The run's plan on so many GPUs, by default on the fewest. Raises UserError or ConfigError."""
+    """Plan the evaluation on ``gpus`` ranks (None: one copy of the model). Raises UserError or
+    ConfigError."""
     plan = plan_of_run(folder, gpus=gpus, overrides=overrides)
     require_supported(plan)
     request.check(plan)

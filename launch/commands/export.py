@@ -1,4 +1,4 @@
-"""Write a model as a Hugging Face folder, safetensors or state dict."""
+"""Export a model as a Hugging Face folder, safetensors or state dict."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[RUN], what of it, and what to make of it."""
+    """Add [RUN] and the options that choose the weights, the format and the path."""
     parser.add_argument(
         "run",
         nargs="?",
         type=file_or_folder,
-        help="a run's folder, one of its checkpoints, or what cuboid import left; default: the "
+        help="run folder, checkpoint folder, or a folder that cuboid import wrote; default: the "
         "newest run",
     )
     parser.add_argument(
         "--to",
         required=True,
         choices=discover.module_names("engine.inout.exports"),
-        help="a Hugging Face GPT-2 folder, a file of safetensors by our names, or what torch.save "
-        "makes of them",
+        help="hf: a Hugging Face GPT-2 folder; safetensors: a file with cuboid's parameter names; "
+        "pt: a state dict with these names, by torch.save",
     )
     add_step(parser)
     parser.add_argument(
-        "--out", type=path, metavar="PATH", help="what to write; default: in RUN/exports"
+        "--out", type=path, metavar="PATH", help="path to write; default: a name in RUN/exports"
     )
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=get_args(Precision),
-        help="of the numbers; default: float32",
+        help="dtype of the exported weights; default: float32",
     )
     parser.add_argument(
         "--shard-size",
         default="5GB",
         type=byte_size,
         metavar="SIZE",
-        help="hf: how large a file of weights may be; default: 5GB",
+        help="hf: maximum size of a weights file; default: 5GB",
     )
-    parser.add_argument("--force", action="store_true", help="replace what an export left there")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export at --out")
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Write it and say where it is. Raises UserError, RunError."""
+    """Export the model, print its path and return 0. Raises UserError, RunError."""
     source = args.run or run_with_weights(None).path
     # Only now, as these import torch
     from engine.inout.export import ExportOptions, export, exporter
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(f"{written}: {count:,} parameters in {args.dtype}, from {model.path}")
     if model.length < model.config.block_size:
         print(
-            f"positions from {model.length:,} on are untrained: give it at most {model.length:,} "
-            "tokens at a time"
+            f"positions from {model.length:,} on are untrained: use at most {model.length:,} "
+            "tokens of context"
         )
     if args.to == "hf" and model.tokenizer is None:
-        print("without a tokenizer: its ids stand for no text")
+        print("exported without a tokenizer: the run was trained on token ids, not on text")
     return 0

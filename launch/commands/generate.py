@@ -1,4 +1,4 @@
-"""Continue a prompt with the model that a run trained."""
+"""Generate text with a trained model."""
 
 from __future__ import annotations
 
@@ -18,43 +18,49 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[RUN] and how to draw from it."""
+    """Add [RUN] and the sampling options."""
     parser.add_argument(
         "run",
         nargs="?",
         type=file_or_folder,
-        help="a run's folder, one of its checkpoints, what cuboid import left, or a Hugging Face "
+        help="run folder, checkpoint folder, a folder that cuboid import wrote, or a Hugging Face "
         "folder; default: the newest run",
     )
     add_step(parser)
-    parser.add_argument("--prompt", default="", help="the text to go on from")
-    parser.add_argument("--tokens", type=positive, default=200, help="how many; default: 200")
+    parser.add_argument("--prompt", default="", help="text to continue; default: none")
+    parser.add_argument(
+        "--tokens", type=positive, default=200, help="number of tokens to generate; default: 200"
+    )
     parser.add_argument(
         "--temperature",
         type=temperature,
         default=0.8,
-        help="1: as the model has it, less: nearer to the likeliest, 0: that one; default: 0.8",
+        help="sampling temperature: 1 = the model's distribution, 0 = greedy; default: 0.8",
     )
-    parser.add_argument("--top-k", type=positive, help="draw from this many likeliest only")
+    parser.add_argument(
+        "--top-k", type=positive, metavar="K", help="sample from the K most likely tokens"
+    )
     parser.add_argument(
         "--top-p",
         type=share,
         metavar="P",
-        help="draw from the fewest likeliest that together have this probability, above 0 up to 1",
+        help="sample from the smallest set of most likely tokens whose probabilities sum to P or "
+        "more, 0 < P <= 1",
     )
     parser.add_argument(
-        "--num", type=positive, default=1, metavar="N", help="how many texts; default: 1"
+        "--num", type=positive, default=1, metavar="N", help="number of texts; default: 1"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other texts; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print the prompt and what follows as it is drawn, of several texts one after another; 0.
+    """Print the prompt and its continuation while it is generated, text by text, and return 0.
 
-    Raises UserError when there is no such model, or its tokens stand for no text.
+    Raises:
+        UserError: no such model, or it has no tokenizer.
     """
     path = args.run or run_with_weights(None).path
-    import torch  # only now: a wrong folder should not take seconds to refuse
+    import torch  # only now: a wrong folder is rejected without waiting for this import
 
     from engine.generate import Sampling, generate_text, load_model
     from engine.inout.open_model import open_saved_model
@@ -71,15 +77,15 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     model, tokenizer = load_model(saved, device)
     for number in range(args.num):
         pieces = generate_text(model, tokenizer, args.prompt, sampling, number)
-        first = next(pieces, "")  # refuses a prompt that cannot be read, which is not printed then
-        if number == 0:  # stdout is for the text
+        first = next(pieces, "")  # rejects an unreadable prompt before it is printed
+        if number == 0:  # to stderr: stdout is for the text only
             step = "" if saved.step is None else f", step {saved.step:,}"
             print(f"{saved.path}{step}", file=sys.stderr, flush=True)
         if args.num > 1:
             print(f"--- {number + 1} of {args.num} ---")
         for piece in chain([args.prompt, first], pieces):
             print(piece, end="", flush=True)
-            if reader_left(sys.stdout):  # `cuboid generate | head`: more text is for nobody
+            if reader_left(sys.stdout):  # such as `cuboid generate | head`
                 return 0
         print()
     return 0
@@ -95,5 +101,5 @@ def temperature(text: str) -> float:
 def share(text: str) -> float:
     number = float(text)
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 up to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
     return number

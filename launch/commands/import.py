@@ -1,4 +1,4 @@
-"""Bring in a Hugging Face GPT-2, to train it further."""
+"""Import a Hugging Face GPT-2, to train it further."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ EXAMPLES = ("cuboid import path/to/gpt2 --from hf",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """PATH, what it is, and where it goes."""
-    parser.add_argument("path", type=folder, help="the model's folder")
+    """Add PATH, its format and the folder to write."""
+    parser.add_argument("path", type=folder, help="folder of the model")
     parser.add_argument(
         "--from",
         dest="source",
         required=True,
         choices=["hf"],
-        help="what it is: a Hugging Face GPT-2 folder",
+        help="format of the model: hf, a Hugging Face GPT-2 folder",
     )
     parser.add_argument(
-        "--out", type=path, metavar="DIR", help=f"a new folder; default: {IMPORTED}/NAME"
+        "--out", type=path, metavar="DIR", help=f"new folder to write; default: {IMPORTED}/NAME"
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Write it and say how to go on. Raises UserError, RunError."""
+    """Import the model, print its folder and the command that trains it, and return 0. Raises
+    UserError, RunError."""
     out = args.out or IMPORTED / args.path.resolve().name
     # Only now, as these import torch
     from engine.inout.hf_folder import HFModel

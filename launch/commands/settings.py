@@ -1,4 +1,4 @@
-"""List the settings: default, meaning and accepted values."""
+"""List the settings with default, meaning and accepted values."""
 
 from __future__ import annotations
 
@@ -23,29 +23,33 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[WORD ...]: only settings that are about these words."""
+    """Add [WORD ...] and the options that print a Markdown page."""
     parser.add_argument(
-        "words", nargs="*", metavar="WORD", help="only settings with this word, such as optimizer"
+        "words",
+        nargs="*",
+        metavar="WORD",
+        help="list only settings whose line contains WORD, such as optimizer",
     )
     pages = parser.add_mutually_exclusive_group()
     pages.add_argument(
-        "--markdown", action="store_true", help="all of them as a page, which docs/settings.md is"
+        "--markdown", action="store_true", help="print docs/settings.md: all settings as Markdown"
     )
     pages.add_argument(
         "--names",
         action="store_true",
-        help="the names of other trainers as a page, which docs/names.md is",
+        help="print docs/names.md: the names of other trainers as Markdown",
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print them by section, a line each where nobody is looking; 0.
+    """Print the settings by section and return 0. A pipe or file gets one line per setting.
 
-    Raises UserError when no setting is about the words.
+    Raises:
+        UserError: no setting matches the words.
     """
     if args.markdown or args.names:
         if args.words:
-            raise UserError("a page is of all settings, without words")
+            raise UserError("--markdown and --names print all settings: pass no WORD")
         print(settings_page() if args.markdown else names_page(), end="")
         return 0
     chosen = [name for name in by_section() if all(_is_about(name, word) for word in args.words)]
@@ -63,7 +67,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _is_about(name: str, word: str) -> bool:
-    """Whether a word is in a setting's line, or its name in another trainer."""
+    """Return whether a setting's line contains the word, or the word is another trainer's name of
+    the setting."""
     return word.lower() in _line(name).lower() or fold(word) in names_elsewhere(user_name(name))
 
 
@@ -73,24 +78,24 @@ def _nothing_about(words: list[str]) -> str:
     return (
         lines[0]
         if lines
-        else (f"no setting is about {' '.join(words)}; cuboid settings lists them all")
+        else (f"no setting matches {' '.join(words)}; cuboid settings lists all of them")
     )
 
 
 def _heading(section: str) -> list[Text]:
-    """# SECTION: meaning; none for settings outside of sections."""
+    """Return '# SECTION: meaning' as a list of one line, empty for settings without a section."""
     return [Text(f"# {section}: {meaning_of(section)}", style="bold blue")] if section else []
 
 
 def _line(name: str) -> str:
-    """NAME = DEFAULT  # meaning (what it takes). '...' stands where one must be given."""
+    """Return 'NAME = DEFAULT  # meaning (accepted values)'; '...' if there is no default."""
     field = all_settings()[name]
     line = f"{user_name(name)} = {default_of(field) or '...'}"
     return f"{line:<40}  # {field.description} ({accepts(field)})"
 
 
 def _entry(name: str) -> Group:
-    """The same for a terminal: NAME = DEFAULT, and the rest below it."""
+    """Format a setting for a terminal: NAME = DEFAULT, then meaning and values, indented."""
     field = all_settings()[name]
     head = Text(user_name(name), style="bold").append(" = ", style="dim not bold")
     head.append(default_of(field) or "...", style="cyan not bold")

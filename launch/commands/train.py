@@ -1,4 +1,4 @@
-"""Train a config, by default the demo, on the GPUs or the CPU here."""
+"""Train a config (default: the demo) on this machine's GPUs or CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from launch.arguments import (
 from launch.machine import choose, count_gpus, this_machine
 from launch.preflight import run_preflight
 
-# The demo, beside the code or where an installation puts it.
+# The demo's config: in a checkout, or where an installation puts it.
 DEMOS = tuple(
     root / "gpt_configs" / "demo.py"
     for root in (Path(__file__).parents[2], Path(sys.prefix) / "share" / "cuboid")
@@ -42,7 +42,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[FILE], KEY=VALUE ..., and what a run takes besides."""
+    """Add [FILE], KEY=VALUE ... and the options of a run."""
     add_config(parser, required=False)
     add_run(parser)
     parser.add_argument(
@@ -50,20 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=not_negative,
         default=0,
         metavar="N",
-        help="start a run that fails again, up to N times, from its last good checkpoint",
+        help="restart a failed run up to N times from its last valid checkpoint; default: 0",
     )
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Check the config, then start torchrun with it; its exit code.
+    """Check the config and the machine, then train under torchrun and return its exit code.
 
-    Without a config, the settings are those that the run to resume recorded; without such a run,
-    the demo's, cut to suit the machine unless overrides say how.
+    Without a config, the settings are those that the run to resume recorded. Without such a run
+    they are the demo's, in a layout that suits the machine unless the overrides state one.
 
-    Raises UserError or ConfigError, before anything starts, for what can be told by then.
+    Raises:
+        UserError, ConfigError: the config, the options or the machine cannot be used. Nothing has
+            been started by then.
     """
     config, overrides = config_and_overrides(args)
-    options = start_options(args)  # refuses what contradicts itself
+    options = start_options(args)  # rejects options that conflict
     number = args.gpus or _requested_ranks(environ)
     if config is None and options.resume not in ("auto", "none"):
         plan = _plan_of_run(run_to_resume(args), overrides, number, environ)
@@ -81,53 +83,59 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if candidate.finished:
         print(*candidate.remarks, candidate.finished, sep="\n")
         return 0
-    handed = run_arguments(args, config, overrides)
-    return torchrun.run(plan.layout.gpus, handed, restarts=args.max_restarts)
+    arguments = run_arguments(args, config, overrides)
+    return torchrun.run(plan.layout.gpus, arguments, restarts=args.max_restarts)
 
 
 def _plan_of_config(
     config: Path, overrides: list[str], number: int | None, environ: Mapping[str, str]
 ) -> tuple[Plan, list[str]]:
-    """The plan of a config on ``number`` ranks, by default as many as suit the machine, and the
-    overrides that it was made with."""
+    """Plan a config on ``number`` ranks (None: as many as suit the machine). Return the plan and
+    the overrides that it was made with."""
     if _is_demo(config) and not _sets_layout(overrides):
         choice = choose(0 if number else count_gpus(), number, cores=usable_cores())
         print(choice.reason, flush=True)
         ranks, overrides = choice.processes, [*choice.overrides, *overrides]
     else:
-        one = make_plan(config, gpus=None, overrides=overrides, environ=environ)
+        one_copy = make_plan(config, gpus=None, overrides=overrides, environ=environ)
         gpus = 0 if number else count_gpus()
-        ranks = torchrun.processes(one.layout.gpus, gpus, number)
+        ranks = torchrun.processes(one_copy.layout.gpus, gpus, number)
     return make_plan(config, gpus=ranks, overrides=overrides, environ=environ), overrides
 
 
 def _plan_of_run(
     folder: RunFolder, overrides: list[str], number: int | None, environ: Mapping[str, str]
 ) -> Plan:
-    """The plan of a run on ``number`` ranks, by default with as many copies of the model as it had,
-    as far as the GPUs of this machine suffice."""
-    one = plan_of_run(folder, gpus=None, overrides=overrides)
+    """Plan a recorded run on ``number`` ranks. None: with as many copies of the model as the run
+    had, or fewer if this machine has too few GPUs."""
+    one_copy = plan_of_run(folder, gpus=None, overrides=overrides)
     copies, gpus = read_record(folder).data_parallel, 0 if number else count_gpus()
-    ranks = one.layout.gpus * copies
+    ranks = one_copy.layout.gpus * copies
     if number or (gpus and gpus < ranks):
-        ranks = torchrun.processes(one.layout.gpus, gpus, number)
+        ranks = torchrun.processes(one_copy.layout.gpus, gpus, number)
     plan = plan_of_run(folder, gpus=ranks, overrides=overrides)
     data = environ.get("DATA")
     if data and data != plan.settings.data.path:
         print(
-            f"DATA={data} in the environment is not used: {plan.cite('data.path')}; "
-            f"{quote(f'data.path={data}')} changes it"
+            f"DATA={data} in the environment is ignored: the run uses "
+            f"{plan.cite('data.path')}; pass {quote(f'data.path={data}')} to change it"
         )
     return plan
 
 
 def _demo() -> Path:
-    """The demo's config, by a short path where it lies below the current folder."""
-    found = next((path for path in DEMOS if path.is_file()), None)
-    if found is None:
-        raise UserError("name a config: cuboid train FILE (the demo is not installed here)")
+    """Return the path of the demo's config, relative if it is below the current folder.
+
+    Raises:
+        UserError: the demo is not installed.
+    """
+    demo = next((path for path in DEMOS if path.is_file()), None)
+    if demo is None:
+        raise UserError(
+            "no config file given, and the demo is not installed here: cuboid train FILE"
+        )
     here = Path.cwd()
-    return found.relative_to(here) if found.is_relative_to(here) else found
+    return demo.relative_to(here) if demo.is_relative_to(here) else demo
 
 
 def _is_demo(config: Path) -> bool:
@@ -139,7 +147,7 @@ def _sets_layout(overrides: Sequence[str]) -> bool:
 
 
 def _requested_ranks(environ: Mapping[str, str]) -> int | None:
-    """What NPROC asks for."""
+    """Return the number of ranks in the variable NPROC, None if it is not set."""
     text = environ.get("NPROC", "")
     if not text:
         return None

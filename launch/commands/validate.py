@@ -1,10 +1,10 @@
-"""Check configs and report what they would run; nothing is run."""
+"""Check configs and report memory, messages and layout without running."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,6 @@ from engine.errors import UserError
 from engine.formatting import format_bytes, format_layers
 from launch.arguments import add_config, byte_size, files_and_overrides, output_file, positive
 from launch.validate.alternatives import PlanRequest
-from launch.validate.config_files import config_files
 from launch.validate.inspection import ALTERNATIVES, EstimatedPlan, Inspection, inspect_config
 
 EXAMPLES = (
@@ -23,21 +22,22 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE or FOLDER ..., KEY=VALUE ..., and what to look at."""
+    """Add FILE or FOLDER ..., KEY=VALUE ... and the options that choose what is checked."""
     add_config(parser, required=True, what="config files or folders of them")
     parser.add_argument(
-        "--gpus", type=positive, metavar="N", help="how many; default: what one model needs"
+        "--gpus", type=positive, metavar="N", help="number of GPUs; default: one copy of the model"
     )
     parser.add_argument(
         "--gpu-memory",
         type=byte_size,
         metavar="SIZE",
-        help="of a GPU, such as 80GiB: what does not fit is refused, with what would",
+        help="memory per GPU, such as 80GiB; a config that needs more is rejected, and changes "
+        "that fit are listed",
     )
     parser.add_argument(
         "--here",
         action="store_true",
-        help="check this machine too: GPUs, memory, data, folders and the space in them",
+        help="also check this machine: GPUs, memory, data, folders and their free space",
     )
     parser.add_argument(
         "--modes",
@@ -45,52 +45,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare memory, bytes sent and padding of every legal MODE on these GPUs",
     )
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--map", action="store_true", help="draw which GPU holds what")
+    shown.add_argument("--map", action="store_true", help="draw the stage and shards of every GPU")
     shown.add_argument(
-        "--json", action="store_true", help="for programs, as docs/validate.schema.json says"
+        "--json", action="store_true", help="print JSON; its schema is docs/validate.schema.json"
     )
     parser.add_argument(
-        "--map-svg", type=svg_file, metavar="FILE.svg", help="write that drawing as a picture"
+        "--map-svg", type=svg_file, metavar="FILE.svg", help="write the drawing of --map as SVG"
     )
 
 
 def svg_file(text: str) -> Path:
-    """A file to write whose name does not promise another format, for argparse."""
+    """Expand the path of an SVG file to write (type for argparse)."""
     path = Path(text)
     if path.suffix.lower() not in ("", ".svg"):
         raise argparse.ArgumentTypeError(
-            f"{text} is not a name for an SVG picture, the only format: {path.with_suffix('.svg')}"
+            f"{text} does not end in .svg, the only format: use {path.with_suffix('.svg')}"
         )
     return output_file(text)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print what was found; 0, or 2 where a config is refused.
+    """Print the reports and return the exit code: 0, or 2 if a config is rejected.
 
-    Raises UserError for arguments that cannot be used.
+    Raises:
+        UserError: the arguments cannot be used.
     """
     named, overrides = files_and_overrides(args)
-    files = config_files(named)
+    files = _config_files(named)
     if len(files) > 1 and (args.map or args.map_svg):
-        raise UserError(f"a map is of one config, not of {len(files)}")
+        raise UserError(f"--map and --map-svg draw one config, not {len(files)}")
     if len(files) > 1 and args.modes and not args.json:
-        raise UserError(
-            f"--modes compares those of one config, not of {len(files)}, without --json"
-        )
+        raise UserError(f"--modes takes one config, not {len(files)}, unless --json is given")
     requests = [
         PlanRequest(path=file, gpus=args.gpus, overrides=tuple(overrides), environ=environ)
         for file in files
     ]
-    found = _inspect_all(requests, args)
+    inspections = _inspect_all(requests, args)
     if args.json:
         from launch.validate.as_json import as_json
 
-        print(as_json(found))
+        print(as_json(inspections))
     else:
-        _print_report(found, args.map)
-    if args.map_svg and found[0].case:
-        _write_picture(found[0].case, args.map_svg)
-    return 2 if any(one.problems for one in found) else 0
+        _print_report(inspections, args.map)
+    if args.map_svg and inspections[0].case:
+        _write_picture(inspections[0].case, args.map_svg)
+    return 2 if any(inspection.problems for inspection in inspections) else 0
+
+
+def _config_files(named: Sequence[Path]) -> list[Path]:
+    """Return the named files, and the configs in the named folders, each once.
+
+    The configs in a folder are its ``*.py``, except names that start with ``_``: other configs
+    import those.
+
+    Raises:
+        UserError: nothing is named, or a folder has no config.
+    """
+    if not named:
+        raise UserError("no config file given: cuboid validate FILE|FOLDER...")
+    return list(dict.fromkeys(file for path in named for file in _files_of(path)))
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    files = sorted(file for file in path.glob("[!_]*.py") if file.is_file())
+    if not files:
+        raise UserError(f"{path}: the folder has no config (*.py)")
+    yield from files
 
 
 def _inspect_all(requests: list[PlanRequest], args: argparse.Namespace) -> list[Inspection]:
@@ -110,22 +133,22 @@ def _inspect_all(requests: list[PlanRequest], args: argparse.Namespace) -> list[
     ]
 
 
-def _print_report(found: list[Inspection], with_map: bool) -> None:
-    """One config at length, or a line each; problems go to stderr."""
+def _print_report(inspections: list[Inspection], with_map: bool) -> None:
+    """Print a full report of one config, or one line per config; problems go to stderr."""
     from launch.validate.listing import print_listing
     from launch.validate.report import print_remarks, print_report
 
     console = Console()
-    if len(found) > 1:
-        print_listing(found, console)
-    elif found[0].case:
-        print_report(found[0].case, console)
+    if len(inspections) > 1:
+        print_listing(inspections, console)
+    elif inspections[0].case:
+        print_report(inspections[0].case, console)
         if with_map:
-            _print_map(found[0].case, console)
-        print_remarks(found[0].case.plan, console)
+            _print_map(inspections[0].case, console)
+        print_remarks(inspections[0].case.plan, console)
     sys.stdout.flush()
-    for one in found:
-        for problem in one.problems:
+    for inspection in inspections:
+        for problem in inspection.problems:
             print(problem, file=sys.stderr)
 
 

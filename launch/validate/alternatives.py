@@ -1,9 +1,10 @@
-"""A search for overrides that make a config fit, each tried as a whole plan with its estimate.
+"""Searches for overrides that make a config fit; each candidate is planned and estimated.
 
-The search is best first: candidates come by how little they change (launch/validate/candidates.py).
-Before one is tried, the strongest of its kind is: where not even that fits, none of its kind does,
-as each of their knobs only takes memory away (but for the precision, whose two values are two
-kinds). So a layout is closed by few tries.
+The search is best-first: candidates are ordered by how little they change
+(launch/validate/candidates.py). Candidates that change the same knobs of one layout are a kind.
+Before a candidate is tried, the one of least memory of its kind is tried: if that does not fit, the
+kind is closed, because every knob only reduces memory. (Except the precision: its two values are
+two kinds.) So few tries close a layout.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from engine.plan import Plan, make_plan
 from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, KnobSteps, Space, spaces
 
 MAX_WORK = 800.0
-"""Milliseconds, about, that the plans and estimates of a search take on a machine of 2025. Not
-measured as they are made, so that an answer never depends on the speed of the machine."""
+"""Budget of a search: nominal milliseconds of its plans and estimates, as on a machine of 2025. It
+is counted, not measured, so that the result does not depend on the speed of the machine."""
 NEAREST = 3
-"""Misses that are reported where nothing fits."""
+"""Number of nearest misses that are reported if nothing fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """A config as the user asked for it."""
+    """A config with the user's number of GPUs, overrides and environment."""
 
     path: Path
     gpus: int | None
@@ -39,7 +40,8 @@ class PlanRequest:
     environ: Mapping[str, str]
 
     def plan(self, further: Sequence[str] = (), gpus: int | None = None) -> Plan:
-        """The plan, or the one with ``further`` overrides on ``gpus``. Raises ConfigError."""
+        """Make the plan, optionally with ``further`` overrides or on other ``gpus``. Raises
+        ConfigError."""
         return make_plan(
             self.path,
             gpus=gpus or self.gpus,
@@ -50,75 +52,83 @@ class PlanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """Overrides beyond those of the request, and what the plan with them takes."""
+    """A change of the request, with its plan and estimate."""
 
     overrides: tuple[str, ...]
+    """The settings to add to the request's."""
     plan: Plan
     estimate: Estimate
 
     def command_words(self, plan: Plan) -> str:
-        """What to type behind a command that made ``plan``."""
+        """Return the arguments to append to the command that made ``plan``."""
         gpus = self.plan.layout.gpus
         return " ".join([*self.overrides, *([f"--gpus {gpus}"] * (gpus != plan.layout.gpus))])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The result of a search: what fits, the mildest change first; where nothing does, the nearest
-    misses, and a sentence about all that was tried."""
+    """The result of a search."""
 
     fitting: tuple[Alternative, ...] = ()
+    """The alternatives that fit, the mildest change first."""
     nearest: tuple[Alternative, ...] = ()
+    """If nothing fits: the nearest misses."""
     tried: str = ""
+    """If nothing fits: the layouts and changes that were tried, in words."""
 
 
 def alternatives(
     request: PlanRequest, plan: Plan, gpu_memory: int, *, enough: int, device: DeviceType = "cuda"
 ) -> Findings:
-    """Search for the mildest changes that fit into ``gpu_memory`` bytes a GPU, at most ``enough``.
+    """Search for the mildest changes, at most ``enough``, that fit in ``gpu_memory`` bytes per GPU.
 
-    A change that only adds to another one that fits is left out.
+    A change that contains another one that fits is left out.
     """
     search = Search(request=request, plan=plan, gpu_memory=gpu_memory, device=device)
-    found: dict[tuple[Space, KnobSteps], Alternative] = {}
+    chosen: dict[tuple[Space, KnobSteps], Alternative] = {}
     for space, steps in search.by_cost():
-        if len(found) == enough:
+        if len(chosen) == enough:
             break
-        if any(space.adds_to(steps, *other) for other in found):
+        if any(space.adds_to(steps, *other) for other in chosen):
             continue
         if (answer := search.fits(space, steps)) is not None:
-            found[space, steps] = answer
-    for space, steps in search.fitting():  # of no use before the work was used up
-        if len(found) == enough:
+            chosen[space, steps] = answer
+    # Candidates that were only tried as the strongest of their kind: used if the budget ran out.
+    for space, steps in search.fitting():
+        if len(chosen) == enough:
             break
-        if any(space.adds_to(steps, *other) for other in found):
+        if any(space.adds_to(steps, *other) for other in chosen):
             continue
         if (answer := search.whole(space, steps)) is not None:
-            found[space, steps] = answer
-    if found:
-        return Findings(fitting=tuple(found.values()))
+            chosen[space, steps] = answer
+    if chosen:
+        return Findings(fitting=tuple(chosen.values()))
     return Findings(nearest=search.nearest(), tried=search.tried())
 
 
 @dataclass(kw_only=True)
 class Search:
-    """Tries candidates, each once, until ``work`` is used up."""
+    """Tries candidates, each at most once, until the budget is used up."""
 
     request: PlanRequest
     plan: Plan
     gpu_memory: int
+    """Bytes per GPU."""
     device: DeviceType
     work: float = MAX_WORK
+    """The rest of the budget."""
     sizes: dict[tuple[Space, KnobSteps], float] = field(default_factory=dict)
+    """Bytes of the fullest GPU, by candidate tried; infinite if it is not legal."""
     closed: dict[Space, list[frozenset[int]]] = field(default_factory=dict)
+    """Sets of knobs that do not fit, by layout."""
 
     @cached_property
     def spaces(self) -> list[Space]:
         return spaces(self.plan, gpus_given=self.request.gpus is not None)
 
     def by_cost(self) -> Iterator[tuple[Space, KnobSteps]]:
-        """All candidates but the plan itself, by cost. Those of a layout are listed when the layout
-        itself is up."""
+        """Yield all candidates but the plan itself by cost. A layout's candidates are listed only
+        when the cost of the layout alone is reached."""
         waiting = [(space.cost, number, (), space) for number, space in enumerate(self.spaces)]
         heap: list[tuple[float, int, KnobSteps, Space]] = list(waiting)
         heapify(heap)
@@ -136,9 +146,9 @@ class Search:
                     heappush(heap, (cost, number, candidate, space))
 
     def fits(self, space: Space, steps: KnobSteps) -> Alternative | None:
-        """The candidate, if it fits; without a try where its kind is closed."""
+        """Return the candidate if it fits; it is not tried if its kind is closed."""
         turned = frozenset(n for n, step in enumerate(steps) if step)
-        # First all that can be changed, then all but offloading: they close the most at once.
+        # First all knobs, then all but offloading: these close the most candidates at once.
         others = frozenset(range(len(Knobs._fields))) - {PRECISION, OFFLOAD}
         for kind in (turned | others | {OFFLOAD}, turned | others, turned):
             if not self._is_open(space, kind):
@@ -148,33 +158,33 @@ class Search:
         return self.whole(space, steps)
 
     def whole(self, space: Space, steps: KnobSteps) -> Alternative | None:
-        """The candidate, if it fits by its whole estimate, not only by ``_size``."""
+        """Return the candidate if its full estimate fits, not only ``_size``."""
         answer = self.alternative(space, steps)
         if answer is None or answer.estimate.fullest.memory.total > self.gpu_memory:
             return None
         return answer
 
     def fitting(self) -> list[tuple[Space, KnobSteps]]:
-        """All that fits of what was tried, by cost."""
-        found = [
+        """Return the candidates tried that fit, by cost."""
+        fitting = [
             (space.cost_of(steps), number, space, steps)
             for number, ((space, steps), size) in enumerate(self.sizes.items())
             if size <= self.gpu_memory and (any(steps) or space.cost)
         ]
-        return [(space, steps) for _, _, space, steps in sorted(found, key=lambda one: one[:2])]
+        return [(space, steps) for _, _, space, steps in sorted(fitting, key=lambda one: one[:2])]
 
     def nearest(self) -> tuple[Alternative, ...]:
-        """The smallest of all that was tried, each size once."""
+        """Return the smallest candidates tried, one per size."""
         smallest: dict[float, tuple[Space, KnobSteps]] = {}
         for (space, steps), size in self.sizes.items():
             other = smallest.setdefault(size, (space, steps))
             if space.cost_of(steps) < other[0].cost_of(other[1]):
                 smallest[size] = space, steps
-        found = [self.alternative(*smallest[size]) for size in sorted(smallest)[:NEAREST]]
-        return tuple(one for one in found if one is not None)
+        nearest = [self.alternative(*smallest[size]) for size in sorted(smallest)[:NEAREST]]
+        return tuple(one for one in nearest if one is not None)
 
     def tried(self) -> str:
-        """The layouts and knobs that were tried, in words."""
+        """Describe the layouts and knobs that were tried."""
         legal = {space for (space, _), size in self.sizes.items() if size < float("inf")}
         if not legal:
             return "no other layout or setting is legal"
@@ -187,13 +197,14 @@ class Search:
             if any(len(getattr(space.knobs, name)) > 1 for space in legal):
                 ways.append(words)
         layouts = plural(len(legal), "layout")
-        rest = "" if self.work > 0 else f" (of {len(self.spaces)}: the search was ended)"
+        rest = "" if self.work > 0 else f" (of {len(self.spaces)}: the search reached its limit)"
         return f"tried: {layouts}{rest} on {counts}, {', '.join(ways)}"
 
     def _is_open(self, space: Space, turned: frozenset[int]) -> bool:
-        """Whether the strongest candidate that changes the ``turned`` knobs fits."""
+        """Return whether the candidate of least memory that changes only the ``turned`` knobs
+        fits."""
         for other in self.closed.get(space, ()):
-            # Casts take memory, so a smaller precision may take more in all
+            # A smaller precision may need more memory in total, because of the casts.
             if turned <= other and (PRECISION in turned) == (PRECISION in other):
                 return False
         fits = self._size(space, space.strongest(turned)) <= self.gpu_memory
@@ -202,7 +213,8 @@ class Search:
         return fits
 
     def _size(self, space: Space, steps: KnobSteps) -> float:
-        """Bytes of the fullest GPU, or a little less; endless where the candidate is not legal."""
+        """Return the bytes of the fullest GPU, or slightly less (``shortened``); infinite if the
+        candidate is not legal."""
         key = space, steps
         if key not in self.sizes:
             self.sizes[key] = float("inf")
@@ -222,14 +234,14 @@ class Search:
             return None
 
     def alternative(self, space: Space, steps: KnobSteps) -> Alternative | None:
-        """The candidate with its whole estimate; None where it is not legal."""
+        """Return the candidate with its full estimate, None if it is not legal."""
         plan = self._plan(space, steps)
         if plan is None:
             return None
         self.work -= _work(plan)
         overrides = space.overrides(steps)
-        found = estimate(plan, device=self.device)
-        return Alternative(overrides=overrides, plan=plan, estimate=found)
+        predicted = estimate(plan, device=self.device)
+        return Alternative(overrides=overrides, plan=plan, estimate=predicted)
 
 
 KNOB_NAMES = {
@@ -245,16 +257,19 @@ PLAN, ESTIMATE, LAYER, ACTION = 2.0, 2.0, 0.1, 0.01  # milliseconds
 
 
 def _work(plan: Plan) -> float:
-    """How long an estimate takes, about."""
+    """Return the nominal milliseconds of an estimate."""
     settings = plan.settings
     actions = settings.num_micro_batches * settings.gradient_accumulation * plan.layout.pipeline
     return ESTIMATE + LAYER * settings.model.n_layer + ACTION * actions
 
 
 def shortened(plan: Plan) -> Plan:
-    """The plan with no more micro-batches than show its memory: in 1F1B a rank holds those of p
-    stages at most (Narayanan et al. 2021, section 2.1), whatever their number; ids aside. So
-    the estimate is that of the plan, or a little less, and far sooner made."""
+    """Return the plan with only as many micro-batches as determine its memory.
+
+    In 1F1B a rank stores the activations of at most p micro-batches for p stages, whatever their
+    number (Narayanan et al. 2021, section 2.1); only the token ids grow. So the estimate is the
+    plan's or slightly less, and much faster to compute.
+    """
     settings, stages = plan.settings, plan.layout.pipeline
     if settings.schedule != "1f1b" and stages > 1:
         return plan

@@ -1,4 +1,4 @@
-"""What validate found, for programs. docs/validate.schema.json describes it; sizes are in bytes."""
+"""The report of ``cuboid validate --json``: sizes in bytes, schema in docs/validate.schema.json."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from launch.validate.alternatives import Alternative
 from launch.validate.inspection import EstimatedPlan, Inspection
 from launch.validate.mode_comparison import ModeEstimate
 
-VERSION = 1  # counts up when something is renamed, removed or changes its meaning
+VERSION = 1  # incremented when a field is renamed, removed or changes its meaning
 
 
 def as_json(inspections: Sequence[Inspection]) -> str:
-    """One JSON object; its ``configs`` are in the order asked for."""
-    found = {"version": VERSION, "configs": [_config(one) for one in inspections]}
-    return json.dumps(found, indent=2, allow_nan=False)
+    """Render inspections as one JSON object; its ``configs`` are in the order given."""
+    report = {"version": VERSION, "configs": [_config(inspection) for inspection in inspections]}
+    return json.dumps(report, indent=2, allow_nan=False)
 
 
-def _config(one: Inspection) -> dict[str, Any]:
-    plan = one.case.plan if one.case else None
+def _config(inspection: Inspection) -> dict[str, Any]:
+    case = inspection.case
+    plan = case.plan if case else None
     return {
-        "source": one.source,
-        "accepted": not one.problems,
-        "problems": list(one.problems),
+        "source": inspection.source,
+        "accepted": not inspection.problems,
+        "problems": list(inspection.problems),
         "warnings": list(plan.warnings) if plan else [],
         "notes": list(plan.notes) if plan else [],
         "plan": _plan(plan) if plan else None,
-        "estimate": _estimate(one.case) if one.case else None,
-        "machine": [asdict(check) for check in one.case.checks] if one.case else [],
+        "estimate": _estimate(case) if case else None,
+        "machine": [asdict(check) for check in case.checks] if case else [],
     }
 
 
@@ -63,15 +64,15 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _estimate(case: EstimatedPlan) -> dict[str, Any]:
-    found = case.estimate
+    predicted = case.estimate
     return {
-        "parameters": {"total": found.parameters, "per_gpu": found.parameters_per_rank},
-        "flops": {"per_token": found.flops_per_token, "per_step": found.flops_per_step},
-        "bubble": found.bubble,
+        "parameters": {"total": predicted.parameters, "per_gpu": predicted.parameters_per_rank},
+        "flops": {"per_token": predicted.flops_per_token, "per_step": predicted.flops_per_step},
+        "bubble": predicted.bubble,
         "memory": {
             "gpu": case.gpu_memory,
             "fits": case.fits,
-            "fullest_stage": found.fullest.stage,
+            "fullest_stage": predicted.fullest.stage,
             "stages": [
                 {
                     "stage": stage.stage,
@@ -79,10 +80,10 @@ def _estimate(case: EstimatedPlan) -> dict[str, Any]:
                     "parameters": stage.parameters,
                     "bytes": _memory(stage.memory),
                 }
-                for stage in found.stages
+                for stage in predicted.stages
             ],
         },
-        "sent": [asdict(sent) for sent in found.traffic],
+        "sent": [asdict(sent) for sent in predicted.traffic],
         "alternatives": [_alternative(other) for other in case.alternatives],
         "nearest": [_alternative(other) for other in case.nearest],
         "modes": [_mode(row) for row in case.modes],

@@ -1,7 +1,7 @@
-"""The plans near a plan: other layouts, other values of the settings that decide memory, and how
-much each of them changes.
+"""The candidates of a search: other layouts and other values of the settings that determine memory,
+each with a cost, which measures how much it changes.
 
-The model stays as it is, and so do the samples of a step unless GPUs are added to the data axis or
+The model is unchanged, and so are the samples of a step unless GPUs are added to the data axis or
 ``micro_batches`` is changed.
 """
 
@@ -20,11 +20,11 @@ from models.parallel.registry import modes
 
 MOST_GPUS = 2048
 STEP = 0.1
-"""What a further step of a setting adds to a change, which counts 1."""
+"""Cost of each further step of a changed setting; the change itself costs 1."""
 SURCHARGE = {"precision": 0.5, "micro_batches": 4.0, "offload": 8.0}
-"""Added to a change of these: rounding differs, a step has fewer samples, most time is lost."""
+"""Additional cost of these changes: rounding differs, a step has fewer samples, a step is slow."""
 UNASKED_GPUS = 100.0
-"""Added where more GPUs are taken than the number that was given."""
+"""Additional cost of more GPUs than the user's --gpus."""
 
 CheckpointChoice = bool | Literal["selective"]
 OffloadChoice = tuple[str | None, str | None]  # of the states, of the parameters
@@ -32,11 +32,11 @@ ZeroChoice = tuple[int, bool]  # the stage, and whether over depth as well
 OFFLOADS: Sequence[OffloadChoice] = [(None, None), ("cpu", None), ("cpu", "cpu")]
 
 KnobSteps = tuple[int, ...]
-"""Of each knob: 0 is the plan's own value, or the nearest to it that a layout allows."""
+"""Index of each knob's value; 0 is the plan's value, or the nearest that the layout allows."""
 
 
 class Knobs(NamedTuple):
-    """The values of each setting beside the layout, in the order of memory, most first."""
+    """The candidate values of each setting but the layout, ordered by memory, largest first."""
 
     checkpoint: Sequence[CheckpointChoice]
     micro_batch: Sequence[int]  # samples
@@ -44,7 +44,7 @@ class Knobs(NamedTuple):
     precision: Sequence[str]
     zero: Sequence[ZeroChoice]
     offload: Sequence[OffloadChoice]
-    micro_batches: Sequence[int | None]  # None: as many as the batch has
+    micro_batches: Sequence[int | None]  # None: the whole batch
 
 
 PRECISION, ZERO, OFFLOAD = map(Knobs._fields.index, ("precision", "zero", "offload"))
@@ -52,22 +52,25 @@ PRECISION, ZERO, OFFLOAD = map(Knobs._fields.index, ("precision", "zero", "offlo
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Space:
-    """All candidates on one layout. ``cost``: how much the layout alone changes ``plan``."""
+    """All candidates on one layout."""
 
     plan: Plan
+    """The user's plan."""
     layout: Layout
     cost: float
+    """The cost of the layout alone."""
     batch_size: int
+    """Samples of a data-parallel rank."""
     knobs: Knobs
 
     def candidates(self) -> list[tuple[float, KnobSteps]]:
-        """All legal combinations, by cost: the number of changed settings before all."""
+        """Return all legal combinations by cost, which is mainly the number of changed settings."""
         ranges = (range(len(values)) for values in self.knobs)
-        found = [(self.cost_of(steps), steps) for steps in product(*ranges) if self.is_legal(steps)]
-        return sorted(found)
+        legal = [(self.cost_of(steps), steps) for steps in product(*ranges) if self.is_legal(steps)]
+        return sorted(legal)
 
     def strongest(self, turned: frozenset[int]) -> KnobSteps:
-        """The combination of least memory of those that change no knobs but the ``turned``."""
+        """Return the combination of least memory that changes only the ``turned`` knobs."""
         steps = [len(values) - 1 if n in turned else 0 for n, values in enumerate(self.knobs)]
         while steps[OFFLOAD] and not self.is_legal(tuple(steps)):
             steps[OFFLOAD] -= 1
@@ -80,12 +83,12 @@ class Space:
         return self.knobs[number][steps[number]]
 
     def micro_batch_count(self, steps: KnobSteps) -> int:
-        """NUM_MICRO_BATCHES."""
+        """Return NUM_MICRO_BATCHES of a candidate."""
         whole: int = self.batch_size // self.value("micro_batch", steps)
         return min(whole, self.value("micro_batches", steps) or whole)
 
     def overrides(self, steps: KnobSteps) -> tuple[str, ...]:
-        """The difference between a candidate and the plan."""
+        """Return the settings in which a candidate differs from the plan."""
         settings, layout = self.plan.settings, self.layout
         offload, offload_params = self.value("offload", steps)
         stage, over_depth = self.value("zero", steps)
@@ -112,7 +115,8 @@ class Space:
         return tuple(f"{name}={value}" for name, value, now in pairs if value != now)
 
     def adds_to(self, steps: KnobSteps, other: Space, others: KnobSteps) -> bool:
-        """Whether a candidate changes all that another one does, as far or farther, and more."""
+        """Return whether a candidate contains another one: it changes every setting that the other
+        changes, at least as far."""
         mine, theirs, own = self.layout, other.layout, self.plan.layout
         farther = (
             (mine.mode is theirs.mode or theirs.mode is own.mode or theirs.tensor == 1)
@@ -129,7 +133,8 @@ class Space:
         )
 
     def is_legal(self, steps: KnobSteps) -> bool:
-        """Whether offloading has its stage, and ZeRO anything to share out or to offload."""
+        """Return whether offloading has the ZeRO stage it needs, and ZeRO something to shard or to
+        offload."""
         (stage, over_depth), offload = self.value("zero", steps), self.value("offload", steps)
         needed = 3 if offload[1] else 1 if offload[0] else 0
         sharing = self.layout.data * (_copies(self.layout) if over_depth else 1)
@@ -137,19 +142,18 @@ class Space:
 
 
 def spaces(plan: Plan, *, gpus_given: bool) -> list[Space]:
-    """The layouts on the plan's GPUs, then on twice, four times as many and so on, each with the
-    values that the other settings can take there; by cost."""
-    found = [
+    """Return the layouts on the plan's GPUs and on 2, 4, 8 ... times as many, each with the values
+    that the other settings can take there, by cost."""
+    candidates = [
         _space(plan, layout, batch_size, gpus_given=gpus_given)
         for layout, batch_size in _layouts(plan)
         if layout == plan.layout or not _is_plain(layout, plan.layout)
     ]
-    return sorted(found, key=lambda space: space.cost)
+    return sorted(candidates, key=lambda space: space.cost)
 
 
 def on_gpus(plan: Plan) -> list[Space]:
-    """All layouts on the plan's GPUs that keep its pipeline, with at least the samples of a step
-    that it has."""
+    """Return all layouts on the plan's GPUs with its pipeline and at least its samples per step."""
     return [
         _space(plan, layout, batch_size, gpus_given=True)
         for layout, batch_size in _layouts(plan, exactly=False)
@@ -158,7 +162,8 @@ def on_gpus(plan: Plan) -> list[Space]:
 
 
 def _is_plain(layout: Layout, own: Layout) -> bool:
-    """Whether a depth makes a mode another one: of 1 it is 2d, of all ranks data parallel."""
+    """Return whether the depth makes a mode equal to another: depth 1 is 2d, a depth of all ranks
+    is data parallelism."""
     by_depth = layout.mode.uses_depth and layout.mode is not own.mode
     return by_depth and layout.depth in (1, layout.tensor)
 
@@ -174,8 +179,11 @@ def _space(plan: Plan, layout: Layout, batch_size: int, *, gpus_given: bool) -> 
 
 
 def _layouts(plan: Plan, *, exactly: bool = True) -> Iterator[tuple[Layout, int]]:
-    """Each with the samples of a data-parallel rank. On the plan's GPUs the global batch is kept,
-    ``exactly`` or rounded up, and other modes are tried; added GPUs may hold further copies."""
+    """Yield layouts, each with the samples of a data-parallel rank.
+
+    On the plan's GPUs the global batch is kept, ``exactly`` or rounded up, and other modes are
+    tried. With more GPUs the samples of a rank are kept, so further copies add samples.
+    """
     own = plan.layout
     pieces = plan.settings.model.n_layer // plan.settings.model.num_chunks
     gpus = own.gpus
@@ -199,8 +207,8 @@ def _layouts(plan: Plan, *, exactly: bool = True) -> Iterator[tuple[Layout, int]
 
 
 def _modes(own: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int]]:
-    """The modes, each with a depth, that split tensors over so many ranks; the plan's own before
-    all, and alone where GPUs are ``added``."""
+    """Yield the modes, each with a depth, that can shard tensors over ``tensor`` ranks; only the
+    plan's own mode if GPUs are ``added``."""
     if tensor == 1:
         yield (own.mode, own.depth) if own.tensor == 1 else (modes()["serial"], 1)
         return
@@ -244,8 +252,9 @@ def _knobs(plan: Plan, layout: Layout, batch_size: int) -> Knobs:
 
 
 def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
-    """Samples of a micro-batch: the plan's, or the nearest that divide the batch, then at most half
-    of the one before. Of those that are padded to the same size, the largest."""
+    """Return sizes of a micro-batch in samples: the plan's, or the nearest that divides the batch,
+    then each at most half of the one before. Of sizes that are padded to the same multiple, only
+    the largest is listed."""
     multiple = layout.sample_multiple(plan.settings.seq_len)
 
     def padded(samples: int) -> int:
@@ -254,15 +263,16 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
     largest = {padded(n): n for n in _divisors(batch_size) if padded(n) <= padded(plan.micro_batch)}
     own = layout == plan.layout
     first = plan.micro_batch if own else largest[max(largest)]
-    found = [first]
+    sizes = [first]
     for size, samples in sorted(largest.items(), reverse=True):
-        if size <= padded(found[-1]) / 2 or (size < padded(found[-1]) and size == min(largest)):
-            found.append(samples)
-    return found
+        if size <= padded(sizes[-1]) / 2 or (size < padded(sizes[-1]) and size == min(largest)):
+            sizes.append(samples)
+    return sizes
 
 
 def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
-    """Stages from the plan's on, each over data, then over depth as well if there are copies."""
+    """Return the ZeRO stages from the plan's on, each over data, and over depth too if the mode
+    replicates weights along it."""
     zero = plan.settings.zero
     copies = _copies(layout) > 1
     return [
@@ -274,7 +284,7 @@ def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
 
 
 def _copies(layout: Layout) -> int:
-    """Ranks of the tensor axes that hold the same weights."""
+    """Return the number of tensor-parallel ranks that hold the same weights."""
     return prod(layout.tensor_axes[axis] for axis in layout.mode.replicated)
 
 
@@ -283,9 +293,9 @@ def _divisors(number: int) -> list[int]:
 
 
 def _halves(number: int) -> list[int]:
-    """``number`` halved again and again, down to 1."""
-    found = []
+    """Halve ``number`` repeatedly, down to 1, and return the results."""
+    halves = []
     while number > 1:
         number //= 2
-        found.append(number)
-    return found
+        halves.append(number)
+    return halves

@@ -1,4 +1,4 @@
-"""What there is to say of a config: refused and why, or its plan and what that takes."""
+"""Inspects a config: its problems, or its plan, its estimate and alternatives that fit."""
 
 from __future__ import annotations
 
@@ -18,32 +18,36 @@ ALTERNATIVES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MachineCheck:
-    """A question to the machine at hand: its subject, the answer, and the problems it shows."""
+    """The result of one check of this machine."""
 
     about: str
+    """The subject, such as 'memory'."""
     finding: str
+    """The result, in a few words."""
     problems: tuple[str, ...] = ()
+    """One message per reason to reject the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatedPlan:
-    """A legal config: its plan, what that takes, and bytes of a GPU's memory, if they are known.
-    ``checks`` are of the machine and ``modes`` a comparison, where they were asked for.
-
-    ``alternatives`` would fit where this does not; if there are none, ``nearest`` miss by least.
-    """
+    """A legal config with its plan and estimate."""
 
     plan: Plan
     estimate: Estimate
     gpu_memory: int | None = None
+    """Bytes per GPU, None if unknown."""
     alternatives: tuple[Alternative, ...] = ()
+    """Changes that fit, if the config does not."""
     nearest: tuple[Alternative, ...] = ()
+    """If no change fits: those that exceed the memory least."""
     checks: tuple[MachineCheck, ...] = ()
+    """The checks of this machine, if requested."""
     modes: tuple[ModeEstimate, ...] = ()
+    """The comparison of modes, if requested."""
 
     @property
     def fits(self) -> bool | None:
-        """Whether the fullest GPU holds its share; None where its size is not known."""
+        """Whether the fullest GPU has enough memory; None if its memory is unknown."""
         if self.gpu_memory is None:
             return None
         return self.estimate.fullest.memory.total <= self.gpu_memory
@@ -51,11 +55,14 @@ class EstimatedPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """``problems`` are reasons to refuse, a line each; ``case`` is None where there is no plan."""
+    """The result of an inspection."""
 
     source: str
+    """The path of the config."""
     problems: tuple[str, ...] = ()
+    """One message per reason to reject the config."""
     case: EstimatedPlan | None = None
+    """The plan and its estimate; None if the config has no valid plan."""
 
 
 def inspect_config(
@@ -66,10 +73,11 @@ def inspect_config(
     enough: int = ALTERNATIVES,
     modes: bool = False,
 ) -> Inspection:
-    """Read a config and judge it. What is wrong with it is in the result, never raised.
+    """Read a config, plan it and estimate it. Its problems are returned, never raised.
 
-    ``enough``: how many alternatives are looked for where the config does not fit. ``modes``:
-    whether the modes are compared.
+    gpu_memory: bytes per GPU; None: unknown, the config is accepted at any size.
+    enough: number of alternatives to search for if the config does not fit.
+    modes: whether to compare the modes.
     """
     source = str(request.path)
     try:
@@ -83,34 +91,34 @@ def inspect_config(
         case = replace(case, modes=tuple(compare_modes(request, plan, device=device)))
     if gpu_memory is None or case.fits:
         return Inspection(source=source, case=case)
-    others = alternatives(request, plan, gpu_memory, enough=enough, device=device)
-    case = replace(case, alternatives=others.fitting, nearest=others.nearest)
+    findings = alternatives(request, plan, gpu_memory, enough=enough, device=device)
+    case = replace(case, alternatives=findings.fitting, nearest=findings.nearest)
     problem = (
-        f"{source}: {too_large(case.estimate, gpu_memory)}; {_remedy(plan, gpu_memory, others)}"
+        f"{source}: {too_large(case.estimate, gpu_memory)}; {_remedy(plan, gpu_memory, findings)}"
     )
     return Inspection(source=source, problems=(problem,), case=case)
 
 
-def too_large(found: Estimate, limit: int) -> str:
-    """That the fullest GPU takes more than the ``limit`` of bytes it has."""
-    fullest = found.fullest
-    where = f"stage {fullest.stage}" if len(found.stages) > 1 else "the model"
+def too_large(predicted: Estimate, limit: int) -> str:
+    """Return the message that the fullest GPU needs more than the ``limit`` of bytes it has."""
+    fullest = predicted.fullest
+    where = f"stage {fullest.stage}" if len(predicted.stages) > 1 else "the model"
     return (
-        f"{where} takes {format_bytes(fullest.memory.total)} of a GPU, which has "
+        f"{where} needs {format_bytes(fullest.memory.total)} per GPU, which has "
         f"{format_bytes(limit)}"
     )
 
 
-def _remedy(plan: Plan, gpu_memory: int, found: Findings) -> str:
-    """The mildest change that fits, or all that was tried and by how much the best of it misses."""
-    if found.fitting:
-        best = found.fitting[0]
+def _remedy(plan: Plan, gpu_memory: int, findings: Findings) -> str:
+    """Return the mildest change that fits; if none does, the changes tried and the nearest miss."""
+    if findings.fitting:
+        best = findings.fitting[0]
         return f"{format_bytes(best.estimate.fullest.memory.total)} with {best.command_words(plan)}"
-    if not found.nearest:
-        return f"nothing fits ({found.tried})"
-    best = found.nearest[0]
+    if not findings.nearest:
+        return f"nothing fits ({findings.tried})"
+    best = findings.nearest[0]
     size = best.estimate.fullest.memory.total
     return (
-        f"nothing fits ({found.tried}); nearest: {format_bytes(size)}, "
+        f"nothing fits ({findings.tried}); nearest: {format_bytes(size)}, "
         f"{format_bytes(size - gpu_memory)} too much, with {best.command_words(plan)}"
     )

@@ -1,4 +1,4 @@
-"""A config held against the machine at hand, as ``cuboid train`` would run it there."""
+"""Inspects a config as ``cuboid train`` would run it on this machine."""
 
 from __future__ import annotations
 
@@ -22,31 +22,40 @@ def inspect_on(
     enough: int,
     modes: bool = False,
 ) -> Inspection:
-    """Like ``inspect_config``, on as many ranks as would be started, each with the memory it would
-    have unless ``gpu_memory`` says otherwise; further problems are the machine's."""
+    """Inspect a config on the number of ranks that ``cuboid train`` would start, and add the
+    problems of the machine.
+
+    gpu_memory: bytes per rank; None: the rank's share of this machine's GPU memory.
+    enough, modes: as of ``inspect_config``.
+    """
     problems: list[str] = []
     try:
-        one = request.plan()
+        one_copy = request.plan()
     except (ConfigError, UserError):
         return inspect_config(request)
     try:
-        ranks = torchrun.processes(one.layout.gpus, machine.gpus, request.gpus)
+        ranks = torchrun.processes(one_copy.layout.gpus, machine.gpus, request.gpus)
     except UserError as error:
         problems.append(f"{request.path}: {error}")
-        ranks = one.layout.gpus
+        ranks = one_copy.layout.gpus
     gpu_memory = gpu_memory or machine.gpu_memory_for(ranks)
-    asked = replace(request, gpus=ranks)
-    found = inspect_config(asked, gpu_memory, device=machine.device, enough=enough, modes=modes)
-    if found.case is None:
-        return found
-    plan, taken = found.case.plan, found.case.estimate
-    checks = tuple(checks_here(plan, taken, machine, request.environ))
+    inspection = inspect_config(
+        replace(request, gpus=ranks),
+        gpu_memory,
+        device=machine.device,
+        enough=enough,
+        modes=modes,
+    )
+    if inspection.case is None:
+        return inspection
+    plan = inspection.case.plan
+    checks = tuple(checks_here(plan, inspection.case.estimate, machine, request.environ))
     problems += [problem for check in checks for problem in check.problems]
     plan = replace(plan, notes=(*plan.notes, *_notes(machine, ranks)))
     return replace(
-        found,
-        problems=(*found.problems, *problems),
-        case=replace(found.case, plan=plan, checks=checks),
+        inspection,
+        problems=(*inspection.problems, *problems),
+        case=replace(inspection.case, plan=plan, checks=checks),
     )
 
 

@@ -1,4 +1,4 @@
-"""How GPUs are arranged in a drawing: blocks of planes of rows. Says where, draws nothing."""
+"""The arrangement of GPUs in a drawing: blocks of planes of rows, without the drawing itself."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from itertools import product
 from engine.errors import UserError
 from engine.layout import Layout
 
-LINE = 8  # ranks of a single axis that stand side by side
-MAX_GPUS = 4096  # GPUs that are drawn
+LINE = 8  # ranks per row where there is a single axis
+MAX_GPUS = 4096  # largest layout that is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """Ranks on a grid. ``row`` and ``column`` are coordinates that a row or column shares."""
+    """Ranks on a grid."""
 
-    index: Mapping[str, int]  # of the axis that separates planes; empty where there is one
+    index: Mapping[str, int]
+    """The coordinates on the axes that separate planes; empty if there is a single plane."""
     rows: tuple[str, ...]
+    """The coordinate that each row shares."""
     columns: tuple[str, ...]
+    """The coordinate that each column shares."""
     ranks: tuple[tuple[int, ...], ...]
+    """The ranks, row by row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuBlock:
-    """GPUs that are drawn together: a pipeline stage of one copy of the model, cut by the tensor
-    axes; or, where tensors are not cut, a stage of all copies."""
+    """GPUs that are drawn together: one pipeline stage of one copy of the model, or, without tensor
+    parallelism, one pipeline stage of all copies."""
 
-    index: Mapping[str, int]  # what the GPUs share: 'data' and 'pipeline', or 'pipeline'
+    index: Mapping[str, int]
+    """The coordinates that the GPUs share: on 'data' and 'pipeline', or on 'pipeline'."""
     planes: tuple[Plane, ...]
 
     @property
@@ -37,12 +42,13 @@ class GpuBlock:
 
 
 def blocks(layout: Layout) -> list[GpuBlock]:
-    """Every rank, once, in the order of data, then of stages.
+    """Arrange every rank in a block, ordered by data-parallel copy, then by stage.
 
-    Raises UserError where there are more GPUs than anyone could look at.
+    Raises:
+        UserError: there are more than MAX_GPUS GPUs.
     """
     if layout.gpus > MAX_GPUS:
-        raise UserError(f"a map shows up to {MAX_GPUS} GPUs, not {layout.gpus}")
+        raise UserError(f"a map shows at most {MAX_GPUS} GPUs, not {layout.gpus}")
     inner = layout.tensor_axes if layout.tensor > 1 else {"data": layout.data}
     outer = {axis: size for axis, size in layout.axes.items() if axis not in inner}
     outer = {axis: outer[axis] for axis in ("data", "pipeline") if axis in outer}
@@ -52,14 +58,15 @@ def blocks(layout: Layout) -> list[GpuBlock]:
 
 
 def title(block: GpuBlock, layout: Layout) -> str:
-    """What tells a block from the others."""
+    """Return the title that distinguishes a block from the others."""
     if layout.pipeline > 1 or layout.data == 1:
         return f"stage {block.stage}"
     return f"data {block.index['data']}" if "data" in block.index else "all GPUs"
 
 
 def _planes(layout: Layout, fixed: Mapping[str, int], inner: Mapping[str, int]) -> Iterator[Plane]:
-    """The last two axes span a plane; an axis alone is a line, broken where it is long."""
+    """Yield the planes of a block. The last two axes span a plane; a single axis is one row, or
+    several if it is long."""
     whole = {**dict.fromkeys(layout.axes, 0), **fixed}
     *slow, across = {axis: size for axis, size in inner.items() if size > 1} or dict(inner)
     if not slow:

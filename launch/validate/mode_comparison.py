@@ -1,8 +1,8 @@
-"""Every mode that can split the tensors of a config on its GPUs, side by side.
+"""Compares all modes that can shard a config on its GPUs.
 
-The pipeline stays as it is, and so does the global batch, unless the data-parallel ranks of a mode
-need a larger one. Micro-batches are the plan's, or the nearest
-size that the batch of a data-parallel rank and the mode divide into.
+The pipeline is unchanged, and so is the global batch unless the data-parallel ranks of a mode need
+a larger one. Micro-batches are the plan's, or the nearest size that the batch of a data-parallel
+rank and the mode can be divided into.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from models.parallel.registry import modes
 
 @dataclass(frozen=True, kw_only=True)
 class ModeEstimate:
-    """One mode, size and depth: the overrides that make it, its plan and the estimate of that."""
+    """The estimate of one mode, tensor-parallel size and depth."""
 
     overrides: tuple[str, ...]
+    """The settings that differ from the config's."""
     plan: Plan
     estimate: Estimate
 
@@ -34,7 +35,7 @@ class ModeEstimate:
 
     @property
     def sent(self) -> int:
-        """Bytes that the GPU that sends the most sends in a step."""
+        """Bytes that the busiest GPU sends in a step."""
         return sum(sent.bytes for sent in self.estimate.traffic)
 
     @property
@@ -46,21 +47,21 @@ class ModeEstimate:
 def compare_modes(
     request: PlanRequest, plan: Plan, *, device: DeviceType = "cuda"
 ) -> list[ModeEstimate]:
-    """Estimate each legal mode, tensor-parallel size and depth on the plan's GPUs: by mode, then by
+    """Estimate each legal mode, tensor-parallel size and depth on the plan's GPUs, sorted by mode,
     size and depth."""
     order = list(modes())
 
-    def place(space: Space) -> tuple[int, int, int]:
+    def sort_key(space: Space) -> tuple[int, int, int]:
         layout = space.layout
         return order.index(layout.mode.name), layout.tensor, layout.depth
 
     rows = []
-    for space in sorted(on_gpus(plan), key=place):
+    for space in sorted(on_gpus(plan), key=sort_key):
         overrides = space.overrides((0,) * len(space.knobs))
         try:
             other = request.plan(overrides, plan.layout.gpus)
         except ConfigError:
             continue
-        found = estimate(other, device=device)
-        rows.append(ModeEstimate(overrides=overrides, plan=other, estimate=found))
+        predicted = estimate(other, device=device)
+        rows.append(ModeEstimate(overrides=overrides, plan=other, estimate=predicted))
     return rows

@@ -1,4 +1,4 @@
-"""One config, told to a person: what it is, what it takes, what goes where, and what to mind."""
+"""The report of one config: summary, memory, messages, modes, checks, alternatives, remarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.plan import Plan
 from engine.runs.plan_summary import plan_summary, summary_table
 from launch.validate.inspection import EstimatedPlan
 
-# Columns of the memory table: head, field.
+# Columns of the memory table: title, field of Memory.
 PARTS = (
     ("weights", "parameters"),
     ("grads", "gradients"),
@@ -28,19 +28,19 @@ PARTS = (
 )
 OFF_DEVICE = (("host", "host"), ("NVMe", "nvme"))
 MOST_ROWS = 12
-WIDE = 100  # columns of a terminal that has room
-NEARLY = 0.9  # of a GPU's memory
+WIDE = 100  # columns of a wide terminal
+NEARLY = 0.9  # share of a GPU's memory from which on it is shown in yellow
 
 
 def print_report(case: EstimatedPlan, console: Console) -> None:
-    """The whole of it, but for remarks."""
-    plan, found = case.plan, case.estimate
-    console.print(summary_table({**plan_summary(plan), **_more(plan, found)}))
+    """Print the report without the remarks."""
+    plan, predicted = case.plan, case.estimate
+    console.print(summary_table({**plan_summary(plan), **_estimate_lines(plan, predicted)}))
     console.print()
     console.print(memory_table(case, console))
-    if found.traffic:
+    if predicted.traffic:
         console.print()
-        console.print(traffic_table(found, console))
+        console.print(traffic_table(predicted, console))
     console.print()
     if case.modes:
         console.print(modes_table(case, console))
@@ -54,25 +54,26 @@ def print_report(case: EstimatedPlan, console: Console) -> None:
 
 
 def print_remarks(plan: Plan, console: Console) -> None:
-    """Warnings and notes: on a terminal wrapped between words, in a file a line each."""
+    """Print warnings and notes: wrapped on a terminal, otherwise one line each."""
     for kind, style, lines in (("warning", "yellow", plan.warnings), ("note", "cyan", plan.notes)):
         for line in lines:
             text = Text(f"{kind}: ", style=style).append(line, style="default")
             console.print(text, soft_wrap=not console.is_terminal, highlight=False)
 
 
-def _more(plan: Plan, found: Estimate) -> dict[str, str]:
-    """Lines that take the estimate."""
-    lines = {"parameters": f"{found.parameters:,}"}
+def _estimate_lines(plan: Plan, predicted: Estimate) -> dict[str, str]:
+    """Return the lines of the summary that the estimate provides."""
+    lines = {"parameters": f"{predicted.parameters:,}"}
     if plan.layout.gpus > 1:
-        lines["parameters"] += f", at most {found.parameters_per_rank:,} on a GPU"
+        lines["parameters"] += f", at most {predicted.parameters_per_rank:,} on a GPU"
     if plan.layout.pipeline > 1:
-        lines["bubble"] = f"{found.bubble:.1%} of a step ({plan.settings.schedule})"
+        lines["bubble"] = f"{predicted.bubble:.1%} of a step ({plan.settings.schedule})"
     return lines
 
 
 def memory_table(case: EstimatedPlan, console: Console) -> Table:
-    """A row a stage; stages that take the same share one, and of many only some are shown."""
+    """Return a table with one row per stage. Consecutive stages of equal memory share a row; of
+    many rows only some are shown."""
     stages, gpu = case.estimate.stages, case.gpu_memory
     name, size = byte_unit(max(stage.memory.total for stage in stages))
     parts = [
@@ -98,16 +99,16 @@ def memory_table(case: EstimatedPlan, console: Console) -> Table:
     return grid
 
 
-def traffic_table(found: Estimate, console: Console) -> Table:
-    """What the busiest GPU sends in a step."""
+def traffic_table(predicted: Estimate, console: Console) -> Table:
+    """Return a table of the messages that the busiest GPU sends in a step."""
     grid = _grid("sent by a GPU in a step", ["axis", "collective"], ["calls", "bytes"], console)
-    for sent in found.traffic:
+    for sent in predicted.traffic:
         grid.add_row(sent.axis, sent.collective, f"{sent.calls:,}", format_bytes(sent.bytes))
     return grid
 
 
 def alternatives_table(case: EstimatedPlan, console: Console) -> Table:
-    """The changes that would fit, or that miss by the least; and what they take."""
+    """Return a table of the changes that fit, or of the nearest misses, with their memory."""
     title = "what would fit" if case.alternatives else "nothing fits; nearest"
     others = case.alternatives or case.nearest
     samples = {other.plan.global_batch for other in others} != {case.plan.global_batch}
@@ -125,7 +126,7 @@ def alternatives_table(case: EstimatedPlan, console: Console) -> Table:
 
 
 def modes_table(case: EstimatedPlan, console: Console) -> Table:
-    """Every legal mode on these GPUs; the plan's own row in bold."""
+    """Return a table of all legal modes on these GPUs; the plan's own mode is bold."""
     limit = case.gpu_memory
     share = [] if limit is None else [f"of {format_bytes(limit)}"]
     batch = {row.plan.global_batch for row in case.modes} != {case.plan.global_batch}
@@ -150,7 +151,7 @@ def modes_table(case: EstimatedPlan, console: Console) -> Table:
 
 
 def checks_table(case: EstimatedPlan, console: Console) -> Table:
-    """All that was asked of this machine, and each answer."""
+    """Return a table of the checks of this machine and their findings."""
     grid = _grid("this machine", ["about", "finding"], [], console)
     grid.show_header = False
     grid.columns[1].no_wrap = False
@@ -176,7 +177,7 @@ def _grid(title: str, names: Sequence[str], numbers: Sequence[str], console: Con
 
 
 def _share(ratio: float, width: int, console: Console) -> Text:
-    """A percentage, above 100% as soon as it is too much, and a bar of ``room`` characters."""
+    """Return a percentage (rounded up above 100%) and a bar of ``width`` characters."""
     style = "red" if ratio > 1 else "yellow" if ratio > NEARLY else "green"
     percent = ceil(100 * ratio) if ratio > 1 else round(100 * ratio)
     done = min(width, ceil(ratio * width))
@@ -186,7 +187,8 @@ def _share(ratio: float, width: int, console: Console) -> Text:
 
 
 def _some(rows: Sequence[list[StageEstimate]]) -> Iterator[list[StageEstimate] | None]:
-    """All of a few rows; of many the ends and the largest, None for those left out."""
+    """Yield all rows if they are few, otherwise the first, the last and the largest; None stands
+    for omitted rows."""
     last = len(rows) - 1
     largest = max(range(len(rows)), key=lambda row: rows[row][0].memory.total)
     kept = {

@@ -1,4 +1,4 @@
-"""Shapes, text and colours of an SVG picture; what they mean is for others to say."""
+"""SVG primitives: shapes, text and colours."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from xml.etree.ElementTree import Element, SubElement
 NAMESPACE = "http://www.w3.org/2000/svg"
 FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 INK, GREY, LINE, PAPER = "#1f2937", "#6b7280", "#cbd5e1", "#ffffff"
-# Stages go through these from first to last; white text is readable on each of them.
+# Colours from the first stage to the last; white text is readable on each of them.
 RAMP = ("#2563c9", "#6d4fc4", "#b0409c", "#cc4a5a", "#c2620e")
 
 Point = tuple[float, float]
 
 
 def canvas(width: float, height: float, title: str, description: str) -> Element:
-    """An empty picture on paper."""
+    """Create a picture with a blank background."""
     root = Element(
         "svg",
         {
@@ -35,7 +35,7 @@ def canvas(width: float, height: float, title: str, description: str) -> Element
 
 
 def render(root: Element) -> str:
-    """The picture as a file's text."""
+    """Return the picture as the text of an SVG file."""
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -69,7 +69,7 @@ def line(parent: Element, start: Point, end: Point, **style: str) -> Element:
 
 
 def arrow(parent: Element, start: Point, end: Point) -> None:
-    """A horizontal arrow to the right."""
+    """Draw a horizontal arrow to the right."""
     (x, y), tip = end, 7
     line(parent, start, (x - tip, y), stroke=GREY, stroke_width="1.6")
     polygon(parent, [(x, y), (x - tip - 2, y - 5), (x - tip - 2, y + 5)], fill=GREY)
@@ -86,7 +86,7 @@ def label(
     fill: str = INK,
     bold: bool = False,
 ) -> Element:
-    """Text whose middle line is at ``y``."""
+    """Draw text that is vertically centred at ``y``."""
     attributes = _numbers({"x": x, "y": y + 0.35 * size, "font-size": size})
     attributes |= {"text-anchor": anchor, "fill": fill}
     if bold:
@@ -97,21 +97,21 @@ def label(
 
 
 def text_width(content: str, size: float) -> float:
-    """Room that ``content`` takes at most, in any common sans serif."""
+    """Return an upper bound of the width of ``content`` in any common sans-serif font."""
     return 0.62 * size * len(content)
 
 
 def ramp(index: int, count: int) -> str:
-    """The colour of one of ``count`` in order."""
+    """Return colour ``index`` of a ramp of ``count`` colours."""
     if count == 1:
         return RAMP[0]
-    place = index / (count - 1) * (len(RAMP) - 1)
-    before = min(int(place), len(RAMP) - 2)
-    return mix(RAMP[before], RAMP[before + 1], place - before)
+    position = index / (count - 1) * (len(RAMP) - 1)
+    before = min(int(position), len(RAMP) - 2)
+    return mix(RAMP[before], RAMP[before + 1], position - before)
 
 
 def mix(colour: str, other: str, share: float) -> str:
-    """``share`` of ``other`` in ``colour``."""
+    """Mix two colours: (1 - share) of ``colour`` and ``share`` of ``other``."""
     pairs = zip(_channels(colour), _channels(other), strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 

@@ -1,4 +1,4 @@
-"""A block of GPUs in a picture: a grid of tiles, or planes of a cube, one above the other."""
+"""SVG drawings of a block of GPUs: a grid of tiles, or the stacked planes of a cube."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from launch.validate.svg import (
 )
 
 DARK, WHITE = "#0b1020", "#ffffff"
-SMALL = 11.0  # size of the coordinates' names
-FEW = 32  # GPUs for which there is a lot of room
+SMALL = 11.0  # font size of the coordinates' names
+FEW = 32  # up to this many GPUs tiles are drawn large
 
 
 class Body(Protocol):
-    """What is inside a card."""
+    """The drawing inside a card."""
 
     width: float
     height: float
 
     def draw(self, parent: Element, x: float, y: float, layout: Layout, colour: str) -> None:
-        """All GPUs of a block, the upper left corner at (x, y)."""
+        """Draw all GPUs of a block; the upper left corner is at (x, y)."""
 
 
 def body(block: GpuBlock, gpus: int) -> Body:
-    """How a block of a layout of so many ``gpus`` is drawn: larger where they are few."""
+    """Choose the drawing of a block; tiles are larger if the layout has few ``gpus``."""
     if len(block.planes) == 1:
         return TileGrid(block.planes[0], gpus)
     return Cube(block.planes)
@@ -79,7 +79,7 @@ class TileGrid:
 
 @dataclass(frozen=True)
 class IsometricGrid:
-    """An isometric plane: columns go down to the right, rows down to the left."""
+    """An isometric plane: columns run down to the right, rows down to the left."""
 
     half_width: float
     half_height: float
@@ -90,10 +90,10 @@ class IsometricGrid:
 
 
 class Cube:
-    """Planes of slabs in isometric view, the first one on top; their corners are joined."""
+    """Planes of slabs in isometric view, the first one on top, with joined corners."""
 
-    fill = 0.84  # of its place that a slab takes
-    air = 10.0  # between planes
+    fill = 0.84  # share of its cell that a slab covers
+    air = 10.0  # distance between planes
 
     def __init__(self, planes: Sequence[Plane]) -> None:
         self._planes = planes
@@ -118,7 +118,7 @@ class Cube:
                     self._slab(_gpu(parent, layout, rank), top, row, column, rank, colour)
 
     def _edges(self, parent: Element, origin: Point) -> None:
-        """Dashed verticals between the planes' outer corners: they are one cube."""
+        """Draw dashed verticals that join the outer corners of the planes to a cube."""
         edge, down = self.fill * self._isometric.half_width, self._isometric.thickness
         corners = (self._rows - 0.5, 0.5, -edge), (0.5, self._columns - 0.5, edge)
         for number in range(len(self._planes) - 1):
@@ -164,7 +164,7 @@ class Cube:
 
 
 def _gpu(parent: Element, layout: Layout, rank: int) -> Element:
-    """A group that says in words, and as data, which GPU is drawn in it."""
+    """Create the group of a GPU's shapes, with its coordinates as a title and as attributes."""
     coordinates = layout.coordinates(rank)
     data = {f"data-{axis}": str(index) for axis, index in coordinates.items()}
     tile = group(parent, id=f"gpu-{rank}", **data)

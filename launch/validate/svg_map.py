@@ -1,4 +1,4 @@
-"""The map as a picture: a card for every block of GPUs, in the order of copies and stages."""
+"""The map of a layout as SVG: one card per block of GPUs, ordered by copy and stage."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from launch.validate.svg import (
 )
 from launch.validate.svg_grids import Body, body
 
-WIDEST = 1640.0  # of the cards, where more than one stands in a row
+WIDEST = 1640.0  # maximum width of a row of cards
 MARGIN, PADDING, HEAD, BELOW = 32.0, 14.0, 58.0, 16.0
-ARROW, APART = 36.0, 18.0  # between cards: with an arrow, and without
+ARROW, APART = 36.0, 18.0  # distance of cards with an arrow between them, and without
 TITLE = 22.0
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is written on the card of a stage."""
+    """The text on the card of a stage."""
 
     layers: str
     memory: str
@@ -59,9 +59,13 @@ class Card:
 
 
 def svg_map(layout: Layout, name: str, captions: Sequence[Caption]) -> str:
-    """The picture's text, for a config of this ``name`` whose stages have these captions.
+    """Return the text of an SVG file.
 
-    Raises UserError where there are too many GPUs.
+    name: name of the config.
+    captions: one per stage.
+
+    Raises:
+        UserError: there are too many GPUs.
     """
     cards = [_card(block, layout, captions[block.stage]) for block in blocks(layout)]
     card_rows = [CardRow(heading, those) for heading, those in _copies(cards, layout)]
@@ -84,7 +88,7 @@ def svg_map(layout: Layout, name: str, captions: Sequence[Caption]) -> str:
 
 
 class CardRow:
-    """Cards of one copy of the model, or of all: in rows of equal cards."""
+    """The cards of one copy of the model, or of all copies, in rows of equal length."""
 
     def __init__(self, heading: str, cards: Sequence[Card]) -> None:
         self._heading, self._cards = heading, cards
@@ -145,7 +149,7 @@ def _card(block: GpuBlock, layout: Layout, caption: Caption) -> Card:
 
 
 def _copies(cards: Sequence[Card], layout: Layout) -> list[tuple[str, Sequence[Card]]]:
-    """The cards of each copy of the model under its heading; together where they have no stages."""
+    """Group the cards by copy of the model, each with a heading; a single group without stages."""
     if layout.pipeline == 1 or layout.data == 1 or "data" not in cards[0].block.index:
         return [("", cards)]
     copies = groupby(cards, key=lambda card: card.block.index["data"])
@@ -153,7 +157,8 @@ def _copies(cards: Sequence[Card], layout: Layout) -> list[tuple[str, Sequence[C
 
 
 def _even(count: int, most: int) -> int:
-    """Cards in a row, at most ``most``: rows of the same length where that is not wasteful."""
+    """Return the number of cards per row, at most ``most``: rows of equal length, unless that needs
+    more than twice as many rows."""
     most = max(1, min(most, count))
     divisor = next(n for n in range(most, 0, -1) if count % n == 0)
     return divisor if 2 * divisor > most else -(-count // -(-count // most))

@@ -1,4 +1,4 @@
-"""The map for a terminal: a box for every block of GPUs, as many side by side as fit."""
+"""The map of a layout for a terminal: a box per block of GPUs, side by side as far as they fit."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ LABEL, RANK = "dim", "bold"
 
 
 def terminal_map(layout: Layout, layers: Sequence[str], width: int) -> RenderableType:
-    """Which GPU is where; ``layers`` says what each stage holds, ``width`` is the terminal's.
+    """Draw the rank of every GPU in its place.
 
-    Raises UserError where there are too many GPUs.
+    layers: the layers of each stage.
+    width: columns of the terminal.
+
+    Raises:
+        UserError: there are too many GPUs.
     """
     parts: list[RenderableType] = []
     digits = len(str(layout.gpus - 1))
@@ -60,7 +64,7 @@ def _panel(block: GpuBlock, digits: int, layers: str, name: str) -> Panel:
 
 
 def _plane(plane: Plane, digits: int) -> list[Text]:
-    """Lines of equal width: the columns' names, then a row of ranks each."""
+    """Return lines of equal width: the names of the columns, then one line per row of ranks."""
     cell = max(digits, *map(len, plane.columns)) + 2
     corner = " ".join(f"{axis}{index}" for axis, index in plane.index.items())
     margin = max(len(corner), *map(len, plane.rows))
@@ -77,7 +81,7 @@ def _plane(plane: Plane, digits: int) -> list[Text]:
 
 
 def _arrange(panels: Sequence[Panel], width: int) -> Table:
-    """Panels of the widest one's width, in rows."""
+    """Arrange panels in rows, with columns as wide as the widest panel."""
     widest = max(panel.width or 0 for panel in panels)
     across = max(1, (width + 1) // (widest + 1))
     grid = Table.grid(padding=(0, 1, 0, 0))

@@ -1,4 +1,4 @@
-"""FILE and KEY=VALUE, as people type them."""
+"""Command-line arguments: FILE, KEY=VALUE, paths and unknown options."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def parse(line: str) -> tuple[Path | None, list[str]]:
         "seed=1 --config=a.py optimizer.lr=3e-4",
     ],
 )
-def test_in_any_order(line):
+def test_file_options_and_overrides_parse_in_any_order(line):
     assert parse(line) == (Path("a.py"), ["seed=1", "optimizer.lr=3e-4"])
 
 
-def test_no_file_and_a_file_whose_folder_has_a_sign():
+def test_config_is_optional_and_its_path_may_contain_an_equals_sign():
     assert parse("seed=1") == (None, ["seed=1"])
     assert parse("runs/lr=3/config.py") == (Path("runs/lr=3/config.py"), [])
 
 
-def test_two_files_are_refused():
-    with pytest.raises(UserError, match=r"one config file, not 2: a\.py b\.py"):
+def test_two_config_files_are_rejected():
+    with pytest.raises(UserError, match=r"expected one config file, got 2: a\.py b\.py"):
         parse("--config a.py b.py")
 
 
-def test_several_files_keep_their_order():
+def test_files_are_returned_in_the_order_given():
     parser = argparse.ArgumentParser()
     add_config(parser, required=True)
     args = parser.parse_intermixed_args("b.py seed=1 a.py --config c.py".split())
@@ -68,7 +68,7 @@ def test_several_files_keep_their_order():
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])
-def test_positive(text, capsys):
+def test_number_below_1_is_rejected(text, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(f"a.py --gpus {text}")
     assert caught.value.code == 2
@@ -98,7 +98,7 @@ def test_invalid_sizes_are_rejected(text):
         byte_size(text)
 
 
-def test_beginning_with_weights_contradicts_going_on(tmp_path):
+def test_init_from_with_resume_is_rejected(tmp_path):
     parser = Parser(prog="train")
     add_run(parser)
 
@@ -110,8 +110,8 @@ def test_beginning_with_weights_contradicts_going_on(tmp_path):
     with pytest.raises(UserError) as caught:
         told("--resume=runs/x")
     assert str(caught.value) == (
-        f"--resume=runs/x goes on with a run, and --init-from={tmp_path} begins one: give one of "
-        "them"
+        f"--resume=runs/x continues a run, but --init-from={tmp_path} starts a new one: pass only "
+        "one of them"
     )
     assert f"--init-from={tmp_path}" in run_arguments(
         parser.parse_args([f"--init-from={tmp_path}"]), tmp_path, []
@@ -122,7 +122,7 @@ COMMANDS = discover.module_names("launch.commands")
 
 
 def path_options(command: str) -> list[argparse.Action]:
-    """The options of a command that name files, as their help shows them."""
+    """Return the options of a command whose metavar is a path."""
     parser = argparse.ArgumentParser()
     importlib.import_module(f"launch.commands.{command}").add_arguments(parser)
     shown = re.compile(r"\b(DIR|FILE|PATH|FOLDER)\b|^path$|^run$")
@@ -134,10 +134,10 @@ def path_options(command: str) -> list[argparse.Action]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_that_is_a_path_is_expanded_and_checked(
+def test_path_options_are_expanded_and_checked(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The words of a command line, a config or a run, are tested below."""
+    """Positional paths are tested below."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x").mkdir()
     for action in path_options(command):
@@ -149,7 +149,7 @@ def test_every_option_that_is_a_path_is_expanded_and_checked(
         assert str(action.type(given)) == given.replace("~", str(tmp_path))
 
 
-def test_words_that_are_paths_are_expanded_and_checked(
+def test_positional_paths_are_expanded_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -177,7 +177,7 @@ def test_words_that_are_paths_are_expanded_and_checked(
         "train gpt.py --output pipe",
     ],
 )
-def test_a_named_pipe_is_refused_at_once_in_one_line(
+def test_named_pipe_is_rejected_in_one_line_without_waiting(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -206,7 +206,7 @@ def test_a_named_pipe_is_refused_at_once_in_one_line(
         ("train -n 4 a.py", "cuboid train --help lists them"),
     ],
 )
-def test_an_unknown_option_gets_the_one_that_is_meant(line, told, capsys):
+def test_unknown_option_is_rejected_with_a_suggestion(line, told, capsys):
     assert cli.main(line.split()) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"cuboid {line.split()[0]}: -")
@@ -215,7 +215,7 @@ def test_an_unknown_option_gets_the_one_that_is_meant(line, told, capsys):
     assert message.count("\n") == 1
 
 
-def test_an_abbreviation_and_a_value_with_dashes_are_no_unknown_options():
+def test_abbreviated_option_and_value_with_dashes_are_accepted():
     parser = Parser(prog="train")
     parser.add_argument("--prompt")
     parser.add_argument("words", nargs="*")

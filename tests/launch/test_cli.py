@@ -1,4 +1,4 @@
-"""The cuboid command: its commands, its exit codes, and what it does not import."""
+"""The cuboid command: help, exit codes and imports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
-def test_the_usage_names_every_command(argv, capsys):
+def test_usage_lists_every_command(argv, capsys):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in COMMANDS)
@@ -34,7 +34,7 @@ def test_the_usage_names_every_command(argv, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_in_one_line(name, capsys):
+def test_every_command_has_one_line_of_help(name, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
     assert caught.value.code == 0
@@ -46,8 +46,8 @@ def test_every_command_has_help_in_one_line(name, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_a_terminal_and_ends_with_examples_that_work(name, capsys, monkeypatch, tmp_path):
-    """They parse; their config files are there, and legal with their overrides."""
+def test_help_fits_the_terminal_and_its_examples_parse(name, capsys, monkeypatch, tmp_path):
+    """Their config files exist and are valid with the overrides."""
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
@@ -69,7 +69,7 @@ def test_help_fits_a_terminal_and_ends_with_examples_that_work(name, capsys, mon
 
 
 @pytest.mark.parametrize("script", [train_gpt, evaluate_gpt])
-def test_the_scripts_of_torchrun_have_an_example_too(script, capsys, monkeypatch):
+def test_help_of_the_torchrun_programs_has_an_example(script, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         script.parse(["--help"])
@@ -82,14 +82,14 @@ def test_the_scripts_of_torchrun_have_an_example_too(script, capsys, monkeypatch
         assert vars(script.parse([*words, f"{spelling}=1"])) == {**vars(given), "local_rank": 1}
 
 
-def test_an_unknown_command_is_refused_with_a_guess(capsys):
+def test_unknown_command_is_rejected_with_a_suggestion(capsys):
     assert cli.main(["valdiate"]) == 2
     assert capsys.readouterr().err == "cuboid: valdiate is not a command; did you mean validate?\n"
     assert cli.main(["frobnicate"]) == 2
-    assert "there are: " + ", ".join(COMMANDS) in capsys.readouterr().err
+    assert "commands: " + ", ".join(COMMANDS) in capsys.readouterr().err
 
 
-def test_arguments_that_do_not_parse_are_the_users_too(capsys):
+def test_invalid_arguments_exit_with_2(capsys):
     assert cli.main(["generate", "--tokens", "many"]) == 2
     assert capsys.readouterr().err.startswith("cuboid generate: argument --tokens: ")
 
@@ -110,7 +110,7 @@ PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")
         (OSError(errno.ENOSPC, "No space", "/dev/full"), 1, FULL_DISK),
     ],
 )
-def test_exit_codes(monkeypatch, capsys, error, code, told):
+def test_exit_code_of_each_error(monkeypatch, capsys, error, code, told):
     command = ModuleType("fake", "A command.")
 
     def run(args, environ):
@@ -128,14 +128,14 @@ def test_exit_codes(monkeypatch, capsys, error, code, told):
     assert (captured.out, captured.err) == ("", told)
 
 
-def test_a_reader_that_leaves_early_gets_no_trace():
+def test_closed_pipe_prints_no_traceback():
     for arguments in ("settings", "settings seed"):  # more than a buffer, and less
         line = f"{shlex.quote(sys.executable)} -m launch.cli {arguments} | true"
         run = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, check=True)
         assert run.stderr == b""
 
 
-def test_help_needs_no_torch():
+def test_help_does_not_import_torch():
     names = [name for name in COMMANDS if name != "generate"]
     code = (
         "import importlib, sys\n"

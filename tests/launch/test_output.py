@@ -1,4 +1,4 @@
-"""Every command where its output cannot be written: it does its work, and exits as without."""
+"""Every command with an unwritable stdout or stderr: work and exit code are unchanged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ Streams = Callable[[], TextIO | None]
 
 @contextlib.contextmanager
 def standard(streams: Streams) -> Iterator[None]:
-    """Standard output and error as a process gets them."""
+    """Replace stdout and stderr as a new process gets them."""
     with patch.object(sys, "stdout", streams()), patch.object(sys, "stderr", streams()):
         yield
         if sys.stdout is not None:
@@ -70,7 +70,7 @@ def standard(streams: Streams) -> Iterator[None]:
 
 
 def one_rank(streams: Streams) -> Callable[..., int]:
-    """What torchrun does with one rank, which has streams of its own; without the process."""
+    """Run one rank as torchrun does, with separate streams but in this process."""
 
     def run(ranks: int, arguments: Sequence[str], *, program: str = "", restarts: int = 0) -> int:
         main = evaluate_gpt.main if program == "evaluate_gpt" else train_gpt.main
@@ -90,7 +90,7 @@ def exit_code(argv: Sequence[str], environ: Mapping[str, str]) -> int | str:
 
 
 def all_commands(rank: int, size: int, folder: Path) -> dict[str, dict[str, int | str]]:
-    """The exit code of every line, by what its streams are."""
+    """Return the exit code of every command line, by kind of stream."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     lines = [["--help"], ["--version"], ["nonsense"], *DONE.values()]
     lines += [[name, "--help"] for name in DONE] + [[name, "--nonsense"] for name in DONE]
@@ -111,7 +111,7 @@ def all_commands(rank: int, size: int, folder: Path) -> dict[str, dict[str, int 
 STREAMS = [closed_pipe, full_disk, ascii_only, closed]
 
 
-def test_it_does_its_work_and_exits_as_without(tmp_path):
+def test_failed_output_changes_neither_work_nor_exit_code(tmp_path):
     assert sorted(DONE) == discover.module_names(cli.COMMANDS), (
         "a command without a line in this test"
     )

@@ -1,4 +1,4 @@
-"""What this machine lacks for a run: found before it starts, and nothing left behind."""
+"""Checks of this machine before a run starts; they leave no files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = made_up(Memory(parameters=1000))
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the run would be started."""
+    """Change to the folder in which the run would start."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -67,13 +67,13 @@ def all_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_a_machine_that_will_do_is_left_as_it_was(folder, problems):
+def test_suitable_machine_has_no_problems_and_no_new_files(folder, problems):
     (folder / "a.txt").write_text("some text")
     assert problems("data.path=a.txt", "log.dir=out/deep") == []
     assert all_files(folder) == ["a.txt", "gpt.py"]
 
 
-def test_probes_are_written_and_synced_where_the_run_would_write(folder, problems, monkeypatch):
+def test_probe_is_fsynced_in_each_folder_of_the_run(folder, problems, monkeypatch):
     synced: list[Path] = []
 
     def fsync(descriptor: int) -> None:
@@ -90,7 +90,7 @@ def test_probes_are_written_and_synced_where_the_run_would_write(folder, problem
     assert all_files(folder) == ["cache", "gpt.py", "nvme", "out"]
 
 
-def test_data_that_is_missing_or_empty_is_told_with_its_line(folder, problems):
+def test_missing_or_empty_data_is_reported_with_its_line(folder, problems):
     text = CONFIG + "data = dict(path='a.txt')\n"
     assert problems(text=text) == [f"gpt.py:6: data.path='a.txt' does not exist in {folder}"]
     (folder / "a.txt").touch()
@@ -100,7 +100,7 @@ def test_data_that_is_missing_or_empty_is_told_with_its_line(folder, problems):
     ]
 
 
-def test_the_files_of_a_folder_are_checked_by_their_first_bytes(folder, problems):
+def test_files_of_a_data_folder_are_checked_by_their_first_bytes(folder, problems):
     (folder / "texts").mkdir()
     assert problems("data.path=texts") == [
         "command line: data.path='texts': no file in it holds anything"
@@ -118,15 +118,18 @@ def test_the_files_of_a_folder_are_checked_by_their_first_bytes(folder, problems
 NVME = CONFIG + "zero = dict(stage=3, offload='nvme', nvme_path='nvme')\n"
 
 
-def test_the_nvme_folder_must_be_there(folder, problems):
+def test_missing_nvme_folder_is_reported(folder, problems):
     (problem,) = problems(text=NVME)
-    assert problem == "gpt.py:6: zero.nvme_path='nvme': nvme is not a folder of this machine"
+    assert (
+        problem
+        == "gpt.py:6: zero.nvme_path='nvme': nvme is not a folder on this machine: create it"
+    )
     (folder / "nvme").touch()
     assert len(problems(text=NVME)) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder, problems):
-    """In /proc not even root can make files."""
+def test_folder_without_write_permission_is_reported(folder, problems):
+    """Not even root can create files in /proc."""
     (problem,) = problems("log.dir=/proc/1/run")
     assert problem.startswith("command line: log.dir='/proc/1/run': /proc/1/run cannot be written")
     (problem,) = problems("data.cache=/proc/cuboid")
@@ -135,20 +138,20 @@ def test_a_folder_that_cannot_be_written_is_told(folder, problems):
     assert problem.startswith("--output /proc/1: /proc/1 cannot be written: ")
 
 
-def test_a_folder_below_a_file_is_told(folder, problems):
+def test_folder_below_a_file_is_reported(folder, problems):
     (problem,) = problems("log.dir=gpt.py/run")
     assert problem == f"command line: log.dir='gpt.py/run': {folder}/gpt.py is not a folder"
 
 
-def test_what_is_not_written_is_not_asked_for(folder, problems):
-    """Synthetic data has no tokens to keep."""
+def test_folders_that_the_run_does_not_write_are_not_probed(folder, problems):
+    """Synthetic data needs no cache."""
     assert problems("data.type=synthetic", "data.cache=/proc/cuboid") == []
     text = CONFIG + "zero = dict(stage=3, offload='cpu', nvme_path='nowhere')\n"
     assert problems(text=text) == []
 
 
-def test_a_cache_with_tokens_may_be_read_only(folder, problems, monkeypatch):
-    """Other files of a cache, such as locks and remembered digests, save no writing."""
+def test_read_only_cache_with_tokens_is_accepted(folder, problems, monkeypatch):
+    """Other files of a cache, such as locks and digests, do not count as tokens."""
 
     def read_only(descriptor: int) -> None:
         if Path(f"/proc/self/fd/{descriptor}").readlink().parent.name == "cache":
@@ -164,7 +167,7 @@ def test_a_cache_with_tokens_may_be_read_only(folder, problems, monkeypatch):
     assert problems("data.cache=cache") == []
 
 
-def test_all_that_goes_to_a_disk_is_added_up(folder, problems, monkeypatch):
+def test_bytes_for_one_disk_are_summed(folder, problems, monkeypatch):
     (folder / "nvme").mkdir()
     found = made_up(Memory(nvme=5 * GIB), Memory(nvme=7 * GIB))
     each = 4  # tensor 2 x data 2
@@ -178,12 +181,12 @@ def test_all_that_goes_to_a_disk_is_added_up(folder, problems, monkeypatch):
         told = problems(*layout, text=NVME, found=found, gpus=8)
         assert len(told) == count
     assert told == [
-        "command line: zero.nvme_path='nvme': 475 MiB of weights and 48 GiB of offloaded state go "
-        "to that disk, which has 48.5 GiB free"
+        "command line: zero.nvme_path='nvme': not enough disk space: 475 MiB of weights and "
+        "48 GiB of offloaded state to write, 48.5 GiB free"
     ]
 
 
-def test_weights_are_what_the_run_writes(folder, problems, environ):
+def test_predicted_bytes_of_weights_equal_the_file(folder, problems, environ):
     asked = plan(write(folder, CONFIG), "precision=float64")
     found = estimate(asked)
     (need, _) = preflight.needs(asked, found, environ, None)
@@ -192,7 +195,7 @@ def test_weights_are_what_the_run_writes(folder, problems, environ):
     assert (need.path, need.bytes) == (Path("there"), 4 * found.parameters)
 
 
-def test_a_checkpoint_is_weights_and_optimizer_states(folder, problems, monkeypatch):
+def test_predicted_checkpoint_has_weights_and_optimizer_states(folder, problems, monkeypatch):
     weights = 4 * SMALL.parameters
     for overrides, copies in (
         (("checkpoint.every=5",), 1 + 3),  # AdamW keeps two of each, beside the weights at the end
@@ -208,27 +211,27 @@ def test_a_checkpoint_is_weights_and_optimizer_states(folder, problems, monkeypa
 
 
 @pytest.mark.parametrize(("memory", "count"), [(4 * 13 * GIB, 0), (4 * 13 * GIB - 1, 1)])
-def test_on_cpus_all_ranks_share_the_hosts_memory(problems, memory, count):
+def test_ranks_on_cpus_share_host_memory(problems, memory, count):
     found = made_up(Memory(parameters=5 * GIB, host=GIB), Memory(activations=7 * GIB))
     layout = ["PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d"]
     told = problems(*layout, found=found, machine=Machine(gpus=0, memory=memory), gpus=8)
     assert len(told) == count
     if told:
         assert told == [
-            "gpt.py: without GPUs all ranks together take 52 GiB of the host's memory, and this "
+            "gpt.py: without GPUs all ranks together need 52 GiB of host memory, but this "
             "machine has 52 GiB"
         ]
 
 
-def test_on_gpus_the_host_holds_what_is_offloaded(problems):
+def test_offloaded_bytes_on_gpus_need_host_memory(problems):
     found = made_up(Memory(parameters=50 * GIB, host=GIB))
     machine = Machine(gpus=4, memory=4 * GIB, gpu_memory=80 * GIB)
     assert problems(found=found, machine=machine, gpus=4) == []
     (problem,) = problems(found=found, machine=machine, gpus=5)
-    assert "offloading takes 5 GiB of the host's memory, and this machine has 4 GiB" in problem
+    assert "offloading needs 5 GiB of host memory, but this machine has 4 GiB" in problem
 
 
-def test_train_refuses_all_of_it_at_once(folder, environ):
+def test_train_reports_all_problems_at_once(folder, environ):
     path = write(folder, CONFIG + "data = dict(path='a.txt')\nlog = dict(dir='/proc/1/run')\n")
     asked = plan(path)
     memory = estimate(asked).fullest.memory.total
@@ -239,11 +242,11 @@ def test_train_refuses_all_of_it_at_once(folder, environ):
     (folder / "a.txt").write_text("text")
     enough = Machine(gpus=1, memory=GIB, gpu_memory=memory)
     run_preflight(plan(path, "log.dir=out"), enough, environ, None)
-    with pytest.raises(UserError, match="the model takes"):  # two ranks on one GPU
+    with pytest.raises(UserError, match="the model needs"):  # two ranks on one GPU
         run_preflight(plan(path, "log.dir=out", gpus=2), enough, environ, None)
 
 
-def test_every_check_has_an_answer(folder, environ):
+def test_every_check_has_a_finding(folder, environ):
     (folder / "a.txt").write_text(2048 * "x")
     asked = plan(write(folder, CONFIG), "data.path=a.txt", "log.dir=out", gpus=2)
     found = made_up(Memory(parameters=GIB, host=GIB))
@@ -251,16 +254,16 @@ def test_every_check_has_an_answer(folder, environ):
     assert [check.about for check in checks] == ["GPUs", "memory", "data", "disk"]
     gpus, memory, data, disk = (check.finding for check in checks)
     assert gpus.startswith("none: 2 ranks on ")
-    assert memory.endswith("together take 4 GiB of the host's memory, which has 1 TiB")
+    assert memory.endswith("together need 4 GiB of host memory, of 1 TiB")
     assert data == "1 file of 2 KiB can be read"
     assert disk.startswith("out and ")
-    assert " can be written; 475 MiB of weights go to that disk, which has " in disk
+    assert " can be written; 475 MiB of weights to write, " in disk
     machine = Machine(gpus=8, memory=GIB, gpu_memory=80 * GIB)
     (finding, *_) = (check.finding for check in checks_here(asked, found, machine, environ))
     assert finding == "8 of 80 GiB, for 2 ranks"
 
 
-def test_a_problem_is_of_its_check(folder, environ):
+def test_problem_is_listed_under_its_check(folder, environ):
     asked = plan(write(folder, CONFIG), "data.path=none.txt", "log.dir=/proc/1/run")
     checks = {check.about: check for check in checks_here(asked, SMALL, ROOMY, environ)}
     assert [len(check.problems) for check in checks.values()] == [0, 0, 1, 0]
@@ -269,7 +272,7 @@ def test_a_problem_is_of_its_check(folder, environ):
     assert problem.startswith("command line: data.path='none.txt'")
 
 
-def test_a_compiler_is_needed_where_blocks_are_compiled_on_a_cpu(folder, environ, monkeypatch):
+def test_compile_on_a_cpu_requires_a_compiler(folder, environ, monkeypatch):
     compiled = plan(write(folder, CONFIG), "compile=True", "data.type=synthetic")
 
     def told(machine: Machine, **more: str) -> list[str]:
@@ -292,7 +295,7 @@ def test_a_compiler_is_needed_where_blocks_are_compiled_on_a_cpu(folder, environ
     assert problems_of(checks_here(plain, SMALL, ROOMY, environ)) == []
 
 
-def test_a_network_interface_that_gloo_shall_use_is_looked_for(problems, environ):
+def test_missing_network_interface_of_gloo_is_reported(problems, environ):
     environ["GLOO_SOCKET_IFNAME"] = "lo"
     assert problems() == []
     environ["GLOO_SOCKET_IFNAME"] = "nowhere0"

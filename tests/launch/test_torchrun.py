@@ -1,4 +1,4 @@
-"""Ranks under a real torchrun: what the user reads, exit codes, restarts, nobody left behind."""
+"""Ranks under a real torchrun: output, exit codes, restarts, no process left running."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a program in an empty folder; what is left of its family is killed at the end."""
+    """Return a function that starts a program in an empty folder; kill its processes at the end."""
     started: list[psutil.Process] = []
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environ |= {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
@@ -84,7 +84,7 @@ def launch(ranks: int, *arguments: object) -> list[object]:
 def wait_for_steps(
     folder: Path, process: subprocess.Popen[str], more: int = 0
 ) -> list[psutil.Process]:
-    """Until the run is in its steps, and has done some more; its processes."""
+    """Wait until the run has done some steps, and return its processes."""
     log = folder / "log.jsonl"
     least = log.read_text().count("\n") + more if more else 2
     while not (log.exists() and log.read_text().count("\n") >= least):
@@ -93,7 +93,7 @@ def wait_for_steps(
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def test_a_run_that_is_done(
+def test_finished_run_exits_with_0(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     arguments = ["--config", config, "--output", tmp_path / "run"]
@@ -106,7 +106,7 @@ def test_a_run_that_is_done(
     assert not left, "a folder of the launcher was left behind"
 
 
-def test_a_refusal_is_one_line_and_2(
+def test_user_error_is_one_line_and_exit_code_2(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(*launch(2, "--config", config, *TOO_LARGE))
@@ -117,7 +117,7 @@ def test_a_refusal_is_one_line_and_2(
     assert "2 GPUs are not a multiple of 4" in err
 
 
-def test_under_plain_torchrun_a_refusal_is_told_once(
+def test_user_error_under_plain_torchrun_is_printed_once(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     script = ROOT / "train_gpt.py"
@@ -130,7 +130,7 @@ def test_under_plain_torchrun_a_refusal_is_told_once(
     assert "train_gpt.py" not in ours, "a rank's traceback"
 
 
-def test_arguments_that_no_rank_can_read(
+def test_unknown_option_of_a_rank_is_one_line_and_exit_code_2(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(*launch(1, "--config", config, "--colour"))
@@ -140,8 +140,8 @@ def test_arguments_that_no_rank_can_read(
 
 
 def by_a_queue(process: subprocess.Popen[str]) -> str:
-    """It tells the launcher before the time limit, and then again and again: some of it comes while
-    the ranks save."""
+    """Signal the launcher repeatedly, as a queue does before the time limit; some of the signals
+    arrive while the ranks save."""
     process.send_signal(signal.SIGUSR1)
     for _ in range(15):
         time.sleep(0.05)
@@ -150,26 +150,26 @@ def by_a_queue(process: subprocess.Popen[str]) -> str:
 
 
 def ctrl_c(process: subprocess.Popen[str]) -> str:
-    """A terminal tells all processes; then torchrun tells the ranks once more."""
+    """Send SIGINT to all processes, as a terminal does; torchrun forwards it to the ranks again."""
     os.killpg(process.pid, signal.SIGINT)
     return "SIGINT"
 
 
 def one_rank(process: subprocess.Popen[str]) -> str:
-    """A queue signals the processes of a job step, and not the launcher."""
+    """Signal one rank, as a queue signals the processes of a job step, but not the launcher."""
     ranks = psutil.Process(process.pid).children(recursive=True)
     next(p for p in ranks if p.environ().get("RANK") == "1").send_signal(signal.SIGUSR2)
     return "SIGUSR2"
 
 
 @pytest.mark.parametrize("stop", [by_a_queue, ctrl_c, one_rank])
-def test_a_signal_ends_the_run_in_order(
+def test_signal_saves_and_ends_the_run(
     config: Path,
     tmp_path: Path,
     start: Callable[..., subprocess.Popen[str]],
     stop: Callable[[subprocess.Popen[str]], str],
 ) -> None:
-    """Started by ``nohup``, which survives that its terminal is closed."""
+    """Under ``nohup`` the run ignores SIGHUP."""
     folder = tmp_path / "run"
     arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
     process = start(*NOHUP, *launch(2, *arguments, "checkpoint.every=100000"))
@@ -191,7 +191,7 @@ def test_a_signal_ends_the_run_in_order(
     assert not any(member.is_running() for member in family)
 
 
-def test_a_rank_that_is_killed_is_named(
+def test_killed_rank_is_named(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     folder = tmp_path / "run"
@@ -207,10 +207,10 @@ def test_a_rank_that_is_killed_is_named(
     assert (status["state"], status["message"]) == ("failed", err.rstrip())
 
 
-def test_ranks_do_not_outlive_a_killed_launcher(
+def test_ranks_exit_when_the_launcher_is_killed(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """They save and leave."""
+    """They save a checkpoint first."""
     folder = tmp_path / "run"
     arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
     process = start(*launch(2, *arguments))
@@ -237,7 +237,7 @@ RESTARTS = [
 
 
 @pytest.mark.parametrize("environ", RESTARTS)
-def test_restarts_find_a_fresh_store(
+def test_restarted_ranks_use_a_new_store(
     config: Path, start: Callable[..., subprocess.Popen[str]], environ: dict[str, str]
 ) -> None:
     script = ROOT / "tests" / "support" / "failing_rank.py"
@@ -265,14 +265,14 @@ CUBOID = [sys.executable, "-m", "launch.cli", "train", "--gpus=2"]
         ),
     ],
 )
-def test_restarts_go_on_from_the_last_checkpoint(
+def test_restarted_run_resumes_from_the_last_checkpoint(
     config: Path,
     tmp_path: Path,
     start: Callable[..., subprocess.Popen[str]],
     launcher: list[object],
 ) -> None:
-    """In its own folder, whatever --resume says; what a rank that is killed and one that is stopped
-    have in common is that the others tell."""
+    """In its own folder, whatever --resume states. The other ranks report both a killed and a
+    suspended rank."""
     more = ["MAX_STEPS=9", "checkpoint.every=2", "--resume", "none", "timeout=30"]
     process = start(*launcher, "--config", config, *more, FAULT="kill:1:4,stop:1:7")
     out, err = process.communicate()
@@ -308,7 +308,7 @@ def open_mpi(rank: int, port: int) -> Start:
 
 
 @pytest.mark.parametrize("style", [by_hand, slurm, open_mpi])
-def test_ranks_that_another_launcher_started(
+def test_ranks_of_other_launchers_train(
     config: Path, tmp_path: Path, style: Callable[[int, int], Start]
 ) -> None:
     run = ["--config", str(config), "--output", str(tmp_path / "run")]
@@ -328,16 +328,16 @@ def test_ranks_that_another_launcher_started(
     ("model_ranks", "gpus", "asked", "expected"),
     [(4, 0, None, 4), (1, 1, None, 1), (2, 7, None, 6), (4, 8, None, 8), (4, 1, 4, 4)],
 )
-def test_how_many_ranks(model_ranks: int, gpus: int, asked: int | None, expected: int) -> None:
+def test_number_of_ranks(model_ranks: int, gpus: int, asked: int | None, expected: int) -> None:
     assert processes(model_ranks, gpus, asked) == expected
 
 
-def test_too_few_gpus() -> None:
-    with pytest.raises(UserError, match="takes 4 GPUs, and this machine has 2; --gpus 4 lets"):
+def test_too_few_gpus_are_rejected() -> None:
+    with pytest.raises(UserError, match="needs 4 GPUs, but this machine has 2: --gpus 4 lets"):
         processes(4, 2)
 
 
-def test_the_command_is_torchruns() -> None:
+def test_torchrun_parses_the_command() -> None:
     signals = [signal.SIGTERM, signal.SIGUSR1]
     given = ["--config", "a.py"]
     arguments = command(4, given, logs=Path("logs"), signals=signals, restarts=2)
@@ -353,7 +353,7 @@ def failure(exitcode: int) -> ProcessFailure:
     return ProcessFailure(local_rank=0, pid=1, exitcode=exitcode, error_file="")
 
 
-def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_of_failed_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     terminated = failure(-signal.SIGTERM)
     assert exit_code({0: failure(1), 1: terminated}) == 1
     assert exit_code({0: terminated, 1: failure(2)}) == 2

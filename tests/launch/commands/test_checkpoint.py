@@ -1,4 +1,4 @@
-"""cuboid checkpoint: what it lists, what it finds, and what it removes."""
+"""cuboid checkpoint ls, verify and prune."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """The newest run that has checkpoints, under runs/, where the command is given."""
+    """Create runs/ in the current folder, with a newest run that has checkpoints."""
     monkeypatch.chdir(tmp_path)
     for name in ("a-20260101-000000", "b-20260201-000000", "b-20260301-000000"):
         claim_folder("x", name, output=Path("runs") / name)
@@ -57,7 +57,7 @@ def command(*words: str) -> int:
     return cli.main(["checkpoint", *words], {})
 
 
-def test_a_list_has_a_row_for_each(folder, capsys):
+def test_ls_has_a_row_per_checkpoint(folder, capsys):
     (CheckpointDirectory(folder.checkpoints).folder(3) / "manifest.json").write_text("{")
     assert command("ls") == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
@@ -69,7 +69,7 @@ def test_a_list_has_a_row_for_each(folder, capsys):
     assert "manifest.json is not JSON" in rows[2]
 
 
-def test_a_list_needs_no_torch(folder):
+def test_ls_does_not_import_torch(folder):
     code = f"""
 import sys
 from launch import cli
@@ -80,7 +80,7 @@ print("torch" in sys.modules)
     assert run.stdout.endswith("False\n")
 
 
-def test_verify_names_what_is_damaged_and_tells_by_its_exit_code(folder, capsys):
+def test_verify_names_corrupt_files_and_exits_with_1(folder, capsys):
     assert command("verify") == 0
     assert capsys.readouterr().out.count(": OK, all hashes match\n") == 4
     damage(folder, 3)
@@ -102,15 +102,15 @@ def test_prune_keeps_the_newest_and_the_best(folder, capsys):
     assert capsys.readouterr().out.count("removed") == 4
 
 
-def test_prune_keeps_what_verifies(folder):
-    """Not the damaged in place of the good."""
+def test_prune_keeps_valid_checkpoints(folder):
+    """Corrupt checkpoints do not count towards --keep."""
     damage(folder, 4)
     damage(folder, 2)
     assert command("prune", "--keep", "1") == 0
     assert steps(folder) == [3]
 
 
-def test_prune_removes_nothing_where_nothing_is_good(folder, capsys):
+def test_prune_removes_nothing_if_all_checkpoints_are_corrupt(folder, capsys):
     for step in LOSSES:
         damage(folder, step)
     assert command("prune", "--keep", "1") == 2
@@ -118,20 +118,20 @@ def test_prune_removes_nothing_where_nothing_is_good(folder, capsys):
     assert steps(folder) == [1, 2, 3, 4]
 
 
-def test_prune_keeps_as_many_as_the_run_says(folder):
+def test_prune_keeps_the_number_that_the_run_recorded(folder):
     folder.resolved.write_text('{"checkpoint": {"keep": 3}}')
     assert command("prune") == 0
     assert steps(folder) == [2, 3, 4]
 
 
-def test_a_run_that_is_training_is_not_pruned(folder, capsys):
+def test_prune_of_a_running_run_is_rejected(folder, capsys):
     with folder.lock():
         assert command("prune", "--keep", "1") == 2
     assert "is in use by process" in capsys.readouterr().err
     assert steps(folder) == [1, 2, 3, 4]
 
 
-def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
+def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
     for words, told in (
         (("ls", "nowhere"), "nowhere does not exist"),
         (("ls", "--keep", "3"), "--keep is for prune, not for ls"),
@@ -148,8 +148,8 @@ def test_what_cannot_be_done_is_refused_in_a_line(folder, capsys):
     assert "no run under runs/ has checkpoints: pass the path of a run" in capsys.readouterr().err
 
 
-def test_any_command_that_looks_at_a_run_settles_that_it_was_killed(folder, capsys):
-    """Its last process left its lock, and no word."""
+def test_any_command_that_reads_a_killed_run_records_that(folder, capsys):
+    """Its process released the lock without writing a status."""
     with folder.lock():
         assert command("ls") == 0
         assert "(running at step 0)" in capsys.readouterr().out, "it is"

@@ -1,4 +1,4 @@
-"""cuboid evaluate up to torchrun: how many ranks, which arguments, and what never starts."""
+"""cuboid evaluate up to torchrun: number of ranks, arguments, user errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUN = "runs/gpt-20260201-000000"
 
 @pytest.fixture(autouse=True)
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """The newest of two runs that have ended, where the command is given."""
+    """Create the newest of two finished runs in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "count_gpus", lambda: 0)
     Path("gpt.py").write_text(CONFIG)
@@ -47,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str], str]]:
-    """What torchrun was asked to start."""
+    """Record torchrun's arguments instead of starting it."""
     calls: list[tuple[int, list[str], str]] = []
 
     def record(ranks: int, arguments: list[str], program: str) -> int:
@@ -59,7 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str], str]]
 
 
 def told(arguments: list[str]) -> argparse.Namespace:
-    """The arguments as a rank understands them."""
+    """Parse the arguments as a rank does."""
     args = evaluate_gpt.parse(arguments)
     args.run, args.overrides = run_and_overrides(args)
     return args
@@ -75,7 +75,7 @@ def told(arguments: list[str]) -> argparse.Namespace:
         (["TENSOR_PARALLEL=4", "MODE=2d", "PIPELINE=2"], 0, 8),
     ],
 )
-def test_ranks_are_those_of_the_runs_layout_or_of_another(monkeypatch, started, argv, gpus, ranks):
+def test_number_of_ranks_follows_the_layout(monkeypatch, started, argv, gpus, ranks):
     monkeypatch.setattr(evaluate, "count_gpus", lambda: gpus)
     assert cli.main(["evaluate", *argv], {}) == 0
     ((found, arguments, program),) = started
@@ -88,7 +88,7 @@ def test_ranks_are_those_of_the_runs_layout_or_of_another(monkeypatch, started, 
     assert evaluate_gpt.plan(args, place, environ).layout.gpus == ranks
 
 
-def test_what_is_asked_reaches_the_ranks(started):
+def test_options_are_passed_to_the_ranks(started):
     options = ["--split", "train", "--samples", "7", "--last-n", "3", "--backend", "gloo", "--json"]
     other = "runs/gpt-20260101-000000"
     assert cli.main(["evaluate", other, "seed=7", "--step", "latest", *options], {}) == 0
@@ -103,7 +103,7 @@ def test_what_is_asked_reaches_the_ranks(started):
     ("argv", "line"),
     [
         (["nowhere"], "nowhere does not exist"),
-        ([RUN, "elsewhere"], f"one run, not 2: {RUN} elsewhere"),
+        ([RUN, "elsewhere"], f"expected one run, got 2: {RUN} elsewhere"),
         (["--step", "7"], f"{RUN}: no checkpoint 7; existing: none"),
         (["--last-n", "33"], "--last-n 33 is more than gpt.py:3: SEQ_LEN=32"),
         (["SEQ_LEN=16", "--last-n", "17"], "--last-n 17 is more than command line: SEQ_LEN=16"),
@@ -119,7 +119,7 @@ def test_what_is_asked_reaches_the_ranks(started):
         (["--samples", "0"], "--samples"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_starts(started, capsys, argv, line):
+def test_impossible_evaluation_is_rejected_before_the_start(started, capsys, argv, line):
     assert cli.main(["evaluate", *argv], {}) == 2
     captured = capsys.readouterr()
     assert line in captured.err
@@ -128,8 +128,8 @@ def test_what_cannot_be_is_refused_before_anything_starts(started, capsys, argv,
     assert started == []
 
 
-def test_it_is_refused_without_torch(run):
-    """Seconds sooner than torch could be imported."""
+def test_invalid_run_is_rejected_without_importing_torch(run):
+    """So the message does not wait for the import of torch."""
     code = (
         "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
@@ -139,6 +139,6 @@ def test_it_is_refused_without_torch(run):
     assert subprocess.run(command, capture_output=True, check=False, cwd=root).returncode == 2
 
 
-def test_its_ranks_have_a_program_of_their_own():
+def test_ranks_run_evaluate_gpt():
     arguments = torchrun.command(3, ["x"], logs=Path("logs"), program="evaluate_gpt")
     assert arguments[-2:] == [str(Path(evaluate_gpt.__file__)), "x"]

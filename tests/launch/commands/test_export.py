@@ -1,4 +1,4 @@
-"""cuboid export and cuboid import, as they are typed."""
+"""cuboid export and cuboid import on the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights(path: Path, model: GPTConfig = SIZES) -> None:
     export(trained(model), exporter("safetensors"), options, out=path, force=False)
 
 
-def test_the_newest_run_that_has_a_model_is_exported(here, capsys):
+def test_newest_run_with_weights_is_exported(here, capsys):
     for name in ("a-20260101-000000", "b-20250101-000000", "c-20270101-000000"):
         (here / "runs" / name).mkdir(parents=True)
     weights(RunFolder(Path("runs/a-20260101-000000")).weights)
@@ -52,11 +52,11 @@ def test_the_newest_run_that_has_a_model_is_exported(here, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("there/gpt: ")
     assert told[0].endswith("in bf16, from runs/b-20250101-000000/checkpoints/step-00000002")
-    assert told[1] == "without a tokenizer: its ids stand for no text"
+    assert told[1] == "exported without a tokenizer: the run was trained on token ids, not on text"
     assert open_saved_model(Path("there/gpt")).dtype == torch.bfloat16
 
 
-def test_in_and_out_again(here, capsys):
+def test_import_after_export_gives_the_same_weights(here, capsys):
     weights(Path("x.safetensors"), UNTIED)
     assert cli.main(["export", "x.safetensors", "--to", "hf", "--shard-size", "10KB"]) == 0
     first = Path("exports/x-hf")
@@ -103,7 +103,7 @@ def test_in_and_out_again(here, capsys):
         ),
     ],
 )
-def test_refusals_are_one_line(argv, told, here, capsys):
+def test_user_errors_are_one_line(argv, told, here, capsys):
     weights(Path("x.safetensors"))
     Path("exports").mkdir()
     Path("exports/x.pt").touch()
@@ -117,7 +117,7 @@ def test_refusals_are_one_line(argv, told, here, capsys):
     assert len(captured.err.splitlines()) == 1
 
 
-def test_a_wrong_path_is_refused_without_torch(here):
+def test_wrong_path_is_rejected_without_importing_torch(here):
     code = (
         "import sys; from launch import cli; cli.main(sys.argv[1:]); print('torch' in sys.modules)"
     )
@@ -131,7 +131,7 @@ def test_a_wrong_path_is_refused_without_torch(here):
         assert done.stdout == "False\n"
 
 
-def test_a_model_of_gpt2s_words_is_told_to_be_trained_on_a_text(here, capsys):
+def test_import_of_gpt2_prints_the_command_that_trains_on_text(here, capsys):
     sizes = replace(SIZES, n_layer=1, vocab_size=50_257)
     options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
     model = trained(sizes, tokenizer={"type": "gpt2", **GPT2().state()})

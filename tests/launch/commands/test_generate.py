@@ -1,4 +1,4 @@
-"""cuboid generate: which run it takes, what it prints, and that it prints it as it comes."""
+"""cuboid generate: the choice of the run, and its output piece by piece."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launch import cli
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A model that answers any prompt with a b c, and what it was asked."""
+    """Open a model that continues any prompt with a b c, and record its arguments."""
     asked: dict[str, Any] = {}
 
     def open_trained(path: Path, which: str) -> SimpleNamespace:
@@ -48,13 +48,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def weights_of(path: Path) -> Path:
-    """A run that has ended, as far as a command looks before it opens it."""
+    """Create the files of a finished run that a command checks before it opens the model."""
     path.mkdir(parents=True)
     RunFolder(path).weights.touch()
     return path
 
 
-def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys, tmp_path, monkeypatch):
+def test_prompt_and_text_are_printed_piece_by_piece(opened, capsys, tmp_path, monkeypatch):
     opened["capsys"] = capsys
     monkeypatch.chdir(tmp_path)
     folder = weights_of(Path("somewhere"))
@@ -71,7 +71,7 @@ def test_prompt_and_pieces_are_printed_as_they_come(opened, capsys, tmp_path, mo
     assert opened["told"] == "somewhere/checkpoints/step-00001200, step 1,200\n"
 
 
-def test_several_texts_are_told_apart(opened, capsys, tmp_path, monkeypatch):
+def test_several_texts_are_separated(opened, capsys, tmp_path, monkeypatch):
     opened["capsys"] = capsys
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))
@@ -81,7 +81,7 @@ def test_several_texts_are_told_apart(opened, capsys, tmp_path, monkeypatch):
     assert opened["told"].count("\n") == 1, "once for all texts"
 
 
-def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):
+def test_newest_run_is_the_default(opened, capsys, tmp_path, monkeypatch):
     opened["capsys"] = capsys
     monkeypatch.chdir(tmp_path)
     for name in ("b-20260101-000000", "a-20260201-000000"):
@@ -90,7 +90,7 @@ def test_the_newest_run_is_taken(opened, capsys, tmp_path, monkeypatch):
     assert opened["path"] == Path("runs/a-20260201-000000")
 
 
-def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
+def test_user_errors_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))
     for argv, told in (
@@ -100,8 +100,8 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
         (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),
         (["somewhere", "--temperature", "nan"], "--temperature: nan is not 0 or more"),
         (["somewhere", "--top-k", "0"], "--top-k"),
-        (["somewhere", "--top-p", "0"], "--top-p: 0 is not above 0 up to 1"),
-        (["somewhere", "--top-p", "1.1"], "--top-p: 1.1 is not above 0 up to 1"),
+        (["somewhere", "--top-p", "0"], "--top-p: 0 is not in (0, 1]"),
+        (["somewhere", "--top-p", "1.1"], "--top-p: 1.1 is not in (0, 1]"),
         (["somewhere", "--num", "0"], "--num"),
     ):
         assert cli.main(["generate", *argv], {}) == 2
@@ -111,7 +111,7 @@ def test_refusals_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
         assert len(captured.err.splitlines()) == 1
 
 
-def test_a_terminal_may_have_fewer_characters(opened, tmp_path, monkeypatch, capsys):
+def test_characters_that_the_terminal_lacks_are_replaced(opened, tmp_path, monkeypatch, capsys):
     opened["capsys"] = capsys
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))

@@ -1,4 +1,4 @@
-"""cuboid settings against the schema itself."""
+"""cuboid settings, compared with the schema."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from launch.settings_pages import names_page, settings_page
 
 
 def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
-    """Name -> the rest of its line."""
+    """Return name -> rest of the line, of each setting listed."""
     assert cli.main(["settings", *words]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " = " in line]
     return dict(line.split(" = ", 1) for line in lines)
 
 
-def test_every_setting_is_there_once_by_the_users_name(capsys):
+def test_every_setting_is_listed_once_by_its_user_name(capsys):
     found = listed(capsys)
     assert sorted(found) == sorted(user_name(name) for name in all_settings())
     assert {"BATCH_SIZE", "optimizer.lr", "model.type"} <= set(found)
 
 
-def test_a_line_has_default_meaning_and_what_it_takes(capsys):
+def test_line_has_default_meaning_and_accepted_values(capsys):
     (line,) = (rest for name, rest in listed(capsys).items() if name == "optimizer.eps")
     default, comment = line.split("  # ")
     assert float(default) == OptimizerSettings().eps
     assert comment == "added to Adam's denominator (float >= 0)"
 
 
-def test_words_choose_lines(capsys):
+def test_words_filter_lines(capsys):
     found = listed(capsys, "optimizer", "LR")
     assert "optimizer.lr" in found
     assert "optimizer.eps" not in found
     assert cli.main(["settings", "xyzzy"]) == 2
-    assert "no setting is about xyzzy" in capsys.readouterr().err
+    assert "no setting matches xyzzy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["BATCH_SIZE", "SEQ_LEN"])
-def test_what_must_be_given_shows_dots(capsys, name):
+def test_setting_without_default_shows_dots(capsys, name):
     assert listed(capsys)[name].startswith("... ")
 
 
@@ -54,13 +54,13 @@ DOCS = Path(__file__).parents[3] / "docs"
 @pytest.mark.parametrize(
     ("option", "page"), [("--markdown", "settings.md"), ("--names", "names.md")]
 )
-def test_the_page_in_docs_is_up_to_date(capsys, option, page):
-    """Otherwise: cuboid settings --markdown > docs/settings.md"""
+def test_page_in_docs_is_current(capsys, option, page):
+    """To update it: cuboid settings --markdown > docs/settings.md"""
     assert cli.main(["settings", option]) == 0
     assert capsys.readouterr().out == (DOCS / page).read_text(encoding="utf-8")
 
 
-def test_the_page_of_names_has_every_foreign_name():
+def test_names_page_has_every_foreign_name():
     page = names_page()
     own = {user_name(name) for name in all_settings()}
     for name in [*({*ALIASES} - own), *IGNORED_KEYS, *" ".join(SYNONYMS.values()).split()]:
@@ -69,7 +69,7 @@ def test_the_page_of_names_has_every_foreign_name():
     assert "| `model.num_layers` | `model.n_layer` |" in page
 
 
-def test_sections_have_headings_and_settings_stand_below_theirs(capsys):
+def test_settings_are_listed_below_the_heading_of_their_section(capsys):
     assert cli.main(["settings"]) == 0
     section = ""
     for line in filter(None, capsys.readouterr().out.splitlines()):
@@ -79,13 +79,13 @@ def test_sections_have_headings_and_settings_stand_below_theirs(capsys):
             assert line.partition(" = ")[0].rpartition(".")[0] == section
 
 
-def test_names_of_other_trainers_choose_settings_and_a_typo_gets_a_hint(capsys):
+def test_foreign_names_find_settings_and_typos_get_a_hint(capsys):
     assert "clip_grad_norm" in listed(capsys, "grad-clip")
     assert cli.main(["settings", "optimiser"]) == 2
     assert "did you mean optimizer?" in capsys.readouterr().err
 
 
-def test_the_page_has_every_setting_with_type_default_and_meaning():
+def test_settings_page_has_every_setting_with_values_default_and_meaning():
     rows = [line for line in settings_page().splitlines() if line.startswith("| `")]
     cells = {row.split(" | ")[0].strip("| `"): row.split(" | ")[1:] for row in rows}
     assert len(cells) == len(rows)
@@ -96,12 +96,12 @@ def test_the_page_has_every_setting_with_type_default_and_meaning():
     assert meaning.startswith("added to Adam's denominator")
 
 
-def test_the_page_is_of_all_settings(capsys):
+def test_page_with_words_is_rejected(capsys):
     assert cli.main(["settings", "--markdown", "lr"]) == 2
-    assert "without words" in capsys.readouterr().err
+    assert "--markdown and --names print all settings: pass no WORD" in capsys.readouterr().err
 
 
-def test_a_terminal_gets_meaning_below_the_name(monkeypatch, capsys):
+def test_terminal_shows_the_meaning_below_the_name(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert cli.main(["settings", "optimizer.eps"]) == 0

@@ -1,4 +1,4 @@
-"""cuboid train up to torchrun: how many ranks, which arguments, and what never starts."""
+"""cuboid train up to torchrun: number of ranks, arguments, user errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> str:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
-    """What torchrun was asked to start."""
+    """Record torchrun's arguments instead of starting it."""
     calls: list[tuple[int, list[str]]] = []
 
     def record(ranks: int, arguments: list[str], *, restarts: int) -> int:
@@ -51,7 +51,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
 
 
 def parsed(arguments: list[str]) -> tuple[Path, list[str], Path | None]:
-    """Config, overrides and output as train_gpt.py understands them."""
+    """Parse the arguments as train_gpt.py does; return config, overrides and output."""
     parser = argparse.ArgumentParser()
     add_config(parser, required=True)
     add_run(parser)
@@ -67,7 +67,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, cores: int = 4) -> None:
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (2, 2), (3, 2), (7, 6), (8, 8)])
-def test_ranks_fill_the_gpus_with_whole_models(monkeypatch, started, config, gpus, ranks):
+def test_ranks_fill_the_gpus_with_whole_copies_of_the_model(
+    monkeypatch, started, config, gpus, ranks
+):
     machine(monkeypatch, gpus)
     assert cli.main(["train", config, "seed=7", "--output", "out"], {}) == 0
     ((found, arguments),) = started
@@ -85,19 +87,19 @@ def test_ranks_fill_the_gpus_with_whole_models(monkeypatch, started, config, gpu
         (["TENSOR_PARALLEL=4", "MODE=2d"], {}, 4),
     ],
 )
-def test_ranks_that_are_asked_for(monkeypatch, started, config, argv, environ, ranks):
+def test_requested_number_of_ranks_is_used(monkeypatch, started, config, argv, environ, ranks):
     machine(monkeypatch, 2 if ranks == 2 else 0)
     assert cli.main(["train", "--config", config, *argv], environ) == 0
     assert started[0][0] == ranks
 
 
-def test_the_backend_is_handed_on(monkeypatch, started, config):
+def test_backend_is_passed_to_the_ranks(monkeypatch, started, config):
     machine(monkeypatch, 2)
     assert cli.main(["train", config, "--backend", "gloo"], {}) == 0
     assert "--backend=gloo" in started[0][1]
 
 
-def test_too_few_gpus_is_refused_with_the_way_out(monkeypatch, started, config, capsys):
+def test_too_few_gpus_are_rejected_with_a_remedy(monkeypatch, started, config, capsys):
     machine(monkeypatch, 1)
     assert cli.main(["train", config], {}) == 2
     assert "--gpus 2" in capsys.readouterr().err
@@ -116,7 +118,7 @@ def test_too_few_gpus_is_refused_with_the_way_out(monkeypatch, started, config, 
         (["--output", "/proc/1"], {}, "--output /proc/1"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_starts(
+def test_config_that_cannot_run_is_rejected_before_the_start(
     monkeypatch, started, config, capsys, argv, environ, told
 ):
     machine(monkeypatch, 0)
@@ -131,7 +133,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(
     ("gpus", "ranks", "tensor", "mode"),
     [(0, 4, 4, "2d"), (1, 1, 1, "serial"), (3, 2, 2, "1d"), (6, 4, 4, "2d"), (8, 8, 4, "2d")],
 )
-def test_the_demo_is_cut_to_suit_the_machine_and_says_so(
+def test_demo_gets_a_layout_that_suits_the_machine_and_prints_it(
     monkeypatch, started, capsys, argv, gpus, ranks, tensor, mode
 ):
     machine(monkeypatch, gpus)
@@ -144,7 +146,7 @@ def test_the_demo_is_cut_to_suit_the_machine_and_says_so(
     assert mode in capsys.readouterr().out
 
 
-def test_the_demo_in_a_layout_of_the_users(monkeypatch, started, capsys):
+def test_demo_uses_the_layout_of_the_overrides(monkeypatch, started, capsys):
     machine(monkeypatch, 0)
     assert cli.main(["train", "TENSOR_PARALLEL=2", "MODE=1d"], {}) == 0
     assert started[0][0] == 2
@@ -152,15 +154,15 @@ def test_the_demo_in_a_layout_of_the_users(monkeypatch, started, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_demo_with_so_many_processes(monkeypatch, started):
+def test_demo_uses_the_requested_number_of_processes(monkeypatch, started):
     machine(monkeypatch, 8)
     assert cli.main(["train"], {"NPROC": "2"}) == 0
     assert started[0][0] == 2
     assert "MODE=1d" in started[0][1]
 
 
-def test_it_is_refused_without_torch(config):
-    """Seconds sooner than torch could be imported."""
+def test_invalid_config_is_rejected_without_importing_torch(config):
+    """So the message does not wait for the import of torch."""
     code = (
         "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
@@ -171,7 +173,7 @@ def test_it_is_refused_without_torch(config):
 
 @pytest.fixture
 def stopped(tmp_path: Path, config: str) -> RunFolder:
-    """A run of the config, as two copies of the model, whose config file is gone."""
+    """Create a run of two copies of the model whose config file was deleted."""
     folder = RunFolder(tmp_path / "elsewhere" / "run")
     folder.path.mkdir(parents=True)
     write_record(folder, make_plan(config, gpus=4, overrides=["seed=5"], environ={}))
@@ -184,7 +186,7 @@ def stopped(tmp_path: Path, config: str) -> RunFolder:
 @pytest.mark.parametrize(
     ("argv", "gpus", "ranks"), [([], 0, 4), ([], 8, 4), ([], 3, 2), (["--gpus", "2"], 0, 2)]
 )
-def test_a_run_is_resumed_without_a_config(monkeypatch, started, stopped, argv, gpus, ranks):
+def test_run_resumes_without_a_config(monkeypatch, started, stopped, argv, gpus, ranks):
     machine(monkeypatch, gpus)
     assert cli.main(["train", "--resume", str(stopped.path), "log.every=2", *argv], {}) == 0
     ((found, arguments),) = started
@@ -196,14 +198,16 @@ def test_a_run_is_resumed_without_a_config(monkeypatch, started, stopped, argv, 
     assert plan.layout.gpus == ranks
 
 
-def test_data_of_the_environment_is_not_that_of_the_run(monkeypatch, started, stopped, capsys):
+def test_data_in_the_environment_is_ignored_by_a_resume(monkeypatch, started, stopped, capsys):
     machine(monkeypatch, 0)
     assert cli.main(["train", "--resume", str(stopped.path)], {"DATA": "new.txt"}) == 0
-    assert "DATA=new.txt in the environment is not used" in capsys.readouterr().out
+    assert "DATA=new.txt in the environment is ignored: the run uses " in capsys.readouterr().out
 
 
-def test_only_the_folder_that_is_used_is_probed(monkeypatch, started, stopped, tmp_path, capsys):
-    """A working folder in which nothing is written need not be writable."""
+def test_only_the_folder_of_the_resumed_run_is_probed(
+    monkeypatch, started, stopped, tmp_path, capsys
+):
+    """The current folder need not be writable if nothing is written there."""
     probed: list[Path] = []
     monkeypatch.setattr("launch.preflight._probe", probed.append)
     machine(monkeypatch, 0)
@@ -221,7 +225,7 @@ sys.exit(code)
 """
 
 
-def test_a_finished_run_is_refused_without_torch(stopped):
+def test_finished_run_is_reported_without_importing_torch(stopped):
     stopped.status.write_text('{"state": "finished", "step": 10}')
     CheckpointDirectory(stopped.checkpoints).folder(10).mkdir()
     command = [sys.executable, "-c", FINISHED, "train", "--resume", str(stopped.path)]
@@ -234,7 +238,9 @@ def test_a_finished_run_is_refused_without_torch(stopped):
     ("resume", "told"),
     [("nowhere", "nowhere does not exist"), (".", "neither a run nor a checkpoint")],
 )
-def test_a_path_that_is_no_run(monkeypatch, started, tmp_path, capsys, resume, told):
+def test_resume_of_a_path_without_a_run_is_rejected(
+    monkeypatch, started, tmp_path, capsys, resume, told
+):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", resume], {}) == 2
     err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""cuboid validate as a user starts it: what it says, its exit codes, and that it is quick."""
+"""cuboid validate on the command line: output, exit codes, and the number of calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> str:
     return str(tmp_path / "gpt.py")
 
 
-def test_a_legal_config_is_told_with_its_warnings(config, capsys):
+def test_legal_config_is_reported_with_its_warnings(config, capsys):
     assert cli.main(["validate", config], {}) == 0
     out = capsys.readouterr().out
     assert "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 1 = 4 processes" in out
@@ -41,19 +41,19 @@ def test_a_legal_config_is_told_with_its_warnings(config, capsys):
     assert "gpt.py:2: BATCH_SIZE=6" in warning
 
 
-def test_gpus_and_overrides_reach_the_plan(config, capsys):
+def test_gpus_and_overrides_change_the_plan(config, capsys):
     assert cli.main(["validate", "--gpus", "8", config, "BATCH_SIZE=8"], {}) == 0
     assert "8 samples x data 2 x accumulation 1 = 16 samples" in capsys.readouterr().out
 
 
-def test_the_environment_is_the_configs_too(tmp_path, capsys):
+def test_config_reads_the_environment(tmp_path, capsys):
     path = tmp_path / "gpt.py"
     path.write_text("import os\n" + CONFIG + "BATCH_SIZE = int(os.environ.get('B', '8'))\n")
     assert cli.main(["validate", str(path)], {"B": "12"}) == 0
     assert "12 samples x data 1" in capsys.readouterr().out
 
 
-def test_every_problem_is_a_line_on_stderr_and_the_code_is_2(config, capsys):
+def test_problems_are_lines_on_stderr_and_exit_code_2(config, capsys):
     overrides = ["TENSOR_PARALLEL=6", "foo=3", "optimizer.lr=-1"]
     assert cli.main(["validate", config, *overrides], {}) == 2
     captured = capsys.readouterr()
@@ -62,14 +62,14 @@ def test_every_problem_is_a_line_on_stderr_and_the_code_is_2(config, capsys):
     assert "TENSOR_PARALLEL=6 is not a square" in captured.err
 
 
-def test_a_file_must_be_named_and_be_there(tmp_path, capsys):
+def test_missing_config_file_is_rejected(tmp_path, capsys):
     assert cli.main(["validate"], {}) == 2
     assert "cuboid validate FILE|FOLDER" in capsys.readouterr().err
     assert cli.main(["validate", str(tmp_path / "none.py")], {}) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_several_configs_have_a_line_each_and_all_problems_are_told(tmp_path, config, capsys):
+def test_several_configs_have_a_line_each_and_all_their_problems(tmp_path, config, capsys):
     (tmp_path / "bad.py").write_text(CONFIG + "foo = 1\nbar = 2\n")
     (tmp_path / "worse.py").write_text("for i in range(3): pass\n")
     (tmp_path / "_base.py").write_text("a part of another config\n")
@@ -89,20 +89,20 @@ def test_several_configs_have_a_line_each_and_all_problems_are_told(tmp_path, co
     assert cli.main(["validate", config, "gpt_configs"], {}) == 0
 
 
-def test_a_folder_without_configs_is_refused(tmp_path, capsys):
+def test_folder_without_configs_is_rejected(tmp_path, capsys):
     (tmp_path / "_base.py").touch()
     assert cli.main(["validate", str(tmp_path)], {}) == 2
-    assert capsys.readouterr().err == f"{tmp_path}: holds no config (*.py)\n"
+    assert capsys.readouterr().err == f"{tmp_path}: the folder has no config (*.py)\n"
 
 
 def taken(config: str, capsys: pytest.CaptureFixture[str]) -> int:
-    """Bytes that the fullest GPU takes."""
+    """Return the bytes of the fullest GPU."""
     assert cli.main(["validate", config, "--json"], {}) == 0
     (found,) = json.loads(capsys.readouterr().out)["configs"]
     return int(found["estimate"]["memory"]["stages"][0]["bytes"]["total"])
 
 
-def test_what_does_not_fit_is_refused_with_what_would(config, capsys):
+def test_config_that_does_not_fit_is_rejected_with_alternatives(config, capsys):
     size = taken(config, capsys)
     fits, too_small = (f"{bytes / 1024:.3f}KiB" for bytes in (size + 1, size - 1))
     assert cli.main(["validate", config, "--gpu-memory", fits], {}) == 0
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused_with_what_would(config, capsys):
     assert cli.main(["validate", config, "--gpu-memory", too_small], {}) == 2
     captured = capsys.readouterr()
     (problem,) = captured.err.splitlines()
-    assert problem.startswith(f"{config}: the model takes ")
+    assert problem.startswith(f"{config}: the model needs ")
     rows = captured.out.split("what would fit")[1].splitlines()[2:]
     first = rows[0].split("  ")[0]
     assert problem.endswith(f" with {first}")
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_with_what_would(config, capsys):
     assert cli.main(["validate", config, *memory, *first.split()], {}) == 0
 
 
-def test_modes_are_compared_and_each_row_can_be_made(config, capsys):
+def test_modes_table_lists_overrides_that_reproduce_each_row(config, capsys):
     argv = ["validate", config, "--gpus", "8", "PIPELINE=2", "BATCH_SIZE=8", "--modes"]
     assert cli.main([*argv, "--json"], {}) == 0
     (found,) = json.loads(capsys.readouterr().out)["configs"]
@@ -154,7 +154,7 @@ def test_modes_are_compared_and_each_row_can_be_made(config, capsys):
     assert sum("MODE=" in line or "as it is" in line for line in table) == len(rows)
 
 
-def test_modes_keep_at_least_the_samples_of_a_step(config, capsys):
+def test_modes_have_at_least_the_samples_of_a_step(config, capsys):
     argv = ["validate", config, "--gpus", "4", "BATCH_SIZE=2", "NUM_MICRO_BATCHES=1", "--modes"]
     assert cli.main([*argv, "--json"], {}) == 0
     (found,) = json.loads(capsys.readouterr().out)["configs"]
@@ -166,12 +166,12 @@ def test_modes_keep_at_least_the_samples_of_a_step(config, capsys):
     assert (padding["2d", 1], padding["2.5d", 4]) == (0, 0.5)  # of 2 samples, padded to 2 and to 4
 
 
-def test_a_size_needs_a_unit(config, capsys):
+def test_gpu_memory_without_a_unit_is_rejected(config, capsys):
     assert cli.main(["validate", config, "--gpu-memory", "80"], {}) == 2
     assert "'80' is not a size, such as 80GiB" in capsys.readouterr().err
 
 
-def test_json_of_several_tells_what_is_refused_and_says_nothing_else(tmp_path, config, capsys):
+def test_json_of_several_configs_has_their_problems_and_no_other_output(tmp_path, config, capsys):
     (tmp_path / "bad.py").write_text("foo = 1\n")
     assert cli.main(["validate", str(tmp_path), "--json"], {}) == 2
     captured = capsys.readouterr()
@@ -183,7 +183,7 @@ def test_json_of_several_tells_what_is_refused_and_says_nothing_else(tmp_path, c
     ]
 
 
-def test_the_map_in_the_terminal_and_as_a_picture(tmp_path, config, capsys):
+def test_map_is_printed_and_written_as_svg(tmp_path, config, capsys):
     picture = tmp_path / "map.svg"
     argv = ["validate", config, "--map", "--map-svg", str(picture), "PIPELINE=2"]
     assert cli.main(argv, {}) == 0
@@ -195,28 +195,37 @@ def test_the_map_in_the_terminal_and_as_a_picture(tmp_path, config, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["gpt.py", "gpt.py", "other.py", "--map"], "a map is of one config, not of 2"),
-        (["gpt.py", "other.py", "--map-svg", "x.svg"], "a map is of one config, not of 2"),
-        (["gpt.py", "other.py", "--modes"], "--modes compares those of one config, not of 2"),
+        (["gpt.py", "gpt.py", "other.py", "--map"], "--map and --map-svg draw one config, not 2"),
+        (
+            ["gpt.py", "other.py", "--map-svg", "x.svg"],
+            "--map and --map-svg draw one config, not 2",
+        ),
+        (
+            ["gpt.py", "other.py", "--modes"],
+            "--modes takes one config, not 2, unless --json is given",
+        ),
         (["gpt.py", "--map", "--json"], "argument --json: not allowed with argument --map"),
-        (["gpt.py", "--map-svg", "a/x.png"], "an SVG picture, the only format: a/x.svg"),
-        (["gpt.py", "--map-svg", "x.svg.gz"], "x.svg.gz is not a name for an SVG picture"),
+        (
+            ["gpt.py", "--map-svg", "a/x.png"],
+            "a/x.png does not end in .svg, the only format: use a/x.svg",
+        ),
+        (["gpt.py", "--map-svg", "x.svg.gz"], "x.svg.gz does not end in .svg"),
         (
             ["gpt.py", "--map-svg", "none/x.svg"],
             "--map-svg: none/x.svg cannot be written: none does not exist",
         ),
-        (["gpt.py", "--map", "--gpus", "4100"], "a map shows up to 4096 GPUs, not 4100"),
+        (["gpt.py", "--map", "--gpus", "4100"], "a map shows at most 4096 GPUs, not 4100"),
     ],
 )
-def test_arguments_that_do_not_go_together(monkeypatch, config, capsys, argv, told):
+def test_conflicting_arguments_are_rejected(monkeypatch, config, capsys, argv, told):
     monkeypatch.chdir(Path(config).parent)
     Path("other.py").write_text(CONFIG)
     assert cli.main(["validate", *argv], {}) == 2
     assert told in capsys.readouterr().err
 
 
-def test_only_the_file_is_looked_at_without_here(tmp_path, monkeypatch, capsys):
-    """Missing paths are warnings; nothing is written, not even for a moment."""
+def test_machine_is_not_checked_without_here(tmp_path, monkeypatch, capsys):
+    """Missing paths are warnings, and no file is written."""
     monkeypatch.chdir(tmp_path)
     text = CONFIG.replace("dict(type='synthetic')", "dict(path='none.txt', tokenizer='char')")
     nvme = "zero = dict(stage=3, offload='nvme', nvme_path='/none')\n"
@@ -230,7 +239,7 @@ def test_only_the_file_is_looked_at_without_here(tmp_path, monkeypatch, capsys):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_here_refuses_what_this_machine_lacks(tmp_path, monkeypatch, capsys):
+def test_here_rejects_a_config_that_this_machine_cannot_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("gpt.py").write_text(CONFIG + "zero = dict(stage=3, offload='nvme', nvme_path='disk')\n")
     argv = ["validate", "gpt.py", "--here", "--gpus", "4"]
@@ -248,8 +257,8 @@ ABSENT = "['torch', 'numpy', 'pandas', 'transformers']"
 
 
 def calls_of(*argv: str) -> int:
-    """Calls of functions, imports included, that a cuboid command makes: its work, whatever the
-    speed of the machine. Checks that the command imports nothing heavy."""
+    """Count the function calls of a cuboid command, imports included: its work, independent of the
+    speed of the machine. Also checks that the command imports nothing heavy."""
     code = (
         "import sys; from tests.support.call_count import counted\n"
         "with counted() as calls: from launch.cli import main; code = main(sys.argv[1:])\n"
@@ -266,19 +275,19 @@ def calls_of(*argv: str) -> int:
 
 
 @pytest.mark.parametrize("more", [["--json"], ["--map"], ["--here"], ["--map-svg", os.devnull]])
-def test_it_takes_no_torch_whatever_is_asked(config, more):
+def test_validate_does_not_import_torch(config, more):
     calls_of("validate", config, *more)
 
 
-def test_gpt3_is_little_work():
+def test_gpt3_is_validated_with_few_calls():
     assert calls_of("validate", "gpt_configs/gpt3_pp1d.py", "--gpus", "128") < 3_000_000
 
 
-def test_all_shipped_configs_are_little_work():
+def test_shipped_configs_are_validated_with_few_calls():
     assert calls_of("validate", "gpt_configs") < 6_000_000
 
 
-def test_a_config_that_would_run_code_runs_nothing(tmp_path, capsys):
+def test_code_in_a_config_is_not_executed(tmp_path, capsys):
     mark = tmp_path / "ran"
     path = tmp_path / "evil.py"
     attempts = [f"open({str(mark)!r}, 'w')", f"__import__('os').mkdir({str(mark)!r})"]

@@ -1,5 +1,4 @@
-"""What a run has learned, in use again as a user starts it: measured in another layout, and made
-to write, at any of its checkpoints."""
+"""cuboid evaluate and generate with a trained run: in another layout, at each checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ OVERRIDES = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs/ has a run with checkpoints after steps 10, 20 and 30."""
+    """Return a folder whose runs/ has a run with checkpoints at steps 10, 20 and 30."""
     path = tmp_path_factory.mktemp("in_use")
     (path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     (path / "tiny.py").write_text(TINY)
@@ -48,14 +47,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def forked(ranks: int, arguments: Sequence[str], *, program: str) -> int:
-    """Run a program on ranks as torchrun does, in processes that are forked."""
+    """Run a program on ranks as torchrun does, in forked processes."""
     left = by_hand(ranks, arguments, Path.cwd(), program)
     assert [rank.err for rank in left] == [""] * ranks
     print("".join(rank.out for rank in left), end="")
     return max(rank.code for rank in left)
 
 
-def test_a_run_is_measured_in_another_layout(
+def test_run_is_evaluated_in_another_layout(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
@@ -75,7 +74,7 @@ def test_a_run_is_measured_in_another_layout(
 
 
 def expected(folder: RunFolder, step: int) -> str:
-    """By weights that are taken from the checkpoint one by one."""
+    """Compute the text from weights that are read from the checkpoint one by one."""
     settings = recorded_settings(folder)
     part = ParallelContext.single_device(
         torch.device("cpu"), dtype=torch.float64, compute=torch.float64
@@ -90,7 +89,7 @@ def expected(folder: RunFolder, step: int) -> str:
     return "the " + "".join(generate_text(model, words, "the ", sampling)) + "\n"
 
 
-def test_it_writes_at_any_of_its_checkpoints(
+def test_run_generates_at_each_checkpoint(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
@@ -110,7 +109,7 @@ def test_it_writes_at_any_of_its_checkpoints(
     assert len(set(texts.values())) == len(texts) >= 2
 
 
-def test_what_a_disk_has_changed_is_not_used(
+def test_corrupt_weights_are_rejected(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
@@ -126,10 +125,10 @@ def test_what_a_disk_has_changed_is_not_used(
     assert file.name in captured.err
 
 
-def test_a_hugging_face_folder_writes_what_transformers_does(
+def test_hugging_face_folder_generates_the_text_of_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its tokenizer is read, too."""
+    """Including its tokenizer."""
     transformers = pytest.importorskip("transformers")
     sizes = replace(SIZES, vocab_size=50257)
     words = {"type": "gpt2", **GPT2().state()}

@@ -1,4 +1,4 @@
-"""Layouts to draw, configs to inspect, and estimates that are made by hand."""
+"""Layouts to draw, configs to inspect, and hand-made estimates."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plan(path: Path, *overrides: str, gpus: int | None = None) -> Plan:
 
 
 def made_up(*stages: Memory, sent: tuple[CommVolume, ...] = (), layers: int = 2) -> Estimate:
-    """An estimate whose stages take this memory, ``layers`` each."""
+    """Create an estimate whose stages have this memory and ``layers`` layers each."""
     return Estimate(
         parameters=124_439_808,
         parameters_per_rank=62_219_904,
@@ -89,6 +89,6 @@ def case(
 
 
 def chunked(found: Estimate, *chunks: tuple[range, ...]) -> Estimate:
-    """The same, its stages holding these chunks of layers."""
+    """Replace the layers of an estimate's stages by these chunks."""
     pairs = zip(found.stages, chunks, strict=True)
     return replace(found, stages=tuple(replace(stage, layers=layers) for stage, layers in pairs))

@@ -1,4 +1,4 @@
-"""What would fit: every answer is made again from its overrides, and weighed."""
+"""Alternatives: each is planned and estimated again from its overrides."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def taken(found: Plan) -> int:
 def answers(
     path: Path, share: float, *overrides: str, gpus: int | None = None, enough: int = 5
 ) -> tuple[list[Alternative], int, Plan]:
-    """Alternatives to a plan on GPUs that hold a share of what it takes, and their memory."""
+    """Return the alternatives to a plan on GPUs of ``share`` of the memory that it needs, the bytes
+    of such a GPU, and the plan."""
     asked = plan(path, *overrides, gpus=gpus)
     memory = int(share * taken(asked))
     found = alternatives(request(path, *overrides, gpus=gpus), asked, memory, enough=enough)
@@ -56,7 +57,7 @@ def changed(one: Alternative) -> dict[str, str]:
         (("zero.stage=1",), 4),
     ],
 )
-def test_every_answer_fits_when_it_is_made_again(tmp_path, share, overrides, gpus):
+def test_every_alternative_fits_when_planned_again(tmp_path, share, overrides, gpus):
     path = write(tmp_path, LARGE)
     found, memory, asked = answers(path, share, *overrides, gpus=gpus, enough=3)
     assert found
@@ -74,14 +75,14 @@ def test_every_answer_fits_when_it_is_made_again(tmp_path, share, overrides, gpu
             assert again.global_batch == asked.global_batch
 
 
-def test_no_answer_only_adds_to_another_one(tmp_path):
+def test_no_alternative_contains_another(tmp_path):
     found, _, _ = answers(write(tmp_path, LARGE), 0.5, enough=8)
     sets = [set(one.overrides) for one in found]
     assert len(sets) > 1
     assert not any(a < b for a in sets for b in sets)
 
 
-def test_mild_changes_come_first(tmp_path):
+def test_alternatives_are_ordered_by_cost(tmp_path):
     found, _, _ = answers(write(tmp_path, LARGE), 0.95)
     assert len(found) == 5
     assert [list(changed(one)) for one in found[:2]] == [
@@ -90,7 +91,7 @@ def test_mild_changes_come_first(tmp_path):
     ]
 
 
-def test_a_larger_model_group_takes_gpus_from_the_copies_and_gives_them_their_samples(tmp_path):
+def test_larger_model_group_uses_the_gpus_of_copies_and_preserves_the_global_batch(tmp_path):
     path = write(tmp_path, LARGE)
     found, _, asked = answers(path, 0.65, "model.checkpoint=True", gpus=8, enough=9)
     (one, *_) = (one for one in found if "TENSOR_PARALLEL" in changed(one))
@@ -106,14 +107,14 @@ def test_a_larger_model_group_takes_gpus_from_the_copies_and_gives_them_their_sa
     assert one.command_words(asked) == " ".join(one.overrides)
 
 
-def test_more_gpus_are_asked_for_where_there_are_no_copies(tmp_path):
+def test_more_gpus_are_suggested_if_there_are_no_copies(tmp_path):
     found, _, asked = answers(write(tmp_path, LARGE), 0.6, "model.checkpoint=True", enough=9)
     (one, *_) = (one for one in found if "TENSOR_PARALLEL" in changed(one))
     gpus = one.plan.layout.gpus
     assert one.command_words(asked) == f"TENSOR_PARALLEL={gpus} MODE=1d --gpus {gpus}"
 
 
-def test_the_mode_is_kept_where_gpus_are_added(tmp_path):
+def test_added_gpus_preserve_the_mode(tmp_path):
     path = write(tmp_path, LARGE)
     found, _, asked = answers(path, 0.3, "TENSOR_PARALLEL=4", "MODE=2d", enough=12)
     more = [one.plan.layout for one in found if one.plan.layout.gpus > asked.layout.gpus]
@@ -122,8 +123,8 @@ def test_the_mode_is_kept_where_gpus_are_added(tmp_path):
     assert {layout.tensor for layout in more} <= {4, 16, 64}
 
 
-def test_copies_along_depth_are_shared_out(tmp_path):
-    """Where there are no others."""
+def test_replicas_along_depth_are_sharded(tmp_path):
+    """If there are no data-parallel copies."""
     path = write(tmp_path, LARGE)
     deep = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "model.checkpoint=True")
     found, _, _ = answers(path, 0.7, *deep, "NUM_MICRO_BATCHES=8", enough=3)
@@ -131,8 +132,8 @@ def test_copies_along_depth_are_shared_out(tmp_path):
     assert changed(one) == {"zero.stage": "3", "zero.depth": "True"}
 
 
-def test_zero_on_more_gpus_comes_before_offloading():
-    """GPT-3 with ZeRO 3, whose file is for 64 GPUs, when none are said."""
+def test_zero_on_more_gpus_precedes_offloading():
+    """GPT-3 with ZeRO 3, whose file is for 64 GPUs, without --gpus."""
     path = SHIPPED / "gpt3_zero3_min.py"
     asked = plan(path)
     found = alternatives(request(path), asked, 80 * GIB, enough=2).fitting
@@ -143,7 +144,7 @@ def test_zero_on_more_gpus_comes_before_offloading():
     assert found[1].estimate.fullest.memory.host > 2**40
 
 
-def test_offloading_is_found_where_there_is_but_one_gpu(tmp_path):
+def test_offloading_is_suggested_on_a_single_gpu(tmp_path):
     path = write(tmp_path, LARGE)
     found, _, _ = answers(path, 0.5, "model.checkpoint=True", "NUM_MICRO_BATCHES=16", enough=9)
     offloading = [one for one in found if "zero.offload=cpu" in one.overrides]
@@ -152,8 +153,8 @@ def test_offloading_is_found_where_there_is_but_one_gpu(tmp_path):
     assert all(one.estimate.fullest.memory.host > 0 for one in offloading)
 
 
-def test_a_layout_and_the_smallest_micro_batch_are_found_together():
-    """Both are needed, and the micro-batch is a thirty-second of the batch."""
+def test_layout_and_smallest_micro_batch_are_combined():
+    """Both changes are needed, and the micro-batch is 1/32 of the batch."""
     large = ("BATCH_SIZE=32", "model=dict(type='gpt2_large')")
     asked = request(SHIPPED / "gpt2_vanilla.py", *large, gpus=4)
     (one,) = alternatives(asked, asked.plan(), 5 * GIB, enough=1).fitting
@@ -163,7 +164,7 @@ def test_a_layout_and_the_smallest_micro_batch_are_found_together():
 
 
 def by_hand(path: Path, gpus: int) -> list[int]:
-    """Sizes of all legal combinations of a few settings on so many GPUs, the smallest first."""
+    """Return the sizes of all legal combinations of a few settings on ``gpus`` GPUs, ascending."""
     sizes = []
     asked = plan(path, gpus=gpus)
     for tensor, pipeline, micro, zero, checkpoint in product(
@@ -182,7 +183,7 @@ def by_hand(path: Path, gpus: int) -> list[int]:
     return sorted(sizes)
 
 
-def test_the_search_finds_what_trying_everything_finds(tmp_path):
+def test_search_equals_exhaustive_search(tmp_path):
     path = write(tmp_path, LARGE.replace("'gpt2_small'", "'gpt2_small', n_layer=4"))
     asked = plan(path, gpus=4)
     sizes = [size for size in by_hand(path, 4) if size < taken(asked)]
@@ -208,7 +209,9 @@ def _all_by_cost(asked: Plan) -> list[tuple[float, Space, KnobSteps]]:
     return sorted(found, key=lambda one: one[0])
 
 
-def test_what_nothing_can_hold_has_misses_after_a_bounded_search(tmp_path, monkeypatch):
+def test_config_too_large_for_any_layout_has_nearest_misses_after_a_bounded_search(
+    tmp_path, monkeypatch
+):
     path = write(tmp_path, LARGE.replace("'gpt2_small'", "'gpt2_small', n_layer=4"))
     made = []
 
@@ -238,13 +241,13 @@ def test_what_nothing_can_hold_has_misses_after_a_bounded_search(tmp_path, monke
 
 @pytest.mark.parametrize("overrides", [(), ("NUM_MICRO_BATCHES=48",), ("schedule=gpipe",)])
 @pytest.mark.parametrize("name", ["gpt2_pp1d", "gpt2_zero3_pp1d", "gpt3_pp2d", "gpt2_vanilla"])
-def test_a_shortened_plan_takes_no_more_and_hardly_less(name, overrides):
+def test_shortened_plan_needs_at_most_slightly_less_memory(name, overrides):
     asked = plan(SHIPPED / f"{name}.py", *overrides, "BATCH_SIZE=96")
     brief, ids = taken(shortened(asked)), 2 * 8 * 96 * asked.settings.seq_len * 2
     assert taken(asked) - ids <= brief <= taken(asked)
 
 
-def test_gpt3_has_an_answer():
+def test_gpt3_has_an_alternative():
     path = SHIPPED / "gpt3_pp1d.py"
     asked = plan(path)
     (one,) = alternatives(request(path), asked, int(0.9 * taken(asked)), enough=1).fitting

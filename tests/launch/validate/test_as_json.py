@@ -1,4 +1,4 @@
-"""--json against its schema and against the plan it is about."""
+"""--json, compared with its schema and with the plan."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def told(path: Path, *overrides: str, gpus: int | None = None, memory: int | Non
     return config
 
 
-def test_the_schema_is_one_and_of_this_version():
+def test_schema_is_valid_and_of_this_version():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["properties"]["version"]["const"] == VERSION
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_configs(path):
+def test_reports_of_shipped_configs_match_the_schema(path):
     assert told(path)["accepted"]
 
 
-def test_the_plan_and_its_estimate(tmp_path):
+def test_accepted_config_has_plan_and_estimate(tmp_path):
     path = write(tmp_path, CONFIG + PIPELINED)
     config, expected = told(path, gpus=32), plan(path, gpus=32)
     found = estimate(expected)
@@ -84,13 +84,13 @@ def test_the_plan_and_its_estimate(tmp_path):
     assert told_estimate["memory"]["fits"] is None
 
 
-def test_what_is_refused_has_problems_and_no_plan(tmp_path):
+def test_rejected_config_has_problems_and_no_plan(tmp_path):
     config = told(write(tmp_path, CONFIG), "TENSOR_PARALLEL=6", "MODE=2d", "foo=1")
     assert (config["accepted"], config["plan"], config["estimate"]) == (False, None, None)
     assert len(config["problems"]) == 2
 
 
-def test_what_does_not_fit_has_a_plan_problems_and_alternatives(tmp_path):
+def test_config_that_does_not_fit_has_plan_problems_and_alternatives(tmp_path):
     path = write(tmp_path, CONFIG)
     size = estimate(plan(path)).fullest.memory.total
     config = told(path, memory=size - 1)
@@ -119,7 +119,7 @@ def test_what_does_not_fit_has_a_plan_problems_and_alternatives(tmp_path):
         lambda config: config.update(problems=[]),
     ],
 )
-def test_the_schema_sees_what_is_wrong(tmp_path, break_it):
+def test_schema_rejects_broken_reports(tmp_path, break_it):
     found = json.loads(as_json([inspect_config(request(write(tmp_path, "BATCH_SIZE = 0")))]))
     VALIDATOR.validate(found)
     break_it(found["configs"][0])

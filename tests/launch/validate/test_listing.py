@@ -1,4 +1,4 @@
-"""Several configs: a line each."""
+"""The report of several configs: one line per config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def accepted(name: str, one: EstimatedPlan) -> Inspection:
     return Inspection(source=name, case=one)
 
 
-def test_each_has_a_line_with_its_verdict(tmp_path):
+def test_every_config_has_a_line_with_its_verdict(tmp_path):
     path = write(tmp_path)
     held = made_up(Memory(parameters=20 * GIB))
     cut = case(path, held, "TENSOR_PARALLEL=2", "MODE=1d", "PIPELINE=2", "NUM_MICRO_BATCHES=8")
@@ -43,27 +43,27 @@ def test_each_has_a_line_with_its_verdict(tmp_path):
     ]
 
 
-def test_with_a_gpus_memory_it_tells_the_share(tmp_path):
+def test_gpu_memory_adds_the_share_of_a_gpu(tmp_path):
     one = case(write(tmp_path), made_up(Memory(parameters=20 * GIB)), gpu_memory=80 * GIB)
     head, line = listed(accepted("a.py", one))
     assert head.split()[-3:] == ["of", "80", "GiB"]
     assert line.split()[-1] == "25%"
 
 
-def test_files_of_several_folders_keep_their_paths(tmp_path):
+def test_files_of_different_folders_are_listed_with_their_paths(tmp_path):
     one = case(write(tmp_path), made_up(Memory(parameters=GIB)))
     lines = listed(accepted("x/a.py", one), accepted("y/a.py", one))
     assert [line.split()[0] for line in lines] == ["config", "x/a.py", "y/a.py"]
 
 
-def test_a_pipe_gets_whole_lines_and_a_terminal_its_width(tmp_path):
+def test_lines_fit_a_terminal_and_are_complete_in_a_pipe(tmp_path):
     one = case(write(tmp_path), made_up(Memory(parameters=GIB)))
     name = "a" * 100 + ".py"
     assert listed(accepted(name, one))[1].startswith(name)
     assert max(map(len, listed(accepted(name, one), terminal=True))) <= 80
 
 
-def test_zero_and_copies_are_told(tmp_path):
+def test_layout_shows_zero_and_data_parallel_copies(tmp_path):
     path = write(tmp_path)
     two = EstimatedPlan(
         plan=plan(path, "zero.stage=2", gpus=2), estimate=made_up(Memory(parameters=GIB))

@@ -1,4 +1,4 @@
-"""validate --here: the plan that train would run on this machine, and what stands against it."""
+"""validate --here: the plan that train would run on this machine, and its problems."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def ranks(found: Inspection) -> int:
 @pytest.mark.parametrize(
     ("gpus", "asked", "started"), [(0, None, 2), (2, None, 2), (5, None, 4), (8, 2, 2), (0, 6, 6)]
 )
-def test_as_many_ranks_as_train_would_start(config, gpus, asked, started):
+def test_number_of_ranks_equals_that_of_train(config, gpus, asked, started):
     found = look(machine(gpus), config, asked)
     assert found.problems == ()
     assert ranks(found) == started
 
 
-def test_too_few_gpus(config):
+def test_too_few_gpus_are_reported(config):
     found = look(machine(1), config)
     assert found.problems == (
-        f"{config}: TENSOR_PARALLEL x PIPELINE takes 2 GPUs, and this machine has 1; "
+        f"{config}: TENSOR_PARALLEL x PIPELINE needs 2 GPUs, but this machine has 1: "
         "--gpus 2 lets ranks share them, which is slow",
     )
     assert ranks(found) == 2
 
 
-def test_the_memory_of_a_gpu_is_this_machines_shared_by_its_ranks(config):
+def test_ranks_on_a_gpu_share_its_memory(config):
     taken = estimate(plan(config)).fullest.memory.total
     for gpus, asked, memory, fits in (
         (2, None, taken, True),
@@ -69,29 +69,29 @@ def test_the_memory_of_a_gpu_is_this_machines_shared_by_its_ranks(config):
     assert look(machine(2, taken - 1), config, memory=taken).problems == ()
 
 
-def test_on_cpus_no_gpu_is_filled(config):
+def test_estimate_on_cpus_has_no_gpu_memory(config):
     found = look(machine(0), config)
     assert found.case is not None
     assert found.case.gpu_memory is None
     assert found.case.checks[0].finding.startswith("none: 2 ranks on ")
 
 
-def test_ranks_that_share_gpus_are_told(config):
+def test_shared_gpus_give_a_note(config):
     found = look(machine(1), config, 2)
     assert found.case is not None
     assert found.case.plan.notes[-1] == "2 ranks share 1 GPU, which is slow"
 
 
-def test_the_machines_problems_join_the_others(config):
+def test_problems_of_machine_and_config_are_listed_together(config):
     config.write_text(CUT + "log = dict(dir='/proc/1/run')\n")
     taken = estimate(plan(config)).fullest.memory.total
     found = look(machine(2, taken - 1), config)
     assert len(found.problems) == 2
-    assert "takes" in found.problems[0]
+    assert "needs" in found.problems[0]
     assert "log.dir='/proc/1/run'" in found.problems[1]
 
 
-def test_a_config_without_a_plan_has_its_own_problems_only(config):
+def test_invalid_config_skips_the_machine_checks(config):
     config.write_text(CUT + "foo = 1\nbar = 2\n")
     found = look(machine(1), config)
     assert found.case is None

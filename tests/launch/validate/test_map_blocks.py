@@ -1,4 +1,4 @@
-"""Where GPUs stand in a drawing, against the layout's own coordinates."""
+"""The positions of GPUs in a drawing, compared with the layout's coordinates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def ranks(plane: Plane) -> list[int]:
 
 
 @every_layout
-def test_every_rank_stands_once(found):
+def test_every_rank_is_placed_once(found):
     drawn = [rank for block in blocks(found) for plane in block.planes for rank in ranks(plane)]
     assert sorted(drawn) == list(range(found.gpus))
 
 
 @every_layout
-def test_a_rank_has_the_coordinates_of_its_block_plane_row_and_column(found):
+def test_rank_has_the_coordinates_of_its_block_plane_row_and_column(found):
     for block in blocks(found):
         for plane in block.planes:
             for row, across in zip(plane.rows, plane.ranks, strict=True):
@@ -36,7 +36,7 @@ def test_a_rank_has_the_coordinates_of_its_block_plane_row_and_column(found):
 
 
 def named(row: str, column: str) -> dict[str, int]:
-    """The coordinates that a row's and a column's names tell: 'r1', 'c0', 'data 8' and '+3'."""
+    """Return the coordinates in the names of a row and a column: 'r1', 'c0', 'data 8', '+3'."""
     if column.startswith("+"):
         axis, start = named_axis(row)
         return {axis: start + int(column)}
@@ -49,7 +49,7 @@ def named_axis(name: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def test_a_cube_is_planes_of_its_slowest_axis():
+def test_cube_has_one_plane_per_index_of_its_slowest_axis():
     (block,) = blocks(LAYOUTS["3d"])
     assert [(plane.index, plane.ranks) for plane in block.planes] == [
         ({"c": 0}, ((0, 1), (2, 3))),
@@ -58,20 +58,20 @@ def test_a_cube_is_planes_of_its_slowest_axis():
     assert (block.planes[0].rows, block.planes[0].columns) == (("a0", "a1"), ("b0", "b1"))
 
 
-def test_copies_of_uncut_tensors_stand_together():
+def test_copies_without_tensor_parallelism_share_a_block():
     assert [block.index for block in blocks(LAYOUTS["stages"])] == [
         {"pipeline": stage} for stage in range(3)
     ]
 
 
-def test_long_lines_are_broken():
+def test_long_row_is_wrapped():
     (block,) = blocks(LAYOUTS["1d, wide"])
     (plane,) = block.planes
     assert [len(row) for row in plane.ranks] == [LINE, 12 - LINE]
     assert plane.rows == ("t0", f"t{LINE}")
 
 
-def test_titles_tell_blocks_apart():
+def test_titles_of_blocks_differ():
     def titles(name: str) -> list[str]:
         return [title(block, LAYOUTS[name]) for block in blocks(LAYOUTS[name])]
 
@@ -81,7 +81,7 @@ def test_titles_tell_blocks_apart():
     assert titles("3d") == ["stage 0"]
 
 
-def test_more_than_anyone_could_look_at_is_refused_at_once():
+def test_too_many_gpus_are_rejected():
     assert len(blocks(layout(data=MAX_GPUS))) == 1
-    with pytest.raises(UserError, match=f"a map shows up to {MAX_GPUS} GPUs, not {2**32}"):
+    with pytest.raises(UserError, match=f"a map shows at most {MAX_GPUS} GPUs, not {2**32}"):
         blocks(layout("1d", 2**16, pipeline=2**16))

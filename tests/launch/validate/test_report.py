@@ -1,4 +1,4 @@
-"""One config's tables: the numbers of its estimate, in as much room as there is."""
+"""The tables of a report: the numbers of the estimate, within the width of the terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def told(one: EstimatedPlan, width: int = 80) -> list[str]:
 
 
 def below(title: str, lines: list[str]) -> list[list[str]]:
-    """The cells of the table under a title, its head first."""
+    """Return the cells of the table with this title, the header first."""
     start = lines.index(title) + 1
     rows = lines[start : lines.index("", start)]
     return [row.split() for row in rows]
@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_memory_in_one_unit_with_what_there_is_of_the_gpu(config, width):
+def test_memory_table_has_one_unit_and_the_share_of_the_gpu(config, width):
     one = case(config, made_up(EVERYTHING), gpu_memory=80 * GIB)
     lines = told(one, width)
     head, row = below("memory of a GPU, GiB", lines)
@@ -59,14 +59,14 @@ def test_memory_in_one_unit_with_what_there_is_of_the_gpu(config, width):
     assert max(map(len, lines)) <= width
 
 
-def test_what_is_offloaded_to_both(config):
+def test_memory_table_shows_bytes_offloaded_to_host_and_disk(config):
     found = made_up(Memory(parameters=5 * GIB, buffers=GIB, host=99 * GIB, nvme=1000 * GIB))
     head, row = below("memory of a GPU, GiB", told(case(config, found, gpu_memory=80 * GIB)))
     assert head[2:-3] == ["weights", "buffers", "total", "host", "NVMe"]
     assert row[2:7] == ["5.00", "1.00", "6.00", "99.0", "1,000"]
 
 
-def test_small_models_are_in_mebibytes_and_empty_columns_are_left_out(config):
+def test_small_model_is_shown_in_mebibytes_without_empty_columns(config):
     head, row = below(
         "memory of a GPU, MiB", told(case(config, made_up(Memory(parameters=3 << 20))))
     )
@@ -74,7 +74,7 @@ def test_small_models_are_in_mebibytes_and_empty_columns_are_left_out(config):
     assert row == ["0", "0-1", "3.00", "3.00"]
 
 
-def test_stages_that_take_the_same_share_a_row(config):
+def test_stages_of_equal_memory_share_a_row(config):
     same, other = Memory(parameters=GIB), Memory(parameters=2 * GIB)
     lines = told(case(config, made_up(other, same, same, same, other), "PIPELINE=1"))
     assert [row[:2] for row in below("memory of a GPU, GiB", lines)[1:]] == [
@@ -84,14 +84,14 @@ def test_stages_that_take_the_same_share_a_row(config):
     ]
 
 
-def test_of_many_stages_the_ends_and_the_fullest_are_shown(config):
+def test_many_stages_are_reduced_to_the_ends_and_the_fullest(config):
     sizes = [Memory(parameters=GIB, activations=n << 20) for n in (*range(20), 99, *range(20, 40))]
     lines = told(case(config, made_up(*sizes)))
     shown = [row[0] for row in below("memory of a GPU, GiB", lines)[1:]]
     assert shown == [*"01234", "...", "20", "...", "36", "37", "38", "39", "40"]
 
 
-def test_chunks_are_told_in_the_room_there_is(config):
+def test_layers_of_chunks_fit_the_width(config):
     ranges = tuple(range(n, n + 2) for n in range(0, 96, 8))
     one = case(config, chunked(made_up(EVERYTHING), ranges), gpu_memory=80 * GIB)
     lines = told(one)
@@ -103,7 +103,7 @@ def test_chunks_are_told_in_the_room_there_is(config):
     ("taken", "percent", "colour"),
     [(0.5, "50%", "32"), (0.95, "95%", "33"), (1.0, "100%", "33"), (1.001, "101%", "31")],
 )
-def test_the_share_of_a_gpu_in_colour(config, taken, percent, colour):
+def test_colour_of_the_share_of_a_gpu(config, taken, percent, colour):
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system="standard")
     found = made_up(Memory(parameters=round(taken * 1000 * GIB)))
@@ -111,7 +111,7 @@ def test_the_share_of_a_gpu_in_colour(config, taken, percent, colour):
     assert re.search(rf"\x1b\[{colour}m *{percent} ━", file.getvalue())
 
 
-def test_what_is_sent(config):
+def test_traffic_table_lists_calls_and_bytes(config):
     sent = (
         CommVolume(axis="t", collective="all_gather", calls=1920, bytes=3 * GIB // 2),
         CommVolume(axis="data", collective="reduce_scatter", calls=2, bytes=512),
@@ -123,7 +123,7 @@ def test_what_is_sent(config):
     ]
 
 
-def test_what_would_fit(config):
+def test_alternatives_table_lists_changes_that_fit(config):
     others = (
         Alternative(
             overrides=("model.checkpoint=True",),
@@ -144,7 +144,7 @@ def test_what_would_fit(config):
     ]
 
 
-def test_what_would_fit_with_the_hosts_help(config):
+def test_alternatives_table_shows_host_memory(config):
     other = Alternative(
         overrides=("zero.offload=cpu",),
         plan=plan(config),
@@ -157,7 +157,7 @@ def test_what_would_fit_with_the_hosts_help(config):
     ]
 
 
-def test_misses_are_shown_where_nothing_fits_with_samples_that_differ(config):
+def test_nearest_misses_are_listed_with_their_samples(config):
     miss = Alternative(
         overrides=("BATCH_SIZE=4",),
         plan=plan(config, "BATCH_SIZE=4"),
@@ -170,7 +170,7 @@ def test_misses_are_shown_where_nothing_fits_with_samples_that_differ(config):
     ]
 
 
-def test_parameters_and_bubble(config):
+def test_summary_has_parameters_and_bubble(config):
     found = made_up(EVERYTHING, EVERYTHING)
     lines = told(case(config, found, "PIPELINE=2"))
     assert "parameters  124,439,808, at most 62,219,904 on a GPU" in lines
@@ -180,7 +180,7 @@ def test_parameters_and_bubble(config):
     assert not any(line.startswith("bubble") for line in alone)
 
 
-def test_a_real_estimate_adds_up(tmp_path):
+def test_memory_parts_of_a_real_estimate_sum_to_the_total(tmp_path):
     path = write(tmp_path, CONFIG + "\nPIPELINE = 2\nTENSOR_PARALLEL = 4\nMODE = '2d'\n")
     found = estimate(plan(path))
     rows = below("memory of a GPU, MiB", told(case(path, found)))
@@ -190,7 +190,7 @@ def test_a_real_estimate_adds_up(tmp_path):
         assert total == pytest.approx(stage.memory.total / 2**20, abs=0.01)
 
 
-def test_remarks_are_a_line_each_however_long(config):
+def test_long_remark_is_one_line(config):
     file = io.StringIO()
     said = replace(plan(config), warnings=("a.py:1: " + "slow " * 40,), notes=("a.py:2: [so]",))
     print_remarks(said, Console(file=file, width=40))

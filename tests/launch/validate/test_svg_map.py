@@ -1,4 +1,4 @@
-"""The picture: read back as XML, its places held against the layout's coordinates."""
+"""The SVG map: read as XML, positions compared with the layout's coordinates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inside(element: Element, tag: str) -> list[Element]:
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A rectangle around something, and its middle."""
+    """A bounding box and its centre."""
 
     left: float
     top: float
@@ -69,7 +69,7 @@ def rectangle(element: Element) -> Rectangle:
 
 
 def face(gpu: Element) -> Rectangle:
-    """Around what carries the number: a tile, or the top of a slab, which is drawn last."""
+    """Return the bounding box of the numbered shape: a tile, or the top of a slab (drawn last)."""
     if rects := inside(gpu, "rect"):
         return rectangle(rects[0])
     numbers = [float(n) for n in re.split("[ ,]", inside(gpu, "polygon")[-1].get("points", ""))]
@@ -101,7 +101,7 @@ def test_every_gpu_is_drawn_once_with_its_number_and_coordinates(layout):
 
 
 @every_layout
-def test_numbers_are_in_the_middle_of_what_is_theirs_and_nothing_covers_them(layout):
+def test_numbers_are_centred_in_their_tiles_and_not_covered(layout):
     found = gpus(picture(layout))
     faces = {rank: face(gpu) for rank, gpu in found.items()}
     middles = {}
@@ -117,7 +117,7 @@ def test_numbers_are_in_the_middle_of_what_is_theirs_and_nothing_covers_them(lay
 
 
 @every_layout
-def test_cards_hold_their_own_gpus_and_stand_apart_in_the_picture(layout):
+def test_cards_contain_their_gpus_and_do_not_overlap(layout):
     root = picture(layout)
     width, height = (float(n) for n in root.attrib["viewBox"].split()[2:])
     cards = [group for group in root if group.tag.endswith("}g")]
@@ -145,7 +145,7 @@ def test_cards_hold_their_own_gpus_and_stand_apart_in_the_picture(layout):
         ("data", "data {data}", ""),
     ],
 )
-def test_flat_tiles_stand_below_and_beside_their_names(name, across, down):
+def test_tiles_of_a_plane_are_aligned_with_their_names(name, across, down):
     layout = LAYOUTS[name]
     for card in (group for group in picture(layout) if group.tag.endswith("}g")):
         texts = inside(card, "text")
@@ -159,8 +159,8 @@ def test_flat_tiles_stand_below_and_beside_their_names(name, across, down):
                 assert (down.format(**where), baseline) in rows
 
 
-def test_a_cube_is_seen_as_one():
-    """a goes down to the left, b down to the right, c straight down."""
+def test_planes_of_a_cube_are_joined():
+    """Axis a runs down to the left, b down to the right, c straight down."""
     layout = LAYOUTS["3d"]
     faces = {rank: face(gpu) for rank, gpu in gpus(picture(layout)).items()}
 
@@ -176,7 +176,7 @@ def test_a_cube_is_seen_as_one():
     assert below > 2 * down
 
 
-def test_stages_of_one_copy_are_joined_by_arrows_in_their_order():
+def test_stages_of_a_copy_are_joined_by_arrows_in_order():
     layout = LAYOUTS["1d"]
     root = picture(layout)
     cards = [group for group in root if group.tag.endswith("}g")]
@@ -194,7 +194,7 @@ def test_copies_are_not_joined():
         assert not [line for line in picture(LAYOUTS[name]) if line.tag.endswith("}line")]
 
 
-def test_copies_of_a_stage_have_its_colour_and_stages_differ():
+def test_colour_depends_on_the_stage_only():
     layout = LAYOUTS["1d"]
     fills = {
         rank: inside(gpu, "rect")[0].get("fill") for rank, gpu in gpus(picture(layout)).items()
@@ -205,8 +205,8 @@ def test_copies_of_a_stage_have_its_colour_and_stages_differ():
 
 
 @pytest.mark.parametrize("stage", range(32))
-def test_white_numbers_are_readable_on_every_stage(stage):
-    """A contrast of 4 to 1 at least (WCAG 2.2 asks 3 of large bold text)."""
+def test_white_numbers_have_contrast_on_every_stage(stage):
+    """A contrast of at least 4 to 1 (WCAG 2.2 demands 3 for large bold text)."""
 
     def linear(channel: int) -> float:
         share = channel / 255
@@ -217,12 +217,12 @@ def test_white_numbers_are_readable_on_every_stage(stage):
     assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) > 4
 
 
-def test_a_name_may_hold_any_character():
+def test_name_may_contain_any_character():
     root = picture(LAYOUTS["serial"], "<b>&\"'")
     assert inside(root, "text")[0].text == "<b>&\"'"
     assert "<b>" in (inside(root, "title")[0].text or "")
 
 
-def test_it_tells_its_layout_in_words():
+def test_map_has_a_text_description():
     words = [text.text for text in inside(picture(LAYOUTS["3d, all"]), "text")]
     assert words[1] == "108 GPUs = 2 data × 2 stages × 27 tensor (3d: c 3 × a 3 × b 3)"

@@ -1,4 +1,4 @@
-"""The map of a terminal, as it is read."""
+"""The terminal map, as printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def drawn(layout: Layout, layers: list[str], width: int = 80, encoding: str = "u
     return "\n".join(line.rstrip() for line in file.read().rstrip().splitlines())
 
 
-def test_pipeline_and_tensors_and_copies():
+def test_map_of_data_pipeline_and_tensor_parallelism():
     assert (
         drawn(LAYOUTS["1d"], ["0-5", "6-11"])
         == """\
@@ -38,7 +38,7 @@ data 1
     )
 
 
-def test_a_cube():
+def test_map_of_a_cube():
     assert (
         drawn(LAYOUTS["3d"], ["0-11"])
         == """\
@@ -50,7 +50,7 @@ def test_a_cube():
     )
 
 
-def test_columns_stand_below_their_names():
+def test_columns_are_aligned_with_their_names():
     head, *rows = drawn(LAYOUTS["2.5d, deep"], ["0-11"]).splitlines()[1:4]
     names = [match.end() for match in re.finditer(r"c\d", head)]
     assert len(names) == 6
@@ -60,7 +60,7 @@ def test_columns_stand_below_their_names():
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_rank_is_read_once_and_nothing_is_cut_off(name, width):
+def test_every_rank_is_printed_once_and_no_line_is_truncated(name, width):
     layout = LAYOUTS[name]
     text = drawn(layout, ["x"] * layout.pipeline, width)
     inside = [line for line in text.splitlines() if line.startswith("│")]
@@ -71,13 +71,13 @@ def test_every_rank_is_read_once_and_nothing_is_cut_off(name, width):
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_blocks_go_on_in_the_next_line():
+def test_blocks_wrap_to_the_next_line():
     heads = [line for line in drawn(LAYOUTS["GPT-3"], ["x"] * 32).splitlines() if "stage" in line]
     stages = [[int(number) for number in re.findall(r"stage (\d+)", line)] for line in heads]
     assert stages == [[0, 1, 2], *([n, n + 1, n + 2] for n in range(3, 30, 3)), [30, 31]]
 
 
-def test_nothing_is_wider_than_the_terminal_and_as_much_as_fits_stands_side_by_side():
+def test_blocks_fill_but_do_not_exceed_the_width_of_the_terminal():
     wide = 24  # of a block
     for width in range(wide, 3 * wide):
         lines = drawn(LAYOUTS["GPT-3"], ["10-12"] * 32, width).splitlines()
@@ -86,7 +86,7 @@ def test_nothing_is_wider_than_the_terminal_and_as_much_as_fits_stands_side_by_s
         assert lines[0].count("╮") == (width + 1) // (wide + 1)
 
 
-def test_it_can_be_drawn_in_ascii():
+def test_map_can_be_drawn_in_ascii():
     text = drawn(LAYOUTS["3d"], ["0-11"], encoding="ascii")
     assert text.isascii()
     assert "| a0   0   1   a0   4   5 |" in text
