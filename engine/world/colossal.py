@@ -1,6 +1,6 @@
-"""Colossal-AI's global ParallelContext: where the process groups come from.
+"""Colossal-AI's global ParallelContext, which makes the process groups.
 
-All of Colossal-AI's rough edges are smoothed here, and nowhere else.
+All workarounds for Colossal-AI are in this module.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ INSTALL = f"pip install --no-deps colossalai=={VERSION}"
 
 
 class ColossalContext:
-    """The global ParallelContext, registered on an open default process group.
-
-    Raises:
-        UserError: Colossal-AI is missing, of another version, or lacks what it imports.
-    """
+    """The global ParallelContext, registered on an open default process group."""
 
     def __init__(self) -> None:
+        """Import Colossal-AI.
+
+        Raises:
+            UserError: it is missing, of another version, or one of its imports fails.
+        """
         try:
-            found = version("colossalai")
+            installed = version("colossalai")
         except PackageNotFoundError:
             raise UserError(f"Colossal-AI is not installed: {INSTALL}") from None
-        if found != VERSION:
-            raise UserError(f"Colossal-AI {found} is installed, {VERSION} is needed: {INSTALL}")
+        if installed != VERSION:
+            raise UserError(f"Colossal-AI {installed} is installed, {VERSION} is needed: {INSTALL}")
         try:
             with _stub_packages():
                 core = importlib.import_module("colossalai.legacy.core")
@@ -52,7 +53,7 @@ class ColossalContext:
         self._variables: Any = variables.tensor_parallel_env
 
     def open(self, layout: Layout, rank: int) -> None:
-        """Make all groups of ``layout``; every rank calls this, the default group being open."""
+        """Make all groups of ``layout``. Every rank calls this after the default group is open."""
         context, world = self.context, self.modes.GLOBAL
         # Its own launch() would open the default group at tcp://[host]:port, which Python >=
         # 3.11.4 refuses for anything but IPv6: so we open it, and register it as launch() does.
@@ -63,43 +64,44 @@ class ColossalContext:
         context.add_global_rank(world, rank)
         tensor: dict[str, Any] = {"size": layout.tensor, "mode": layout.mode.name}
         if not layout.mode.colossal_groups:
-            tensor["mode"] = None  # its word for no tensor parallelism
+            tensor["mode"] = None  # Colossal-AI's value for no tensor parallelism
         if layout.mode.uses_depth:
             tensor["depth"] = layout.depth
         context.load_config({"parallel": {"pipeline": layout.pipeline, "tensor": tensor}})
         context.init_parallel_groups()
 
     def group(self, name: str) -> tuple[dist.ProcessGroup, list[int]] | None:
-        """The group that this rank is in, and its ranks, by the name of a ParallelMode; None where
-        there is none (PIPELINE has none where there is one stage)."""
+        """Return this rank's group of a ParallelMode, by its name, and the ranks of the group; None
+        if there is no such group (PIPELINE has none with one stage)."""
         mode = self.modes[name]
         if not self.context.is_initialized(mode):
             return None
         return self.context.get_group(mode), self.context.get_ranks_in_group(mode)
 
     def groups(self) -> list[dist.ProcessGroup]:
-        """Every group of this rank, those on the CPU included, each once."""
+        """Return all groups of this rank, CPU groups included, each once."""
         context = self.context
-        found = [*context._groups.values(), *context._cpu_groups.values()]
-        return list({id(group): group for group in found}.values())
+        groups = [*context._groups.values(), *context._cpu_groups.values()]
+        return list({id(group): group for group in groups}.values())
 
     def set_timeouts(self, seconds: float) -> None:
-        """Of every group: new_group takes torch's default, not the default group's own."""
+        """Set the timeout of every group: new_group uses torch's default timeout, not that of the
+        default group."""
         for group in self.groups():
             _set_pg_timeout(timedelta(seconds=seconds), group)
 
     @property
     def cpu_group(self) -> dist.ProcessGroup:
-        """All ranks, over gloo."""
+        """Group of all ranks over gloo."""
         group: dist.ProcessGroup = self.context.get_cpu_group(self.modes.GLOBAL)
         return group
 
     def close(self, *, failed: bool) -> None:
-        """Destroy all groups, the default one last, and forget this world. After a failure other
-        ranks may be waiting in a collective: that is broken off, and nothing more is raised."""
+        """Destroy all groups, the default one last, and reset the context. After a failure, abort
+        collectives in which other ranks may wait, and raise nothing."""
         try:
             if dist.is_initialized() and failed and dist.get_backend() == "nccl":
-                _abort_process_group()  # destroying waits for what is under way
+                _abort_process_group()  # destroy would wait for running collectives
             elif self.context.is_initialized(self.modes.GLOBAL):
                 self.context.destroy()
             elif dist.is_initialized():
@@ -108,19 +110,19 @@ class ColossalContext:
             if not failed:
                 raise
         finally:
-            # destroy() keeps sizes, ranks and CPU groups, and the next world's asserts compare
-            # with the last one's sizes.
+            # destroy() keeps sizes, ranks and CPU groups, and Colossal-AI would assert that the
+            # next world has the same sizes
             self._variables.load()
             self.context.__init__()
 
 
 @contextmanager
 def _stub_packages() -> Iterator[None]:
-    """Inside, the two packages above the context are empty: running their ``__init__`` takes 3 s,
-    and needs peft, bitsandbytes and more, of which the context uses nothing."""
+    """Replace the two packages around the context by empty ones inside the block: their
+    ``__init__`` takes 3 s and needs peft, bitsandbytes and more, which the context does not use."""
     spec = find_spec("colossalai")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("its files are not there")
+        raise ImportError("its files are missing")
     root = Path(spec.submodule_search_locations[0])
     empty = {"colossalai": root, "colossalai.legacy": root / "legacy"}
     empty = {name: path for name, path in empty.items() if name not in sys.modules}

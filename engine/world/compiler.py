@@ -11,19 +11,19 @@ from engine.plan import Plan
 
 
 def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
-    """State that a plan is to be compiled on a CPU and there is no C++ compiler, in a line.
+    """Yield a message if the plan needs a C++ compiler that does not run.
 
-    The compiler is the one that torch's inductor looks for (torch/_inductor/config.py, cpp.cxx),
-    asked as it asks.
+    The compiler is the one that torch's inductor uses (torch/_inductor/config.py, cpp.cxx), and it
+    is tested with the command that inductor runs.
     """
     default = "clang++" if sys.platform == "darwin" else "g++"
     name = environ.get("CXX", default)
     if not plan.settings.compile or _runs(name):
         return
-    named = f"{name}, which CXX names," if "CXX" in environ else name
+    command = f"{name}, which CXX names," if "CXX" in environ else name
     yield (
-        f"{plan.cite('compile')} needs a C++ compiler, and {named} does not run here: install one "
-        "(Debian, Ubuntu: apt-get install g++), name one by CXX, or set compile=False"
+        f"{plan.cite('compile')} needs a C++ compiler, and {command} does not run here: install "
+        "one (Debian, Ubuntu: apt-get install g++), name one by CXX, or set compile=False"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which rank computes on which device, and which backend carries their messages. No torch."""
+"""Assignment of ranks to devices, and the choice of the communication backend. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from engine.formatting import format_ranks
 
 @dataclass(frozen=True, kw_only=True)
 class VisibleGpus:
-    """What a rank tells of itself: the name of its machine, and the GPUs it sees, each by an id
-    that no other GPU has."""
+    """The GPUs that a rank sees, by their unique ids, and the name of its machine."""
 
     host: str
     gpus: tuple[str, ...] = ()
@@ -21,12 +20,14 @@ class VisibleGpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """By rank: its number on its machine, how many ranks are there, and its GPU among those that
-    it sees (None: it computes on the CPU)."""
+    """Devices of all ranks, and the backend; tuples have an entry per rank."""
 
     local_ranks: tuple[int, ...]
+    """Number of the rank on its machine."""
     local_sizes: tuple[int, ...]
+    """Number of ranks on its machine."""
     gpus: tuple[int | None, ...]
+    """Index of its GPU among those that it sees; None: it computes on the CPU."""
     backend: str
     warnings: tuple[str, ...] = ()
 
@@ -34,11 +35,11 @@ class Assignment:
 def assign_devices(
     visible: Sequence[VisibleGpus], requested: str | None = None, *, nccl: bool = True
 ) -> Assignment:
-    """NCCL where each rank has a GPU of its own, gloo otherwise; ``requested`` decides where given.
-    ``nccl`` says whether this torch has it.
+    """Assign GPUs to ranks. Choose ``requested`` as backend if given, else NCCL if each rank has a
+    GPU of its own, else gloo. ``nccl``: this torch includes NCCL.
 
     Raises:
-        UserError: NCCL is asked for where ranks have no GPU, or share one.
+        UserError: NCCL is requested, but ranks have no GPU or share one.
     """
     on_machine: Counter[str] = Counter()
     local_ranks = []

@@ -1,4 +1,4 @@
-"""From a plan to a running world: process groups, device, seeds, and a clean leave."""
+"""Start and shutdown of a world: process groups, devices, seeds."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ERROR_REPORT_SECONDS = 60.0
-"""How long ranks wait for each other where no plan could be made that says so."""
+"""Timeout of the start if there is no plan, which would state one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """How a launch that was here before finds its plan. ``find_record``: the record of the run of
-    a launch id, given the plan that was made now, if any; "" where there is none. ``plan`` makes
-    the plan from it."""
+    """Functions by which a restarted launch finds the plan that its run recorded."""
 
     find_record: Callable[[str, Plan | None], str]
+    """Returns the record of the run with this id, or ''; the plan is that of the config now, None
+    if the config is invalid."""
     plan: Callable[[str], Plan]
+    """Makes the plan from the record."""
 
 
 @contextmanager
@@ -58,16 +59,19 @@ def open_world(
     backend: str | None = None,
     lost_pids_file: Path | None = None,
 ) -> Iterator[World]:
-    """The world that ``launch_info`` is in, running as the plan says; ``backend`` goes before the
-    plan's. A ``restart`` goes on with the plan that its run recorded, whatever the config holds by
-    now. Processes of ranks that are told to be gone are noted in the file ``told``, one a line.
+    """Connect the ranks of a launch, open their process groups, and close them at the end.
 
-    On the way out, whatever ends it, all groups are closed. An error inside is told to the user
-    once over all ranks.
+    An error inside is printed once over all ranks.
+
+    Args:
+        backend: overrides the backend of the plan.
+        restart: a restarted launch resumes with the plan that its run recorded, even if the config
+            has changed.
+        lost_pids_file: gets the PIDs of lost ranks, one per line.
 
     Raises:
-        UserError: the plan, this machine or what is installed on it cannot be used. Told.
-        RunError: for any other exception inside, or an interrupt. Told.
+        UserError: the plan, this machine or an installed package cannot be used.
+        RunError: for any other exception inside, or an interrupt.
     """
     if launch_info.launch_id is not None and launch_info.launcher == "torchrun":
         stop_with_parent()
@@ -88,7 +92,7 @@ def open_world(
             )
             world = _open(plan, ranks, colossal, stop, backend)
             yield world
-            world.barrier()  # a rank that closes its end may break what another still does
+            world.barrier()  # closing a connection may break an operation of another rank
             failed = False
         except (Exception, KeyboardInterrupt) as caught:
             error = ranks.diagnose(caught)
@@ -110,7 +114,7 @@ def _explain(error: BaseException) -> RunError | None:
 
 
 def _try_plan(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | None]:
-    """The plan, or why there is none: to be told when the ranks have met."""
+    """Return the plan, or the error, which is reported once the ranks are connected."""
     try:
         return make_plan(), None
     except Exception as error:
@@ -120,33 +124,34 @@ def _try_plan(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | N
 def _plan_of_restart(
     restart: Restart, ranks: ControlPlane, plan: Plan | None, problem: Exception | None
 ) -> tuple[Plan | None, Exception | None]:
-    """The plan that the run recorded, where this launch has one; rank 0 looks it up for all."""
+    """Replace the plan by the recorded one if the launch has a run; rank 0 reads the record."""
     record = ranks.run_on_rank_0(lambda: restart.find_record(ranks.run_id, plan))
     if not record:
         return plan, problem
-    kept, problem = _try_plan(lambda: restart.plan(record))
-    if kept is not None:
-        ranks.set_timeout(kept.settings.start_timeout)
-        if ranks.launch_info.rank == 0 and (plan is None or plan.fingerprint != kept.fingerprint):
+    recorded, problem = _try_plan(lambda: restart.plan(record))
+    if recorded is not None:
+        ranks.set_timeout(recorded.settings.start_timeout)
+        is_new = plan is None or plan.fingerprint != recorded.fingerprint
+        if ranks.launch_info.rank == 0 and is_new:
             print(
-                f"{kept.settings.source} or the environment has changed since the run began: it "
-                "goes on with the settings that it recorded",
+                f"{recorded.settings.source} or the environment has changed since the run began: "
+                "the run resumes with its recorded settings",
                 flush=True,
             )
-    return kept, problem
+    return recorded, problem
 
 
 def _check_before_connecting(
     plan: Plan | None, problem: Exception | None, launch_info: LaunchInfo
 ) -> tuple[Plan, ColossalContext]:
-    """What can be told before anything is opened."""
+    """Raise the error of the plan; require as many ranks as the layout has, and Colossal-AI."""
     if problem is not None:
         raise problem
     assert plan is not None
     if plan.layout.gpus != launch_info.size:
         raise UserError(
-            f"{plan.settings.source}: the layout has {plan.layout.gpus} ranks, and "
-            f"{launch_info.launcher} started {launch_info.size}"
+            f"{plan.settings.source}: the layout has {plan.layout.gpus} ranks, but "
+            f"{launch_info.size} were started ({launch_info.launcher})"
         )
     return plan, ColossalContext()
 
@@ -156,21 +161,22 @@ def _open(
     ranks: ControlPlane,
     colossal: ColossalContext,
     stop: StopSignal,
-    asked: str | None,
+    backend: str | None,
 ) -> World:
+    """Assign devices, and open the process groups; ``backend`` overrides the plan's."""
     launch_info, settings = ranks.launch_info, plan.settings
-    mine = [asdict(RankProcess.current()), _gpu_ids(), plan.fingerprint, ranks.run_id]
-    reports = [json.loads(text) for text in ranks.all_gather(json.dumps(mine))]
-    places, gpus, fingerprints, run_ids = zip(*reports, strict=True)
-    processes = [RankProcess(**where) for where in places]
+    report = [asdict(RankProcess.current()), _gpu_ids(), plan.fingerprint, ranks.run_id]
+    reports = [json.loads(text) for text in ranks.all_gather(json.dumps(report))]
+    identities, gpus, fingerprints, run_ids = zip(*reports, strict=True)
+    processes = [RankProcess(**identity) for identity in identities]
     ranks.start_liveness(processes)
-    cards = [
+    visible = [
         VisibleGpus(host=p.host, gpus=tuple(ids)) for p, ids in zip(processes, gpus, strict=True)
     ]
 
     def decide() -> Assignment:
         _require_same_plan(fingerprints)
-        return assign_devices(cards, asked or settings.backend, nccl=dist.is_nccl_available())
+        return assign_devices(visible, backend or settings.backend, nccl=dist.is_nccl_available())
 
     assignment = ranks.run_on_all(decide)
     ranks.run_on_all(lambda: _check_machine(plan, assignment))
@@ -211,7 +217,7 @@ def _open(
 
 
 def _check_machine(plan: Plan, assignment: Assignment) -> None:
-    """Raises UserError where this machine lacks the network interfaces or the compiler to run."""
+    """Raise UserError if this machine lacks a named network interface or a needed compiler."""
     missing = list(wrong_interfaces(os.environ))
     if assignment.gpus[0] is None:
         missing += missing_compiler(plan, os.environ)
@@ -220,7 +226,7 @@ def _check_machine(plan: Plan, assignment: Assignment) -> None:
 
 
 def _axes(plan: Plan, colossal: ColossalContext, rank: int, traffic: Traffic) -> dict[str, Axis]:
-    """Our axes on Colossal-AI's groups, by the names it has for them."""
+    """Make the axes of the plan's layout on Colossal-AI's groups."""
     names = {
         "world": "GLOBAL",
         "data": "DATA",
@@ -230,8 +236,8 @@ def _axes(plan: Plan, colossal: ColossalContext, rank: int, traffic: Traffic) ->
         **plan.layout.mode.colossal_groups,
     }
     axes = {}
-    for name, theirs in names.items():
-        group, members = colossal.group(theirs) or (None, [rank])
+    for name, colossal_name in names.items():
+        group, members = colossal.group(colossal_name) or (None, [rank])
         axes[name] = Axis(
             name=name,
             size=len(members),
@@ -243,15 +249,17 @@ def _axes(plan: Plan, colossal: ColossalContext, rank: int, traffic: Traffic) ->
 
 
 def _require_same_plan(fingerprints: Sequence[str]) -> None:
-    """Every rank has read its own file, and machines may have different ones."""
+    """Raise UserError if a rank has another plan than rank 0: each rank reads the config file of
+    its own machine."""
     raise_if_any(
-        [rank for rank, mine in enumerate(fingerprints) if mine != fingerprints[0]],
+        [rank for rank, other in enumerate(fingerprints) if other != fingerprints[0]],
         "resolved another config than rank 0: the file, its overrides and the environment must be "
         "the same on every machine",
     )
 
 
 def _gpu_ids() -> list[str]:
+    """Return the UUIDs of the GPUs that this process sees."""
     return [
         str(torch.cuda.get_device_properties(number).uuid)
         for number in range(torch.cuda.device_count())
@@ -259,8 +267,9 @@ def _gpu_ids() -> list[str]:
 
 
 def _seed(seed: int) -> None:
-    """The same on all ranks: what must differ between them has generators of its own. Colossal-AI's
-    seed manager would ask torch.cuda, on CPU ranks too."""
+    """Set the seed of the global generators, the same on all ranks; parts that need different
+    numbers per rank have other generators. Colossal-AI's seed manager is not used: it calls CUDA
+    on CPU ranks, too."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)

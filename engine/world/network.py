@@ -1,4 +1,4 @@
-"""The network interfaces that the environment names for messages. No torch."""
+"""Network interfaces that the environment selects for gloo. No torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ GLOO = "GLOO_SOCKET_IFNAME"
 
 
 def wrong_interfaces(environ: Mapping[str, str]) -> Iterator[str]:
-    """State which of the interfaces that gloo is told to use are not there, a line in all."""
-    named = environ.get(GLOO, "")
-    addresses = psutil.net_if_addrs() if named else {}
-    missing = [name for name in named.split(",") if name and name not in addresses]
+    """Yield a message if gloo is set to use interfaces that this machine does not have."""
+    selected = environ.get(GLOO, "")
+    addresses = psutil.net_if_addrs() if selected else {}
+    missing = [name for name in selected.split(",") if name and name not in addresses]
     if missing:
         yield (
-            f"{GLOO}={named} in the environment: this machine has no network interface "
+            f"{GLOO}={selected} in the environment: this machine has no network interface "
             f"{' or '.join(missing)}; there are: {', '.join(sorted(addresses))}"
         )

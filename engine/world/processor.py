@@ -1,4 +1,4 @@
-"""The processor that computes when there is no GPU. Imports no torch."""
+"""The processor of this machine. No torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """A processor's make, as Linux spells it (``AuthenticAMD``, ``GenuineIntel``; empty where the
-    system does not say), and its name."""
+    """A processor, as Linux names it."""
 
     vendor: str
+    """Such as 'AuthenticAMD' or 'GenuineIntel'; '' if unknown."""
     name: str
 
 
@@ -29,7 +29,7 @@ def usable_cores() -> int:
 
 @cache
 def this_processor(cpuinfo: Path = CPUINFO) -> Processor:
-    """Read make and name of this machine's processor."""
+    """Read vendor and name of this machine's processor."""
     fields: dict[str, str] = {}
     with suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

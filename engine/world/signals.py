@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""All that stop a run: Ctrl-C, launchers, a terminal that is closed, and two that queues send
+"""Signals that stop a run: from Ctrl-C, a launcher, a closed terminal, and two that job queues send
 before a time limit."""
 ALWAYS_HANDLED = (signal.SIGINT, signal.SIGTERM)
-"""Those that stop it even if they were ignored when the process started, as in background jobs of
-scripts. ``nohup`` starts processes that ignore SIGHUP."""
+"""Signals that stop a run even if the parent process ignored them, as shells do with SIGINT for
+background jobs of scripts. Others stay ignored: ``nohup`` ignores SIGHUP."""
 REPEAT_SECONDS = 2.0
-"""A Ctrl-C reaches a rank twice, from the terminal and from torchrun that passes it on. What comes
-later than this is the user insisting."""
+"""A Ctrl-C reaches a rank twice, from the terminal and from torchrun. A signal after this time is a
+second Ctrl-C of the user."""
 
 Handler = Callable[[int, FrameType | None], None]
 
 
 @dataclass
 class StopSignal:
-    """What signals that stop a run do.
+    """Handler of the signals that stop a run.
 
-    At first they end the process by KeyboardInterrupt, since there is nothing to save. Once
-    ``deferred`` is set they only leave their name in ``requested``, for the training loop to find
-    between two steps. A user who insists by SIGINT still interrupts, but for what is
-    ``deferred_until_done``; launchers repeat SIGTERM, which asks for no more than it did.
+    At first a signal raises KeyboardInterrupt, since there is nothing to save. Once ``deferred`` is
+    set, it only stores its name in ``requested``, which the training loop polls between two steps.
+    A second SIGINT still raises KeyboardInterrupt; in ``deferred_until_done``, at the end of the
+    block. A repeated SIGTERM has no effect: launchers send it twice.
     """
 
     deferred: bool = False
@@ -42,6 +42,7 @@ class StopSignal:
     _insisted: bool = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         now = time.monotonic()
         if self.requested is None:
             self.requested, self._since = signal.Signals(number).name, now
@@ -56,8 +57,8 @@ class StopSignal:
 
     @contextmanager
     def deferred_until_done(self) -> Iterator[None]:
-        """What is done inside is done to its end, whatever comes; then the user who insists gets
-        KeyboardInterrupt."""
+        """Run the block to completion. A second SIGINT inside it raises KeyboardInterrupt
+        afterwards."""
         self._is_deferred_until_done = True
         try:
             yield
@@ -68,7 +69,7 @@ class StopSignal:
 
 
 def handled_signals() -> tuple[signal.Signals, ...]:
-    """The signals that stop this process: all but those that its parent made it ignore."""
+    """Return the signals that stop this process: all but those that its parent ignored."""
     return tuple(
         number
         for number in STOP_SIGNALS
@@ -77,37 +78,37 @@ def handled_signals() -> tuple[signal.Signals, ...]:
 
 
 def block_signals() -> None:
-    """Make signals that stop a run wait until ``unblock_signals``: a process that is still
-    importing torch would die of them without a message."""
+    """Block the signals that stop a run until ``unblock_signals``: they would end a process that is
+    still importing torch without a message."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def unblock_signals() -> None:
-    """Let signals come, and those that have waited."""
+    """Unblock the signals that stop a run, and deliver pending ones."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @contextmanager
 def handle_signals(handler: Handler) -> Iterator[None]:
-    """Call ``handler`` for signals that stop a run; afterwards handlers, and signals that are held,
-    are as before. Does nothing outside of the main thread, the only one that may have handlers."""
+    """Call ``handler`` for signals that stop a run; restore the handlers and blocked signals
+    afterwards. Do nothing outside of the main thread, the only one that may set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     before = {number: signal.signal(number, handler) for number in handled_signals()}
     try:
         yield
     finally:
-        # First: a process that held signals at its start must not die of one at its end
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        # First: a process that blocked signals at its start must not be ended by one at its end
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number, earlier in before.items():
             signal.signal(number, earlier)
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopSignal]:
-    """Signals that stop a run go to the StopSignal inside."""
+    """Yield a StopSignal that handles the signals that stop a run."""
     stop = StopSignal()
     with handle_signals(stop):
         yield stop

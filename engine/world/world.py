@@ -1,4 +1,4 @@
-"""A rank of a running world, as all that trains and measures sees it."""
+"""World: one rank's view of the processes of a run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A rank of a running world.
-
-    ``axes`` has world, data, pipeline, tensor, model, and the mode's own. ``run_id`` is the same on
-    all ranks and over torchrun's restarts, of which this is number ``attempt``.
-    """
+    """One rank's view of the processes of a run, while their process groups are open."""
 
     plan: Plan
     rank: int
@@ -40,16 +36,19 @@ class World:
     device: torch.device
     backend: str
     axes: dict[str, Axis]
+    """By name: world, data, pipeline, tensor, model, and the axes of the mode."""
     traffic: Traffic
     run_id: str
+    """The same on all ranks, and after a restart by torchrun."""
     attempt: int
+    """Number of restarts by torchrun before this one."""
     control_plane: ControlPlane
     stop: StopSignal
     colossal: ColossalContext
 
     @property
     def coordinates(self) -> dict[str, int]:
-        """This rank's index on every axis of the layout."""
+        """Index of this rank on every axis of the layout."""
         return self.plan.layout.coordinates(self.rank)
 
     @property
@@ -57,26 +56,26 @@ class World:
         return self.rank == 0
 
     def stop_requested(self) -> bool:
-        """Return whether this rank got a signal that stops a run, for the ranks to agree on at the
-        end of a step. From the first call on a signal no longer interrupts this rank: no rank is
-        past the first agreement before all have called this, so none is interrupted while another
-        reports the first step as done."""
+        """Return whether this rank got a signal that stops a run; the ranks combine their values at
+        the end of a step. Defer signals from the first call on: no rank passes the first all-reduce
+        before all ranks have called this, so none is interrupted while another one reports the
+        first step as done."""
         self.stop.deferred = True
         return self.stop.requested is not None
 
     def stopped_by(self) -> str:
-        """The name of the signal that a rank got; of several, the first rank's. All ranks call
-        this after they have agreed to stop."""
+        """Gather and return the name of the signal that stopped the run: that of the lowest rank
+        that got one. All ranks call this after they have agreed to stop."""
         names = self.control_plane.all_gather(self.stop.requested or "")
         return next(filter(None, names), "")
 
     @property
     def cpu_group(self) -> dist.ProcessGroup:
-        """All ranks, over gloo whatever the backend is."""
+        """Group of all ranks over gloo, with any backend."""
         return self.colossal.cpu_group
 
     def uninterruptible(self) -> AbstractContextManager[None]:
-        """Inside, not even a user who insists on stopping interrupts."""
+        """Defer all signals to the end of the block, a repeated Ctrl-C included."""
         return self.stop.deferred_until_done()
 
     def print_rank_0(self, text: str) -> None:
@@ -85,26 +84,28 @@ class World:
             print(text, flush=True)
 
     def run_on_all(self, task: Callable[[], T]) -> T:
-        """The result of ``task``, which every rank does; where one refuses, all do, told once."""
+        """Run ``task`` on every rank and return its result. If it raises UserError on any rank,
+        every rank raises UserError; the message is printed once."""
         return self.control_plane.run_on_all(task)
 
     def run_on_rank_0(self, task: Callable[[], str]) -> str:
-        """The result of ``task``, which rank 0 alone does; where it refuses, all do, told once."""
+        """Run ``task`` on rank 0 only and return its result on every rank. If it raises UserError,
+        every rank does; the message is printed once."""
         return self.control_plane.run_on_rank_0(task)
 
     def barrier(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have called this."""
         self.control_plane.all_gather("")
 
     def require_same(self, value: str, message: str) -> None:
-        """Refuse, on all ranks, where one has another ``value`` than rank 0; ``message`` goes
-        after the ranks that do."""
+        """Raise UserError on all ranks if any has another ``value`` than rank 0: its ranks, then
+        ``message``."""
         values = self.control_plane.all_gather(value)
-        others = [rank for rank, theirs in enumerate(values) if theirs != values[0]]
+        others = [rank for rank, other in enumerate(values) if other != values[0]]
         self.control_plane.run_on_all(lambda: raise_if_any(others, message))
 
     def begin_step(self, step: int) -> None:
-        """What follows, until the next, is told as this step's if it fails."""
+        """Set the step that error messages report, until the next call."""
         self.control_plane.failure_reporter.step = step
 
     @contextmanager
@@ -127,18 +128,18 @@ class World:
         try:
             yield
         except Exception as error:
-            found = self.control_plane.diagnose(error)
-            if isinstance(found, LostRankError) and found.reports_for_rank_0:
-                write(str(found))
-            raise found from (None if found is error else error)
+            cause = self.control_plane.diagnose(error)
+            if isinstance(cause, LostRankError) and cause.reports_for_rank_0:
+                write(str(cause))
+            raise cause from (None if cause is error else error)
 
     def first_step_done(self) -> None:
-        """From here on ranks are expected to keep pace."""
+        """Use the timeout of a step, not that of the start, from now on."""
         self.control_plane.use_step_timeout(self.plan.settings.timeout)
         self.colossal.set_timeouts(self.plan.settings.timeout)
 
 
-def raise_if_any(ranks: Sequence[int], what: str) -> None:
-    """Raises UserError where there are any: they, and what they did."""
+def raise_if_any(ranks: Sequence[int], message: str) -> None:
+    """Raise UserError with the ranks and ``message`` if there are any ranks."""
     if ranks:
-        raise UserError(f"{format_ranks(ranks)} {what}")
+        raise UserError(f"{format_ranks(ranks)} {message}")

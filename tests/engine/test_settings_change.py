@@ -194,7 +194,7 @@ ELSEWHERE = {
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
     "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"
     "test_a_save_that_fails_ends_the_run_and_leaves_the_one_before",
-    "backend": "engine/world/test_distributed.py::test_nccl_without_gpus",
+    "backend": "engine/world/test_distributed.py::test_nccl_without_gpus_is_rejected",
     "timeout": "engine/world/test_distributed.py::"
     "test_timeouts_are_long_to_start_and_short_after_the_first_step",
     "start_timeout": "engine/world/test_distributed.py::"

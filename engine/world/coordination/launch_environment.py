@@ -1,6 +1,6 @@
-"""Where this process stands among those that were started together, and where they meet.
+"""Rank, world size and rendezvous address of this process.
 
-Read from torchrun's, Slurm's or Open MPI's environment, or from what the user says by hand.
+They are read from the environment of torchrun, Slurm or Open MPI, or from arguments.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchInfo:
-    """Rank ``rank`` of ``size``. They meet at ``host``:``port``: in a store of rank 0's, or where
-    ``agent`` is true in one of torchrun's own. ``launch_id`` names the launch where the launcher
-    has a name for it, the same over torchrun's restarts, of which this is number ``attempt``.
-    """
+    """The rank of this process, and the address at which the ranks of its launch connect."""
 
     rank: int
     size: int
+    """Number of ranks."""
     host: str = LOOPBACK
     port: int = 0
     launcher: str
+    """Its name for messages; 'alone' without one."""
     launch_id: str | None = None
+    """Name of the launch, the same after a restart by torchrun; None if the launcher has none."""
     agent: bool = False
+    """The store at the address is torchrun's own; otherwise rank 0 serves one there."""
     attempt: int = 0
+    """Number of restarts by torchrun before this one."""
 
 
 def find_launch_info(
@@ -42,8 +44,8 @@ def find_launch_info(
     from_torch: bool = False,
     local_rank: int | None = None,
 ) -> LaunchInfo:
-    """Find the place of this process; alone where nothing says otherwise. ``local_rank`` is the
-    argument that torch.distributed.launch adds to what it puts into the environment.
+    """Find the rank of this process and the address of its launch; rank 0 of 1 without a launcher.
+    ``local_rank``: the argument that torch.distributed.launch passes besides the environment.
 
     Raises:
         UserError: the environment or the arguments are incomplete or contradict each other.
@@ -86,7 +88,7 @@ def find_launch_info(
     return LaunchInfo(rank=0, size=1, launcher="alone")
 
 
-# A process that is started without these is alone, or its launcher is one that is not read.
+# (variables of a launcher, variables that it also sets, its name)
 REQUIRED_TOGETHER = (
     (("RANK", "WORLD_SIZE"), ("RANK", "WORLD_SIZE"), "torchrun"),
     (("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",), "Open MPI"),
@@ -95,13 +97,14 @@ REQUIRED_TOGETHER = (
 
 
 def _require_complete_launch(environ: Mapping[str, str]) -> None:
-    """Raise UserError where a launch of several ranks would run as many times, each rank alone."""
+    """Raise UserError if the environment is that of a launch of several ranks, but incomplete: each
+    rank would train alone."""
     for present, needed, launcher in REQUIRED_TOGETHER:
-        found = [f"{name}={environ[name]}" for name in present if name in environ]
+        given = [f"{name}={environ[name]}" for name in present if name in environ]
         missing = [name for name in needed if name not in environ]
-        if found and found != ["WORLD_SIZE=1"]:
+        if given and given != ["WORLD_SIZE=1"]:
             raise UserError(
-                f"{', '.join(found)} in the environment, and no {' or '.join(missing)}, which "
+                f"{', '.join(given)} in the environment, but no {' or '.join(missing)}, which "
                 f"{launcher} sets too: unset it to run alone, or start with {launcher}"
             )
     if environ.get("PMI_SIZE", "1") != "1":
@@ -113,7 +116,8 @@ def _require_complete_launch(environ: Mapping[str, str]) -> None:
 
 
 def is_rank_0(environ: Mapping[str, str]) -> bool:
-    """Whether this is rank 0, as far as the environment tells."""
+    """Return whether this is rank 0 according to the environment; True if it does not name a
+    rank."""
     for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
         if name in environ:
             return environ[name] == "0"
@@ -134,7 +138,8 @@ def _torchrun(environ: Mapping[str, str]) -> LaunchInfo:
 
 
 def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> LaunchInfo:
-    """A step's own variables go before the job's: ``srun -n 2`` may take a part of the job."""
+    """Read Slurm's variables. Those of the step precede those of the job: ``srun -n 2`` may use a
+    part of the job."""
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     size = _number(environ, tasks, required_with="SLURM_PROCID")
     if size > 1 and "SLURM_STEP_ID" not in environ:
@@ -165,12 +170,12 @@ def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> La
 
 
 def is_multi_node(nodes: str) -> bool:
-    """Whether a Slurm node list such as ``gpu-[003-010,012],n1`` names more than one machine."""
+    """Return whether a Slurm node list such as ``gpu-[003-010,012],n1`` has several machines."""
     return any(sign in nodes for sign in ",[")
 
 
 def first_node(nodes: str) -> str:
-    """The first machine of a Slurm node list: ``gpu-[003-010,012],n1`` -> ``gpu-003``."""
+    """Return the first machine of a Slurm node list: ``gpu-[003-010,012],n1`` -> ``gpu-003``."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     assert first is not None
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group())
@@ -213,7 +218,8 @@ def _text(environ: Mapping[str, str], name: str) -> str:
 
 
 def _number(environ: Mapping[str, str], name: str, *, required_with: str = "") -> int:
-    """A variable that is there, or that belongs to those that are."""
+    """Return an environment variable as a whole number; raise UserError if it is missing or no
+    number. ``required_with``: variables that are set, for the message."""
     value = environ.get(name)
     if value is None and required_with:
         raise UserError(f"{name} is not in the environment, though {required_with} is")
@@ -223,8 +229,8 @@ def _number(environ: Mapping[str, str], name: str, *, required_with: str = "") -
 
 
 def _port(environ: Mapping[str, str], port: int | None, launch: str) -> int:
-    """The port that was asked for, or one that all ranks of a launch work out alike, below those
-    that Linux gives to outgoing connections."""
+    """Return the requested port, or one that all ranks of a launch compute alike, below the ports
+    that Linux uses for outgoing connections."""
     if port is not None:
         return port
     if "MASTER_PORT" in environ:

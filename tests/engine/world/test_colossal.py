@@ -1,4 +1,4 @@
-"""Colossal-AI's import: what it costs, and what is said where it cannot be had."""
+"""Import of Colossal-AI: its extent, and the messages if it fails."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ assert global_context is context
 """
 
 
-def test_only_the_context_is_imported() -> None:
+def test_import_loads_only_the_context() -> None:
     subprocess.run([sys.executable, "-c", IMPORT], check=True)
 
 
-def test_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_colossalai_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -37,13 +37,13 @@ def test_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         colossal.ColossalContext()
 
 
-def test_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colossal, "version", lambda name: "0.4.0")
     with pytest.raises(UserError, match=r"0\.4\.0 is installed, 0\.5\.0 is needed: pip install"):
         colossal.ColossalContext()
 
 
-def test_installed_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installation_without_files_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colossal, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="cannot be imported") as caught:
         colossal.ColossalContext()

@@ -1,4 +1,4 @@
-"""Worlds that open, refuse, fail and leave, on real processes over gloo."""
+"""Worlds on real processes over gloo: start, rejected starts, failures and signals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Body = Callable[[World], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class WorldCase:
-    """What all ranks do; ``odd`` gives some ranks overrides of their own."""
+    """A world of a test; ``odd`` gives some ranks other overrides."""
 
     body: Body
     config: str
@@ -60,7 +60,7 @@ class WorldCase:
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """How a rank left its world: what its body gave, or the error; and what it said on stderr."""
+    """Result of a rank: of its body, or the error; and its stderr (``said``)."""
 
     result: Any
     error: str
@@ -77,13 +77,13 @@ def config(tmp_path: Path) -> str:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A free port; it stays bound, without listening, so that no other test is given it."""
+    """Return a free port; it stays bound, without listening, so that no other test gets it."""
     with free_port() as number:
         yield number
 
 
 def enter(rank: int, size: int, case: WorldCase) -> RankResult:
-    """One rank of a world, started by hand; alone without a port."""
+    """Run one rank of a world that is started by hand; without a port, a world of one rank."""
     os.environ.update(case.environ, CUDA_VISIBLE_DEVICES=case.devices)
     place = LaunchInfo(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
     if not case.port:
@@ -121,7 +121,7 @@ def nothing(world: World) -> None:
 
 
 def sums(world: World) -> dict[str, Any]:
-    """On every axis, the sum of the ranks along it."""
+    """Return the sum of the ranks along every axis, and the index of this rank."""
     total = {}
     for name, axis in world.axes.items():
         assert axis.size == (1 if axis.group is None else dist.get_world_size(axis.group))
@@ -130,7 +130,7 @@ def sums(world: World) -> dict[str, Any]:
     return {"total": total, "index": index, "run": world.run_id, "local": world.local_rank}
 
 
-def test_axes_reach_whom_the_layout_says(config: str, port: int) -> None:
+def test_axis_connects_the_ranks_of_the_layout(config: str, port: int) -> None:
     overrides = ("TENSOR_PARALLEL=2", "MODE=2.5d", "parallel.tensor.depth=2", "PIPELINE=2")
     layout = make_plan(config, gpus=8, overrides=overrides, environ={}).layout
     assert layout.axes == {"data": 2, "pipeline": 2, "d": 2, "r": 1, "c": 1}
@@ -162,7 +162,7 @@ def timeouts(world: World) -> tuple[set[float], set[float]]:
     return before, now()
 
 
-def test_timeouts_are_long_to_start_and_short_after_the_first_step(config: str, port: int) -> None:
+def test_timeout_of_the_start_is_replaced_after_the_first_step(config: str, port: int) -> None:
     case = WorldCase(body=timeouts, config=config, port=port, overrides=ONE_D)
     for outcome in enter_all(2, case):
         assert outcome.result == ({300.0}, {200.0})
@@ -203,7 +203,7 @@ def draw(world: World) -> list[float]:
     return [random.random(), numpy.random.random(), torch.rand(()).item()]
 
 
-def test_seeds_are_the_configs_on_every_rank(config: str, port: int) -> None:
+def test_seed_of_the_config_is_used_on_every_rank(config: str, port: int) -> None:
     case = WorldCase(body=draw, config=config, port=port, overrides=ONE_D)
     random.seed(7)
     numpy.random.seed(7)
@@ -216,12 +216,13 @@ def two_worlds(rank: int, size: int, cases: Sequence[WorldCase]) -> list[RankRes
     return [enter(rank, size, case) for case in cases]
 
 
-def test_a_process_can_open_one_world_after_another(config: str, port: int) -> None:
-    """Colossal-AI's context is global, and asserts that sizes stay."""
-    cut = ("TENSOR_PARALLEL=4", "MODE=2d")
-    whole = ("TENSOR_PARALLEL=1",)
+def test_process_opens_several_worlds_in_sequence(config: str, port: int) -> None:
+    """Colossal-AI's context is global, and asserts that sizes do not change."""
+    sharded = ("TENSOR_PARALLEL=4", "MODE=2d")
+    serial = ("TENSOR_PARALLEL=1",)
     cases = [
-        WorldCase(body=sums, config=config, port=port, overrides=way) for way in (cut, whole, cut)
+        WorldCase(body=sums, config=config, port=port, overrides=overrides)
+        for overrides in (sharded, serial, sharded)
     ]
     for outcomes in run_world(4, two_worlds, cases, open_group=False):
         assert [outcome.error for outcome in outcomes] == ["", "", ""]
@@ -234,8 +235,8 @@ def look_around(world: World) -> tuple[bool, bool, str]:
     return world.is_main, single, world.run_on_rank_0(lambda: "word")
 
 
-def test_alone(config: str) -> None:
-    """No launcher, no port, and collectives work all the same."""
+def test_world_of_one_process(config: str) -> None:
+    """Collectives work without a launcher and without a port."""
     outcome = enter_all(1, WorldCase(body=look_around, config=config, port=0))[0]
     assert (outcome.result, outcome.error, outcome.said) == ((True, True, "word"), "", "")
 
@@ -249,7 +250,7 @@ def sum_on_gpu(world: World) -> tuple[str, str, float]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("size", "backend"), [(1, "nccl"), (4, "gloo")])
-def test_nccl_has_a_gpu_for_each_rank_and_gloo_shares_one(
+def test_nccl_uses_a_gpu_per_rank_and_gloo_shares_a_gpu(
     config: str, port: int, size: int, backend: str
 ) -> None:
     case = WorldCase(body=sum_on_gpu, config=config, port=port, devices="0")
@@ -258,11 +259,11 @@ def test_nccl_has_a_gpu_for_each_rank_and_gloo_shares_one(
     assert ("share GPUs" in outcomes[0].said) == (backend == "gloo")
 
 
-# Refusals
+# Rejected starts
 
 
 def refused(outcomes: list[RankResult], complaint: str) -> None:
-    """All ranks refuse alike, and only rank 0 says so, in one line."""
+    """Check that all ranks raise the same UserError, and only rank 0 prints it, in one line."""
     for outcome in outcomes:
         assert outcome.error == "UserError"
         assert complaint in outcome.message
@@ -272,23 +273,23 @@ def refused(outcomes: list[RankResult], complaint: str) -> None:
     assert outcomes[0].said.count("\n") == 1
 
 
-def test_a_number_of_ranks_that_the_config_cannot_use(config: str, port: int) -> None:
+def test_number_of_ranks_that_does_not_fit_the_config_is_rejected(config: str, port: int) -> None:
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D)
     refused(enter_all(3, case), "3 GPUs are not a multiple of 2")
 
 
-def test_a_plan_for_another_number_of_ranks(config: str, port: int) -> None:
+def test_plan_for_another_number_of_ranks_is_rejected(config: str, port: int) -> None:
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, gpus=4)
-    refused(enter_all(2, case), "the layout has 4 ranks, and by hand started 2")
+    refused(enter_all(2, case), "the layout has 4 ranks, but 2 were started (by hand)")
 
 
-def test_machines_with_different_configs(config: str, port: int) -> None:
+def test_different_configs_on_machines_are_rejected(config: str, port: int) -> None:
     odd = {1: ("seed=8",), 3: ("seed=9",)}
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, odd=odd)
     refused(enter_all(4, case), "ranks 1 and 3 resolved another config than rank 0")
 
 
-def test_a_config_that_one_machine_cannot_use(config: str, port: int) -> None:
+def test_invalid_override_on_one_machine_is_rejected_on_all(config: str, port: int) -> None:
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, odd={1: ("sede=8",)})
     refused(enter_all(2, case), "rank 1: command line: sede")
 
@@ -315,7 +316,9 @@ def refuse_on_main(world: World) -> None:
         (refuse_on_main, "the folder is in use, says rank 0"),
     ],
 )
-def test_what_a_rank_finds_out_later(config: str, port: int, body: Body, complaint: str) -> None:
+def test_user_error_in_a_task_is_raised_on_all_ranks(
+    config: str, port: int, body: Body, complaint: str
+) -> None:
     case = WorldCase(body=body, config=config, port=port, overrides=ONE_D)
     refused(enter_all(2, case), complaint)
 
@@ -326,19 +329,19 @@ def lose_colossal_ai(rank: int, size: int, case: WorldCase) -> RankResult:
     return enter(rank, size, case)
 
 
-def test_one_machine_without_the_right_colossal_ai(config: str, port: int) -> None:
+def test_wrong_colossalai_on_one_machine_is_rejected_on_all(config: str, port: int) -> None:
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D)
     outcomes = run_world(2, lose_colossal_ai, case, open_group=False)
     refused(outcomes, "rank 1: Colossal-AI 0.5.0 is installed, 0.5.1 is needed: pip install")
 
 
-def test_nccl_without_gpus(config: str, port: int) -> None:
+def test_nccl_without_gpus_is_rejected(config: str, port: int) -> None:
     overrides = (*ONE_D, "backend=nccl")
     outcomes = enter_all(2, WorldCase(body=nothing, config=config, port=port, overrides=overrides))
     refused(outcomes, "backend='nccl' needs a GPU for each rank")
 
 
-def test_a_port_in_use(config: str) -> None:
+def test_port_in_use_is_rejected(config: str) -> None:
     with socket.create_server((LOOPBACK, 0)) as server:
         port = server.getsockname()[1]
         case = WorldCase(body=nothing, config=config, port=port)
@@ -350,7 +353,7 @@ def test_a_port_in_use(config: str) -> None:
     )
 
 
-def test_a_network_interface_that_is_not_there_is_refused_once(config: str, port: int) -> None:
+def test_missing_network_interface_is_reported_once(config: str, port: int) -> None:
     """The second of two, before gloo looks for it."""
     environ = {"GLOO_SOCKET_IFNAME": "lo,nowhere0"}
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, environ=environ)
@@ -365,7 +368,7 @@ def test_a_network_interface_that_is_not_there_is_refused_once(config: str, port
     assert sorted(there) == sorted(name for _, name in socket.if_nameindex())
 
 
-def test_a_compiler_that_is_not_there_is_refused_before_the_model_is_built(config: str) -> None:
+def test_missing_compiler_is_reported_before_the_model_is_built(config: str) -> None:
     case = WorldCase(
         body=nothing,
         config=config,
@@ -380,7 +383,7 @@ def test_a_compiler_that_is_not_there_is_refused_before_the_model_is_built(confi
 
 
 def fail_to_compile(world: World) -> None:
-    """As inductor fails: a compiler that is there, and headers that are not."""
+    """Raise inductor's error for a compiler that runs, and headers that are missing."""
     from torch._inductor.exc import CppCompileError, InductorError
 
     output = "main.cpp:1:10: fatal error: Python.h: No such file\n 1 | #include <Python.h>\n"
@@ -391,7 +394,7 @@ def fail_to_compile(world: World) -> None:
     raise error
 
 
-def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:
+def test_failing_compiler_is_reported_in_one_line(config: str) -> None:
     (outcome,) = enter_all(1, WorldCase(body=fail_to_compile, config=config, port=0))
     assert outcome.error == "RunError"
     assert outcome.said == (
@@ -400,7 +403,7 @@ def test_a_compiler_that_fails_is_told_in_a_line(config: str) -> None:
     )
 
 
-def test_a_machine_of_rank_0_without_an_address_is_refused(
+def test_unresolvable_host_of_rank_0_is_rejected(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "NAME_LOOKUP_SECONDS", 0.2)
@@ -427,7 +430,7 @@ def fail_on_2(world: World) -> None:
 
 
 @pytest.mark.parametrize(("body", "rank"), [(fail_on_0, 0), (fail_on_2, 2)])
-def test_a_failure_is_told_once_by_the_rank_that_failed(
+def test_failure_is_reported_once_by_the_rank_that_failed(
     config: str, port: int, body: Body, rank: int
 ) -> None:
     outcomes = enter_all(4, WorldCase(body=body, config=config, port=port, overrides=ONE_D))
@@ -441,7 +444,7 @@ def fail_alike(world: World) -> None:
     raise RunError("the loss is NaN at step 3")
 
 
-def test_what_all_ranks_fail_of_is_told_by_one(config: str, port: int) -> None:
+def test_error_of_all_ranks_is_reported_by_one(config: str, port: int) -> None:
     case = WorldCase(body=fail_alike, config=config, port=port, overrides=ONE_D)
     said = [outcome.said for outcome in enter_all(2, case) if outcome.said]
     assert len(said) == 1
@@ -450,13 +453,13 @@ def test_what_all_ranks_fail_of_is_told_by_one(config: str, port: int) -> None:
 
 
 def die_on_0(world: World) -> None:
-    world.axes["world"].all_reduce(torch.ones(1))  # until then others may still be opening groups
+    world.axes["world"].all_reduce(torch.ones(1))  # before it, other ranks may still open groups
     if world.rank == 0:
         os._exit(9)
     world.axes["world"].all_reduce(torch.ones(1))
 
 
-def test_when_rank_0_is_gone_one_rank_says_so(config: str, port: int) -> None:
+def test_death_of_rank_0_is_reported(config: str, port: int) -> None:
     case = WorldCase(body=die_on_0, config=config, port=port, overrides=ONE_D)
     with pytest.raises(WorldError) as caught:
         enter_all(4, case)
@@ -488,7 +491,7 @@ def test_sigterm_before_the_first_step_ends_the_run(config: str, port: int) -> N
     assert "Traceback" not in said[0]
 
 
-def test_sigterm_after_the_first_agreement_is_left_to_the_loop(config: str, port: int) -> None:
+def test_sigterm_after_the_first_agreement_only_sets_the_request(config: str, port: int) -> None:
     case = WorldCase(body=stop_after_the_first_agreement, config=config, port=port, overrides=ONE_D)
     outcomes = enter_all(2, case)
     assert [(o.result, o.error, o.said) for o in outcomes] == [(False, "", ""), (True, "", "")]

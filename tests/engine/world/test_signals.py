@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def _no_signal_is_ignored() -> Iterator[None]:
-    """As nohup, or a script that starts the tests in the background, may have them."""
+    """Ignore signals, as nohup or a script that starts a background job does."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     default_signals()
     yield
@@ -40,7 +40,7 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
+def test_signal_before_deferral_raises_keyboard_interrupt(number: signal.Signals) -> None:
     with catch_stop_signals() as stop:
         with pytest.raises(KeyboardInterrupt, match=number.name):
             send(number)
@@ -48,7 +48,7 @@ def test_at_first_a_signal_interrupts(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
+def test_deferred_signal_is_only_stored(number: signal.Signals) -> None:
     with catch_stop_signals() as stop:
         stop.deferred = True
         assert stop.requested is None
@@ -56,7 +56,7 @@ def test_deferred_it_is_only_remembered(number: signal.Signals) -> None:
         assert stop.requested == number.name
 
 
-def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repetition_by_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "REPEAT_SECONDS", 3600.0)
     with catch_stop_signals() as stop:
         stop.deferred = True
@@ -70,7 +70,7 @@ def test_the_echo_of_a_launcher_is_no_second_request(monkeypatch: pytest.MonkeyP
             send(signal.SIGINT)
 
 
-def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uninterruptible_block_runs_to_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
     with catch_stop_signals() as stop:
         stop.deferred = True
@@ -91,7 +91,7 @@ def test_what_is_unbroken_is_done_to_its_end(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
-def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
+def test_death_of_the_parent_sends_a_signal() -> None:
     pr_set_pdeathsig, pr_get_pdeathsig, number = 1, 2, ctypes.c_int()
     prctl = ctypes.CDLL(None).prctl
     try:
@@ -103,7 +103,7 @@ def test_the_end_of_the_parent_is_a_signal_that_stops_a_run() -> None:
 
 
 def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
-    """Send a signal while it is held, then while nothing handles it any more."""
+    """Send a signal while it is blocked, then while it has no handler any more."""
     block_signals()
     send(number)  # kills who does not hold it
     with catch_stop_signals() as stop:
@@ -116,14 +116,14 @@ def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_that_was_held_comes_once_it_can_be_told(number: signal.Signals) -> None:
+def test_blocked_signal_is_reported_once_unblocked(number: signal.Signals) -> None:
     """In a process with one thread: another thread, such as the tests' process may have, would get
     the signal that this one holds, and die of it."""
     run_world(1, hold_and_release, number, open_group=False)
 
 
 @pytest.mark.parametrize("script", ["train_gpt.py", "evaluate_gpt.py"])
-def test_ranks_hold_signals_before_torch_is_imported(script: str) -> None:
+def test_ranks_block_signals_before_importing_torch(script: str) -> None:
     code = f"""
 import os, runpy, signal, sys
 class Found:
@@ -137,8 +137,8 @@ runpy.run_path({script!r}, run_name="__main__")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
-    """nohup; and shells, which start background jobs of scripts so."""
+def test_ignored_signals_stay_ignored_except_sigint_and_sigterm() -> None:
+    """Processes started by nohup, and background jobs of shell scripts, inherit ignored signals."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with catch_stop_signals() as stop:
@@ -151,7 +151,7 @@ def test_what_the_parent_ignores_stays_ignored_but_for_the_main_ones() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with catch_stop_signals() as stop:
         assert signal.getsignal(signal.SIGTERM) is stop

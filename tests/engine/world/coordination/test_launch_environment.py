@@ -1,4 +1,4 @@
-"""What torchrun, Slurm and Open MPI put into the environment, and what people type."""
+"""Rank and address from the environment of torchrun, Slurm and Open MPI, or from arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPEN_MPI = {
 BY_HAND: dict[str, Any] = {"host": "node7", "port": 2000, "rank": 1, "world_size": 2}
 
 
-def test_torchrun() -> None:
+def test_torchrun_environment() -> None:
     assert find_launch_info(TORCHRUN, from_torch=True) == LaunchInfo(
         rank=3,
         size=4,
@@ -57,19 +57,19 @@ def test_torchrun() -> None:
     )
 
 
-def test_torch_distributed_launch() -> None:
+def test_torch_distributed_launch_environment() -> None:
     assert find_launch_info(TORCHRUN, local_rank=3) == find_launch_info(TORCHRUN)
 
 
-def test_torchrun_that_keeps_its_store_to_itself() -> None:
+def test_torchrun_without_a_shared_store() -> None:
     assert not find_launch_info({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent
 
 
-def test_torchrun_under_slurm_is_torchrun() -> None:
+def test_torchrun_precedes_slurm() -> None:
     assert find_launch_info({**SLURM, **TORCHRUN}).launcher == "torchrun"
 
 
-def test_slurm() -> None:
+def test_slurm_environment() -> None:
     place = find_launch_info(SLURM)
     assert (place.rank, place.size, place.host) == (5, 8, "gpu-003")
     assert place.launch_id == "slurm-4711.0"
@@ -78,13 +78,13 @@ def test_slurm() -> None:
     assert find_launch_info({**SLURM, "SLURM_STEP_ID": "1"}).port != place.port
 
 
-def test_a_step_of_a_part_of_the_job_counts_its_own_tasks() -> None:
+def test_slurm_step_precedes_the_job() -> None:
     step = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NODELIST": "gpu-004"}
     place = find_launch_info({**SLURM, **step})
     assert (place.size, place.host) == (6, LOOPBACK)
 
 
-def test_slurm_with_host_and_port_as_colossal_ai_takes_them() -> None:
+def test_slurm_with_host_and_port_arguments() -> None:
     place = find_launch_info(SLURM, host="10.0.0.1", port=29500)
     assert (place.rank, place.host, place.port) == (5, "10.0.0.1", 29500)
     exported = {**SLURM, "MASTER_ADDR": "10.0.0.2", "MASTER_PORT": "29501"}
@@ -102,19 +102,19 @@ def test_slurm_with_host_and_port_as_colossal_ai_takes_them() -> None:
         ("rack[1-2]n[04-07]", "rack1n04"),
     ],
 )
-def test_the_head_of_a_node_list(nodes: str, first: str) -> None:
+def test_first_node_of_a_node_list(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
     assert is_multi_node(nodes) == (nodes != "n1")
 
 
-def test_open_mpi() -> None:
+def test_open_mpi_environment() -> None:
     place = find_launch_info(OPEN_MPI)
     assert (place.rank, place.size, place.host) == (1, 2, LOOPBACK)
     assert find_launch_info({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == place.port
     assert find_launch_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != place.port
 
 
-def test_by_hand_and_alone() -> None:
+def test_arguments_and_no_launcher() -> None:
     place = find_launch_info({}, **BY_HAND)
     assert (place.rank, place.size, place.host, place.port) == (1, 2, "node7", 2000)
     assert find_launch_info({}) == LaunchInfo(rank=0, size=1, launcher="alone")
@@ -134,8 +134,8 @@ def test_by_hand_and_alone() -> None:
         ({**TORCHRUN, "MASTER_ADDR": ""}, {}, "MASTER_ADDR is not in the environment"),
         (TORCHRUN, {"local_rank": 1}, "--local-rank=1 contradicts LOCAL_RANK=3 in"),
         ({}, {"local_rank": 0}, "--local-rank needs the environment that torchrun gives"),
-        ({"RANK": "0"}, {}, "RANK=0 in the environment, and no WORLD_SIZE"),
-        ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 in the environment, and no RANK"),
+        ({"RANK": "0"}, {}, "RANK=0 in the environment, but no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 in the environment, but no RANK"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "and no OMPI_COMM_WORLD_RANK, which Open MPI sets"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, {}, "and no SLURM_PROCID, which Slurm sets too: unset"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, {}, "PMI_SIZE=2 in .* an MPI that is not Open MPI"),
@@ -148,7 +148,7 @@ def test_by_hand_and_alone() -> None:
         ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, "needs --host HOST"),
     ],
 )
-def test_what_does_not_add_up_is_refused(
+def test_contradictory_environment_is_rejected(
     environ: dict[str, str], arguments: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint) as caught:
@@ -165,7 +165,7 @@ def test_what_does_not_add_up_is_refused(
         {"MASTER_ADDR": "node7", "MASTER_PORT": "29400"},
     ],
 )
-def test_an_environment_that_starts_nothing_leaves_a_process_alone(
+def test_unrelated_environment_gives_one_rank(
     environ: dict[str, str],
 ) -> None:
     assert find_launch_info(environ).launcher == "alone"
@@ -175,7 +175,7 @@ def test_an_environment_that_starts_nothing_leaves_a_process_alone(
     )
 
 
-def test_one_rank_speaks_before_ranks_can_meet() -> None:
+def test_rank_0_is_known_before_ranks_connect() -> None:
     assert is_rank_0({})
     assert is_rank_0({"RANK": "0", "SLURM_PROCID": "1"})
     assert not is_rank_0(TORCHRUN)
