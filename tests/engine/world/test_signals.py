@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def _no_signal_is_ignored() -> Iterator[None]:
-    """Ignore signals, as nohup or a script that starts a background job does."""
+    """Undo ignored signals, such as those of nohup or of a background job of a script."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     default_signals()
     yield
