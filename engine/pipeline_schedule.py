@@ -73,7 +73,8 @@ class PipelineShape:
 
 
 def gpipe(shape: PipelineShape, rank: int) -> list[Action]:
-    """All forwards, then all backwards (Huang et al. 2019): m micro-batches are held at once.
+    """Return the GPipe order (Huang et al. 2019): all forwards, then all backwards. A rank stores
+    the activations of m micro-batches.
 
     Timetable for p = 4, m = 4; a column is a unit of time.
     F0: forward of micro-batch 0, 1 unit. B0: backward, 2 units.
@@ -90,7 +91,8 @@ def gpipe(shape: PipelineShape, rank: int) -> list[Action]:
 
 
 def one_f_one_b(shape: PipelineShape, rank: int) -> list[Action]:
-    """1F1B (Narayanan et al. 2019, PipeDream-Flush): at most p - rank micro-batches are held.
+    """Return the 1F1B order (Narayanan et al. 2019, PipeDream-Flush). A rank stores the activations
+    of at most p - rank micro-batches.
 
     Timetable for p = 4, m = 4; a column is a unit of time.
     F0: forward of micro-batch 0, 1 unit. B0: backward, 2 units.
@@ -110,9 +112,10 @@ def one_f_one_b(shape: PipelineShape, rank: int) -> list[Action]:
 
 
 def interleaved(shape: PipelineShape, rank: int) -> list[Action]:
-    """Interleaved 1F1B (Narayanan et al. 2021, section 2.2): the bubble shrinks by ``chunks``.
+    """Return the interleaved 1F1B order (Narayanan et al. 2021, section 2.2), whose bubble is
+    smaller by the factor ``chunks``.
 
-    Micro-batches go in groups of p through all chunks; m is a multiple of p.
+    Groups of p micro-batches run through all chunks; m is a multiple of p.
 
     Timetable for p = 2, m = 4, 2 chunks (the second in lower case); a column is a unit of time.
     F0: forward of micro-batch 0, 1 unit. B0: backward, 2 units.
@@ -140,10 +143,11 @@ def interleaved(shape: PipelineShape, rank: int) -> list[Action]:
 
 
 def zero_bubble(shape: PipelineShape, rank: int) -> list[Action]:
-    """ZB-H1 (Qi et al. 2023, section 2.3): 1F1B with weight gradients put off into its bubble.
+    """Return the ZB-H1 order (Qi et al. 2023, section 2.3): 1F1B with weight gradients deferred
+    into its bubble.
 
-    Rank r puts them off by r micro-batches, so that every rank holds p at most, as 1F1B's first
-    does. For equal halves the idle fraction is (p - 1) / (3 m + p - 1), with m >= p.
+    Rank r defers them by r micro-batches, so that every rank stores at most p micro-batches, as
+    rank 0 does in 1F1B. For equal halves and m >= p the bubble is (p - 1) / (3 m + p - 1).
 
     Timetable for p = 4, m = 4; a column is a unit of time.
     F0: forward of micro-batch 0. I0, W0: gradients of input and weights. 1 unit each.
