@@ -1,4 +1,4 @@
-"""Whatever the spelling, the setting is the same; and what has no meaning here is said so."""
+"""Aliases: every spelling sets the same setting, and ignored keys are noted with the reason."""
 
 from operator import attrgetter
 from pathlib import Path
@@ -154,22 +154,22 @@ def plan(tmp_path: Path, text: str, *overrides: str, **environ: str) -> Plan:
 
 
 @pytest.mark.parametrize(("text", "name", "value"), CASES)
-def test_means_this_setting(tmp_path: Path, text: str, name: str, value: object) -> None:
+def test_alias_sets_its_setting(tmp_path: Path, text: str, name: str, value: object) -> None:
     settings = plan(tmp_path, IMPORTS + REST + MODEL + text + "\n").settings
-    found = attrgetter(name)(settings)
-    assert found == pytest.approx(value) if isinstance(value, float) else found == value
+    actual = attrgetter(name)(settings)
+    assert actual == pytest.approx(value) if isinstance(value, float) else actual == value
 
 
 @pytest.mark.parametrize("path", FOREIGN, ids=lambda path: path.stem)
-def test_colossal_ai_files_are_accepted_as_they_are(path: Path) -> None:
+def test_colossal_ai_configs_are_accepted_unchanged(path: Path) -> None:
     make_plan(path, gpus=None, environ={})
 
 
-def test_every_setting_can_be_stated_by_its_name() -> None:
+def test_every_setting_can_be_set_by_its_name() -> None:
     assert all(user_name(name) in ALIASES for name in all_settings())
 
 
-def test_a_key_has_one_meaning() -> None:
+def test_ignored_keys_are_not_aliases() -> None:
     assert not ALIASES.keys() & IGNORED_KEYS.keys()
 
 
@@ -186,7 +186,7 @@ def test_a_key_has_one_meaning() -> None:
         (["optimizer.type=adamw"], "optimizer.type", "adamw"),
     ],
 )
-def test_an_override_beats_every_spelling(
+def test_override_takes_precedence_over_every_alias(
     tmp_path: Path, overrides: list[str], name: str, value: object
 ) -> None:
     text = (
@@ -198,13 +198,13 @@ def test_an_override_beats_every_spelling(
     assert attrgetter(name)(settings) == value
 
 
-def test_what_is_computed_from_an_overridden_name_follows(tmp_path: Path) -> None:
+def test_values_computed_from_an_overridden_name_change(tmp_path: Path) -> None:
     text = "PIPELINE = 2\nNUM_MICRO_BATCHES = 4 * PIPELINE\nparallel = dict(pipeline=PIPELINE)\n"
     settings = plan(tmp_path, REST + MODEL + text, "PIPELINE=1").settings
     assert (settings.pipeline, settings.num_micro_batches) == (1, 4)
 
 
-def test_an_unknown_override_is_refused_like_an_unknown_name(tmp_path: Path) -> None:
+def test_unknown_override_is_rejected_like_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         plan(tmp_path, REST + MODEL, "optimizer.lrr=1e-3", "NUM_MICROBATCHES=2")
     assert str(error.value).splitlines() == [
@@ -213,7 +213,7 @@ def test_an_unknown_override_is_refused_like_an_unknown_name(tmp_path: Path) -> 
     ]
 
 
-def test_a_name_that_the_file_reads_is_its_own(tmp_path: Path) -> None:
+def test_name_that_the_file_reads_is_not_an_unknown_setting(tmp_path: Path) -> None:
     own = "TERSOR_PARALLEL = 2\n"
     use = "parallel = dict(tensor=dict(size=TERSOR_PARALLEL, mode='1d'))\n"
     assert plan(tmp_path, own + use + REST + MODEL).layout.tensor == 2
@@ -221,7 +221,7 @@ def test_a_name_that_the_file_reads_is_its_own(tmp_path: Path) -> None:
         plan(tmp_path, own + REST + MODEL)
 
 
-def test_a_known_name_stays_a_setting_when_the_file_reads_it(tmp_path: Path) -> None:
+def test_known_name_that_the_file_reads_is_a_setting(tmp_path: Path) -> None:
     text = "TENSOR_PARALLEL = 2\nMODE = '1d'\nNUM_MICRO_BATCHES = TENSOR_PARALLEL\n"
     assert plan(tmp_path, text + REST + MODEL).layout.tensor == 2
 
@@ -235,19 +235,21 @@ def test_a_known_name_stays_a_setting_when_the_file_reads_it(tmp_path: Path) -> 
         ("data = dict(type='synthetic')\n", "a.txt", "synthetic"),
     ],
 )
-def test_data_from_the_environment(tmp_path: Path, file: str, path: str, source: str) -> None:
+def test_environment_variable_data_sets_path_and_type(
+    tmp_path: Path, file: str, path: str, source: str
+) -> None:
     data = plan(tmp_path, REST + MODEL + file, DATA=path).settings.data
     assert (data.type, data.path) == (source, path)
 
 
-def test_an_override_beats_the_environment(tmp_path: Path) -> None:
-    found = plan(tmp_path, REST + MODEL, "data.path=c.jsonl", DATA="a.txt").settings.data
-    assert (found.type, found.path) == ("auto", "c.jsonl")
-    found = plan(tmp_path, REST + MODEL, "data.type=text", DATA="a.jsonl").settings.data
-    assert (found.type, found.path) == ("text", "a.jsonl")
+def test_override_takes_precedence_over_the_environment(tmp_path: Path) -> None:
+    data = plan(tmp_path, REST + MODEL, "data.path=c.jsonl", DATA="a.txt").settings.data
+    assert (data.type, data.path) == ("auto", "c.jsonl")
+    data = plan(tmp_path, REST + MODEL, "data.type=text", DATA="a.jsonl").settings.data
+    assert (data.type, data.path) == ("text", "a.jsonl")
 
 
-def test_keys_without_effect_are_told_once_with_the_reason(tmp_path: Path) -> None:
+def test_ignored_keys_are_noted_once_with_the_reason(tmp_path: Path) -> None:
     text = "zero = dict(level=2, overlap_comm=True)\nloss_args = dict(init_scale=2**8)\n"
     notes = [note for note in plan(tmp_path, REST + MODEL + text).notes if "is ignored" in note]
     place = tmp_path / "config.py"
@@ -259,9 +261,7 @@ def test_keys_without_effect_are_told_once_with_the_reason(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", IGNORED_KEYS)
-def test_every_key_without_effect_is_accepted_and_changes_nothing(
-    tmp_path: Path, name: str
-) -> None:
+def test_every_ignored_key_is_accepted_and_changes_no_setting(tmp_path: Path, name: str) -> None:
     sections = name.split(".")[:-1]
     only = IGNORED_KEYS[name].only
     override = f"{name}={only[0] if only else 3}"

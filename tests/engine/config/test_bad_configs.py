@@ -1,4 +1,4 @@
-"""Every bad config has its exact message, runs nothing, and is refused at once."""
+"""Every bad config is rejected with its exact message, quickly, and executes nothing."""
 
 import time
 from pathlib import Path
@@ -27,14 +27,16 @@ def refusal_of(path: str) -> str:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_config_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_config_is_rejected_with_its_message(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(FOLDER)
     before = sorted(FOLDER.iterdir())
     assert refusal_of(f"{name}.py") == (FOLDER / f"{name}.txt").read_text().rstrip("\n")
     assert sorted(FOLDER.iterdir()) == before
 
 
-def test_the_others_are_legal() -> None:
+def test_base_config_of_the_bad_ones_is_legal() -> None:
     legal = {path.stem for path in FOLDER.glob("*.py")} - set(BAD)
     assert legal == {"sizes"}  # which the bad ones inherit from
     assert read(FOLDER / "sizes.py").values == {"BATCH_SIZE": 8}
@@ -47,7 +49,7 @@ def refused(folder: Path, text: str) -> str:
     return refusal_of(str(path)).replace(str(path), "bad.py")
 
 
-def test_a_string_of_100_megabytes(tmp_path: Path) -> None:
+def test_string_of_100_megabytes_is_rejected(tmp_path: Path) -> None:
     message = refused(tmp_path, f"x = '{'a' * 10**8}'")
     assert message == "bad.py: longer than 32 KiB, the limit of a config"
 
@@ -56,7 +58,9 @@ def test_a_string_of_100_megabytes(tmp_path: Path) -> None:
     ("name", "other"),
     [("ds.json", "JSON"), ("gpt.yaml", "YAML"), ("gpt.yml", "YAML"), ("llama.toml", "TOML")],
 )
-def test_a_config_of_another_program(tmp_path: Path, name: str, other: str) -> None:
+def test_config_of_another_program_is_rejected_with_its_format(
+    tmp_path: Path, name: str, other: str
+) -> None:
     path = tmp_path / name
     path.write_text("BATCH_SIZE: 8\n")  # which Python would take for an annotation
     assert refusal_of(str(path)) == (
@@ -86,7 +90,7 @@ def test_a_config_of_another_program(tmp_path: Path, name: str, other: str) -> N
     ],
     ids=range(15),
 )
-def test_deep_nesting(tmp_path: Path, text: str) -> None:
+def test_deep_nesting_is_rejected(tmp_path: Path, text: str) -> None:
     assert "nested" in refused(tmp_path, text) or "indentation" in refused(tmp_path, text)
 
 
@@ -119,11 +123,11 @@ def test_deep_nesting(tmp_path: Path, text: str) -> None:
     ],
     ids=range(23),
 )
-def test_bombs(tmp_path: Path, text: str) -> None:
+def test_exponential_growth_is_rejected(tmp_path: Path, text: str) -> None:
     assert refused(tmp_path, text).startswith("bad.py")
 
 
-def test_not_more_than_fifty_problems_are_told(tmp_path: Path) -> None:
+def test_at_most_fifty_problems_are_reported(tmp_path: Path) -> None:
     message = refused(tmp_path, "x = 1 / 0\n" * 100)
     assert message.splitlines()[0] == "bad.py: only the first 50 problems are shown"
     assert len(message.splitlines()) == 51

@@ -1,4 +1,4 @@
-"""Every bad file is refused with exactly the lines that stand beside it."""
+"""Every config with bad settings is rejected with exactly the messages of its .txt file."""
 
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from engine.plan import make_plan
 from models.parallel.registry import modes
 from models.presets import PRESETS
 
-ROOM = Path(__file__).parents[2] / "bad_configs" / "settings"
-BAD = sorted(ROOM.glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "bad_configs" / "settings"
+BAD = sorted(FOLDER.glob("*.py"))
 
 
 def expected(path: Path) -> str:
-    """The lines, with the names of the registries filled in: a new mode must not break them."""
+    """Return the messages with the names of the registries filled in: a new mode must not break
+    them."""
     text = path.with_suffix(".txt").read_text().strip()
     for name, field in all_settings().items():
         text = text.replace(f"<{name}>", accepts(field))
@@ -25,12 +26,14 @@ def expected(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
-def test_is_refused_with_these_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOM)
+def test_bad_settings_are_rejected_with_their_messages(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER)
     with pytest.raises(ConfigError) as error:
         make_plan(path.name, gpus=None, environ={})
     assert str(error.value) == expected(path)
 
 
-def test_there_is_a_bad_file_for_every_line_and_a_line_for_every_file() -> None:
-    assert {path.stem for path in BAD} == {path.stem for path in ROOM.glob("*.txt")}
+def test_every_bad_file_has_its_messages() -> None:
+    assert {path.stem for path in BAD} == {path.stem for path in FOLDER.glob("*.txt")}

@@ -1,4 +1,4 @@
-"""What a config is told of its checkpoints."""
+"""Notes about the settings of checkpoints."""
 
 from pathlib import Path
 
@@ -34,9 +34,9 @@ NO_VALIDATION = (
         ("checkpoint = dict(every=4, best=True)", NO_VALIDATION),
     ],
 )
-def test_told(tmp_path: Path, text: str, note: str | None) -> None:
+def test_checkpoint_settings_are_noted(tmp_path: Path, text: str, note: str | None) -> None:
     path = tmp_path / "config.py"
     path.write_text(BASE + text)
-    found = make_plan(path, gpus=2, environ={})
-    assert found.warnings == ()
-    assert [line.partition(": ")[2] for line in found.notes] == ([note] if note else [])
+    plan = make_plan(path, gpus=2, environ={})
+    assert plan.warnings == ()
+    assert [line.partition(": ")[2] for line in plan.notes] == ([note] if note else [])

@@ -1,4 +1,5 @@
-"""No input makes the reader raise anything but ConfigError, take a second, or run code."""
+"""For any input the reader raises at most ConfigError, takes less than a second and executes no
+code."""
 
 import math
 from pathlib import Path
@@ -130,13 +131,13 @@ PLACES = st.integers(0, 2000)
 
 @FUZZ
 @given(data=st.one_of(st.binary(max_size=200), TEXTS.map(str.encode)))
-def test_random_bytes_and_text(tmp_path: Path, data: bytes) -> None:
+def test_random_bytes_and_text_are_read_safely(tmp_path: Path, data: bytes) -> None:
     read_safely(tmp_path, data)
 
 
 @FUZZ
 @given(words=st.lists(st.sampled_from(WORDS), max_size=40), gap=st.sampled_from(["", " "]))
-def test_random_tokens(tmp_path: Path, words: list[str], gap: str) -> None:
+def test_random_tokens_are_read_safely(tmp_path: Path, words: list[str], gap: str) -> None:
     read_safely(tmp_path, gap.join(words).encode())
 
 
@@ -146,7 +147,7 @@ def test_random_tokens(tmp_path: Path, words: list[str], gap: str) -> None:
     other=st.sampled_from(CONFIGS),
     cuts=st.lists(st.tuples(PLACES, PLACES, st.integers(0, 40)), max_size=6),
 )
-def test_mutated_configs(
+def test_mutated_configs_are_read_safely(
     tmp_path: Path, data: bytes, other: bytes, cuts: list[tuple[int, int, int]]
 ) -> None:
     for to, start, length in cuts:
@@ -157,14 +158,14 @@ def test_mutated_configs(
 
 @FUZZ
 @given(program=st.lists(sentences(WILD, "P"), min_size=1, max_size=5))
-def test_wild_programs(tmp_path: Path, program: list[str]) -> None:
+def test_random_statements_are_read_safely(tmp_path: Path, program: list[str]) -> None:
     start = "import os, torch\na = 3\nb = 'text'\nc = [1, 2.5]\nd = dict(a=1, b=[2])\n"
     read_safely(tmp_path, (start + "\n".join(program)).encode())
 
 
 @FUZZ
 @given(program=st.lists(st.sampled_from(GROWTH), min_size=20, max_size=80))
-def test_growing_programs(tmp_path: Path, program: list[str]) -> None:
+def test_growing_programs_are_read_safely(tmp_path: Path, program: list[str]) -> None:
     start = "import t\na = [1, 2]\nb = dict(x=1)\ns = 'text'\nn = 3\n"
     read_safely(tmp_path, (start + "\n".join(program)).encode())
 
@@ -175,19 +176,19 @@ def test_growing_programs(tmp_path: Path, program: list[str]) -> None:
     values=st.lists(st.one_of(TEXTS, sentences(WILD, "E", 2)), max_size=4),
     loose=st.lists(TEXTS, max_size=1),
 )
-def test_random_overrides(
+def test_random_overrides_are_read_safely(
     tmp_path: Path, keys: list[str], values: list[str], loose: list[str]
 ) -> None:
     text = b"import os\na = 3\nd = dict(a=1, b=[2])\nx = a\ny = d['a']\n"
     overrides = [f"{key}={value}" for key, value in zip(keys, values, strict=False)]
-    found = read_safely(tmp_path, text, [*overrides, *loose])
-    if isinstance(found, Document):
-        assert all(found.origins[path].file == "command line" for path in found.overridden)
+    result = read_safely(tmp_path, text, [*overrides, *loose])
+    if isinstance(result, Document):
+        assert all(result.origins[path].file == "command line" for path in result.overridden)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_each_hostile_expression(tmp_path: Path, text: str) -> None:
-    found = read_safely(tmp_path, f"import os, torch\nc = [1]\nd = {{}}\nx = {text}\n".encode())
-    if isinstance(found, Document):
-        value = found.values["x"]
+def test_hostile_expression_is_read_safely(tmp_path: Path, text: str) -> None:
+    result = read_safely(tmp_path, f"import os, torch\nc = [1]\nd = {{}}\nx = {text}\n".encode())
+    if isinstance(result, Document):
+        value = result.values["x"]
         assert not (isinstance(value, float) and math.isinf(value))

@@ -1,4 +1,4 @@
-"""A name that is no setting leads to the one that is meant, wherever it is written."""
+"""Hints for unknown names lead to the intended setting from any section."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECTIONS = {name.rpartition(".")[0] for name in OWN}
 
 
 @pytest.mark.parametrize("target", SYNONYMS)
-def test_a_synonym_stands_for_a_setting_with_a_value_that_it_takes(target: str) -> None:
+def test_synonym_stands_for_a_setting_that_accepts_its_value(target: str) -> None:
     name, equals, _ = target.partition("=")
     assert name in OWN or name in SECTIONS or name in ALIASES
     if equals:
@@ -33,7 +33,7 @@ def test_a_synonym_stands_for_a_setting_with_a_value_that_it_takes(target: str) 
         assert takes(field, value)
 
 
-def test_a_name_has_one_meaning() -> None:
+def test_name_of_another_trainer_stands_for_a_single_setting() -> None:
     names = [
         fold(name)
         for table in (SYNONYMS, EXPLAINED)
@@ -45,7 +45,7 @@ def test_a_name_has_one_meaning() -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_setting_is_found_from_any_section(name: str) -> None:
+def test_setting_in_the_wrong_section_is_recognised(name: str) -> None:
     last = name.rpartition(".")[2]
     for written in (last, last.upper(), last.replace("_", "-")):
         assert {name, OTHERS_FIRST.get(name)} & {*known(f"gizmo.{written}").settings}
@@ -55,7 +55,7 @@ def test_a_setting_is_found_from_any_section(name: str) -> None:
     "name",
     ["grad_clip", "GRAD_CLIP", "grad-clip", "gradClip", "optimizer.grad_clip", "trainer.Grad_Clip"],
 )
-def test_case_dashes_and_sections_do_not_count(name: str) -> None:
+def test_case_dashes_and_sections_are_ignored(name: str) -> None:
     assert known(name).settings == ("clip_grad_norm",)
 
 
@@ -71,11 +71,11 @@ def test_case_dashes_and_sections_do_not_count(name: str) -> None:
         ("qwerty", ()),
     ],
 )
-def test_the_closest(name: str, settings: tuple[str, ...]) -> None:
+def test_misspelt_name_gives_the_closest_setting(name: str, settings: tuple[str, ...]) -> None:
     assert closest(name).settings == settings
 
 
-def test_the_line_says_how_a_file_states_it() -> None:
+def test_message_shows_the_assignment_in_a_file() -> None:
     hint = known("n_layer")
     assert unknown_setting("n_layer", hint) == (
         "n_layer is not a setting; did you mean model.n_layer, as in model = dict(n_layer=...)?"
@@ -101,16 +101,16 @@ def test_the_line_says_how_a_file_states_it() -> None:
         ),
     ],
 )
-def test_a_preset_of_another_size_is_not_meant(word: str, meant: str | None) -> None:
+def test_preset_of_another_size_is_not_suggested(word: str, meant: str | None) -> None:
     assert closest_spelling(word, PRESETS) == meant
 
 
-def test_a_number_is_not_misspelt() -> None:
+def test_different_number_is_not_a_misspelling() -> None:
     assert closest_spelling("gpt_3500M", ["gpt_350M"]) is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_no_typo_leads_to_another_size(name: str) -> None:
+def test_misspelt_preset_suggests_the_same_size(name: str) -> None:
     def sizes(preset: str) -> tuple[int, int, int]:
         return PRESETS[preset].n_layer, PRESETS[preset].n_head, PRESETS[preset].n_embd
 

@@ -1,4 +1,4 @@
-"""Reading one file: what Python makes of it is what the reader must find, and where."""
+"""Reading one file: values equal those of Python, and have their positions."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def read_text(tmp_path: Path, text: str, *overrides: str, **environ: str) -> Doc
     return read(path, overrides, environ)
 
 
-def test_the_folder_of_the_file(tmp_path: Path) -> None:
+def test_dunder_file_gives_the_folder_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "base.py").write_text(
         "import os\nHERE = os.path.dirname(os.path.abspath(__file__))\n"
     )
@@ -72,7 +72,7 @@ def test_the_folder_of_the_file(tmp_path: Path) -> None:
     ("path", "expanded"),
     [("~", "/h/me"), ("~/a/~", "/h/me/a/~"), ("a/~", "a/~"), ("", ""), ("/~/a", "/~/a")],
 )
-def test_the_home_folder_is_that_of_the_given_environment(
+def test_home_folder_is_expanded_from_the_given_environment(
     tmp_path: Path, path: str, expanded: str
 ) -> None:
     text = f"import os\na = os.path.expanduser({path!r})\n"
@@ -88,7 +88,7 @@ def without_os(document: Document) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("text", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_the_values_are_those_of_python(tmp_path: Path, text: str) -> None:
+def test_values_equal_those_of_python(tmp_path: Path, text: str) -> None:
     environ = {"KNOWN": "here", "SIZE": "21"}
     document = read_text(tmp_path, text, **environ)
     expected = python_reference.run(text.lstrip("\ufeff"), environ)
@@ -96,12 +96,12 @@ def test_the_values_are_those_of_python(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("path", FOREIGN_CONFIGS, ids=lambda path: path.stem)
-def test_configs_in_colossal_ai_form_are_read_as_python_would(path: Path) -> None:
+def test_colossal_ai_configs_have_the_values_of_python(path: Path) -> None:
     expected = python_reference.run(path.read_text(encoding="utf-8"))
     assert repr(without_os(read(path))) == repr(expected)
 
 
-def test_symbols_remember_names_and_calls(tmp_path: Path) -> None:
+def test_symbols_record_names_and_calls(tmp_path: Path) -> None:
     document = read_text(
         tmp_path,
         "import torch.optim\nfrom colossalai.amp import AMP_TYPE as T\n"
@@ -119,7 +119,7 @@ def test_symbols_remember_names_and_calls(tmp_path: Path) -> None:
     assert document.imported == {"torch", "T", "S"}
 
 
-def test_every_value_knows_where_it_was_written(tmp_path: Path) -> None:
+def test_every_value_has_the_position_of_its_assignment(tmp_path: Path) -> None:
     document = read_text(
         tmp_path,
         "base = dict(lr=1,\n"
@@ -155,7 +155,7 @@ def test_every_value_knows_where_it_was_written(tmp_path: Path) -> None:
         document.origin(("nothing", "here"))
 
 
-def test_the_file_is_called_as_the_user_called_it(
+def test_positions_have_the_path_given_by_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "configs").mkdir()
@@ -164,7 +164,7 @@ def test_the_file_is_called_as_the_user_called_it(
     assert read("configs/a.py").origins["x",] == Origin("configs/a.py", 1, 1)
 
 
-def test_names_that_the_file_reads(tmp_path: Path) -> None:
+def test_names_read_and_imported_by_the_file_are_recorded(tmp_path: Path) -> None:
     document = read_text(
         tmp_path,
         "import torch\nA = 1\nB = 2\nC = dict(x=[A])\nD = f'{B}'\nE = 1\nE += 1\n"
@@ -175,12 +175,12 @@ def test_names_that_the_file_reads(tmp_path: Path) -> None:
     assert document.imported == {"torch"}
 
 
-def test_an_imported_name_that_is_assigned_is_the_files_own(tmp_path: Path) -> None:
+def test_imported_name_that_is_assigned_is_not_imported(tmp_path: Path) -> None:
     document = read_text(tmp_path, "from titans.loss import loss, other\nloss = dict(type=loss)\n")
     assert document.imported == {"other"}
 
 
-def test_values_share_nothing(tmp_path: Path) -> None:
+def test_values_are_independent_copies(tmp_path: Path) -> None:
     document = read_text(tmp_path, "a = dict(x=[1])\nb = a\n")
     a, b = document.values["a"], document.values["b"]
     assert type(a) is dict
@@ -189,9 +189,7 @@ def test_values_share_nothing(tmp_path: Path) -> None:
     assert a["x"] is not b["x"]
 
 
-def test_the_environment_is_only_the_one_that_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_environment_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH", "9")
     text = "import os\nBATCH_SIZE = int(os.environ.get('BATCH', 4))\n"
     assert read_text(tmp_path, text).values["BATCH_SIZE"] == 4

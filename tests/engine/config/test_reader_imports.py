@@ -1,4 +1,4 @@
-"""Imports: which are config files to inherit from, and which are foreign."""
+"""Imports in a config: config files to inherit from, and external modules."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from engine.errors import ConfigError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``project/gpt_configs``, where the project is what a repository looks like."""
+    """Make ``project/gpt_configs``, where the project has the marks of a repository."""
     folder = tmp_path / "project" / "gpt_configs"
     folder.mkdir(parents=True)
     (tmp_path / "project" / "setup.py").touch()
@@ -49,7 +49,7 @@ model = dict(n_layer=4,
         "from .base import WIDTH, model",
     ],
 )
-def test_a_config_inherits_from_another(folder: Path, statement: str) -> None:
+def test_config_inherits_from_another(folder: Path, statement: str) -> None:
     write(folder, base=BASE, child=f"{statement}\nmodel['n_layer'] = 2\nBATCH_SIZE *= 2\n")
     document = read("gpt_configs/child.py")
     assert document.values == {
@@ -66,7 +66,7 @@ def test_a_config_inherits_from_another(folder: Path, statement: str) -> None:
     assert document.imported == frozenset()
 
 
-def test_foreign_names_are_inherited_as_such(folder: Path) -> None:
+def test_external_names_are_inherited_as_symbols(folder: Path) -> None:
     write(
         folder, base="from torch.optim import Adam, SGD\nAdam = 3\n", child="from .base import *\n"
     )
@@ -75,7 +75,7 @@ def test_foreign_names_are_inherited_as_such(folder: Path) -> None:
     assert document.imported == {"SGD"}
 
 
-def test_a_file_elsewhere_in_the_project_is_found(folder: Path) -> None:
+def test_file_in_another_folder_of_the_project_is_found(folder: Path) -> None:
     common = folder.parent / "common" / "sizes"
     common.mkdir(parents=True)
     write(common, small="N = 1\n")
@@ -83,18 +83,18 @@ def test_a_file_elsewhere_in_the_project_is_found(folder: Path) -> None:
     assert read(folder / "child.py").values == {"N": 1}
 
 
-def test_nothing_above_the_project_is_looked_at(folder: Path) -> None:
+def test_folders_above_the_project_are_not_searched(folder: Path) -> None:
     write(folder.parent.parent, base="N = 1\n")
     write(folder, child="from base import N\n")
     assert read(folder / "child.py").values == {"N": Symbol("base.N")}
 
 
-def test_a_folder_is_a_package(folder: Path) -> None:
+def test_folder_is_imported_as_a_package(folder: Path) -> None:
     write(folder, __init__="N = 1\n", child="from gpt_configs import N\nfrom . import *\n")
     assert read(folder / "child.py").values == {"N": 1}
 
 
-def test_a_file_met_twice_is_read_once(folder: Path) -> None:
+def test_file_imported_twice_is_read_once(folder: Path) -> None:
     write(
         folder,
         base="shared = dict(n=1)\n",
@@ -106,7 +106,7 @@ def test_a_file_met_twice_is_read_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "torch", "model", "os", "titans"])
-def test_files_do_not_hide_the_packages_whose_names_they_have(folder: Path, name: str) -> None:
+def test_files_do_not_hide_packages_of_the_same_name(folder: Path, name: str) -> None:
     text = f"import {name}\nfrom {name} import thing\nBATCH_SIZE = 8\n"
     write(folder, **{name: text, "child": f"from .{name} import *\n{text}"})
     for file in (name, "child"):  # torch.py does not import itself, and child.py not torch.py
@@ -115,7 +115,7 @@ def test_files_do_not_hide_the_packages_whose_names_they_have(folder: Path, name
         assert values["thing"] == Symbol(f"{name}.thing")
 
 
-def test_a_folder_of_data_is_no_package(folder: Path) -> None:
+def test_folder_of_data_is_not_a_package(folder: Path) -> None:
     (folder / "datasets").mkdir()
     (folder / "datasets" / "a.txt").touch()
     write(folder, child="from datasets.text import Text\n")
@@ -143,13 +143,15 @@ def message_of(path: str) -> str:
         ("from .base import _hidden, NOPE", "gpt_configs/base.py does not define NOPE"),
     ],
 )
-def test_what_cannot_be_imported(folder: Path, statement: str, message: str) -> None:
+def test_invalid_import_is_rejected_with_its_message(
+    folder: Path, statement: str, message: str
+) -> None:
     write(folder, base=BASE, child=f"{statement}\n")
-    found = message_of("gpt_configs/child.py")
-    assert found == f"gpt_configs/child.py:1: {message}"
+    actual = message_of("gpt_configs/child.py")
+    assert actual == f"gpt_configs/child.py:1: {message}"
 
 
-def test_problems_are_reported_in_the_file_they_are_in_and_once(folder: Path) -> None:
+def test_problems_of_inherited_files_are_reported_once_in_their_file(folder: Path) -> None:
     write(
         folder,
         base="A = 1 / 0\nB = lambda: 3\n",
@@ -164,7 +166,7 @@ def test_problems_are_reported_in_the_file_they_are_in_and_once(folder: Path) ->
     assert "UNHEARD is not defined" in lines[-1]
 
 
-def test_after_a_failed_star_any_name_may_be_missing(folder: Path) -> None:
+def test_names_are_not_reported_as_undefined_after_a_failed_star_import(folder: Path) -> None:
     write(
         folder,
         base="x = (\n",
@@ -177,7 +179,7 @@ def test_after_a_failed_star_any_name_may_be_missing(folder: Path) -> None:
     ]
 
 
-def test_cycles_are_shown(folder: Path) -> None:
+def test_circular_imports_are_rejected_with_the_cycle(folder: Path) -> None:
     write(folder, a="from .b import *\n", b="from .c import *\n", c="from .b import *\n")
     assert message_of("gpt_configs/a.py") == (
         "gpt_configs/c.py:1: circular import: "
@@ -185,7 +187,7 @@ def test_cycles_are_shown(folder: Path) -> None:
     )
 
 
-def test_long_chains_and_many_files_are_refused(folder: Path) -> None:
+def test_long_chains_and_many_files_are_rejected(folder: Path) -> None:
     for index in range(40):
         write(folder, **{f"deep_{index}": f"from .deep_{index + 1} import *\n"})
     assert "imports more than 16 deep" in message_of("gpt_configs/deep_0.py")
@@ -199,14 +201,14 @@ def test_long_chains_and_many_files_are_refused(folder: Path) -> None:
     assert "longer than 64 KiB" in message_of("gpt_configs/big.py")
 
 
-def test_a_folder_that_may_not_be_read(folder: Path) -> None:
+def test_folder_without_permission_is_rejected(folder: Path) -> None:
     write(folder, child=f"import {'a' * 5000}\nfrom .{'b' * 5000} import *\n")
-    found = message_of("gpt_configs/child.py")
-    assert found.startswith("gpt_configs/child.py:2: no config file bbb")
+    actual = message_of("gpt_configs/child.py")
+    assert actual.startswith("gpt_configs/child.py:2: no config file bbb")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "loop", "null"])
-def test_what_is_not_a_file(folder: Path, kind: str) -> None:
+def test_path_that_is_not_a_file_is_rejected(folder: Path, kind: str) -> None:
     path = folder / kind
     expected = {
         "missing": "does not exist",
@@ -226,7 +228,7 @@ def test_what_is_not_a_file(folder: Path, kind: str) -> None:
     assert expected.get(kind, "") in message
 
 
-def test_a_current_folder_that_is_gone(folder: Path) -> None:
+def test_deleted_working_folder_is_reported(folder: Path) -> None:
     (folder / "gone").mkdir()
     os.chdir(folder / "gone")
     (folder / "gone").rmdir()

@@ -1,4 +1,4 @@
-"""KEY=VALUE on the command line: how values are read, and what they replace."""
+"""KEY=VALUE on the command line: the types of values, and the assignments they replace."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def read_config(tmp_path: Path, *overrides: str, text: str = CONFIG) -> Document
         ("max(2, 3)", 3),
     ],
 )
-def test_values_are_typed(tmp_path: Path, text: str, value: object) -> None:
+def test_override_values_are_typed(tmp_path: Path, text: str, value: object) -> None:
     document = read_config(tmp_path, f"NEW={text}")
     assert repr(document.values["NEW"]) == repr(value)
     assert document.origins["NEW",] == Origin("command line", 0, 0)
@@ -74,7 +74,7 @@ def test_values_are_typed(tmp_path: Path, text: str, value: object) -> None:
     assert document.overridden == {("NEW",)}
 
 
-def test_a_name_is_replaced_while_the_file_is_read(tmp_path: Path) -> None:
+def test_overridden_name_has_its_new_value_in_the_file(tmp_path: Path) -> None:
     document = read_config(tmp_path, "TENSOR_PARALLEL=4", "PIPELINE=1")
     assert document.values["MODE"] == "2d"
     assert document.values["parallel"] == {"pipeline": 1, "tensor": {"size": 4, "mode": "2d"}}
@@ -83,7 +83,7 @@ def test_a_name_is_replaced_while_the_file_is_read(tmp_path: Path) -> None:
     assert document.overridden == {("TENSOR_PARALLEL",), ("PIPELINE",)}
 
 
-def test_what_is_replaced_is_not_evaluated(tmp_path: Path) -> None:
+def test_overridden_expression_is_not_evaluated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.py:4: int\('not a number'\): "):
         read_config(tmp_path, "TENSOR_PARALLEL=3")
     assert read_config(tmp_path, "TENSOR_PARALLEL=3", "DEPTH=1").values["DEPTH"] == 1
@@ -103,20 +103,20 @@ def test_what_is_replaced_is_not_evaluated(tmp_path: Path) -> None:
         "Y = X\n",
     ],
 )
-def test_however_a_name_is_bound(tmp_path: Path, text: str) -> None:
+def test_override_replaces_every_kind_of_binding(tmp_path: Path, text: str) -> None:
     document = read_config(tmp_path, "X=7", text=text)
     assert document.values["X"] == 7
     assert "X" not in document.imported
 
 
-def test_an_item_of_a_replaced_dict_is_not_assigned(tmp_path: Path) -> None:
+def test_items_of_an_overridden_dict_are_not_assigned(tmp_path: Path) -> None:
     text = "model = dict(n=1)\nmodel['n'] = 2\nmodel['m'] += 3\nx, model['n'] = 1, 2\n"
     document = read_config(tmp_path, "model=dict(n=9)", text=text)
     assert document.values["model"] == {"n": 9}
     assert str(document.origins["model", "n"]) == "command line"
 
 
-def test_paths_are_set_after_the_file(tmp_path: Path) -> None:
+def test_dotted_overrides_are_applied_after_the_file(tmp_path: Path) -> None:
     text = CONFIG + "warm = optimizer['lr'] * 2\nsame = optimizer\n"
     document = read_config(tmp_path, "optimizer.lr=3", "zero.stage=3", "a.b.c=1", text=text)
     assert document.values["optimizer"] == {"type": "adam", "lr": 3}
@@ -131,12 +131,12 @@ def test_paths_are_set_after_the_file(tmp_path: Path) -> None:
     assert document.overridden == {("optimizer", "lr"), ("zero", "stage"), ("a", "b", "c")}
 
 
-def test_the_last_of_a_path_wins_and_paths_go_into_replaced_names(tmp_path: Path) -> None:
+def test_last_override_wins_and_dotted_ones_change_overridden_names(tmp_path: Path) -> None:
     document = read_config(tmp_path, "zero.stage=1", "zero=dict(offload='cpu')", "zero.stage=2")
     assert document.values["zero"] == {"offload": "cpu", "stage": 2}
 
 
-def test_a_name_of_an_inherited_file_is_replaced_there(tmp_path: Path) -> None:
+def test_override_replaces_a_name_in_the_inherited_file(tmp_path: Path) -> None:
     (tmp_path / "base.py").write_text("WIDTH = 2\nHEADS = WIDTH * 2\nfrom titans import gpt\n")
     text = "from .base import *\nfrom .base import WIDTH as same\nTOTAL = HEADS + WIDTH\n"
     document = read_config(tmp_path, "WIDTH=10", text=text)
@@ -176,18 +176,20 @@ def test_a_name_of_an_inherited_file_is_replaced_there(tmp_path: Path) -> None:
         ("gpt2_small.x=1", "gpt2_small.x: gpt2_small is titans.model.gpt.gpt2_small, not a dict"),
     ],
 )
-def test_malformed_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
+def test_malformed_override_is_rejected_with_its_message(
+    tmp_path: Path, override: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         read_config(tmp_path, override)
     assert str(caught.value) == f"command line: {message}"
 
 
-def test_code_in_an_override_is_refused(tmp_path: Path) -> None:
+def test_code_in_an_override_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a call of __import__ is not allowed in a config"):
         read_config(tmp_path, "x=__import__('os').system('touch pwned')")
 
 
-def test_problems_of_overrides_and_of_the_file_come_together(tmp_path: Path) -> None:
+def test_problems_of_overrides_and_file_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_config(tmp_path, "lr=", "x", text="a = 1 / 0\n")
     assert [problem.line for problem in caught.value.problems] == [1, 0, 0]

@@ -1,4 +1,4 @@
-"""Random configs mean what Python makes of them."""
+"""Random configs have the values that Python computes."""
 
 import re
 from pathlib import Path
@@ -120,15 +120,15 @@ BOUNDS = (
 
 @FUZZ
 @given(program=st.lists(sentences(GRAMMAR, "P"), min_size=1, max_size=5))
-def test_random_programs(tmp_path: Path, program: list[str]) -> None:
+def test_random_programs_have_the_values_of_python(tmp_path: Path, program: list[str]) -> None:
     text = START + "\n".join(program)
-    found = read_safely(tmp_path, text.encode())
+    result = read_safely(tmp_path, text.encode())
     try:
         expected = python_reference.run(text)
     except (ArithmeticError, TypeError, ValueError, LookupError, RecursionError):
-        assert isinstance(found, ConfigError)
+        assert isinstance(result, ConfigError)
         return
-    if isinstance(found, ConfigError):  # what Python allows, and a config does not
-        assert re.search(BOUNDS, str(found))
+    if isinstance(result, ConfigError):  # what Python allows, and a config does not
+        assert re.search(BOUNDS, str(result))
     else:
-        assert repr(found.values) == repr(expected)
+        assert repr(result.values) == repr(expected)

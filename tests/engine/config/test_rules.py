@@ -1,4 +1,4 @@
-"""What a legal config is warned of or told; what is illegal is under tests/bad_configs."""
+"""Warnings and notes about legal configs; illegal ones are in tests/bad_configs."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def plan(tmp_path: Path, text: str, *, gpus: int | None = None) -> Plan:
     return make_plan(path, gpus=gpus, environ={})
 
 
-def said(lines: tuple[str, ...], tmp_path: Path) -> list[str]:
-    """Lines without their place, which is tested elsewhere."""
+def messages(lines: tuple[str, ...], tmp_path: Path) -> list[str]:
+    """Return the messages without their positions, which other tests check."""
     return [line.removeprefix(f"{tmp_path / 'config.py'}").partition(": ")[2] for line in lines]
 
 
-def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
-    found = plan(tmp_path, "BATCH_SIZE = 8\n")
-    assert (found.warnings, found.notes) == ((), ())
+def test_plain_config_has_no_warnings_or_notes(tmp_path: Path) -> None:
+    checked = plan(tmp_path, "BATCH_SIZE = 8\n")
+    assert (checked.warnings, checked.notes) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -88,21 +88,21 @@ def test_a_plain_config_is_told_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_is_warned(tmp_path: Path, text: str, warning: str) -> None:
+def test_config_is_warned(tmp_path: Path, text: str, warning: str) -> None:
     if "TENSOR_PARALLEL = 3" in text:
         text = text.replace("HIDDEN_SIZE = 66\n", "")
         path = tmp_path / "config.py"
         path.write_text(text + BASE.replace("n_head=4, n_embd=64", "n_head=3, n_embd=66"))
-        found = make_plan(path, gpus=None, environ={})
+        checked = make_plan(path, gpus=None, environ={})
     else:
-        found = plan(tmp_path, text)
-    assert said(found.warnings, tmp_path) == [warning]
+        checked = plan(tmp_path, text)
+    assert messages(checked.warnings, tmp_path) == [warning]
 
 
 @pytest.mark.parametrize("mode", sorted(set(modes()) - {"serial"}))
 @pytest.mark.parametrize(("batch", "parts"), [(1, 1), (6, 3), (8, 8), (12, 6), (15, 5)])
 @pytest.mark.parametrize("more", ["", "PIPELINE = 2\nschedule = 'interleaved'\n"])
-def test_the_remedies_for_padding_leave_none(
+def test_remedies_for_padding_leave_no_padding(
     tmp_path: Path, mode: str, batch: int, parts: int, more: str
 ) -> None:
     size = {"3d": 8, "1d": 2}.get(mode, 4)
@@ -112,19 +112,19 @@ def test_the_remedies_for_padding_leave_none(
     path.write_text(text + (model if more else model.replace(", num_chunks=2", "")))
 
     def padding(*overrides: str) -> list[str]:
-        found = make_plan(path, gpus=None, overrides=overrides, environ={})
-        return [line for line in found.warnings if "padding" in line]
+        checked = make_plan(path, gpus=None, overrides=overrides, environ={})
+        return [line for line in checked.warnings if "padding" in line]
 
-    asked = [f"BATCH_SIZE={batch}", f"NUM_MICRO_BATCHES={parts}"]
+    overrides = [f"BATCH_SIZE={batch}", f"NUM_MICRO_BATCHES={parts}"]
     try:
-        told = padding(*asked)
+        warnings = padding(*overrides)
     except ConfigError:
         assert more
         assert parts % 2
         return
-    for line in told:
+    for line in warnings:
         for remedy in line.partition("to avoid it, set ")[2].split(", or "):
-            assert padding(*asked, *remedy.split()) == []
+            assert padding(*overrides, *remedy.split()) == []
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,9 @@ def test_the_remedies_for_padding_leave_none(
         ("None", 1, 1, "(8, 64, 64)"),
     ],
 )
-def test_colossal_ais_tensor_shape_agrees(tmp_path: Path, shape: tuple[str, int, int, str]) -> None:
+def test_tensor_shape_by_colossal_ais_convention_is_accepted(
+    tmp_path: Path, shape: tuple[str, int, int, str]
+) -> None:
     mode, depth, size, stated = shape
     text = f"MODE = {mode}\nDEPTH = {depth}\nTENSOR_PARALLEL = {size}\nTENSOR_SHAPE = {stated}\n"
     assert plan(tmp_path, "BATCH_SIZE = 8\n" + text).warnings == ()
@@ -176,8 +178,8 @@ def test_colossal_ais_tensor_shape_agrees(tmp_path: Path, shape: tuple[str, int,
         ),
     ],
 )
-def test_is_told(tmp_path: Path, text: str, note: str) -> None:
-    assert said(plan(tmp_path, text).notes, tmp_path) == [note]
+def test_config_is_noted(tmp_path: Path, text: str, note: str) -> None:
+    assert messages(plan(tmp_path, text).notes, tmp_path) == [note]
 
 
 @pytest.mark.parametrize(
@@ -188,19 +190,21 @@ def test_is_told(tmp_path: Path, text: str, note: str) -> None:
         ("3d", 8, 251, "252, a multiple of 4"),
     ],
 )
-def test_an_mlp_is_padded(tmp_path: Path, mode: str, size: int, width: int, padded: str) -> None:
+def test_mlp_is_padded(tmp_path: Path, mode: str, size: int, width: int, padded: str) -> None:
     path = tmp_path / "config.py"
     cut = f"BATCH_SIZE = 8\nMODE = {mode!r}\nTENSOR_PARALLEL = {size}\n"
     path.write_text(
         cut + BASE.replace("n_embd=64", f"n_embd=64, n_inner={width}, vocab_size=50260")
     )
-    assert said(make_plan(path, gpus=None, environ={}).notes, tmp_path) == [
+    assert messages(make_plan(path, gpus=None, environ={}).notes, tmp_path) == [
         f"model.n_inner={width} is padded to {padded}, for MODE={mode!r}, TENSOR_PARALLEL={size}"
     ]
 
 
 @pytest.mark.parametrize(("stages", "chunks"), [(4, 1), (2, 2), (5, 1), (3, 2), (1, 4), (1, 5)])
-def test_every_chunk_has_a_layer(tmp_path: Path, stages: int, chunks: int) -> None:
+def test_config_with_more_chunks_than_layers_is_rejected(
+    tmp_path: Path, stages: int, chunks: int
+) -> None:
     text = f"PIPELINE = {stages}\nBATCH_SIZE = 60\nNUM_MICRO_BATCHES = 60\n"
     path = tmp_path / "config.py"
     path.write_text(text + BASE + f"model['num_chunks'] = {chunks}\n")
@@ -211,9 +215,9 @@ def test_every_chunk_has_a_layer(tmp_path: Path, stages: int, chunks: int) -> No
             make_plan(path, gpus=None, environ={})
 
 
-def test_stage_3_in_a_pipeline_is_told_what_it_costs(tmp_path: Path) -> None:
+def test_zero_stage_3_in_a_pipeline_is_noted(tmp_path: Path) -> None:
     text = "BATCH_SIZE = 8\nPIPELINE = 2\nNUM_MICRO_BATCHES = 8\nzero = dict(stage=3)\n"
-    assert said(plan(tmp_path, text, gpus=4).notes, tmp_path) == [
+    assert messages(plan(tmp_path, text, gpus=4).notes, tmp_path) == [
         "ZeRO stage 3 with PIPELINE=2 gathers the parameters twice per micro-batch, 16 times with "
         "NUM_MICRO_BATCHES=8; stage 2 gathers them once per step"
     ]
@@ -221,7 +225,7 @@ def test_stage_3_in_a_pipeline_is_told_what_it_costs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 5, 7])
-def test_gpus_must_hold_whole_copies(tmp_path: Path, gpus: int) -> None:
+def test_gpus_that_are_no_multiple_of_a_replica_are_rejected(tmp_path: Path, gpus: int) -> None:
     text = "MODE = '1d'\nTENSOR_PARALLEL = 2\nPIPELINE = 2\nBATCH_SIZE = 8\nNUM_MICRO_BATCHES = 8\n"
     nearest = {1: "4", 2: "4", 3: "4", 5: "4, 8", 7: "4, 8"}[gpus]
     with pytest.raises(ConfigError) as error:
@@ -240,7 +244,7 @@ def test_data_parallelism_is_derived(tmp_path: Path, gpus: int) -> None:
 
 @pytest.mark.parametrize("mode", modes())
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_size_is_legal_exactly_where_the_mode_has_axes_for_it(
+def test_size_is_legal_exactly_if_the_mode_has_axes_for_it(
     tmp_path: Path, mode: str, depth: int
 ) -> None:
     path = tmp_path / "config.py"
@@ -259,7 +263,7 @@ def test_a_size_is_legal_exactly_where_the_mode_has_axes_for_it(
                 make_plan(path, gpus=None, environ={})
 
 
-def test_every_rule_says_what_it_is_for() -> None:
-    found = all_rules()
-    assert len({rule.__name__ for rule in found}) == len(found)
-    assert all(rule.__doc__ for rule in found)
+def test_every_rule_has_a_docstring_and_a_unique_name() -> None:
+    every = all_rules()
+    assert len({rule.__name__ for rule in every}) == len(every)
+    assert all(rule.__doc__ for rule in every)

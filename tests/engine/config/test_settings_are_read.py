@@ -1,4 +1,4 @@
-"""A setting that nothing reads is a promise that nothing keeps."""
+"""Every setting is read by some code: none is accepted and ignored."""
 
 import ast
 from functools import cache
@@ -24,7 +24,7 @@ AWAITED = {"checkpoint": "checkpoint.every", "loss_scale": "precision", "zero": 
 
 @cache
 def attributes(*paths: Path) -> set[str]:
-    """The names of all attributes that the code of these files reads."""
+    """Return the names of all attributes that the code of these files reads."""
     return {
         node.attr
         for path in paths
@@ -34,7 +34,7 @@ def attributes(*paths: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", all_settings())
-def test_is_read(name: str) -> None:
+def test_setting_is_read(name: str) -> None:
     section, _, last = name.rpartition(".")
     read = attributes(*RUNNING, *RULES, CONFIG / "rule_context.py")
     assert last in read or AWAITED.get(section) in UNSUPPORTED

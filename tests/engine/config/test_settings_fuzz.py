@@ -1,4 +1,4 @@
-"""Whatever values a config gives the settings, it is planned or refused with lines; fast."""
+"""For any values of settings a config is planned or rejected with messages, quickly."""
 
 import time
 from copy import deepcopy
@@ -50,7 +50,8 @@ SANE: dict[str, Any] = {
 
 
 def nested(keys: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as a config's values; a key that is already no section keeps its value."""
+    """Convert dotted keys to a config's values; a key that is no longer a section keeps its
+    value."""
     values = deepcopy(SANE)
     for key, value in keys.items():
         *sections, last = key.split(".")
@@ -68,19 +69,19 @@ def nested(keys: dict[str, Any]) -> dict[str, Any]:
     gpus=st.none() | st.integers(1, 64),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_values_are_planned_or_refused(keys: dict[str, Any], gpus: int | None) -> None:
+def test_random_values_give_a_plan_or_messages(keys: dict[str, Any], gpus: int | None) -> None:
     values = nested(keys)
     origins: dict[Path, Origin] = {
         (name,): Origin("c.py", line, 1) for line, name in enumerate(values, start=1)
     }
     start = time.thread_time()
-    lines = refusal(Document(values, origins), gpus)
+    lines = rejection(Document(values, origins), gpus)
     assert time.thread_time() - start < 10  # a thousandth is usual
     assert all(line.startswith("c.py") for line in lines)
 
 
-def refusal(document: Document, gpus: int | None) -> list[str]:
-    """The lines of a refusal; none for a plan."""
+def rejection(document: Document, gpus: int | None) -> list[str]:
+    """Return the messages of a rejection; none for a plan."""
     try:
         statements = read_setting_sources("c.py", document, {})
         plan = plan_from(statements, name="c", gpus=gpus, config=CONFIG)

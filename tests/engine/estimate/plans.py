@@ -1,4 +1,4 @@
-"""Plans made of settings, without a file."""
+"""Plans made from settings, without a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan(
     zero: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Plan:
-    """``model`` and ``settings`` by our own names of them."""
+    """Make a plan; ``model`` and ``settings`` have the schema's names."""
     given: dict[str, Any] = {"batch_size": 4, "seq_len": model["block_size"], **settings}
     layout = Layout(mode=modes()[mode], tensor=tensor, pipeline=pipeline, data=data, depth=depth)
     return Plan(

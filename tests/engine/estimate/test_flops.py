@@ -1,4 +1,4 @@
-"""FLOPs against torch's own counter on a plain GPT-2, and peaks by the names CUDA gives."""
+"""FLOPs compared with torch's counter on a plain GPT-2, and peak FLOP/s by CUDA's device names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def model(**changes: Any) -> ModelSettings:
     return ModelSettings(**sizes | derived | changes)
 
 
-def test_flops_are_what_torch_counts_in_a_step_of_gpt2():
+def test_flops_equal_torchs_count_for_a_step_of_gpt2():
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,7 +31,7 @@ def test_flops_are_what_torch_counts_in_a_step_of_gpt2():
     assert counter.get_total_flops() == ids.numel() * flops_per_token(model(), seq_len=16)
 
 
-def test_gpt2_small_has_its_published_size():
+def test_matmul_parameters_of_gpt2_small_equal_the_published_count():
     small = model(n_layer=12, n_head=12, n_embd=768, head_dim=64, n_inner=3072, vocab_size=50257)
     everything = 124_439_808  # with positions, biases and norms, which no token is multiplied with
     others = 1024 * 768 + 12 * (4 * 768 + 9 * 768) + 2 * 768
@@ -60,11 +60,11 @@ def test_gpt2_small_has_its_published_size():
         ("cpu", None),
     ],
 )
-def test_peaks_by_name(device, peak):
+def test_peak_flops_of_a_device_name(device, peak):
     assert peak_flops(device, "bf16") == peak
 
 
-def test_the_peak_is_the_precisions():
+def test_peak_flops_depend_on_the_precision():
     assert peak_flops("NVIDIA H200", "fp16") == peak_flops("NVIDIA H200", "bf16")
     single = peak_flops("NVIDIA H200", "float32")
     assert single is not None

@@ -1,4 +1,4 @@
-"""The estimate against formulas as they were published."""
+"""The estimate compared with published formulas."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FLOAT32, BF16 = 4, 2
 
 
 def model(preset: str, **changes: Any) -> dict[str, Any]:
-    found = PRESETS[preset]
-    sizes = {name: getattr(found, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-    return {"block_size": found.block_size or 1024, **sizes, **changes}
+    result = PRESETS[preset]
+    sizes = {name: getattr(result, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    return {"block_size": result.block_size or 1024, **sizes, **changes}
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def model(preset: str, **changes: Any) -> dict[str, Any]:
         ("gpt2_xl", 1_557_611_200),
     ],
 )
-def test_parameters_are_the_published_ones(preset: str, published: int) -> None:
-    found = estimate(plan(model=model(preset)))
-    assert found.parameters == found.parameters_per_rank == published
+def test_parameters_equal_the_published_count(preset: str, published: int) -> None:
+    result = estimate(plan(model=model(preset)))
+    assert result.parameters == result.parameters_per_rank == published
 
 
-def test_parameters_of_a_rank_share_out_the_model() -> None:
-    """Tensors that are not cut, vocabulary padding and a tied table's copy are there more than
-    once."""
+def test_parameters_of_all_ranks_add_up_to_the_model() -> None:
+    """Except tensors that are not sharded, padding of the vocabulary and a tied table's copy, which
+    count more than once."""
     whole = estimate(plan(model=GPT2))
     cut = estimate(plan(model=GPT2, mode="1d", tensor=2, pipeline=3, num_micro_batches=4))
     twice = 12 * 6 * 768 + 2 * 768 + 1024 * 768  # norms and biases of *down* layers, positions
@@ -56,7 +56,7 @@ def test_parameters_of_a_rank_share_out_the_model() -> None:
 
 
 def more_by_a_layer(kind: str, **settings: Any) -> int:
-    """Bytes of activations that another layer adds."""
+    """Return the bytes of activations that one more layer adds."""
     sizes = GPT2 | settings.pop("model", {})
     two, three = (
         estimate(plan(model=sizes | {"n_layer": n}, **settings)).fullest.memory for n in (2, 3)
@@ -66,24 +66,26 @@ def more_by_a_layer(kind: str, **settings: Any) -> int:
 
 
 @pytest.mark.parametrize(("mode", "tensor"), [("serial", 1), ("1d", 4), ("2d", 4), ("3d", 8)])
-def test_activations_of_a_layer(mode: str, tensor: int) -> None:
+def test_activations_of_a_layer_equal_the_formula(mode: str, tensor: int) -> None:
     """Korthikanti et al. (2022), equations 1 and 4: of 34 s b h bytes a layer, 2 are masks of
     dropouts, of which there are none here; the rest is cut over all ranks. Log-sum-exps and the
     norms' statistics are less than half a percent."""
-    found = more_by_a_layer(
+    result = more_by_a_layer(
         "activations", mode=mode, tensor=tensor, precision="bf16", loss_chunk=64
     )
-    assert found == pytest.approx(32 * 4 * 1024 * 768 / tensor, rel=0.005)
+    assert result == pytest.approx(32 * 4 * 1024 * 768 / tensor, rel=0.005)
 
 
-def test_a_checkpointed_layer_keeps_its_input() -> None:
+def test_checkpointed_layer_saves_only_its_input() -> None:
     kept = more_by_a_layer("activations", model={"checkpoint": True}, num_micro_batches=1)
     assert kept == FLOAT32 * 4 * 1024 * 768
 
 
 @pytest.mark.parametrize(("schedule", "held"), [("gpipe", [8] * 4), ("1f1b", [4, 3, 2, 1])])
-def test_micro_batches_in_flight(schedule: str, held: list[int]) -> None:
-    """GPipe holds all (Huang et al. 2019), 1F1B p - rank (Narayanan et al. 2019)."""
+def test_micro_batches_in_flight_equal_those_of_the_schedule(
+    schedule: str, held: list[int]
+) -> None:
+    """GPipe has all in flight (Huang et al. 2019), 1F1B p - rank (Narayanan et al. 2019)."""
     sizes = SMALL | {"n_layer": 8, "n_embd": 256}
     some: dict[str, Any] = {"batch_size": 8, "num_micro_batches": 8, "precision": "bf16"}
     stages = estimate(plan(model=sizes, pipeline=4, schedule=schedule, **some)).stages
@@ -93,8 +95,8 @@ def test_micro_batches_in_flight(schedule: str, held: list[int]) -> None:
 
 
 def bytes_over(axis: str, **settings: Any) -> int:
-    found = estimate(plan(**settings))
-    return sum(sent.bytes for sent in found.traffic if sent.axis == axis)
+    result = estimate(plan(**settings))
+    return sum(sent.bytes for sent in result.traffic if sent.axis == axis)
 
 
 @pytest.mark.parametrize("data", [2, 8])
@@ -102,19 +104,19 @@ def bytes_over(axis: str, **settings: Any) -> int:
     ("stage", "times"),
     [(0, 2), (1, 2), (2, 2), (3, 3)],
 )
-def test_bytes_of_data_parallelism(data: int, stage: int, times: int) -> None:
-    """2 (N - 1) / N of the gradients; of stage 3, 3 (N - 1) / N of the parameters (Rajbhandari et
+def test_data_parallel_volume_equals_the_formula(data: int, stage: int, times: int) -> None:
+    """2 (N - 1) / N of the gradients; in stage 3, 3 (N - 1) / N of the parameters (Rajbhandari et
     al. 2020, section 7)."""
     untied = SMALL | {"n_embd": 512, "vocab_size": 8, "tie_embeddings": False}
-    found = estimate(plan(model=untied, data=data, zero={"stage": stage}))
+    result = estimate(plan(model=untied, data=data, zero={"stage": stage}))
     sent = bytes_over("data", model=untied, data=data, zero={"stage": stage})
-    share = (data - 1) / data * FLOAT32 * found.parameters
+    share = (data - 1) / data * FLOAT32 * result.parameters
     assert sent == pytest.approx(times * share, rel=0.01)
 
 
 def test_pipeline_sends_activations_and_their_gradients() -> None:
-    """[T, C] forward and back for each micro-batch, from a middle stage; the ends of a tied table
-    swap its float32 gradient, too."""
+    """A middle stage sends [T, C] forward and backward for each micro-batch; the first and last
+    stage also exchange a tied table's float32 gradient."""
     some: dict[str, Any] = {"pipeline": 4, "num_micro_batches": 4, "precision": "bf16"}
     sample = 32 * 64 * BF16
     untied = SMALL | {"tie_embeddings": False}
@@ -122,7 +124,7 @@ def test_pipeline_sends_activations_and_their_gradients() -> None:
     assert bytes_over("pipeline", **some) == 4 * sample + 512 * 64 * FLOAT32
 
 
-def test_bytes_of_tensor_parallelism() -> None:
+def test_tensor_parallel_volume_equals_the_formula() -> None:
     """Korthikanti et al. (2022, section 4.2.2): as many all-gathers and reduce-scatters of the
     sequence as four all-reduces move a layer; here one all-gather more for each *up* layer's dw."""
     deep, shallow = (
@@ -136,37 +138,38 @@ def test_bytes_of_tensor_parallelism() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_training_state(stage: int, ranks: int) -> None:
-    """16 bytes a parameter for Adam in mixed precision, shared out (Rajbhandari et al. 2020); the
-    16-bit copies of stages 1 and 2 live within a step, gradients of stage 1 whole until its end."""
+def test_training_state_equals_the_formula(stage: int, ranks: int) -> None:
+    """16 bytes per parameter for Adam in mixed precision, sharded (Rajbhandari et al. 2020). The
+    16-bit copies of stages 1 and 2 exist within a step, the unsharded gradients of stage 1 until
+    its end."""
     wide = SMALL | {"n_embd": 512}
-    found = estimate(plan(model=wide, data=ranks, zero={"stage": stage}, precision="bf16"))
-    after = found.fullest.after_step
-    pieces = found.parameters / (ranks if stage else 1)
+    result = estimate(plan(model=wide, data=ranks, zero={"stage": stage}, precision="bf16"))
+    after = result.fullest.after_step
+    pieces = result.parameters / (ranks if stage else 1)
     assert after.total == pytest.approx(16 * pieces, rel=0.03)
-    copies = found.fullest.memory.parameters - after.parameters
-    assert copies == pytest.approx(BF16 * found.parameters if stage in (1, 2) else 0, rel=0.02)
+    copies = result.fullest.memory.parameters - after.parameters
+    assert copies == pytest.approx(BF16 * result.parameters if stage in (1, 2) else 0, rel=0.02)
 
 
 def test_offloading_leaves_little_on_the_device() -> None:
     wide = SMALL | {"n_embd": 512}
     host = {"stage": 3, "offload": "cpu", "offload_params": "cpu"}
     disk = {"stage": 3, "offload": "nvme", "nvme_path": "/", "nvme_buffer": 2**20}
-    found = {
+    result = {
         name: estimate(plan(model=wide, zero=zero)).fullest.after_step
         for name, zero in (("device", {"stage": 3}), ("host", host), ("disk", disk))
     }
-    all_bytes = found["device"].total
+    all_bytes = result["device"].total
     for name in ("host", "disk"):
-        assert found[name].total < 0.02 * all_bytes
-    assert found["host"].host + found["host"].total == all_bytes
-    assert found["disk"].nvme == pytest.approx(all_bytes / 2, rel=0.02)
-    assert found["disk"].host == pytest.approx(all_bytes / 2 + 2**20, rel=0.02)
+        assert result[name].total < 0.02 * all_bytes
+    assert result["host"].host + result["host"].total == all_bytes
+    assert result["disk"].nvme == pytest.approx(all_bytes / 2, rel=0.02)
+    assert result["disk"].host == pytest.approx(all_bytes / 2 + 2**20, rel=0.02)
     assert estimate(plan(model=wide, zero=host), device="cpu").fullest.after_step.host == 0
 
 
 @pytest.mark.parametrize(("p", "m"), list(product((1, 2, 4, 8), (8, 24))))
-def test_bubble(p: int, m: int) -> None:
+def test_bubble_equals_the_formula(p: int, m: int) -> None:
     """(p - 1) / (c m + p - 1) (Narayanan et al. 2021, section 2.2); ZB-H1 (Qi et al. 2023)."""
 
     def bubble(schedule: str, chunks: int = 1) -> float:
@@ -182,7 +185,7 @@ def test_bubble(p: int, m: int) -> None:
 
 @pytest.mark.parametrize("name", discover.module_names("engine.optim.optimizers"))
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_states_of_every_optimizer(name: str, momentum: float) -> None:
+def test_optimizer_has_the_declared_number_of_states(name: str, momentum: float) -> None:
     parameter = torch.nn.Parameter(torch.ones(8, 8))
     settings = OptimizerSettings(type=name, momentum=momentum)
     optimizer = build_optimizer(settings, [Named("weight", parameter, True)])
@@ -192,7 +195,7 @@ def test_states_of_every_optimizer(name: str, momentum: float) -> None:
     assert sum(state.shape == parameter.shape for state in kept) == states_of(settings)
 
 
-def test_parts_add_up() -> None:
+def test_total_memory_is_the_sum_of_its_parts() -> None:
     parts = Memory(
         parameters=1,
         gradients=2,
@@ -206,15 +209,15 @@ def test_parts_add_up() -> None:
     assert parts.total == 63
 
 
-def test_128_gpus_and_192_micro_batches_are_little_work() -> None:
-    wanted = make_plan(ROOT / "gpt_configs/gpt3_pp1d.py", gpus=128, environ={})
+def test_estimate_of_128_gpus_and_192_micro_batches_is_little_work() -> None:
+    large = make_plan(ROOT / "gpt_configs/gpt3_pp1d.py", gpus=128, environ={})
     with counted() as calls:
-        found = estimate(wanted)
+        result = estimate(large)
     assert calls.number < 3_000_000
-    assert len(found.stages) == 32
+    assert len(result.stages) == 32
 
 
-def test_no_torch() -> None:
+def test_estimate_does_not_import_torch() -> None:
     program = (
         "import sys; from engine.plan import make_plan; from engine.estimate.estimate import "
         "estimate; estimate(make_plan('gpt_configs/gpt2_pp1d.py', gpus=None, environ={})); "

@@ -1,5 +1,5 @@
-"""The estimate for CPUs, whose collectives go by pairs of ranks and hold their terms: against real
-worlds of processes."""
+"""The estimate for CPUs, where gloo's pairwise collectives buffer all terms, compared with real
+processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from engine.estimate.estimate import estimate
 from engine.plan import make_plan
-from tests.engine.estimate.test_measured import told
+from tests.engine.estimate.test_measured import volumes
 from tests.support.allocations import MeasuredMemory, measure_all
 from tests.support.worlds import run_world
 
@@ -64,7 +64,9 @@ def measured(config: Path, ranks: int) -> dict[tuple[str, ...], list[MeasuredMem
 
 
 @EACH
-def test_memory(config: Path, ranks: int, overrides: tuple[str, ...]) -> None:
+def test_peak_memory_with_gloo_equals_the_estimate(
+    config: Path, ranks: int, overrides: tuple[str, ...]
+) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
     stages = estimate(plan, device="cpu").stages
     for stage in stages:
@@ -75,9 +77,11 @@ def test_memory(config: Path, ranks: int, overrides: tuple[str, ...]) -> None:
 
 
 @EACH
-def test_bytes_sent(config: Path, ranks: int, overrides: tuple[str, ...]) -> None:
+def test_bytes_sent_with_gloo_equal_the_estimate(
+    config: Path, ranks: int, overrides: tuple[str, ...]
+) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
     sent = [one.sent for one in measured(config, ranks)[overrides]]
-    assert told(estimate(plan, device="cpu")) == max(
+    assert volumes(estimate(plan, device="cpu")) == max(
         sent, key=lambda one: sum(size for _, size in one.values())
     )

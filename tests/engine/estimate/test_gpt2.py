@@ -1,4 +1,4 @@
-"""GPT-2 small at its full size, on fake tensors."""
+"""The estimate of GPT-2 small at its full size, compared with fake tensors."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ def most_alive(plan: Plan) -> int:
     ],
     ids=["float32", "checkpoint-bf16", "selective-bf16"],
 )
-def test_gpt2_small(model: dict[str, Any], settings: dict[str, Any]) -> None:
-    """As on a GPU, where the loss is scaled anew in the backward pass."""
-    wanted = plan(model=GPT2 | model, loss_chunk=333, **settings)
+def test_estimate_of_gpt2_small_equals_its_allocations(
+    model: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """As on a GPU, where the backward pass always scales the loss."""
+    gpt2 = plan(model=GPT2 | model, loss_chunk=333, **settings)
     without_values = patch.object(torch.Tensor, "item", lambda self: 2.0)
     with FakeTensorMode(), patch.object(ModelChunks, "initialise"), without_values:
-        most = most_alive(wanted)
-    assert estimate(wanted).fullest.memory.total == pytest.approx(most, rel=WITHIN)
+        most = most_alive(gpt2)
+    assert estimate(gpt2).fullest.memory.total == pytest.approx(most, rel=WITHIN)

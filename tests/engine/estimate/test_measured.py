@@ -1,7 +1,7 @@
-"""The estimate against what one rank really allocates and sends: every allocation of a step, those
-within kernels included, in every mode and with every setting that changes them.
+"""The estimate compared with the allocations and traffic of one real rank: every allocation of a
+step, those within kernels included, in every mode and with every setting that changes them.
 
-Collectives are a stand-in for NCCL's: they need no memory beyond their output.
+Collectives are replaced as in NCCL: they need no memory beyond their output.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SCHEDULES = [
 
 
 def cases() -> Iterator[tuple[int, list[str]]]:
-    """Ranks and overrides."""
+    """Yield ranks and overrides."""
     alone = ["model.activation=gelu", "precision=float64", "optimizer.type=sgd"]
     yield 1, alone
     yield 1, ["model.resid_pdrop=0.1", "model.embd_pdrop=0.1", "model.attn_pdrop=0.1"]
@@ -96,32 +96,34 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def told(found: Estimate) -> Sends:
-    return {(one.axis, one.collective): (one.calls, one.bytes) for one in found.traffic}
+def volumes(result: Estimate) -> Sends:
+    """Return the estimated calls and bytes by axis and collective."""
+    return {(one.axis, one.collective): (one.calls, one.bytes) for one in result.traffic}
 
 
 def ranks_to_measure(plan: Plan) -> list[int]:
-    """The last of each pipeline stage, or one that swaps, which not all of a grid do."""
+    """List one rank per pipeline stage; of several, the second, which exchanges data in every mode
+    that does."""
     tensor = plan.layout.tensor
     return [stage * tensor + (1 if tensor > 1 else 0) for stage in range(plan.layout.pipeline)]
 
 
 @EACH
 @pytest.mark.filterwarnings("ignore")
-def test_a_rank_takes_and_sends_what_the_estimate_says(
+def test_allocations_and_traffic_of_a_rank_equal_the_estimate(
     config: Path, ranks: int, overrides: tuple[str, ...]
 ) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
     with patch.object(LocalShapes, "uses_gloo_pairs", False):
-        found = estimate(plan, device="cpu")
+        result = estimate(plan, device="cpu")
     measured: list[MeasuredMemory] = []
     for rank in ranks_to_measure(plan):
         with world_of_one(rank, ranks):
             measured.append(measure(rank, ranks, config, overrides))
     for one in measured:
-        stage = found.stages[one.stage]
+        stage = result.stages[one.stage]
         assert stage.parameters == one.parameters
         assert stage.memory.total == pytest.approx(one.most, rel=WITHIN)
         assert stage.after_step.total == pytest.approx(one.left, rel=WITHIN)
     busiest = max(measured, key=lambda one: sum(sent for _, sent in one.sent.values()))
-    assert told(found) == busiest.sent
+    assert volumes(result) == busiest.sent

@@ -1,6 +1,6 @@
-"""Bytes on the wire: our own count, the loopback device's and the formula's are the same.
+"""Bytes on the wire: the ranks' own counts, the loopback device's and the formula's are equal.
 
-The device is that of a network namespace which nobody else is in.
+The device is that of a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -112,23 +112,23 @@ def may_leave_the_network() -> bool:
 
 @cache
 def measured(config: Path) -> dict[tuple[int, bool, tuple[str, ...]], list[dict[str, Any]]]:
-    """Of all ranks, by world, whether the library's own collectives ran, and overrides."""
+    """Measure all ranks, by world, use of the library's own collectives, and overrides."""
     if not may_leave_the_network():
         pytest.skip("no network namespace of our own: `unshare --map-root-user --net` is refused")
-    wanted = [(ranks, False, case.overrides) for ranks, case in BY_WORLD]
-    wanted.append((2, True, STAGE_3.overrides))
+    keys = [(ranks, False, case.overrides) for ranks, case in BY_WORLD]
+    keys.append((2, True, STAGE_3.overrides))
     jobs = [
-        [ranks, [{"overrides": o, "library": lib} for n, lib, o in wanted if n == ranks]]
+        [ranks, [{"overrides": o, "library": lib} for n, lib, o in keys if n == ranks]]
         for ranks in WORLDS
     ]
     program = [sys.executable, "-m", "tests.support.wire", str(config), json.dumps(jobs)]
     done = subprocess.run([*NAMESPACE, "sh", *program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    outputs = json.loads(done.stdout)
     return {
         key: results
-        for ranks, of_world in zip(WORLDS, found, strict=True)
-        for key, results in zip([w for w in wanted if w[0] == ranks], of_world, strict=True)
+        for ranks, of_world in zip(WORLDS, outputs, strict=True)
+        for key, results in zip([w for w in keys if w[0] == ranks], of_world, strict=True)
     }
 
 
@@ -138,32 +138,32 @@ def each(cases: list[tuple[int, WireCase]]) -> Callable[..., Any]:
 
 
 @each(BY_WORLD)
-def test_the_device_sends_what_the_formula_says(config: Path, ranks: int, case: WireCase) -> None:
+def test_bytes_on_the_wire_equal_the_formula(config: Path, ranks: int, case: WireCase) -> None:
     for of_rank in measured(config)[ranks, False, case.overrides]:
-        wanted = case.formula * (ranks - 1) / ranks
-        assert of_rank["device"] / ranks == pytest.approx(wanted, rel=WITHIN)
+        expected = case.formula * (ranks - 1) / ranks
+        assert of_rank["device"] / ranks == pytest.approx(expected, rel=WITHIN)
 
 
 @each(BY_WORLD)
-def test_ranks_count_what_they_send(config: Path, ranks: int, case: WireCase) -> None:
-    """Over their axes; the control all-reduce of a step is some bytes."""
+def test_bytes_counted_by_ranks_equal_the_formula(config: Path, ranks: int, case: WireCase) -> None:
+    """Over their axes; the control all-reduce of a step has few bytes."""
     for of_rank in measured(config)[ranks, False, case.overrides]:
-        wanted = case.formula * (ranks - 1) / ranks
+        expected = case.formula * (ranks - 1) / ranks
         counted = of_rank["counted"]
         assert counted.pop("world") < 1000
         assert counted.keys() == {*case.axes}
-        assert sum(counted.values()) == pytest.approx(wanted, rel=WITHIN)
+        assert sum(counted.values()) == pytest.approx(expected, rel=WITHIN)
 
 
 @each(BY_WORLD)
-def test_the_estimate_told_it_before(config: Path, ranks: int, case: WireCase) -> None:
+def test_estimated_bytes_equal_the_formula(config: Path, ranks: int, case: WireCase) -> None:
     plan = make_plan(config, gpus=ranks, overrides=case.overrides, environ={})
-    told = estimate(plan, device="cpu").traffic
-    wanted = case.formula * (ranks - 1) / ranks
-    assert sum(one.bytes for one in told) == pytest.approx(wanted, rel=WITHIN)
+    traffic = estimate(plan, device="cpu").traffic
+    expected = case.formula * (ranks - 1) / ranks
+    assert sum(one.bytes for one in traffic) == pytest.approx(expected, rel=WITHIN)
 
 
-def test_a_reduce_scatter_that_reduces_all_would_be_seen(config: Path) -> None:
-    """gloo's own moves an all-reduce's bytes."""
+def test_all_reduce_in_place_of_reduce_scatter_is_detected(config: Path) -> None:
+    """gloo's own reduce-scatter sends an all-reduce's bytes."""
     for of_rank in measured(config)[2, True, STAGE_3.overrides]:
         assert of_rank["device"] / 2 > 1.2 * STAGE_3.formula / 2
