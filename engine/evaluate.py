@@ -1,4 +1,4 @@
-"""A run's weights, measured on a split of its data, in any layout."""
+"""Evaluates the weights of a run on a split of its data, in any layout."""
 
 from __future__ import annotations
 
@@ -48,14 +48,16 @@ def evaluate(
     cache: Path,
     overrides: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure the weights at ``step`` ('latest', 'best' or a number); the same on every rank.
+    """Evaluate the weights of a run and return the result on every rank. All ranks call it.
 
-    All ranks call it. ``cache`` is for tokenised text where the settings name no folder;
-    ``overrides`` of the run's settings, which the world's plan has, are noted.
+    Args:
+        step: of the weights: 'latest', 'best' or a number.
+        cache: folder for tokens, unless data.cache names one.
+        overrides: of the run's settings, already applied in the world's plan; recorded.
 
     Raises:
-        UserError: there are no such weights or samples, or the data has another vocabulary.
-        RunError: the weights are not what was written, or give no finite loss.
+        UserError: there are no such weights or samples, or the weights lack a token of the data.
+        RunError: the weights are corrupt, or the loss is not finite.
     """
     plan, started = world.plan, time.perf_counter()
     world.run_on_all(lambda: request.check(plan))
@@ -70,10 +72,8 @@ def evaluate(
         model = build_on_world(world, plan, choose_run_matmul(world), offload)
         _load_verified(world, model, saved)
         _warn(world, saved, batches.corpus.fingerprint)
-        found = _measure(
-            world, model, eval_batches, request.last_n, bytes_per_token(world, batches)
-        )
-    targets, text, loss, *hits = found
+        sums = _measure(world, model, eval_batches, request.last_n, bytes_per_token(world, batches))
+    targets, text_bytes, loss, *hits = sums
     if not math.isfinite(loss):
         raise RunError(f"{path}: the loss is {loss}")
     tokenizer = batches.corpus.tokenizer
@@ -87,7 +87,7 @@ def evaluate(
         seq_len=plan.settings.seq_len,
         last_n=request.last_n,
         targets=int(targets),
-        bytes=None if tokenizer is None else int(text),
+        bytes=None if tokenizer is None else int(text_bytes),
         loss=loss / targets,
         top_1=hits[0] / targets,
         top_10=hits[1] / targets,
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def _warn(world: World, saved: SavedModel, corpus: str) -> None:
-    """Report samples that the weights were not trained on: longer ones, or of other data."""
+    """Warn of samples that the weights were not trained for: longer ones, or of changed data."""
     plan, path, print_line = world.plan, saved.path, _print_to_stderr(world)
     if plan.settings.seq_len > saved.length:
         print_line(
@@ -107,11 +107,11 @@ def _warn(world: World, saved: SavedModel, corpus: str) -> None:
             f"{path} was trained with: targets beyond them are predicted from untrained positions"
         )
     if _data_changed(plan, path, corpus):
-        print_line(f"warning: the data is not what {path} was trained and validated on")
+        print_line(f"warning: the data has changed since {path} was trained and validated on it")
 
 
 def _load_verified(world: World, model: ModelChunks, saved: SavedModel) -> None:
-    """The weights, once they are verified, in which the ranks share. Raises RunError."""
+    """Verify the weights, each rank a share of the files, and load them. Raises RunError."""
     if problems := saved.verify(world.rank, world.size):
         raise RunError(f"{saved.path}: {'; '.join(problems)}")
     try:
@@ -121,34 +121,39 @@ def _load_verified(world: World, model: ModelChunks, saved: SavedModel) -> None:
 
 
 def _corpus_for_weights(plan: Plan, saved: SavedModel, corpus: Corpus) -> Corpus:
-    """The corpus by the ids of the weights. Raises UserError where they lack a token of it."""
+    """Map the corpus to the ids of the weights. Raises UserError if they lack a token of it."""
     if not vocabulary.is_other_kind(corpus, saved.tokenizer):
         _, new = vocabulary.use_saved_ids(corpus, saved.tokenizer)
         if new:
             raise UserError(
-                f"{corpus.description}: it has {vocabulary.list_tokens(new)}, which "
-                f"{saved.path} has "
-                "no ids for; evaluate it on text without them, by data.path=..."
+                f"{corpus.description}: {saved.path} has no ids for {vocabulary.list_tokens(new)}; "
+                "set data.path=... to text without them"
             )
-    return vocabulary.corpus_for_model(plan, corpus, saved.tokenizer, path=saved.path)[0]
+    return vocabulary.corpus_for_model(
+        corpus,
+        saved.tokenizer,
+        vocab_size=plan.settings.model.vocab_size,
+        cite=plan.cite,
+        path=saved.path,
+    )[0]
 
 
 def _eval_batches(batches: TrainBatches, request: EvaluationRequest) -> EvalBatches:
-    """The samples that are asked for."""
+    """Return the batches of the requested samples."""
     corpus = batches.corpus
     split = corpus.train if request.split == "train" else corpus.validation
-    held, requested = split.samples, request.samples
-    assert held is not None or requested is not None, "the subject was checked"
-    return batches.eval_batches(split, min(n for n in (held, requested) if n is not None))
+    limits = [n for n in (split.samples, request.samples) if n is not None]
+    assert limits, "EvaluationRequest.check rejects all samples of an endless split"
+    return batches.eval_batches(split, min(limits))
 
 
 def _data_changed(plan: Plan, path: Path, corpus: str) -> bool:
-    """Whether the settings of a checkpoint's data give other samples now."""
+    """Return whether the data of a checkpoint has changed though its settings are the same."""
     if not path.is_dir():
         return False
-    then, now = SavedCheckpoint(path).training, plan.settings.model_dump(mode="json")
-    same = all(then.settings.get(name) == now[name] for name in ("data", "seq_len", "seed"))
-    return same and then.corpus != corpus
+    saved, now = SavedCheckpoint(path).training, plan.settings.model_dump(mode="json")
+    same = all(saved.settings.get(name) == now[name] for name in ("data", "seq_len", "seed"))
+    return same and saved.corpus != corpus
 
 
 def _measure(
@@ -158,7 +163,8 @@ def _measure(
     last_n: int | None,
     bytes_per_id: Tensor,
 ) -> list[float]:
-    """Targets, bytes that they stand for, summed loss and hits of each of TOPS, over all ranks."""
+    """Return, summed over all batches and ranks: targets, their UTF-8 bytes, loss, and the targets
+    among the top k for each k of TOPS."""
     plan, data, device = world.plan, world.axes["data"], world.device
     pipeline = Pipeline(model, world.axes["pipeline"], plan.settings.schedule)
     model.train(False)
@@ -170,16 +176,17 @@ def _measure(
     sums = torch.zeros(1 + len(TOPS), dtype=torch.float64, device=device)
     for number in _with_progress_bar(eval_batches.batches, world):
         ids, targets = mask_all_but_last(eval_batches.batch(number, data.index), last_n)
-        counted = targets[targets != IGNORED]
-        counts += torch.stack([torch.tensor(len(counted)), bytes_per_id[counted].sum()])
+        evaluated = targets[targets != IGNORED]
+        counts += torch.stack([torch.tensor(len(evaluated)), bytes_per_id[evaluated].sum()])
         pipeline.evaluate(list(micro_batches(plan, (ids, targets), device)), measure, sums)
-    read, found = data.all_reduce(counts.to(device)), world.axes["world"].all_reduce(sums)
-    return [*read.tolist(), *found.tolist()]
+    total_counts = data.all_reduce(counts.to(device))
+    total_sums = world.axes["world"].all_reduce(sums)
+    return [*total_counts.tolist(), *total_sums.tolist()]
 
 
 def mask_all_but_last(batch: Batch, last_n: int | None) -> Batch:
-    """The batch, of whose targets [samples, seq_len] only those at the last so many positions
-    count; None: all."""
+    """Replace all targets [samples, seq_len] but those at the last ``last_n`` positions by IGNORED;
+    None: replace none."""
     ids, targets = batch
     if last_n is None:
         return batch
@@ -188,7 +195,7 @@ def mask_all_but_last(batch: Batch, last_n: int | None) -> Batch:
 
 
 def bytes_per_token(world: World, batches: TrainBatches) -> Tensor:
-    """How many bytes each id stands for [ids]; 0 where they stand for no text."""
+    """Return the number of UTF-8 bytes of each id [ids]; 0 if tokens stand for no text."""
     tokenizer = batches.corpus.tokenizer
     if tokenizer is None:
         return torch.zeros(world.plan.settings.model.vocab_size, dtype=torch.int64)
@@ -196,27 +203,27 @@ def bytes_per_token(world: World, batches: TrainBatches) -> Tensor:
 
 
 def _step_of_weights(folder: RunFolder, saved: SavedModel) -> int | None:
-    """After which step the weights were written."""
+    """Return the step after which the weights were saved, if known."""
     step = folder.read_status().get("step") if saved.step is None else saved.step
     return step if isinstance(step, int) else None
 
 
 def _with_progress_bar(number: int, world: World) -> Iterator[int]:
-    """0 to ``number`` - 1, with a bar where a person is watching."""
+    """Yield 0 to ``number`` - 1, and show a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
-    watched = world.is_main and console.is_terminal
+    is_shown = world.is_main and console.is_terminal
     yield from track(
         range(number),
         "evaluating",
         console=console,
-        disable=not watched,
+        disable=not is_shown,
         refresh_per_second=2,
         transient=True,
     )
 
 
 def _print_to_stderr(world: World) -> Callable[[str], None]:
-    """To stderr: stdout is for what is found."""
+    """Return a function that prints a line to stderr on rank 0; stdout is for the result."""
 
     def print_line(text: str) -> None:
         if world.is_main:

@@ -1,4 +1,4 @@
-"""Text from a model that was trained."""
+"""Generates text with a saved model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,27 @@ POSITIONS = "wpe.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How so many ``tokens`` are drawn: with the probabilities that ``probabilities`` gives, from
-    ``seed``."""
+    """How tokens are sampled; ``probabilities`` has the formulas."""
 
     tokens: int = 200
+    """Maximum number of tokens."""
     temperature: float = 1.0
+    """0: greedy."""
     top_k: int | None = None
+    """Sample from the k most likely tokens only; None: from all."""
     top_p: float | None = None
+    """Sample from the nucleus of this probability only; None: from all."""
     seed: int = 0
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """softmax(logits / temperature), float64 [vocabulary], of which only the ``top_k`` likeliest
-    are left, and of those the fewest likeliest that together have ``top_p`` (the nucleus, Holtzman
-    et al. 2020). Of equals the lower id is likelier; temperature 0 leaves the likeliest."""
+    """Return the probability of each token to be sampled, float64 [vocabulary]: softmax(logits /
+    temperature), restricted to the ``top_k`` most likely tokens, then to the nucleus (Holtzman et
+    al. 2020): the fewest most likely tokens whose probabilities add up to ``top_p``.
+
+    Of equally likely tokens, the lower id counts as more likely. Temperature 0 gives the most
+    likely token probability 1.
+    """
     logits = logits.double()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
@@ -43,29 +50,32 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     top_k, top_p = sampling.top_k, sampling.top_p
     if top_k is None and top_p is None:
         return p
-    # Few have to be sorted, which costs more than all the rest, where k is told.
-    least = 0.0 if top_k is None else p.topk(min(top_k, len(p))).values[-1]
-    ids = (p >= least).nonzero().squeeze(1)
-    kept, order = p[ids].sort(descending=True, stable=True)
-    kept, ids = kept[:top_k], ids[order[:top_k]]
+    # With top_k only the candidates are sorted: sorting all costs more than the rest together
+    minimum = 0.0 if top_k is None else p.topk(min(top_k, len(p))).values[-1]
+    ids = (p >= minimum).nonzero().squeeze(1)
+    candidates, order = p[ids].sort(descending=True, stable=True)
+    candidates, ids = candidates[:top_k], ids[order[:top_k]]
     if top_p is not None:
-        kept[kept.cumsum(0) - kept >= top_p * kept.sum()] = 0
-    return torch.zeros_like(p).scatter_(0, ids, kept / kept.sum())
+        # A token stays if the more likely ones add up to less than top_p. Example: top_p = 0.8,
+        # candidates [0.5, 0.25, 0.15, 0.1]: the sums before them are [0, 0.5, 0.75, 0.9], so the
+        # first three stay.
+        candidates[candidates.cumsum(0) - candidates >= top_p * candidates.sum()] = 0
+    return torch.zeros_like(p).scatter_(0, ids, candidates / candidates.sum())
 
 
 def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """A model that was trained, whole on one device, and its tokenizer. It has the positions that
-    were trained, and no others.
+    """Verify a saved model and load it, unsharded, on ``device``. Return it and its tokenizer. It
+    has only the positions that were trained.
 
-    It computes in the type of its parameters, float32 at least: casting them for every token would
-    take longer than that gains.
+    It computes in the dtype of its parameters, at least float32: casting them for every token costs
+    more time than a smaller dtype gains.
 
     Raises:
-        UserError: its tokens stand for no text.
-        RunError: its tensors are not what was written.
+        UserError: the model has no tokenizer.
+        RunError: the model is corrupt.
     """
     if saved.tokenizer is None:
-        raise UserError(f"{saved.path}: no tokenizer is with it, so its tokens stand for no text")
+        raise UserError(f"{saved.path} has no tokenizer, so its tokens stand for no text")
     model_tokenizer = tokenizer.load(saved.tokenizer)
     if problems := saved.verify(0, 1):
         raise RunError(f"{saved.path}: {'; '.join(problems)}")
@@ -80,16 +90,16 @@ def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]
 def generate_ids(
     model: GPT, prompt: list[int], sampling: Sampling, *, vocabulary: int, number: int = 0
 ) -> Iterator[int]:
-    """Ids below ``vocabulary`` that follow ``prompt`` (at least one); another ``number`` of the
-    same seed draws others.
+    """Yield sampled ids below ``vocabulary`` that continue ``prompt``, which is not empty. Each
+    ``number`` is another sample of the same seed.
 
-    Each depends on all before it that the positions hold. When they are full, the later half of
-    what they hold is read again, from position 0, which leaves room for as many more.
+    The context of an id is all ids in the KV cache. When the cache has no position left, it is
+    cleared and the last half of the context is encoded again from position 0.
 
     Raises:
-        RunError: the model gives no finite logits.
+        RunError: the logits are not finite.
     """
-    assert prompt, "nothing to continue"
+    assert prompt, "the prompt is empty"
     positions = model.config.block_size
     ids, device = list(prompt), model.parallel.device
     generator = torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number))
@@ -102,7 +112,7 @@ def generate_ids(
         logits = model.logits(x[-1:])[0, :vocabulary].cpu()
         if not logits.isfinite().all():
             raise RunError(
-                "the model gives no finite logits: its weights overflow, or are not numbers"
+                "the model's logits are not finite: its weights are NaN, infinite or too large"
             )
         p = probabilities(logits, sampling)
         new = [int(torch.multinomial(p, 1, generator=generator))]
@@ -111,18 +121,18 @@ def generate_ids(
 
 
 def _cache(model: GPT, ids: list[int], sampling: Sampling) -> KVCache:
-    """With room for no more than can come."""
+    """Return an empty cache, as large as ``ids`` and the sampled tokens need."""
     return KVCache(min(model.config.block_size, len(ids) + sampling.tokens))
 
 
 def generate_text(
     model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, number: int = 0
 ) -> Iterator[str]:
-    """Text that follows ``prompt``, up to an end of text, in pieces of whole characters; an empty
-    prompt starts a document.
+    """Yield sampled text that continues ``prompt``, up to end-of-text, in pieces of complete
+    characters. An empty prompt starts a document.
 
     Raises:
-        UserError: the prompt has characters that the tokenizer does not know.
+        UserError: the tokenizer has no ids for characters of the prompt.
     """
     start = tokenizer.end_of_text if tokenizer.end_of_text is not None else 0
     ids = [int(n) for n in tokenizer.encode(prompt)] or [start]
@@ -132,7 +142,7 @@ def generate_text(
             break
         new.append(token)
         text = tokenizer.decode(new)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # in the middle of a character
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the last character is complete
             yield text
             new = []
     if new:

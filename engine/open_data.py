@@ -1,4 +1,4 @@
-"""The data of a running world, opened on all its ranks."""
+"""Opens the data of a run on all ranks of its world."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 
 
 def open_data(world: World, *, cache: Path, notify: Callable[[str], None]) -> TrainBatches:
-    """Open the batches that the world's plan asks for. All ranks call it. ``cache`` is for tokens
-    where the settings name no folder; ``notify`` gets what a user should know.
+    """Open the batches of the world's plan and check that all ranks read the same data. All ranks
+    call it.
+
+    Args:
+        cache: folder for tokens, unless data.cache names one.
+        notify: called with a line for the user before work that takes long.
 
     Raises:
         UserError: the data cannot be used, or a rank reads other data than rank 0.
     """
     plan = world.plan
-    start = world.run_on_rank_0(lambda: uuid.uuid4().hex)  # a run's id and attempt may come again
+    start = world.run_on_rank_0(lambda: uuid.uuid4().hex)  # a new id: a restart has the same run id
     batches = world.run_on_all(
         lambda: load_batches(
             plan.settings,

@@ -1,7 +1,7 @@
-"""Paths that a user gives: expanded, and the kind of file at them checked before it is opened.
+"""Paths from the user: expands them and checks the kind of file before it is opened.
 
-A path is relative to the working folder, in a config file too, and a leading ``~`` is the home
-folder. The kind comes from ``stat``: opening a named pipe or a device may block forever.
+A path is relative to the working folder, also in a config file; a leading ``~`` is the home folder.
+The kind is taken from ``stat``, because opening a named pipe or a device may block forever.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ KINDS = {
 def expand(text: str) -> str:
     """Expand a leading ``~``.
 
-    Raises ValueError for text that cannot be a path; its message continues one that begins with the
-    text. Bytes of the command line and the environment that are not UTF-8 arrive as surrogates.
+    Raises ValueError for text that cannot be a path; its message continues a sentence that begins
+    with the text. Non-UTF-8 bytes of the command line and the environment arrive as surrogates.
     """
     if not text:
         raise ValueError("is empty; a path is needed")
@@ -49,21 +49,22 @@ def expand(text: str) -> str:
 
 
 def not_utf8(text: str) -> str | None:
-    """Describe the first byte of a command line or environment that is not UTF-8, if any."""
+    """Describe the first non-UTF-8 byte in text of the command line or the environment; None if
+    there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         point = ord(text[error.start])
         escaped = 0xDC80 <= point <= 0xDCFF
-        what = f"byte 0x{point - 0xDC00:02x}" if escaped else f"U+{point:04X}"
-        return f"is not UTF-8 ({what})"
+        found = f"byte 0x{point - 0xDC00:02x}" if escaped else f"U+{point:04X}"
+        return f"is not UTF-8 ({found})"
     return None
 
 
 def kind_at(path: Path) -> str | None:
-    """Name the kind of file at a path, in ``KINDS`` or "a broken link"; None where there is none.
+    """Return the kind of file at a path, from ``KINDS`` or "a broken link"; None if there is none.
 
-    Raises OSError where that cannot be found out, such as in a folder without permission.
+    Raises OSError if the kind cannot be read, such as in a folder without permission.
     """
     try:
         mode = path.stat().st_mode
@@ -73,8 +74,8 @@ def kind_at(path: Path) -> str | None:
 
 
 def problem_at(path: Path, *needed: str) -> str | None:
-    """Say why there is no file of a ``needed`` kind (``FILE``, ``FOLDER``) to read at a path; None
-    where there is. The answer continues a sentence that begins with the path."""
+    """Return why a path is not readable or not of a ``needed`` kind (``FILE``, ``FOLDER``); None if
+    it is both. The result continues a sentence that begins with the path."""
     try:
         kind = kind_at(path)
         if kind is None:
@@ -88,8 +89,8 @@ def problem_at(path: Path, *needed: str) -> str | None:
 
 
 def problem_of_output(path: Path) -> str | None:
-    """Say why a file cannot be written at a path, new or in place of another; None if it can, as
-    far as that is known without writing."""
+    """Return why a file cannot be created or replaced at a path, as far as that is known without
+    writing; None if no reason is known."""
     try:
         kind = kind_at(path)
         if kind not in (None, FILE, "a device", "a broken link"):
@@ -101,25 +102,25 @@ def problem_of_output(path: Path) -> str | None:
 
 
 def matches(text: str) -> list[str]:
-    """List the paths that a path or a glob pattern stands for, sorted; an existing file or folder
-    whose name looks like a pattern stands for itself."""
+    """List the matches of a path or a glob pattern, sorted. An existing file or folder whose name
+    looks like a pattern matches only itself."""
     if os.path.lexists(text):
         return [text]
     return sorted(glob(text, recursive=True))  # noqa: PTH207 (Path takes no absolute pattern)
 
 
 def files_below(folder: Path) -> list[Path]:
-    """List the files in a folder and its subfolders, sorted; hidden ones are left out, and links to
-    folders are not followed. Raises OSError where one cannot be read."""
+    """List the files in a folder and its subfolders, sorted. Hidden ones are skipped and links to
+    folders are not followed. Raises OSError if a folder cannot be read."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    found: list[Path] = []
+    files: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def compression_of(file: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A plan: a config, proved legal, on a number of GPUs."""
+"""A plan: the checked settings of a config and their layout on a number of GPUs."""
 
 from __future__ import annotations
 
@@ -22,64 +22,67 @@ from engine.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigFile:
-    """The config that a plan was made from. ``path`` is absolute and identifies it; ``text`` is
-    what it held when it was read; ``overrides`` are the ``KEY=VALUE`` of the command line."""
+    """The config file of a plan."""
 
     path: Path
+    """Absolute; identifies the config."""
     text: str = ""
+    """Its content when it was read."""
     overrides: tuple[str, ...] = ()
+    """``KEY=VALUE`` arguments of the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will run. ``warnings`` cost something, ``notes`` are worth knowing; a line each.
-
-    ``sources``: what the config, the command line and the environment state, from which the same
-    plan can be made again. ``source_of``: each setting with what followed from others.
-    """
+    """Checked settings and their layout: all that a run needs to start."""
 
     settings: Settings
     layout: Layout
     config: ConfigFile = field(default=ConfigFile(path=Path()), repr=False)
     warnings: tuple[str, ...] = ()
+    """A line for each setting that costs time, memory or accuracy."""
     notes: tuple[str, ...] = ()
+    """Other lines for the user."""
     source_of: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
+    """Where the value of each setting comes from; derived settings included, defaults not."""
     sources: SettingSources = field(default_factory=lambda: SettingSources(""), repr=False)
+    """The settings stated by config, command line and environment; ``plan_from`` makes the same
+    plan of them again."""
 
     @property
     def micro_batch(self) -> int:
-        """Samples of a micro-batch on a data-parallel rank."""
+        """Samples per micro-batch of a data-parallel rank."""
         return self.settings.batch_size // self.settings.num_micro_batches
 
     @property
     def padded_micro_batch(self) -> int:
-        """The same, padded to what the mode splits evenly."""
+        """``micro_batch``, padded to a multiple that the mode splits evenly."""
         multiple = self.layout.sample_multiple(self.settings.seq_len)
         return -(-self.micro_batch // multiple) * multiple
 
     @property
     def global_batch(self) -> int:
-        """Samples of a step, over all ranks."""
+        """Samples per step over all ranks."""
         return self.settings.batch_size * self.layout.data * self.settings.gradient_accumulation
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a step, over all ranks."""
+        """Tokens per step over all ranks."""
         return self.global_batch * self.settings.seq_len
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, hex, of all settings; the path of the file aside, which may differ by node."""
+        """SHA-256, hexadecimal, of all settings but the config's path, which may differ by node."""
         resolved = self.settings.model_dump(mode="json", exclude={"source"})
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def cite(self, name: str) -> str:
-        """A setting, its value and its place: "gpt.py:12: data.path='corpus.txt'".
+        """Format a setting with its origin and value: "gpt.py:12: data.path='corpus.txt'".
 
-        ``name`` is ours, dotted; a default is placed in the file as a whole.
+        ``name`` is the dotted name in the schema. The origin of a default is the file as a whole.
         """
-        place = self.source_of[name].origin if name in self.source_of else self.settings.source
-        return f"{place}: {cite(name, self.source_of, self.settings)}"
+        origin = self.source_of[name].origin if name in self.source_of else self.settings.source
+        return f"{origin}: {cite(name, self.source_of, self.settings)}"
 
 
 def make_plan(
@@ -89,19 +92,20 @@ def make_plan(
     overrides: Sequence[str] = (),
     environ: Mapping[str, str],
 ) -> Plan:
-    """Read a config, check everything that can be told from it, and lay it out on ``gpus``.
+    """Read and check a config, and lay it out on ``gpus``; None: on the fewest GPUs that its layout
+    needs.
 
-    Without ``gpus``, on the fewest that hold one copy of the model. ConfigError holds every
-    problem there is.
+    Raises ConfigError with all problems.
     """
     document = read(path, overrides, environ)
     config = ConfigFile(path=Path(path).resolve(), text=document.text, overrides=tuple(overrides))
-    statements = read_setting_sources(str(path), document, environ)
-    return plan_from(statements, name=Path(path).stem, gpus=gpus, config=config)
+    sources = read_setting_sources(str(path), document, environ)
+    return plan_from(sources, name=Path(path).stem, gpus=gpus, config=config)
 
 
 def plan_from(sources: SettingSources, *, name: str, gpus: int | None, config: ConfigFile) -> Plan:
-    """Make the plan of what was stated; ``name`` is the run's. Raises ConfigError."""
+    """Make a plan of the stated settings. ``name`` is the name of the run. Raises ConfigError with
+    all problems."""
     resolved = replace(
         sources,
         settings=dict(sources.settings),

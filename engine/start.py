@@ -233,14 +233,20 @@ def _corpus_for_initial_weights(
     """Encode the corpus with the token ids of the initial weights, if there are any and their
     tokenizer is of the same kind. Raises UserError."""
 
+    for_model = partial(
+        vocabulary.corpus_for_model,
+        corpus,
+        vocab_size=plan.settings.model.vocab_size,
+        cite=plan.cite,
+    )
+
     def encode() -> tuple[Corpus, list[str]]:
         if model is None:
-            return vocabulary.corpus_for_model(plan, corpus)
+            return for_model()
         if vocabulary.is_other_kind(corpus, model.tokenizer):
             difference = f"its ids stand for other text than in {model.path}"
-            encoded, _ = vocabulary.corpus_for_model(plan, corpus)
-            return encoded, [f"{plan.cite('data.tokenizer')}: {difference}"]
-        return vocabulary.corpus_for_model(plan, corpus, model.tokenizer, path=model.path)
+            return for_model()[0], [f"{plan.cite('data.tokenizer')}: {difference}"]
+        return for_model(model.tokenizer, path=model.path)
 
     corpus, lines = world.run_on_all(encode)
     for line in lines:
@@ -258,7 +264,12 @@ def _report_changes(
     def compare() -> tuple[Corpus, list[str], list[str]]:
         remedy = f"begin a new run with --init-from {checkpoint.path}"
         encoded, new_tokens = vocabulary.corpus_for_model(
-            plan, corpus, checkpoint.tokenizer, path=checkpoint.path, remedy=remedy
+            corpus,
+            checkpoint.tokenizer,
+            vocab_size=plan.settings.model.vocab_size,
+            cite=plan.cite,
+            path=checkpoint.path,
+            remedy=remedy,
         )
         changes = compatibility.check_compatible(
             plan,

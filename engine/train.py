@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.saver import Saver
 from engine.data.loader import TrainBatches
-from engine.data.remarks import data_remarks
 from engine.end_of_run import evaluate_options, last_validation, print_end_of_run
 from engine.errors import UserError
 from engine.inout.save_weights import save_weights
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
+from engine.runs.data_remarks import data_remarks
 from engine.runs.invocation import cuboid
 from engine.runs.metrics import step_metrics
 from engine.runs.reporter import Reporter, open_reporter
@@ -34,15 +34,20 @@ if TYPE_CHECKING:
 def train(
     world: World, plan: Plan, options: StartOptions, *, cache: Path, fault: Fault | None = None
 ) -> bool:
-    """Train as ``plan`` says, from the start or from a checkpoint; the run's folder holds all that
-    is left of it. ``fault``: what goes wrong on this rank, in tests. Return whether all steps are
-    done: False where a signal stopped the run.
+    """Train ``plan`` from the start or from a checkpoint. Write logs, checkpoints and weights to
+    the run's folder. All ranks call it. Return True if all steps are done, False if a signal
+    stopped the run.
+
+    Args:
+        options: where to start from and where to write.
+        cache: folder for tokens, unless data.cache names one.
+        fault: failure to inject on this rank, for tests.
 
     Raises:
-        UserError: the data, the folder or the disk to offload to cannot be used.
-        RunError: that disk failed.
-        DivergedError: the loss or the gradient became NaN or infinite, or jumped too often;
-            weights are saved as they were before that step.
+        UserError: the data, the folder or the offload disk cannot be used.
+        RunError: the offload disk failed.
+        DivergedError: the loss or the gradient became NaN or infinite, or the loss spiked in too
+            many consecutive steps. The weights before that step are saved.
     """
     batches = open_data(world, cache=cache, notify=world.print_rank_0)
     start = find_start(world, plan, batches.corpus, options)
@@ -75,9 +80,9 @@ def train(
         ):
             try:
                 step = train_steps(trainer, report, saver, start.step)
-            except DivergedError:  # raised on all ranks alike, before the optimizer
+            except DivergedError:  # raised on all ranks, before the optimizer step
                 save_weights(trainer, folder.weights)
-                world.barrier()  # who fails first ends the others
+                world.barrier()  # the first rank to exit makes the launcher kill the others
                 raise
             with world.uninterruptible():
                 save_weights(trainer, folder.weights)
@@ -94,7 +99,7 @@ def train(
 
 
 def _print_end(trainer: Trainer, folder: RunFolder, report: Reporter, *, finished: bool) -> None:
-    """Print how the run can be continued and used."""
+    """Print the commands that continue and use the run."""
     print_end_of_run(
         folder,
         trainer.world.device,
@@ -109,8 +114,8 @@ def _print_end(trainer: Trainer, folder: RunFolder, report: Reporter, *, finishe
 
 
 def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: int = 0) -> int:
-    """All steps after ``first_step``, or those until someone asked to stop; the last one's
-    number."""
+    """Train the steps after ``first_step``, up to the last one or until a stop is requested. Return
+    the number of the last step done."""
     step = first_step
     while step < trainer.steps:
         step, started = step + 1, time.perf_counter()
@@ -121,7 +126,7 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: in
             trainer.world.first_step_done()
         last = outcome.stop or step == trainer.steps
         stopped = outcome.stop and step < trainer.steps
-        # Launchers give those that they stop half a minute, which is for saving
+        # Launchers kill a stopped process after about 30 s: that time is for saving
         validates = trainer.validates_after(step, last=last) and not stopped
         val_loss = trainer.validate() if validates else None
         report.step(step_metrics(trainer, step, outcome, seconds=seconds, val_loss=val_loss))
@@ -135,19 +140,19 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: in
 
 
 def total_steps(plan: Plan, batches: TrainBatches, done: int = 0) -> int:
-    """MAX_STEPS, or what NUM_EPOCHS makes of this data. Raises UserError for fewer than
-    ``done``."""
+    """Return MAX_STEPS, or the steps of NUM_EPOCHS with this data. Raises UserError if MAX_STEPS is
+    less than ``done``, or NUM_EPOCHS is set for endless data."""
     settings = plan.settings
     if settings.max_steps is not None:
         if settings.max_steps < done:
             raise UserError(
-                f"{plan.cite('max_steps')}, and the checkpoint is of step {done} already: "
-                f"MAX_STEPS=N, with N above {done}, continues"
+                f"{plan.cite('max_steps')}, but the checkpoint is already at step {done}: nothing "
+                f"left to train; set MAX_STEPS above {done}"
             )
         return settings.max_steps
     steps = batches.steps(settings.num_epochs or 1)
     if steps is None:
         raise UserError(
-            f"{settings.source}: data.type={settings.data.type!r} never ends: MAX_STEPS"
+            f"{settings.source}: data.type={settings.data.type!r} is endless: set MAX_STEPS"
         )
     return steps

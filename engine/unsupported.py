@@ -1,4 +1,4 @@
-"""Settings that are understood and checked, and that training does not honour so far."""
+"""Settings that the config accepts but training does not support yet."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from engine.config.schema import Settings
 from engine.errors import UserError
 from engine.plan import Plan
 
-# setting -> (whether it asks for what is not built, what to set instead)
 UNSUPPORTED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
     "compile": (
         lambda s: s.compile and (s.mode != "serial" or s.zero.stage > 0),
         "compile=False, or MODE=None with zero.stage=0",
     ),
 }
+"""Setting -> (whether the settings use it in an unsupported way, settings to use instead)."""
 
 
 def unsupported_settings(plan: Plan) -> list[str]:
-    """A line for each setting of the plan that `cuboid train` has to refuse."""
+    """Return a line for each setting of the plan that `cuboid train` rejects."""
     return [
         f"{plan.cite(name)} passes `cuboid validate`, but cannot be trained yet; use {instead}"
-        for name, (asks, instead) in UNSUPPORTED.items()
-        if asks(plan.settings)
+        for name, (is_unsupported, instead) in UNSUPPORTED.items()
+        if is_unsupported(plan.settings)
     ]
 
 
 def require_supported(plan: Plan) -> None:
-    """Raises UserError with those lines, if there are any."""
+    """Raise UserError if the plan has a setting that `cuboid train` rejects."""
     if lines := unsupported_settings(plan):
         raise UserError("\n".join(lines))

@@ -1,4 +1,4 @@
-"""What a run has read of its data so far. No torch."""
+"""The amount of data a run has consumed so far. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Consumed:
-    """By the end of ``step``, since the run began and over all ranks: ``samples``, ``tokens``, and
-    ``epochs``, a fraction included, of data that ends. A resume may change the size of a step, of a
-    sample and of the data, so none of these is computed from the present settings alone."""
+    """Totals over all ranks since step 1 of the run, up to the end of ``step``.
+
+    A resume may change the batch size, the sequence length and the data, so the totals are carried
+    along and never computed from the present settings alone.
+    """
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     epochs: float = 0.0
+    """With its fraction; endless data adds nothing."""

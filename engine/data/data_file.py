@@ -1,4 +1,4 @@
-"""Files of data as bytes: checked, uncompressed, hashed, and streamed without holding them."""
+"""Data files as streams of bytes: checked, decompressed and hashed, never read whole."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from engine.data import stat_cache
 from engine.errors import UserError
 
 BLOCK = 1 << 20  # bytes
-MIN_CACHED_BYTES = 1 << 20  # bytes; a smaller file is hashed in a millisecond
-HEAD = 1 << 16  # bytes that formats are told by
+MIN_CACHED_BYTES = 1 << 20  # the hash of a smaller file takes a millisecond and is not cached
+HEAD = 1 << 16  # bytes that identify the format
 DECOMPRESSORS: dict[str, Callable[[Path], BufferedIOBase]] = {  # of engine.paths.COMPRESSIONS
     "gzip": gzip.GzipFile,
     "bzip2": bz2.BZ2File,
@@ -30,16 +30,17 @@ CORRUPTION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 class DataFile:
-    """A readable, non-empty file. One that gzip, bzip2 or xz compressed is read as what is in it.
+    """A readable, non-empty file; gzip, bzip2 and xz are decompressed while reading.
 
     Raises:
-        UserError: missing, of another kind (it is read twice, so no pipe), empty, unreadable.
+        UserError: the file is missing, empty, unreadable or no regular file. A pipe is no
+            regular file: it cannot be read twice.
     """
 
     def __init__(
         self, path: str | Path, name: str | None = None, *, records: Path | None = None
     ) -> None:
-        """``name``: how messages call it. ``records``: a folder where its digest is kept."""
+        """Check the file. ``name``: in messages. ``records``: a folder that caches its digest."""
         self.path = Path(path)
         self.name = name or f"data.path={str(path)!r}"
         self._records = records
@@ -50,26 +51,26 @@ class DataFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content, hexadecimal."""
+        """SHA-256 of the decompressed content, hexadecimal."""
         return str(self._content["sha256"])
 
     @property
     def size(self) -> int:
-        """Bytes of the content."""
+        """Size of the decompressed content in bytes."""
         return int(self._content["size"])
 
     @cached_property
     def head(self) -> bytes:
-        """The first ``HEAD`` bytes of the content."""
+        """The first ``HEAD`` bytes of the decompressed content."""
         return next(self._pieces(HEAD), b"")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the content in blocks of ``BLOCK`` bytes. Raises UserError where it is no longer
-        what ``digest`` was taken of."""
+        """Yield the content in blocks of ``BLOCK`` bytes. Raises UserError where it has changed
+        since ``digest`` was computed."""
         return self._verified(self._pieces(BLOCK))
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the content by line, ends of lines included. Raises like ``blocks``."""
+        """Yield the lines, with their line ends. Raises UserError as ``blocks`` does."""
         return self._verified(self._pieces(None))
 
     @cached_property
@@ -79,27 +80,27 @@ class DataFile:
         return stat_cache.cached_by_stat(self.path, self._records, self._hash)
 
     def _hash(self) -> dict[str, Any]:
-        seen, size = hashlib.sha256(), 0
+        digest, size = hashlib.sha256(), 0
         for block in self._pieces(BLOCK):
-            seen.update(block)
+            digest.update(block)
             size += len(block)
-        return {"sha256": seen.hexdigest(), "size": size}
+        return {"sha256": digest.hexdigest(), "size": size}
 
     def _verified(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        expected, seen = self.digest, hashlib.sha256()
+        expected, digest = self.digest, hashlib.sha256()
         for piece in pieces:
-            seen.update(piece)
+            digest.update(piece)
             yield piece
-        if seen.hexdigest() != expected:
+        if digest.hexdigest() != expected:
             raise UserError(f"{self.name} was changed while it was read; start again")
 
     def _pieces(self, size: int | None) -> Iterator[bytes]:
-        """Yield the content in blocks of ``size`` bytes; by line where that is None."""
+        """Yield the content in blocks of ``size`` bytes; line by line if None."""
         try:
             with self._open() as handle:
                 yield from handle if size is None else iter(partial(handle.read, size), b"")
         except CORRUPTION_ERRORS as error:
-            raise UserError(f"{self.name} is compressed and damaged: {error}") from None
+            raise UserError(f"{self.name} is a corrupt compressed file: {error}") from None
         except OSError as error:
             raise UserError(f"{self.name} cannot be read: {error.strerror or error}") from error
 
@@ -111,25 +112,25 @@ class DataFile:
 
 
 def data_files(given: str | Sequence[str], *, records: Path | None = None) -> list[DataFile]:
-    """List the files that data.path stands for: files, the files below folders, and what glob
-    patterns match, each sorted by name; a list's parts in the order of the list; no file twice.
-    ``records``: a folder where their digests are kept.
+    """List the files of data.path, each once. A folder stands for the files below it and a glob
+    pattern for its matches, both sorted by name; the parts of a list keep their order.
+    ``records`` is a folder that caches digests.
 
-    Raises UserError where something is missing or cannot be read.
+    Raises UserError where a file is missing or cannot be read.
     """
     parts = [given] if isinstance(given, str) else given
     named = f"data.path={given if isinstance(given, str) else list(given)!r}"
-    found: dict[Path, DataFile] = {}
+    files: dict[Path, DataFile] = {}
     for part in parts:
         name = f"data.path={part!r}"
         for match in map(Path, paths.matches(part) or [part]):
             for path in _below(match, name):
-                if path not in found and (path == match or not _is_empty(path)):
+                if path not in files and (path == match or not _is_empty(path)):
                     name_of = name if path == Path(part) else f"{name}: {path}"
-                    found[path] = DataFile(path, name_of, records=records)
-    if not found:
-        raise UserError(f"{named}: no file in it holds anything")
-    return list(found.values())
+                    files[path] = DataFile(path, name_of, records=records)
+    if not files:
+        raise UserError(f"{named} has no file that is not empty")
+    return list(files.values())
 
 
 def _below(path: Path, name: str) -> list[Path]:
@@ -140,5 +141,5 @@ def _below(path: Path, name: str) -> list[Path]:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether a file of a folder holds nothing, and is left out."""
+    """Return whether a path is an empty file, which is skipped in folders."""
     return path.is_file() and path.stat().st_size == 0

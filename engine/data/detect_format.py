@@ -1,4 +1,4 @@
-"""The format of a file by its content: text, JSON lines, a JSON array, or one that is not read."""
+"""Detects the format of a file by its content: text, JSON lines, a JSON array or unsupported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.errors import UserError
 TABLES = "convert it to JSON lines, such as by pandas' to_json(orient='records', lines=True)"
 TOKENS = "cuboid needs the text that they were made from"
 TO_UTF8 = "iconv -f {encoding} -t UTF-8 {path} > NEW.txt"
-# (place, bytes there, name, remedy)
+# (offset of the magic number, magic number, name, remedy)
 BINARY = (
     (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "zstd -d {path}"),
     (0, b"\x04\x22\x4d\x18", "compressed by lz4", "lz4 -d {path}"),
@@ -34,17 +34,17 @@ BINARY = (
     (0, b"\xff\xd8\xff", "a JPEG picture", "data.path takes text"),
 )
 KEY = rb'"[^"\n]*"\s*:'
-OBJECT = re.compile(rb"\{[ \t]*" + KEY)  # begins on the first line
-OPEN_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*" + KEY)  # begins on the second line
+OBJECT = re.compile(rb"\{[ \t]*" + KEY)  # its first key is on the first line
+OPEN_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*" + KEY)  # its first key is on the second line
 ARRAY = re.compile(rb'\[\s*(?:\{\s*"|"(?:[^"\\]|\\.)*(?:"\s*[,\]]|\Z))', re.DOTALL)
 JSON_LINES, JSON_ARRAY = {".jsonl", ".ndjson"}, ".json"
 TEXT_CONTROLS = frozenset(b"\t\n\v\f\r\x1b")
 
 
 def format_of(file: DataFile) -> str:
-    """Name the source that reads a file: 'text', 'jsonl' or 'json'.
+    """Return the name of the source that reads a file: 'text', 'jsonl' or 'json'.
 
-    Raises UserError for another format, with its name and what to do.
+    Raises UserError for any other format, with its name and a remedy.
     """
     if reason := not_text(file):
         raise UserError(f"{file.name} is {reason}")
@@ -54,21 +54,21 @@ def format_of(file: DataFile) -> str:
     suffix = Path(name).suffix.lower()
     if OPEN_OBJECT.match(start):
         raise UserError(
-            f"{file.name} looks like one JSON object over several lines; JSON lines and arrays are "
-            "read, and data.type='text' learns it as it is"
+            f"{file.name} looks like one JSON object over several lines, which is not supported: "
+            "convert it to JSON lines or an array, or set data.type='text' to train on it as text"
         )
     if ARRAY.match(start) or (suffix == JSON_ARRAY and start.startswith(b"[")):
         return "json"
-    # By its name, so that what keeps it from being read as JSON lines is named
+    # A .jsonl file of other content goes to the jsonl source, which reports the faulty line
     return "jsonl" if OBJECT.match(start) or suffix in JSON_LINES else "text"
 
 
 def not_text(file: DataFile) -> str | None:
-    """Say which format the first bytes of a file are of and what to do with it, if not UTF-8 text.
-    Continues a sentence that begins with the file's name."""
+    """Return the name of a file's format and a remedy, unless its head is UTF-8 text. The result
+    continues a sentence that begins with the file's name."""
     head, path = file.head, shlex.quote(str(file.path))
-    for place, magic, name, remedy in BINARY:
-        if head[place:].startswith(magic):
+    for offset, magic, name, remedy in BINARY:
+        if head[offset:].startswith(magic):
             return f"{name}, not text: {remedy.format(path=path)}"
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
         return "a safetensors model, not text: data.path takes text, --init-from a model"
@@ -82,13 +82,13 @@ def not_text(file: DataFile) -> str | None:
         command = TO_UTF8.format(encoding="WINDOWS-1252", path=path)
         return f"not UTF-8; if it is Latin-1 or Windows text: {command}"
     if b"\0" in head:
-        return f"binary; if it holds token ids, {TOKENS} (data.type='text' learns it as it is)"
+        return f"binary; if it holds token ids, {TOKENS} (data.type='text' trains on it as text)"
     return None
 
 
 def _utf_16(head: bytes) -> str | None:
-    """The name of a UTF-16 or UTF-32 encoding: by the mark at the start, or by half the bytes being
-    zero and the others text."""
+    """Return the name of a UTF-16 or UTF-32 encoding, detected by the byte-order mark or because
+    every other byte is zero and the rest are text; None for any other encoding."""
     for mark, name in ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16")):
         if head.startswith((mark, mark[::-1])):
             return name
@@ -102,5 +102,5 @@ def _utf_16(head: bytes) -> str | None:
 
 
 def _has_controls(data: bytes) -> bool:
-    """Whether there are control characters that text has no use for."""
+    """Return whether there are control characters that text does not contain."""
     return any(byte < 32 and byte not in TEXT_CONTROLS for byte in data)

@@ -1,4 +1,4 @@
-"""Documents: text from files, each document apart from the next."""
+"""Documents: the text of files, with a separator between documents."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.data.tokenizer import Piece
 
 
 class Documents(Protocol):
-    """Text, read twice at least: the same both times, or UserError."""
+    """A stream of documents. It is read at least twice and raises UserError if it changed."""
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
 
     @property
     def kind(self) -> str:
-        """How the content becomes text."""
+        """How the content is decoded to text; part of the key of the token cache."""
 
     @property
     def digest(self) -> str:
@@ -29,14 +29,14 @@ class Documents(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of the content."""
+        """Size of the content in bytes."""
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the text; None where a document ends and another one starts."""
+        """Yield the text in pieces, and None between two documents."""
 
 
 class FileDocuments:
-    """The part of ``Documents`` that every reader of one file shares: name, digest and size."""
+    """Base of the readers of one file: its name, digest and size."""
 
     def __init__(self, file: DataFile) -> None:
         self._file = file
@@ -52,7 +52,7 @@ class FileDocuments:
 
 
 class JoinedDocuments:
-    """The documents of several files, one file after the other."""
+    """The documents of several files, concatenated."""
 
     kind = "several"
 
@@ -83,9 +83,11 @@ class JoinedDocuments:
 def read_files(
     path: str | Sequence[str], cache: Path, read: Callable[[DataFile], Documents]
 ) -> Documents:
-    """The documents of all files that data.path stands for, each as ``read`` reads it. One file is
-    the same data by its own path, in a list or in a folder. Their digests are kept in ``cache``.
-    Raises UserError."""
+    """Return the documents of all files of data.path, each opened by ``read``. A single file is the
+    same data whether given by its path, in a list or in a folder. Digests are cached in ``cache``.
+
+    Raises UserError where a file is missing or cannot be read.
+    """
     parts = [read(file) for file in data_files(path, records=cache / "digests")]
     if len(parts) == 1:
         return parts[0]

@@ -1,9 +1,9 @@
-"""Batches for the loop: what each data-parallel rank reads in each step.
+"""Batches of a run: the samples that each data-parallel rank reads in each step.
 
-Step s (from 1) consumes samples (s - 1) G to s G - 1 of the order, G = B x D x A: the batch size
-a rank, the data-parallel ranks, the rounds of accumulation. Within a step they go by (round,
-data-parallel rank, sample). The ranks of one model read the same. A run that was resumed goes on
-from its place in the order, which is its epochs so far times the samples of an epoch.
+Step s (from 1) consumes samples (s - 1) G to s G - 1 of the order. G = B x D x A: batch size per
+rank, data-parallel ranks, rounds of gradient accumulation. Within a step the order is (round,
+data-parallel rank, sample). All ranks of one model replica read the same samples. A resumed run
+continues at its position in the order: epochs consumed so far times samples per epoch.
 """
 
 from __future__ import annotations
@@ -36,33 +36,34 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EvalBatches:
-    """The first ``samples`` of a split in their own order, each once, ``batch_size`` at a time on
-    each of ``data_size`` data-parallel ranks."""
+    """The first ``samples`` of a split, each once, in the order of the split."""
 
     split: Split
     samples: int
     batch_size: int
+    """Samples per batch on one data-parallel rank."""
     data_size: int
+    """Number of data-parallel ranks."""
 
     @property
     def batches(self) -> int:
-        """How many calls of ``batch`` make one sweep; 0 if there are no samples."""
+        """Number of batches; 0 if there are no samples."""
         return -(-self.samples // (self.batch_size * self.data_size))
 
     @property
     def targets(self) -> int:
-        """How many targets count, over all batches and ranks."""
+        """Number of targets that are not IGNORED, over all batches and ranks."""
         return self.split.count_targets(np.arange(self.samples))
 
     def __str__(self) -> str:
-        held = self.split.samples
-        if self.samples == held:
-            return f"all {held:,} samples"
-        return f"the first {self.samples:,} of {held:,} samples" if held else "no samples"
+        total = self.split.samples
+        if self.samples == total:
+            return f"all {total:,} samples"
+        return f"the first {self.samples:,} of {total:,} samples" if total else "no samples"
 
     def batch(self, i: int, data_rank: int) -> Batch:
-        """A data-parallel rank's share of batch i (from 0); places past the last sample hold ones
-        that count nothing."""
+        """Return a data-parallel rank's part of batch ``i`` (from 0). The last batches are padded
+        with samples whose targets are IGNORED."""
         assert 0 <= i < self.batches
         assert 0 <= data_rank < self.data_size
         first = (i * self.data_size + data_rank) * self.batch_size
@@ -72,7 +73,7 @@ class EvalBatches:
 
 
 class TrainBatches:
-    """The batches of one run, at random access: nothing is carried from one call to the next."""
+    """The batches of one run, in random access: no state changes from one call to the next."""
 
     def __init__(
         self,
@@ -84,19 +85,21 @@ class TrainBatches:
         rounds: int = 1,
         validation_batches: int | None = None,
     ) -> None:
-        """``validation_batches`` counts global batches of G samples; None is all there is."""
+        """Divide ``corpus`` into batches. ``validation_batches`` counts global batches of G samples;
+        None: the whole split."""
         self.corpus = corpus
-        self._before, self._place = Consumed(), 0  # before these batches; where they begin
+        self._before = Consumed()  # before the first of these batches
+        self._place = 0  # of the first of these batches in the order of samples
         self._batch_size, self._data_size, self._rounds = batch_size, data_size, rounds
         self._sampler = Sampler(corpus.train.samples, seed)
         held_out = corpus.validation.samples
-        assert held_out is not None, "validation ends"
+        assert held_out is not None, "a validation split is finite"
         limit = math.inf if validation_batches is None else validation_batches * self.global_batch
-        # In samples, not in calls: layouts that accumulate more validate on the same ones.
+        # Counted in samples, so that every layout validates on the same ones
         self.validation = self.eval_batches(corpus.validation, int(min(held_out, limit)))
 
     def eval_batches(self, split: Split, samples: int) -> EvalBatches:
-        """The first ``samples`` of a split, in batches like those of training."""
+        """Return the first ``samples`` of a split, in batches of the size that training uses."""
         return EvalBatches(
             split=split,
             samples=samples,
@@ -106,21 +109,22 @@ class TrainBatches:
 
     @property
     def global_batch(self) -> int:
-        """G, samples a step."""
+        """G: samples per step over all ranks."""
         return self._batch_size * self._data_size * self._rounds
 
     def with_corpus(self, corpus: Corpus) -> TrainBatches:
-        """The same of the same samples by other ids."""
-        other = copy.copy(self)
-        other.corpus = corpus
-        other.validation = replace(self.validation, split=corpus.validation)
-        return other
+        """Return the batches of ``corpus``, which has the same samples with other ids."""
+        batches = copy.copy(self)
+        batches.corpus = corpus
+        batches.validation = replace(self.validation, split=corpus.validation)
+        return batches
 
     def resumed_at(self, consumed: Consumed) -> TrainBatches:
-        """The batches of a run that has consumed so much before, in global batches of any size.
+        """Return the remaining batches of a run that has consumed ``consumed``, in global batches
+        of any size.
 
-        Of the same data none of the rest is skipped or read twice. Of other data the same fraction
-        of an epoch is left.
+        On the same data no sample is skipped or read twice. On other data the same fraction of an
+        epoch remains.
         """
         rest, samples = copy.copy(self), self.corpus.train.samples
         rest._before = consumed
@@ -128,7 +132,7 @@ class TrainBatches:
         return rest
 
     def consumed(self, step: int) -> Consumed:
-        """What was consumed by the end of ``step``, since the run began."""
+        """Return the totals since step 1 of the run, up to the end of ``step``."""
         before, split = self._before, self.corpus.train
         new = (step - before.step) * self.global_batch
         return Consumed(
@@ -139,37 +143,39 @@ class TrainBatches:
         )
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, that the first sample of ``step`` is in. Raises UserError where data
-        never ends."""
+        """Return the epoch (from 0) of the first sample of ``step``. Raises UserError for endless
+        data, which has no epochs."""
         samples = self.corpus.train.samples
         if samples is None:
             raise UserError(
-                "lr_scheduler.by='epoch' needs data that ends; here: lr_scheduler.by='step'"
+                "lr_scheduler.by='epoch' needs data with epochs, and this data is endless: "
+                "set lr_scheduler.by='step'"
             )
         return self._end_of(step - 1) // samples
 
     def steps(self, epochs: int) -> int | None:
-        """Steps until every sample was consumed ``epochs`` times. None where they never end."""
+        """Return the steps until every sample was consumed ``epochs`` times; None for endless
+        data."""
         samples = self.corpus.train.samples
         if samples is None:
             return None
         return self._before.step + -(-max(0, epochs * samples - self._place) // self.global_batch)
 
     def _end_of(self, step: int) -> int:
-        """The place in the order after the last sample of ``step``."""
+        """Return the position in the order after the last sample of ``step``."""
         return self._place + (step - self._before.step) * self.global_batch
 
     def batch(self, step: int, round: int, data_rank: int) -> Batch:
-        """What a data-parallel rank reads in a round (from 0) of a step (from 1)."""
+        """Return a data-parallel rank's samples of a round (from 0) of a step (from 1)."""
         assert step > self._before.step
         assert 0 <= round < self._rounds
         assert 0 <= data_rank < self._data_size
         before = self._end_of(step - 1)
-        share = (round * self._data_size + data_rank) * self._batch_size
-        return _read(self.corpus.train, self._sampler.order(before + share, self._batch_size))
+        offset = (round * self._data_size + data_rank) * self._batch_size
+        return _read(self.corpus.train, self._sampler.order(before + offset, self._batch_size))
 
     def targets(self, step: int) -> int:
-        """How many targets of the step's global batch are not IGNORED."""
+        """Return how many targets of the step's global batch are not IGNORED."""
         indices = self._sampler.order(self._end_of(step - 1), self.global_batch)
         return self.corpus.train.count_targets(indices)
 
@@ -183,10 +189,10 @@ def _read(split: Split, indices: NDArray[np.int64]) -> Batch:
 
 
 def pad_samples(ids: Tensor, targets: Tensor, multiple: int, *, at_least: int = 0) -> Batch:
-    """Append samples that count nothing (ids 0, targets IGNORED) up to a multiple of ``multiple``.
+    """Append samples of ids 0 and targets IGNORED up to a multiple of ``multiple``.
 
-    ``ids`` and ``targets`` are [samples, seq_len]; the result has max(samples, at_least) of them,
-    rounded up. Returned as they are when nothing is missing.
+    ``ids`` and ``targets`` are [samples, seq_len]; the result has max(samples, at_least) samples,
+    rounded up to the multiple. Returns the inputs themselves if nothing is missing.
     """
     missing = -(-max(len(ids), at_least) // multiple) * multiple - len(ids)
     if missing == 0:
@@ -202,11 +208,17 @@ def load_batches(
     start: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> TrainBatches:
-    """The batches that ``settings`` ask for. ``cache`` is used where they name no folder;
-    ``start`` names this start of the run, the same on all ranks, of which one verifies the tokens.
+    """Open the data of ``settings``; tokenize it if the cache does not have its tokens.
+
+    Args:
+        data_size: number of data-parallel ranks.
+        cache: folder for tokens, unless data.cache names one.
+        start: identifies this start of the run on all ranks, so that one rank verifies the tokens
+            for all; None: each verifies them.
+        notify: called with a line for the user before work that takes long.
 
     Raises:
-        UserError: the data cannot be used; says why.
+        UserError: the data cannot be used.
     """
     data = settings.data
     request = SourceRequest(

@@ -1,8 +1,8 @@
-"""The order of samples: a function of (seed, samples consumed), and of nothing else.
+"""The order of samples: a pure function of (seed, samples consumed).
 
-Random bits are Philox's (Salmon et al. 2011) under NumPy's SeedSequence. NumPy keeps the streams
-of both from version to version, which it does not promise for ``Generator.permutation``; and no
-global generator is touched.
+Random bits come from Philox (Salmon et al. 2011), seeded by NumPy's SeedSequence. NumPy guarantees
+that the streams of both stay the same in all versions, but not ``Generator.permutation``. No global
+generator is used.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-EPOCH = 1  # what the bits are for: streams of other uses do not meet these
+EPOCH = 1  # first number of the stream, which separates it from streams of other uses
 
 
 def raw_bits(count: int, seed: int, *stream: int) -> NDArray[np.uint64]:
-    """``count`` random 64-bit numbers, the same for the same (seed, stream)."""
+    """Return ``count`` random 64-bit numbers, a function of (seed, stream)."""
     sequence = np.random.SeedSequence(seed, spawn_key=stream)
     bits: NDArray[np.uint64] = np.random.Philox(sequence).random_raw(count)
     return bits
 
 
 def permutation(count: int, seed: int, *stream: int) -> NDArray[np.int64]:
-    """A permutation of range(count): the order of as many random numbers."""
+    """Return a random permutation of range(count): the argsort of ``count`` random numbers."""
     return np.argsort(raw_bits(count, seed, *stream), kind="stable").astype(np.int64)
 
 
 class Sampler:
-    """Which sample is consumed when.
+    """The order in which samples are consumed.
 
-    Epochs follow each other without a gap, each a permutation of its own of all samples; a batch
-    that an epoch cannot fill goes on into the next one. Samples without end come in their order.
+    Every epoch is another permutation of all samples. Epochs follow each other without a gap, so a
+    batch may span two. Endless data (``samples`` is None) is consumed in its own order.
     """
 
     def __init__(self, samples: int | None, seed: int) -> None:
@@ -42,13 +42,13 @@ class Sampler:
         )
 
     def order(self, start: int, count: int) -> NDArray[np.int64]:
-        """The samples consumed as number start, ..., start + count - 1 of the run, from 0."""
+        """Return the samples at the positions from ``start`` to start + count - 1 of the order."""
         places = np.arange(start, start + count)
         if self.samples is None:
             return places
         epochs, within = np.divmod(places, self.samples)
         order = np.empty(count, np.int64)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order[here] = self._epoch(int(epoch))[within[here]]
+            in_epoch = epochs == epoch
+            order[in_epoch] = self._epoch(int(epoch))[within[in_epoch]]
         return order

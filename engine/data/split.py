@@ -1,4 +1,4 @@
-"""A row of tokens as samples, and its two parts: the head to train on, the tail to validate."""
+"""Splits a row of tokens into samples: the head for training, the tail for validation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from engine.errors import UserError
 
 
 class Windows:
-    """Sample i is tokens [i L, i L + L], L = seq_len: inputs do not overlap, every target counts.
+    """Samples of a row of tokens. Sample i is tokens i L to i L + L inclusive, L = seq_len.
 
-    A sample reads one token more than it has inputs; that token is the next sample's first input.
-    What is left at the end, fewer than L + 1 tokens, is no sample.
+    The last token of a sample is only a target; it is also the first input of the next sample. So
+    inputs do not overlap and every token but the first is a target once. Fewer than L + 1 tokens at
+    the end are dropped.
     """
 
     def __init__(self, tokens: NDArray[Any], seq_len: int) -> None:
@@ -28,7 +29,7 @@ class Windows:
         return max(0, (len(self.tokens) - 1) // self.seq_len)
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(ids, targets) [n, seq_len]."""
+        """Return (ids, targets) [n, seq_len]."""
         assert np.all((indices >= 0) & (indices < self.samples)), "no such sample"
         places = indices[:, None] * self.seq_len + np.arange(self.seq_len + 1)
         window = self.tokens[places].astype(np.int64)
@@ -41,10 +42,11 @@ class Windows:
 def split_tokens(
     tokens: NDArray[Any], *, validation: float, seq_len: int, name: str
 ) -> tuple[Windows, Windows]:
-    """(train, validation): the tail is ``validation`` of the tokens, rounded down.
+    """Return (train, validation). The tail is the fraction ``validation`` of the tokens, rounded
+    down.
 
     Raises:
-        UserError: a part that is asked for has not one sample.
+        UserError: a part has fewer tokens than one sample needs.
     """
     total = len(tokens)
     held_out = int(total * validation)

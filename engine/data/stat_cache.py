@@ -1,6 +1,6 @@
-"""Records of what was found out about a file, valid while the file is the same by its stat.
+"""Cache of values computed from a file's content, valid while the file's stat is unchanged.
 
-To hash a file takes seconds per GB: one process does it, and what it found is kept in the cache.
+Hashing a file takes seconds per GB, so one process does it and records the result in the cache.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 SETTLED_SECONDS = 2.0
-"""Seconds after which a change of a file shows in its times, even where these are whole seconds."""
+"""Age after which any further change of a file changes its times, even at a resolution of 1 s."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the file system says of a file. Any change of its content changes it, but for one within
-    the same tick of the file system's clock."""
+    """The stat of a file. Any change of the content changes it, except a change within the same
+    tick of the file system's clock."""
 
     size: int
     modified: int
@@ -33,22 +33,22 @@ class Stamp:
 
     @classmethod
     def of_file(cls, path: Path) -> Stamp:
-        """Raises OSError."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        """Return the stamp of a file. Raises OSError."""
+        stat = path.stat()
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
     @property
     def is_settled(self) -> bool:
-        """Whether a change from now on would show."""
+        """Whether any change from now on would change the stamp."""
         return time.time_ns() - max(self.modified, self.changed) > SETTLED_SECONDS * 1e9
 
 
 def cached_by_stat(path: Path, folder: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``find`` finds out about the content of the file at ``path``; from the record of it in
-    ``folder`` where the file has not changed since. Of processes that come together one finds it
-    out and the others wait. Without a record that can be written each finds it out by itself.
+    """Return the result of ``find``, which reads the file at ``path``. If ``folder`` has a record
+    of the result and the file is unchanged, return that. One of several concurrent processes calls
+    ``find``; the others wait for its record. If no record can be written, each calls ``find``.
 
-    Raises what ``find`` raises.
+    Raises the exceptions of ``find``.
     """
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
     record = folder / f"{name}.json"
@@ -56,48 +56,49 @@ def cached_by_stat(path: Path, folder: Path, find: Callable[[], dict[str, Any]])
         before = None
         with suppress(OSError):
             before = Stamp.of_file(path)
-            if (found := read_record(record, before)) is not None:
-                return found
-        found = find()
+            if (value := read_record(record, before)) is not None:
+                return value
+        value = find()
         with suppress(OSError):
             if before is not None and before.is_settled and Stamp.of_file(path) == before:
-                write_record(record, before, found)
-        return found
+                write_record(record, before, value)
+        return value
 
 
 def read_record(record: Path, stamp: Stamp) -> dict[str, Any] | None:
-    """What a record says of the file with this stamp; None where it is of another one, damaged or
-    missing."""
+    """Return the recorded value for a file with this stamp; None if the record is missing, corrupt
+    or of another stamp."""
     try:
         saved = json.loads(record.read_text(encoding="utf-8"))
-        found: dict[str, Any] = saved["found"]
-        known = saved == _signed(stamp, found)
+        value: dict[str, Any] = saved["found"]
+        valid = saved == _signed(stamp, value)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if known else None
+    return value if valid else None
 
 
-def write_record(record: Path, stamp: Stamp, found: dict[str, Any]) -> None:
-    """Keep what was found of the file with this stamp. Raises OSError."""
+def write_record(record: Path, stamp: Stamp, value: dict[str, Any]) -> None:
+    """Write ``value`` as the record of a file with this stamp. Raises OSError."""
     draft = record.with_suffix(f".{uuid.uuid4().hex}.part")
     try:
-        draft.write_text(json.dumps(_signed(stamp, found)), encoding="utf-8")
+        draft.write_text(json.dumps(_signed(stamp, value)), encoding="utf-8")
         draft.replace(record)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _signed(stamp: Stamp, found: dict[str, Any]) -> dict[str, Any]:
-    """A record; its last part tells when a bit of it has changed."""
-    said = {"stamp": list(vars(stamp).values()), "found": found}
-    check = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return {**said, "check": check}
+def _signed(stamp: Stamp, value: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a record, with a hash that detects corruption."""
+    content = {"stamp": list(vars(stamp).values()), "found": value}
+    check = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, "check": check}
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock among the processes of this machine; the kernel unlocks for one that dies. No
-    lock is held where the folder cannot be written or the file system has none."""
+    """Hold an exclusive flock on ``path`` in the block; the kernel releases it if the process dies.
+    Runs the block without a lock if the folder cannot be written or its file system has no
+    locks."""
     with ExitStack() as stack:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

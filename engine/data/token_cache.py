@@ -1,7 +1,7 @@
-"""Token ids in one file each: built once, whole or not there at all, and mapped into memory.
+"""Cache of token files: each is built once, written atomically and memory-mapped.
 
-The file holds the ids, then a JSON object, then a tail of fixed size, so that ids are written as
-they come and ``np.memmap(path, dtype)`` reads them from its start.
+A file contains the ids, then a JSON object, then a tail of fixed size. So ids are written as a
+stream, and ``np.memmap(path, dtype)`` reads them from the start of the file.
 """
 
 from __future__ import annotations
@@ -27,59 +27,59 @@ from engine.errors import UserError
 
 TAIL = struct.Struct("<Q32s8s")  # bytes of JSON, their SHA-256, MAGIC
 MAGIC = b"CUBOIDT1"
-STARTS = 16  # of runs that begin together, whose verifications are recorded
-ABANDONED_SECONDS = 24 * 3600  # seconds after which an unfinished file has no builder any more
+STARTS = 16  # starts of runs whose verifications are recorded; older ones are dropped
+ABANDONED_SECONDS = 24 * 3600  # an unfinished file that is older has no builder any more
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """Ids [n], uint16 or uint32, mapped; and what the builder said of them."""
+    """A token file that is memory-mapped."""
 
     ids: NDArray[np.unsignedinteger[Any]]
+    """[n], uint16 or uint32."""
     about: dict[str, Any]
+    """The JSON object that the builder returned."""
 
 
 class Write(Protocol):
-    """Takes ids [n] of the file's type; may be called any number of times."""
+    """Appends ids [n], of the file's dtype, to a token file."""
 
     def __call__(self, ids: NDArray[Any], /) -> None: ...
 
 
-# Writes the ids; returns their type ('<u2' or '<u4') and an object fit for JSON.
 Build = Callable[[Write], tuple[str, dict[str, Any]]]
+"""Writes all ids; returns their dtype ('<u2' or '<u4') and a JSON object about them."""
 
 
 def load_or_build(path: Path, build: Build, *, start: str | None = None) -> TokenFile:
-    """The file at ``path``, built if it is missing or damaged.
+    """Open the token file at ``path``; build it first if it is missing or corrupt.
 
-    Of processes that come together one builds and the others wait for it. Where the file system
-    has no locks each builds its own, and the last one stays: they are equal.
+    One of several concurrent processes builds and the others wait for it. Without file locks each
+    builds its own copy; the copies are equal and the last rename wins.
 
-    Every start of a run verifies every byte, once: the first process that gets here records it
-    under the name ``start``, and the others of the same start rely on it unless the file has
-    changed since. Without a name, or where nothing can be recorded, each process verifies.
+    Every start of a run verifies every byte once: the first process to arrive records the
+    verification under the name ``start``, and the others of that start skip it unless the file has
+    changed. If ``start`` is None, or nothing can be recorded, each process verifies.
 
     Raises:
-        UserError: the folder cannot be used, the disk is full.
+        UserError: the folder cannot be used or the disk is full.
     """
     try:
         with stat_cache.locked(path.with_suffix(".lock")):
-            found = _verified(path, start)
-            if found is None:
+            file = _verified(path, start)
+            if file is None:
                 _write(path, build)
-                found = _verified(path, start)
+                file = _verified(path, start)
     except OSError as error:
         raise UserError(f"data.cache: {path} cannot be used: {error.strerror or error}") from error
-    if found is None:
-        raise UserError(
-            f"data.cache: {path} was written and reads back damaged: is the disk sound?"
-        )
-    return found
+    if file is None:
+        raise UserError(f"data.cache: {path} is corrupt right after it was written: check the disk")
+    return file
 
 
 def _verified(path: Path, start: str | None) -> TokenFile | None:
-    """The file, verified by this process or by another one of the same start; None if it is missing
-    or damaged."""
+    """Open the file, verified by this process or by another one of the same start; None if it is
+    missing or corrupt."""
     record = path.with_suffix(".verified")
     try:
         stamp = stat_cache.Stamp.of_file(path)
@@ -88,15 +88,15 @@ def _verified(path: Path, start: str | None) -> TokenFile | None:
     starts = (stat_cache.read_record(record, stamp) or {}).get("starts", [])
     if start in starts:
         return read(path, verify=False)
-    found = read(path)
-    if found is not None and start is not None and stat_cache.Stamp.of_file(path) == stamp:
+    file = read(path)
+    if file is not None and start is not None and stat_cache.Stamp.of_file(path) == stamp:
         with suppress(OSError):
             stat_cache.write_record(record, stamp, {"starts": [*starts, start][-STARTS:]})
-    return found
+    return file
 
 
 def read(path: Path, *, verify: bool = True) -> TokenFile | None:
-    """The file; None if it is missing or truncated, or with ``verify`` if any bit of it changed."""
+    """Open the file; None if it is missing or truncated, or with ``verify`` if any bit changed."""
     try:
         with path.open("rb") as handle:
             about = _read_tail(handle)
@@ -109,7 +109,7 @@ def read(path: Path, *, verify: bool = True) -> TokenFile | None:
 
 
 def _read_tail(handle: BinaryIO) -> dict[str, Any]:
-    """The JSON object behind the ids. Raises ValueError if this is no whole file."""
+    """Read the JSON object behind the ids. Raises ValueError for an incomplete file."""
     size = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, size - TAIL.size))
     tail = handle.read(TAIL.size)
@@ -122,7 +122,7 @@ def _read_tail(handle: BinaryIO) -> dict[str, Any]:
     handle.seek(end)
     text = handle.read(length)
     if hashlib.sha256(text).digest() != digest:
-        raise ValueError("damaged")
+        raise ValueError("corrupt")
     about: dict[str, Any] = json.loads(text)
     return about
 
@@ -140,13 +140,13 @@ def _write(path: Path, build: Build) -> None:
 
         dtype, about = build(write)
         count = handle.tell() // np.dtype(dtype).itemsize
-        inside = {"dtype": dtype, "count": count, "sha256": digest.hexdigest(), "about": about}
-        text = json.dumps(inside).encode()
+        tail = {"dtype": dtype, "count": count, "sha256": digest.hexdigest(), "about": about}
+        text = json.dumps(tail).encode()
         handle.write(text + TAIL.pack(len(text), hashlib.sha256(text).digest(), MAGIC))
 
 
 def _remove_abandoned(path: Path) -> None:
-    """What builders that were killed left of this file; a live one touches its own."""
+    """Delete the temporary files of killed builders; a live builder's file is newer."""
     for unfinished in path.parent.glob(f"{path.stem}.*.part"):
         with suppress(OSError):
             if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:

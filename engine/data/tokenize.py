@@ -1,6 +1,6 @@
-"""From documents to a corpus: tokenise once, keep the ids, cut them into samples.
+"""Turns documents into a corpus: tokenises them once, caches the ids, splits them into samples.
 
-Text is read in pieces and ids are written as they come, so memory does not grow with the corpus.
+Text is read and ids are written as streams, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from engine.data.token_cache import Build, Write, load_or_build
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
 from engine.errors import UserError
 
-FORMAT = 1  # raise it when the same text comes to be other ids
-# Text that offers no boundary for this long is cut anyway: memory stays bounded, and at most one
-# token in as many characters differs.
+FORMAT = 1  # increase it when the same text is encoded to other ids than before
+# Text without a token boundary for this long is split anyway: memory stays bounded, and at most one
+# token per this many characters differs.
 MAX_UNBROKEN_LENGTH = 1 << 24  # characters
 
 
 def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
-    """The corpus that these documents make.
+    """Return the corpus of ``documents``; tokenise them if the cache does not have their tokens.
 
     Raises:
-        UserError: the text is too short, the cache cannot be used.
+        UserError: the text is too short or the cache cannot be used.
     """
     name = request.tokenizer
     content = {
@@ -42,7 +42,7 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
     }
     fingerprint = _digest(content)
     path = request.cache / f"{name}-{fingerprint[:32]}{TOKENS}"
-    if not path.exists():  # all ranks say so: one will build, and it may not be the one heard
+    if not path.exists():  # on all ranks: any of them may build it, and not all of them print
         request.notify(
             f"tokenising {documents.name} ({documents.size / 1e6:,.1f} MB) by {name}, once; "
             f"the tokens are kept in {request.cache}"
@@ -83,11 +83,11 @@ def _builder(documents: Documents, request: SourceRequest) -> Build:
 
 
 def encode_stream(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDArray[np.uint32]]:
-    """Ids of a text that comes in pieces: the same as if it came in one."""
+    """Encode a text in pieces, to the same ids as in one piece."""
     rest = ""
     for piece in pieces:
         if piece is None:
-            assert tokenizer.end_of_text is not None, "fit saw this end of a document"
+            assert tokenizer.end_of_text is not None, "fit saw the end of a document"
             yield tokenizer.encode(rest)
             yield np.array([tokenizer.end_of_text], np.uint32)
             rest = ""

@@ -1,6 +1,6 @@
-"""Text <-> token ids: every file in ``engine/data/tokenizers`` is a tokenizer, by its file name.
+"""Registry of tokenizers: every module in ``engine/data/tokenizers`` is one, named by its file.
 
-A tokenizer is a module whose ``TOKENIZER`` is a class that fulfils ``Tokenizer``.
+A tokenizer is a module whose ``TOKENIZER`` is a class that implements ``Tokenizer``.
 """
 
 from __future__ import annotations
@@ -20,74 +20,75 @@ if TYPE_CHECKING:
 FILE_NAME = "tokenizer.json"
 """The file of a run's folder that has its tokenizer, as ``dump`` returns it."""
 
-# A stream of text comes in pieces; None between two documents: an end-of-text goes there.
 Piece = str | None
+"""A piece of a stream of text; None between two documents, where the end-of-text token goes."""
 
 
 class Tokenizer(Protocol):
-    """Ids are 0 to size - 1."""
+    """Encodes text to ids, which are 0 to size - 1, and decodes them."""
 
     @classmethod
     def fit(cls, pieces: Iterable[Piece]) -> Self:
-        """The tokenizer for this text; one with a fixed vocabulary does not read it."""
+        """Return the tokenizer for this text. A fixed vocabulary does not read it."""
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
-        """The tokenizer whose ``state`` this was."""
+        """Return the tokenizer that ``state`` returned this of. Raises UserError."""
 
     @property
     def size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that stands between documents; None if the vocabulary has none."""
+        """Id of the token between documents; None if the vocabulary has none."""
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        """Ids [n] of a text. Nothing in the text is special: it never encodes to ``end_of_text``
-        unless by its characters. Raises UserError for text that has no ids."""
+        """Encode a text to ids [n]. The text has no special tokens: only the character of
+        ``end_of_text`` itself, if it is one, is encoded to it. Raises UserError for text that has
+        no ids."""
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """The text of ids [n]; U+FFFD for an id outside the vocabulary."""
+        """Decode ids [n]; an id outside the vocabulary becomes U+FFFD."""
 
     def byte_counts(self) -> NDArray[np.int64]:
-        """How many bytes of UTF-8 each id stands for [size]; ``end_of_text`` for none."""
+        """Return the number of UTF-8 bytes of each id [size]; 0 for ``end_of_text``."""
 
     def boundary(self, text: str) -> int:
-        """The last place b where encode(text) is surely encode(text[:b]) + encode(text[b:]),
-        whatever text follows; 0 if there is none."""
+        """Return the last position b where encode(text + more) is encode(text[:b]) +
+        encode(text[b:] + more), whatever ``more`` follows; 0 if there is none."""
 
     def joined(self, other: Self) -> tuple[Self, NDArray[np.int64]]:
-        """This vocabulary and, with the ids after it, the tokens of ``other`` that it lacks; and
-        the id there of each id of ``other`` [other.size]."""
+        """Extend this vocabulary by the tokens of ``other`` that it lacks, whose ids follow its
+        own. Return the new tokenizer and its id of each id of ``other`` [other.size]."""
 
     def state(self) -> dict[str, Any]:
-        """All that ``load`` needs, fit for JSON."""
+        """Return a JSON object from which ``load`` makes the tokenizer again."""
 
 
 def names() -> list[str]:
-    """The tokenizers there are; imports none of them."""
+    """List the tokenizers, without importing any."""
     return discover.module_names("engine.data.tokenizers")
 
 
 def tokenizer_type(name: str) -> type[Tokenizer]:
-    """The class of a tokenizer. Raises UserError if there is none of that name."""
+    """Return the class of a tokenizer. Raises UserError for an unknown name."""
     if name not in names():
         raise UserError(
-            f"data.tokenizer={name!r} is not a tokenizer; there are: {', '.join(names())}"
+            f"data.tokenizer={name!r} is not a tokenizer; tokenizers: {', '.join(names())}"
         )
     found: type[Tokenizer] = discover.load("engine.data.tokenizers", name).TOKENIZER
     return found
 
 
 def dump(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as an object fit for JSON, for ``load``."""
+    """Return a tokenizer as a JSON object, for ``load``."""
     return {"type": name, **tokenizer.state()}
 
 
 def read_saved(path: Path) -> dict[str, Any] | None:
-    """What ``dump`` gave of a tokenizer, from a file, if there is one. Raises UserError for another
-    file."""
+    """Read a tokenizer that ``dump`` returned from a file; None if there is no file. Raises
+    UserError for a file of other content."""
     if not path.is_file():
         return None
     try:
@@ -95,11 +96,11 @@ def read_saved(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         saved = None
     if not isinstance(saved, dict) or "type" not in saved:
-        raise UserError(f"{path} is no tokenizer of a run")
+        raise UserError(f"{path} does not contain the tokenizer of a run")
     return saved
 
 
 def load(saved: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that ``dump`` saved. Raises UserError if it is not one."""
+    """Return the tokenizer that ``dump`` saved. Raises UserError if it is corrupt."""
     state = dict(saved)
     return tokenizer_type(str(state.pop("type", None))).load(state)

@@ -1,15 +1,16 @@
-"""Reads a corpus by the ids that a model was trained with: its vocabulary stays, and may grow.
+"""Maps a corpus to the token ids that a model was trained with, and extends its vocabulary.
 
-Tokens are kept by the vocabulary of their own text, so the same ids can mean other characters in
-another text. A model goes on with the meaning it was trained with.
+Tokens are cached with the vocabulary of their own text, so an id can mean another character in
+another text. A model must keep the meaning of the ids it was trained with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from json import dumps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,6 @@ from engine.data import tokenizer
 from engine.data.source import Corpus, Split
 from engine.errors import UserError
 from models.parallel.targets import IGNORED
-
-if TYPE_CHECKING:
-    from engine.plan import Plan
 
 MAX_LISTED = 10  # tokens in a message
 
@@ -52,16 +50,16 @@ class RemappedSplit:
 
 
 def is_other_kind(corpus: Corpus, saved: dict[str, Any] | None) -> bool:
-    """Whether a corpus has ids by another kind of tokenizer than the saved one. Ids that stand for
-    no text are of every kind."""
+    """Return whether the corpus and the saved tokenizer are of different types. Ids that stand for
+    no text match every type."""
     if corpus.tokenizer is None or saved is None:
         return False
     return type(corpus.tokenizer) is not type(tokenizer.load(saved))
 
 
 def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[str]]:
-    """The corpus by the ids of a saved tokenizer of the same kind, and the tokens of its text that
-    the saved one lacks, which get the ids after the saved ones, in this order."""
+    """Map the corpus to the ids of a saved tokenizer of the same type. Return it and the tokens
+    that the saved tokenizer lacks, in the order of their new ids, which follow the saved ones."""
     if corpus.tokenizer is None or saved is None:
         return corpus, []
     known = tokenizer.load(saved)
@@ -83,45 +81,53 @@ def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus,
 
 
 def corpus_for_model(
-    plan: Plan,
     corpus: Corpus,
     saved: dict[str, Any] | None = None,
     *,
+    vocab_size: int,
+    cite: Callable[[str], str],
     path: object = None,
     remedy: str = "set",
 ) -> tuple[Corpus, list[str]]:
-    """The corpus by the ids of the run's model, and lines on what is new in it. ``saved`` is the
-    tokenizer of the weights at ``path``, which the run goes on with, if it has some; ``remedy``
-    goes before the vocab_size that would be large enough.
+    """Map the corpus to the ids of the run's model. Return it and lines about new tokens.
+
+    Args:
+        saved: tokenizer of the weights that the run starts from; None: it starts from random ones.
+        vocab_size: of the model.
+        cite: as ``Plan.cite``.
+        path: of those weights.
+        remedy: precedes ``model.vocab_size=N`` in the message for a vocabulary that is too small.
 
     Raises:
-        UserError: the ids would stand for other text, or the model has no room for new tokens.
+        UserError: the tokenizers are of different types or the model's vocabulary is too small.
     """
     if is_other_kind(corpus, saved):
         assert saved is not None
         raise UserError(
-            f"{plan.cite('data.tokenizer')}, and the ids of {path} are by {saved['type']!r}: set "
+            f"{cite('data.tokenizer')}, but {path} was trained with {saved['type']!r}: set "
             f"data.tokenizer={saved['type']!r}"
         )
-    found, new = use_saved_ids(corpus, saved)
-    size = 0 if found.tokenizer is None else found.tokenizer.size
-    if size > plan.settings.model.vocab_size:
-        tokens = f"{list_tokens(new)}, in the data and not in {path}" if new else f"{size:,} tokens"
+    mapped, new = use_saved_ids(corpus, saved)
+    size = 0 if mapped.tokenizer is None else mapped.tokenizer.size
+    if size > vocab_size:
+        lacking = f", of which {path} lacks {list_tokens(new)}" if new else ""
         raise UserError(
-            f"{plan.cite('model.vocab_size')} has no room for {tokens} ({corpus.description}): "
-            f"{remedy} model.vocab_size={size}"
+            f"{cite('model.vocab_size')} is too small for {size:,} tokens{lacking} "
+            f"({corpus.description}): {remedy} model.vocab_size={size}"
         )
-    if not new:
-        return found, []
+    return mapped, [_new_tokens_line(new, size, path)] if new else []
+
+
+def _new_tokens_line(new: list[str], size: int, path: object) -> str:
+    """Return the line on ``new`` tokens, the last of the ``size`` ids, which ``path`` lacks."""
     first = size - len(new)
-    return found, [
-        f"new in the data: {list_tokens(new)}; their ids are {first} to {size - 1}, and the "
-        f"{first} ids "
-        f"of {path} stay as they are"
-    ]
+    got = f"token in the data: {list_tokens(new)} gets id {first}"
+    if len(new) > 1:
+        got = f"tokens in the data: {list_tokens(new)} get ids {first} to {size - 1}"
+    return f"new {got}; the {first} ids of {path} keep their meaning"
 
 
 def list_tokens(tokens: list[str]) -> str:
-    """Tokens for a message: the first few, and how many there are."""
+    """Format tokens for a message: the first few, and how many there are."""
     more = f" ... ({len(tokens):,} tokens)" if len(tokens) > MAX_LISTED else ""
     return ", ".join(map(repr, tokens[:MAX_LISTED])) + more

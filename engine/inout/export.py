@@ -1,6 +1,6 @@
-"""Writes a model in a form that others read: every file in ``engine/inout/exports`` is a form.
+"""Exports a model to a format: every module in ``engine/inout/exports`` is one, named by its file.
 
-A form is a module whose ``EXPORT`` is an ``Exporter``.
+A format is a module whose ``EXPORT`` is an ``Exporter``.
 """
 
 from __future__ import annotations
@@ -26,46 +26,52 @@ EXISTING_REMEDY = f"{OTHER_OUT_REMEDY}, or --force to replace it"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """``shard_bytes``: how large a file may be, where a form has several."""
+    """Options of an export."""
 
     dtype: torch.dtype
+    """Of the exported parameters."""
     shard_bytes: int
+    """Maximum size of a file, in formats of several files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exporter:
-    """A form. ``suffix`` ends the name of what it writes; ``write`` makes it at a path where there
-    is nothing, and raises ValueError for a model that it cannot hold. ``module_names`` of the
-    files in it, as a pattern, if it is a folder."""
+    """An export format."""
 
     suffix: str
+    """Suffix of the default file name."""
     write: Callable[[Path, SavedModel, ExportOptions], None]
+    """Writes the model to a path that does not exist. Raises ValueError for a model that the format
+    cannot represent."""
     names: str | None = None
+    """Regular expression of the file names in a folder; None: the format is one file."""
 
 
 def exporter(name: str) -> Exporter:
+    """Return the format ``name``."""
     found: Exporter = discover.load(EXPORTERS_PACKAGE, name).EXPORT
     return found
 
 
 def exporter_names() -> list[str]:
+    """List the formats, without importing any."""
     return discover.module_names(EXPORTERS_PACKAGE)
 
 
 def export(
     model: SavedModel, to: Exporter, options: ExportOptions, *, out: Path | None, force: bool
 ) -> Path:
-    """Write the model, to ``out`` or among the exports of its run; the path.
+    """Verify the model and write it to ``out``, by default to the exports of its run. The write is
+    atomic. Return the path.
 
     Raises:
-        UserError: there is something already, the form cannot hold the model, or the model is not
-            what was written.
-        RunError: it could not be written or read.
+        UserError: the path exists, the format cannot represent the model, or the model is corrupt.
+        RunError: a file cannot be read or written.
     """
     path = out or _default_path(model, to)
     _require_writable(path, to, force)
     if problems := model.verify(0, 1):
-        raise UserError(f"{model.path} is not what was written: {'; '.join(problems)}")
+        raise UserError(f"{model.path} is corrupt: {'; '.join(problems)}")
     needs = total_bytes(model.shapes, options.dtype)
     try:
         with atomic_path(path, required_bytes=needs, replace=force, remedy=EXISTING_REMEDY) as new:
@@ -76,7 +82,7 @@ def export(
 
 
 def _default_path(model: SavedModel, to: Exporter) -> Path:
-    """RUN/exports/step-00000100-hf; beside other models likewise."""
+    """Return RUN/exports/step-00000100-hf, or FOLDER/exports/NAME-hf for a model of no run."""
     checkpoints = CheckpointDirectory(model.path.parent)
     in_run = checkpoints.path == RunFolder(checkpoints.path.parent).checkpoints
     folder = checkpoints.path.parent if in_run else checkpoints.path
@@ -84,16 +90,15 @@ def _default_path(model: SavedModel, to: Exporter) -> Path:
 
 
 def _require_writable(path: Path, to: Exporter, force: bool) -> None:
-    """Whether that path may be written. Raises UserError."""
+    """Raise UserError if an export must not be written or replaced at a path."""
     refuse_existing(path, replace=force, remedy=EXISTING_REMEDY)
     if not path.exists():
         return
     if path.is_dir() != (to.names is not None):
-        raise UserError(
-            f"{path} is {'a folder' if path.is_dir() else 'no folder'}: {OTHER_OUT_REMEDY}"
-        )
+        found, needed = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise UserError(f"{path} is {found}, but this format writes {needed}: {OTHER_OUT_REMEDY}")
     for other in path.iterdir() if to.names is not None else ():
         if not re.fullmatch(to.names or "", other.name):
             raise UserError(
-                f"{path} holds {other.name}, which --force does not remove: {OTHER_OUT_REMEDY}"
+                f"{path} contains {other.name}, which --force does not remove: {OTHER_OUT_REMEDY}"
             )

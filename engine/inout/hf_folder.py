@@ -1,4 +1,9 @@
-"""A GPT-2 as a folder that transformers reads and writes."""
+"""Reads and writes a Hugging Face GPT-2 folder: config, weights and tokenizer.
+
+The parts are translated by ``models.hf_config`` (config.json), ``models.hf_state_dict`` (names and
+layout of the weights) and ``engine.inout.hf_tokenizer``. ``engine.inout.exports.hf`` registers this
+as an export format; ``engine.inout.import_hf`` imports such a folder.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +35,12 @@ CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TRAINED_LENGTH = "trained_length"
-"""Our key in its config, which transformers keeps: how many positions were trained."""
+"""Key that cuboid adds to config.json, which transformers preserves: trained positions."""
 NAMES = (
     r"(generation_|tokenizer_)?config\.json|special_tokens_map\.json|vocab\.json|merges\.txt|"
     r"tokenizer\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
-"""What is in a folder that transformers wrote of a model in this form."""
+"""Regular expression of the file names that transformers writes for a GPT-2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +82,10 @@ class HFModel(SavedModel):
 
 
 def write(folder: Path, model: SavedModel, *, dtype: torch.dtype, shard_bytes: int) -> None:
-    """Make the folder. Weights beyond ``shard_bytes`` come as several files and an index.
+    """Create the folder. Weights larger than ``shard_bytes`` are split into several files with an
+    index.
 
-    Raises ValueError for a model that GPT-2 has no words for, UserError, OSError.
+    Raises ValueError for a model that GPT-2's config cannot represent, UserError, OSError.
     """
     folder.mkdir()
     shapes = {hf_state_dict.hf_name(name): shape for name, shape in model.shapes.items()}
@@ -102,26 +108,26 @@ def write(folder: Path, model: SavedModel, *, dtype: torch.dtype, shard_bytes: i
 
 
 def split_into_files(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
-    """The tensors of each file, in huggingface_hub's way: a file is full before the tensor that
-    would take it over ``limit`` bytes, and one that alone does has a file to itself."""
+    """Assign tensors to files, as huggingface_hub does: a file ends before the tensor that would
+    take it over ``limit`` bytes. A tensor larger than that gets its own file."""
     shards: list[Shapes] = []
     current: dict[str, tuple[int, ...]] = {}
-    held = 0
+    current_bytes = 0
     for name, shape in shapes.items():
         size = itemsize * prod(shape)
         if size > limit:
             shards.append({name: shape})
             continue
-        if held + size > limit:
+        if current_bytes + size > limit:
             shards.append(current)
-            current, held = {}, 0
+            current, current_bytes = {}, 0
         current[name] = shape
-        held += size
+        current_bytes += size
     return [*shards, current] if current else shards
 
 
 def name_shards(shards: list[Shapes]) -> Mapping[str, Shapes]:
-    """The same by the names of their files."""
+    """Name the files as transformers does. Return the tensors of each by its name."""
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     stem = WEIGHTS.removesuffix(".safetensors")
@@ -140,7 +146,7 @@ def _index(shards: Mapping[str, Shapes], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _open_tensors(folder: Path) -> TensorFile:
-    """The tensors of a folder, by their names there."""
+    """Open the weights of a folder. Raises UserError where there are none."""
     if (folder / WEIGHTS).is_file():
         return SafetensorsFile(folder / WEIGHTS)
     if (folder / INDEX).is_file():
@@ -149,7 +155,7 @@ def _open_tensors(folder: Path) -> TensorFile:
         return TorchFile(folder / OLD_WEIGHTS)
     if (folder / OLD_INDEX).is_file():
         return ShardedFiles(folder / OLD_INDEX, TorchFile)
-    raise UserError(f"{folder} has no weights: none of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS}")
+    raise UserError(f"{folder} has no weights: no {WEIGHTS}, {INDEX}, {OLD_WEIGHTS} or {OLD_INDEX}")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

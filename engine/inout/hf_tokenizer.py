@@ -1,4 +1,4 @@
-"""Our tokenizers as the files that transformers loads, and back. transformers is not imported."""
+"""Translates tokenizers to the files of transformers and back, without importing transformers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ BY_CHARACTER: Mapping[str, Any] = {
     "behavior": "Isolated",
     "invert": False,
 }
-"""The pre-tokenizer, of the tokenizers library, that makes a word of every character."""
+"""Pre-tokenizer of the tokenizers library that splits text into characters."""
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Return the tokenizer of a folder, as ``engine.data.tokenizer.dump`` does, where it is GPT-2's
-    or by character; None for any other."""
-    there = _load(folder / VOCABULARY)
-    if there is not None:
-        known = there == json.loads(gpt2.vocabulary())
+    """Return the tokenizer of a folder, as ``engine.data.tokenizer.dump`` does; None if it is
+    neither GPT-2's nor a character tokenizer."""
+    ids = _load(folder / VOCABULARY)
+    if ids is not None:
+        known = ids == json.loads(gpt2.vocabulary())
         return {"type": "gpt2", **gpt2.GPT2().state()} if known else None
     try:
         content = _load(folder / FAST) or {}
@@ -44,8 +44,8 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
-    """Return the files of a saved tokenizer by name, none for None. ``length``: the tokens that the
-    model takes at a time."""
+    """Return the content of the files of a saved tokenizer by their names. ``length``: number of
+    positions of the model."""
     if saved is None:
         return {}
     config: dict[str, Any] = {"model_max_length": length}
@@ -69,19 +69,20 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
 
 
 def special_ids(saved: dict[str, Any] | None) -> dict[str, int | None]:
-    """Return the ids that begin and end a text, as a config names them. GPT-2's are meant where
-    a config has none."""
+    """Return the ids that begin and end a text, as config.json names them. They are None rather
+    than missing, because transformers reads missing ones as GPT-2's."""
     end = None if saved is None else tokenizer.load(saved).end_of_text
     return {"bos_token_id": end, "eos_token_id": end}
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:
+    """Format a JSON file."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _by_character(characters: str) -> dict[str, Any]:
-    """The form of the tokenizers library. Its ``unk_token`` is no character, so a character that
-    is not in the vocabulary is an error there, as it is here."""
+    """Return tokenizer.json of a character tokenizer. Its ``unk_token`` is not in the vocabulary:
+    so the tokenizers library rejects an unknown character, as cuboid does."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -100,7 +101,7 @@ def _by_character(characters: str) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    """The content of a file; None where there is none or it is not JSON."""
+    """Read a JSON file; None if there is none or it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

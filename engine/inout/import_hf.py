@@ -1,4 +1,4 @@
-"""A folder with a model from elsewhere in our form, and a config to train it with."""
+"""Imports a Hugging Face model: writes its weights in cuboid's format and a config to train it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from models.presets import GPT2_VOCABULARY
 
 
 def import_model(model: SavedModel, out: Path) -> str:
-    """Write model.safetensors, a config and, where it is known, tokenizer.json to a new folder;
-    the command that trains it. Numbers keep their type.
+    """Write model.safetensors, a config and tokenizer.json (if the tokenizer is known) to the new
+    folder ``out``. Parameters keep their dtype. Return the command that trains the model.
 
     Raises:
-        UserError: there is something at ``out``, or the model is not what it says.
-        RunError: it could not be written.
+        UserError: ``out`` exists, or the weights do not match the config of the model.
+        RunError: a file cannot be written.
     """
     with atomic_path(out, required_bytes=total_bytes(model.shapes, model.dtype)) as new:
         new.mkdir()
@@ -43,16 +43,16 @@ def import_model(model: SavedModel, out: Path) -> str:
 
 
 def config_for(model: SavedModel, folder: Path) -> str:
-    """A config that trains the model as it is, for the user to go on from."""
-    sizes = {
+    """Return the text of a config that trains the model, for the user to edit."""
+    values = {
         name: value for name, value in asdict(model.config).items() if name not in TRAINING_ONLY
     }
-    fields = [f"    {name}={value!r}," for name, value in sizes.items()]
+    fields = [f"    {name}={value!r}," for name, value in values.items()]
     if _has_tokenizer(model):
         tokenizer = (model.tokenizer or {"type": "gpt2"})["type"]
         data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{tokenizer}")']
     else:
-        data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its words are not known']
+        data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its tokenizer is unknown']
     lines = [
         f"# The model of {model.path.name}. To train it further:",
         f"# {train_command(model, folder)}",
@@ -68,11 +68,11 @@ def config_for(model: SavedModel, folder: Path) -> str:
 
 
 def train_command(model: SavedModel, folder: Path) -> str:
-    """The command that trains it, on a text where its words are known."""
+    """Return the command that trains the model, on a text if its tokenizer is known."""
     command = ["cuboid", "train", f"{folder / folder.name}.py", "--init-from", f"{folder}"]
     return shlex.join([*command, "data.path=my.txt"] if _has_tokenizer(model) else command)
 
 
 def _has_tokenizer(model: SavedModel) -> bool:
-    """Whether it is known what its ids stand for: they are GPT-2's where there are as many."""
+    """Return whether the tokenizer is known; from GPT-2's vocabulary size on, it is GPT-2's."""
     return model.tokenizer is not None or model.config.vocab_size >= GPT2_VOCABULARY

@@ -1,4 +1,4 @@
-"""The weights that a run begins with, where they are not random."""
+"""Initial weights of a run from a saved model (--init-from)."""
 
 from __future__ import annotations
 
@@ -21,64 +21,69 @@ if TYPE_CHECKING:
     from engine.training.trainer import Trainer
 
 RESIZABLE = {"model.vocab_size": "token ids", "model.block_size": "positions"}
+"""Settings that may differ from the saved model's, with the name of the rows that they count."""
 TABLES = ("wte.weight", "wpe.weight", "lm_head.weight")
-"""Whose rows those are."""
+"""Parameters that have these rows."""
 FILES = {".json", ".safetensors", ".bin"}
+"""Suffixes of the files of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeightsRecord:
-    """``asked``: the path the user gave; ``path``: what it stood for when the run began, such as a
-    run's latest checkpoint; ``stamp``: tells when its files have changed since."""
+    """RUN/initial.json: the initial weights of a run."""
 
     asked: str
+    """The path that the user gave."""
     path: str
+    """The model that it resolved to when the run began, such as a run's latest checkpoint."""
     stamp: str
+    """Of the model's files, to detect a later change."""
 
     @classmethod
     def of(cls, asked: Path, model: SavedModel) -> InitialWeightsRecord:
+        """Return the record of ``model``, which ``asked`` resolved to."""
         path = model.path.absolute()
         return cls(asked=str(asked), path=str(path), stamp=stamp(path))
 
     def record(self, folder: RunFolder) -> None:
-        """So that the run begins the same way, should it have to begin again."""
+        """Write the record, so that a run that restarts from step 0 uses the same weights."""
         write_atomically(folder.initial, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def recorded(cls, folder: RunFolder) -> InitialWeightsRecord | None:
-        """What the folder's run began with. Raises UserError for a record that is none."""
+        """Read the record of a run; None if there is none. Raises UserError for a corrupt one."""
         try:
             return cls(**json.loads(folder.initial.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
-            raise UserError(f"{folder.initial} does not say what the run began with") from None
+            raise UserError(
+                f"{folder.initial} is corrupt: it does not name the initial weights"
+            ) from None
 
 
 def find_initial_weights(asked: Path | None, run_folder: Path | None) -> Path | None:
-    """Where the weights to begin with are, if any. ``run_folder``: of a run that begins again,
-    which takes those that it began with, unless others are asked for.
+    """Return the path of the initial weights, or None. A run that restarts in ``run_folder`` uses
+    the path recorded there, unless ``asked`` (--init-from) names another one.
 
-    Raises UserError where those have changed since.
+    Raises UserError where the recorded model has changed since.
     """
-    before = (
-        InitialWeightsRecord.recorded(RunFolder(run_folder)) if run_folder is not None else None
-    )
-    if before is None or (asked is not None and str(asked) != before.asked):
+    if run_folder is None:
         return asked
-    path = Path(before.path)
-    if stamp(path) != before.stamp:
+    recorded = InitialWeightsRecord.recorded(RunFolder(run_folder))
+    if recorded is None or (asked is not None and str(asked) != recorded.asked):
+        return asked
+    path = Path(recorded.path)
+    if stamp(path) != recorded.stamp:
         raise UserError(
-            f"{path} has changed or gone since {run_folder} began with it, and there is no "
-            f"checkpoint to "
-            "go on from: another --output"
+            f"{path} was changed or deleted since {run_folder} started from it, and the run has no "
+            "checkpoint to resume from: choose another --output"
         )
     return path
 
 
 def stamp(path: Path) -> str:
-    """Of a file, or the files of a folder: SHA-256 of names, sizes and times. Empty where there is
-    none."""
+    """Return the SHA-256 of names, sizes and times of a model's files; empty if there are none."""
     if not path.exists():
         return ""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -91,51 +96,53 @@ def stamp(path: Path) -> str:
 
 
 def open_initial(plan: Plan, path: Path) -> SavedModel:
-    """The model at ``path``, which is that of the plan but for the rows of its tables.
+    """Open the model at ``path`` and check that its architecture is the plan's, except for the
+    settings in RESIZABLE.
 
-    Raises UserError where there is none, or it is another one; every difference.
+    Raises UserError where there is no model, or with a line per difference.
     """
     model = open_saved_model(path)
-    other = [
-        f"  {plan.cite(name)}; there {name.removeprefix('model.')} is {there!r}"
-        for name, there in _differences(plan, model)
+    lines = [
+        f"  {plan.cite(name)}; the saved model has {name.removeprefix('model.')}={saved!r}"
+        for name, saved in _differences(plan, model)
         if name not in RESIZABLE
     ]
-    if other:
-        first = f"--init-from={path} holds another model than {plan.settings.source}:"
-        raise UserError("\n".join([first, *other]))
+    if lines:
+        first = f"--init-from={path} has another architecture than {plan.settings.source}:"
+        raise UserError("\n".join([first, *lines]))
     return model
 
 
 def notes(plan: Plan, model: SavedModel) -> Iterator[str]:
-    """What is worth knowing of the weights that the plan's run begins with, a line each."""
+    """Yield the lines that report the initial weights to the user."""
     step = "" if model.step is None else f", of step {model.step}"
-    yield f"beginning with the weights of {model.path}{step}"
-    for name, there in _differences(plan, model):
+    yield f"starting from the weights of {model.path}{step}"
+    for name, saved in _differences(plan, model):
         if name in RESIZABLE:
-            here, what = getattr(plan.settings.model, name.removeprefix("model.")), RESIZABLE[name]
-            fate = (
-                f"the last {here - there:,} begin as without --init-from"
-                if here > there
-                else f"the last {there - here:,} are left out"
+            rows, unit = getattr(plan.settings.model, name.removeprefix("model.")), RESIZABLE[name]
+            effect = (
+                f"the last {rows - saved:,} start from random weights"
+                if rows > saved
+                else f"the last {saved - rows:,} are dropped"
             )
-            yield f"{plan.cite(name)}, and there are {there:,} {what} in it: {fate}"
+            yield f"{plan.cite(name)}, and the saved model has {saved:,} {unit}: {effect}"
 
 
 def load_initial_weights(trainer: Trainer, model: SavedModel) -> None:
-    """Each rank's boxes, a tensor at a time. Raises UserError, RunError."""
+    """Fill this rank's shards of the model, a tensor at a time. Raises UserError, RunError."""
     try:
         model.load(trainer.model, resize=TABLES)
     except ValueError as error:
         raise UserError(f"{model.path}: {error}") from None
-    kept = min(model.length, trainer.model.config.block_size)
-    trainer.trained_length = max(trainer.trained_length, kept)
+    positions = min(model.length, trainer.model.config.block_size)
+    trainer.trained_length = max(trainer.trained_length, positions)
 
 
 def _differences(plan: Plan, model: SavedModel) -> Iterator[tuple[str, object]]:
-    """Settings of the architecture that are others there, and what they are there."""
+    """Yield the architecture settings in which the model differs from the plan, and their values in
+    the model."""
     for name in ARCHITECTURE:
         field = name.removeprefix("model.")
-        there = getattr(model.config, field)
-        if getattr(plan.settings.model, field) != there:
-            yield name, there
+        saved = getattr(model.config, field)
+        if getattr(plan.settings.model, field) != saved:
+            yield name, saved

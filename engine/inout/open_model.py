@@ -24,18 +24,20 @@ from models.chunks import ModelChunks
 
 
 def open_saved_model(path: Path, which: str = "latest") -> SavedModel:
-    """The model at ``path``: a run's folder, of whose checkpoints ``which`` is the 'latest', the
-    'best' or that of a step (its final weights, where it has none); one of its checkpoints; a
-    Hugging Face folder; or weights by our names, as a file or in a folder.
+    """Open the model at ``path``: a run's folder, a checkpoint, a Hugging Face folder, or a
+    safetensors file by cuboid or a folder that contains one.
 
-    Raises UserError where there is none, or it is not what it says.
+    ``which`` selects a checkpoint of a run: 'latest', 'best' or a step. A run without checkpoints
+    gives its final weights.
+
+    Raises UserError where there is no model, or it is corrupt.
     """
     folder = RunFolder(path)
     folder.mark_if_killed()
     if CheckpointDirectory(folder.checkpoints).steps():
         return CheckpointModel.open(resolve_checkpoint(folder, which))
     if which != "latest":
-        raise UserError(f"{path} has no checkpoints, of which to take {which}")
+        raise UserError(f"{path} has no checkpoints, so there is no {which}")
     if (path / MANIFEST).is_file():
         return CheckpointModel.open(path)
     if (path / CONFIG).is_file():
@@ -45,8 +47,8 @@ def open_saved_model(path: Path, which: str = "latest") -> SavedModel:
     if path.is_file():
         return WeightsFileModel.open(path)
     raise UserError(
-        f"{path} holds no model: it may be a run, one of its checkpoints, a Hugging Face folder, "
-        "what cuboid import left, or a file of safetensors"
+        f"{path} contains no model: give a run, a checkpoint, a Hugging Face folder, a folder that "
+        "cuboid import wrote, or a safetensors file"
     )
 
 
@@ -109,11 +111,11 @@ class WeightsFileModel(SavedModel):
             length = int(metadata["trained_length"]) if "trained_length" in metadata else None
             config = config_from(section)
             if file.shapes != shapes_of(config):
-                raise ValueError("its tensors are not those of the model that its metadata tells")
+                raise ValueError("its tensors do not match the model in its metadata")
             dtype = common_type(file.dtypes)
         except KeyError:
             raise UserError(
-                f"{path} does not say what model it is of: cuboid did not write it"
+                f"{path} has no model config in its metadata: cuboid did not write it"
             ) from None
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: {error}") from None

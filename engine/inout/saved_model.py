@@ -78,7 +78,7 @@ class SavedModel(ABC):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Metadata of the safetensors file that cuboid writes of this model."""
+        """Metadata for the safetensors file that cuboid writes of this model."""
         return metadata_of(
             self.config, tokenizer=self.tokenizer, step=self.step, trained_length=self.length
         )

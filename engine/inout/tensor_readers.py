@@ -1,4 +1,4 @@
-"""Files of tensors that are read one tensor at a time, and never unpickled unchecked."""
+"""Readers of tensor files: one tensor at a time, and without executing pickled code."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ _DTYPES = {name: dtype for dtype, name in SAFETENSORS_TYPES.items()}
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """Tensors of a file by their names. Each is mapped from the disk when it is asked for and let
-    go with its last reference, so that no other is in memory, and of it what is looked at.
-
-    ``dtypes``: theirs, where they hold floating point numbers. ``metadata``: beside them.
-    """
+    """The tensors of a file by name. Each is memory-mapped when it is requested and unmapped with
+    its last reference, so only the requested tensors take memory."""
 
     dtypes: Mapping[str, torch.dtype | None]
+    """Of each tensor; None if it is no floating point type of 16 to 64 bits."""
     metadata: Mapping[str, str]
+    """The file's metadata; empty in formats without."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.dtypes)
@@ -40,7 +39,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 class SafetensorsFile(TensorFile):
-    """Raises UserError for a file that is none."""
+    """A safetensors file. Raises UserError for a file that is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -49,8 +48,8 @@ class SafetensorsFile(TensorFile):
                 self.metadata = file.metadata() or {}
                 names = file.keys()
                 slices = {name: file.get_slice(name) for name in names}
-                self.dtypes = {n: _DTYPES.get(held.get_dtype()) for n, held in slices.items()}
-                self.shapes = {n: tuple(held.get_shape()) for n, held in slices.items()}
+                self.dtypes = {n: _DTYPES.get(view.get_dtype()) for n, view in slices.items()}
+                self.shapes = {n: tuple(view.get_shape()) for n, view in slices.items()}
         except SafetensorError as error:
             raise UserError(f"{path}: {error}") from None
         except OSError as error:
@@ -63,8 +62,8 @@ class SafetensorsFile(TensorFile):
 
 
 class TorchFile(TensorFile):
-    """What torch.save wrote of a state dict. Raises UserError for a file that is none, and for one
-    that holds more than tensors, of which nothing is run."""
+    """A state dict by torch.save. Raises UserError for any other file, and for one that contains
+    more than tensors; no pickled code is executed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -80,41 +79,43 @@ class TorchFile(TensorFile):
     def _load(self) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(self._path):
             raise UserError(
-                f"{self._path} is not in the form torch.save has had since 1.6, which alone can be "
-                "read a tensor at a time; save it again"
+                f"{self._path} is in PyTorch's pre-1.6 format: re-save it with a current torch.save"
             )
         try:
-            found = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)
+            state = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(
-                f"{self._path} holds more than tensors; nothing of it was run"
+                f"{self._path} contains more than tensors: it was not loaded, and "
+                "nothing in it was executed"
             ) from None
         except (RuntimeError, OSError) as error:
             line = str(error).partition("\n")[0]
             raise UserError(f"{self._path} cannot be read: {line}") from None
-        if not isinstance(found, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
         ):
-            raise UserError(f"{self._path} is no state dict: names and tensors")
-        return found
+            raise UserError(f"{self._path} is no state dict, which maps names to tensors")
+        return state
 
 
 class ShardedFiles(TensorFile):
-    """Tensors of several files of a folder, after an index of which is where."""
+    """The tensors of several files of a folder, with an index that names the file of each."""
 
     def __init__(self, index: Path, kind: Callable[[Path], TensorFile]) -> None:
         try:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(places.values()))
+            file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(file_of.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{index} is no index of shards") from None
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise UserError(f"{index} names files that are not beside it")
+            raise UserError(f"{index} names files outside its own folder")
         files = {name: kind(index.with_name(name)) for name in names}
-        for name, file in places.items():
+        for name, file in file_of.items():
             if name not in files[file]:
-                raise UserError(f"{index.with_name(file)} has no {name}, which {index.name} says")
-        self._files = {name: files[file] for name, file in places.items()}
+                raise UserError(
+                    f"{index.with_name(file)} lacks {name}, which {index.name} lists for it"
+                )
+        self._files = {name: files[file] for name, file in file_of.items()}
         self.metadata = {}
         self.dtypes = {name: file.dtypes[name] for name, file in self._files.items()}
 
@@ -123,14 +124,14 @@ class ShardedFiles(TensorFile):
 
 
 def common_type(dtypes: Mapping[str, torch.dtype | None]) -> torch.dtype:
-    """The smallest type that holds the numbers of all.
+    """Return the smallest dtype that represents the values of all.
 
     Raises:
-        ValueError: one does not hold floating point numbers, or there is none.
+        ValueError: there are no tensors, or one has no floating point type of 16 to 64 bits.
     """
     if not dtypes:
-        raise ValueError("there are no tensors in it")
+        raise ValueError("it contains no tensors")
     for name, dtype in dtypes.items():
         if dtype is None:
-            raise ValueError(f"{name} does not hold floating point numbers of 16 to 64 bits")
+            raise ValueError(f"{name} is not of a floating point type of 16 to 64 bits")
     return reduce(torch.promote_types, (dtype for dtype in dtypes.values() if dtype is not None))

@@ -1,6 +1,6 @@
-"""Files of tensors that are written one tensor at a time: what is in memory is the tensor in hand.
+"""Writers of tensor files: one tensor at a time, so memory contains only the current one.
 
-The libraries' own writers want all tensors at once. These files are theirs, byte by byte.
+The libraries' own writers need all tensors at once. These files equal theirs byte for byte.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def total_bytes(shapes: Shapes, dtype: torch.dtype) -> int:
-    """Bytes of all the tensors."""
+    """Return the size of all the tensors in bytes."""
     return dtype.itemsize * sum(map(prod, shapes.values()))
 
 
 def to_file_dtype(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The tensor as it goes into a file, in memory of its own or the one it has.
+    """Return the tensor on the CPU, contiguous and of ``dtype``; it may share its memory.
 
     Raises:
-        ValueError: it has another shape.
-        UserError: it has numbers that ``dtype`` has no room for.
+        ValueError: its shape is not ``shape``.
+        UserError: it has finite values outside the range of ``dtype``.
     """
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} is {list(tensor.shape)}, wanted {list(shape)}")
-    found = tensor.detach().to("cpu", dtype).contiguous()
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
+    converted = tensor.detach().to("cpu", dtype).contiguous()
     narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
-    if narrower and not torch.isfinite(found).all() and torch.isfinite(tensor).all():
+    if narrower and not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
         largest = float(tensor.abs().max())
-        raise UserError(f"{name} holds {largest:.3g}, which is too large for {_name(dtype)}")
-    return found
+        raise UserError(f"{name} contains {largest:.3g}, which is too large for {_name(dtype)}")
+    return converted
 
 
 class SafetensorsWriter:
-    """A file of safetensors (https://github.com/huggingface/safetensors, "Format"): the size of the
-    header, the header in JSON, the tensors. Names are sorted, as its own library does it.
+    """Writes a safetensors file (https://github.com/huggingface/safetensors, "Format"): the size of
+    the header, the header in JSON, the tensors. Names are sorted, as its own library does.
 
-    Tensors come in any order. Leaving ``with`` expects that all have come.
+    Tensors are written in any order; all must be written before the end of the ``with`` block.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class SafetensorsWriter:
             offset = end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % ALIGNMENT)
-        self._left, self._start = set(shapes), 8 + len(text)
+        self._unwritten, self._start = set(shapes), 8 + len(text)
         self._file = path.open("xb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Raises ValueError, UserError, as ``to_file_dtype`` does."""
+        """Write a tensor. Raises ValueError and UserError as ``to_file_dtype`` does."""
         data = to_file_dtype(name, tensor, self._shapes[name], self._dtype)
         self._file.seek(self._start + self._offsets[name])
         self._file.write(data.view(torch.uint8).numpy().data)
-        self._left.remove(name)
+        self._unwritten.remove(name)
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +106,7 @@ class SafetensorsWriter:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        assert error is not None or not self._left, f"not written: {self._left}"
+        assert error is not None or not self._unwritten, f"not written: {self._unwritten}"
 
 
 def write_safetensors(
@@ -117,7 +117,7 @@ def write_safetensors(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
 ) -> None:
-    """All tensors into one file. Raises ValueError, UserError, OSError."""
+    """Write all tensors to one file. Raises ValueError, UserError, OSError."""
     with SafetensorsWriter(path, shapes, dtype, metadata) as file:
         for name, tensor in tensors:
             file.write(name, tensor)
@@ -126,8 +126,10 @@ def write_safetensors(
 def write_pt(
     path: Path, tensors: Iterable[tuple[str, Tensor]], shapes: Shapes, *, dtype: torch.dtype
 ) -> None:
-    """The state dict that torch.save writes: a zip with the pickle of a dict, in which each tensor
-    names its storage, and the storages.
+    """Write the file that torch.save writes of a state dict: a zip of a pickled dict, in which each
+    tensor names its storage, and of the storages.
+
+    torch.serialization.skip_data() may replace this code once it is no longer a prototype.
 
     Raises ValueError, UserError, OSError.
     """
@@ -148,20 +150,22 @@ def write_pt(
                 archive.write_record(record, text, len(text))
             for name, tensor in tensors:
                 data = to_file_dtype(name, tensor, shapes[name], dtype)
-                if data.untyped_storage().nbytes() > data.nbytes:  # all of which would be written
+                if (
+                    data.untyped_storage().nbytes() > data.nbytes
+                ):  # a view: the whole storage would be written
                     data = data.clone()
                 storage: Any = data.untyped_storage()
                 archive.write_record(f"data/{keys.pop(name)}", storage, storage.nbytes())
                 stream.check()
         finally:
-            archive.write_end_of_file()  # or its destructor will, into a file that is closed
+            archive.write_end_of_file()  # otherwise its destructor writes to the closed file
         stream.check()
     assert not keys, f"not written: {keys}"
 
 
 class _CheckedFile:
-    """A file whose failure is told by ``check``: torch's writer ends the process at what its
-    destructor cannot write."""
+    """A file whose write errors are raised by ``check`` only: torch's writer aborts the process if
+    its destructor cannot write."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -176,14 +180,14 @@ class _CheckedFile:
         return len(data)
 
     def check(self) -> None:
-        """Raises OSError."""
+        """Raise the first write error, if any. Raises OSError."""
         if self._failure is not None:
             raise self._failure
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """The memory of a tensor, by the number of its record."""
+    """Stands for the storage of a tensor; ``key`` is the name of its record."""
 
     key: str
     entries: int
@@ -192,7 +196,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _TensorStandIn:
-    """Pickled as a tensor is, without having one."""
+    """Is pickled as a tensor is, without having one."""
 
     key: str
     shape: tuple[int, ...]

@@ -196,16 +196,18 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
     (folder / "other.txt").write_text("Deich!?" * 200)
     told = alone(folder, "data.path=other.txt")
     assert (
-        "it has '!', '?', which run/checkpoints/step-00000040 has no ids for; evaluate it on"
+        "run/checkpoints/step-00000040 has no ids for '!', '?'; set data.path=... to text without"
         in told
     )
     assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in alone(
         folder, subject=EvaluationRequest(last_n=9)
     )
-    assert "data.validation=0.0 leaves nothing" in alone(folder, "data.validation=0.0")
+    assert "data.validation=0.0, so there is no validation split: use --split" in alone(
+        folder, "data.validation=0.0"
+    )
     endless = EvaluationRequest(split="train")
     told = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
-    assert "data.type='synthetic' never ends: --samples N" in told
+    assert "data.type='synthetic' is endless: pass --samples N" in told
     assert "no checkpoint 3; existing: 20, 40" in alone(folder, step="3")
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
@@ -220,7 +222,10 @@ def test_data_that_has_changed_is_told(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    corpus, told = folder / "corpus.txt", "warning: the data is not what run/checkpoints/step-0"
+    corpus, told = (
+        folder / "corpus.txt",
+        "warning: the data has changed since run/checkpoints/step-0",
+    )
     try:
         corpus.write_text(TEXT[1:] + TEXT[0], encoding="utf-8")
         for overrides, count in (((), 1), (("SEQ_LEN=4",), 0)):

@@ -88,7 +88,7 @@ def test_weights_that_are_no_numbers_fail_in_a_line() -> None:
     model = make()
     with torch.no_grad():
         model.get_parameter("h.1.mlp.c_fc.weight")[0, 0] = torch.nan
-    with pytest.raises(RunError, match="no finite logits"):
+    with pytest.raises(RunError, match="logits are not finite"):
         ids_of(model, PROMPT, GREEDY)
 
 

@@ -1,4 +1,4 @@
-"""Files of any name by their content: text, JSON lines, JSON arrays."""
+"""Files in the format that their content has: text, JSON lines or JSON arrays."""
 
 from __future__ import annotations
 

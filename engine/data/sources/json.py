@@ -1,4 +1,4 @@
-"""A JSON array of objects or strings, each a document."""
+"""JSON arrays of objects or strings; each element is a document."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece
 from engine.errors import UserError
 
-# The longest escape: it is reported as an error at its first character where its last is missing
-LONGEST = len(r"\ud83d\ude42")
+# The longest escape sequence. If its end is missing, the JSON error is at its first character.
+LONGEST_ESCAPE = len(r"\ud83d\ude42")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -29,7 +29,8 @@ def open_corpus(request: SourceRequest) -> Corpus:
 
 
 class JsonArray(FileDocuments):
-    """Documents joined by end-of-text. Memory holds one element and a block of the file."""
+    """The elements of an array, separated by end-of-text. At most one element and one block of the
+    file are in memory."""
 
     def __init__(self, file: DataFile, key: str) -> None:
         super().__init__(file)
@@ -49,7 +50,7 @@ class JsonArray(FileDocuments):
     def _elements(self) -> Iterator[object]:
         stream = _JsonStream(piece or "" for piece in self._text.pieces())
         if stream.next() != "[":
-            raise UserError(f"{self.name} is not a JSON array: it does not begin with [")
+            raise UserError(f"{self.name} is not a JSON array: its first character is not [")
         stream.take()
         number, after = 0, stream.next()
         if after == "]":
@@ -63,21 +64,21 @@ class JsonArray(FileDocuments):
                 raise UserError(f"{self.name}, element {number}: not JSON: {what}") from None
             after = stream.next()
             if after not in (",", "]"):
-                raise UserError(f"{self.name}, element {number}: a comma or ] is missing after it")
+                raise UserError(f"{self.name}, element {number}: followed by neither a comma nor ]")
             stream.take()
         if stream.next():
-            raise UserError(f"{self.name}: there is more after the array's end")
+            raise UserError(f"{self.name}: text follows the end of the array")
 
 
 class _JsonStream:
-    """Text that comes in blocks, read value by value."""
+    """A stream of text, parsed value by value."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self._blocks, self._text, self._place = blocks, "", 0
         self._decoder = json.JSONDecoder()
 
     def next(self) -> str:
-        """The next character that is not blank, without taking it; empty at the end."""
+        """Return the next character that is no space, without consuming it; "" at the end."""
         while True:
             match = SPACE.match(self._text, self._place)
             self._place = match.end() if match else self._place
@@ -87,29 +88,31 @@ class _JsonStream:
                 return ""
 
     def take(self) -> None:
-        """Take the character that ``next`` gave."""
+        """Consume the character that ``next`` returned."""
         self._place += 1
 
     def value(self) -> object:
-        """Take a value. Raises ValueError."""
-        self.next()  # to where it begins
+        """Parse and consume a value. Raises ValueError."""
+        self.next()  # skips spaces
         while True:
             try:
-                found, self._place = self._decoder.raw_decode(self._text, self._place)
-                return found
+                value, self._place = self._decoder.raw_decode(self._text, self._place)
+                return value
             except json.JSONDecodeError as error:
-                # As much again, so that a long element is parsed few times
-                if not (self._may_be_cut(error) and self._more(len(self._text) - self._place)):
+                # Doubles the text, so that a long element is parsed a logarithmic number of times
+                if not (
+                    self._may_be_truncated(error) and self._more(len(self._text) - self._place)
+                ):
                     raise
 
-    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether the error may come of the text ending here. Any other one is an error however
-        the text goes on, which would be read to its end for nothing."""
+    def _may_be_truncated(self, error: json.JSONDecodeError) -> bool:
+        """Return whether more text might resolve the error. For any other error, reading the rest
+        would be useless."""
         unterminated = error.msg.startswith("Unterminated string")
-        return unterminated or error.pos >= len(self._text) - LONGEST
+        return unterminated or error.pos >= len(self._text) - LONGEST_ESCAPE
 
     def _more(self, least: int = 1) -> bool:
-        """Read at least so many characters on, or to the end; False where that is here."""
+        """Read at least ``least`` more characters, or up to the end. Return False at the end."""
         parts, added = [self._text[self._place :]], 0
         for block in self._blocks:
             parts.append(block)

@@ -1,4 +1,4 @@
-"""JSON lines: an object on every line, each a document, whose text is under one key."""
+"""JSON lines: every line is an object, and the string under one key of it is a document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.data.tokenizer import Piece
 from engine.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-MAX_LISTED = 12  # keys in a message
+MAX_LISTED = 12  # keys listed in a message
 
 
 def open_corpus(request: SourceRequest) -> Corpus:
@@ -25,7 +25,7 @@ def open_corpus(request: SourceRequest) -> Corpus:
 
 
 class JsonLines(FileDocuments):
-    """Documents joined by end-of-text; empty lines between them are skipped."""
+    """The documents of a file, separated by end-of-text. Empty lines are skipped."""
 
     def __init__(self, file: DataFile, key: str) -> None:
         super().__init__(file)
@@ -44,7 +44,7 @@ class JsonLines(FileDocuments):
             offset += len(line)
 
     def _text(self, line: bytes, number: int, offset: int) -> str:
-        """The text of line ``number``, which starts at byte ``offset`` of the file."""
+        """Return the text of line ``number``, which starts at byte ``offset`` of the file."""
         where = f"{self.name}, line {number}"
         try:
             value = json.loads(line.decode().rstrip())
@@ -55,30 +55,28 @@ class JsonLines(FileDocuments):
             ) from None
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{where}: not JSON: {error.msg} (column {error.colno}); each line is to be an "
-                f"object with a \"{self._key}\"; data.type='text' learns the file as it is"
+                f"{where}: not JSON: {error.msg} (column {error.colno}); each line must be an "
+                f"object with a \"{self._key}\"; data.type='text' trains on the file as text"
             ) from None
-        except (ValueError, RecursionError) as error:  # a number too long, nesting too deep
-            raise UserError(f"{where}: not JSON that can be read: {error}") from None
+        except (ValueError, RecursionError) as error:  # too long a number or too deep nesting
+            raise UserError(f"{where}: JSON that cannot be parsed: {error}") from None
         return text_in(value, self._key, where)
 
 
 def kind_of(source: str, key: str) -> str:
-    """How content becomes text by a source and a key."""
+    """Return ``Documents.kind`` of a source and a key."""
     return source if key == "text" else f"{source} {key}"
 
 
 def text_in(value: object, key: str, where: str) -> str:
-    """The text of a document that JSON holds. Raises UserError, beginning with ``where``."""
+    """Return the text of a document in JSON. Raises UserError with ``where`` at the start."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: not an object with a "{key}"')
     if key not in value:
         keys = [str(name) for name in value]
         more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
-        there = ", ".join(map(repr, keys[:MAX_LISTED])) + more if keys else "none"
-        raise UserError(
-            f'{where}: no "{key}" in it; its keys: {there}; data.key names the one to read'
-        )
+        listed = ", ".join(map(repr, keys[:MAX_LISTED])) + more if keys else "none"
+        raise UserError(f'{where}: has no "{key}": set data.key to one of its keys: {listed}')
     text = value[key]
     if not isinstance(text, str):
         raise UserError(f'{where}: not an object with a "{key}" that is a string')
@@ -86,10 +84,9 @@ def text_in(value: object, key: str, where: str) -> str:
 
 
 def encodable(text: str, what: str) -> str:
-    """Return ``text``, which JSON held as ``what``. Raises UserError where UTF-8 cannot encode
-    it."""
+    """Return ``text``. Raises UserError, which begins with ``what``, if it is no valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{what} holds half of a surrogate pair") from None
+        raise UserError(f"{what} contains half of a surrogate pair") from None
     return text

@@ -1,9 +1,9 @@
-"""Tokens drawn from a Markov chain: no file, no end, and something to learn.
+"""Endless tokens from a Markov chain: needs no file, and a model can learn it.
 
-The chain has S = min(256, vocab_size) states, ids spread over the whole vocabulary. From a state
-it goes on to one of four with probability 1/2, 1/4, 1/8, 1/8. Every state is as likely as any
-other, so a model first learns which ids occur (ln S nats a token), then who follows whom, down to
-7/4 ln 2 = 1.213 nats.
+The chain has S = min(256, vocab_size) states, whose ids are spread over the whole vocabulary. Each
+state has four successors, with probabilities 1/2, 1/4, 1/8 and 1/8. All states are equally likely,
+so a model first learns which ids occur (loss ln S nats per token), then the successors (loss
+7/4 ln 2 = 1.213 nats).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from engine.errors import UserError
 
 STATES = 256
 VALIDATION = 1024  # samples
-STEPS = np.array([0, 0, 0, 0, 1, 1, 2, 3])  # the three lowest bits of a draw choose the successor
+STEPS = np.array([0, 0, 0, 0, 1, 1, 2, 3])  # successor by the three lowest random bits
 
-TABLE, TRAIN, HELD_OUT = range(100, 103)  # what a draw is for: no two share a stream
+TABLE, TRAIN, HELD_OUT = range(100, 103)  # random streams, one per use
 
 
 def open_corpus(request: SourceRequest) -> Corpus:
     if request.vocab_size < 1:
-        raise UserError(f"model.vocab_size={request.vocab_size}: a vocabulary has 1 token or more")
+        raise UserError(f"model.vocab_size={request.vocab_size} must be 1 or more")
     samples = VALIDATION if request.validation > 0 else 0
     return Corpus(
         train=MarkovChain(request, TRAIN, samples=None),
@@ -36,7 +36,7 @@ def open_corpus(request: SourceRequest) -> Corpus:
 
 
 class MarkovChain:
-    """Sample i is a walk of seq_len + 1 states, a function of (seed, i) alone."""
+    """Sample i is a walk of seq_len + 1 states, a pure function of (seed, i)."""
 
     def __init__(self, request: SourceRequest, stream: int, *, samples: int | None) -> None:
         self.samples = samples
@@ -46,7 +46,7 @@ class MarkovChain:
         self._next = permutation(states, request.seed, TABLE, 1)
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(ids, targets) [n, seq_len]."""
+        """Return (ids, targets) [n, seq_len]."""
         length = self.seq_len + 1
         draws = [raw_bits(length, self._seed, self._stream, int(i)) for i in indices]
         bits = np.array(draws, np.uint64).reshape(len(indices), length)
@@ -54,9 +54,9 @@ class MarkovChain:
         state = (bits[:, 0] >> np.uint64(3)).astype(np.int64) % states
         step = STEPS[(bits & np.uint64(7)).astype(np.int64)]
         walk = np.empty((len(indices), length), np.int64)
-        for place in range(length):
-            walk[:, place] = state
-            state = self._next[(state + step[:, place]) % states]
+        for position in range(length):
+            walk[:, position] = state
+            state = self._next[(state + step[:, position]) % states]
         ids = self._ids[walk]
         return ids[:, :-1], ids[:, 1:]
 

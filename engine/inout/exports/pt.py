@@ -1,4 +1,4 @@
-"""A state dict by our names, for torch.load with weights_only=True."""
+"""A state dict by cuboid's parameter names, for torch.load with weights_only=True."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from engine.inout.tensor_writers import write_pt
 
 
 def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
+    """Write the file."""
     write_pt(path, model.read_tensors(), model.shapes, dtype=options.dtype)
 
 

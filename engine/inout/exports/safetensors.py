@@ -1,4 +1,4 @@
-"""A file of safetensors by our names, whose metadata says what model it is."""
+"""A safetensors file by cuboid's parameter names, with the model's config in its metadata."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from engine.inout.tensor_writers import write_safetensors
 
 
 def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
+    """Write the file."""
     write_safetensors(
         path, model.read_tensors(), model.shapes, dtype=options.dtype, metadata=model.metadata
     )

@@ -96,7 +96,7 @@ def test_what_is_compressed_is_the_same_data(
         assert text_of(one) == text_of(other)
         assert one.fingerprint == other.fingerprint
     packed.write_bytes(pack(POEM.encode())[:-20])
-    with pytest.raises(UserError, match="is compressed and damaged"):
+    with pytest.raises(UserError, match="is a corrupt compressed file: "):
         open_corpus("auto", ask(packed))
 
 
@@ -170,8 +170,8 @@ IDS = np.arange(20_000, 24_000)
             POEM.encode("latin-1"),
             "if it is Latin-1 or Windows text: iconv -f WINDOWS-1252 -t UTF-8",
         ),
-        (b'{\n  "data": [\n', "looks like one JSON object over several lines; JSON lines and "),
-        (b'{"text": "cut\n', "line 1: not JSON: .*; data.type='text' learns the file as it is"),
+        (b'{\n  "data": [\n', "looks like one JSON object over several lines, which is not "),
+        (b'{"text": "cut\n', "line 1: not JSON: .*; data.type='text' trains on the file as text"),
     ],
 )
 def test_other_formats_are_named_in_one_line(
@@ -203,17 +203,17 @@ def test_the_command_that_converts_works(tmp_path: Path, ask: Ask, encoding: str
         ('["a", 5]', 'element 2: not an object with a "text"'),
         (
             '[{"text": "a"}, {"txt": "b", "n": 1}]',
-            "element 2: no \"text\" in it; its keys: 'txt', 'n'",
+            "element 2: has no \"text\": set data.key to one of its keys: 'txt', 'n'",
         ),
-        ('["a" "b"]', "element 1: a comma or ] is missing after it"),
+        ('["a" "b"]', "element 1: followed by neither a comma nor ]"),
         ('["a", ]', "element 2: not JSON: Expecting value"),
         ('["a", "b', "element 2: not JSON: Unterminated string"),
-        ('["ab\\ud800c"]', "element 1: the string holds half of a surrogate pair"),
+        ('["ab\\ud800c"]', "element 1: the string contains half of a surrogate pair"),
         (
             '["a", {"text": "ab\\ud800c"}]',
-            'element 2: "text" holds half of a surrogate pair',
+            'element 2: "text" contains half of a surrogate pair',
         ),
-        ('["a"] more', "there is more after the array's end"),
+        ('["a"] more', "text follows the end of the array"),
         ("[]", "holds no text"),
     ],
 )
@@ -291,6 +291,6 @@ def test_a_key_names_where_the_text_is(tmp_path: Path, ask: Ask, as_array: bool)
     other = open_corpus("auto", ask(path, seq_len=1, validation=0.3))
     assert text_of(other) == "\x03".join(["no"] * 3)
     with pytest.raises(
-        UserError, match=r"no \"body\" in it; its keys: 'text', 'content'; data.key"
+        UserError, match=r"has no \"body\": set data.key to one of its keys: 'text', 'content'$"
     ):
         open_corpus("auto", ask(path, key="body"))

@@ -62,10 +62,10 @@ GOOD = b'{"text": "good"}\n'
     ("line", "message"),
     [
         (b'{"text": "bad}', r"line 3: not JSON: Unterminated string starting at \(column 10\)"),
-        (b"{'text': 1}", r"line 3: not JSON: .*; each line is to be an object with a \"text\""),
+        (b"{'text': 1}", r"line 3: not JSON: .*; each line must be an object with a \"text\""),
         (
             b'{"txt": "a"}',
-            r"line 3: no \"text\" in it; its keys: 'txt'; data.key names the one to read",
+            r"line 3: has no \"text\": set data.key to one of its keys: 'txt'$",
         ),
         (b'{"text": 5}', r'line 3: not an object with a "text" that is a string'),
         (b'{"text": null}', r'line 3: not an object with a "text" that is a string'),

@@ -151,7 +151,9 @@ def test_data_without_end_has_no_epochs() -> None:
     again = TrainBatches(synthetic, seed=5, batch_size=4).resumed_at(text.consumed(4))
     assert again.consumed(5) == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=4 / 23)
     assert again.batch(5, 0, 0)[0][:, 0].tolist() == [16, 17, 18, 19]
-    with pytest.raises(UserError, match="by='epoch' needs data that ends"):
+    with pytest.raises(
+        UserError, match="by='epoch' needs data with epochs, and this data is endless: set lr_s"
+    ):
         batches.epoch(1)
 
 

@@ -10,12 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
 from engine.data.loader import load_batches
+from engine.data.source import Corpus
+from engine.data.split import Windows
+from engine.data.tokenizer import dump
 from engine.data.tokenizer import load as load_tokenizer
-from engine.data.vocabulary import use_saved_ids
+from engine.data.tokenizers.char import Char
+from engine.data.vocabulary import corpus_for_model, use_saved_ids
 from engine.evaluate import evaluate
 from engine.evaluation import EvaluationRequest
 from engine.inout.open_model import open_saved_model
@@ -72,6 +77,26 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("ba", []),
+        ("abc", ["new token in the data: 'c' gets id 2; the 2 ids of w keep their meaning"]),
+        (
+            "dabc",
+            ["new tokens in the data: 'c', 'd' get ids 2 to 3; the 2 ids of w keep their meaning"],
+        ),
+    ],
+)
+def test_new_tokens_are_reported_with_their_ids(text: str, lines: list[str]) -> None:
+    split = Windows(np.arange(len(text)), seq_len=1)
+    corpus = Corpus(
+        train=split, validation=split, tokenizer=Char.fit([text]), description="", fingerprint=""
+    )
+    saved = dump("char", Char("ab"))
+    assert corpus_for_model(corpus, saved, vocab_size=9, cite=str, path="w")[1] == lines
+
+
 @pytest.fixture
 def folder(both: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(both, tmp_path / "copy"))
@@ -84,8 +109,8 @@ def test_new_characters_get_new_ids_and_old_ones_keep_theirs(both: Path) -> None
     assert words_of(both, 3).characters == words_of(both, 4).characters == characters + new
     first, last = len(characters), len(characters + new) - 1
     assert (
-        f"new in the data: {NEW}; their ids are {first} to {last}, and the {first} ids of "
-        "run/checkpoints/step-00000002 stay as they are"
+        f"new tokens in the data: {NEW} get ids {first} to {last}; the {first} ids of "
+        "run/checkpoints/step-00000002 keep their meaning"
     ) in (both / "told").read_text().splitlines()
 
 
@@ -143,7 +168,7 @@ def test_an_evaluation_is_by_the_checkpoints_ids(
         )
     assert found.loss == pytest.approx(told, rel=1e-6)
     refused = alone(both, step="2")
-    assert f"it has {NEW}, which run/checkpoints/step-00000002 has no ids for" in refused
+    assert f"run/checkpoints/step-00000002 has no ids for {NEW};" in refused
 
 
 def test_a_model_without_room_for_new_characters_is_refused(tmp_path: Path) -> None:
@@ -164,8 +189,9 @@ def test_a_model_without_room_for_new_characters_is_refused(tmp_path: Path) -> N
         job(tmp_path, *changed, one, output="bpe", init=checkpoint),
     ]
     ended = [of_ranks[0] for of_ranks in run_all(jobs)]
-    refused = f"command line: {small} has no room for '😀', in the data and not in {checkpoint} "
-    assert f"has no room for {size} tokens" in ended[0].err
+    tokens = f"{size + 1} tokens, of which {checkpoint} lacks '😀' "
+    refused = f"command line: {small} is too small for {tokens}"
+    assert f"is too small for {size} tokens (" in ended[0].err
     assert ended[0].err.endswith(f": set {small}\n")
     assert ended[1].error == "", ended[1].err
     assert ended[2].err.startswith(refused)
@@ -203,7 +229,7 @@ def test_checkpoints_without_a_tokenizer_are_read_by_the_runs(folder: Path) -> N
         ]
     )
     assert refused[0].err == (
-        "command line: data.tokenizer='gpt2', and the ids of run/checkpoints/step-00000004 are by "
+        "command line: data.tokenizer='gpt2', but run/checkpoints/step-00000004 was trained with "
         "'char': set data.tokenizer='char'\n"
     )
     assert ended[0].error == "", ended[0].err

@@ -114,12 +114,16 @@ def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
     to("hf", trained(), out)
     (out / "thesis.tex").touch()
     with pytest.raises(
-        UserError, match=r"out holds thesis\.tex, which --force does not remove: name another"
+        UserError, match=r"out contains thesis\.tex, which --force does not remove: name another"
     ):
         to("hf", trained(), out, force=True)
-    with pytest.raises(UserError, match=r"out is a folder: name another --out$"):
+    with pytest.raises(
+        UserError, match=r"out is a folder, but this format writes a file: name another --out$"
+    ):
         to("pt", trained(), out, force=True)
-    with pytest.raises(UserError, match=r"thesis\.tex is no folder: name another --out$"):
+    with pytest.raises(
+        UserError, match=r"thesis\.tex is a file, but this format writes a folder: name"
+    ):
         to("hf", trained(), out / "thesis.tex", force=True)
     assert len([*out.iterdir()]) == 4
 
@@ -136,7 +140,7 @@ def test_a_checkpoint_that_was_changed_is_not_exported(run: RunFolder, tmp_path:
     with pytest.raises(UserError) as told:
         to("pt", open_saved_model(path), tmp_path / "out")
     wrong = f"{shard.name} was changed: its SHA-256 differs"
-    assert str(told.value) == f"{path} is not what was written: {wrong}"
+    assert str(told.value) == f"{path} is corrupt: {wrong}"
     assert not (tmp_path / "out").exists()
 
 
@@ -165,9 +169,12 @@ def other_metadata(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (no_model, "x holds no model: it may be a run, one of its checkpoints, a Hugging Face fol"),
-        (other_safetensors, "x does not say what model it is of: cuboid did not write it"),
-        (other_tensors, "x: its tensors are not those of the model that its metadata tells"),
+        (
+            no_model,
+            "x contains no model: give a run, a checkpoint, a Hugging Face folder, a folder that ",
+        ),
+        (other_safetensors, "x has no model config in its metadata: cuboid did not write it"),
+        (other_tensors, "x: its tensors do not match the model in its metadata"),
         (other_metadata, "x: model.n_layer: Input should be greater than or equal to 1"),
     ],
 )
@@ -183,9 +190,9 @@ def test_what_holds_no_model_is_refused(
 
 def test_steps_are_of_runs_with_checkpoints(run: RunFolder, tmp_path: Path) -> None:
     out = to("hf", trained(), tmp_path / "out")
-    with pytest.raises(UserError, match=r"out has no checkpoints, of which to take 4$"):
+    with pytest.raises(UserError, match=r"out has no checkpoints, so there is no 4$"):
         open_saved_model(out, "4")
     with pytest.raises(UserError, match=r"run: no checkpoint 4; existing: 2, 3$"):
         open_saved_model(run.path, "4")
-    with pytest.raises(UserError, match="nowhere holds no model"):
+    with pytest.raises(UserError, match="nowhere contains no model"):
         open_saved_model(tmp_path / "nowhere")

@@ -102,7 +102,7 @@ def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder
         for name, more in ((Path(name), LAYOUTS[name]) for name in LAYOUTS)
     ]
     for ended in run_all(cut, 4):
-        assert "beginning with the weights of hf\n" in worked(*ended)
+        assert "starting from the weights of hf\n" in worked(*ended)
     for name in LAYOUTS:
         for found, wanted in zip(losses(folder, name), losses(folder), strict=True):
             assert found == pytest.approx(wanted, rel=1e-12)
@@ -173,15 +173,15 @@ def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
     for ended in run_all(jobs[4:], 4):
         worked(*ended)
     assert told[0].splitlines()[:3] == [
-        "beginning with the weights of x.safetensors",
-        "command line: model.vocab_size=38, and there are 33 token ids in it: the last 5 begin as "
-        "without --init-from",
-        "command line: model.block_size=11, and there are 8 positions in it: the last 3 begin as "
-        "without --init-from",
+        "starting from the weights of x.safetensors",
+        "command line: model.vocab_size=38, and the saved model has 33 token ids: the last 5 start "
+        "from random weights",
+        "command line: model.block_size=11, and the saved model has 8 positions: the last 3 start "
+        "from random weights",
     ]
     assert (
-        "command line: model.vocab_size=32, and there are 33 token ids in it: the last 1 are left "
-        "out"
+        "command line: model.vocab_size=32, and the saved model has 33 token ids: the last 1 are "
+        "dropped"
     ) in told[2].splitlines()
     for name in ("alone", *CUT_ROWS):
         for size in ("more", "fewer"):
@@ -198,10 +198,10 @@ def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
     (ended,) = run(job(folder, "x.safetensors"))
     assert (ended.error, ended.out) == ("UserError", "")
     assert ended.err.splitlines() == [
-        "--init-from=x.safetensors holds another model than tiny.py:",
-        "  tiny.py:5: model.n_layer=2; there n_layer is 3",
-        "  tiny.py: model.n_inner=64; there n_inner is 60",
-        "  tiny.py: model.activation='gelu_tanh'; there activation is 'gelu'",
+        "--init-from=x.safetensors has another architecture than tiny.py:",
+        "  tiny.py:5: model.n_layer=2; the saved model has n_layer=3",
+        "  tiny.py: model.n_inner=64; the saved model has n_inner=60",
+        "  tiny.py: model.activation='gelu_tanh'; the saved model has activation='gelu'",
     ]
     assert not (folder / "run").exists()
 
@@ -209,7 +209,9 @@ def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
 def test_a_path_without_weights_is_refused(folder: Path) -> None:
     (ended,) = run(job(folder, "nowhere"))
     assert (ended.error, ended.out) == ("UserError", "")
-    assert ended.err.startswith("nowhere holds no model: it may be a run, one of its checkpoints, ")
+    assert ended.err.startswith(
+        "nowhere contains no model: give a run, a checkpoint, a Hugging Face "
+    )
     assert not (folder / "run").exists()
 
 
@@ -246,7 +248,7 @@ def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
         return job(folder, source, *STILL, output=name, **more)
 
     told = worked(*run(again("again", "first", launch="1")))
-    assert "beginning with the weights of " + str(shelf.folder(2)) + ", of step 2" in told
+    assert "starting from the weights of " + str(shelf.folder(2)) + ", of step 2" in told
     assert same(ended_with(folder, "again"), wanted)
     worked(*run(again("auto", None, resume="auto")))  # by someone who says less
     assert same(ended_with(folder, "auto"), wanted)
@@ -258,8 +260,8 @@ def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
     (ended,) = run(again("changed", "first", launch="1"))
     assert (ended.error, ended.err) == (
         "UserError",
-        f"{shelf.folder(2)} has changed or gone since changed began with it, and there is no "
-        "checkpoint to go on from: another --output\n",
+        f"{shelf.folder(2)} was changed or deleted since changed started from it, and the run has "
+        "no checkpoint to resume from: choose another --output\n",
     )
 
 

@@ -92,7 +92,10 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
             ["export", "x.safetensors", "--to", "pt"],
             "exports/x.pt exists already: name another --out, or --force",
         ),
-        (["export", "x.safetensors", "--to", "pt", "--step", "best"], "has no checkpoints, of whi"),
+        (
+            ["export", "x.safetensors", "--to", "pt", "--step", "best"],
+            "has no checkpoints, so there is no best",
+        ),
         (["export", "x.safetensors", "--to", "hf", "--shard-size", "0"], "is not a size, such as"),
         (["import", "nowhere", "--from", "hf"], "argument path: nowhere does not exist in "),
         (["import", ".", "--from", "hf"], "config.json"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.data.loader import load_batches
-from engine.data.remarks import data_remarks
 from engine.plan import Plan, make_plan
+from engine.runs.data_remarks import data_remarks
 
 CONFIG = """
 BATCH_SIZE = 4
