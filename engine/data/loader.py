@@ -85,7 +85,7 @@ class TrainBatches:
         rounds: int = 1,
         validation_batches: int | None = None,
     ) -> None:
-        """Divide ``corpus`` into batches. ``validation_batches`` counts global batches of G samples;
+        """Divide ``corpus`` into batches. ``validation_batches`` is in global batches of G samples;
         None: the whole split."""
         self.corpus = corpus
         self._before = Consumed()  # before the first of these batches

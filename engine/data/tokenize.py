@@ -76,7 +76,7 @@ def _builder(documents: Documents, request: SourceRequest) -> Build:
                 _check_ids(ids, tokenizer, request)
                 write(ids.astype(dtype))
         if empty:
-            raise UserError(f"{documents.name} holds no text")
+            raise UserError(f"{documents.name} contains no text")
         return dtype, {"tokenizer": dump(request.tokenizer, tokenizer)}
 
     return build

@@ -156,7 +156,7 @@ def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
         for name in names
     ],
 )
-def test_every_layout_finds_what_whole_logits_say(folder: Path, size: int, name: str) -> None:
+def test_every_layout_gives_the_result_of_full_logits(folder: Path, size: int, name: str) -> None:
     for subject in SUBJECTS:
         wanted = plainly(folder, subject)
         assert 0 < wanted["top_1"] < wanted["top_10"] < 1
@@ -169,7 +169,7 @@ def test_every_layout_finds_what_whole_logits_say(folder: Path, size: int, name:
                 assert getattr(one, key) == pytest.approx(value, rel=tolerance, abs=0), key
 
 
-def test_a_whole_split_is_what_the_run_validated_on(folder: Path) -> None:
+def test_loss_of_the_validation_split_is_that_of_the_run(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     one = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
     assert one.samples == one.split_samples == 20
@@ -190,7 +190,7 @@ def alone(
         return err.getvalue()
 
 
-def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (folder / "other.txt").write_text("Deich!?" * 200)
@@ -217,7 +217,7 @@ def test_what_cannot_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "step-00000040: training.json" in alone(folder)
 
 
-def test_data_that_has_changed_is_told(
+def test_changed_data_gives_a_warning(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -238,7 +238,7 @@ def test_data_that_has_changed_is_told(
         corpus.write_text(TEXT, encoding="utf-8")
 
 
-def test_the_last_positions() -> None:
+def test_last_n_ignores_the_targets_before() -> None:
     ids, targets = torch.arange(12).view(2, 6), torch.arange(1, 13).view(2, 6)
     assert mask_all_but_last((ids, targets), 2)[1].tolist() == [
         [-100] * 4 + [5, 6],
@@ -249,7 +249,7 @@ def test_the_last_positions() -> None:
     assert targets[0, 0] == 1, "what was read stays as it is"
 
 
-def test_bytes_of_tokens_are_those_of_their_text() -> None:
+def test_bytes_of_tokens_add_up_to_the_text() -> None:
     words, text = GPT2(), "naïve café — 東京 🙂👩‍👧 and  so on\n\n" * 3
     for tokenizer in (words, Char.fit([text, None])):
         counts = tokenizer.byte_counts()
@@ -279,7 +279,7 @@ FOUND = Evaluation(
 )
 
 
-def test_what_is_told() -> None:
+def test_result_as_table_and_json() -> None:
     assert FOUND.table().splitlines() == [
         "runs/x, step 1,200: validation, 64 samples, 512 targets",
         "  loss        1.3863",
@@ -298,7 +298,7 @@ def test_what_is_told() -> None:
     assert json.loads(FOUND.as_json())["bits_per_byte"] == 1.0
 
 
-def test_where_it_is_kept() -> None:
+def test_result_file_is_named_by_step_split_and_part() -> None:
     names = [
         one.path(Path("run")).name
         for one in (

@@ -46,7 +46,7 @@ def plainly(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) 
 
 @pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 50])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(tokens=40, seed=4)], ids=["greedy", "drawn"])
-def test_texts_are_those_without_a_cache(length: int, sampling: Sampling) -> None:
+def test_cache_does_not_change_the_ids(length: int, sampling: Sampling) -> None:
     """Also past the last position, and of prompts that are longer than the positions."""
     model = make()
     prompt = [(7 * n) % 29 for n in range(length)]
@@ -55,7 +55,7 @@ def test_texts_are_those_without_a_cache(length: int, sampling: Sampling) -> Non
     assert len(set(found)) > 3
 
 
-def test_greedy_text_is_that_of_transformers() -> None:
+def test_greedy_ids_equal_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = replace(SIZES, head_dim=5)
     model = make(sizes)
@@ -84,7 +84,7 @@ def test_greedy_text_is_that_of_transformers() -> None:
     assert ids_of(model, PROMPT, replace(GREEDY, tokens=tokens)) == wanted.tolist()
 
 
-def test_weights_that_are_no_numbers_fail_in_a_line() -> None:
+def test_nan_weights_fail_in_one_line() -> None:
     model = make()
     with torch.no_grad():
         model.get_parameter("h.1.mlp.c_fc.weight")[0, 0] = torch.nan
@@ -92,7 +92,7 @@ def test_weights_that_are_no_numbers_fail_in_a_line() -> None:
         ids_of(model, PROMPT, GREEDY)
 
 
-def test_seeds_and_numbers() -> None:
+def test_every_seed_and_number_gives_other_ids() -> None:
     model, sampling = make(), Sampling(tokens=20, temperature=2.0)
     texts = [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)]
     assert len(set(texts)) == 4
@@ -102,7 +102,7 @@ def test_seeds_and_numbers() -> None:
     assert {*ids_of(model, PROMPT, replace(GREEDY, seed=1))} == {*ids_of(model, PROMPT, GREEDY)}
 
 
-def test_rows_of_the_table_that_stand_for_nothing_are_never_drawn() -> None:
+def test_ids_outside_the_tokenizer_are_never_sampled() -> None:
     hot = Sampling(tokens=300, temperature=1e6)
     found = set(generate_ids(make(), PROMPT, hot, vocabulary=7))
     assert found == set(range(7))
@@ -132,18 +132,20 @@ LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()  # of these probabilities
         ({"temperature": 0.5, "top_p": 0.8}, [0, 16 / 25, 0, 9 / 25]),
     ],
 )
-def test_probabilities(more: dict[str, Any], wanted: list[float]) -> None:
+def test_probabilities_follow_temperature_top_k_and_top_p(
+    more: dict[str, Any], wanted: list[float]
+) -> None:
     found = probabilities(LOGITS, Sampling(**more))
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-def test_of_equals_the_lower_id_is_likelier() -> None:
+def test_ties_prefer_the_lower_id() -> None:
     for more in ({"top_k": 2}, {"top_p": 0.5}):
         assert probabilities(torch.zeros(4), Sampling(**more)).tolist() == [0.5, 0.5, 0, 0]
     assert probabilities(torch.zeros(4), GREEDY).tolist() == [1, 0, 0, 0]
 
 
-def test_draws_are_as_frequent_as_they_are_likely() -> None:
+def test_sampled_frequencies_match_the_probabilities() -> None:
     """By a chi-squared test of seeds that are the same every time."""
     model, count = make(), 1000
     with torch.no_grad():
@@ -174,7 +176,7 @@ def told(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, Any]:
     return asked
 
 
-def test_pieces_are_whole_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_yielded_in_complete_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     words, model = GPT2(), make()
     text = "naïve 🙂 日本"
     ids = [int(n) for n in words.encode(text)]
@@ -188,7 +190,7 @@ def test_pieces_are_whole_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(generate_text(model, words, "Hi", Sampling())).endswith("\ufffd")
 
 
-def test_a_text_ends_where_the_model_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_stops_at_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     words, model = GPT2(), make()
     asked = told(monkeypatch, [17250, 50256, 17250])
     assert "".join(generate_text(model, words, "", Sampling())) == "Hi"
@@ -205,6 +207,6 @@ def test_a_text_ends_where_the_model_ends_it(monkeypatch: pytest.MonkeyPatch) ->
         (GPT2(), "cab\udce9", r"U\+DCE9 is half of a surrogate pair, or a byte"),
     ],
 )
-def test_unknown_characters_are_refused(words, prompt, told):
+def test_prompt_with_unknown_characters_is_rejected(words, prompt, told):
     with pytest.raises(UserError, match=told):
         next(generate_text(make(), words, prompt, Sampling()))

@@ -55,7 +55,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_weights_and_text_are_those_of_one_process(
+def test_weights_and_text_equal_those_of_one_process(
     name: str, alone: RunFolder, tmp_path: Path
 ) -> None:
     cut = trained(tmp_path / "cut", 4, LAYOUTS[name])

@@ -45,7 +45,7 @@ def kinds_in(folder: Path) -> Iterator[tuple[Path, str]]:
     yield Path("/dev/zero"), "a device"
 
 
-def test_every_other_kind_of_file_is_refused_by_name(
+def test_other_kinds_of_files_are_rejected_by_name(
     tmp_path_factory: pytest.TempPathFactory, config: Path
 ) -> None:
     for path, kind in kinds_in(tmp_path_factory.mktemp("k")):  # messages shorten long paths
@@ -69,7 +69,7 @@ def plan_warnings(config: Path, *overrides: str) -> list[str]:
     ]
 
 
-def test_what_is_missing_or_may_not_be_read(tmp_path: Path) -> None:
+def test_missing_or_unreadable_paths_are_reported(tmp_path: Path) -> None:
     there = tmp_path / "closed" / "a.txt"
     there.parent.mkdir()
     there.write_text("text")
@@ -125,7 +125,7 @@ def test_every_path_setting_expands_the_home_folder(
         ("7", "path or None"),
     ],
 )
-def test_what_cannot_be_a_path_is_refused_in_one_line(
+def test_impossible_paths_are_rejected_in_one_line(
     config: Path, name: str, text: str, told: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -136,12 +136,12 @@ def test_what_cannot_be_a_path_is_refused_in_one_line(
     assert line.endswith(told)
 
 
-def test_data_of_the_environment_is_a_path_too(config: Path) -> None:
+def test_data_path_of_the_environment_is_checked(config: Path) -> None:
     with pytest.raises(ConfigError, match=r"^environment: DATA='\\udcff' is not UTF-8 \(byte 0xff"):
         make_plan(config, gpus=None, environ={"DATA": "\udcff"})
 
 
-def test_a_setting_that_speaks_of_files_is_a_path() -> None:
+def test_settings_about_files_are_paths() -> None:
     """A new path setting cannot be declared as plain text."""
     spoken = {
         name

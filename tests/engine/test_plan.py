@@ -45,12 +45,12 @@ def plan(tmp_path: Path, text: str, *overrides: str, gpus: int | None = None) ->
     return make_plan(path, gpus=gpus, overrides=overrides, environ={})
 
 
-def test_every_shipped_config_is_meant_for_something() -> None:
+def test_every_shipped_config_has_an_expectation() -> None:
     assert {path.stem for path in CONFIGS} == MEANT.keys()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_config(path: Path) -> None:
+def test_shipped_config_gives_its_plan(path: Path) -> None:
     gpus, data, pipeline, tensor, samples, stage, offload = MEANT[path.stem]
     found = make_plan(path, gpus=gpus, environ={})
     layout, settings = found.layout, found.settings
@@ -68,7 +68,7 @@ def test_shipped_config(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vanilla", "1d", "2d", "2p5d", "3d"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_an_override_beats_the_spelling_of_colossal_ai(name: str, precision: str) -> None:
+def test_override_takes_precedence_over_an_alias_in_the_config(name: str, precision: str) -> None:
     path = ROOT / "gpt_configs" / f"gpt2_{name}.py"
     found = make_plan(path, gpus=None, overrides=[f"precision={precision}"], environ={})
     assert found.settings.precision == precision
@@ -77,11 +77,11 @@ def test_an_override_beats_the_spelling_of_colossal_ai(name: str, precision: str
 @pytest.mark.parametrize(
     "override", ["PIPELINE=2", "zero.stage=1", "precision=fp16", "checkpoint.every=100"]
 )
-def test_what_was_once_refused_is_trained(tmp_path: Path, override: str) -> None:
+def test_formerly_unsupported_settings_are_supported(tmp_path: Path, override: str) -> None:
     assert unsupported_settings(plan(tmp_path, "", override, "NUM_MICRO_BATCHES=8")) == []
 
 
-def test_a_compiled_model_is_serial(tmp_path: Path) -> None:
+def test_compile_is_supported_only_without_sharding(tmp_path: Path) -> None:
     assert unsupported_settings(plan(tmp_path, "", "compile=True")) == []
     (found,) = unsupported_settings(
         plan(tmp_path, "", "compile=True", "MODE=1d", "TENSOR_PARALLEL=2")
@@ -100,19 +100,19 @@ def test_a_compiled_model_is_serial(tmp_path: Path) -> None:
         ("gpt2-xl", 1_557_611_200),
     ],
 )
-def test_presets_count_what_was_published(tmp_path: Path, name: str, count: int) -> None:
+def test_presets_have_the_published_parameter_counts(tmp_path: Path, name: str, count: int) -> None:
     found = plan(tmp_path, "", f"model={{'type': {name!r}}}")
     assert parameter_count(found.settings.model) == count
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_can_be_planned(tmp_path: Path, name: str) -> None:
+def test_every_preset_gives_a_plan(tmp_path: Path, name: str) -> None:
     model = plan(tmp_path, "", f"model={{'type': {name!r}}}").settings.model
     assert model.n_head * model.head_dim == model.n_embd
     assert model.n_inner == 4 * model.n_embd
 
 
-def test_batches(tmp_path: Path) -> None:
+def test_batch_sizes_of_a_plan(tmp_path: Path) -> None:
     text = "NUM_MICRO_BATCHES = 2\nMODE = '3d'\nTENSOR_PARALLEL = 27\ngradient_accumulation = 3\n"
     found = plan(
         tmp_path,
@@ -126,7 +126,7 @@ def test_batches(tmp_path: Path) -> None:
     assert found.tokens_per_step == 24 * 64
 
 
-def test_fingerprint_is_of_the_settings_alone(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_settings_only(tmp_path: Path) -> None:
     one = plan(tmp_path, "")
     (tmp_path / "elsewhere").mkdir()
     same = plan(tmp_path / "elsewhere", "# another path and other lines\nNUM_MICRO_BATCHES = 1\n")
@@ -135,25 +135,25 @@ def test_fingerprint_is_of_the_settings_alone(tmp_path: Path) -> None:
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 3
 
 
-def test_a_plan_cites_settings_as_they_were_written(tmp_path: Path) -> None:
+def test_plan_cites_settings_as_written(tmp_path: Path) -> None:
     found = plan(tmp_path, "parallel = dict(\n    tensor=dict(size=2, mode='1d'))\n")
     place = tmp_path / "config.py"
     assert found.cite("tensor_parallel") == f"{place}:2: parallel.tensor.size=2"
     assert found.cite("data.path") == f"{place}: data.path=None"
 
 
-def test_resolved_settings_are_fit_for_json(tmp_path: Path) -> None:
+def test_resolved_settings_are_json(tmp_path: Path) -> None:
     found = plan(tmp_path, "")
     again = type(found.settings).model_validate_json(found.settings.model_dump_json())
     assert again == found.settings
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_missing_config_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         make_plan(tmp_path / "none.py", gpus=None, environ={})
 
 
-def test_planning_is_little_work_and_imports_nothing_heavy() -> None:
+def test_planning_is_cheap_and_imports_no_heavy_package() -> None:
     code = (
         "import sys\n"
         "from tests.support.call_count import counted\n"

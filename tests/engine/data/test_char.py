@@ -13,7 +13,7 @@ from engine.errors import UserError
 
 
 @given(st.lists(st.text(), min_size=1))
-def test_ids_are_places_in_the_sorted_characters(pieces: list[str]) -> None:
+def test_ids_are_positions_in_the_sorted_characters(pieces: list[str]) -> None:
     text = "".join(pieces)
     tokenizer = Char.fit(pieces)
     vocabulary = sorted(set(text))
@@ -23,14 +23,14 @@ def test_ids_are_places_in_the_sorted_characters(pieces: list[str]) -> None:
 
 
 @given(st.text())
-def test_a_saved_one_is_the_same(text: str) -> None:
+def test_saved_tokenizer_is_loaded_unchanged(text: str) -> None:
     tokenizer = Char.fit([text])
     again = load(json.loads(json.dumps(dump("char", tokenizer))))
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
     assert again.decode(range(again.size)) == tokenizer.decode(range(tokenizer.size))
 
 
-def test_the_end_of_text_is_a_character_where_documents_end() -> None:
+def test_end_of_text_is_a_token_if_there_are_several_documents() -> None:
     assert Char.fit(["ab", "c"]).end_of_text is None
     tokenizer = Char.fit(["ab", None, "c"])
     assert tokenizer.end_of_text == 0
@@ -38,12 +38,12 @@ def test_the_end_of_text_is_a_character_where_documents_end() -> None:
 
 
 @pytest.mark.parametrize("stranger", ["b", "\ue000", "\U0001f600", "\x00"])
-def test_an_unknown_character_is_refused_by_name(stranger: str) -> None:
+def test_unknown_character_is_rejected_by_name(stranger: str) -> None:
     with pytest.raises(UserError, match=f"U\\+{ord(stranger):04X}.* 2 of the vocabulary: 'ac'"):
         Char.fit(["ca"]).encode("a" + stranger)
 
 
-def test_a_long_vocabulary_is_not_printed_whole() -> None:
+def test_long_vocabulary_is_abbreviated_in_messages() -> None:
     with pytest.raises(UserError) as refusal:
         Char.fit(map(chr, range(0x4E00, 0x6000))).encode("a")
     assert "not among the 4,608 of the vocabulary: '一丁" in str(refusal.value)
@@ -51,7 +51,7 @@ def test_a_long_vocabulary_is_not_printed_whole() -> None:
 
 
 @given(st.text(), st.text())
-def test_a_vocabulary_that_grows_keeps_its_ids(first: str, second: str) -> None:
+def test_extended_vocabulary_keeps_its_ids(first: str, second: str) -> None:
     before, other = Char.fit([first]), Char.fit([second])
     joined, table = before.joined(other)
     assert joined.characters[: before.size] == before.characters
@@ -62,7 +62,7 @@ def test_a_vocabulary_that_grows_keeps_its_ids(first: str, second: str) -> None:
     assert again.decode(again.encode(second)) == second
 
 
-def test_the_empty_text() -> None:
+def test_empty_text_has_no_tokens() -> None:
     tokenizer = Char.fit([])
     assert tokenizer.size == 0
     assert len(tokenizer.encode("")) == 0
@@ -70,7 +70,7 @@ def test_the_empty_text() -> None:
         tokenizer.encode("a")
 
 
-def test_ids_past_the_vocabulary_decode_to_a_mark() -> None:
+def test_ids_outside_the_vocabulary_decode_to_a_replacement_character() -> None:
     assert Char.fit(["ab"]).decode(np.array([0, 2, -1, 1])) == "a\ufffd\ufffdb"
 
 
@@ -84,6 +84,6 @@ def test_ids_past_the_vocabulary_decode_to_a_mark() -> None:
         {"type": "../char", "characters": "ab"},
     ],
 )
-def test_a_damaged_vocabulary_is_refused(saved: dict[str, object]) -> None:
+def test_corrupt_vocabulary_is_rejected(saved: dict[str, object]) -> None:
     with pytest.raises(UserError):
         load(saved)

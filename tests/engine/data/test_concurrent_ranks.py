@@ -25,7 +25,9 @@ def _open(request: SourceRequest, start: Barrier, results: Any) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
-def test_all_see_the_same(ask: Ask, tmp_path: Path, tokenizer: str) -> None:
+def test_concurrent_ranks_and_jobs_read_the_same_tokens(
+    ask: Ask, tmp_path: Path, tokenizer: str
+) -> None:
     """Two ranks of one job and one of another, in one cache; then one alone."""
     start, results = SPAWN.Barrier(3), SPAWN.Queue()
     requests = [ask(tokenizer=tokenizer, notify=print) for _ in range(3)]

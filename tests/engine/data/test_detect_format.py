@@ -47,7 +47,7 @@ POEM = "Whan that Aprille with his shoures soote, ça ira: größer\n" * 40
         " [ " + " ,\n".join(json.dumps(text) for text in TEXTS) + "]\n",
     ],
 )
-def test_json_is_read_whatever_its_name(
+def test_json_is_detected_under_any_name(
     tmp_path: Path, ask: Ask, name: str, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_file, "BLOCK", 7)  # values and characters lie across blocks
@@ -69,14 +69,14 @@ def test_json_is_read_whatever_its_name(
         "\ufeffwith a mark",
     ],
 )
-def test_text_that_begins_like_json_is_text(tmp_path: Path, ask: Ask, text: str) -> None:
+def test_text_that_starts_like_json_is_text(tmp_path: Path, ask: Ask, text: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(text * 9, encoding="utf-8")
     found = text_of(open_corpus("auto", ask(path, seq_len=4)))
     assert found == (text * 9).removeprefix("\ufeff")
 
 
-def test_text_by_statement_wins_over_the_content(tmp_path: Path, ask: Ask) -> None:
+def test_data_type_text_overrides_the_detected_format(tmp_path: Path, ask: Ask) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(LINES)
     assert text_of(open_corpus("text", ask(path, seq_len=4))) == LINES
@@ -85,7 +85,7 @@ def test_text_by_statement_wins_over_the_content(tmp_path: Path, ask: Ask) -> No
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_what_is_compressed_is_the_same_data(
+def test_compressed_files_give_the_same_data(
     tmp_path: Path, ask: Ask, pack: Callable[[bytes], bytes]
 ) -> None:
     for name, content in (("a.txt", POEM), ("b.jsonl", LINES)):
@@ -103,7 +103,7 @@ def test_what_is_compressed_is_the_same_data(
 @pytest.mark.parametrize(
     ("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("XZ", lzma.compress)]
 )
-def test_the_suffix_of_a_compressed_file_is_the_one_before_the_compression(
+def test_suffix_before_the_compression_suffix_counts(
     tmp_path: Path, ask: Ask, suffix: str, pack: Callable[[bytes], bytes]
 ) -> None:
     """Neither content begins as JSON that is read, so the name alone tells the format."""
@@ -174,7 +174,7 @@ IDS = np.arange(20_000, 24_000)
         (b'{"text": "cut\n', "line 1: not JSON: .*; data.type='text' trains on the file as text"),
     ],
 )
-def test_other_formats_are_named_in_one_line(
+def test_unsupported_formats_are_named_in_one_line(
     tmp_path: Path, ask: Ask, content: bytes, told: str
 ) -> None:
     path = tmp_path / "data.bin"
@@ -187,7 +187,7 @@ def test_other_formats_are_named_in_one_line(
 
 @pytest.mark.skipif(shutil.which("iconv") is None, reason="iconv is not installed")
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
-def test_the_command_that_converts_works(tmp_path: Path, ask: Ask, encoding: str) -> None:
+def test_named_conversion_command_works(tmp_path: Path, ask: Ask, encoding: str) -> None:
     path = tmp_path / "it's mine.txt"
     path.write_bytes(POEM.encode(encoding))
     with pytest.raises(UserError) as refusal:
@@ -214,10 +214,10 @@ def test_the_command_that_converts_works(tmp_path: Path, ask: Ask, encoding: str
             'element 2: "text" contains half of a surrogate pair',
         ),
         ('["a"] more', "text follows the end of the array"),
-        ("[]", "holds no text"),
+        ("[]", "contains no text"),
     ],
 )
-def test_a_bad_array_is_refused_by_element(
+def test_invalid_array_is_rejected_by_element_number(
     tmp_path: Path, ask: Ask, content: str, told: str
 ) -> None:
     path = tmp_path / "a.json"
@@ -227,7 +227,7 @@ def test_a_bad_array_is_refused_by_element(
     assert told in str(refusal.value)
 
 
-def test_an_element_may_be_cut_anywhere(
+def test_blocks_may_end_anywhere_in_an_element(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = (
@@ -259,7 +259,7 @@ def longest_held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: longest
 
 
-def test_memory_of_an_array_is_bounded_by_its_elements(
+def test_memory_is_bounded_by_the_longest_element(
     tmp_path: Path, ask: Ask, longest_held: Callable[[], int]
 ) -> None:
     path = tmp_path / "a.json"
@@ -270,7 +270,7 @@ def test_memory_of_an_array_is_bounded_by_its_elements(
 
 @pytest.mark.parametrize("bad", ['{"text": "a" "b"}', '{"text": nul}', '{"text": "\n"}', "{5: 6}"])
 @pytest.mark.parametrize("before", range(0, 64, 7))
-def test_a_malformed_element_is_refused_without_reading_the_rest(
+def test_malformed_element_is_rejected_without_reading_the_rest(
     tmp_path: Path, ask: Ask, longest_held: Callable[[], int], bad: str, before: int
 ) -> None:
     path = tmp_path / "a.json"
@@ -282,7 +282,7 @@ def test_a_malformed_element_is_refused_without_reading_the_rest(
 
 
 @pytest.mark.parametrize("as_array", [False, True])
-def test_a_key_names_where_the_text_is(tmp_path: Path, ask: Ask, as_array: bool) -> None:
+def test_data_key_selects_the_text(tmp_path: Path, ask: Ask, as_array: bool) -> None:
     path = tmp_path / "a.json"
     objects = [{"text": "no", "content": text} for text in TEXTS]
     path.write_text(json.dumps(objects) if as_array else "\n".join(map(json.dumps, objects)))

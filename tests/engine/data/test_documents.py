@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("texts/b/[cd]*",), ["b/c.txt", "b/d"]),
     ],
 )
-def test_files_are_read_in_order_each_once(
+def test_files_are_read_once_and_in_order(
     folder: Path, ask: Ask, path: str | tuple[str, ...], names: list[str]
 ) -> None:
     corpus = open_corpus("auto", ask(seq_len=2, validation=0.3, path=path))
@@ -51,7 +51,7 @@ def test_files_are_read_in_order_each_once(
         assert f"({len(names)} files)" in corpus.description
 
 
-def test_one_file_is_the_same_data_by_any_path(folder: Path, ask: Ask) -> None:
+def test_single_file_is_the_same_data_by_any_path(folder: Path, ask: Ask) -> None:
     """A run goes on from its checkpoint though the file is named in another way."""
     paths = ["texts/a.txt", ("texts/a.txt",), "texts/*.txt", str(folder / "texts" / "a.txt")]
     prints = {open_corpus("auto", ask(p, seq_len=2, validation=0.3)).fingerprint for p in paths}
@@ -59,7 +59,7 @@ def test_one_file_is_the_same_data_by_any_path(folder: Path, ask: Ask) -> None:
     assert open_corpus("text", ask("texts/a.txt", seq_len=2, validation=0.3)).fingerprint in prints
 
 
-def test_any_change_of_any_file_is_other_data(folder: Path, ask: Ask) -> None:
+def test_any_change_of_any_file_changes_the_fingerprint(folder: Path, ask: Ask) -> None:
     def now() -> str:
         return open_corpus("auto", ask("texts", seq_len=2)).fingerprint
 
@@ -74,20 +74,20 @@ def test_any_change_of_any_file_is_other_data(folder: Path, ask: Ask) -> None:
     assert len({*prints[1:]}) == 4
 
 
-def test_formats_may_be_mixed(folder: Path, ask: Ask) -> None:
+def test_files_of_mixed_formats_are_read(folder: Path, ask: Ask) -> None:
     (folder / "texts/b/c.txt").write_text('{"text": "one"}\n{"text": "two"}\n')
     (folder / "texts/b/d").write_bytes(gzip.compress(b'["three", "four"]'))
     found = text_of(open_corpus("auto", ask("texts", seq_len=2)))
     assert found.split("\x03") == ["the first text", "one", "two", "three", "four", "last"]
 
 
-def test_a_file_without_text_is_no_document(folder: Path, ask: Ask) -> None:
+def test_empty_file_is_no_document(folder: Path, ask: Ask) -> None:
     (folder / "texts/b/d").write_text("[ \n]")
     corpus = open_corpus("auto", ask("texts", seq_len=2, validation=0.3))
     assert "\x03\x03" not in text_of(corpus)
 
 
-def test_a_name_that_looks_like_a_pattern_is_a_name(folder: Path, ask: Ask) -> None:
+def test_existing_file_named_like_a_pattern_is_read(folder: Path, ask: Ask) -> None:
     (folder / "texts/*.txt").write_text("a star" * 9)
     assert text_of(open_corpus("auto", ask("texts/*.txt", seq_len=2))) == "a star" * 9
 
@@ -104,7 +104,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(folder: Path, ask: Ask) -> N
         ("broken", "data.path='broken': broken/x is a broken link; a file is needed"),
     ],
 )
-def test_what_cannot_be_read_is_named(
+def test_unreadable_path_is_named(
     folder: Path, ask: Ask, path: str | tuple[str, ...], told: str
 ) -> None:
     for name in ("none", "bad", "broken"):

@@ -43,7 +43,7 @@ def _english() -> str:
     return "".join(topics[name] for name in sorted(topics)[:12])
 
 
-def test_known_ids() -> None:
+def test_known_texts_have_their_published_ids() -> None:
     tokenizer = GPT2.fit([])
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]
     assert tokenizer.end_of_text == 50256
@@ -51,7 +51,7 @@ def test_known_ids() -> None:
     assert tokenizer.decode([50256]) == "<|endoftext|>"
 
 
-def test_ids_are_those_of_transformers() -> None:
+def test_ids_equal_those_of_transformers() -> None:
     from transformers import GPT2Tokenizer
 
     folder = _vocabulary()
@@ -64,7 +64,7 @@ def test_ids_are_those_of_transformers() -> None:
         assert ours.decode(ours.encode(text)) == text
 
 
-def test_every_id_is_that_of_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_id_equals_that_of_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # it would copy the files
     folder = _vocabulary()
     theirs = tiktoken.Encoding(
@@ -83,13 +83,13 @@ def test_every_id_is_that_of_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
 
 
-def test_nothing_in_a_text_is_special() -> None:
+def test_text_has_no_special_tokens() -> None:
     ids = GPT2.fit([]).encode("a<|endoftext|>b")
     assert 50256 not in ids
     assert GPT2.fit([]).decode(ids) == "a<|endoftext|>b"
 
 
-def test_ids_past_the_vocabulary_and_half_characters_decode_to_a_mark() -> None:
+def test_invalid_ids_and_incomplete_characters_decode_to_a_replacement_character() -> None:
     tokenizer = GPT2.fit([])
     assert tokenizer.decode([15496, 50257, 995]) == "Hello\ufffd world"
     assert tokenizer.decode(tokenizer.encode("🙂")[:1]) == "\ufffd"
@@ -104,25 +104,25 @@ ALPHABET = st.sampled_from("ab1'st.,!  \n\n\r\t\u00a0\u3000\x1c\x85é東🙂")
 @example(["don", "'t"])
 @example(["a\n", "\n\n b"])
 @example(["\r", "\n"])
-def test_a_text_in_pieces_has_the_ids_of_the_whole(pieces: list[str]) -> None:
+def test_text_in_pieces_has_the_ids_of_the_whole_text(pieces: list[str]) -> None:
     tokenizer = GPT2.fit([])
     got = np.concatenate(list(encode_stream(iter(pieces), tokenizer)))
     assert got.tolist() == tokenizer.encode("".join(pieces)).tolist()
 
 
-def test_pieces_are_let_go_as_they_come() -> None:
+def test_encoded_pieces_are_not_kept_in_memory() -> None:
     sizes = [len(ids) for ids in encode_stream(iter(["one two three "] * 4), GPT2.fit([]))]
     assert all(sizes[:-1])
 
 
-def test_the_state_says_which_vocabulary() -> None:
+def test_state_identifies_the_vocabulary() -> None:
     saved = json.loads(json.dumps(dump("gpt2", GPT2.fit([]))))
     assert load(saved).encode("Hello world").tolist() == [15496, 995]
     with pytest.raises(UserError, match="not GPT-2's"):
         load({"type": "gpt2", "encoder_sha256": "0" * 64})
 
 
-def test_a_missing_or_other_vocabulary_is_refused(
+def test_missing_or_other_vocabulary_is_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(gpt2, "_encoding", gpt2._encoding.__wrapped__)

@@ -22,7 +22,7 @@ def _write(folder: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\n\n \n"])
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_documents_are_joined_by_end_of_text(
+def test_documents_are_separated_by_end_of_text(
     tmp_path: Path, ask: Ask, newline: bytes, last: bool, ascii_only: bool
 ) -> None:
     lines = [json.dumps({"id": 1, "text": t}, ensure_ascii=ascii_only).encode() for t in TEXTS]
@@ -31,7 +31,7 @@ def test_documents_are_joined_by_end_of_text(
     assert text_of(corpus) == "\x03".join(TEXTS)
 
 
-def test_gpt2_gets_its_own_end_of_text(tmp_path: Path, ask: Ask) -> None:
+def test_gpt2_documents_are_encoded_separately(tmp_path: Path, ask: Ask) -> None:
     """And never merges over it: each document has the ids that it has alone."""
     texts = ["one two", " three", "<|endoftext|>", "four\n", "\n five"]
     path = _write(tmp_path, "\n".join(json.dumps({"text": t}) for t in texts).encode())
@@ -40,7 +40,7 @@ def test_gpt2_gets_its_own_end_of_text(tmp_path: Path, ask: Ask) -> None:
     assert ids_of(corpus).tolist() == expected
 
 
-def test_lines_longer_than_a_block(
+def test_lines_longer_than_a_block_are_read(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_file, "BLOCK", 5)
@@ -49,7 +49,7 @@ def test_lines_longer_than_a_block(
     assert text_of(corpus) == "\x03".join(TEXTS)
 
 
-def test_a_mark_at_the_start(tmp_path: Path, ask: Ask) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: Path, ask: Ask) -> None:
     line = json.dumps({"text": "\ufeffabc" * 20}).encode()
     corpus = open_corpus(ask(_write(tmp_path, b"\xef\xbb\xbf" + line), seq_len=4))
     assert text_of(corpus) == "\ufeffabc" * 20
@@ -77,7 +77,7 @@ GOOD = b'{"text": "good"}\n'
         (b'{"text": "a\xffb"}', r"line 3: not UTF-8: byte 45 is 0xff"),
     ],
 )
-def test_a_bad_line_is_refused_by_number(
+def test_invalid_line_is_rejected_by_number(
     tmp_path: Path, ask: Ask, line: bytes, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -85,24 +85,24 @@ def test_a_bad_line_is_refused_by_number(
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
 
-def test_the_byte_is_counted_from_the_start_of_the_file(tmp_path: Path, ask: Ask) -> None:
+def test_invalid_byte_is_counted_from_the_start_of_the_file(tmp_path: Path, ask: Ask) -> None:
     content = b"\xef\xbb\xbf" + b'{"text": "a\xff"}'
     with pytest.raises(UserError, match=f"line 1: .*byte {content.index(0xFF)} is"):
         open_corpus(ask(_write(tmp_path, content)))
 
 
-def test_a_file_is_needed_and_must_hold_text(tmp_path: Path, ask: Ask) -> None:
+def test_missing_path_or_empty_file_is_rejected(tmp_path: Path, ask: Ask) -> None:
     with pytest.raises(UserError, match="needs a file"):
         open_corpus(ask())
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="contains no text"):
         open_corpus(ask(_write(tmp_path, b"\n\n")))
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="contains no text"):
         open_corpus(ask(_write(tmp_path, b'{"text": ""}\n')))
     with pytest.raises(UserError, match="is empty"):
         open_corpus(ask(_write(tmp_path, b"")))
 
 
-def test_text_and_jsonl_do_not_share_a_cache(tmp_path: Path, ask: Ask) -> None:
+def test_text_and_jsonl_have_separate_token_files(tmp_path: Path, ask: Ask) -> None:
     from engine.data.sources import text
 
     path = _write(tmp_path, GOOD * 20)

@@ -45,9 +45,7 @@ def _step(batches: TrainBatches, step: int, data: int, rounds: int) -> torch.Ten
 
 
 @pytest.mark.parametrize(("batch_size", "data", "rounds"), LAYOUTS)
-def test_a_step_has_the_same_samples_in_every_layout(
-    batch_size: int, data: int, rounds: int
-) -> None:
+def test_step_has_the_same_samples_in_every_layout(batch_size: int, data: int, rounds: int) -> None:
     corpus = _corpus()
     batches = TrainBatches(corpus, seed=5, batch_size=batch_size, data_size=data, rounds=rounds)
     assert batches.global_batch == 12
@@ -59,7 +57,7 @@ def test_a_step_has_the_same_samples_in_every_layout(
         assert batches.targets(step) == 12 * SEQ
 
 
-def test_a_batch_is_int64_and_targets_are_the_next_tokens() -> None:
+def test_batch_is_int64_and_targets_are_the_next_tokens() -> None:
     batches = TrainBatches(_corpus(), seed=5, batch_size=3)
     ids, targets = batches.batch(1, 0, 0)
     assert ids.shape == targets.shape == (3, SEQ)
@@ -71,7 +69,7 @@ def test_a_batch_is_int64_and_targets_are_the_next_tokens() -> None:
     assert not torch.equal(batches.batch(1, 0, 0)[0], ids)
 
 
-def test_every_sample_is_consumed_once_an_epoch() -> None:
+def test_every_sample_is_consumed_once_per_epoch() -> None:
     batches = TrainBatches(_corpus(), seed=5, batch_size=2, data_size=2)
     steps = batches.steps(3)
     assert steps == 18  # 69 samples, 4 a step
@@ -82,7 +80,9 @@ def test_every_sample_is_consumed_once_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "data"), [(4, 1), (1, 2), (5, 3), (40, 1)])
-def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data: int) -> None:
+def test_resume_with_another_global_batch_continues_at_the_next_sample(
+    batch_size: int, data: int
+) -> None:
     """After 5 steps of 4 samples, of 3 epochs of 23: none is passed over and none comes twice."""
     before = TrainBatches(_corpus(), seed=5, batch_size=4)
     done = before.consumed(5)
@@ -102,13 +102,13 @@ def test_another_global_batch_goes_on_with_the_next_sample(batch_size: int, data
     assert after.targets(6) == batch_size * data * SEQ
 
 
-def test_an_end_that_is_passed_is_where_one_is() -> None:
+def test_epochs_already_consumed_leave_no_steps() -> None:
     batches = TrainBatches(_corpus(), seed=5, batch_size=4)
     assert batches.resumed_at(batches.consumed(9)).steps(1) == 9
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(100, 3), (9, 7), (3, 4), (1000, 7), (10, 10)])
-def test_a_step_is_of_the_epoch_of_its_first_sample(samples: int, batch: int) -> None:
+def test_epoch_of_a_step_is_that_of_its_first_sample(samples: int, batch: int) -> None:
     batches = TrainBatches(_corpus(train=samples), seed=5, batch_size=batch)
     steps = batches.steps(10)
     assert steps is not None
@@ -117,7 +117,7 @@ def test_a_step_is_of_the_epoch_of_its_first_sample(samples: int, batch: int) ->
     assert found == epoch_of[: steps * batch : batch]
 
 
-def test_epochs_go_on_over_resumes_that_change_everything() -> None:
+def test_epochs_accumulate_over_resumes_that_change_everything() -> None:
     """Another global batch, then other data, then samples of another length, then the first."""
     whole = TrainBatches(_corpus(), seed=5, batch_size=4)
     first = whole.consumed(8)  # 32 of 23 samples
@@ -142,7 +142,7 @@ def test_epochs_go_on_over_resumes_that_change_everything() -> None:
     assert back.consumed(15) == fourth
 
 
-def test_data_without_end_has_no_epochs() -> None:
+def test_endless_data_has_no_epochs() -> None:
     synthetic = replace(_corpus(), train=_Endless())
     batches = TrainBatches(synthetic, seed=5, batch_size=4)
     assert batches.consumed(3) == Consumed(step=3, samples=12, tokens=12 * SEQ)
@@ -157,7 +157,7 @@ def test_data_without_end_has_no_epochs() -> None:
         batches.epoch(1)
 
 
-def test_a_global_batch_larger_than_an_epoch() -> None:
+def test_global_batch_larger_than_an_epoch_repeats_samples() -> None:
     batches = TrainBatches(_corpus(train=2), seed=5, batch_size=7)
     ids, _ = batches.batch(1, 0, 0)
     assert sorted(Counter(ids[:, 0].tolist()).values()) in ([3, 4],)
@@ -166,7 +166,7 @@ def test_a_global_batch_larger_than_an_epoch() -> None:
 
 @pytest.mark.parametrize(("batch_size", "data", "rounds"), LAYOUTS)
 @pytest.mark.parametrize(("limit", "count"), [(None, 29), (2, 24), (1, 12), (0, 0), (9, 29)])
-def test_validation_counts_each_sample_once(
+def test_validation_evaluates_each_sample_once(
     batch_size: int, data: int, rounds: int, limit: int | None, count: int
 ) -> None:
     batches = TrainBatches(
@@ -228,7 +228,7 @@ def test_targets_are_counted_over_the_global_batch() -> None:
     assert batches.validation.targets == 10 * SEQ - 9
 
 
-def test_samples_without_end() -> None:
+def test_endless_samples_are_read_in_order() -> None:
     request = SourceRequest(
         path=None, tokenizer="char", validation=0.1, seq_len=SEQ, vocab_size=9, seed=1,
         cache=Path("nowhere"),
@@ -247,7 +247,7 @@ def test_samples_without_end() -> None:
     assert batches.targets(1) == 8 * SEQ
 
 
-def test_the_loader_leaves_global_generators_alone() -> None:
+def test_loader_uses_no_global_generator() -> None:
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), _numpy_state(), torch.get_rng_state()
     batches = TrainBatches(_corpus(), seed=5, batch_size=3)
@@ -265,7 +265,9 @@ def test_the_loader_leaves_global_generators_alone() -> None:
     ("samples", "multiple", "at_least", "padded"),
     [(5, 4, 0, 8), (8, 4, 0, 8), (0, 4, 0, 0), (0, 4, 1, 4), (1, 1, 0, 1), (3, 4, 5, 8)],
 )
-def test_padding_counts_nothing(samples: int, multiple: int, at_least: int, padded: int) -> None:
+def test_padded_samples_have_only_ignored_targets(
+    samples: int, multiple: int, at_least: int, padded: int
+) -> None:
     ids = torch.arange(1, samples * SEQ + 1).reshape(samples, SEQ)
     got, targets = pad_samples(ids, ids + 1, multiple, at_least=at_least)
     assert got.shape == targets.shape == (padded, SEQ)
@@ -299,7 +301,7 @@ def _settings(folder: Path, **data: Any) -> Settings:
     )
 
 
-def test_batches_are_those_that_settings_ask_for(tmp_path: Path) -> None:
+def test_batches_follow_the_settings(tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text("".join(map(chr, range(32, 132))) * 4)
     told: list[str] = []
     settings = _settings(tmp_path, validation=0.25)
@@ -314,7 +316,7 @@ def test_batches_are_those_that_settings_ask_for(tmp_path: Path) -> None:
     assert got.tolist() == [(int(i) * SEQ) % 100 for i in order]
 
 
-def test_the_cache_that_settings_name_comes_first(tmp_path: Path) -> None:
+def test_data_cache_overrides_the_default_cache(tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text("abcd" * 100)
     settings = _settings(tmp_path, cache=str(tmp_path / "mine"))
     load_batches(settings, data_size=1, cache=tmp_path / "default")

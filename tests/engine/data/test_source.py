@@ -11,7 +11,7 @@ from engine.errors import UserError
 from tests.engine.data.support import Ask
 
 
-def test_names_are_the_files() -> None:
+def test_sources_and_tokenizers_are_named_by_their_files() -> None:
     folder = Path(source.__file__).parent
     for registry, package in ((source, "sources"), (tokenizer, "tokenizers")):
         files = {path.stem for path in (folder / package).glob("*.py")} - {"__init__"}
@@ -20,7 +20,7 @@ def test_names_are_the_files() -> None:
     assert {"char", "gpt2"} <= set(tokenizer.names())
 
 
-def test_names_cost_no_import() -> None:
+def test_listing_sources_and_tokenizers_imports_none() -> None:
     code = (
         "import sys; from engine.data import source, tokenizer;"
         "source.names(), tokenizer.names();"
@@ -31,9 +31,7 @@ def test_names_cost_no_import() -> None:
     assert told.stdout == "[]\n"
 
 
-def test_a_new_source_is_one_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ask: Ask
-) -> None:
+def test_new_source_is_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ask: Ask) -> None:
     from engine.data import sources
 
     (tmp_path / "upside.py").write_text(
@@ -51,7 +49,7 @@ def test_a_new_source_is_one_file(
     assert source.open_corpus("upside", ask(seed=3)).description == "upside 3"
 
 
-def test_unknown_names_are_refused_with_what_there_is(ask: Ask) -> None:
+def test_unknown_names_are_rejected_with_the_known_ones(ask: Ask) -> None:
     with pytest.raises(UserError, match=r"data.type='parquet' is not a source; .*jsonl.*text"):
         source.open_corpus("parquet", ask())
     with pytest.raises(UserError, match=r"data.tokenizer='llama' is not a tokenizer; .*char.*gpt2"):
@@ -67,5 +65,5 @@ def test_unknown_names_are_refused_with_what_there_is(ask: Ask) -> None:
         ({"HOME": "/home/ada", "XDG_CACHE_HOME": "/big"}, "/big/cuboid"),
     ],
 )
-def test_the_default_cache(environ: dict[str, str], folder: str) -> None:
+def test_default_cache_follows_xdg(environ: dict[str, str], folder: str) -> None:
     assert source.default_cache(environ) == Path(folder)

@@ -10,7 +10,7 @@ from engine.errors import UserError
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
-def test_windows_are_slices(count: int, length: int) -> None:
+def test_samples_are_slices_of_the_tokens(count: int, length: int) -> None:
     tokens = np.arange(count, dtype=np.uint16) + 65000
     plain = tokens.astype(int).tolist()
     slices = [
@@ -28,7 +28,7 @@ def test_windows_are_slices(count: int, length: int) -> None:
 
 
 @given(st.integers(0, 400), st.floats(0, 0.95), st.integers(1, 12))
-def test_the_tail_validates(count: int, share: float, length: int) -> None:
+def test_tail_of_the_tokens_is_the_validation_split(count: int, share: float, length: int) -> None:
     tokens = np.arange(count)
     held_out = int(count * share)
     fits = count - held_out > length and (share == 0 or held_out > length)
@@ -43,7 +43,7 @@ def test_the_tail_validates(count: int, share: float, length: int) -> None:
     assert validation.samples >= (share > 0)
 
 
-def test_too_short_says_what_there_is_and_what_is_needed() -> None:
+def test_too_few_tokens_are_rejected_with_the_number_needed() -> None:
     with pytest.raises(
         UserError,
         match=r"^it is too short: 600 tokens, 540 to train on and 60 to validate "

@@ -91,7 +91,9 @@ def digest_of(path: Path, records: Path) -> str:
     return found
 
 
-def test_data_is_hashed_once(tmp_path: Path, data: Path, hashed: Callable[[], int]) -> None:
+def test_unchanged_data_is_hashed_once(
+    tmp_path: Path, data: Path, hashed: Callable[[], int]
+) -> None:
     def bytes_for(path: Path) -> int:
         hashed()
         DataFile(path, records=tmp_path / "digests").digest  # noqa: B018
@@ -127,7 +129,7 @@ def append(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [overwrite, put_another, append])
-def test_any_change_is_hashed_again(
+def test_changed_file_is_hashed_again(
     tmp_path: Path, data: Path, change: Callable[[Path], None]
 ) -> None:
     records = tmp_path / "digests"
@@ -138,7 +140,7 @@ def test_any_change_is_hashed_again(
     assert digest_of(data, records) != before
 
 
-def test_a_file_that_may_still_change_unseen_is_not_recorded(
+def test_recently_changed_file_is_not_recorded(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stat_cache, "SETTLED_SECONDS", 3600.0)
@@ -146,7 +148,7 @@ def test_a_file_that_may_still_change_unseen_is_not_recorded(
     assert not list((tmp_path / "digests").glob("*.json"))
 
 
-def test_a_damaged_record_is_not_used(tmp_path: Path, data: Path) -> None:
+def test_corrupt_record_is_not_used(tmp_path: Path, data: Path) -> None:
     before = digest_of(data, tmp_path / "digests")
     (record,) = (tmp_path / "digests").glob("*.json")
     good, rng = record.read_bytes(), random.Random(1)
@@ -160,22 +162,20 @@ def test_a_damaged_record_is_not_used(tmp_path: Path, data: Path) -> None:
         assert digest_of(data, tmp_path / "digests") == before
 
 
-def test_a_cache_that_cannot_be_written_hashes_every_time(
-    data: Path, hashed: Callable[[], int]
-) -> None:
+def test_unwritable_cache_hashes_every_time(data: Path, hashed: Callable[[], int]) -> None:
     for _ in range(2):
         DataFile(data, records=Path("/proc/none")).digest  # noqa: B018
         assert hashed() == data.stat().st_size
 
 
-def test_a_file_whose_stamp_cannot_be_read_is_not_recorded(tmp_path: Path) -> None:
+def test_file_without_a_readable_stat_is_not_recorded(tmp_path: Path) -> None:
     """A network file system may fail once and then work again."""
     records = tmp_path / "digests"
     assert stat_cache.cached_by_stat(tmp_path / "none", records, lambda: {"size": 1}) == {"size": 1}
     assert not list(records.glob("*.json"))
 
 
-def test_tokens_are_verified_once_in_a_start(tmp_path: Path, hashed: Callable[[], int]) -> None:
+def test_tokens_are_verified_once_per_start(tmp_path: Path, hashed: Callable[[], int]) -> None:
     path, size = tmp_path / "a.tokens", IDS.nbytes
 
     def bytes_for(start: str | None) -> int:
@@ -191,7 +191,7 @@ def test_tokens_are_verified_once_in_a_start(tmp_path: Path, hashed: Callable[[]
 
 
 @pytest.mark.parametrize("damage", ["in place", "cut", "replaced"])
-def test_a_damaged_cache_is_found_by_the_same_start_and_by_the_next(
+def test_corrupt_tokens_are_detected_by_the_same_start_and_the_next(
     tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "a.tokens"
@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_found_by_the_same_start_and_by_the_next(
         next_tick(path)
 
 
-def test_a_bit_that_rots_unseen_is_found_by_the_next_start(
+def test_silent_bit_rot_is_detected_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk gives other bytes, and the file system says nothing of it."""
@@ -223,7 +223,7 @@ def test_a_bit_that_rots_unseen_is_found_by_the_next_start(
     assert load_or_build(path, _build, start="two").ids.tolist() == IDS.tolist()
 
 
-def test_what_is_built_anew_is_verified_anew(tmp_path: Path, hashed: Callable[[], int]) -> None:
+def test_rebuilt_tokens_are_verified_again(tmp_path: Path, hashed: Callable[[], int]) -> None:
     path = tmp_path / "a.tokens"
     load_or_build(path, _build, start="one")
     token_cache._write(path, _build_backwards)
@@ -247,7 +247,7 @@ def _open(request: Any, start: Any, results: Any, locks: bool) -> None:
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_ranks_that_start_together_hash_each_byte_once(
+def test_concurrent_ranks_hash_each_byte_once(
     ask: Ask, data: Path, tmp_path: Path, locks: bool
 ) -> None:
     request = ask(data, start="this one", notify=print)
@@ -275,9 +275,7 @@ def test_ranks_that_start_together_hash_each_byte_once(
     assert total == once if locks else once <= total <= 3 * once
 
 
-def test_the_fingerprint_of_a_run_recorded_before_is_that_of_the_same_text(
-    ask: Ask, tmp_path: Path
-) -> None:
+def test_fingerprint_of_a_text_never_changes(ask: Ask, tmp_path: Path) -> None:
     """Written down once: a checkpoint of before goes on without --allow-new-data."""
     for name, expected in FINGERPRINTS.items():
         (tmp_path / name).write_bytes(CONTENT[name])

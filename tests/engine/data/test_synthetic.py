@@ -11,7 +11,7 @@ from engine.data.sources.synthetic import open_corpus
 from tests.engine.data.support import Ask
 
 
-def test_a_sample_is_a_function_of_seed_and_number(ask: Ask) -> None:
+def test_sample_is_a_function_of_seed_and_number(ask: Ask) -> None:
     corpus, again = open_corpus(ask()), open_corpus(ask())
     ids, targets = corpus.train.batch(np.arange(6))
     assert ids.shape == targets.shape == (6, 8)
@@ -22,7 +22,7 @@ def test_a_sample_is_a_function_of_seed_and_number(ask: Ask) -> None:
     assert len({tuple(row) for row in ids}) == 6
 
 
-def test_seeds_and_splits_differ(ask: Ask) -> None:
+def test_seeds_and_splits_have_different_samples(ask: Ask) -> None:
     def rows(split: Split) -> list[list[int]]:
         rows: list[list[int]] = split.batch(np.arange(4))[0].tolist()
         return rows
@@ -32,7 +32,7 @@ def test_seeds_and_splits_differ(ask: Ask) -> None:
     assert rows(corpus.train) != rows(open_corpus(ask(seed=8)).train)
 
 
-def test_it_never_ends_and_its_validation_does(ask: Ask) -> None:
+def test_training_is_endless_and_validation_is_not(ask: Ask) -> None:
     corpus = open_corpus(ask())
     assert corpus.train.samples is None
     assert corpus.train.batch(np.array([10**12]))[0].shape == (1, 8)
@@ -42,9 +42,7 @@ def test_it_never_ends_and_its_validation_does(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "states"), [(1, 1), (2, 2), (100, 100), (50304, 256)])
-def test_ids_lie_in_the_vocabulary_and_spread_over_it(
-    ask: Ask, vocab_size: int, states: int
-) -> None:
+def test_ids_spread_over_the_vocabulary(ask: Ask, vocab_size: int, states: int) -> None:
     split = open_corpus(ask(vocab_size=vocab_size, seq_len=256)).train
     ids = split.batch(np.arange(40))[0]
     assert ids.min() >= 0
@@ -53,7 +51,7 @@ def test_ids_lie_in_the_vocabulary_and_spread_over_it(
     assert ids.max() >= 0.9 * (vocab_size - 1)
 
 
-def test_there_is_something_to_learn(ask: Ask) -> None:
+def test_entropy_is_that_of_the_documentation(ask: Ask) -> None:
     """Counted, not derived: ln 256 nats over single tokens, 7/4 ln 2 given the one before."""
     ids, targets = open_corpus(ask(seq_len=512)).train.batch(np.arange(400))
     single = Counter(targets.ravel().tolist())
@@ -66,13 +64,13 @@ def test_there_is_something_to_learn(ask: Ask) -> None:
     assert given == pytest.approx(7 / 4 * math.log(2), abs=0.01)
 
 
-def test_the_chain_is_the_same_on_every_machine(ask: Ask) -> None:
+def test_chain_is_the_same_on_every_machine(ask: Ask) -> None:
     """Written down once: a resume with another NumPy must read the same samples."""
     ids, _ = open_corpus(ask(vocab_size=50257)).train.batch(np.array([0, 12345]))
     assert ids.tolist() == GOLDEN
 
 
-def test_a_path_means_nothing_to_it(ask: Ask) -> None:
+def test_data_path_is_ignored(ask: Ask) -> None:
     assert open_corpus(ask("x.txt")).fingerprint == open_corpus(ask()).fingerprint
 
 

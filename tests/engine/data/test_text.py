@@ -23,7 +23,7 @@ def _write(folder: Path, content: bytes | str) -> Path:
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
-def test_the_tokens_are_the_text(
+def test_tokens_decode_to_the_text(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str, block: int
 ) -> None:
     content = "Zażółć gęślą jaźń 🙂\r\n東京  is big,\rdon't you think?\n\n\x00" * 5
@@ -35,7 +35,7 @@ def test_the_tokens_are_the_text(
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])  # a later block may start with one
-def test_a_mark_at_the_start_is_no_text_and_one_inside_is(
+def test_byte_order_mark_is_skipped_only_at_the_start(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(data_file, "BLOCK", block)
@@ -44,7 +44,7 @@ def test_a_mark_at_the_start_is_no_text_and_one_inside_is(
     assert text_of(corpus) == content[1:]
 
 
-def test_neither_given_means_the_built_in_corpus_and_says_so(ask: Ask) -> None:
+def test_default_is_the_built_in_corpus_and_is_reported(ask: Ask) -> None:
     from pydoc_data.topics import topics
 
     corpus = open_corpus(ask())
@@ -56,19 +56,19 @@ def test_neither_given_means_the_built_in_corpus_and_says_so(ask: Ask) -> None:
     assert tokenizer_of(corpus).state() == {"characters": "".join(sorted(set(text)))}
 
 
-def test_the_built_in_corpus_has_one_order(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_corpus_has_a_fixed_order(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     topics = {"b": "second " * 20, "a": "first " * 20}
     monkeypatch.setattr("pydoc_data.topics.topics", topics)
     assert text_of(open_corpus(ask())) == topics["a"] + "\n" + topics["b"]
 
 
-def test_a_file_is_named_with_its_numbers(tmp_path: Path, ask: Ask) -> None:
+def test_description_has_the_file_its_tokens_and_vocabulary(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "abcd" * 300)
     corpus = open_corpus(ask(path))
     assert corpus.description == f"data.path={str(path)!r}: 1,200 tokens by char, vocabulary 4"
 
 
-def test_a_tokenizer_that_leaves_its_range_is_refused(
+def test_token_ids_out_of_range_are_rejected(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from engine.data.tokenizers.char import Char
@@ -89,7 +89,7 @@ def test_a_tokenizer_that_leaves_its_range_is_refused(
         (("a" + "é" * 600_000).encode() + b"\xff", "1,200,001", "0xff"),  # across a cut
     ],
 )
-def test_not_utf_8_is_refused_with_the_byte(
+def test_invalid_utf_8_is_rejected_with_the_byte(
     tmp_path: Path, ask: Ask, content: bytes, offset: str, byte: str
 ) -> None:
     with pytest.raises(UserError, match=rf"corpus.txt' is not UTF-8: byte {offset} is {byte} \("):
@@ -97,7 +97,7 @@ def test_not_utf_8_is_refused_with_the_byte(
     assert not list((tmp_path / "cache").glob("*.tokens"))
 
 
-def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, ask: Ask) -> None:
+def test_unreadable_files_are_rejected_by_name(tmp_path: Path, ask: Ask) -> None:
     with pytest.raises(UserError, match=r"data.path='nowhere.txt' does not exist in /"):
         open_corpus(ask("nowhere.txt"))
     with pytest.raises(UserError, match=r"corpus.txt/x' does not exist"):
@@ -106,19 +106,19 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, ask: Ask)
         open_corpus(ask(_write(tmp_path, "")))
     with pytest.raises(UserError, match=r"is a device; a file is needed"):
         open_corpus(ask("/dev/null"))
-    with pytest.raises(UserError, match=r"holds no text"):
+    with pytest.raises(UserError, match=r"contains no text"):
         open_corpus(ask(_write(tmp_path, "\ufeff")))
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
-def test_a_file_without_permission(tmp_path: Path, ask: Ask) -> None:
+def test_file_without_permission_is_rejected(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "a")
     path.chmod(0)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         open_corpus(ask(path))
 
 
-def test_a_file_changed_while_it_is_read_is_refused(tmp_path: Path, ask: Ask) -> None:
+def test_file_changed_while_it_is_read_is_rejected(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "ab" * 100)
     documents = TextFile(data_file.DataFile(path))
     assert documents.digest
@@ -129,7 +129,7 @@ def test_a_file_changed_while_it_is_read_is_refused(tmp_path: Path, ask: Ask) ->
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
-def test_memory_stays_bounded(
+def test_text_without_boundaries_is_encoded_in_bounded_pieces(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
     """Neither words nor spaces: the longest piece that is ever encoded is bounded all the same."""
@@ -150,7 +150,7 @@ def test_memory_stays_bounded(
     assert text_of(corpus) == letters
 
 
-def test_the_type_of_ids_holds_the_vocabulary(tmp_path: Path, ask: Ask) -> None:
+def test_dtype_of_ids_fits_the_vocabulary(tmp_path: Path, ask: Ask) -> None:
     """Characters past 65,536 need four bytes an id."""
     wide = "".join(map(chr, range(0x10000, 0x20001)))
     corpus = open_corpus(ask(_write(tmp_path, wide), vocab_size=1 << 17))
@@ -162,7 +162,7 @@ def test_the_type_of_ids_holds_the_vocabulary(tmp_path: Path, ask: Ask) -> None:
     assert ids_of(narrow)[-1] == 65535
 
 
-def test_the_cache_goes_by_content_and_tokenizer(tmp_path: Path, ask: Ask) -> None:
+def test_token_file_depends_on_content_and_tokenizer(tmp_path: Path, ask: Ask) -> None:
     told: list[str] = []
     path = _write(tmp_path, "the same text, " * 40)
     first = open_corpus(ask(path, notify=told.append))
@@ -185,7 +185,7 @@ def test_the_cache_goes_by_content_and_tokenizer(tmp_path: Path, ask: Ask) -> No
     assert text_of(changed).startswith("The")
 
 
-def test_the_fingerprint_tells_samples_apart(tmp_path: Path, ask: Ask) -> None:
+def test_fingerprint_distinguishes_samples(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "0123456789" * 100)
     prints = [
         open_corpus(ask(path, **changes)).fingerprint

@@ -42,7 +42,7 @@ def _never(write: Write) -> tuple[str, dict[str, str]]:
     raise AssertionError("it was there")
 
 
-def test_what_was_written_is_read_back_mapped(tmp_path: Path) -> None:
+def test_written_tokens_are_memory_mapped(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.tokens"
     for build in (_build, _never):
         found = load_or_build(path, build)
@@ -54,7 +54,7 @@ def test_what_was_written_is_read_back_mapped(tmp_path: Path) -> None:
     assert np.memmap(path, "<u2", "r")[:5000].tolist() == IDS.tolist()
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_build_leaves_no_files(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
     with pytest.raises(KeyboardInterrupt):
         load_or_build(path, _fail)
@@ -63,7 +63,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 47, 48, 5000, 9999, 10000, 10001, -49, -48, -1])
-def test_a_truncated_file_is_built_again(tmp_path: Path, keep: int) -> None:
+def test_truncated_file_is_rebuilt(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "a.tokens"
     load_or_build(path, _build)
     path.write_bytes(path.read_bytes()[:keep])
@@ -71,7 +71,7 @@ def test_a_truncated_file_is_built_again(tmp_path: Path, keep: int) -> None:
     assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
 
 
-def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
     load_or_build(path, _build)
     good = path.read_bytes()
@@ -87,7 +87,7 @@ def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
     assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
 
 
-def test_a_reader_keeps_its_file_while_it_is_replaced(tmp_path: Path) -> None:
+def test_reader_keeps_its_file_while_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
     first = load_or_build(path, _build)
     token_cache._write(path, _build_backwards)
@@ -95,7 +95,7 @@ def test_a_reader_keeps_its_file_while_it_is_replaced(tmp_path: Path) -> None:
     assert load_or_build(path, _never).ids.tolist() == IDS[::-1].tolist()
 
 
-def test_what_killed_builders_left_goes_when_it_is_old(tmp_path: Path) -> None:
+def test_old_temporary_files_of_killed_builders_are_deleted(tmp_path: Path) -> None:
     old, young, other = (tmp_path / n for n in ("a.1.part", "a.2.part", "b.1.part"))
     for path in (old, young, other):
         path.touch()
@@ -137,7 +137,7 @@ def _come_without_locks(
     ("come", "most"), [(_come, 1), (_come_without_locks, 4)], ids=["locks", "no locks"]
 )
 @pytest.mark.parametrize("damaged", [False, True], ids=["missing", "damaged"])
-def test_processes_that_start_together(
+def test_concurrent_processes_build_one_file(
     tmp_path: Path, come: Callable[..., None], most: int, damaged: bool
 ) -> None:
     """One builds where there are locks; where not, all end with the same file."""
@@ -160,7 +160,7 @@ def test_processes_that_start_together(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.lock", "a.tokens", "log"]
 
 
-def test_a_killed_builder_hands_over_to_who_waits(tmp_path: Path) -> None:
+def test_waiting_process_builds_after_the_builder_is_killed(tmp_path: Path) -> None:
     path, log = tmp_path / "a.tokens", tmp_path / "log"
     alone, results = SPAWN.Barrier(1), SPAWN.Queue()
     args = (path, log, 3600.0, alone, results)
@@ -181,13 +181,13 @@ def test_a_killed_builder_hands_over_to_who_waits(tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
+def test_unusable_folder_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data.cache: .*/file/a.tokens cannot be used: "):
         load_or_build(tmp_path / "file" / "a.tokens", _build)
 
 
-def test_a_full_disk_is_refused_and_leaves_nothing(
+def test_full_disk_is_reported_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:

@@ -114,7 +114,7 @@ def test_new_characters_get_new_ids_and_old_ones_keep_theirs(both: Path) -> None
     ) in (both / "told").read_text().splitlines()
 
 
-def test_what_is_trained_is_the_text_by_those_ids(both: Path) -> None:
+def test_batches_decode_to_the_text_by_the_saved_ids(both: Path) -> None:
     plan = make_plan(both / "tiny.py", gpus=1, overrides=OVERRIDES, environ={})
     data = plan.settings.data.model_copy(
         update={"path": str(both / "corpus.txt"), "cache": str(both / "cache")}
@@ -133,7 +133,7 @@ def test_what_is_trained_is_the_text_by_those_ids(both: Path) -> None:
     assert words.decode(held[1][0].numpy()) == plain.decode(other[1][0].numpy())
 
 
-def test_every_checkpoint_is_read_by_its_own_vocabulary(
+def test_generate_and_export_use_the_vocabulary_of_the_checkpoint(
     both: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(both)
@@ -155,7 +155,7 @@ def test_every_checkpoint_is_read_by_its_own_vocabulary(
     assert final == {"type": "char", "characters": words_of(both, 4).characters}
 
 
-def test_an_evaluation_is_by_the_checkpoints_ids(
+def test_evaluation_uses_the_ids_of_the_checkpoint(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(both)
@@ -171,7 +171,7 @@ def test_an_evaluation_is_by_the_checkpoints_ids(
     assert f"run/checkpoints/step-00000002 has no ids for {NEW};" in refused
 
 
-def test_a_model_without_room_for_new_characters_is_refused(tmp_path: Path) -> None:
+def test_too_small_vocabulary_is_rejected_with_working_remedies(tmp_path: Path) -> None:
     """The remedies that are named work."""
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "corpus.txt").write_text(FIRST)
@@ -211,7 +211,7 @@ def with_another_character(world: World) -> Iterator[None]:
         yield
 
 
-def test_checkpoints_without_a_tokenizer_are_read_by_the_runs(folder: Path) -> None:
+def test_checkpoint_without_a_tokenizer_uses_that_of_its_run(folder: Path) -> None:
     """As they were written before they had one; and another tokenizer is refused all the same."""
     checkpoint = checkpoints_of(folder).folder(4)
     file = checkpoint / "training.json"

@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return folder
 
 
-def test_every_checkpoint_goes_to_its_runs_exports(run: RunFolder) -> None:
+def test_exported_checkpoint_is_unsharded_and_in_the_exports_of_its_run(run: RunFolder) -> None:
     assert exporter_names() == ["hf", "pt", "safetensors"]
     for name, suffix in (("hf", "-hf"), ("pt", ".pt"), ("safetensors", ".safetensors")):
         assert (
@@ -63,7 +63,7 @@ def test_every_checkpoint_goes_to_its_runs_exports(run: RunFolder) -> None:
         assert torch.equal(again[name], tensor)
 
 
-def test_weights_a_run_ended_with_are_exported_beside_them(tmp_path: Path) -> None:
+def test_final_weights_are_exported_to_the_exports_of_the_run(tmp_path: Path) -> None:
     part = ParallelContext.single_device(
         torch.device("cpu"), dtype=torch.float64, compute=torch.float64
     )
@@ -79,7 +79,7 @@ def test_weights_a_run_ended_with_are_exported_beside_them(tmp_path: Path) -> No
         assert torch.equal(rounded[name], parameter.float())
 
 
-def test_a_file_of_ours_says_what_it_is(tmp_path: Path) -> None:
+def test_exported_safetensors_keep_config_tokenizer_and_step(tmp_path: Path) -> None:
     words = {"type": "char", "characters": "ab"}
     model = trained(UNTIED, tokenizer=words, step=7)
     found = open_saved_model(to("safetensors", model, tmp_path / "x", options=HALF))
@@ -90,7 +90,7 @@ def test_a_file_of_ours_says_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", exporter_names())
-def test_nothing_is_written_over_unless_forced(name: str, tmp_path: Path) -> None:
+def test_existing_export_is_replaced_only_with_force(name: str, tmp_path: Path) -> None:
     model, out = trained(), tmp_path / "out"
     to(name, model, out)
     with pytest.raises(UserError) as told:
@@ -109,7 +109,7 @@ def content(path: Path) -> list[bytes]:
     return [file.read_bytes() for file in files]
 
 
-def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
+def test_force_keeps_files_that_no_export_wrote(tmp_path: Path) -> None:
     out = tmp_path / "out"
     to("hf", trained(), out)
     (out / "thesis.tex").touch()
@@ -128,7 +128,7 @@ def test_force_takes_nothing_that_is_not_an_exports(tmp_path: Path) -> None:
     assert len([*out.iterdir()]) == 4
 
 
-def test_a_checkpoint_that_was_changed_is_not_exported(run: RunFolder, tmp_path: Path) -> None:
+def test_corrupt_checkpoint_is_not_exported(run: RunFolder, tmp_path: Path) -> None:
     path = tmp_path / "step-00000002"
     path.mkdir()
     for file in CheckpointDirectory(run.checkpoints).folder(2).iterdir():
@@ -178,7 +178,7 @@ def other_metadata(path: Path) -> None:
         (other_metadata, "x: model.n_layer: Input should be greater than or equal to 1"),
     ],
 )
-def test_what_holds_no_model_is_refused(
+def test_path_without_a_model_is_rejected(
     make: Callable[[Path], None], told: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
@@ -188,7 +188,7 @@ def test_what_holds_no_model_is_refused(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_steps_are_of_runs_with_checkpoints(run: RunFolder, tmp_path: Path) -> None:
+def test_unknown_step_is_rejected(run: RunFolder, tmp_path: Path) -> None:
     out = to("hf", trained(), tmp_path / "out")
     with pytest.raises(UserError, match=r"out has no checkpoints, so there is no 4$"):
         open_saved_model(out, "4")

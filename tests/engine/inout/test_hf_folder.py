@@ -81,7 +81,7 @@ def loaded(stored: SavedCheckpoint, sizes: GPTConfig) -> GPT:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_checkpoint_of_any_layout_has_its_logits_in_transformers(
+def test_checkpoint_of_any_layout_has_the_same_logits_in_transformers(
     name: str, written: Path, tmp_path: Path
 ) -> None:
     sizes, path = RUNS[name].config, CheckpointDirectory(written / name).folder(2)
@@ -90,7 +90,9 @@ def test_a_checkpoint_of_any_layout_has_its_logits_in_transformers(
 
 
 @pytest.mark.parametrize("sizes", [SIZES, UNTIED], ids=["tied, tanh", "untied, erf"])
-def test_no_parameter_may_be_in_the_wrong_place(sizes: GPTConfig, tmp_path: Path) -> None:
+def test_random_parameters_give_the_same_logits_in_transformers(
+    sizes: GPTConfig, tmp_path: Path
+) -> None:
     """As above, with numbers of which every one matters."""
     model = trained(sizes)
     part = ParallelContext.single_device(
@@ -110,7 +112,7 @@ def test_no_parameter_may_be_in_the_wrong_place(sizes: GPTConfig, tmp_path: Path
 @pytest.mark.parametrize("sizes", [SIZES, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("shard", [None, 9000, 20_000], ids=lambda shard: f"shards of {shard}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_in_and_out_again_changes_no_byte(
+def test_import_then_export_changes_no_byte(
     sizes: GPTConfig, shard: int | None, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     model, there, back = theirs(sizes).to(dtype), tmp_path / "there", tmp_path / "back"
@@ -132,7 +134,7 @@ def test_in_and_out_again_changes_no_byte(
 
 
 @pytest.mark.parametrize("shard", [None, 9000])
-def test_pytorch_bins_are_read(shard: int | None, tmp_path: Path) -> None:
+def test_pytorch_bin_files_are_read(shard: int | None, tmp_path: Path) -> None:
     model = theirs()
     model.save_pretrained(tmp_path, max_shard_size=shard or "5GB", safe_serialization=False)
     assert [*tmp_path.glob("pytorch_model*.bin")]
@@ -143,7 +145,7 @@ def test_pytorch_bins_are_read(shard: int | None, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_old_folders_name_no_transformer_and_hold_masks(tmp_path: Path) -> None:
+def test_old_folders_without_prefix_and_with_masks_are_read(tmp_path: Path) -> None:
     """As OpenAI's own did; their configs say less, too."""
     model = theirs().half()
     state = model.transformer.state_dict()
@@ -160,7 +162,7 @@ def test_old_folders_name_no_transformer_and_hold_masks(tmp_path: Path) -> None:
     assert same(found, open_saved_model(tmp_path / "new"))
 
 
-def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malicious_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     theirs().save_pretrained(tmp_path / "x", safe_serialization=False)
     planted = zipped(pickle.dumps({"transformer.wte.weight": Bomb()}, protocol=2))
@@ -172,7 +174,7 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "canary").exists()
 
 
-def test_gpt2s_words_go_with_it(tmp_path: Path) -> None:
+def test_gpt2_tokenizer_is_exported_and_imported(tmp_path: Path) -> None:
     sizes = replace(SIZES, vocab_size=50_257, n_layer=1)
     out = to_hf(trained(sizes, tokenizer=TOKENIZER), tmp_path / "out")
     text = "The quick brown fox's 12 jumps,\n\n  naïve 狐 <|endoftext|>"
@@ -192,7 +194,7 @@ def test_gpt2s_words_go_with_it(tmp_path: Path) -> None:
     assert open_saved_model(out).tokenizer is None
 
 
-def test_without_gpt2s_words_no_id_ends_a_text(tmp_path: Path) -> None:
+def test_export_without_tokenizer_has_no_end_of_text_id(tmp_path: Path) -> None:
     out = to_hf(trained(), tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {
         "config.json",
@@ -223,7 +225,9 @@ def test_without_gpt2s_words_no_id_ends_a_text(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_our_gpt_is_not_is_refused(fields: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_unsupported_gpt2_config_is_rejected(
+    fields: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     out = to_hf(trained(), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | fields))
@@ -234,7 +238,7 @@ def test_what_our_gpt_is_not_is_refused(fields: dict[str, Any], told: str, tmp_p
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_sizes_that_the_tensors_do_not_have_leave_nothing_behind(tmp_path: Path) -> None:
+def test_config_that_does_not_match_the_tensors_leaves_no_files(tmp_path: Path) -> None:
     out = to_hf(trained(), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"n_inner": 81}))
@@ -243,7 +247,7 @@ def test_sizes_that_the_tensors_do_not_have_leave_nothing_behind(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_folder_without_weights_or_with_another_config_is_refused(tmp_path: Path) -> None:
+def test_folder_without_weights_or_of_another_model_is_rejected(tmp_path: Path) -> None:
     out = to_hf(trained(), tmp_path / "out")
     (out / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"out has no weights: no model\.safetensors, model\."):
@@ -254,7 +258,7 @@ def test_a_folder_without_weights_or_with_another_config_is_refused(tmp_path: Pa
             open_saved_model(out)
 
 
-def test_a_model_that_gpt2_cannot_be_is_refused_and_others_can_hold_it(tmp_path: Path) -> None:
+def test_model_that_gpt2_cannot_represent_exports_to_other_formats_only(tmp_path: Path) -> None:
     model = trained(replace(SIZES, n_head=3))
     with pytest.raises(
         UserError,

@@ -44,13 +44,13 @@ def theirs(folder: Path) -> Any:
     "text",
     [TEXT, "", " ", "\n", "\n\n\n", "\r\n", "  two  ", "\U0001f600", "\x03", "[UNK]", " ,."],
 )
-def test_ids_and_text_are_ours(theirs: Any, text: str) -> None:
+def test_transformers_encodes_and_decodes_as_cuboid(theirs: Any, text: str) -> None:
     ids = WORDS.encode(text).tolist()
     assert theirs(text)["input_ids"] == ids
     assert theirs.decode(ids) == WORDS.decode(ids) == text
 
 
-def test_every_id_is_ours(theirs: Any) -> None:
+def test_every_id_decodes_as_in_cuboid(theirs: Any) -> None:
     for number, character in enumerate(WORDS.characters):
         assert theirs.decode([number]) == character
         assert theirs.convert_tokens_to_ids(character) == number
@@ -59,14 +59,14 @@ def test_every_id_is_ours(theirs: Any) -> None:
     assert theirs.model_max_length == 11
 
 
-def test_an_unknown_character_is_an_error_in_both(theirs: Any) -> None:
+def test_unknown_character_is_an_error_in_both(theirs: Any) -> None:
     with pytest.raises(UserError):
         WORDS.encode("Q")
     with pytest.raises(Exception, match="UNK"):
         theirs("Q")
 
 
-def test_we_read_it_back_after_transformers_wrote_it(
+def test_tokenizer_saved_by_transformers_is_read_back(
     folder: Path, theirs: Any, tmp_path: Path
 ) -> None:
     found = open_saved_model(folder)
@@ -78,7 +78,9 @@ def test_we_read_it_back_after_transformers_wrote_it(
     assert 'data = dict(tokenizer="char")' in config_for(found, tmp_path)
 
 
-def test_other_tokenizers_are_not_taken_for_one_by_character(folder: Path, tmp_path: Path) -> None:
+def test_other_tokenizers_are_not_read_as_character_tokenizers(
+    folder: Path, tmp_path: Path
+) -> None:
     from engine.inout import hf_tokenizer
 
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -95,7 +97,7 @@ def test_other_tokenizers_are_not_taken_for_one_by_character(folder: Path, tmp_p
     assert hf_tokenizer.read(tmp_path) is None
 
 
-def test_generate_and_import_take_the_folder(
+def test_generate_and_import_read_the_tokenizer(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformers = pytest.importorskip("transformers")
@@ -115,7 +117,7 @@ def test_generate_and_import_take_the_folder(
 
 
 @pytest.mark.parametrize("length", [11, 1, None])
-def test_generated_text_never_sees_an_untrained_position(length: int | None) -> None:
+def test_generation_never_uses_an_untrained_position(length: int | None) -> None:
     """A model whose untrained positions are not numbers writes as one that does not have them."""
     whole = trained(replace(SIZES, vocab_size=80), tokenizer=SAVED, trained_length=length)
     kept = length or SIZES.block_size

@@ -90,7 +90,7 @@ def worked(*ended: Ended) -> str:
     return ended[0].out
 
 
-def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder: Path) -> None:
+def test_first_loss_is_that_of_transformers_in_every_layout(folder: Path) -> None:
     model = theirs(SIZES).double()
     model.save_pretrained(folder / "hf", max_shard_size=9000)
     alone = job(folder, "hf", "MAX_STEPS=2", DOUBLE)
@@ -116,7 +116,7 @@ def test_every_layout_begins_as_one_process_does_and_that_as_transformers(folder
     assert losses(folder)[0] == pytest.approx(wanted, rel=1e-12)
 
 
-def test_from_wherever_weights_are(folder: Path) -> None:
+def test_initial_weights_of_every_format_give_the_same_run(folder: Path) -> None:
     weights(folder / "x.safetensors")
     model = open_saved_model(folder / "x.safetensors")
     export(model, exporter("hf"), EXACT, out=folder / "hf", force=False)
@@ -142,7 +142,7 @@ def nothing_whole(world: World) -> Iterator[None]:
         yield
 
 
-def test_of_a_checkpoint_each_rank_reads_what_it_holds(folder: Path) -> None:
+def test_each_rank_reads_only_its_shards_of_a_checkpoint(folder: Path) -> None:
     weights(folder / "x.safetensors")
     worked(*run(job(folder, "x.safetensors", *STILL, output="first")))
     cut = [
@@ -158,7 +158,7 @@ def test_of_a_checkpoint_each_rank_reads_what_it_holds(folder: Path) -> None:
     assert same(ended_with(folder, "single"), {n: tensor.float() for n, tensor in wanted.items()})
 
 
-def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
+def test_vocabulary_and_positions_may_differ_in_size(folder: Path) -> None:
     """In a layout too that cuts the rows: what is there is taken, the rest is as it would be."""
     weights(folder / "x.safetensors")
     more = ("model.vocab_size=38", "model.block_size=11", *STILL)
@@ -193,7 +193,7 @@ def test_tables_may_have_other_numbers_of_rows(folder: Path) -> None:
                 assert torch.equal(found[parameter][rows:], random[parameter][rows:])
 
 
-def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
+def test_other_architecture_is_rejected_with_every_difference(folder: Path) -> None:
     weights(folder / "x.safetensors", replace(SIZES, n_layer=3, n_inner=60, activation="gelu"))
     (ended,) = run(job(folder, "x.safetensors"))
     assert (ended.error, ended.out) == ("UserError", "")
@@ -206,7 +206,7 @@ def test_another_model_is_refused_with_every_difference(folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
-def test_a_path_without_weights_is_refused(folder: Path) -> None:
+def test_path_without_weights_is_rejected(folder: Path) -> None:
     (ended,) = run(job(folder, "nowhere"))
     assert (ended.error, ended.out) == ("UserError", "")
     assert ended.err.startswith(
@@ -215,7 +215,7 @@ def test_a_path_without_weights_is_refused(folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
-def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
+def test_corrupt_checkpoint_is_rejected_as_initial_weights(folder: Path) -> None:
     worked(*run(job(folder, None, output="first")))
     checkpoint = CheckpointDirectory(RunFolder(folder / "first").checkpoints).folder(4)
     (shard,) = checkpoint.glob("*.distcp")
@@ -231,7 +231,7 @@ def test_a_damaged_checkpoint_is_no_beginning(folder: Path) -> None:
             )
 
 
-def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
+def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None:
     """Before its first checkpoint; the run that it began with has gone on since."""
     worked(*run(job(folder, None, "optimizer.lr=0.1", DOUBLE, output="first")))
     shelf = CheckpointDirectory(RunFolder(folder / "first").checkpoints)
@@ -265,7 +265,7 @@ def test_a_run_that_begins_again_begins_with_the_same(folder: Path) -> None:
     )
 
 
-def test_checkpoints_come_first(folder: Path) -> None:
+def test_checkpoint_takes_precedence_over_initial_weights(folder: Path) -> None:
     weights(folder / "x.safetensors")
     begins = job(folder, "x.safetensors", launch="1")
     assert run(replace(begins, dies=3)) == []

@@ -106,7 +106,7 @@ def old_form(there: Path, folder: Path) -> None:
     torch.save(load_file(there / "model.safetensors"), folder / "pytorch_model.bin")
 
 
-def test_no_more_than_a_few_of_the_largest_tensors_are_held(tmp_path: Path) -> None:
+def test_import_and_export_keep_at_most_a_few_tensors_in_memory(tmp_path: Path) -> None:
     run_world(1, save_large, tmp_path / "run" / "checkpoints")
     options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
     for name, model in (("small", trained()), ("large", trained(SIZES))):

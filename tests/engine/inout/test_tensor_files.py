@@ -26,7 +26,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_safetensors_are_those_of_its_library(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_safetensors_files_equal_those_of_the_library(dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = drawn(SIZES, dtype=dtype)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for metadata in ({"format": "pt"}, {"name": 'a "quoted" ü'}):
@@ -39,7 +39,7 @@ def test_safetensors_are_those_of_its_library(dtype: torch.dtype, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_state_dicts_are_those_of_torch(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_state_dict_files_equal_those_of_torch(dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = drawn(SIZES, dtype=dtype)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     ours, theirs = tmp_path / "x.pt", io.BytesIO()
@@ -52,7 +52,7 @@ def test_state_dicts_are_those_of_torch(dtype: torch.dtype, tmp_path: Path) -> N
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
-def test_tensors_are_read_back(tmp_path: Path) -> None:
+def test_written_tensors_are_read_back(tmp_path: Path) -> None:
     tensors = drawn(SIZES, dtype=torch.bfloat16)
     save_file(tensors, tmp_path / "x.safetensors", metadata={"a": "b"})
     torch.save(tensors, tmp_path / "x.bin")
@@ -63,7 +63,7 @@ def test_tensors_are_read_back(tmp_path: Path) -> None:
     assert SafetensorsFile(tmp_path / "x.safetensors").metadata == {"a": "b"}
 
 
-def test_the_common_type_loses_nothing() -> None:
+def test_common_dtype_represents_all_values() -> None:
     both = {"a": torch.float16, "b": torch.bfloat16}
     assert common_type(both) == torch.float32
     assert common_type({**both, "c": torch.float64}) == torch.float64
@@ -73,7 +73,7 @@ def test_the_common_type_loses_nothing() -> None:
         common_type({})
 
 
-def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_values_out_of_range_are_rejected(tmp_path: Path) -> None:
     large, shapes = {"w": torch.tensor([1.0, -7e4])}, {"w": (2,)}
     with pytest.raises(UserError, match=r"^w contains 7e\+04, which is too large for float16$"):
         write_pt(tmp_path / "x", large.items(), shapes, dtype=torch.float16)
@@ -82,7 +82,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_pt(tmp_path / "z", nan.items(), shapes, dtype=torch.float16)
 
 
-def test_another_shape_is_an_error(tmp_path: Path) -> None:
+def test_wrong_shape_is_an_error(tmp_path: Path) -> None:
     for write in (write_pt, lambda *a, **k: write_safetensors(*a, **k, metadata={})):
         with pytest.raises(ValueError, match=r"^w has shape \[2, 3\], not \[3, 2\]$"):
             write(tmp_path / "x", [("w", torch.ones(2, 3))], {"w": (3, 2)}, dtype=torch.float32)
@@ -109,7 +109,7 @@ def zipped(pickled: bytes) -> bytes:
     return new.getvalue()
 
 
-def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malicious_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path, planted = tmp_path / "x.bin", pickle.dumps({"wte.weight": Bomb()}, protocol=2)
     path.write_bytes(zipped(planted))
@@ -125,7 +125,7 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "canary").exists()
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+def test_file_without_a_state_dict_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     for other in ([torch.ones(2)], {"a": 1}, {1: torch.ones(1)}):
         torch.save(other, path)
@@ -137,7 +137,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
         TorchFile(path)
 
 
-def test_what_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+def test_invalid_safetensors_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError, match=r"x\.safetensors"):
         SafetensorsFile(path)
@@ -161,7 +161,7 @@ def test_what_is_no_safetensors_is_refused(tmp_path: Path) -> None:
         ('{"weight_map": {"a": 1}}', "names files outside its own folder"),
     ],
 )
-def test_an_index_names_what_is_beside_it(index: str, told: str, tmp_path: Path) -> None:
+def test_index_names_only_files_of_its_folder(index: str, told: str, tmp_path: Path) -> None:
     save_file({"a": torch.ones(5)}, tmp_path / "a.safetensors")
     path = tmp_path / "x.index.json"
     path.write_text(index)
@@ -172,7 +172,7 @@ def test_an_index_names_what_is_beside_it(index: str, told: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_a_disk_that_fills_up_keeps_nothing(kind: str, tmp_path: Path) -> None:
+def test_disk_that_fills_up_is_left_empty(kind: str, tmp_path: Path) -> None:
     tensors = {str(n): torch.ones(1 << 16) for n in range(8)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 

@@ -40,7 +40,7 @@ def told(*overrides: str, gpus: int | None = None, begins: bool = True) -> list[
 
 
 @pytest.mark.parametrize("layout", [(), ("gradient_accumulation=7",), ("BATCH_SIZE=29",)])
-def test_a_step_within_the_data_is_told_nothing(layout: tuple[str, ...]) -> None:
+def test_step_within_the_data_gives_no_warning(layout: tuple[str, ...]) -> None:
     assert told(*layout) == []
     assert plan(*layout).warnings == ()
 
@@ -54,7 +54,7 @@ def test_a_step_within_the_data_is_told_nothing(layout: tuple[str, ...]) -> None
         ((), 8, 32, 2),
     ],
 )
-def test_a_step_larger_than_the_data_is_told(
+def test_step_larger_than_the_data_gives_a_warning(
     folder: Path, overrides: tuple[str, ...], gpus: int | None, taken: int, times: int
 ) -> None:
     (folder / "text").write_bytes(gzip.compress(TEXT.encode()))  # its size is known once it is read
@@ -64,7 +64,7 @@ def test_a_step_larger_than_the_data_is_told(
     assert f"reads each up to {times} times" in line
 
 
-def test_validate_tells_where_the_size_of_the_file_makes_it_certain(folder: Path) -> None:
+def test_plan_warns_if_the_file_size_proves_a_step_too_large(folder: Path) -> None:
     (warning,) = plan("BATCH_SIZE=30").warnings
     assert (
         "BATCH_SIZE=30: a step needs 30 samples of 8 tokens, but data.path='text' has at most 29 "
@@ -81,7 +81,7 @@ def test_validate_tells_where_the_size_of_the_file_makes_it_certain(folder: Path
     assert len(told("BATCH_SIZE=30")) == 1
 
 
-def test_a_vocabulary_far_larger_than_the_tokenizers_is_told_with_the_override() -> None:
+def test_vocabulary_far_larger_than_the_tokenizers_gives_a_warning_with_remedy() -> None:
     def line_for(*overrides: str) -> str:
         asked = plan(*overrides)
         batches = load_batches(asked.settings, data_size=1, cache=Path("cache"))
