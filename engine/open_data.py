@@ -25,7 +25,7 @@ def open_data(world: World, *, cache: Path, notify: Callable[[str], None]) -> Tr
         UserError: the data cannot be used, or a rank reads other data than rank 0.
     """
     plan = world.plan
-    start = world.run_on_rank_0(lambda: uuid.uuid4().hex)  # a new id: a restart has the same run id
+    start = world.run_on_rank_0(lambda: uuid.uuid4().hex)  # not the run id: a restart has it again
     batches = world.run_on_all(
         lambda: load_batches(
             plan.settings,

@@ -78,11 +78,11 @@ def not_text(file: DataFile) -> str | None:
         codecs.utf_8_decode(head, "strict", False)
     except UnicodeDecodeError:
         if _has_controls(head):
-            return f"binary; if it holds token ids, {TOKENS}"
+            return f"binary; if it contains token ids, {TOKENS}"
         command = TO_UTF8.format(encoding="WINDOWS-1252", path=path)
         return f"not UTF-8; if it is Latin-1 or Windows text: {command}"
     if b"\0" in head:
-        return f"binary; if it holds token ids, {TOKENS} (data.type='text' trains on it as text)"
+        return f"binary; if it contains token ids, {TOKENS} (data.type='text' trains on it as text)"
     return None
 
 

@@ -45,7 +45,7 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
     if not path.exists():  # on all ranks: any of them may build it, and not all of them print
         request.notify(
             f"tokenising {documents.name} ({documents.size / 1e6:,.1f} MB) by {name}, once; "
-            f"the tokens are kept in {request.cache}"
+            f"the tokens are cached in {request.cache}"
         )
     file = load_or_build(path, _builder(documents, request), start=request.start)
     tokenizer = load(file.about["tokenizer"])

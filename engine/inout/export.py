@@ -95,8 +95,8 @@ def _require_writable(path: Path, to: Exporter, force: bool) -> None:
     if not path.exists():
         return
     if path.is_dir() != (to.names is not None):
-        found, needed = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-        raise UserError(f"{path} is {found}, but this format writes {needed}: {OTHER_OUT_REMEDY}")
+        kind, needed = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise UserError(f"{path} is {kind}, but this format writes {needed}: {OTHER_OUT_REMEDY}")
     for other in path.iterdir() if to.names is not None else ():
         if not re.fullmatch(to.names or "", other.name):
             raise UserError(

@@ -52,7 +52,7 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
     if saved["type"] == "gpt2":
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), gpt2.END_OF_TEXT)
         config |= {"add_prefix_space": False, "tokenizer_class": "GPT2Tokenizer"}
-        found = {VOCABULARY: gpt2.vocabulary(), MERGES: gpt2.merges()}
+        contents = {VOCABULARY: gpt2.vocabulary(), MERGES: gpt2.merges()}
     else:
         characters = saved["characters"]
         ends = ("bos_token", "eos_token") if END_OF_TEXT in characters else ()
@@ -61,8 +61,8 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
             "clean_up_tokenization_spaces": False,
             "tokenizer_class": "PreTrainedTokenizerFast",
         }
-        found = {FAST: as_json(_by_character(characters))}
-    return found | {
+        contents = {FAST: as_json(_by_character(characters))}
+    return contents | {
         "tokenizer_config.json": as_json(config | special),
         "special_tokens_map.json": as_json(special),
     }

@@ -1,4 +1,4 @@
-"""An evaluation finds the same in every layout: what plain torch finds from whole logits."""
+"""Evaluation gives the same result in every layout: that of plain torch with full logits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ Found = dict[tuple[str, EvaluationRequest], Evaluation]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run is, with checkpoints after steps 20 and 40."""
+    """Return a folder that contains a run with checkpoints of steps 20 and 40."""
     path = tmp_path_factory.mktemp("evaluated")
     (path / "corpus.txt").write_text(TEXT, encoding="utf-8")
     (path / "tiny.py").write_text(TINY)
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate_all(
     rank: int, size: int, path: Path, cases: list[tuple[int, str, tuple[str, ...]]]
 ) -> Found:
-    """Every subject in every layout."""
+    """Evaluate every request in every layout."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(path)
     found: Found = {}
@@ -96,7 +96,7 @@ def evaluate_all(
 
 @contextlib.contextmanager
 def opened(rank: int, size: int, port: int, overrides: tuple[str, ...]) -> Any:
-    """The world of a rank of the run in this folder."""
+    """Open the world of a rank, with the plan of the run in the working folder."""
     place = LaunchInfo(rank=rank, size=size, host=LOOPBACK, port=port, launcher="by hand")
 
     def plan() -> Any:
@@ -118,7 +118,7 @@ def evaluations(path: Path, size: int) -> list[Found]:
 
 @torch.no_grad()
 def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
-    """By whole logits of one sample after the other, and from the text itself."""
+    """Compute the expected result from full logits, a sample at a time, and from the text."""
     folder = RunFolder(path / "run")
     model, words = load_model(open_saved_model(folder.path, "20"), torch.device("cpu"))
     cut = len(TEXT) - len(TEXT) // 10
@@ -179,7 +179,7 @@ def test_loss_of_the_validation_split_is_that_of_the_run(folder: Path) -> None:
 def alone(
     folder: Path, *overrides: str, subject: EvaluationRequest = SUBJECTS[0], step: str = "latest"
 ) -> str:
-    """What is said where nothing is found."""
+    """Run an evaluation that fails on one rank and return its stderr."""
     with free_port() as port, contextlib.redirect_stderr(io.StringIO()) as err:
         with (
             pytest.raises((UserError, RunError)),
@@ -194,10 +194,10 @@ def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (folder / "other.txt").write_text("Deich!?" * 200)
-    told = alone(folder, "data.path=other.txt")
+    error = alone(folder, "data.path=other.txt")
     assert (
         "run/checkpoints/step-00000040 has no ids for '!', '?'; set data.path=... to text without"
-        in told
+        in error
     )
     assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in alone(
         folder, subject=EvaluationRequest(last_n=9)
@@ -206,8 +206,8 @@ def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.M
         folder, "data.validation=0.0"
     )
     endless = EvaluationRequest(split="train")
-    told = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
-    assert "data.type='synthetic' is endless: pass --samples N" in told
+    error = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
+    assert "data.type='synthetic' is endless: pass --samples N" in error
     assert "no checkpoint 3; existing: 20, 40" in alone(folder, step="3")
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
@@ -222,7 +222,7 @@ def test_changed_data_gives_a_warning(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    corpus, told = (
+    corpus, warning = (
         folder / "corpus.txt",
         "warning: the data has changed since run/checkpoints/step-0",
     )
@@ -233,7 +233,7 @@ def test_changed_data_gives_a_warning(
                 evaluate(
                     world, RunFolder(Path("run")), "20", EvaluationRequest(), cache=folder / "cache"
                 )
-            assert capfd.readouterr().err.count(told) == count
+            assert capfd.readouterr().err.count(warning) == count
     finally:
         corpus.write_text(TEXT, encoding="utf-8")
 
@@ -293,8 +293,8 @@ def test_result_as_table_and_json() -> None:
     assert "the first 3 samples, 512 targets, the last 2 of 8 positions" in part.table()
     assert "its tokens stand for no text" in part.table()
     assert "perplexity  inf" in part.table()
-    told = json.loads(part.as_json())
-    assert (told["perplexity"], told["bits_per_byte"], told["loss"]) == (None, None, 1000.0)
+    fields = json.loads(part.as_json())
+    assert (fields["perplexity"], fields["bits_per_byte"], fields["loss"]) == (None, None, 1000.0)
     assert json.loads(FOUND.as_json())["bits_per_byte"] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""What is drawn, from what, and that a cache changes none of it."""
+"""Generation: sampling, the KV cache, and text."""
 
 from __future__ import annotations
 
@@ -30,28 +30,30 @@ def ids_of(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -
 
 
 @torch.no_grad()
-def plainly(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -> list[int]:
-    """The same without a cache: all that the positions hold is read again for every token. When
-    they are full, half of it is left out."""
-    draw = torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number))
+def ids_without_cache(
+    model: GPT, prompt: list[int], sampling: Sampling, number: int = 0
+) -> list[int]:
+    """Generate ids without a cache: encode the whole context for every id. When it has no position
+    left, drop the first half."""
+    generator = torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number))
     ids, start = list(prompt), max(0, len(prompt) - SIZES.block_size)
     for _ in range(sampling.tokens):
         if len(ids) - start > SIZES.block_size:
             start = len(ids) - SIZES.block_size // 2
         context = torch.tensor([ids[start:]])
         logits = model.logits(model(model.embed(context), context.shape[1])[-1:])[0]
-        ids.append(int(torch.multinomial(probabilities(logits, sampling), 1, generator=draw)))
+        ids.append(int(torch.multinomial(probabilities(logits, sampling), 1, generator=generator)))
     return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 50])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(tokens=40, seed=4)], ids=["greedy", "drawn"])
 def test_cache_does_not_change_the_ids(length: int, sampling: Sampling) -> None:
-    """Also past the last position, and of prompts that are longer than the positions."""
+    """Also after the last position, and with prompts longer than the positions."""
     model = make()
     prompt = [(7 * n) % 29 for n in range(length)]
     found = ids_of(model, prompt, sampling)
-    assert found == plainly(model, prompt, sampling)
+    assert found == ids_without_cache(model, prompt, sampling)
     assert len(set(found)) > 3
 
 
@@ -146,7 +148,7 @@ def test_ties_prefer_the_lower_id() -> None:
 
 
 def test_sampled_frequencies_match_the_probabilities() -> None:
-    """By a chi-squared test of seeds that are the same every time."""
+    """By a chi-squared test with fixed seeds."""
     model, count = make(), 1000
     with torch.no_grad():
         model.wte.weight.mul_(0.2)
@@ -162,8 +164,8 @@ def test_sampled_frequencies_match_the_probabilities() -> None:
     assert square < 29.9  # the 99.99th percentile of chi-squared with 7 degrees of freedom
 
 
-def told(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, Any]:
-    """The model says ``ids``; what it was asked."""
+def fake_ids(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, Any]:
+    """Make the model generate ``ids``. Return the arguments that it is called with."""
     asked: dict[str, Any] = {}
 
     def say(
@@ -180,33 +182,33 @@ def test_text_is_yielded_in_complete_characters(monkeypatch: pytest.MonkeyPatch)
     words, model = GPT2(), make()
     text = "naïve 🙂 日本"
     ids = [int(n) for n in words.encode(text)]
-    asked = told(monkeypatch, ids)
+    asked = fake_ids(monkeypatch, ids)
     pieces = list(generate_text(model, words, "Hi", Sampling(), 2))
     assert "".join(pieces) == text
     assert len(ids) > len(pieces) > 4
     assert not any("\ufffd" in piece for piece in pieces)
     assert asked == {"prompt": [17250], "vocabulary": 50257, "number": 2}
-    told(monkeypatch, ids[:-1])
+    fake_ids(monkeypatch, ids[:-1])
     assert "".join(generate_text(model, words, "Hi", Sampling())).endswith("\ufffd")
 
 
 def test_text_stops_at_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     words, model = GPT2(), make()
-    asked = told(monkeypatch, [17250, 50256, 17250])
+    asked = fake_ids(monkeypatch, [17250, 50256, 17250])
     assert "".join(generate_text(model, words, "", Sampling())) == "Hi"
     assert asked["prompt"] == [50256], "an empty prompt starts a document"
-    asked = told(monkeypatch, [1, 0])
+    asked = fake_ids(monkeypatch, [1, 0])
     assert "".join(generate_text(model, Char("abc"), "", Sampling())) == "ba"
     assert asked["prompt"] == [0]
 
 
 @pytest.mark.parametrize(
-    ("words", "prompt", "told"),
+    ("words", "prompt", "message"),
     [
         (Char("abc"), "cabé", "the character 'é'"),
         (GPT2(), "cab\udce9", r"U\+DCE9 is half of a surrogate pair, or a byte"),
     ],
 )
-def test_prompt_with_unknown_characters_is_rejected(words, prompt, told):
-    with pytest.raises(UserError, match=told):
+def test_prompt_with_unknown_characters_is_rejected(words, prompt, message):
+    with pytest.raises(UserError, match=message):
         next(generate_text(make(), words, prompt, Sampling()))

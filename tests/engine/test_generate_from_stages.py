@@ -1,4 +1,4 @@
-"""What a pipeline with ZeRO leaves behind is what one process leaves: weights, and text."""
+"""Weights of a run with pipeline and ZeRO, and their text, equal those of one process."""
 
 from __future__ import annotations
 

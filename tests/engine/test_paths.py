@@ -1,4 +1,4 @@
-"""Paths: expanded in every setting, and the kind of file told without opening what could block."""
+"""Paths are expanded in every setting; the kind of file is checked without opening it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def kinds_in(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files of every kind but regular ones, and the kind of each."""
+    """Yield files of every kind but regular ones, and the kind of each."""
     os.mkfifo(folder / "pipe")
     yield folder / "pipe", "a named pipe"
     with socket.socket(socket.AF_UNIX) as unix:
@@ -89,7 +89,7 @@ def test_missing_or_unreadable_paths_are_reported(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    """Without root's right to read everything, where the tests run as root."""
+    """Drop root's permission to read everything, if the tests run as root."""
     with contextlib.ExitStack() as undone:
         if os.geteuid() == 0:
             for path in (folder, *folder.parents):
@@ -116,7 +116,7 @@ def test_every_path_setting_expands_the_home_folder(
 
 @pytest.mark.parametrize("name", list(path_settings()))
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("''", "='' is empty; a path is needed"),
         ("'a\\0b'", "='a\\x00b' contains a null byte, which no path can"),
@@ -126,14 +126,14 @@ def test_every_path_setting_expands_the_home_folder(
     ],
 )
 def test_impossible_paths_are_rejected_in_one_line(
-    config: Path, name: str, text: str, told: str
+    config: Path, name: str, text: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
         make_plan(config, gpus=None, overrides=[f"{name}={text}"], environ={})
     (line,) = str(error.value).splitlines()
     assert line.startswith("command line: ")
     assert name in line
-    assert line.endswith(told)
+    assert line.endswith(message)
 
 
 def test_data_path_of_the_environment_is_checked(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""The shipped configs, what a plan derives, and what it costs to make one."""
+"""Plans: of the shipped configs, derived values, and the cost of making one."""
 
 import subprocess
 import sys

@@ -59,7 +59,7 @@ class JsonLines(FileDocuments):
                 f"object with a \"{self._key}\"; data.type='text' trains on the file as text"
             ) from None
         except (ValueError, RecursionError) as error:  # too long a number or too deep nesting
-            raise UserError(f"{where}: JSON that cannot be parsed: {error}") from None
+            raise UserError(f"{where}: not JSON that can be parsed: {error}") from None
         return text_in(value, self._key, where)
 
 

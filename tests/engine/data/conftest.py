@@ -1,4 +1,4 @@
-"""A request with everything set, in a cache of its own."""
+"""Fixture that makes a source request with its own cache."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tests of sources share: a request with everything set, and a corpus taken apart."""
+"""Helpers of the tests of sources: make a request, and list the tokens of a corpus."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def tokenizer_of(corpus: Corpus) -> Tokenizer:
 
 
 def ids_of(corpus: Corpus) -> NDArray[Any]:
-    """All token ids [n], those to train on and then those to validate."""
+    """Return all token ids [n] of a corpus: of the training split, then of the validation split."""
     assert isinstance(corpus.train, Windows)
     assert isinstance(corpus.validation, Windows)
     return np.concatenate([corpus.train.tokens, corpus.validation.tokens])

@@ -1,4 +1,4 @@
-"""By character, against Python's own strings."""
+"""The character tokenizer, compared with Python's strings."""
 
 import json
 
@@ -39,14 +39,16 @@ def test_end_of_text_is_a_token_if_there_are_several_documents() -> None:
 
 @pytest.mark.parametrize("stranger", ["b", "\ue000", "\U0001f600", "\x00"])
 def test_unknown_character_is_rejected_by_name(stranger: str) -> None:
-    with pytest.raises(UserError, match=f"U\\+{ord(stranger):04X}.* 2 of the vocabulary: 'ac'"):
+    with pytest.raises(
+        UserError, match=f"U\\+{ord(stranger):04X}.* in the vocabulary of 2 characters: 'ac'"
+    ):
         Char.fit(["ca"]).encode("a" + stranger)
 
 
 def test_long_vocabulary_is_abbreviated_in_messages() -> None:
     with pytest.raises(UserError) as refusal:
         Char.fit(map(chr, range(0x4E00, 0x6000))).encode("a")
-    assert "not among the 4,608 of the vocabulary: '一丁" in str(refusal.value)
+    assert "not in the vocabulary of 4,608 characters: '一丁" in str(refusal.value)
     assert len(str(refusal.value)) < 250
 
 

@@ -1,4 +1,4 @@
-"""Ranks and jobs that open the same data at the same time, as processes."""
+"""Processes of several ranks and jobs that open the same data at the same time."""
 
 import multiprocessing
 from multiprocessing.synchronize import Barrier
@@ -28,7 +28,7 @@ def _open(request: SourceRequest, start: Barrier, results: Any) -> None:
 def test_concurrent_ranks_and_jobs_read_the_same_tokens(
     ask: Ask, tmp_path: Path, tokenizer: str
 ) -> None:
-    """Two ranks of one job and one of another, in one cache; then one alone."""
+    """Two ranks of one job and one of another share a cache; then one runs alone."""
     start, results = SPAWN.Barrier(3), SPAWN.Queue()
     requests = [ask(tokenizer=tokenizer, notify=print) for _ in range(3)]
     processes = [

@@ -1,4 +1,4 @@
-"""What a file is, by its content: read as such whatever its name, or named with a remedy."""
+"""Formats are detected by content under any name; unsupported ones are named with a remedy."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def test_compressed_files_give_the_same_data(
 def test_suffix_before_the_compression_suffix_counts(
     tmp_path: Path, ask: Ask, suffix: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    """Neither content begins as JSON that is read, so the name alone tells the format."""
-    for name, content, told in (
+    """The content does not start like supported JSON, so only the name decides."""
+    for name, content, message in (
         ("a.jsonl", b"no JSON here\n", "line 1: not JSON"),
         ("a.json", b"[no JSON here]\n", "element 1: not JSON"),
     ):
         path = tmp_path / f"{name}.{suffix}"
         path.write_bytes(pack(content))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             open_corpus("auto", ask(path))
 
 
@@ -127,9 +127,9 @@ def of_zip(data: bytes) -> bytes:
 def of_tar(data: bytes) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        told = tarfile.TarInfo("a.txt")
-        told.size = len(data)
-        archive.addfile(told, io.BytesIO(data))
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
     return stream.getvalue()
 
 
@@ -149,7 +149,7 @@ IDS = np.arange(20_000, 24_000)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (of_zip(POEM.encode()), "is a zip archive, not text: unzip "),
         (of_torch(), "is a zip archive, not text: "),
@@ -159,9 +159,15 @@ IDS = np.arange(20_000, 24_000)
         (b"PAR1\x15\x04", "is a Parquet file, not text: convert it to JSON lines, such as by "),
         (of_numpy(IDS), "is a NumPy array, not text: cuboid needs the text that they were made"),
         (safetensors({"a": IDS}), "is a safetensors model, not text: "),
-        (IDS.astype("<u2").tobytes(), "is binary; if it holds token ids, cuboid needs the text "),
-        (IDS.astype("<u4").tobytes(), "is binary; if it holds token ids, cuboid needs the text "),
-        ((IDS % 65).astype("<u2").tobytes(), "is binary; if it holds token ids, "),
+        (
+            IDS.astype("<u2").tobytes(),
+            "is binary; if it contains token ids, cuboid needs the text ",
+        ),
+        (
+            IDS.astype("<u4").tobytes(),
+            "is binary; if it contains token ids, cuboid needs the text ",
+        ),
+        ((IDS % 65).astype("<u2").tobytes(), "is binary; if it contains token ids, "),
         (POEM.encode("utf-16"), "is UTF-16 text, not UTF-8: iconv -f UTF-16 -t UTF-8 "),
         (POEM.encode("utf-16-le"), "is UTF-16LE text, not UTF-8: iconv -f UTF-16LE -t UTF-8 "),
         (POEM.encode("utf-16-be"), "is UTF-16BE text, not UTF-8: iconv -f UTF-16BE -t UTF-8 "),
@@ -175,11 +181,11 @@ IDS = np.arange(20_000, 24_000)
     ],
 )
 def test_unsupported_formats_are_named_in_one_line(
-    tmp_path: Path, ask: Ask, content: bytes, told: str
+    tmp_path: Path, ask: Ask, content: bytes, message: str
 ) -> None:
     path = tmp_path / "data.bin"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=told) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         open_corpus("auto", ask(path))
     (line,) = str(refusal.value).splitlines()
     assert line.startswith(f"data.path={str(path)!r}")
@@ -198,7 +204,7 @@ def test_named_conversion_command_works(tmp_path: Path, ask: Ask, encoding: str)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('["a", 5]', 'element 2: not an object with a "text"'),
         (
@@ -218,13 +224,13 @@ def test_named_conversion_command_works(tmp_path: Path, ask: Ask, encoding: str)
     ],
 )
 def test_invalid_array_is_rejected_by_element_number(
-    tmp_path: Path, ask: Ask, content: str, told: str
+    tmp_path: Path, ask: Ask, content: str, message: str
 ) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(UserError) as refusal:
         open_corpus("json", ask(path))
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 def test_blocks_may_end_anywhere_in_an_element(
@@ -244,7 +250,7 @@ def test_blocks_may_end_anywhere_in_an_element(
 
 @pytest.fixture
 def longest_held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """The most characters of an array's text that were held at once, in blocks of 64."""
+    """Return the maximum number of characters of an array in memory at once, in blocks of 64."""
     longest = 0
     more = json_source._JsonStream._more
 

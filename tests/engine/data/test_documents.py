@@ -1,4 +1,4 @@
-"""Several files, folders and patterns as one row of documents."""
+"""Documents of several files, folders and glob patterns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_files_are_read_once_and_in_order(
 
 
 def test_single_file_is_the_same_data_by_any_path(folder: Path, ask: Ask) -> None:
-    """A run goes on from its checkpoint though the file is named in another way."""
+    """So a run resumes from its checkpoint though data.path names the file in another way."""
     paths = ["texts/a.txt", ("texts/a.txt",), "texts/*.txt", str(folder / "texts" / "a.txt")]
     prints = {open_corpus("auto", ask(p, seq_len=2, validation=0.3)).fingerprint for p in paths}
     assert len(prints) == 1
@@ -93,7 +93,7 @@ def test_existing_file_named_like_a_pattern_is_read(folder: Path, ask: Ask) -> N
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("nowhere/*.txt", "data.path='nowhere/*.txt' does not exist in "),
         (("texts", "nowhere"), "data.path='nowhere' does not exist in "),
@@ -105,7 +105,7 @@ def test_existing_file_named_like_a_pattern_is_read(folder: Path, ask: Ask) -> N
     ],
 )
 def test_unreadable_path_is_named(
-    folder: Path, ask: Ask, path: str | tuple[str, ...], told: str
+    folder: Path, ask: Ask, path: str | tuple[str, ...], message: str
 ) -> None:
     for name in ("none", "bad", "broken"):
         Path(name).mkdir()
@@ -114,4 +114,4 @@ def test_unreadable_path_is_named(
     Path("broken/x").symlink_to("nowhere")
     with pytest.raises(UserError) as refusal:
         open_corpus("auto", ask(path=path))
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)

@@ -1,4 +1,4 @@
-"""GPT-2's encoding, against transformers' and tiktoken's reading of the published files."""
+"""GPT-2's tokenizer, compared with those of transformers and tiktoken."""
 
 import importlib.util
 import json

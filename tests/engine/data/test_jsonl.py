@@ -1,4 +1,4 @@
-"""JSON lines, against json and a plain join."""
+"""JSON lines, compared with Python's json and a join of the texts."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_documents_are_separated_by_end_of_text(
 
 
 def test_gpt2_documents_are_encoded_separately(tmp_path: Path, ask: Ask) -> None:
-    """And never merges over it: each document has the ids that it has alone."""
+    """Each document has the ids that it has alone: no merge crosses end-of-text."""
     texts = ["one two", " three", "<|endoftext|>", "four\n", "\n five"]
     path = _write(tmp_path, "\n".join(json.dumps({"text": t}) for t in texts).encode())
     corpus = open_corpus(ask(path, tokenizer="gpt2", seq_len=2, validation=0.2))

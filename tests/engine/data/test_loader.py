@@ -1,4 +1,4 @@
-"""What ranks read, against the plain order of samples of one process."""
+"""Batches of all ranks, compared with the order of samples in one process."""
 
 import pickle
 import random
@@ -25,7 +25,7 @@ SEQ = 4
 
 
 def _corpus(train: int = 23, validation: int = 11, seed: int = 3) -> Corpus:
-    """Every token differs, so a sample is known by its first one."""
+    """Return a corpus of distinct tokens, in which the first token identifies a sample."""
     tokens = np.arange((train + validation) * SEQ + 2)
     return Corpus(
         train=Windows(tokens[: train * SEQ + 1], SEQ),
@@ -40,7 +40,7 @@ LAYOUTS = [(12, 1, 1), (6, 2, 1), (6, 1, 2), (3, 2, 2), (1, 4, 3), (2, 3, 2)]
 
 
 def _step(batches: TrainBatches, step: int, data: int, rounds: int) -> torch.Tensor:
-    """All ids of a step, by (round, data rank, sample)."""
+    """Return all ids of a step in the order (round, data rank, sample)."""
     return torch.cat([batches.batch(step, a, r)[0] for a in range(rounds) for r in range(data)])
 
 
@@ -83,7 +83,7 @@ def test_every_sample_is_consumed_once_per_epoch() -> None:
 def test_resume_with_another_global_batch_continues_at_the_next_sample(
     batch_size: int, data: int
 ) -> None:
-    """After 5 steps of 4 samples, of 3 epochs of 23: none is passed over and none comes twice."""
+    """After 5 steps of 4 samples, in 3 epochs of 23: no sample is skipped or repeated."""
     before = TrainBatches(_corpus(), seed=5, batch_size=4)
     done = before.consumed(5)
     assert done == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=20 / 23)
@@ -118,7 +118,7 @@ def test_epoch_of_a_step_is_that_of_its_first_sample(samples: int, batch: int) -
 
 
 def test_epochs_accumulate_over_resumes_that_change_everything() -> None:
-    """Another global batch, then other data, then samples of another length, then the first."""
+    """Another global batch, then other data, then another sequence length, then the first data."""
     whole = TrainBatches(_corpus(), seed=5, batch_size=4)
     first = whole.consumed(8)  # 32 of 23 samples
     larger = TrainBatches(_corpus(), seed=5, batch_size=6).resumed_at(first)
@@ -199,7 +199,7 @@ def _numpy_state() -> bytes:
 
 
 class _Masked:
-    """Samples whose first i % 3 targets do not count."""
+    """Samples whose first i % 3 targets are ignored."""
 
     samples: int | None = 10
     seq_len = SEQ
@@ -303,10 +303,10 @@ def _settings(folder: Path, **data: Any) -> Settings:
 
 def test_batches_follow_the_settings(tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text("".join(map(chr, range(32, 132))) * 4)
-    told: list[str] = []
+    lines: list[str] = []
     settings = _settings(tmp_path, validation=0.25)
-    batches = load_batches(settings, data_size=2, cache=tmp_path / "default", notify=told.append)
-    assert len(told) == 1
+    batches = load_batches(settings, data_size=2, cache=tmp_path / "default", notify=lines.append)
+    assert len(lines) == 1
     assert list((tmp_path / "default").glob("*.tokens"))
     assert batches.global_batch == 12
     assert batches.corpus.train.samples == (300 - 1) // SEQ

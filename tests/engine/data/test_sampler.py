@@ -1,4 +1,4 @@
-"""The order of samples: permutations, at random access, the same for ever."""
+"""The order of samples: permutations in random access, which never change."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_epochs_and_seeds_have_different_orders() -> None:
 
 
 def test_every_position_is_equally_likely() -> None:
-    """Mean place of each sample over many epochs: within six standard errors."""
+    """The mean position of each sample over many epochs is within six standard errors."""
     places = np.array([np.argsort(Sampler(10, 5).order(e * 10, 10)) for e in range(3000)])
     error = np.sqrt((10**2 - 1) / 12 / len(places))
     assert np.abs(places.mean(axis=0) - 4.5).max() < 6 * error
@@ -61,5 +61,5 @@ def test_streams_of_random_bits_differ() -> None:
     [(0, [2, 1, 0, 7, 4, 7, 0, 1]), (42, [0, 5, 2, 1, 7, 5, 0, 1])],
 )
 def test_order_is_the_same_on_every_machine(seed: int, expected: list[int]) -> None:
-    """Written down once: a resume with another NumPy must consume the same samples."""
+    """The order is written here: a resume with another NumPy must consume the same samples."""
     assert Sampler(8, seed).order(4, 8).tolist() == expected

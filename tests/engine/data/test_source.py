@@ -1,4 +1,4 @@
-"""Sources and tokenizers are found by file name, without torch and without being imported."""
+"""The registries of sources and tokenizers list their modules without importing them."""
 
 import subprocess
 import sys
@@ -27,8 +27,10 @@ def test_listing_sources_and_tokenizers_imports_none() -> None:
         "print([m for m in sys.modules if m in ('torch', 'numpy', 'tiktoken')"
         " or m.startswith(('engine.data.sources.', 'engine.data.tokenizers.'))])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "[]\n"
 
 
 def test_new_source_is_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ask: Ask) -> None:

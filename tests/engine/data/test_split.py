@@ -1,4 +1,4 @@
-"""Samples against plain slices of a list."""
+"""Samples and splits, compared with slices of a list."""
 
 import numpy as np
 import pytest

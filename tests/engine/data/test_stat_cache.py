@@ -1,4 +1,4 @@
-"""Bytes are hashed once: by one process of a start, and data again only when a file has changed."""
+"""Data is hashed once until its file changes, tokens once per start of a run, by one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 2 << 20
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many bytes were hashed since the last call, of blocks that are more than a record."""
+    """Return how many bytes were hashed since the last call, not counting records."""
     return count_hashed(monkeypatch.setattr)
 
 
@@ -65,7 +65,7 @@ def count_hashed(put: Callable[[Any, str, Any], None]) -> Callable[[], int]:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that was last changed long ago."""
+    """Return a data file that was last changed long ago."""
     monkeypatch.setattr(stat_cache, "SETTLED_SECONDS", 0.0)
     path = tmp_path / "data.txt"
     path.write_bytes(b"some text" * (SIZE // 9))
@@ -73,8 +73,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def next_tick(path: Path) -> None:
-    """Wait until a change of ``path`` would get another time than its last one: the file system's
-    clock moves in ticks of some milliseconds, or of a second or two."""
+    """Wait until a change of ``path`` would change its times: the file system's clock has a
+    resolution of some milliseconds, or of one or two seconds."""
     probe = path.with_name("clock")
     while True:
         probe.touch()
@@ -108,7 +108,7 @@ def test_unchanged_data_is_hashed_once(
 
 
 def overwrite(path: Path) -> None:
-    """Another content of the same size and the same time of its last change."""
+    """Replace the content by another one of the same size and modification time."""
     before = path.stat()
     with path.open("r+b") as handle:
         handle.write(b"S")
@@ -169,7 +169,7 @@ def test_unwritable_cache_hashes_every_time(data: Path, hashed: Callable[[], int
 
 
 def test_file_without_a_readable_stat_is_not_recorded(tmp_path: Path) -> None:
-    """A network file system may fail once and then work again."""
+    """Such as on a network file system that fails temporarily."""
     records = tmp_path / "digests"
     assert stat_cache.cached_by_stat(tmp_path / "none", records, lambda: {"size": 1}) == {"size": 1}
     assert not list(records.glob("*.json"))
@@ -212,7 +212,7 @@ def test_corrupt_tokens_are_detected_by_the_same_start_and_the_next(
 def test_silent_bit_rot_is_detected_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk gives other bytes, and the file system says nothing of it."""
+    """The disk returns other bytes and the file's stat is unchanged."""
     path = tmp_path / "a.tokens"
     load_or_build(path, _build, start="one")
     stamp = stat_cache.Stamp.of_file(path)
@@ -276,7 +276,7 @@ def test_concurrent_ranks_hash_each_byte_once(
 
 
 def test_fingerprint_of_a_text_never_changes(ask: Ask, tmp_path: Path) -> None:
-    """Written down once: a checkpoint of before goes on without --allow-new-data."""
+    """The expected fingerprint is a constant: old checkpoints resume without --allow-new-data."""
     for name, expected in FINGERPRINTS.items():
         (tmp_path / name).write_bytes(CONTENT[name])
         assert open_corpus("auto", ask(tmp_path / name)).fingerprint == expected

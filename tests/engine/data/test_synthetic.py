@@ -1,4 +1,4 @@
-"""The chain: repeatable, without end, with the statistics it claims."""
+"""The Markov chain: deterministic, endless, and with the documented entropy."""
 
 import math
 from collections import Counter
@@ -52,7 +52,7 @@ def test_ids_spread_over_the_vocabulary(ask: Ask, vocab_size: int, states: int) 
 
 
 def test_entropy_is_that_of_the_documentation(ask: Ask) -> None:
-    """Counted, not derived: ln 256 nats over single tokens, 7/4 ln 2 given the one before."""
+    """By counting: ln 256 nats per token, 7/4 ln 2 given the previous token."""
     ids, targets = open_corpus(ask(seq_len=512)).train.batch(np.arange(400))
     single = Counter(targets.ravel().tolist())
     pairs = Counter(zip(ids.ravel().tolist(), targets.ravel().tolist(), strict=True))
@@ -65,7 +65,7 @@ def test_entropy_is_that_of_the_documentation(ask: Ask) -> None:
 
 
 def test_chain_is_the_same_on_every_machine(ask: Ask) -> None:
-    """Written down once: a resume with another NumPy must read the same samples."""
+    """The expected ids are constants: a resume with another NumPy must read the same samples."""
     ids, _ = open_corpus(ask(vocab_size=50257)).train.batch(np.array([0, 12345]))
     assert ids.tolist() == GOLDEN
 

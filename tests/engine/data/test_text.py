@@ -1,4 +1,4 @@
-"""The text source: what the tokens say is what the file says, or it is refused by name."""
+"""The text source: tokens decode to the content of the file, or the file is rejected by name."""
 
 import os
 import random
@@ -132,7 +132,7 @@ def test_file_changed_while_it_is_read_is_rejected(tmp_path: Path, ask: Ask) -> 
 def test_text_without_boundaries_is_encoded_in_bounded_pieces(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
-    """Neither words nor spaces: the longest piece that is ever encoded is bounded all the same."""
+    """In text without spaces, too, the longest piece that is encoded is bounded."""
     monkeypatch.setattr(data_file, "BLOCK", 100)
     monkeypatch.setattr(tokenize, "MAX_UNBROKEN_LENGTH", 1000)
     kind, longest = tokenizer_type(tokenizer), 0
@@ -151,7 +151,7 @@ def test_text_without_boundaries_is_encoded_in_bounded_pieces(
 
 
 def test_dtype_of_ids_fits_the_vocabulary(tmp_path: Path, ask: Ask) -> None:
-    """Characters past 65,536 need four bytes an id."""
+    """More than 65,536 characters need four bytes per id."""
     wide = "".join(map(chr, range(0x10000, 0x20001)))
     corpus = open_corpus(ask(_write(tmp_path, wide), vocab_size=1 << 17))
     assert tokenizer_of(corpus).size == 65537
@@ -163,24 +163,24 @@ def test_dtype_of_ids_fits_the_vocabulary(tmp_path: Path, ask: Ask) -> None:
 
 
 def test_token_file_depends_on_content_and_tokenizer(tmp_path: Path, ask: Ask) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     path = _write(tmp_path, "the same text, " * 40)
-    first = open_corpus(ask(path, notify=told.append))
-    assert len(told) == 1
-    assert "tokenising" in told[0]
+    first = open_corpus(ask(path, notify=lines.append))
+    assert len(lines) == 1
+    assert "tokenising" in lines[0]
     other = tmp_path / "elsewhere.txt"
     path.rename(other)
-    again = open_corpus(ask(other, notify=told.append))
-    assert len(told) == 1, "moved, not changed"
+    again = open_corpus(ask(other, notify=lines.append))
+    assert len(lines) == 1, "moved, not changed"
     assert again.fingerprint == first.fingerprint
     os.utime(other)
-    open_corpus(ask(other, seq_len=16, notify=told.append))
-    assert len(told) == 1, "samples of another length are other cuts of the same tokens"
-    open_corpus(ask(other, tokenizer="gpt2", notify=told.append))
-    assert len(told) == 2
+    open_corpus(ask(other, seq_len=16, notify=lines.append))
+    assert len(lines) == 1, "samples of another length are other cuts of the same tokens"
+    open_corpus(ask(other, tokenizer="gpt2", notify=lines.append))
+    assert len(lines) == 2
     other.write_text("The same text, " * 40)
-    changed = open_corpus(ask(other, notify=told.append))
-    assert len(told) == 3
+    changed = open_corpus(ask(other, notify=lines.append))
+    assert len(lines) == 3
     assert changed.fingerprint != first.fingerprint
     assert text_of(changed).startswith("The")
 

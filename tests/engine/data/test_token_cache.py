@@ -1,4 +1,4 @@
-"""Token files: whole or not there, whoever comes, whenever they die."""
+"""Token files are written atomically, by concurrent processes and when these are killed."""
 
 import fcntl
 import multiprocessing
@@ -140,7 +140,7 @@ def _come_without_locks(
 def test_concurrent_processes_build_one_file(
     tmp_path: Path, come: Callable[..., None], most: int, damaged: bool
 ) -> None:
-    """One builds where there are locks; where not, all end with the same file."""
+    """One process builds if there are file locks; without locks, all end with the same file."""
     path, log = tmp_path / "a.tokens", tmp_path / "log"
     if damaged:
         path.write_bytes(b"damaged")

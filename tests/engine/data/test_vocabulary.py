@@ -1,4 +1,4 @@
-"""Text that a run is given later: the ids of its checkpoints keep their meaning."""
+"""A run that resumes with other text: the ids of its checkpoints keep their meaning."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def words_of(folder: Path, step: int, run: str = str(RUN)) -> Any:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with checkpoints of steps 1 and 2 of the first text, 3 and 4 of the second."""
+    """Return a run with checkpoints 1 and 2 of the first text, 3 and 4 of the second."""
     folder = tmp_path_factory.mktemp("vocabulary")
     (folder / "tiny.py").write_text(TINY)
     (folder / "corpus.txt").write_text(FIRST)
@@ -73,7 +73,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     refused, second = (of_ranks[0] for of_ranks in ended)
     assert refused.err.splitlines()[-1] == "pass --allow-new-data to resume anyway"
     assert second.error == "", second.err
-    (folder / "told").write_text(second.out)
+    (folder / "output").write_text(second.out)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_new_characters_get_new_ids_and_old_ones_keep_theirs(both: Path) -> None
     assert (
         f"new tokens in the data: {NEW} get ids {first} to {last}; the {first} ids of "
         "run/checkpoints/step-00000002 keep their meaning"
-    ) in (both / "told").read_text().splitlines()
+    ) in (both / "output").read_text().splitlines()
 
 
 def test_batches_decode_to_the_text_by_the_saved_ids(both: Path) -> None:
@@ -161,18 +161,18 @@ def test_evaluation_uses_the_ids_of_the_checkpoint(
     monkeypatch.chdir(both)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (both / "first.txt").write_text(FIRST)
-    told = SavedCheckpoint(checkpoints_of(both).folder(2)).training.val_loss
+    val_loss = SavedCheckpoint(checkpoints_of(both).folder(2)).training.val_loss
     with free_port() as port, opened(0, 1, port, ("data.path=first.txt",)) as world:
         found = evaluate(
             world, RunFolder(Path(RUN)), "2", EvaluationRequest(), cache=both / "cache"
         )
-    assert found.loss == pytest.approx(told, rel=1e-6)
+    assert found.loss == pytest.approx(val_loss, rel=1e-6)
     refused = alone(both, step="2")
     assert f"run/checkpoints/step-00000002 has no ids for {NEW};" in refused
 
 
 def test_too_small_vocabulary_is_rejected_with_working_remedies(tmp_path: Path) -> None:
-    """The remedies that are named work."""
+    """Every remedy in the messages works."""
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "corpus.txt").write_text(FIRST)
     size, checkpoint = len(set(FIRST)), "run/checkpoints/step-00000001"
@@ -212,15 +212,15 @@ def with_another_character(world: World) -> Iterator[None]:
 
 
 def test_checkpoint_without_a_tokenizer_uses_that_of_its_run(folder: Path) -> None:
-    """As they were written before they had one; and another tokenizer is refused all the same."""
+    """Such as those of old versions. Another type of tokenizer is rejected with them, too."""
     checkpoint = checkpoints_of(folder).folder(4)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())
-    told = content.pop("tokenizer")
+    saved = content.pop("tokenizer")
     file.write_text(json.dumps(content))
     reseal(checkpoint)
-    assert open_saved_model(checkpoint).tokenizer == told
-    assert json.loads((RunFolder(folder / RUN).tokenizer).read_text()) == told
+    assert open_saved_model(checkpoint).tokenizer == saved
+    assert json.loads((RunFolder(folder / RUN).tokenizer).read_text()) == saved
     other = ("data.tokenizer=gpt2", "model.vocab_size=50257", "MAX_STEPS=5")
     refused, ended = run_all(
         [

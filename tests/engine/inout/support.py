@@ -1,4 +1,4 @@
-"""Models on the disk: ours in some layouts, and those that transformers wrote."""
+"""Saved models for tests: random ones of cuboid, and models of transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = GPTConfig(
 
 
 def drawn(sizes: GPTConfig, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Parameters by our names, none of them small, so that nothing misplaced goes unseen."""
+    """Return random parameters by name, none of them small, so that a misplaced one is noticed."""
     draw = torch.Generator().manual_seed(seed)
     return {
         name: (torch.randn(shape, generator=draw) / 3).to(dtype)
@@ -31,7 +31,7 @@ def drawn(sizes: GPTConfig, seed: int = 1, dtype: torch.dtype = torch.float32) -
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModel(SavedModel):
-    """A model whose tensors a function yields."""
+    """A saved model whose tensors a function yields."""
 
     read: Callable[[], Iterator[tuple[str, Tensor]]]
 
@@ -58,7 +58,7 @@ def with_tensors(
 
 
 def theirs(sizes: GPTConfig = SIZES, seed: int = 0) -> Any:
-    """A GPT2LMHeadModel with biases and norms as random as its weights."""
+    """Return a GPT2LMHeadModel in which biases and norms are random, too."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(**hf_config.hf_config(sizes))
     model = transformers.GPT2LMHeadModel(config).eval()

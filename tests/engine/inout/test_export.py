@@ -1,4 +1,4 @@
-"""Exports: where they go, what they never write over, and what comes back from them."""
+"""Exports: their paths, what they overwrite, and the tensors and metadata in them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def to(name: str, model: SavedModel, out: Path | None = None, **more: Any) -> Pa
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run with two checkpoints, the first of which has the lower loss."""
+    """Return a run with two checkpoints, the first of which has the lower loss."""
     folder = RunFolder(tmp_path_factory.mktemp("exports") / "run")
     run_world(2, write, RUN, folder.checkpoints)
     run_world(1, write, TrainingCase(heads=10), folder.checkpoints, 3)
@@ -93,9 +93,9 @@ def test_exported_safetensors_keep_config_tokenizer_and_step(tmp_path: Path) -> 
 def test_existing_export_is_replaced_only_with_force(name: str, tmp_path: Path) -> None:
     model, out = trained(), tmp_path / "out"
     to(name, model, out)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         to(name, model, out)
-    assert str(told.value) == (
+    assert str(caught.value) == (
         f"{out} exists already: name another --out, or --force to replace it"
     )
     before = content(out)
@@ -137,10 +137,10 @@ def test_corrupt_checkpoint_is_not_exported(run: RunFolder, tmp_path: Path) -> N
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         to("pt", open_saved_model(path), tmp_path / "out")
     wrong = f"{shard.name} was changed: its SHA-256 differs"
-    assert str(told.value) == f"{path} is corrupt: {wrong}"
+    assert str(caught.value) == f"{path} is corrupt: {wrong}"
     assert not (tmp_path / "out").exists()
 
 
@@ -167,7 +167,7 @@ def other_metadata(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (
             no_model,
@@ -179,12 +179,12 @@ def other_metadata(path: Path) -> None:
     ],
 )
 def test_path_without_a_model_is_rejected(
-    make: Callable[[Path], None], told: str, tmp_path: Path
+    make: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
     with pytest.raises(UserError) as caught:
         open_saved_model(tmp_path / "x")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

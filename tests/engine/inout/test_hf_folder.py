@@ -1,4 +1,4 @@
-"""Hugging Face folders: what transformers makes of ours, and what we make of its."""
+"""Hugging Face folders: transformers loads those of cuboid, and cuboid those of transformers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_checkpoint_of_any_layout_has_the_same_logits_in_transformers(
 def test_random_parameters_give_the_same_logits_in_transformers(
     sizes: GPTConfig, tmp_path: Path
 ) -> None:
-    """As above, with numbers of which every one matters."""
+    """Every parameter is random, so a misplaced or transposed one changes the logits."""
     model = trained(sizes)
     part = ParallelContext.single_device(
         torch.device("cpu"), dtype=torch.float32, compute=torch.float32
@@ -126,9 +126,9 @@ def test_import_then_export_changes_no_byte(
 
     assert weights(back) == weights(there)
     assert len(weights(there)) > (1 if shard else 0)
-    told = transformers.GPT2Config.from_pretrained(back).to_dict()
+    exported = transformers.GPT2Config.from_pretrained(back).to_dict()
     wanted = model.config.to_dict()
-    differ = {name for name in wanted if wanted[name] != told[name]}
+    differ = {name for name in wanted if wanted[name] != exported[name]}
     # GPT-2's ids are its default, and n_inner None is said in full
     assert differ <= {"bos_token_id", "eos_token_id", "n_inner", "transformers_version", "dtype"}
 
@@ -146,7 +146,7 @@ def test_pytorch_bin_files_are_read(shard: int | None, tmp_path: Path) -> None:
 
 
 def test_old_folders_without_prefix_and_with_masks_are_read(tmp_path: Path) -> None:
-    """As OpenAI's own did; their configs say less, too."""
+    """Such as OpenAI's original ones, whose configs have fewer keys, too."""
     model = theirs().half()
     state = model.transformer.state_dict()
     masks = {f"h.{n}.attn.bias": torch.ones(1, 1, 24, 24, dtype=torch.bool) for n in range(3)}
@@ -210,7 +210,7 @@ def test_export_without_tokenizer_has_no_end_of_text_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"model_type": "llama"}, "model_type='llama', wanted 'gpt2'"),
         ({"activation_function": "relu"}, "activation_function='relu'; there are: gelu_new, gelu_"),
@@ -226,7 +226,7 @@ def test_export_without_tokenizer_has_no_end_of_text_id(tmp_path: Path) -> None:
     ids=str,
 )
 def test_unsupported_gpt2_config_is_rejected(
-    fields: dict[str, Any], told: str, tmp_path: Path
+    fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     out = to_hf(trained(), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
@@ -234,7 +234,7 @@ def test_unsupported_gpt2_config_is_rejected(
     with pytest.raises(UserError) as caught:
         open_saved_model(out)
     assert str(caught.value).startswith(f"{out}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

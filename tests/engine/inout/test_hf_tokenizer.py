@@ -1,4 +1,4 @@
-"""A tokenizer by character, as transformers loads it from the folder that we write."""
+"""The character tokenizer in an exported folder, loaded by transformers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_generate_and_import_read_the_tokenizer(
 
 @pytest.mark.parametrize("length", [11, 1, None])
 def test_generation_never_uses_an_untrained_position(length: int | None) -> None:
-    """A model whose untrained positions are not numbers writes as one that does not have them."""
+    """NaN in the untrained positions does not change the generated ids."""
     whole = trained(replace(SIZES, vocab_size=80), tokenizer=SAVED, trained_length=length)
     kept = length or SIZES.block_size
 

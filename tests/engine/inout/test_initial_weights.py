@@ -1,4 +1,4 @@
-"""Runs that begin with weights there are: from what, in any layout, and again after a death."""
+"""Runs with initial weights: of every format, in every layout, and after a restart."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 
 def worked(*ended: Ended) -> str:
-    """What rank 0 said."""
+    """Return the output of rank 0 of a run that succeeded."""
     assert [one.error for one in ended] == [""] * len(ended), ended[0].err
     return ended[0].out
 
@@ -137,7 +137,7 @@ def test_initial_weights_of_every_format_give_the_same_run(folder: Path) -> None
 
 @contextlib.contextmanager
 def nothing_whole(world: World) -> Iterator[None]:
-    """No tensor of a checkpoint may be read whole."""
+    """Make every read of an unsharded tensor of a checkpoint fail."""
     with patch.object(SavedCheckpoint, "parameter", side_effect=AssertionError):
         yield
 
@@ -159,7 +159,8 @@ def test_each_rank_reads_only_its_shards_of_a_checkpoint(folder: Path) -> None:
 
 
 def test_vocabulary_and_positions_may_differ_in_size(folder: Path) -> None:
-    """In a layout too that cuts the rows: what is there is taken, the rest is as it would be."""
+    """Rows of the saved model are used and the others are as random as without it, in layouts that
+    shard the rows, too."""
     weights(folder / "x.safetensors")
     more = ("model.vocab_size=38", "model.block_size=11", *STILL)
     fewer = ("model.vocab_size=32", *STILL)
@@ -169,10 +170,10 @@ def test_vocabulary_and_positions_may_differ_in_size(folder: Path) -> None:
         for size, overrides in (("more", more), ("fewer", fewer))
         for source in ("x.safetensors", None)
     ]
-    told = [worked(*ended) for ended in run_all(jobs[:4])]
+    outputs = [worked(*ended) for ended in run_all(jobs[:4])]
     for ended in run_all(jobs[4:], 4):
         worked(*ended)
-    assert told[0].splitlines()[:3] == [
+    assert outputs[0].splitlines()[:3] == [
         "starting from the weights of x.safetensors",
         "command line: model.vocab_size=38, and the saved model has 33 token ids: the last 5 start "
         "from random weights",
@@ -182,7 +183,7 @@ def test_vocabulary_and_positions_may_differ_in_size(folder: Path) -> None:
     assert (
         "command line: model.vocab_size=32, and the saved model has 33 token ids: the last 1 are "
         "dropped"
-    ) in told[2].splitlines()
+    ) in outputs[2].splitlines()
     for name in ("alone", *CUT_ROWS):
         for size in ("more", "fewer"):
             found = ended_with(folder, f"{name} {size} x.safetensors")
@@ -232,7 +233,7 @@ def test_corrupt_checkpoint_is_rejected_as_initial_weights(folder: Path) -> None
 
 
 def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None:
-    """Before its first checkpoint; the run that it began with has gone on since."""
+    """Before its first checkpoint, though the run that it started from has newer checkpoints."""
     worked(*run(job(folder, None, "optimizer.lr=0.1", DOUBLE, output="first")))
     shelf = CheckpointDirectory(RunFolder(folder / "first").checkpoints)
     shelf.folder(4).rename(folder / "later")
@@ -247,8 +248,8 @@ def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None
     def again(name: str, source: str | None, **more: Any) -> Job:
         return job(folder, source, *STILL, output=name, **more)
 
-    told = worked(*run(again("again", "first", launch="1")))
-    assert "starting from the weights of " + str(shelf.folder(2)) + ", of step 2" in told
+    output = worked(*run(again("again", "first", launch="1")))
+    assert "starting from the weights of " + str(shelf.folder(2)) + ", of step 2" in output
     assert same(ended_with(folder, "again"), wanted)
     worked(*run(again("auto", None, resume="auto")))  # by someone who says less
     assert same(ended_with(folder, "auto"), wanted)
@@ -272,10 +273,10 @@ def test_checkpoint_takes_precedence_over_initial_weights(folder: Path) -> None:
     (folder / "x.safetensors").rename(folder / "away")  # which need not be there any more
     left = folder / "run" / ".model.safetensors.17.tmp"  # of a process that was killed
     left.touch()
-    told = worked(*run(begins)).splitlines()
+    lines = worked(*run(begins)).splitlines()
     assert not left.exists()
     (folder / "away").rename(folder / "x.safetensors")
-    assert told[:2] == [
+    assert lines[:2] == [
         "resuming from run/checkpoints/step-00000002",
         "--init-from=x.safetensors is ignored: the run resumes from a checkpoint",
     ]

@@ -1,4 +1,4 @@
-"""What a model takes on its way in and out: its largest tensor, however many there are."""
+"""Memory of import and export: that of the largest tensor, for any number of tensors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ print(json.dumps(peaks))
 
 
 def save_large(rank: int, size: int, path: Path) -> None:
-    """A checkpoint of the large model."""
+    """Save a checkpoint of the large model."""
     part = ParallelContext.single_device(
         torch.device("cpu"), dtype=torch.float32, compute=torch.float32
     )
@@ -100,7 +100,7 @@ def save_large(rank: int, size: int, path: Path) -> None:
 
 
 def old_form(there: Path, folder: Path) -> None:
-    """The same model as a pickle."""
+    """Write the model of a folder as a pickle to another folder."""
     folder.mkdir()
     (folder / "config.json").write_bytes((there / "config.json").read_bytes())
     torch.save(load_file(there / "model.safetensors"), folder / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Files written one tensor at a time are those of the libraries, byte by byte."""
+"""Files that are written one tensor at a time equal those of the libraries, byte for byte."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Bomb:
 
 
 def zipped(pickled: bytes) -> bytes:
-    """A file of torch's form with this pickle."""
+    """Return a file in torch's format that contains this pickle."""
     buffer = io.BytesIO()
     torch.save({"wte.weight": torch.ones(2)}, buffer)
     old, new = zipfile.ZipFile(buffer), io.BytesIO()
@@ -148,7 +148,7 @@ def test_invalid_safetensors_file_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "told"),
+    ("index", "message"),
     [
         ("{", "is no index of shards"),
         ('{"weight_map": {"a": "../a.safetensors"}}', "names files outside its own folder"),
@@ -161,11 +161,11 @@ def test_invalid_safetensors_file_is_rejected(tmp_path: Path) -> None:
         ('{"weight_map": {"a": 1}}', "names files outside its own folder"),
     ],
 )
-def test_index_names_only_files_of_its_folder(index: str, told: str, tmp_path: Path) -> None:
+def test_index_names_only_files_of_its_folder(index: str, message: str, tmp_path: Path) -> None:
     save_file({"a": torch.ones(5)}, tmp_path / "a.safetensors")
     path = tmp_path / "x.index.json"
     path.write_text(index)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         ShardedFiles(path, SafetensorsFile)
     path.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
     assert torch.equal(ShardedFiles(path, SafetensorsFile)["a"], torch.ones(5))
@@ -184,9 +184,9 @@ def test_disk_that_fills_up_is_left_empty(kind: str, tmp_path: Path) -> None:
 
     with mounted(tmp_path / "disk", "size=1m") as disk:
         with (
-            pytest.raises(RunError, match=r"x cannot be written: ") as told,
+            pytest.raises(RunError, match=r"x cannot be written: ") as caught,
             atomic_path(disk / "x") as new,
         ):
             write(new, tensors)
-        assert len(str(told.value).splitlines()) == 1
+        assert len(str(caught.value).splitlines()) == 1
         assert [*disk.iterdir()] == []

@@ -1,4 +1,4 @@
-"""Settings that do not go well with the data: told before the first step."""
+"""Warnings about settings that do not suit the data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan(*overrides: str, gpus: int | None = None) -> Plan:
     return make_plan("gpt.py", gpus=gpus, overrides=overrides, environ={})
 
 
-def told(*overrides: str, gpus: int | None = None, begins: bool = True) -> list[str]:
+def remarks_on(*overrides: str, gpus: int | None = None, begins: bool = True) -> list[str]:
     asked = plan("model.vocab_size=26", *overrides, gpus=gpus)
     batches = load_batches(asked.settings, data_size=asked.layout.data, cache=Path("cache"))
     return list(data_remarks(asked, batches, begins=begins))
@@ -41,7 +41,7 @@ def told(*overrides: str, gpus: int | None = None, begins: bool = True) -> list[
 
 @pytest.mark.parametrize("layout", [(), ("gradient_accumulation=7",), ("BATCH_SIZE=29",)])
 def test_step_within_the_data_gives_no_warning(layout: tuple[str, ...]) -> None:
-    assert told(*layout) == []
+    assert remarks_on(*layout) == []
     assert plan(*layout).warnings == ()
 
 
@@ -58,7 +58,7 @@ def test_step_larger_than_the_data_gives_a_warning(
     folder: Path, overrides: tuple[str, ...], gpus: int | None, taken: int, times: int
 ) -> None:
     (folder / "text").write_bytes(gzip.compress(TEXT.encode()))  # its size is known once it is read
-    (line,) = told(*overrides, gpus=gpus)
+    (line,) = remarks_on(*overrides, gpus=gpus)
     assert "warning: " in line
     assert f"a step takes {taken} samples and the data has 29 of 8 tokens to train on" in line
     assert f"reads each up to {times} times" in line
@@ -70,7 +70,7 @@ def test_plan_warns_if_the_file_size_proves_a_step_too_large(folder: Path) -> No
         "BATCH_SIZE=30: a step needs 30 samples of 8 tokens, but data.path='text' has at most 29 "
         in (warning)
     )
-    assert told("BATCH_SIZE=30") == []  # once is enough
+    assert remarks_on("BATCH_SIZE=30") == []  # once is enough
     assert plan("BATCH_SIZE=30", "data.type=synthetic", "data.path=None").warnings == ()
     assert plan("BATCH_SIZE=30", "data.path=None").warnings == ()
     (folder / "text").write_text(TEXT + "a" * 8)
@@ -78,7 +78,7 @@ def test_plan_warns_if_the_file_size_proves_a_step_too_large(folder: Path) -> No
     # Characters of two bytes: certain only once the text is read
     (folder / "text").write_text("".join(chr(ord(c) + 0x400) for c in TEXT))
     assert plan("BATCH_SIZE=30").warnings == ()
-    assert len(told("BATCH_SIZE=30")) == 1
+    assert len(remarks_on("BATCH_SIZE=30")) == 1
 
 
 def test_vocabulary_far_larger_than_the_tokenizers_gives_a_warning_with_remedy() -> None:
@@ -98,4 +98,4 @@ def test_vocabulary_far_larger_than_the_tokenizers_gives_a_warning_with_remedy()
     assert by_default.endswith("; model.vocab_size=26 leaves them out")
     assert f"{2 * tokens:,} of the" in line_for("model.tie_embeddings=False")
     assert line_for("model.vocab_size=52").startswith("note: command line: model.vocab_size=52, ")
-    assert told("model.vocab_size=51") == []
+    assert remarks_on("model.vocab_size=51") == []
