@@ -1,4 +1,4 @@
-"""All that one rank holds of a GPT: the layers of its virtual pipeline stages."""
+"""The part of a GPT on one rank: the layers of its virtual pipeline stages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from models.stage_split import chunks_of
 
 
 class ModelChunks:
-    """GPTs with different ranges of layers; parameters go by their global names.
+    """GPTs with different ranges of layers. Parameters have their global names.
 
-    A tied table is held twice when a pipeline has stages: by the first for the lookup and by the
-    last as the head. The last one's is the copy.
+    In a pipeline a tied embedding table exists twice: on the first stage for the lookup, and on the
+    last stage as the head. The table of the last stage is the copy.
     """
 
     def __init__(self, chunks: Sequence[GPT], stages: Sequence[range] | None = None) -> None:
-        """``stages``: the layers of all virtual stages, of all ranks; one stage by default."""
+        """Set the chunks. ``stages``: layers of all virtual stages of all ranks; None for one."""
         self.chunks, self.parallel = list(chunks), chunks[0].parallel
         self.config = chunks[0].config
         self.stages = [range(self.config.n_layer)] if stages is None else list(stages)
@@ -40,11 +40,11 @@ class ModelChunks:
         return (parameter for _, parameter in self.named_parameters())
 
     def shards(self) -> dict[str, Shard]:
-        """Where each parameter belongs in its global tensor."""
+        """Return the position of each local parameter in its global tensor."""
         return {name: box for chunk in self.chunks for name, box in named_shards(chunk).items()}
 
     def parameters_of_stage(self, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and global shapes of what a pipeline rank holds, a tied table's copy aside."""
+        """Yield name and global shape of a rank's parameters, except the copy of a tied table."""
         mode, ranks = self.parallel.mode, self.parallel.sizes["pipeline"]
         for layers in chunks_of(self.stages, rank, ranks):
             for parameter in parameters(self.config, mode, layers):
@@ -61,7 +61,7 @@ class ModelChunks:
 
     @property
     def tied(self) -> str | None:
-        """The name of a parameter that the other end of the pipeline holds too."""
+        """The name of the parameter that both ends of the pipeline have; None if there is none."""
         for chunk in self.chunks:
             if self.config.tie_embeddings and chunk.first != chunk.last:
                 return "wte.weight"
@@ -69,6 +69,6 @@ class ModelChunks:
 
     @property
     def copies(self) -> frozenset[str]:
-        """Parameters that another rank of the pipeline counts, clips and saves."""
+        """The parameters that another pipeline rank counts, clips and saves."""
         held_as_copy = any(chunk.last and not chunk.first for chunk in self.chunks)
         return frozenset({self.tied} if self.tied and held_as_copy else set())

@@ -1,4 +1,4 @@
-"""The sizes of a GPT, as data."""
+"""The configuration of a GPT: sizes, dropout rates, activation function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """What ``models.gpt.GPT`` is built from. ``n_head x head_dim`` need not be ``n_embd``."""
+    """Configures ``models.gpt.GPT``. ``n_head x head_dim`` may differ from ``n_embd``."""
 
     n_layer: int
     n_head: int
@@ -28,5 +28,5 @@ class GPTConfig:
 
     @classmethod
     def of(cls, model: object) -> Self:
-        """The sizes that ``model`` has as attributes, such as a config's section of settings."""
+        """Copy the fields from attributes of ``model``, such as a config's ``model`` section."""
         return cls(**{field.name: getattr(model, field.name) for field in fields(cls)})

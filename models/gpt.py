@@ -1,8 +1,11 @@
-"""GPT-2 (Radford et al. 2019), written once: nothing here knows how it is cut.
+"""GPT-2 (Radford et al. 2019), written once: the modules do not depend on the sharding.
 
-T tokens of a micro-batch (B samples of S), C = n_embd hidden features, x [T, C] between blocks.
-Layers take x in the outer layout, work in the inner one and give x back in the outer one; in which
-pieces, the partition knows.
+T tokens of a micro-batch (B samples of S tokens), C = n_embd hidden features, x [T, C] between
+blocks. A layer takes x in the outer layout, computes in the inner layout and returns x in the outer
+layout; the parallel context defines both.
+
+``models/parameters.py`` repeats the names and shapes of the parameters, and ``engine/estimate``
+replays the allocations of each layer. Change them together with this file; tests compare them.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from models.parallel.norm import LayerNorm
 
 
 class Attention(nn.Module):
-    """Causal self-attention. qkv is laid out head-major, so that cuts fall between heads."""
+    """Causal self-attention. qkv is head-major, so that shards begin and end between heads."""
 
     def __init__(self, config: GPTConfig, parallel: ParallelContext, layer: int) -> None:
         super().__init__()
@@ -53,12 +56,12 @@ class Attention(nn.Module):
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v, causal. q, k, v [B, heads, S, d]; a q of one position may
-        come with the k and v of those before it, too."""
+        """Return softmax(q k^T / sqrt(d)) v with a causal mask. q, k, v [B, heads, S, d]. If q has
+        one position, k and v may include the positions before it."""
         causal = q.shape[2] > 1
         if not self.training or self.dropout == 0.0:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        # SDPA draws its mask from the global generator: key it for the call, then put it back.
+        # SDPA draws its mask from the global generator: seed it for the call, then restore it.
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
             torch.manual_seed(derive_seed(seed, *self.dropout_site))
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=self.dropout)
@@ -104,10 +107,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Layers [start, stop) of a GPT, the embedding with the first and the head with the last.
+    """Layers [start, stop) of a GPT. The first layer includes the embedding, the last the head.
 
-    ``seed`` of the calls keys the dropout masks of one micro-batch. Parameter names carry the
-    global number of the layer, whatever the range.
+    The argument ``seed`` of the methods seeds the dropout masks of one micro-batch. Parameter names
+    contain the global number of the layer.
     """
 
     def __init__(
@@ -144,11 +147,11 @@ class GPT(nn.Module):
 
     @property
     def output(self) -> TokenEmbedding:
-        """The table that makes logits."""
+        """The table that the logits are computed with."""
         return self.wte if self.config.tie_embeddings else self.lm_head
 
     def embed(self, ids: Tensor, seed: int = 0, start: int = 0) -> Tensor:
-        """ids [B, S] of the whole micro-batch, from position ``start`` -> x [T_local, C_local]."""
+        """Return x [T_local, C_local] of ids [B, S] of a micro-batch, from position ``start``."""
         x = self.wte(ids.flatten()) + self.wpe(*ids.shape, start)
         x = self.drop(x, seed)
         assert isinstance(x, Tensor)
@@ -157,9 +160,9 @@ class GPT(nn.Module):
     def forward(
         self, x: Tensor, length: int, seed: int = 0, cache: KVCache | None = None
     ) -> Tensor:
-        """x [T_local, C_local] through this range's blocks; samples are ``length`` tokens long, and
-        go on from those in the ``cache``."""
-        if not self.drops:  # a compiler would make a block anew for every seed
+        """Apply this range's blocks to x [T_local, C_local]. Samples have ``length`` tokens and
+        continue the tokens in the ``cache``."""
+        if not self.drops:  # torch.compile would recompile a block for every seed
             seed = 0
         for name, block in self.h.items():
             if self.config.checkpoint and torch.is_grad_enabled():
@@ -169,23 +172,23 @@ class GPT(nn.Module):
         return self.ln_f(x) if self.last else x
 
     def loss(self, x: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """This rank's share of ``scale`` x the summed cross-entropy of targets [B, S], of which
-        those that are -100 do not count."""
+        """Return this rank's share of ``scale`` x the summed cross-entropy of targets [B, S].
+        Targets of -100 are ignored."""
         share: Tensor = HeadLoss.apply(x, self.output.weight, targets.flatten(), scale, self.head)
         return share
 
     def loss_and_top_k(self, x: Tensor, targets: Tensor, tops: Sequence[int]) -> Tensor:
-        """This rank's share of the summed cross-entropy of the same targets, and of how many are
-        among so many likeliest, for each of ``tops``: float64 [1 + len(tops)]."""
+        """Return this rank's share of the summed cross-entropy and, for each k of ``tops``, of the
+        number of targets among the k most likely tokens: float64 [1 + len(tops)]."""
         return loss_and_top_k(x, self.output.weight, targets.flatten(), self.head, tops)
 
     def logits(self, x: Tensor) -> Tensor:
-        """x [T, C] -> logits [T, vocabulary], for a model that is not cut."""
+        """Return the logits [T, vocabulary] of x [T, C]; only for a model that is not sharded."""
         assert self.parallel.mode.name == "serial"
         return self.parallel.matmul(x, self.output.weight.to(x.dtype).t())
 
 
 def residual_std(config: GPTConfig) -> float:
-    """Projections onto the residual stream start smaller by sqrt of the number of them (GPT-2,
-    section 2.3)."""
+    """Return the initial standard deviation of projections onto the residual stream: init_std
+    divided by sqrt of the number of such projections (GPT-2, section 2.3)."""
     return float(config.init_std / (2 * config.n_layer) ** 0.5)

@@ -1,4 +1,4 @@
-"""To and from the config of Hugging Face's GPT-2, as data."""
+"""Conversion to and from the config of Hugging Face's GPT-2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
 }
 HF_NAMES: Mapping[Activation, str] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
-# What is meant where a config is silent (transformers' configuration_gpt2.py)
+# Defaults of missing keys (transformers' configuration_gpt2.py)
 HF_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -30,7 +30,7 @@ HF_DEFAULTS: Mapping[str, Any] = {
     "initializer_range": 0.02,
     "tie_word_embeddings": True,
 }
-# Variants that our GPT has no words for -> the value that it does have
+# Variants that cuboid's GPT does not implement -> the value that it does implement
 PLAIN: Mapping[str, bool] = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -39,10 +39,10 @@ PLAIN: Mapping[str, bool] = {
 
 
 def config_from_hf(config: Mapping[str, Any]) -> GPTConfig:
-    """The sizes that a config.json tells.
+    """Convert the content of a config.json.
 
     Raises:
-        ValueError: it is not of a GPT-2, or of a variant that our GPT cannot be.
+        ValueError: the model is not a GPT-2, or is a variant that cuboid does not implement.
     """
     if config.get("model_type") != "gpt2":
         raise ValueError(f"model_type={config.get('model_type')!r}, wanted 'gpt2'")
@@ -82,7 +82,7 @@ def config_from_hf(config: Mapping[str, Any]) -> GPTConfig:
 
 
 def hf_config(config: GPTConfig) -> dict[str, Any]:
-    """The config of GPT2LMHeadModel for a model that ``models.hf_state_dict.to_hf`` takes."""
+    """Return the config of GPT2LMHeadModel for a model that ``to_hf`` accepts."""
     return {
         "activation_function": HF_NAMES[config.activation],
         "architectures": ["GPT2LMHeadModel"],

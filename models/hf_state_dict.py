@@ -1,7 +1,8 @@
-"""To and from the state of Hugging Face's GPT2LMHeadModel.
+"""Conversion to and from the state dict of Hugging Face's GPT2LMHeadModel.
 
-Names are ours but for the prefix ``transformer.``, and its Conv1D weights are [in, out] like ours.
-Its qkv is q | k | v, each head by head; ours is head-major, each head's q | k | v.
+Its names are cuboid's with the prefix ``transformer.``, and its Conv1D weights are [in, out] like
+cuboid's. Its qkv is part-major: the q of all heads, then k, then v. cuboid's is head-major: q, k
+and v of the first head, then of the next.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ EMBEDDING, HEAD = "wte.weight", "lm_head.weight"
 
 
 def from_hf(state: Mapping[str, Tensor], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors by our names, one at a time: ``state`` may read them as it is asked.
+    """Yield the unsharded tensors with cuboid's names, one at a time; ``state`` may be lazy.
 
-    Accepts the state of a GPT2Model (no prefix) too.
+    The state of a GPT2Model (without the prefix) is accepted too.
 
     Raises:
-        ValueError: before the first tensor, and with all names: keys are missing or not GPT-2's.
-            With the tensor: its shape is not that of ``config``, or a tied head has other numbers
-            than the embedding.
+        ValueError: keys are missing or unexpected (raised before the first tensor, with all names);
+            a tensor's shape differs from ``config``; a tied head differs from the embedding.
     """
     keys = {key.removeprefix(PREFIX): key for key in state}
     shapes = {p.name: p.shape for p in parameters(config, modes()["serial"])}
@@ -69,11 +69,12 @@ def _converted(
 
 
 def to_hf(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """The reverse: (name, whole tensor) as GPT2LMHeadModel names and lays them out. A tied head,
-    which is the embedding under a second name, is left out, as it is from their files.
+    """Yield (name, unsharded tensor) with the names and layout of GPT2LMHeadModel.
+
+    A tied head, which is the embedding under a second name, is omitted, as in Hugging Face's files.
 
     Raises:
-        ValueError: n_head x head_dim is not n_embd, which GPT-2 has no words for.
+        ValueError: n_head x head_dim is not n_embd, which GPT-2's config cannot express.
     """
     width = config.n_head * config.head_dim
     if width != config.n_embd:
@@ -88,15 +89,15 @@ def to_hf(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig) -> Iterator[
 
 
 def is_mask(name: str) -> bool:
-    """Whether a tensor of a Hugging Face state is the causal mask that old ones hold."""
+    """Return whether a tensor of a Hugging Face state dict is the causal mask of older versions."""
     return BUFFER.fullmatch(name.removeprefix(PREFIX)) is not None
 
 
 def hf_name(name: str) -> str:
-    """What GPT2LMHeadModel calls a parameter of ours."""
+    """Return the name that GPT2LMHeadModel gives to cuboid's parameter ``name``."""
     return name if name == HEAD else PREFIX + name
 
 
 def _parts_first(tensor: Tensor, config: GPTConfig) -> Tensor:
-    theirs: Tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=config.n_head)
-    return theirs
+    part_major: Tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=config.n_head)
+    return part_major

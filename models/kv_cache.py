@@ -1,6 +1,6 @@
-"""Keys and values of the positions that attention has seen, so that a next one brings only its own.
+"""Keys and values of past positions, so that attention computes only those of a new position.
 
-A model that is given a cache takes a text in any number of tokens at first, then one at a time.
+A model with a cache takes any number of tokens in its first call, then one token a call.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class LayerKVCache:
-    """Those of one layer, with memory for ``capacity`` positions from the first on."""
+    """Keys and values of one layer, with memory for ``capacity`` positions from the first use."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self._buffer: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the next S positions, k and v [B, heads, S, d] -> of all positions so far."""
+        """Append k and v [B, heads, S, d] of S new positions; return k and v of all positions."""
         start, stop = self.length, self.length + k.shape[2]
         assert stop <= self.capacity
         assert start == 0 or stop == start + 1, "attention would need a mask of its own"
@@ -33,7 +33,7 @@ class LayerKVCache:
 
 
 class KVCache:
-    """Those of all layers of a model, by the layer's name."""
+    """Keys and values of all layers of a model, by the layer's name."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -44,5 +44,5 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Positions that all layers have seen."""
+        """The number of positions that every layer has cached."""
         return min((layer.length for layer in self._layers.values()), default=0)

@@ -1,4 +1,4 @@
-"""A model's parameters from whole tensors, in any layout."""
+"""Loading a model's parameters from unsharded tensors, in any layout."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from models.parameters import parameters
 def load_state(
     model: ModelChunks, tensors: Iterable[tuple[str, Tensor]], *, resize: Collection[str] = ()
 ) -> None:
-    """Copy this rank's box of each (name, whole tensor). Those that other pipeline stages hold are
-    passed over. Needs no more memory than the tensor in hand.
+    """Copy this rank's shard of each (name, unsharded tensor) into the model.
 
-    Those of ``resize`` may have more rows, which are left out, or fewer: then the model's further
-    rows stay as they are.
+    Parameters of other pipeline stages are skipped. One tensor at a time is in memory. Tensors in
+    ``resize`` may have more rows than the model, which are ignored, or fewer: the model's
+    remaining rows then keep their values.
 
     Raises:
         ValueError: a name or shape is not the model's, or a parameter is missing.
     """
-    shards, held = model.shards(), dict(model.named_parameters())
+    shards, local_parameters = model.shards(), dict(model.named_parameters())
     known = {p.name for p in parameters(model.config, modes()["serial"])}
     missing = dict(shards)
     for name, tensor in tensors:
@@ -37,13 +37,14 @@ def load_state(
         resized = name in resize and tuple(tensor.shape[1:]) == shard.shape[1:]
         if tuple(tensor.shape) != shard.shape and not resized:
             raise ValueError(f"{name} is {list(tensor.shape)}, the model's is {list(shard.shape)}")
-        before = model.parallel.read(held[name]).clone() if len(tensor) < shard.shape[0] else None
-        with model.parallel.overwrite(held[name]) as local:
+        parameter = local_parameters[name]
+        before = model.parallel.read(parameter).clone() if len(tensor) < shard.shape[0] else None
+        with model.parallel.overwrite(parameter) as local:
             local.zero_()
             if before is not None:
                 local.copy_(before)
-            found = tensor[shard.slices].to(local)  # ends where the tensor does
-            local[shard.valid_slices][: len(found)] = found
+            values = tensor[shard.slices].to(local)  # the slice ends where the tensor ends
+            local[shard.valid_slices][: len(values)] = values
         missing.pop(name, None)
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}")

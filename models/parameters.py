@@ -1,6 +1,6 @@
-"""The parameters of a GPT: names, global shapes and cuts, as data.
+"""The parameters of a GPT: names, global shapes and sharding, without building the model.
 
-What ``models.gpt.GPT`` declares, told without building it (a test holds one against the other).
+They repeat the declarations of ``models.gpt.GPT``; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.parallel.shard import PartitionSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """``shape`` is global and unpadded; ``spec`` names the axes that cut each dimension."""
+    """``shape`` is global and unpadded; ``spec`` names the axes that shard each dimension."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +29,8 @@ class Parameter:
 
 
 def parameters(config: GPTConfig, mode: Mode, layers: range | None = None) -> Iterator[Parameter]:
-    """Those of layers [start, stop), the embedding with the first and the head with the last."""
+    """Yield the parameters of layers [start, stop): the first includes the embedding, the last the
+    head."""
     layers = range(config.n_layer) if layers is None else layers
     first, last = layers.start == 0, layers.stop == config.n_layer
     hidden = mode.outer.hidden
@@ -49,7 +50,8 @@ def parameters(config: GPTConfig, mode: Mode, layers: range | None = None) -> It
 
 
 def parameter_count(model: object) -> int:
-    """Parameters of the whole model, unpadded; a tied head counts once. ``model`` has sizes."""
+    """Count the parameters of the whole model, unpadded; a tied head counts once. ``model`` has the
+    fields of GPTConfig as attributes."""
     return sum(p.count for p in parameters(GPTConfig.of(model), modes()["serial"]))
 
 

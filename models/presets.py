@@ -1,4 +1,4 @@
-"""Named sizes of GPTs, as data."""
+"""Named sizes of published GPTs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ GPT2_VOCABULARY = 50_257
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The sizes that a name stands for. Heads divide the width; the MLP is four times as wide.
+    """The sizes of a named model. n_head divides n_embd; n_inner is 4 x n_embd.
 
-    ``block_size`` None: as many positions as SEQ_LEN. ``published`` names the preset that goes by
-    the same name elsewhere and differs.
+    ``block_size`` None: SEQ_LEN positions. ``published``: the preset that other projects mean by
+    this name, where it differs.
     """
 
     n_layer: int
@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "gpt2_32B": _titans(40, 16, 8192),
         "gpt2_36B": _titans(45, 16, 8192),
         "gpt2_40B": _titans(50, 16, 8192),
-        # minGPT's names (mingpt/model.py); it leaves positions to the user where None stands here
+        # minGPT's names (mingpt/model.py); where block_size is None, minGPT's user chooses it
         "openai-gpt": Preset(n_layer=12, n_head=12, n_embd=768, block_size=512),
         "gpt2": Preset(n_layer=12, n_head=12, n_embd=768),
         "gpt2-medium": Preset(n_layer=24, n_head=16, n_embd=1024),

@@ -1,4 +1,4 @@
-"""Which layers a pipeline rank holds."""
+"""The assignment of layers to pipeline stages and ranks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def split_balanced(costs: Sequence[float], stages: int) -> list[range]:
-    """Items 0, 1, ... with ``costs``, cut into ``stages`` runs whose largest sum is as small as can
-    be, every run holding at least one item.
+    """Split items 0, 1, ... with ``costs`` into ``stages`` ranges of at least one item, so that the
+    largest sum of costs is minimal.
 
-    By dynamic programming over the last cut (the linear partition problem); of equal answers, the
-    one with the earliest cuts.
+    Solves the linear partition problem by dynamic programming over the last boundary. Of equal
+    solutions it returns the one with the earliest boundaries.
     """
     n = len(costs)
     assert 1 <= stages <= n, f"{n} layers over {stages} stages"
@@ -44,8 +44,8 @@ def split_balanced(costs: Sequence[float], stages: int) -> list[range]:
 
 
 def virtual_stages(config: GPTConfig, length: int, stages: int, *, balanced: bool) -> list[range]:
-    """The layers of each virtual stage: as many blocks in each, or, ``balanced``, as much work,
-    the head counted with the last. Samples are ``length`` tokens long."""
+    """Return the layers of each virtual stage: equal numbers of blocks or, if ``balanced``, equal
+    work, with the head counted on the last stage. Samples have ``length`` tokens."""
     costs = [1.0] * config.n_layer
     if balanced:
         costs[-1] += head_cost(config, length)
@@ -53,14 +53,14 @@ def virtual_stages(config: GPTConfig, length: int, stages: int, *, balanced: boo
 
 
 def head_cost(config: GPTConfig, length: int) -> float:
-    """Matmuls of the head for a token, in units of a block's: n_embd x vocabulary against qkv,
-    proj, fc, proj and attention's two products (Narayanan et al. 2021, appendix). Lookups are
-    free."""
+    """Return the matmul FLOPs of the head for one token, as a multiple of a block's: n_embd x
+    vocabulary over qkv, proj, fc, proj and attention's two products (Narayanan et al. 2021,
+    appendix). Lookups cost nothing."""
     width = config.n_head * config.head_dim
     block = 4 * config.n_embd * width + 2 * config.n_embd * config.n_inner + 2 * length * width
     return config.n_embd * config.vocab_size / block
 
 
 def chunks_of(stages: Sequence[T], rank: int, ranks: int) -> list[T]:
-    """Those of the virtual stages that are a rank's: v lives on rank v % p."""
+    """Return the virtual stages of ``rank``: stage v is on rank v % ``ranks``."""
     return list(stages[rank::ranks])

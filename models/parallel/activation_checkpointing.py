@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al. 2016): keep a block's input and compute the rest again."""
+"""Activation checkpointing (Chen et al. 2016): save a block's input and recompute the rest."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ KEPT = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.mkldnn._linear_pointwise.default,
 }
-"""What a selective checkpoint keeps: matmuls and attention. The rest is cheap to compute again."""
+"""Operators whose outputs selective checkpointing saves: matmuls and attention. The others are
+cheap to recompute."""
 
 
 def recompute(block: Callable[..., Any], *args: Any, keep: bool) -> Tensor:
-    """``block(*args)``, computed again in backward; where ``keep``, outputs of matmuls are kept.
+    """Run ``block(*args)`` and recompute it in backward, except matmuls with ``keep``.
 
-    Dropout masks are keyed, so there is no generator state to restore.
+    Dropout masks are functions of seeds, so no generator state needs to be restored.
     """
     contexts: dict[str, Any] = {"context_fn": selective} if keep else {}
     y: Tensor = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **contexts)

@@ -1,8 +1,8 @@
-"""Collectives along a named axis. Every byte that a model sends goes through here and is counted.
+"""Collectives along a named axis. They count every byte that a model sends.
 
 On CPU tensors over gloo the collectives are direct exchanges (isend and irecv between all pairs):
-gloo's own reduce-scatter moves an all-reduce's bytes, and its latency is 2 to 10 times a pair
-exchange's. Elsewhere they are the library's.
+gloo's own reduce-scatter sends as many bytes as an all-reduce, and its latency is 2 to 10 times the
+latency of a direct exchange. Otherwise they are the collectives of torch.distributed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.parallel.tuning import SMALL_BYTES
 
 CPU = torch.device("cpu")
 
-# torch 2.13 has renamed both and warns of the old names, which are all that 2.11 has.
+# torch 2.13 renamed both and warns about the old names; torch 2.11 has only the old names.
 _all_gather: Callable[..., object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter: Callable[..., object] = getattr(
     dist, "reduce_scatter_single", dist.reduce_scatter_tensor
@@ -30,7 +30,7 @@ _reduce_scatter: Callable[..., object] = getattr(
 
 @dataclass
 class Traffic:
-    """Calls, and bytes that this rank sent, by (axis, collective)."""
+    """Counts calls and the bytes that this rank sent, by (axis, collective)."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -68,10 +68,10 @@ class Handle:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One rank's place on an axis: ``size`` ranks, of which it is number ``index``.
+    """One rank's position on an axis: ``size`` ranks, of which it is number ``index``.
 
-    ``group`` is None where ``size`` is 1; every method then leaves its input as it is. Collectives
-    are called by all ranks of the axis in the same order, with equal shapes.
+    ``group`` is None if ``size`` is 1; every method then returns its input unchanged. All ranks of
+    the axis call the collectives in the same order, with equal shapes.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Axis:
     traffic: Traffic
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """x [...] on each rank -> [size, ...] on all, by index. Sends (size - 1) x bytes of x."""
+        """Gather x [...] of each rank into [size, ...], by index. Sends (size - 1) x bytes of x."""
         if self.group is None:
             return x.unsqueeze(0)
         x = x.contiguous()
@@ -94,8 +94,8 @@ class Axis:
         return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """x [size, ...] on each rank -> the sum over ranks of x[index] [...]. Sends (size - 1) /
-        size bytes of x."""
+        """Sum x [size, ...] over the ranks and return [...], the entry of this rank's index. Sends
+        (size - 1) / size x bytes of x."""
         if self.group is None:
             return x.squeeze(0)
         x = x.contiguous()
@@ -109,8 +109,8 @@ class Axis:
         return out
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of x over the ranks, written to x. Sends 2 (size - 1) / size bytes of x (a small
-        one up to size - 1)."""
+        """Sum x over the ranks, in place, and return it. Sends 2 (size - 1) / size x bytes of x (a
+        small x up to size - 1)."""
         self.start_all_reduce(x).wait()
         return x
 
@@ -144,7 +144,7 @@ class Axis:
         return replace(exchange, then=add_then_gather)
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """Index ``source``'s x to all, written to x."""
+        """Copy the x of the rank at index ``source`` to x on all ranks."""
         if self.group is not None:
             sent = (self.size - 1) * x.nbytes if self.index == source else 0
             self.traffic.count(self.name, "broadcast", sent)
@@ -183,8 +183,8 @@ class Axis:
         return Handle(axis=self, works=[work], then=_copying(staged, x), buffers=(staged,))
 
     def _staged(self, x: Tensor) -> Tensor:
-        """gloo has no point-to-point for CUDA tensors: they go by way of the CPU. NCCL has nothing
-        for the CPU's, such as gradients of offloaded weights."""
+        """Return x on the device that the backend can send from: gloo has no point-to-point for
+        CUDA tensors, and NCCL nothing for CPU tensors such as gradients of offloaded weights."""
         backend = dist.get_backend(self.group)
         if backend == "gloo":
             return x.cpu()
@@ -206,7 +206,7 @@ class Axis:
     def _wait(self, work: dist.Work) -> None:
         assert self.group is not None
         if dist.get_backend(self.group) == "gloo":
-            # Left to itself, its point-to-point has the timeout that the group was made with.
+            # The default timeout of gloo's point-to-point is the one at the group's creation.
             work.wait(self.group._get_backend(CPU).options._timeout)
         else:
             work.wait()
@@ -218,8 +218,8 @@ def _copying(staged: Tensor, x: Tensor) -> Callable[[], object] | None:
 
 
 def _add(parts: Tensor) -> Tensor:
-    """parts [size, ...] summed in the order of ranks, so that all ranks round alike. A tensor of
-    its own: a view would keep all parts alive."""
+    """Sum parts [size, ...] in the order of ranks, so that all ranks round alike. The result is a
+    new tensor: a view would keep all parts alive."""
     return parts[0] + parts[1] if len(parts) == 2 else parts.sum(0)
 
 
@@ -227,7 +227,7 @@ Dim = Literal["T", "H"]
 
 
 def gather(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
-    """x [T, H] gathered along its tokens (T) or features (H)."""
+    """All-gather x [T, H] along its tokens (T) or features (H)."""
     if axis is None:
         return x
     blocks = axis.all_gather(x)
@@ -237,7 +237,7 @@ def gather(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
 
 
 def scatter(y: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
-    """The sum of y [T, H] over the axis, of which each rank keeps its part of T or H."""
+    """Reduce-scatter y [T, H] along its tokens (T) or features (H)."""
     if axis is None:
         return y
     if dim == "T":

@@ -1,4 +1,4 @@
-"""One rank's view of how the model is cut: the mode's table bound to living axes."""
+"""The parallel context of a rank: the mode's table with the process groups of its axes."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ from models.parallel.zero import Zero
 
 
 class MatMul(Protocol):
-    """a [m, k] @ b [k, n] + bias [n] -> [m, n]"""
+    """Computes a [m, k] @ b [k, n] + bias [n] -> [m, n]."""
 
     def __call__(self, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor: ...
 
 
 def torch_matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """By the library that torch chooses."""
+    """Multiply by the library that torch chooses."""
     return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
 
 DeferredGradients = list[tuple[Tensor, Callable[[], Tensor | None]]]
-"""Parameters, and how to compute the gradient that each still lacks."""
+"""Parameters, each with the function that computes its deferred gradient."""
 
 
 class WeightStore(Protocol):
-    """Keeps weights that are not in memory between uses; their parameters tell shape and type."""
+    """Stores weights that are not in memory between uses. Parameters have shape and type only."""
 
     def add(self, weight: nn.Parameter) -> None:
-        """Keep this one, too."""
+        """Store ``weight`` from now on."""
 
     def holds(self, weight: Tensor) -> bool:
-        """Whether it is kept here."""
+        """Return whether ``weight`` is stored here."""
         ...
 
     def get(self, weight: Tensor) -> Tensor:
-        """Its values, in host memory of their own."""
+        """Return a copy of the values of ``weight`` in host memory."""
         ...
 
     def put(self, weight: Tensor, values: Tensor) -> None:
-        """Set its values."""
+        """Set the values of ``weight``."""
 
 
 class Deferred:
-    """Weight gradients that nobody waits for, put off where a schedule has better to do."""
+    """Defers weight gradients, which no other rank waits for, to idle time of a schedule."""
 
     def __init__(self) -> None:
         self._later: DeferredGradients | None = None
 
     @contextmanager
     def collect(self) -> Iterator[DeferredGradients]:
-        """Within, gradients of weights are put into the list instead of being computed."""
+        """Append weight gradients to the list instead of computing them, inside the block."""
         self._later, before = [], self._later
         try:
             yield self._later
@@ -69,38 +69,39 @@ class Deferred:
             self._later = before
 
     def gradient(self, weight: Tensor, compute: Callable[[], Tensor | None]) -> Tensor | None:
-        """What ``compute`` gives, or None where it is put off."""
+        """Return the result of ``compute``, or None if the gradient is deferred."""
         if self._later is None:
             return compute()
         self._later.append((weight, compute))
         return None
 
     def holds(self, weight: Tensor) -> bool:
-        """Whether the gradient that autograd says it has accumulated is one that was put off."""
+        """Return whether the gradient of ``weight`` is deferred. Autograd calls its hook for the
+        None of a deferred gradient too."""
         return any(weight is other for other, _ in self._later or ())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelContext:
-    """What layers need to know: the mode, this rank's place on its axes, and how to multiply.
-
-    ``axes`` holds the mode's own axes, "tensor" (all of them at once) and "data". ``compute`` is
-    the type that activations have and weights are cast to before they travel; parameters keep
-    ``dtype``. ``keep_gathers`` trades memory for time: gathered x and w are kept for backward
-    instead of being gathered again. Weights stay at ``offload_device`` between uses, where that is
-    not the device that computes, or in ``store``; their gradients come back to ``offload_device``.
-    """
+    """The mode, this rank's position on each axis, and the matmul: all that layers depend on."""
 
     mode: Mode
     axes: Mapping[str, Axis]
+    """The mode's own axes, "tensor" (all of them together) and "data"."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    """The type of parameters."""
     compute: torch.dtype = torch.float32
+    """The type of activations; weights are cast to it before they are sent."""
     matmul: MatMul = torch_matmul
     keep_gathers: bool = False
+    """Save gathered x and w for backward instead of gathering them again: time for memory."""
     zero: Zero = field(default_factory=Zero)
     offload_device: torch.device | None = None
+    """The device that weights are stored on between uses and that their gradients are copied to;
+    None for ``device``."""
     store: WeightStore | None = None
+    """The store of weights that are on no device between uses."""
     deferred: Deferred = field(default_factory=Deferred)
 
     @cached_property
@@ -114,7 +115,7 @@ class ParallelContext:
         return {name: axis.index for name, axis in self.axes.items()}
 
     def axis(self, name: str | None) -> Axis | None:
-        """The axis of that name; None where nothing travels along it."""
+        """Return the axis of that name; None if its size is 1 or ``name`` is None."""
         axis = self.axes[name] if name else None
         return axis if axis and axis.size > 1 else None
 
@@ -122,7 +123,7 @@ class ParallelContext:
     def single_device(
         cls, device: torch.device, *, dtype: torch.dtype, compute: torch.dtype
     ) -> ParallelContext:
-        """A model that is not cut, on one device and without a process group."""
+        """Return the context of an unsharded model on one device, without process groups."""
         traffic = Traffic()
         axes = {
             name: Axis(name=name, size=1, index=0, group=None, traffic=traffic)
@@ -133,22 +134,23 @@ class ParallelContext:
 
     @property
     def summed_axes(self) -> dict[str, Axis]:
-        """The axes that a gradient is summed over where they do not cut its parameter."""
+        """The axes over which a gradient is summed, unless they shard its parameter."""
         return {name: self.axes[name] for name in (*self.mode.colossal_groups, "data")}
 
     def shard(self, shape: tuple[int, ...], spec: PartitionSpec) -> Shard:
-        """This rank's piece of a parameter of global ``shape``."""
+        """Return this rank's shard of a parameter of global ``shape``."""
         return shard_of(shape, spec, self.sizes, self.index)
 
     def read(self, weight: Tensor) -> Tensor:
-        """The values of this rank's piece of a parameter, wherever they are."""
+        """Return the values of this rank's shard of a parameter, from memory or from the store."""
         if self.store is None or not self.store.holds(weight):
             return weight.detach()
         return self.store.get(weight)
 
     @contextmanager
     def overwrite(self, weight: Tensor) -> Iterator[Tensor]:
-        """Memory for new values of this rank's piece of a parameter, all of which are to be set."""
+        """Yield memory for new values of this rank's shard of a parameter. The block sets all of
+        them; then they are written to the store, if the parameter is stored there."""
         if self.store is None or not self.store.holds(weight):
             yield weight.detach()
         else:
@@ -157,25 +159,26 @@ class ParallelContext:
             self.store.put(weight, values)
 
     def rows(self, tokens: int, axes: tuple[str, ...]) -> slice:
-        """The rows of a [tokens, ...] tensor that this rank holds when ``axes`` cut it."""
+        """Return this rank's rows of a [tokens, ...] tensor that ``axes`` shard."""
         (rows,) = shard_of((tokens,), (axes,), self.sizes, self.index).slices
         return rows
 
     @property
     def zero_axes(self) -> tuple[str, ...]:
-        """The axes that ZeRO cuts weights by, beside the mode's own."""
+        """The axes by which ZeRO shards weights, in addition to the mode's axes."""
         return tuple(axis.name for axis in self.zero.axes)
 
     def num_shards(self, axes: tuple[str, ...]) -> int:
         return prod(self.sizes[axis] for axis in axes)
 
     def activation_key(self, activation: ActivationSharding) -> tuple[int, ...]:
-        """Differs between ranks that hold different pieces of an activation, data included."""
+        """Return a key that differs between ranks with different shards of an activation, the data
+        axis included."""
         axes = ("data", *activation.tokens, *activation.hidden)
         return tuple(self.index[axis] for axis in axes)
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of ``parts`` alone (BLAKE2b), the same on every machine."""
+    """Return a 63-bit seed: a function of ``parts`` alone (BLAKE2b), equal on all machines."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

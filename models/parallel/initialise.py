@@ -1,5 +1,5 @@
-"""Parameters are drawn in seeded blocks, so that every layout starts from the same numbers and no
-rank builds a tensor that it does not own."""
+"""Initial values, drawn in seeded blocks: every layout starts from the same numbers, and no rank
+allocates more than its shard and a block."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from models.parallel.context import derive_seed
 from models.parallel.shard import Shard
 
 BLOCK = 256
-"""Edge of a block: a rank draws at most this much beyond its box in each dimension."""
+"""Edge of a block. A rank draws fewer than this many entries beyond its shard in a dimension."""
 
 
 @torch.no_grad()
 def init_normal_(local: Tensor, shard: Shard, *, std: float, seed: int, name: str) -> None:
-    """Fill ``local`` with its piece of a normal tensor of mean 0 and standard deviation ``std``.
+    """Fill ``local`` with its shard of a normal tensor of mean 0 and standard deviation ``std``.
 
-    The global tensor falls into blocks of at most ``BLOCK`` entries a side, each a function of
-    (seed, name, block). Drawn in float32 on the CPU, whatever the type and device of ``local``;
-    padding is zero.
+    The global tensor is divided into blocks of at most ``BLOCK`` entries a side, each a function of
+    (seed, name, block). They are drawn in float32 on the CPU for every type and device of
+    ``local``. Padding is zero.
     """
     local.zero_()
     spans = [

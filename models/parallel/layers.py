@@ -1,4 +1,4 @@
-"""The layers of a GPT, each cut as its mode's table says. None of them knows which mode that is."""
+"""The layers of a GPT, sharded by the table of the mode; no layer depends on the mode itself."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from models.parallel.weight_sharding import WeightSharding
 
 @dataclass(frozen=True, kw_only=True)
 class Normal:
-    """Initial values: normal, mean 0."""
+    """Initial values from a normal distribution of mean 0."""
 
     std: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """Initial values: all the same."""
+    """Equal initial values."""
 
     value: float
 
 
 class ShardedModule(nn.Module):
-    """A module whose parameters are pieces of global ones: ``shards`` says where each belongs."""
+    """A module whose parameters are shards of global ones; ``shards`` has their positions."""
 
     def __init__(self, parallel: ParallelContext) -> None:
         super().__init__()
@@ -50,12 +50,10 @@ class ShardedModule(nn.Module):
         *,
         storage_device: torch.device | None = None,
     ) -> nn.Parameter:
-        """A parameter of global ``shape``, of which this rank makes only its own piece, where it
-        computes or at ``home``; one with a home goes to the partition's store, if there is one."""
+        """Register this rank's shard of a parameter of global ``shape``, on the computing device or
+        on ``storage_device``. With a storage device it goes to the context's store, if any."""
         shard, parallel = self.parallel.shard(shape, spec), self.parallel
-        if (
-            storage_device and parallel.store
-        ):  # a shape without memory: whoever takes it for the values gets NaN
+        if storage_device and parallel.store:  # a shape without memory, NaN if read by mistake
             absent = torch.full((), torch.nan, dtype=parallel.dtype, device=storage_device)
             parameter = nn.Parameter(absent.expand(shard.local))
             parallel.store.add(parameter)
@@ -63,15 +61,15 @@ class ShardedModule(nn.Module):
             device = storage_device or parallel.device
             # Pinned memory: copies to and from a GPU take half the time.
             pin = device.type == "cpu" and parallel.device.type == "cuda"
-            held = torch.empty(shard.local, dtype=parallel.dtype, device=device, pin_memory=pin)
-            parameter = nn.Parameter(held)
+            values = torch.empty(shard.local, dtype=parallel.dtype, device=device, pin_memory=pin)
+            parameter = nn.Parameter(values)
         self.register_parameter(name, parameter)
         self.shards[name], self.initial[name] = shard, initial
         return parameter
 
 
 def named_shards(model: nn.Module) -> dict[str, Shard]:
-    """The box of every parameter, by the names of ``model.named_parameters()``."""
+    """Return the shard of every parameter, by the names of ``model.named_parameters()``."""
     return {
         f"{path}.{name}".lstrip("."): shard
         for path, module in model.named_modules()
@@ -82,7 +80,7 @@ def named_shards(model: nn.Module) -> dict[str, Shard]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter: the same numbers in every layout and on every pipeline stage."""
+    """Draw the initial values of every parameter: equal in every layout and pipeline stage."""
     for path, module in model.named_modules():
         if not isinstance(module, ShardedModule):
             continue
@@ -98,10 +96,10 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 class Linear(ShardedModule):
-    """y = x @ w + b, with w [in, out] cut as ``sharding`` says (``up`` or ``down``).
+    """y = x @ w + b, with w [in, out] sharded by ``sharding``, the mode's ``up`` or ``down``.
 
-    x [T_local, in_local] -> y [T_local, out_local], from the outer layout to the inner one for
-    *up*, back for *down*.
+    x [T_local, in_local] -> y [T_local, out_local]: from the outer to the inner layout for *up*,
+    from the inner to the outer layout for *down*.
     """
 
     weight: nn.Parameter
@@ -134,7 +132,7 @@ class Linear(ShardedModule):
 
 
 class TokenEmbedding(ShardedModule):
-    """Token embeddings w [vocabulary, hidden], cut like an *up* weight turned over, so that the
+    """Token embeddings w [vocabulary, hidden], sharded like a transposed *up* weight, so that the
     head can share them: logits = x @ w^T."""
 
     weight: nn.Parameter
@@ -157,10 +155,11 @@ class TokenEmbedding(ShardedModule):
         self.as_lookup = WeightSharding(dim="H", inputs=inputs, axis=lookup.gather_w)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [T], all tokens of the micro-batch -> their rows [T_local, hidden_local], outer.
+        """Return the rows of ids [T], all tokens of the micro-batch: [T_local, hidden_local] in the
+        outer layout.
 
-        Each rank looks up the ids that its part of the vocabulary holds; the others' rows are zero
-        and come in with the reduce-scatter.
+        Each rank looks up the ids in its shard of the vocabulary. Rows of other ids are zero, and
+        the reduce-scatter adds the rows of the other ranks.
         """
         parallel, lookup, shard = self.parallel, self.parallel.mode.lookup, self.shards["weight"]
         ids = ids[parallel.rows(len(ids), lookup.tokens)]
@@ -176,7 +175,8 @@ class TokenEmbedding(ShardedModule):
         return rows
 
     def _transposed(self, row: str, column: str) -> int:
-        """The tensor-group index of the rank whose row is our column and column our row."""
+        """Return the tensor-group index of the rank whose row is this rank's column and whose
+        column is this rank's row."""
         index = {
             **self.parallel.index,
             row: self.parallel.index[column],
@@ -189,9 +189,11 @@ class TokenEmbedding(ShardedModule):
 
 
 class EmbeddingLookup(torch.autograd.Function):
-    """Rows of a table [T, hidden_local] in the compute type; where ``held`` is false, zeros.
+    """Looks up rows of a table, [T, hidden_local] in the compute type; zeros where ``held`` is
+    false.
 
-    Gradients of rows add up in the parameter type: a frequent token's would vanish in bf16.
+    Gradients of rows are summed in the parameter type: in bf16 the sum of a frequent token would
+    lose its small addends.
     """
 
     @staticmethod
@@ -200,15 +202,15 @@ class EmbeddingLookup(torch.autograd.Function):
         w: Tensor,
         ids: Tensor,
         held: Tensor | None,
-        pieces: WeightSharding,
+        sharding: WeightSharding,
         parallel: ParallelContext,
     ) -> Tensor:
-        if pieces.is_local(w, parallel):  # a few rows are cast sooner than the table
+        if sharding.is_local(w, parallel):  # casting the rows is cheaper than casting the table
             rows = F.embedding(ids, w).to(parallel.compute)
         else:
-            rows = F.embedding(ids, pieces.gather(w, parallel))
+            rows = F.embedding(ids, sharding.gather(w, parallel))
         ctx.save_for_backward(ids, held)
-        ctx.weight, ctx.weight_sharding, ctx.parallel = w, pieces, parallel
+        ctx.weight, ctx.weight_sharding, ctx.parallel = w, sharding, parallel
         return rows if held is None else rows.mul_(held.unsqueeze(1))
 
     @staticmethod
@@ -223,7 +225,7 @@ class EmbeddingLookup(torch.autograd.Function):
 
 
 class PositionEmbedding(ShardedModule):
-    """Learned positions w [positions, hidden], looked up per row of x."""
+    """Learned position embeddings w [positions, hidden], one row for each row of x."""
 
     weight: nn.Parameter
 
@@ -235,16 +237,17 @@ class PositionEmbedding(ShardedModule):
         self.register_sharded("weight", (positions, hidden), ((), outer.hidden), Normal(std=std))
 
     def forward(self, batch: int, length: int, start: int = 0) -> Tensor:
-        """The rows [T_local, hidden_local] of a micro-batch of ``batch`` samples of ``length``,
-        each from position ``start`` on."""
+        """Return the rows [T_local, hidden_local] for a micro-batch of ``batch`` samples of
+        ``length`` tokens that begin at position ``start``."""
         rows = self.parallel.rows(batch * length, self.parallel.mode.outer.tokens)
         row = torch.arange(rows.start, rows.stop, device=self.weight.device)
         return F.embedding(start + row % length, self.weight).to(self.parallel.compute)
 
 
 class Dropout(nn.Module):
-    """Dropout with a keyed mask (Srivastava et al. 2014): a function of (seed, site, place of the
-    piece), not of a stream. A recompute, another schedule or a resume draws the same mask."""
+    """Dropout (Srivastava et al. 2014) whose mask is a function of (seed, site, position of the
+    shard), not of a generator's state: recomputation, another schedule and a resume draw the same
+    mask."""
 
     def __init__(
         self, parallel: ParallelContext, p: float, activation: ActivationSharding, *site: int | str
@@ -261,7 +264,8 @@ class Dropout(nn.Module):
 
 
 class Collective(torch.autograd.Function):
-    """A gather whose backward is the scatter of the sum, and the other way round."""
+    """An all-gather with reduce-scatter as its backward, or a reduce-scatter with all-gather as its
+    backward."""
 
     @staticmethod
     def gather(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
@@ -287,7 +291,7 @@ class Collective(torch.autograd.Function):
 
 
 class Swap(torch.autograd.Function):
-    """Exchange blocks with a peer; its own inverse."""
+    """Exchanges blocks with a peer. Its backward is the same exchange."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tensor: Axis, peer: int) -> Tensor:

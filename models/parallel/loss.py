@@ -1,7 +1,7 @@
-"""Head and cross-entropy in one, in chunks of tokens: the full logits are never held.
+"""Head and cross-entropy fused, in chunks of tokens: the full logits are never allocated.
 
-Each chunk's gradient is formed in the forward pass (as in Liger's fused linear cross-entropy, Hsu
-et al. 2024), so nothing is kept but dx and dw, and nothing is recomputed. The vocabulary stays cut
+Each chunk's gradient is computed in the forward pass (as in Liger's fused linear cross-entropy, Hsu
+et al. 2024), so only dx and dw are saved and nothing is recomputed. The vocabulary stays sharded
 over the inner hidden axis (vocabulary-parallel cross-entropy, Shoeybi et al. 2019, section 3).
 """
 
@@ -25,7 +25,7 @@ from models.parallel.weight_sharding import WeightSharding
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What the loss needs to know of the head: its table, and how many tokens a chunk has."""
+    """The table of the head and the number of tokens in a chunk of the loss."""
 
     parallel: ParallelContext
     shard: Shard
@@ -39,14 +39,17 @@ class Head:
 
     @property
     def counts_loss(self) -> bool:
-        """Ranks that share rows but not vocabulary all know the rows' loss; one of them reports."""
+        """Whether this rank adds its rows' loss to the sum. Ranks with equal rows and different
+        shards of the vocabulary all have the loss of these rows; one of them counts it."""
         return self.vocabulary is None or self.vocabulary.index == 0
 
     def chunks(self, tokens: int, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """Chunks of this rank's outer rows, with the rows of the micro-batch that their logits are.
+        """Yield chunks of this rank's rows of x, each with the numbers, in the micro-batch, of the
+        rows of its logits.
 
-        ``tokens`` in the micro-batch, of which this rank holds ``rows`` in the outer layout. The
-        logits of a chunk are its rows gathered over a, then scattered over c; so are their numbers.
+        The micro-batch has ``tokens`` rows, of which this rank has ``rows`` in the outer layout.
+        Logits are gathered over axis a and scattered over axis c, and so are the numbers of their
+        rows.
         """
         parallel, up = self.parallel, self.parallel.mode.up
         size = self.chunk or self._default_chunk()
@@ -56,7 +59,7 @@ class Head:
             chunk = slice(start, min(start + size, rows))
             own = parallel.rows(tokens, parallel.mode.outer.tokens).start
             number = torch.arange(own + chunk.start, own + chunk.stop, device=parallel.device)
-            if gathers:  # the gathered axis cuts tokens fastest, so its blocks are ``rows`` apart
+            if gathers:  # the gathered axis varies fastest, so its blocks are ``rows`` apart
                 first = number - gathers.index * rows
                 number = torch.cat([first + block * rows for block in range(gathers.size)])
             if scatters:
@@ -64,27 +67,27 @@ class Head:
             yield chunk, number
 
     def logits(self, x_gathered: Tensor, w_gathered: Tensor) -> Tensor:
-        """Of a chunk's gathered x and the gathered table: [rows, vocabulary_local]."""
+        """Return the logits [rows, vocabulary_local] of gathered x and the gathered table."""
         up = self.parallel.mode.up
         return scatter(
             self.parallel.matmul(x_gathered, w_gathered.t()), self.parallel.axis(up.scatter_y), "T"
         )
 
     def blocks(self, logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """A chunk's logits and targets, so many rows at a time."""
+        """Yield a chunk's logits and targets, ``block`` rows at a time."""
         size = self.block(len(logits))
         return zip(logits.split(size), targets.split(size), strict=True)
 
     def block(self, rows: int) -> int:
-        """How many of a chunk's rows to take the softmax of at once: few enough for the caches of
-        a CPU; all of them where kernel launches or exchanges cost more than that gains."""
+        """Return the number of rows in one softmax: few enough for the caches of a CPU; all
+        ``rows`` where kernel launches or exchanges would cost more than the caches save."""
         if self.parallel.device.type != "cpu" or self.vocabulary:
             return rows
         return self._vocabularies_within(BLOCK_BYTES, torch.float32)
 
     @property
     def piece(self) -> int:
-        """How many rows of dw [hidden, vocabulary] to make at once."""
+        """The number of rows of dw [hidden, vocabulary] that one matmul computes."""
         return self._vocabularies_within(self._budget, torch.float32)
 
     def _default_chunk(self) -> int:
@@ -97,17 +100,17 @@ class Head:
         return CHUNK_BYTES.get(self.parallel.device.type, CHUNK_BYTES["cpu"])
 
     def _vocabularies_within(self, budget: int, dtype: torch.dtype) -> int:
-        """How many times the rank's vocabulary fits in ``budget`` bytes."""
+        """Return the number of rows of [vocabulary_local] that fit ``budget`` bytes, at least 1."""
         return max(1, budget // (self.shard.local[0] * dtype.itemsize))
 
 
 class HeadLoss(torch.autograd.Function):
     """The sum over targets of -log softmax(x @ w^T)[target], times ``scale``.
 
-    x [T_local, hidden_local] outer, w [vocabulary_local, hidden_local], targets [T] of the whole
-    micro-batch. ``scale`` is 1 / the number of targets in the global batch (times fp16's loss
-    scale): it enters before gradients are cast. Returns this rank's share; the sum over all ranks
-    of the data and tensor axes is the loss.
+    x [T_local, hidden_local] in the outer layout, w [vocabulary_local, hidden_local], targets [T]
+    of the whole micro-batch. ``scale`` is 1 / the number of targets in the global batch, times the
+    loss scale of fp16; it is applied before gradients are cast. The result is this rank's share:
+    the loss is the sum over all ranks of the data and tensor axes.
     """
 
     @staticmethod
@@ -118,7 +121,7 @@ class HeadLoss(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         w_gathered = head.weight_sharding.gather(w, parallel)
         dx = torch.empty_like(x) if needs_grad else None
-        # [hidden, vocabulary]: x is turned over to be multiplied, not the far larger logits.
+        # [hidden, vocabulary]: transposing x for the matmul is cheaper than transposing the logits.
         dw = (
             w_gathered.new_zeros((w_gathered.shape[1], w_gathered.shape[0]), dtype=w.dtype)
             if needs_grad
@@ -143,13 +146,8 @@ class HeadLoss(torch.autograd.Function):
                 dw.split(head.piece), x_gathered.t().split(head.piece), strict=True
             ):
                 sums.add_(parallel.matmul(features, dy_gathered))
-            del (
-                x_gathered,
-                logits,
-                block,
-                dy_gathered,
-                dxs,
-            )  # or the next chunk is made beside this one
+            # Free this chunk before the next one is allocated.
+            del x_gathered, logits, block, dy_gathered, dxs
         if dw is not None:
             ctx.save_for_backward(dx, dw.t().contiguous())
             ctx.weight, ctx.head = w, head
@@ -173,14 +171,14 @@ class HeadLoss(torch.autograd.Function):
 def cross_entropy(
     logits: Tensor, targets: Tensor, scale: float, head: Head, needs_grad: bool
 ) -> Tensor:
-    """Loss of some rows; where ``needs_grad``, their logits become its gradient, in place.
+    """Return the loss of some rows. If ``needs_grad``, overwrite the logits with their gradient.
 
-    logits [rows, vocabulary_local], targets [rows]. Each rank's softmax is local; log-sum-exp and
-    the picked logit are then merged over the vocabulary's axis in one exchange.
+    logits [rows, vocabulary_local], targets [rows]. Each rank computes a local softmax; log-sum-exp
+    and the target's logit are then merged over the vocabulary's axis in one collective.
     """
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.shard.is_padded:
-        # Never wins a softmax, even alone.
+        # Too small for any share of a softmax, even if the rank has no other column.
         x[:, head.shard.size[0] :] = torch.finfo(x.dtype).min / 2
     counted = targets != IGNORED
     column, here = local_columns(targets, head)
@@ -201,7 +199,7 @@ def cross_entropy(
 
 
 def local_columns(targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Where each target is in this rank's part of the vocabulary, and whether it is there."""
+    """Return each target's column in this rank's shard of the vocabulary, and a mask: inside."""
     column = targets - head.shard.offset[0]
     return column, (targets != IGNORED) & (column >= 0) & (column < head.shard.size[0])
 
@@ -210,29 +208,29 @@ def local_columns(targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
 def loss_and_top_k(
     x: Tensor, w: Tensor, targets: Tensor, head: Head, tops: Sequence[int]
 ) -> Tensor:
-    """The sum over targets of -log softmax(x @ w^T)[target], and for each of ``tops`` how many
-    targets are among so many likeliest: float64 [1 + len(tops)].
+    """Return the sum over targets of -log softmax(x @ w^T)[target] and, for each k of ``tops``, the
+    number of targets among the k most likely ids: float64 [1 + len(tops)].
 
-    Arguments and shares are those of HeadLoss, and so are the chunks.
+    Arguments, chunks and this rank's share are as in HeadLoss.
     """
     w_gathered = head.weight_sharding.gather(w, head.parallel)
     sums = torch.zeros(1 + len(tops), dtype=torch.float64, device=x.device)
     for chunk, rows in head.chunks(len(targets), len(x)):
         x_gathered = gathered_x(x[chunk], head.parallel.mode.up, head.parallel)
         for block, ids in head.blocks(head.logits(x_gathered, w_gathered), targets[rows]):
-            place = target_ranks(block, ids, head)[ids != IGNORED]
+            ranks = target_ranks(block, ids, head)[ids != IGNORED]
             loss = cross_entropy(block, ids, 1.0, head, needs_grad=False)
             if head.counts_loss:
-                sums += torch.stack([loss.double(), *((place < top).sum() for top in tops)])
+                sums += torch.stack([loss.double(), *((ranks < top).sum() for top in tops)])
     return sums
 
 
 def target_ranks(logits: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """How many entries of the vocabulary are likelier than each target, int64 [rows]; of equals the
-    lower id is.
+    """Return the number of ids that are more likely than each target, int64 [rows]; of equal logits
+    the lower id is more likely.
 
-    logits [rows, vocabulary_local], targets [rows]. The parts of the vocabulary are told the
-    target's logit, which one of them has, and add up what they count.
+    logits [rows, vocabulary_local], targets [rows]. An all-reduce sends the target's logit, which
+    one shard of the vocabulary has, to all shards; another adds their counts.
     """
     column, here = local_columns(targets, head)
     picked = logits.gather(1, column.where(here, 0).unsqueeze(1)).where(here.unsqueeze(1), 0)

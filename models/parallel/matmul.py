@@ -1,4 +1,4 @@
-"""The one matmul of every mode (see models/parallel/mode.py for the algebra)."""
+"""The matmul of all modes (models/parallel/mode.py has the algebra)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Matmul(torch.autograd.Function):
 
     x [T_local, H_local] in the compute type, w [I_local, O_local] and bias [O_scattered] in the
     parameter type, y in the compute type. Gradients of w and bias are reduced in the parameter
-    type; activations travel in the compute type.
+    type; activations are sent in the compute type.
     """
 
     @staticmethod
@@ -42,7 +42,7 @@ class Matmul(torch.autograd.Function):
         else:
             y = parallel.matmul(x_gathered, w_gathered, added)
         ctx.save_for_backward(*((x_gathered, w_gathered) if parallel.keep_gathers else (x,)))
-        # The parameter itself, which may be stale no sooner than after backward.
+        # The parameter itself, not a copy: it does not change before the end of backward.
         ctx.weight, ctx.biased = w, bias is not None
         ctx.sharding, ctx.weight_sharding, ctx.parallel = sharding, weight_sharding, parallel
         return y
@@ -50,7 +50,7 @@ class Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        # Detached: a gradient that is put off would keep the whole graph, with the inputs' own.
+        # Detached: a deferred gradient would keep the graph of its inputs alive.
         x, *gathered = (tensor.detach() for tensor in ctx.saved_tensors)
         weight, sharding, weight_sharding, parallel = (
             ctx.weight,
@@ -70,17 +70,17 @@ class Matmul(torch.autograd.Function):
 
             def gradient() -> Tensor | None:
                 x_gathered = x if gathered else gathered_x(x, sharding, parallel)
-                piece: Tensor | None = weight_sharding.scatter(
+                shard: Tensor | None = weight_sharding.scatter(
                     weight, parallel.matmul(x_gathered.t(), dy_gathered), parallel
                 )
-                return piece
+                return shard
 
             dw = parallel.deferred.gradient(weight, gradient)
         return dx, dw, dbias, None, None, None
 
 
 def gathered_x(x: Tensor, sharding: LinearSharding, parallel: ParallelContext) -> Tensor:
-    """all_gather_a(x)"""
+    """Return all_gather_a(x)."""
     if sharding.gather_x is None:
         return x
     return gather(x, parallel.axis(sharding.gather_x.axis), sharding.gather_x.on)

@@ -1,4 +1,4 @@
-"""What a tensor-parallel mode is: a table that says how tensors are cut.
+"""A tensor-parallel mode: a table of the axes that shard each tensor.
 
 Activations are matrices ``x [tokens, hidden]``, weights ``w [in, out]``. Every mode computes
 
@@ -7,9 +7,9 @@ Activations are matrices ``x [tokens, hidden]``, weights ``w [in, out]``. Every 
     dx = reduce_scatter_a( all_gather_c(dy) @ all_gather_b(w)^T )
     dw = reduce_scatter_b( all_gather_a(x)^T @ all_gather_c(dy) )
 
-and differs from the others in which axes a, b, c are, and which dimension each one cuts. Megatron's
-1d with sequence parallelism (Korthikanti et al. 2022), SUMMA's 2d (Van de Geijn & Watts 1997; Xu et
-al. 2021), Tesseract's 2.5d (Wang et al. 2021) and the 3d of Bian et al. (2021) are rows of it.
+Modes differ in the axes a, b and c and in the dimension that each axis shards. Megatron's 1d with
+sequence parallelism (Korthikanti et al. 2022), SUMMA's 2d (Van de Geijn & Watts 1997; Xu et al.
+2021), Tesseract's 2.5d (Wang et al. 2021) and the 3d of Bian et al. (2021) are such tables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Axes = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSharding:
-    """Axes that cut an activation's tokens (T) and hidden features (H), slowest first."""
+    """The axes that shard an activation's tokens (T) and hidden features (H), slowest first."""
 
     tokens: Axes = ()
     hidden: Axes = ()
@@ -39,68 +39,72 @@ class Gather:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSharding:
-    """One row of the table: how a linear layer multiplies.
-
-    ``weight_in`` and ``weight_out`` cut w [in, out]; w is gathered on its input dimension, y is
-    scattered on its tokens.
-    """
+    """The sharding and the collectives of a linear layer."""
 
     weight_in: Axes = ()
+    """The axes that shard the input dimension of w [in, out]."""
     weight_out: Axes = ()
+    """The axes that shard its output dimension."""
     gather_x: Gather | None = None
+    """The all-gather of x: axis a."""
     gather_w: str | None = None
+    """The axis of the all-gather of w on its input dimension: axis b."""
     scatter_y: str | None = None
+    """The axis of the reduce-scatter of y on its tokens: axis c."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSharding:
-    """How token embeddings leave a table that is cut like an *up* weight [hidden, vocabulary].
-
-    ``tokens`` cut the ids before the lookup, ``gather_w`` gathers the table's hidden dimension, the
-    partial rows are reduce-scattered on tokens over ``scatter_y``. Where that leaves tokens cut by
-    the column and hidden by the row, ``swap`` exchanges blocks with the transposed rank.
-    """
+    """The lookup in a token table that is sharded like an *up* weight [hidden, vocabulary]."""
 
     tokens: Axes = ()
+    """The axes that shard the ids before the lookup."""
     gather_w: str | None = None
+    """The axis of the all-gather of the table on its hidden dimension."""
     scatter_y: str | None = None
+    """The axis of the reduce-scatter of the partial rows on their tokens."""
     swap: tuple[str, str] | None = None
+    """(row, column): afterwards the column shards tokens and the row shards hidden features, so
+    each rank exchanges its block with the transposed rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """A tensor-parallel mode.
-
-    ``axes(size, depth)`` gives the axes of a tensor group and their sizes, slowest-varying rank
-    first, or None where ``size`` ranks cannot be cut so; ``size_rule`` says in words what ``size``
-    must be. ``outer`` is the layout between blocks, ``inner`` the one inside attention and MLP;
-    *up* layers go outer to inner, *down* layers inner to outer. ``colossal_groups`` names the
-    ``ParallelMode`` whose groups are an axis', slowest first too.
-    """
+    """A tensor-parallel mode."""
 
     name: str
     size_rule: str
+    """The legal values of TENSOR_PARALLEL in words, for messages."""
     axes: Callable[[int, int], dict[str, int] | None]
+    """(size, depth) -> the axes of a tensor group and their sizes, slowest-varying rank first; None
+    if ``size`` is not legal."""
     outer: ActivationSharding
+    """The layout of activations between blocks."""
     inner: ActivationSharding
+    """The layout of activations inside attention and MLP."""
     up: LinearSharding
+    """Layers from the outer to the inner layout (Megatron's column-parallel linear)."""
     down: LinearSharding
+    """Layers from the inner to the outer layout (Megatron's row-parallel linear)."""
     lookup: EmbeddingSharding
     colossal_groups: dict[str, str]
+    """Axis -> Colossal-AI's ``ParallelMode`` with its process groups, slowest axis first."""
     whole_samples: bool = True
+    """Attention needs whole samples on a rank: the outer layout shards tokens by samples."""
     uses_depth: bool = False
+    """The setting DEPTH applies."""
 
     @property
     def replicated(self) -> Axes:
-        """The axes that cut activations and no weight: along them are copies of all weights."""
-        cutting = {*self.up.weight_in, *self.up.weight_out}
-        cutting |= {*self.down.weight_in, *self.down.weight_out}
-        return tuple(axis for axis in self.colossal_groups if axis not in cutting)
+        """The axes that shard activations but no weight: weights are replicated along them."""
+        sharding = {*self.up.weight_in, *self.up.weight_out}
+        sharding |= {*self.down.weight_in, *self.down.weight_out}
+        return tuple(axis for axis in self.colossal_groups if axis not in sharding)
 
     def zero_axes(self, stage: int, *, depth: bool) -> Axes:
-        """The axes that ZeRO of ``stage`` cuts weights by beside the mode's own, slowest first:
-        the data axis, and with ``depth`` those along which the mode itself has copies. The pieces
-        come together over data first, so that most bytes go between neighbours."""
+        """Return the axes by which ZeRO of ``stage`` shards weights in addition to the mode's axes,
+        slowest first: the data axis and, with ``depth``, the axes along which the mode replicates
+        weights. The data axis is gathered first, so that most bytes go between neighbours."""
         if stage == 0:
             return ()
         return (*self.replicated, "data") if depth else ("data",)

@@ -1,4 +1,4 @@
-"""Layer norm, cut or not."""
+"""Layer norm, sharded or replicated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.parallel.layers import Constant, ShardedModule
 
 
 class LayerNorm(ShardedModule):
-    """Layer norm over the outer hidden axis (Ba et al. 2016)."""
+    """Layer norm over hidden features in the outer layout (Ba et al. 2016)."""
 
     weight: nn.Parameter
     bias: nn.Parameter
@@ -27,7 +27,7 @@ class LayerNorm(ShardedModule):
         self.register_sharded("bias", (hidden,), spec, Constant(value=0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [T_local, hidden_local] -> the same shape."""
+        """Normalize x [T_local, hidden_local]; the shape stays."""
         (name,) = self.parallel.mode.outer.hidden or (None,)
         axis = self.parallel.axis(name)
         if axis is None:
@@ -38,10 +38,10 @@ class LayerNorm(ShardedModule):
 
 
 class ShardedLayerNorm(torch.autograd.Function):
-    """Layer norm where hidden is cut over ``axis``: one exchange forward, one backward.
+    """Layer norm with hidden features sharded over ``axis``: one collective forward, one backward.
 
-    Each rank's mean and centred squares are merged by the parallel form of Chan, Golub & LeVeque
-    (1983), which is as stable as two passes (E[x^2] - E[x]^2 loses 6e-4 at mean 100).
+    The means and centred squares of the ranks are merged by the parallel form of Chan, Golub &
+    LeVeque (1983), which is as stable as two passes (E[x^2] - E[x]^2 is wrong by 6e-4 at mean 100).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Where a local tensor sits inside its global parameter."""
+"""The position of a local tensor in its global parameter."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PartitionSpec = tuple[tuple[str, ...], ...]
-"""Per dimension of a parameter: the axes that cut it, slowest first; ``()`` where it is whole."""
+"""Per dimension of a parameter: the axes that shard it, slowest first; ``()`` if none does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One rank's piece of a parameter.
-
-    ``shape`` is global and unpadded; ``offset`` and ``size`` place the valid piece in it; ``local``
-    is the shape of the tensor that the rank holds: ``size``, padded at its end so that all ranks
-    hold equal shapes (uneven cuts only, such as an odd vocabulary over two ranks). Padding is never
-    saved, counted or clipped.
-    """
+    """One rank's shard of a parameter."""
 
     shape: tuple[int, ...]
+    """Shape of the global tensor, without padding."""
     offset: tuple[int, ...]
+    """First global index of the shard in each dimension."""
     size: tuple[int, ...]
+    """Shape of the shard without padding."""
     local: tuple[int, ...]
+    """Shape of the tensor on the rank: ``size``, padded at the end so that all ranks have equal
+    shapes (only where a dimension does not divide, such as an odd vocabulary over two ranks).
+    Padding is never saved, counted or clipped."""
     spec: PartitionSpec
+    """The axes that shard each dimension."""
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The valid piece within the global tensor."""
+        """The shard within the global tensor, without padding."""
         return tuple(slice(o, o + n) for o, n in zip(self.offset, self.size, strict=True))
 
     @property
     def valid_slices(self) -> tuple[slice, ...]:
-        """The valid piece within the local tensor."""
+        """The shard within the local tensor, without padding."""
         return tuple(slice(0, n) for n in self.size)
 
     @property
@@ -47,22 +48,22 @@ class Shard:
 def shard_of(
     shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int], index: Mapping[str, int]
 ) -> Shard:
-    """The box of one rank: ``sizes`` of all axes, ``index`` of the rank on each.
+    """Return the shard of one rank, from the ``sizes`` of all axes and its ``index`` on each.
 
-    A dimension of n entries cut by axes (c, b) falls into |c| pieces of ceil(n / |c|), and each of
-    these into |b|; the rank holds number ``index[b]`` of number ``index[c]``.
+    A dimension of n entries that axes (c, b) shard is split into |c| pieces of ceil(n / |c|), and
+    each piece into |b| pieces. The rank has piece ``index[b]`` of piece ``index[c]``.
     """
-    assert len(shape) == len(spec), f"{len(shape)} dimensions, {len(spec)} cuts"
+    assert len(shape) == len(spec), f"{len(shape)} dimensions, {len(spec)} in the spec"
     offset, size, local = [], [], []
     for n, axes in zip(shape, spec, strict=True):
-        start, stop, held = 0, n, n
+        start, stop, length = 0, n, n
         for axis in axes:
-            held = -(-held // sizes[axis])
-            start = min(start + index[axis] * held, stop)
-            stop = min(start + held, stop)
+            length = -(-length // sizes[axis])
+            start = min(start + index[axis] * length, stop)
+            stop = min(start + length, stop)
         offset.append(start)
         size.append(stop - start)
-        local.append(held)
+        local.append(length)
     return Shard(
         shape=tuple(shape), offset=tuple(offset), size=tuple(size), local=tuple(local), spec=spec
     )

@@ -1,4 +1,4 @@
-"""No tensor parallelism: nothing is cut."""
+"""serial: no tensor parallelism, nothing is sharded."""
 
 from models.parallel.mode import ActivationSharding, EmbeddingSharding, LinearSharding, Mode
 
