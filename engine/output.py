@@ -33,7 +33,7 @@ class UnfailingWriter(io.RawIOBase):
     def __init__(
         self, descriptor: int, max_stall: float | None, owner: TextIO | None = None
     ) -> None:
-        """``owner``: the stream whose deletion would close the descriptor; kept alive here."""
+        """Keep ``owner`` alive, the stream whose deletion would close the descriptor."""
         self._descriptor, self._max_stall, self._owner = descriptor, max_stall, owner
         self._stalled = self.reader_left = False
 

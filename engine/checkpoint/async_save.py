@@ -47,7 +47,7 @@ class Background:
 
     @property
     def failed(self) -> bool:
-        """Whether a task raised an exception that ``wait`` has not raised yet."""
+        """True if a task raised an exception that ``wait`` has not raised yet."""
         return self._error is not None
 
     def start(self, task: Callable[[], None]) -> None:

@@ -62,7 +62,7 @@ class DCPWriter(FileSystemWriter):
         extra_files: Mapping[str, bytes],
         seal: Seal,
     ) -> None:
-        """``extra_files``: name and content of further files, which rank 0 writes."""
+        """Prepare to write; ``extra_files``: name and content of further files, for rank 0."""
         super().__init__(checkpoints.temporary(step), sync_files=False, overwrite=False)
         self.fs = self._files = _Digesting()
         self._checkpoints, self._step = checkpoints, step
@@ -240,7 +240,7 @@ class _DigestingStream:
     """A file that is written sequentially and hashed; ``close`` only flushes it."""
 
     def __init__(self, file: io.BufferedWriter, helper: Executor) -> None:
-        """``helper``: the thread that hashes a large block while it is written."""
+        """Write to ``file``; ``helper`` is a thread that hashes a large block during its write."""
         self._file, self._helper = file, helper
         self._hash, self._size = hashlib.sha256(), 0
         self.failure: OSError | None = None

@@ -60,31 +60,31 @@ def parse(data: bytes, files: set[str]) -> Metadata:
     """Unpickle and check the metadata of a checkpoint with these ``files``. Nothing in ``data`` is
     executed. Raises CorruptCheckpointError."""
     try:
-        found = _Unpickler(io.BytesIO(data)).load()
-        _check(found, files)
+        content = _Unpickler(io.BytesIO(data)).load()
+        _check(content, files)
     except CorruptCheckpointError:
         raise
     except Exception as error:
         raise CorruptCheckpointError(
             f"{METADATA} is not DCP's: {type(error).__name__}: {error}"
         ) from None
-    assert isinstance(found, Metadata)
-    return found
+    assert isinstance(content, Metadata)
+    return content
 
 
-def _check(found: Any, files: set[str]) -> None:
+def _check(content: Any, files: set[str]) -> None:
     """Check that each entry is a tensor and each of its shards lies in a file of this checkpoint.
     Raises CorruptCheckpointError."""
-    if type(found) is not Metadata:
+    if type(content) is not Metadata:
         raise CorruptCheckpointError(f"{METADATA} contains no metadata")
-    for name, tensor in found.state_dict_metadata.items():
+    for name, tensor in content.state_dict_metadata.items():
         if type(name) is not str or type(tensor) is not TensorStorageMetadata:
             raise CorruptCheckpointError(f"{METADATA} has an entry that is not a tensor")
         if not isinstance(tensor.properties.dtype, torch.dtype):
             raise CorruptCheckpointError(f"{METADATA}: {name} has no dtype")
         for chunk in tensor.chunks:
             index = MetadataIndex(name, chunk.offsets)
-            location = found.storage_data[index]
+            location = content.storage_data[index]
             if location.relative_path not in files:
                 raise CorruptCheckpointError(
                     f"{METADATA}: {name} is in {location.relative_path}, not of this folder"

@@ -34,7 +34,7 @@ class DCPShard(Tensor):
 
     @staticmethod
     def __new__(cls, fetch: Fetch, shard: Shard, dtype: torch.dtype) -> DCPShard:
-        """``fetch`` is called only when the shard is read or written: it may be on a disk."""
+        """Make a shard that calls ``fetch`` only when it is needed: it may be on a disk."""
         self: DCPShard = Tensor._make_wrapper_subclass(cls, shard.shape, dtype=dtype)
         self.fetch, self.shard = fetch, shard
         return self

@@ -27,7 +27,8 @@ def rng_state(device: torch.device) -> str:
 
 
 def restore_rng_state(text: str, device: torch.device) -> None:
-    """The inverse. Raises ValueError, KeyError or TypeError for what ``rng_state`` never wrote."""
+    """Set the states that ``rng_state`` returned. Raises ValueError, KeyError or TypeError for
+    another text."""
     state = json.loads(text)
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))

@@ -64,7 +64,7 @@ class Saver:
 
     @property
     def is_due(self) -> bool:
-        """Whether this rank requests a save after the next step: ``checkpoint.minutes`` have passed
+        """True if this rank requests a save after the next step: ``checkpoint.minutes`` have passed
         (on rank 0, since clocks differ), or the asynchronous save failed, and all ranks must find
         that out by waiting for it."""
         if self._background.failed:

@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def has_curves(self) -> bool:
-        """Whether TensorBoard's files exist."""
+        """True if TensorBoard's files exist."""
         return any(self.tensorboard.glob("events.out.tfevents.*"))
 
     @property

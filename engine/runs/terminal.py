@@ -1,4 +1,4 @@
-"""The terminal output of a run: a table with a row per some steps, and a progress bar."""
+"""The terminal output of a run: a table with a row every few steps, and a progress bar."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class StepTimer:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether steps have been measured for RELIABLE_SECONDS."""
+        """True if steps have been measured for RELIABLE_SECONDS."""
         if self._first is None or self._last is None:
             return False
         return self._last[1] - self._first[1] >= RELIABLE_SECONDS

@@ -1,4 +1,4 @@
-"""What a run ends with, and that a run that was trained does not fail of it."""
+"""The last output of a run, which cannot make the run fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = Char("".join(sorted({*"The quick brown fox"})))
 
 
 def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
-    """Of a run whose weights are random, times ``factor``."""
+    """Return the output for a run whose weights are random, multiplied by ``factor``."""
     folder, model = RunFolder(tmp_path), trained(tokenizer=tokenizer.dump("char", WORDS))
     numbers = {name: tensor * factor for name, tensor in drawn(SIZES).items()}
     write_safetensors(
@@ -46,22 +46,22 @@ def closing(folder: RunFolder) -> list[str]:
     ]
 
 
-def test_a_sample_is_written(tmp_path: Path) -> None:
+def test_a_sample_of_text_is_printed(tmp_path: Path) -> None:
     title, sample = told(tmp_path)
     assert "A sample" in title
     assert sample.startswith("The ")
 
 
-def test_a_large_model_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_is_not_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_of_run, "SAMPLE_BYTES", 1000)
     assert told(tmp_path) == []
 
 
-def test_nor_does_one_that_overflows(tmp_path: Path) -> None:
+def test_a_model_that_overflows_is_not_sampled(tmp_path: Path) -> None:
     assert told(tmp_path, torch.inf) == []
 
 
-def test_a_run_that_was_stopped_names_what_continues_it_first(tmp_path: Path) -> None:
+def test_a_stopped_run_prints_the_command_that_continues_it(tmp_path: Path) -> None:
     folder, lines = RunFolder(tmp_path / "my run"), list[str]()
     end_of_run.print_end_of_run(
         folder,

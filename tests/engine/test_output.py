@@ -1,4 +1,4 @@
-"""Streams that lose text rather than fail."""
+"""Standard streams that drop text rather than fail."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def take_over(monkeypatch: pytest.MonkeyPatch, stream: io.TextIOBase | None) -> 
     install_unfailing_streams()
 
 
-def test_all_that_is_printed_arrives_in_order(monkeypatch, pipe, tmp_path):
-    """Much more than a pipe holds at once."""
+def test_printed_text_arrives_completely_and_in_order(monkeypatch, pipe, tmp_path):
+    """The text is much larger than a pipe's buffer."""
     text = "".join(f"{number} ä €\n" for number in range(20_000))
     with (tmp_path / "out").open("wb") as file:
         reader = subprocess.Popen(["cat"], stdin=pipe[0], stdout=file)
@@ -48,7 +48,7 @@ def test_all_that_is_printed_arrives_in_order(monkeypatch, pipe, tmp_path):
     assert (tmp_path / "out").read_text() == "first\n" + text
 
 
-def test_what_the_encoding_lacks_is_escaped(monkeypatch, tmp_path):
+def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch, tmp_path):
     file = tmp_path / "out"
     take_over(monkeypatch, file.open("w", encoding="ascii"))
     print("a € and a byte \udcff that was no UTF-8")
@@ -56,7 +56,7 @@ def test_what_the_encoding_lacks_is_escaped(monkeypatch, tmp_path):
     assert file.read_text() == "a \\u20ac and a byte \\udcff that was no UTF-8\n"
 
 
-def test_a_reader_that_left_is_known(monkeypatch, pipe):
+def test_a_closed_pipe_is_recorded(monkeypatch, pipe):
     take_over(monkeypatch, os.fdopen(os.dup(pipe[1]), "w"))
     print("heard", flush=True)
     assert not reader_left(sys.stdout)
@@ -66,8 +66,8 @@ def test_a_reader_that_left_is_known(monkeypatch, pipe):
     assert not reader_left(io.StringIO())
 
 
-def test_a_reader_that_stops_holds_a_rank_up_once(pipe):
-    """Text is dropped until the reader goes on; then it arrives again."""
+def test_a_stalled_reader_delays_a_rank_only_once(pipe):
+    """Text is dropped until the reader resumes; later text arrives."""
     stream = UnfailingWriter(pipe[1], max_stall=0.01)
     room = len(os.read(pipe[0], 1 << 20)) if stream.write(b"x" * (1 << 20)) else 0
     assert 0 < room < 1 << 20
@@ -75,7 +75,7 @@ def test_a_reader_that_stops_holds_a_rank_up_once(pipe):
     assert os.read(pipe[0], 1 << 20) == b"again"
 
 
-def test_streams_without_a_descriptor_stay(monkeypatch):
+def test_streams_without_a_descriptor_are_not_replaced(monkeypatch):
     stream = io.StringIO()
     take_over(monkeypatch, stream)
     assert sys.stdout is sys.stderr is stream
@@ -95,7 +95,7 @@ assert os.get_inheritable(1)
 """
 
 
-def test_a_closed_descriptor_is_not_given_to_the_next_file():
+def test_a_closed_descriptor_is_not_reused_for_the_next_file():
     line = '"$0" -c "$1" >&- 2>&-'
     run = subprocess.run(["sh", "-c", line, sys.executable, CLOSED], cwd=ROOT, check=False)
     assert run.returncode == 0
@@ -113,7 +113,7 @@ sys.exit(3)
 
 @pytest.mark.parametrize("redirect", ["| true", ">/dev/full 2>&1", ">&- 2>&-"])
 def test_the_interpreter_exits_with_the_code_of_the_program(redirect):
-    """Python itself flushes as it exits, and would complain and make it 120."""
+    """Python flushes at exit; a failed flush would change the exit code to 120."""
     line = f'exec 4>&1; ("$0" -c "$1"; echo $? >&4) {redirect}'
     command = ["sh", "-c", line, sys.executable, EXITS]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)

@@ -189,11 +189,11 @@ ELSEWHERE = {
     "test_every_entry_is_in_one_group_and_no_group_is_too_large",
     "zero.nvme_store": "engine/nvme/test_store.py::"
     "test_the_fallback_of_io_uring_is_libaio_and_then_threads",
-    "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
-    "checkpoint.keep": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
-    "checkpoint.best": "engine/checkpoint/test_saver.py::test_when_it_saves_and_what_it_keeps",
+    "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
+    "checkpoint.keep": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
+    "checkpoint.best": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"
-    "test_a_save_that_fails_ends_the_run_and_leaves_the_one_before",
+    "test_a_failed_save_ends_the_run_and_preserves_the_previous_checkpoint",
     "backend": "engine/world/test_distributed.py::test_nccl_without_gpus_is_rejected",
     "timeout": "engine/world/test_distributed.py::"
     "test_timeouts_are_long_to_start_and_short_after_the_first_step",

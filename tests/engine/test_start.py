@@ -1,4 +1,4 @@
-"""Runs that go on: from what, in which folder, and what they refuse."""
+"""The starting point of a run: checkpoint, folder, and the cases that are rejected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def six_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(six_steps: Path, tmp_path: Path) -> Path:
-    """A copy of it to go on from."""
+    """A copy of the finished run, to resume."""
     return Path(shutil.copytree(six_steps, tmp_path / "copy"))
 
 
@@ -77,7 +77,9 @@ class Bomb:
         return os.system, ("touch canary",)
 
 
-def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder, six_steps):
+def test_the_newest_intact_checkpoint_is_resumed_and_corrupt_ones_are_reported_and_archived(
+    folder, six_steps
+):
     flip_a_bit(checkpoints_of(folder).folder(6))
     checkpoints_of(folder).temporary(8).mkdir()  # of a save that died
     damaged = checkpoints_of(folder).folder(4)
@@ -106,8 +108,8 @@ def test_the_newest_that_verifies_is_taken_and_others_are_named_and_kept(folder,
     )
 
 
-def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(folder):
-    """Rank 1's is the second of the large ones."""
+def test_a_problem_found_by_one_rank_counts_for_all(folder):
+    """The corrupt file is in the share of rank 1."""
     both = ("MAX_STEPS=8", "checkpoint.every=1")
     assert [one.error for one in run(job(folder, *both, resume="auto"), 2)] == ["", ""]
     flip_a_bit(checkpoints_of(folder).folder(8), "__1_0.distcp")
@@ -121,7 +123,7 @@ def test_each_rank_looks_at_its_share_of_the_files_and_all_go_by_what_one_finds(
     assert [list(one.batches) for one in ended] == [[8], [8]]
 
 
-def test_a_run_that_is_done_has_nothing_left_to_do(folder):
+def test_a_finished_run_has_nothing_left_to_train(folder):
     before = (folder / RUN / "log.jsonl").read_text()
     auto, named = run_all([job(folder, "MAX_STEPS=6", resume=resume) for resume in ("auto", "run")])
     assert (auto[0].error, auto[0].batches) == ("", {})
@@ -139,14 +141,14 @@ def test_a_run_that_is_done_has_nothing_left_to_do(folder):
     assert RunFolder(folder / RUN).read_status()["step"] == 6
 
 
-def test_fewer_steps_than_were_done_are_refused_and_nothing_is_touched(folder):
+def test_fewer_steps_than_done_are_rejected_and_nothing_is_changed(folder):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=4", resume="run"))
     assert ended.err.startswith("run is finished at step 6: MAX_STEPS=N, with N above 6, trains")
     assert snapshot(folder) == before
 
 
-def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
+def test_an_older_checkpoint_is_resumed_into_another_output(folder):
     older = "run/checkpoints/step-00000004"
     fork, back = run_all(
         [
@@ -162,7 +164,7 @@ def test_an_older_checkpoint_and_a_folder_of_its_own(folder):
 
 
 @pytest.mark.parametrize("resume", ["auto", "run", "run/checkpoints/step-00000002"])
-def test_another_architecture_is_refused_and_nothing_is_touched(folder, resume):
+def test_another_architecture_is_rejected_and_nothing_is_changed(folder, resume):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=9", "model.n_layer=4", resume=resume))
     assert ended.error == "UserError"
@@ -175,12 +177,12 @@ def test_another_architecture_is_refused_and_nothing_is_touched(folder, resume):
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Everything but the lock, which is a file only to be locked."""
+    """Return the content of all files but the lock file."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path): path.read_bytes() for path in paths}
 
 
-def test_other_data_goes_on_only_with_the_users_word(folder):
+def test_other_data_is_resumed_only_with_allow_new_data(folder):
     refused, allowed = run_all(
         [
             job(folder, "seed=7", "MAX_STEPS=7", resume="auto"),
@@ -193,15 +195,15 @@ def test_other_data_goes_on_only_with_the_users_word(folder):
     assert list(allowed[0].batches) == [7]
 
 
-def test_what_may_change_is_told_and_used(folder):
+def test_a_permitted_change_is_reported_and_used(folder):
     (ended,) = run(job(folder, "optimizer.lr=0.5", "MAX_STEPS=8", resume="auto"))
     assert "command line: optimizer.lr=0.5; in the checkpoint optimizer.lr is 0.01" in ended.out
     last = json.loads((folder / RUN / "log.jsonl").read_text().splitlines()[-1])
     assert (last["step"], last["lr"]) == (8, 0.5)
 
 
-def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
-    """Twice the ranks take twice the samples a step, of which none is lost and none comes twice."""
+def test_a_world_of_another_size_continues_with_the_next_samples(folder):
+    """Twice the ranks read twice the samples per step; none is skipped or repeated."""
     ended = run(job(folder, "MAX_STEPS=8", resume="auto"), 2)
     assert [one.error for one in ended] == ["", ""]
     assert "saved with tensor 1 (serial) x pipeline 1 x data 1, resuming with" in ended[0].out
@@ -214,12 +216,12 @@ def test_a_world_of_another_size_reads_the_samples_that_are_next(folder):
 
 
 def digest_of(folder: Path, step: int) -> str:
-    """Of the batch that one process would read in a step."""
+    """Return the digest of the batch that one process would read in a step."""
     settings = make_plan(folder / "tiny.py", gpus=1, environ={}).settings
     return digest(load_batches(settings, data_size=1, cache=folder).batch(step, 0, 0))
 
 
-def test_a_folder_in_use_is_refused_and_untouched(folder):
+def test_a_folder_in_use_is_rejected_and_unchanged(folder):
     before = snapshot(folder)
     with RunFolder(folder / RUN).lock():
         refused = [run(job(folder, "MAX_STEPS=7", resume=resume))[0] for resume in ("auto", "run")]
@@ -230,8 +232,8 @@ def test_a_folder_in_use_is_refused_and_untouched(folder):
 
 
 @contextlib.contextmanager
-def entered_meanwhile(world: World) -> Iterator[None]:
-    """While it trains, someone tries to come in."""
+def trying_to_lock_during_training(world: World) -> Iterator[None]:
+    """Try to lock the run's folder during training."""
     healthy = Trainer.step
 
     def step(self: Trainer, step: int, **more: Any) -> Any:
@@ -243,15 +245,15 @@ def entered_meanwhile(world: World) -> Iterator[None]:
         yield
 
 
-def test_a_run_holds_its_folder_while_it_trains_from_its_start_or_a_checkpoint(folder):
-    (again,) = run(job(folder, "MAX_STEPS=7", resume="run", planted=entered_meanwhile))
+def test_a_run_locks_its_folder_while_it_trains(folder):
+    (again,) = run(job(folder, "MAX_STEPS=7", resume="run", planted=trying_to_lock_during_training))
     assert (again.error, list(again.batches)) == ("", [7])
     shutil.rmtree(folder / RUN)
-    (anew,) = run(job(folder, "MAX_STEPS=1", planted=entered_meanwhile))
+    (anew,) = run(job(folder, "MAX_STEPS=1", planted=trying_to_lock_during_training))
     assert (anew.error, list(anew.batches)) == ("", [1])
 
 
-def test_the_lock_ends_with_the_process(folder):
+def test_the_lock_is_released_at_the_end_of_the_process(folder):
     assert run(job(folder, "MAX_STEPS=9", "checkpoint.every=1", resume="run", dies=8)) == []
     assert checkpoints_of(folder).steps()[-1] == 7
     assert RunFolder(folder / RUN).read_status()["state"] == "failed", "settled by this look"
@@ -259,7 +261,7 @@ def test_the_lock_ends_with_the_process(folder):
     assert list(ended.batches) == [8, 9]
 
 
-def test_a_launch_that_comes_again_goes_on_in_its_folder(tmp_path):
+def test_a_restarted_launch_resumes_in_its_folder(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     mine: dict[str, Any] = {"launch": "job-1", "output": None}
     assert run(job(tmp_path, "checkpoint.every=3", **mine, dies=2)) == []  # before any checkpoint
@@ -278,13 +280,13 @@ def test_a_launch_that_comes_again_goes_on_in_its_folder(tmp_path):
 
 
 def losses(run: Path) -> list[tuple[float, float]]:
-    """Loss and learning rate of each step."""
+    """Return loss and learning rate of each step."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [(row["loss"], row["lr"]) for row in rows]
 
 
-def test_a_launch_that_comes_again_needs_the_users_config_no_more(tmp_path):
-    """Two ranks, of which each would read it."""
+def test_a_restarted_launch_does_not_read_the_config_again(tmp_path):
+    """Each of the two ranks would read it."""
     (tmp_path / "tiny.py").write_text(TINY)
     mine: dict[str, Any] = {"launch": "job-1", "output": None}
     assert run(job(tmp_path, **mine, dies=3), 2) == []
@@ -293,7 +295,7 @@ def test_a_launch_that_comes_again_needs_the_users_config_no_more(tmp_path):
     assert [(one.error, list(one.batches)) for one in ended] == [("", [3, 4])] * 2
 
 
-def test_auto_without_a_run_begins_one(tmp_path):
+def test_auto_without_a_run_starts_a_new_one(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     first, second = run_all([job(tmp_path, resume="auto", output=None)] * 2)
     assert list(first[0].batches) == [1, 2, 3, 4]
@@ -301,7 +303,7 @@ def test_auto_without_a_run_begins_one(tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
-def test_nothing_good_to_go_on_from(folder):
+def test_a_resume_without_an_intact_checkpoint_is_rejected(folder):
     for step in (2, 4, 6):
         flip_a_bit(checkpoints_of(folder).folder(step))
     refused, finished = run_all(
@@ -322,8 +324,8 @@ def slow_onednn(world: World) -> Iterator[None]:
         yield
 
 
-def test_the_matmul_is_the_one_it_was(folder):
-    """Whatever is the faster one today."""
+def test_a_resume_uses_the_matmul_library_of_the_checkpoint(folder):
+    """Another library is the faster one now."""
     for step in (2, 4, 6):
         path = checkpoints_of(folder).folder(step) / "training.json"
         path.write_text(path.read_text().replace('"matmul": "torch"', '"matmul": "onednn"'))
@@ -344,7 +346,7 @@ def test_the_matmul_is_the_one_it_was(folder):
 
 @contextlib.contextmanager
 def other_data(world: World) -> Iterator[None]:
-    """Rank 1 finds other samples under the same name."""
+    """Give rank 1 other samples under the same path."""
 
     def loaded(settings: Any, **more: Any) -> Any:
         batches = load_batches(settings, **more)
@@ -356,7 +358,7 @@ def other_data(world: World) -> Iterator[None]:
         yield
 
 
-def test_ranks_that_read_different_data_are_refused(tmp_path):
+def test_ranks_with_different_data_are_rejected(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     ended: list[Ended] = run(job(tmp_path, planted=other_data), 2)
     assert [one.error for one in ended] == ["UserError", "UserError"]

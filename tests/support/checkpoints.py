@@ -1,4 +1,4 @@
-"""Checkpoints of the small GPTs of tests.support.training, written and read in any layout."""
+"""Checkpoints of the small GPTs of tests.support.training, saved and loaded in any layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.training import samples as batch_of
 
 
 def training_at(step: int, **more: Any) -> TrainingState:
-    """Where a training without data or settings stands."""
+    """Return the state of a training without data or settings."""
     fields: dict[str, Any] = {
         **dict.fromkeys(("val_loss", "loss_scale")),
         "samples": step,
@@ -79,7 +79,7 @@ class Trainee:
         return cls(run, model, make_stepper(run, model, parallel.axes["world"]))
 
     def train(self, steps: Iterable[int]) -> list[float]:
-        """The loss of each of the steps."""
+        """Train the steps and return the loss of each."""
         losses = []
         for step in steps:
             batch = batch_of(self.run, step)
@@ -104,7 +104,7 @@ class Trainee:
         stored.load_optimizer(self.model, self.stepper.optimizer)
 
     def whole(self) -> dict[str, Tensor]:
-        """Parameters and optimizer states, gathered by their boxes alone."""
+        """Return parameters and optimizer states, gathered by their shards alone."""
         world = self.stepper.world.size
         parameters = dict(self.model.named_parameters())
         found = gathered(self.model, {name: p.detach() for name, p in parameters.items()}, world)
@@ -117,20 +117,20 @@ class Trainee:
 
 
 def write(rank: int, size: int, run: TrainingCase, path: Path, steps: int = 2) -> None:
-    """A checkpoint after so many steps."""
+    """Train ``steps`` steps and save a checkpoint."""
     trainee = Trainee.make(run, rank)
     trainee.train(range(1, steps + 1))
     trainee.save(CheckpointDirectory(path), steps, settings={"model": asdict(run.config)})
 
 
 def everything(stored: SavedCheckpoint) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, the states of random generators included."""
+    """Return all tensors of a checkpoint, including the states of random generators."""
     assert stored.verify() == []
     return {name: stored._read_unsharded(name) for name in stored.metadata.state_dict_metadata}
 
 
 def reseal(folder: Path) -> None:
-    """Make the manifest true again of files that were tampered with, as an attacker would."""
+    """Update the manifest to files that were tampered with, as an attacker would."""
     manifest = read_manifest(folder)
     files = {}
     for name in manifest.files:

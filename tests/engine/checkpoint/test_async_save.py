@@ -1,4 +1,4 @@
-"""Saves that fail, and those that are written while training goes on."""
+"""Failed saves, and asynchronous saves during training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.jobs import checkpoints_of, into_run, run
 
 @contextlib.contextmanager
 def failing_once(world: World) -> Iterator[None]:
-    """No checkpoint after the first step's can be published."""
+    """Make the commit of every checkpoint after the first step fail."""
     healthy = CheckpointDirectory.commit
 
     def publish(self: CheckpointDirectory, step: int) -> None:
@@ -37,7 +37,7 @@ def failing_once(world: World) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_save_that_fails_ends_the_run_and_leaves_the_one_before(tmp_path, asynchronous):
+def test_a_failed_save_ends_the_run_and_preserves_the_previous_checkpoint(tmp_path, asynchronous):
     more = ("checkpoint.every=1", f"checkpoint.asynchronous={asynchronous}", "MAX_STEPS=9")
     ended = run(into_run(tmp_path, *more, planted=failing_once), 2)
     assert [one.error for one in ended] == ["RunError", "RunError"]
@@ -49,8 +49,8 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_one_before(tmp_path, asyn
 
 
 @contextlib.contextmanager
-def failing_beside(world: World) -> Iterator[None]:
-    """The same, and the next step waits until that is so."""
+def failing_in_background(world: World) -> Iterator[None]:
+    """As `failing_once`; each step waits for the running save first."""
     healthy = Trainer.step
 
     def step(self: Trainer, step: int, **more: Any) -> Any:
@@ -63,9 +63,9 @@ def failing_beside(world: World) -> Iterator[None]:
         yield
 
 
-def test_a_save_beside_the_training_that_fails_ends_the_run_before_the_next(tmp_path):
+def test_a_failed_asynchronous_save_ends_the_run_before_the_next_save(tmp_path):
     more = ("checkpoint.every=3", "checkpoint.asynchronous=True", "MAX_STEPS=9")
-    ended = run(into_run(tmp_path, *more, planted=failing_beside), 2)
+    ended = run(into_run(tmp_path, *more, planted=failing_in_background), 2)
     assert [one.error for one in ended] == ["RunError", "RunError"]
     said = "".join(one.err for one in ended)
     assert said.count("checkpoint of step 3: ") == said.count("\n") == 1
@@ -74,42 +74,42 @@ def test_a_save_beside_the_training_that_fails_ends_the_run_before_the_next(tmp_
 
 
 @contextlib.contextmanager
-def slow_to_publish(world: World) -> Iterator[None]:
-    """A checkpoint is on its way for longer than a failed run waits for it: until half a second
-    after the run has begun to leave."""
+def slow_to_commit(world: World) -> Iterator[None]:
+    """Delay the commit until half a second after the run has started to exit, which is longer than
+    a failed run waits for a save."""
     leaving, publish, leave = threading.Event(), CheckpointDirectory.commit, saver.Saver.__exit__
 
-    def publish_late(self: CheckpointDirectory, step: int) -> None:
+    def commit_late(self: CheckpointDirectory, step: int) -> None:
         leaving.wait()
         time.sleep(0.5)
         publish(self, step)
 
-    def begin_to_leave(self: saver.Saver, *how: Any) -> None:
+    def signal_exit(self: saver.Saver, *how: Any) -> None:
         leaving.set()
         leave(self, *how)
 
     with (
-        patch.object(CheckpointDirectory, "commit", publish_late),
-        patch.object(saver.Saver, "__exit__", begin_to_leave),
+        patch.object(CheckpointDirectory, "commit", commit_late),
+        patch.object(saver.Saver, "__exit__", signal_exit),
         patch.object(saver, "EXIT_WAIT_SECONDS", 0.1),
     ):
         yield
 
 
-def test_a_run_that_diverges_leaves_the_checkpoint_on_its_way(tmp_path):
+def test_a_diverged_run_waits_for_the_running_asynchronous_save(tmp_path):
     more = ("checkpoint.every=2", "checkpoint.asynchronous=True", "MAX_STEPS=9")
-    ended = run(into_run(tmp_path, *more, fault="nan:1:3", planted=slow_to_publish), 2)
+    ended = run(into_run(tmp_path, *more, fault="nan:1:3", planted=slow_to_commit), 2)
     assert [one.error for one in ended] == ["RunError", "RunError"]
     assert checkpoints_of(tmp_path).steps() == [2]
     assert checkpoints_of(tmp_path).leftovers() == []
 
 
-# Beside the training
+# Staging and the thread
 
 
-def test_a_copy_stays_as_it_was():
+def test_staged_tensors_do_not_change_with_the_originals():
     copies, tensor = HostStaging(), torch.arange(6.0).view(2, 3)
-    for _ in range(2):  # the second time in memory that is there already
+    for _ in range(2):  # the second time into the same buffers
         boxed: Any = copies.stage(
             {"a": DCPShard.unsharded(tensor), "b": DCPShard.unsharded(tensor[0, 0])}
         )
@@ -120,7 +120,7 @@ def test_a_copy_stays_as_it_was():
         assert torch.equal(held[1], expected[0, 0])
 
 
-def test_one_task_at_a_time_and_its_error_is_raised_once():
+def test_background_runs_one_task_at_a_time_and_raises_its_error_once():
     background, go, done = Background(), threading.Event(), list[int]()
 
     def first() -> None:

@@ -1,4 +1,4 @@
-"""What may change between a checkpoint and the run that goes on from it."""
+"""The differences that are permitted between a checkpoint and the run that resumes it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lines(folder: Path, before: TrainingState, *overrides: str, **more: object) 
     )
 
 
-def test_nothing_is_told_where_nothing_has_changed(tmp_path, before):
+def test_an_unchanged_plan_gives_no_lines(tmp_path, before):
     assert lines(tmp_path, before) == []
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_told_where_nothing_has_changed(tmp_path, before):
     "model.n_layer=4 model.n_embd=32 model.vocab_size=34 model.tie_embeddings=False "
     "model.activation='gelu' optimizer.type='sgd'".split(),
 )
-def test_another_model_or_optimizer_is_refused_with_the_difference(tmp_path, before, override):
+def test_another_model_or_optimizer_is_rejected_with_the_difference(tmp_path, before, override):
     with pytest.raises(UserError) as refusal:
         lines(tmp_path, before, override, "optimizer.lr=1.0")
     first, *differences = str(refusal.value).splitlines()
@@ -61,7 +61,7 @@ def test_another_model_or_optimizer_is_refused_with_the_difference(tmp_path, bef
 
 
 @pytest.mark.parametrize("name", sorted(FIXED))
-def test_each_that_tensors_stand_for_is_refused(tmp_path, before, name):
+def test_a_change_of_each_fixed_setting_is_rejected(tmp_path, before, name):
     *sections, last = name.split(".")
     values = before.settings
     for section in sections:
@@ -71,13 +71,13 @@ def test_each_that_tensors_stand_for_is_refused(tmp_path, before, name):
         lines(tmp_path, before)
 
 
-def test_all_of_the_model_but_what_only_training_sees_is_fixed():
+def test_all_model_settings_are_fixed_except_those_used_only_in_training():
     free = "embd_pdrop resid_pdrop attn_pdrop checkpoint num_chunks preset init_std".split()
     model = {name for name in all_settings() if name.startswith("model.")}
     assert model - FIXED == {f"model.{name}" for name in free}
 
 
-def test_each_difference_has_its_place_and_its_old_value(tmp_path, before):
+def test_a_difference_is_reported_with_its_place_and_the_old_value(tmp_path, before):
     with pytest.raises(UserError) as refusal:
         lines(tmp_path, before, "model.n_layer=4")
     where = "command line: model.n_layer=4"
@@ -89,7 +89,7 @@ def test_each_difference_has_its_place_and_its_old_value(tmp_path, before):
     "optimizer.lr=0.5 MAX_STEPS=9 BATCH_SIZE=8 clip_grad_norm=1.0 eval.every=3 "
     "lr_scheduler.type='cosine' model.resid_pdrop=0.5 precision='bf16'".split(),
 )
-def test_what_may_change_is_told(tmp_path, before, override):
+def test_a_permitted_change_is_reported(tmp_path, before, override):
     (line,) = lines(tmp_path, before, override)
     assert override in line
     assert "in the checkpoint" in line
@@ -99,11 +99,11 @@ def test_what_may_change_is_told(tmp_path, before, override):
     "override",
     "log.every=7 timeout=9.0 checkpoint.keep=9 data.cache='x' backend='gloo' zero.stage=1".split(),
 )
-def test_what_changes_nothing_is_not_told(tmp_path, before, override):
+def test_a_change_without_effect_is_not_reported(tmp_path, before, override):
     assert lines(tmp_path, before, override) == []
 
 
-def test_another_order_of_samples_needs_the_users_word(tmp_path, before):
+def test_another_order_of_samples_needs_allow_new_data(tmp_path, before):
     with pytest.raises(
         UserError, match=r"seed=7; in the checkpoint seed is 42\npass --allow-new-data"
     ):
@@ -112,7 +112,7 @@ def test_another_order_of_samples_needs_the_users_word(tmp_path, before):
     assert "seed=7" in line
 
 
-def test_other_samples_need_the_users_word(tmp_path, before):
+def test_other_samples_need_allow_new_data(tmp_path, before):
     for overrides, told in (
         ((), "the data has changed"),
         (
@@ -125,21 +125,21 @@ def test_other_samples_need_the_users_word(tmp_path, before):
         assert told in lines(tmp_path, before, *overrides, corpus="others", new_data=True)[0]
 
 
-def test_the_same_samples_from_another_place_do_not(tmp_path, before):
+def test_identical_samples_from_other_settings_need_no_option(tmp_path, before):
     assert lines(tmp_path, before, "data.tokenizer='char'") == []
 
 
-def test_settings_that_a_checkpoint_does_not_know_have_not_changed(tmp_path, before):
+def test_settings_missing_in_a_checkpoint_count_as_unchanged(tmp_path, before):
     del before.settings["eval"]
     assert lines(tmp_path, before, "eval.every=3") == []
 
 
-def test_the_lists_name_settings():
+def test_fixed_and_unreported_settings_exist_and_are_disjoint():
     assert {*all_settings(), "name", "source"} >= FIXED | NOT_REPORTED
     assert not FIXED & NOT_REPORTED
 
 
-def test_another_layout_is_told(tmp_path):
+def test_another_layout_is_reported(tmp_path):
     layouts = [
         layout_of(plan.settings, plan.layout.data)
         for plan in (plan_with(tmp_path), plan_with(tmp_path, "PIPELINE=2", "zero.stage=1"))
@@ -163,7 +163,7 @@ def test_another_layout_is_told(tmp_path):
         ((), 3, ", 16 at the checkpoint: no integer setting restores it"),
     ],
 )
-def test_another_global_batch_is_reported_with_what_keeps_it(
+def test_another_global_batch_is_reported_with_the_setting_that_restores_it(
     tmp_path, before, overrides, gpus, told
 ):
     layout = layout_of(plan_with(tmp_path).settings, 4)
@@ -176,7 +176,7 @@ def test_another_global_batch_is_reported_with_what_keeps_it(
         assert batch_change(before, layout, kept) == []
 
 
-def test_another_number_of_threads_is_reported_on_a_cpu_alone() -> None:
+def test_another_number_of_threads_is_reported_on_a_cpu_only() -> None:
     then = training_at(2, threads=2, device="cpu")
     line = (
         "1 thread per rank, 2 at the checkpoint: sums round differently; OMP_NUM_THREADS=2 gives "

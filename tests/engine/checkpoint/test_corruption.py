@@ -1,4 +1,4 @@
-"""Whatever was done to a checkpoint since it was written is found, and nothing in it is run."""
+"""Any change to a saved checkpoint is detected, and none of its content is executed."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy of the checkpoint, to corrupt."""
     return Path(shutil.copytree(written, tmp_path / written.name))
 
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
-    """Made by whatever a planted pickle runs."""
+    """The file that a planted pickle creates if it is executed."""
     return tmp_path / "canary"
 
 
 class Bomb:
-    """Unpickled without a check it runs a command."""
+    """An object that runs a command when it is unpickled without a check."""
 
     def __init__(self, canary: Path) -> None:
         self.command = f"touch {canary}"
@@ -70,7 +70,7 @@ class Bomb:
         return os.system, (self.command,)
 
 
-def test_what_was_written_is_whole(folder):
+def test_an_unchanged_checkpoint_verifies(folder):
     assert SavedCheckpoint(folder).verify() == []
     assert SavedCheckpoint(folder).manifest.layout.tensor_parallel == 2
     assert not list(folder.parent.glob("*.tmp"))
@@ -96,14 +96,14 @@ def edit(path: Path) -> None:
     path.write_text(text.replace('"step": 2', '"step": 3'))
 
 
-def forget_its_digest(path: Path) -> None:
+def remove_digest(path: Path) -> None:
     content = json.loads(path.read_text())
     del content["sha256"]
     path.write_text(json.dumps(content))
 
 
-def name_a_file_elsewhere(path: Path) -> None:
-    """With a digest that is true of that."""
+def add_a_file_of_another_folder(path: Path) -> None:
+    """Add an entry with a correct digest for a file outside of the folder."""
     found = read_manifest(path.parent)
     files = {**found.files, "../secret": found.files[SHARD]}
     path.write_bytes(found.model_copy(update={"files": files}).dump())
@@ -119,21 +119,25 @@ def name_a_file_elsewhere(path: Path) -> None:
         (METADATA, flip_a_bit, ".metadata was changed: its SHA-256 differs"),
         (TRAINING, edit, "training.json was changed: its SHA-256 differs"),
         (MANIFEST, edit, "manifest.json was changed: its own SHA-256 differs"),
-        (MANIFEST, forget_its_digest, "manifest.json was changed: its own SHA-256 differs"),
-        (MANIFEST, name_a_file_elsewhere, r"manifest.json: files\.\.\./secret.*: .*pattern.*"),
+        (MANIFEST, remove_digest, "manifest.json was changed: its own SHA-256 differs"),
+        (
+            MANIFEST,
+            add_a_file_of_another_folder,
+            r"manifest.json: files\.\.\./secret.*: .*pattern.*",
+        ),
         (MANIFEST, truncate, "manifest.json is not JSON"),
         (MANIFEST, Path.unlink, "manifest.json cannot be read: No such file or directory"),
     ],
 )
-def test_damage_is_found_and_named(folder, name, damage, told):
+def test_corruption_is_detected_and_named(folder, name, damage, told):
     damage(folder / name)
     (problem,) = SavedCheckpoint(folder).verify()
     assert re.fullmatch(told, problem), problem
 
 
 @pytest.mark.parametrize("at", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 4])
-def test_a_digest_is_of_all_of_a_file(tmp_path, at):
-    """Of every block that it is read in."""
+def test_a_changed_byte_at_any_position_is_detected(tmp_path, at):
+    """At the edges of the blocks in which the file is read."""
     file, data = tmp_path / "file", bytearray(2 * BLOCK_BYTES + 5)
     told = {"file": FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
     file.write_bytes(data)
@@ -143,12 +147,12 @@ def test_a_digest_is_of_all_of_a_file(tmp_path, at):
     assert verify_files(tmp_path, told, told) == ["file was changed: its SHA-256 differs"]
 
 
-def test_a_folder_under_another_step_is_no_checkpoint_of_it(folder):
+def test_a_checkpoint_renamed_to_another_step_is_corrupt(folder):
     moved = folder.rename(folder.with_name("step-00000003"))
     assert SavedCheckpoint(moved).verify() == ["contains the checkpoint step-00000002"]
 
 
-def test_every_file_is_in_the_share_of_one_rank(folder):
+def test_each_file_is_verified_by_exactly_one_rank(folder):
     flip_a_bit(folder / SHARD)
     found = [SavedCheckpoint(folder).verify(share, 3) for share in range(3)]
     assert sorted(map(len, found)) == [0, 0, 1]
@@ -157,7 +161,7 @@ def test_every_file_is_in_the_share_of_one_rank(folder):
 # Pickles. The manifest is made true of them, so that nothing but the check itself stands there.
 
 
-def test_a_pickle_in_the_metadata_is_not_run(folder, canary):
+def test_a_malicious_pickle_as_metadata_is_not_executed(folder, canary):
     (folder / METADATA).write_bytes(pickle.dumps(Bomb(canary)))
     reseal(folder)
     (problem,) = SavedCheckpoint(folder).verify()
@@ -165,7 +169,7 @@ def test_a_pickle_in_the_metadata_is_not_run(folder, canary):
     assert not canary.exists()
 
 
-def test_nor_where_it_hides_in_metadata(folder, canary):
+def test_a_malicious_pickle_inside_the_metadata_is_not_executed(folder, canary):
     metadata = SavedCheckpoint(folder).metadata
     metadata.planner_data = Bomb(canary)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
@@ -175,8 +179,8 @@ def test_nor_where_it_hides_in_metadata(folder, canary):
 
 
 @pytest.mark.parametrize("kind", [_MEM_FORMAT_ENCODING, torch.Size])
-def test_getattr_is_for_members_of_the_one_enum(folder, kind):
-    """As Python 3.11.0 to 3.11.3 pickle them."""
+def test_getattr_in_metadata_is_allowed_only_for_the_memory_format(folder, kind):
+    """Python 3.11.0 to 3.11.3 pickle enum members by getattr."""
     told = io.BytesIO()
     pickler = pickle.Pickler(told)
     name = "TORCH_CONTIGUOUS_FORMAT" if kind is _MEM_FORMAT_ENCODING else "__class__"
@@ -194,7 +198,7 @@ def test_getattr_is_for_members_of_the_one_enum(folder, kind):
         assert problems == [f".metadata {what}"]
 
 
-def test_bytes_that_torch_would_unpickle_are_no_tensor(folder, canary):
+def test_an_entry_of_pickled_bytes_is_rejected(folder, canary):
     """DCP reads an entry of this kind with torch.load(weights_only=False)."""
     metadata = SavedCheckpoint(folder).metadata
     name = "model.wpe.weight"
@@ -212,7 +216,7 @@ def bomb_of(canary: Path) -> bytes:
 
 
 def plant_in_shard(folder: Path, canary: Path) -> None:
-    """Every tensor of a .pt inside a shard becomes a bomb of the same length."""
+    """Replace each pickled tensor in a file of shards by a bomb of equal length."""
     stored = SavedCheckpoint(folder)
     bomb = bomb_of(canary)
     for name in stored.manifest.files:
@@ -228,7 +232,7 @@ def plant_in_shard(folder: Path, canary: Path) -> None:
     reseal(folder)
 
 
-def test_a_pickle_in_a_tensor_is_not_run(folder, canary):
+def test_a_malicious_pickle_in_place_of_a_tensor_is_not_executed(folder, canary):
     plant_in_shard(folder, canary)
     assert SavedCheckpoint(folder).verify() == [], "planted well"
     with pytest.raises(
@@ -250,7 +254,7 @@ def test_a_pickle_in_a_tensor_is_not_run(folder, canary):
         lambda m: setattr(next(iter(m.state_dict_metadata.values())), "properties", None),
     ],
 )
-def test_metadata_that_points_elsewhere_is_refused(folder, change):
+def test_metadata_that_refers_to_another_folder_is_rejected(folder, change):
     metadata = SavedCheckpoint(folder).metadata
     change(metadata)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
@@ -264,7 +268,7 @@ def first_place(metadata: Metadata) -> Any:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04", pickle.dumps([1]), b"\x80\x04N.", b"garbage"])
-def test_what_is_no_metadata_is_refused(data: bytes) -> None:
+def test_metadata_of_another_form_is_rejected(data: bytes) -> None:
     with pytest.raises(Exception, match=r"\.metadata") as caught:
         parse(data, set())
     assert type(caught.value).__name__ == "CorruptCheckpointError"

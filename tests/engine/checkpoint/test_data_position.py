@@ -1,4 +1,4 @@
-"""Resumes that change the size of a step: tokens, epochs and learning rates go on."""
+"""Resumes with another step size: tokens, epochs and learning rates continue."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ AFTER: dict[str, tuple[tuple[str, ...], int, int, int, str]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs, and runs that went on from its step 7 with other settings."""
+    """A run of three epochs, and runs that resumed its step 7 with other settings."""
     path = tmp_path_factory.mktemp("history")
     (path / "tiny.py").write_text(TINY)
     (path / "corpus.txt").write_text(TEXT)
@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", AFTER)
-def test_history_goes_on(folder: Path, name: str) -> None:
-    """By a sum over the steps one by one."""
+def test_a_resume_continues_tokens_epochs_and_learning_rates(folder: Path, name: str) -> None:
+    """Compare with a sum over the individual steps."""
     _, batch, length, samples, _ = AFTER[name]
     found = rows(folder, name)
     epochs, tokens, expected = FORK * 4 / 20, FORK * 4 * SEQ, {}
@@ -86,21 +86,21 @@ def test_history_goes_on(folder: Path, name: str) -> None:
     assert training.epochs == pytest.approx(epochs, abs=0.5 / samples)
 
 
-def test_one_that_changes_nothing_is_the_run(folder: Path) -> None:
+def test_a_resume_without_changes_equals_the_uninterrupted_run(folder: Path) -> None:
     whole, again = rows(folder, str(RUN)), rows(folder, "same")
     assert whole.keys() - again.keys() == set(range(1, FORK + 1))
     for step, row in again.items():
         assert all(row[key] == whole[step][key] for key in ("loss", "lr", "tokens", "grad_norm"))
 
 
-def test_other_samples_are_told(folder: Path) -> None:
+def test_other_samples_in_the_rest_of_an_epoch_are_reported(folder: Path) -> None:
     line = "1.40 epochs were read of other samples: 60% of an epoch of the present samples follows"
     told = [line in (folder / f"told-{number}").read_text() for number in range(1 + len(AFTER))]
     assert told == [False] + [name in ("length", "data") for name in AFTER]
 
 
-def test_a_checkpoint_that_does_not_say_goes_on_as_its_settings_do(folder: Path) -> None:
-    """As checkpoints were before they said how many tokens and epochs."""
+def test_tokens_and_epochs_missing_in_a_checkpoint_follow_from_its_settings(folder: Path) -> None:
+    """Older checkpoints record neither tokens nor epochs."""
     checkpoint = checkpoints_of(folder).folder(FORK)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Names, order and retention of checkpoints, on files alone."""
+"""Names, order and deletion of checkpoints, without training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.checkpoints import training_at
 
 
 def fill(shelf: CheckpointDirectory, step: int, val_loss: float | None = None) -> Path:
-    """A checkpoint as far as the shelf looks at it."""
+    """Create the files of a checkpoint that CheckpointDirectory reads."""
     draft = shelf.temporary(step)
     draft.mkdir(parents=True)
     (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).dump().decode())
@@ -29,7 +29,7 @@ def shelf(tmp_path: Path) -> CheckpointDirectory:
     return CheckpointDirectory(tmp_path / "checkpoints")
 
 
-def test_the_order_is_that_of_steps_whatever_the_clock_said(shelf):
+def test_checkpoints_are_ordered_by_step_and_not_by_time(shelf):
     for age, step in enumerate((20, 3, 100, 123456789)):
         folder = fill(shelf, step)
         os.utime(folder, (10**9 - age, 10**9 - age))  # each written before the last
@@ -37,7 +37,7 @@ def test_the_order_is_that_of_steps_whatever_the_clock_said(shelf):
     assert shelf.folder(100).name == "step-00000100"
 
 
-def test_drafts_and_strangers_are_no_checkpoints(shelf):
+def test_temporaries_and_other_folders_are_no_checkpoints(shelf):
     fill(shelf, 2)
     for name in ("step-00000003.tmp", "step-00000004.aside", "step-5", "step-x", "notes"):
         (shelf.path / name).mkdir()
@@ -46,7 +46,7 @@ def test_drafts_and_strangers_are_no_checkpoints(shelf):
     assert CheckpointDirectory(shelf.path / "nowhere").steps() == []
 
 
-def test_no_checkpoint_is_published_over_another(shelf):
+def test_a_commit_over_an_existing_checkpoint_fails(shelf):
     kept = fill(shelf, 2) / TRAINING
     before = kept.read_text()
     shelf.temporary(2).mkdir()
@@ -56,7 +56,7 @@ def test_no_checkpoint_is_published_over_another(shelf):
     assert kept.read_text() == before
 
 
-def test_what_interrupts_a_removal_leaves_no_part_of_a_checkpoint(shelf, monkeypatch):
+def test_an_interrupted_removal_leaves_no_partial_checkpoint(shelf, monkeypatch):
     folder = fill(shelf, 2)
     (folder / "more").touch()
 
@@ -74,7 +74,7 @@ def test_what_interrupts_a_removal_leaves_no_part_of_a_checkpoint(shelf, monkeyp
     assert list(shelf.path.iterdir()) == []
 
 
-def test_what_is_ahead_is_kept_aside_under_names_of_its_own(shelf):
+def test_later_checkpoints_are_archived_under_unused_names(shelf):
     for step in (1, 2, 3):
         fill(shelf, step)
     assert [path.name for path in shelf.archive_after(after=1)] == [
@@ -87,7 +87,7 @@ def test_what_is_ahead_is_kept_aside_under_names_of_its_own(shelf):
     assert len(shelf.leftovers()) == 3
 
 
-def test_losses_are_those_of_validations(shelf):
+def test_validation_losses_are_read_per_step(shelf):
     fill(shelf, 10, 2.5)
     fill(shelf, 9)
     (fill(shelf, 11) / TRAINING).write_text("{")
@@ -105,7 +105,7 @@ def test_losses_are_those_of_validations(shelf):
         ({1: 1.0, 2: None, 3: None}, 5, True, []),
     ],
 )
-def test_the_latest_and_the_best_are_kept(losses, keep, best, gone):
+def test_all_but_the_latest_and_the_best_are_deleted(losses, keep, best, gone):
     assert checkpoints_to_delete(losses, keep=keep, best=best) == gone
 
 
@@ -115,7 +115,7 @@ def test_the_latest_and_the_best_are_kept(losses, keep, best, gone):
     st.integers(1, 6),
     st.booleans(),
 )
-def test_what_is_kept_is_no_more_than_was_asked_for(losses, keep, best):
+def test_the_number_of_kept_checkpoints_is_the_requested_one(losses, keep, best):
     gone = set(checkpoints_to_delete(losses, keep=keep, best=best))
     kept = losses.keys() - gone
     assert gone <= losses.keys()

@@ -1,4 +1,4 @@
-"""What is on the disk, in which order it came there, and disks that will not."""
+"""The order of disk operations during a save, and failing disks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.support.worlds import WorldError, run_world
 
 
 @contextlib.contextmanager
-def watched(world: World) -> Iterator[None]:
-    """What happens to checkpoints and the folders they are in goes into a file."""
+def logging_disk_operations(world: World) -> Iterator[None]:
+    """Log the disk operations on checkpoints and their folders, and write them to seen.json."""
     seen: list[tuple[str, str]] = []
     sync, rename, remove, digest = os.fsync, Path.rename, shutil.rmtree, manifest.digest_of
 
@@ -70,12 +70,12 @@ def watched(world: World) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_all_is_synced_and_read_back_before_it_has_a_name_and_then_others_go(
+def test_files_are_fsynced_and_read_back_before_the_rename_and_older_checkpoints_deleted_after_it(
     tmp_path, asynchronous
 ):
     wanted = ("MAX_STEPS=2", "checkpoint.every=1", "checkpoint.keep=1")
     more = f"checkpoint.asynchronous={asynchronous}"
-    (ended,) = run(into_run(tmp_path, *wanted, more, planted=watched))
+    (ended,) = run(into_run(tmp_path, *wanted, more, planted=logging_disk_operations))
     assert ended.error == ""
     seen = [(what, path) for what, path in json.loads((tmp_path / "seen.json").read_text())]
     folder = "run/checkpoints"
@@ -99,8 +99,8 @@ def test_all_is_synced_and_read_back_before_it_has_a_name_and_then_others_go(
     ]
 
 
-def save_on_a_bad_disk(rank: int, size: int, path: Path) -> str:
-    """A bit of every file of the last rank flips on its way to the disk."""
+def save_on_a_corrupting_disk(rank: int, size: int, path: Path) -> str:
+    """Save while the disk flips a bit in every file of the last rank."""
     sync = os.fsync
 
     def flipping(handle: int) -> None:
@@ -118,8 +118,8 @@ def save_on_a_bad_disk(rank: int, size: int, path: Path) -> str:
     return str(failure.value)
 
 
-def test_what_the_disk_made_of_it_is_read_back(tmp_path):
-    said = {*run_world(2, save_on_a_bad_disk, tmp_path)}
+def test_a_bit_that_flips_during_the_write_fails_the_save(tmp_path):
+    said = {*run_world(2, save_on_a_corrupting_disk, tmp_path)}
     (one,) = said
     assert one.startswith("checkpoint of step 1: rank 1: ")
     assert one.endswith("__1_0.distcp was changed: its SHA-256 differs right after it was written")
@@ -127,9 +127,9 @@ def test_what_the_disk_made_of_it_is_read_back(tmp_path):
     assert CheckpointDirectory(tmp_path).leftovers() == []
 
 
-def save_apart(rank: int, size: int, path: Path) -> list[str]:
-    """Each rank into a folder of its own, as on machines that share none. In the second, rank 1
-    has a folder of that name, too."""
+def save_into_separate_folders(rank: int, size: int, path: Path) -> list[str]:
+    """Save each rank into a separate folder, as on machines without a shared file system. At step
+    2, rank 1 has a folder with the name of the temporary one."""
     trainee, said = Trainee.make(SmallRun(data=2), rank), []
     for step in (1, 2):
         shelf = CheckpointDirectory(path / str(rank))
@@ -141,8 +141,8 @@ def save_apart(rank: int, size: int, path: Path) -> list[str]:
     return said
 
 
-def test_ranks_that_see_different_folders_are_told(tmp_path):
-    said, also = run_world(2, save_apart, tmp_path)
+def test_ranks_without_a_shared_file_system_fail_the_save(tmp_path):
+    said, also = run_world(2, save_into_separate_folders, tmp_path)
     assert said == also
     assert said == [
         f"checkpoint of step 1: rank 1: {tmp_path}/1/step-00000001.tmp does not exist: "
@@ -154,8 +154,8 @@ def test_ranks_that_see_different_folders_are_told(tmp_path):
     assert list((tmp_path / "0").iterdir()) == []
 
 
-def save_where_there_is_no_space(rank: int, size: int, path: Path) -> str:
-    """And then where there is."""
+def save_without_and_with_free_space(rank: int, size: int, path: Path) -> str:
+    """Save on a disk that reports too little free space, then with enough of it."""
     trainee = Trainee.make(SmallRun(), rank)
     trainee.train([1])
     with (
@@ -167,8 +167,8 @@ def save_where_there_is_no_space(rank: int, size: int, path: Path) -> str:
     return str(failure.value)
 
 
-def test_the_bytes_it_names_are_enough_and_not_many_more(tmp_path):
-    (said,) = run_world(1, save_where_there_is_no_space, tmp_path)
+def test_the_reported_bytes_suffice_and_are_at_most_twice_the_checkpoint(tmp_path):
+    (said,) = run_world(1, save_without_and_with_free_space, tmp_path)
     told = re.fullmatch(
         f"checkpoint of step 1: {tmp_path}/step-00000001 needs ([0-9,]+) bytes, and its disk has "
         "1,234 free",
@@ -188,19 +188,19 @@ def save_twice(rank: int, size: int, path: Path) -> None:
     trainee.save(CheckpointDirectory(path), 1)
 
 
-def test_no_checkpoint_is_written_over(tmp_path):
+def test_a_save_over_an_existing_checkpoint_fails(tmp_path):
     with pytest.raises(WorldError, match="already exists; checkpoints are never overwritten"):
         run_world(1, save_twice, tmp_path)
     assert SavedCheckpoint(CheckpointDirectory(tmp_path).folder(1)).verify() == []
     assert CheckpointDirectory(tmp_path).leftovers() == []
 
 
-# Disks that will not. Linux, as root.
+# Failing disks; these tests need Linux and root.
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """A small disk, mounted for the test."""
     path = tmp_path / "disk"
     path.mkdir()
     size = ["-o", "size=1800k"]
@@ -212,8 +212,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def hopeful(world: World) -> Iterator[None]:
-    """The disk seems to have space until it is written to."""
+def reporting_free_space(world: World) -> Iterator[None]:
+    """Make the disk report more free space than it has."""
     plenty = SimpleNamespace(free=2**40)
     healthy = shutil.disk_usage
     with patch(
@@ -222,8 +222,8 @@ def hopeful(world: World) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("planted", [contextlib.nullcontext, hopeful])
-def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, planted):
+@pytest.mark.parametrize("planted", [contextlib.nullcontext, reporting_free_space])
+def test_a_full_disk_is_reported_in_bytes_and_the_last_checkpoint_is_intact(disk, planted):
     more = ("model.n_embd=32", "checkpoint.every=1", "checkpoint.keep=9", "MAX_STEPS=9")
     first, second = run(into_run(disk, *more, planted=planted), 2)
     assert first.error == second.error == "RunError"
@@ -234,7 +234,7 @@ def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, plante
     told = (
         rf"(rank 1: )?{name} cannot be written: No space left on device; (this rank's file|"
         r"the checkpoint) takes [\d,]+ bytes, and the disk has [\d,]+ free"
-        if planted is hopeful
+        if planted is reporting_free_space
         else rf"{name} needs [\d,]+ bytes, and its disk has [\d,]+ free"
     )
     assert re.fullmatch(rf"(rank \d: )?checkpoint of step {steps[-1] + 1}: {told}", line)
@@ -244,8 +244,8 @@ def test_a_full_disk_is_told_in_bytes_and_the_last_checkpoint_stays(disk, plante
 
 
 @contextlib.contextmanager
-def filled(world: World) -> Iterator[None]:
-    """Another program fills the disk while a row of the log is on its way, between two pages."""
+def filling_disk(world: World) -> Iterator[None]:
+    """Fill the disk while a line of the log is being written, after its first page."""
     healthy, waste = JsonLinesLog.step, Path("waste")
 
     def step(self: JsonLinesLog, row: StepMetrics) -> None:
@@ -261,9 +261,11 @@ def filled(world: World) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])
-def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(disk, tensorboard):
+def test_a_disk_that_fills_up_during_a_log_write_is_reported_and_checkpoints_are_intact(
+    disk, tensorboard
+):
     more = ("checkpoint.every=2", f"log.tensorboard={tensorboard}")
-    (ended,) = run(into_run(disk, *more, planted=filled))
+    (ended,) = run(into_run(disk, *more, planted=filling_disk))
     assert ended.error == "RunError"
     told = (
         "run/log.jsonl cannot be written: No space left on device; 0 bytes are free there. "
@@ -281,7 +283,7 @@ def test_a_disk_that_is_full_as_the_log_is_written_is_told_and_saved_steps_stay(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_a_read_only_disk_is_refused(disk):
+def test_a_run_folder_on_a_read_only_disk_is_rejected(disk):
     into_run(disk)
     subprocess.run(["mount", "-o", "remount,ro", "none", str(disk)], check=True)
     (ended,) = run(Job(folder=disk, options=StartOptions(output=Path("run"))))
@@ -289,7 +291,7 @@ def test_a_read_only_disk_is_refused(disk):
     assert ended.err == "run cannot be created: Read-only file system\n"
 
 
-def test_a_run_on_a_read_only_disk_goes_on_elsewhere_only(disk, tmp_path):
+def test_a_run_on_a_read_only_disk_resumes_only_into_another_output(disk, tmp_path):
     assert run(into_run(disk))[0].error == ""
     subprocess.run(["mount", "-o", "remount,ro", "none", str(disk)], check=True)
     there, elsewhere = str(disk / "run"), tmp_path / "elsewhere"

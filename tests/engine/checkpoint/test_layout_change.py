@@ -1,4 +1,4 @@
-"""A checkpoint of any layout goes on in any other: the same tensors, and the same losses after."""
+"""A checkpoint of any layout resumes in any other: identical tensors, equal losses afterwards."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def by_size() -> dict[int, list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointState:
-    """Parameters and optimizer states at the checkpoint, and the losses of the steps after it, of
-    which serial's are what those of all others are compared with."""
+    """Parameters and optimizer states at the checkpoint, and the losses of the steps after it. The
+    reference is the serial layout."""
 
     tensors: dict[str, Tensor]
     losses: list[float]
 
 
 def write_all(rank: int, size: int, names: list[str], path: Path) -> dict[str, CheckpointState]:
-    """A checkpoint of each layout."""
+    """Save a checkpoint of each layout."""
     written = {}
     for name in names:
         trainee = Trainee.make(run_of(name), rank)
@@ -78,7 +78,7 @@ def write_all(rank: int, size: int, names: list[str], path: Path) -> dict[str, C
 
 
 def read_all(rank: int, size: int, pairs: list[Pair], path: Path) -> dict[Pair, CheckpointState]:
-    """What readers make of what the writers wrote."""
+    """Load the checkpoint of each writer and return the reader's state."""
     found = {}
     for writer, reader in pairs:
         trainee = Trainee.make(run_of(reader), rank, seed=2)
@@ -95,7 +95,7 @@ def state_of(trainee: Trainee, more: int = MORE) -> CheckpointState:
 
 
 class LayoutWorlds:
-    """One world of each size writes, and one reads."""
+    """Starts one world per size that saves, and one that loads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +126,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> LayoutWorlds:
         for pair in product(NAMES, NAMES)
     ],
 )
-def test_what_one_layout_writes_another_goes_on_from(worlds: LayoutWorlds, pair: Pair) -> None:
+def test_a_checkpoint_of_one_layout_resumes_in_another(worlds: LayoutWorlds, pair: Pair) -> None:
     writer, reader = pair
     written, serial = worlds.written()[writer], worlds.written()[SERIAL]
     size = run_of(reader).layout.gpus
@@ -142,6 +142,6 @@ def test_what_one_layout_writes_another_goes_on_from(worlds: LayoutWorlds, pair:
         assert abs(loss - expected) <= 1e-12
 
 
-def test_the_chain_has_every_layout_at_both_ends() -> None:
+def test_each_layout_saves_and_loads_in_the_chain() -> None:
     assert len(CHAIN) == 2 * len(NAMES)
     assert {writer for writer, _ in CHAIN} == {reader for _, reader in CHAIN} == {*NAMES}

@@ -1,4 +1,4 @@
-"""What saving and loading take in memory: a piece at a time, never the model."""
+"""Memory of saving and loading: one shard at a time, never the whole model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = TrainingCase(layers=6)
 
 
 def peak(task: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that a task allocates at most, and those that it leaves."""
+    """Return the peak of the bytes that a task allocates, and those that remain allocated."""
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, profile_memory=True) as profiler, record_function("task"):
         task()
@@ -32,8 +32,7 @@ def peak(task: Callable[[], object]) -> tuple[int, int]:
 
 
 class Fetched:
-    """Pieces that are made when they are wanted, as those from a GPU or a disk are; ``most``: how
-    many there were at a time."""
+    """Counts the shards that are alive after they were fetched; ``most`` is the maximum."""
 
     def __init__(self) -> None:
         self.alive = self.most = 0
@@ -75,7 +74,7 @@ def measure(rank: int, size: int, path: Path) -> dict[str, int]:
     }
 
 
-def test_a_piece_at_a_time(tmp_path):
+def test_saving_and_loading_hold_one_shard_in_memory_at_a_time(tmp_path):
     (found,) = run_world(1, measure, tmp_path)
     assert found.pop("pieces") <= 2  # the next is there before the last goes
     largest, model = found.pop("largest"), found.pop("model")

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on ends with the bits of one that was never interrupted."""
+"""A run that was killed and resumed ends with the bits of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", "PIPELINE=2", "NUM_MICRO_BATCHES=2", *
 
 
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Name -> ranks and overrides: every mode there is, and what else has a state of its own."""
+    """Return ranks and overrides by name: each mode, and each feature that has a state."""
     found: dict[str, tuple[int, tuple[str, ...]]] = {}
     for cut in full_mode_sizes():
         depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
@@ -61,7 +61,7 @@ CASES = cases()
 
 @contextlib.contextmanager
 def drawing(world: World) -> Iterator[None]:
-    """Every step draws from all global generators, as a library might: on each rank more."""
+    """Draw from all global generators in each step, as a library might: on each rank more often."""
     healthy = Trainer.step
 
     def step(self: Trainer, step: int, **more: Any) -> Any:
@@ -82,8 +82,8 @@ def job(folder: Path, case: str, **more: Any) -> Job:
 
 
 class ResumeWorlds:
-    """Each case is killed in a world of its own; then one world of each size brings all of its
-    cases to their ends, and runs the same without an interruption."""
+    """Kills each case in its own world; then one world per size resumes all of its cases to the end
+    and runs them without an interruption."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -117,7 +117,7 @@ def losses(run: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_ends_with_the_same_bits(worlds: ResumeWorlds, case: str) -> None:
+def test_a_resume_in_the_same_layout_gives_the_same_bits(worlds: ResumeWorlds, case: str) -> None:
     resumed, straight = worlds.finished(CASES[case][0])[case]
     assert [ended.error for ended in resumed + straight] == [""] * len(resumed + straight)
     runs = [only_run(worlds.path / case / name) for name in ("killed", "straight")]
@@ -138,7 +138,7 @@ def test_it_ends_with_the_same_bits(worlds: ResumeWorlds, case: str) -> None:
 
 
 def scales(worlds: ResumeWorlds, case: str) -> list[LossScaleState]:
-    """Where the loss scale stood at the checkpoints."""
+    """Return the state of the loss scale in each checkpoint."""
     worlds.finished(1)
     folder = only_run(worlds.path / case / "straight") / "checkpoints"
     found = [
@@ -149,7 +149,7 @@ def scales(worlds: ResumeWorlds, case: str) -> list[LossScaleState]:
     return [state for state in found if state]
 
 
-def test_the_fp16_runs_have_loss_scales_that_move(worlds: ResumeWorlds) -> None:
+def test_the_loss_scale_changes_in_the_fp16_runs(worlds: ResumeWorlds) -> None:
     saved, last = scales(worlds, "fp16")
     assert saved != last
     assert (saved.skipped, saved.steps_since_overflow, saved.consecutive_overflows) == (1, 1, 0)

@@ -1,4 +1,4 @@
-"""When a run saves, and which checkpoints it keeps."""
+"""The steps at which a run saves, and the checkpoints that it keeps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def validating(world: World) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ended]]:
-    """Runs of six steps in one process: overrides -> its folder, and how it ended."""
+    """Runs of six steps in one process: name -> folder and result."""
     root = tmp_path_factory.mktemp("saver")
     wanted = {
         "never": ("checkpoint.every=None",),
@@ -70,7 +70,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, End
         ("asynchronous", [3, 4, 5, 6]),
     ],
 )
-def test_when_it_saves_and_what_it_keeps(saved, name, steps):
+def test_settings_determine_saved_steps(saved, name, steps):
     folder, ended = saved[name]
     assert checkpoints_of(folder).steps() == steps
     assert checkpoints_of(folder).leftovers() == []
@@ -79,13 +79,13 @@ def test_when_it_saves_and_what_it_keeps(saved, name, steps):
     assert (f"{steps[-1]:08}" in ended.out) if steps else ("saved" not in ended.out)
 
 
-def test_losses_that_are_no_numbers_are_never_the_best(saved):
+def test_a_nan_loss_is_never_the_best(saved):
     assert checkpoints_of(saved["best"][0]).validation_losses() == {2: 1.0, 5: 2.0, 6: 3.0}
 
 
 @contextlib.contextmanager
-def told_to_stop(world: World) -> Iterator[None]:
-    """The last rank gets SIGTERM during the second step."""
+def stopping_one_rank(world: World) -> Iterator[None]:
+    """Send SIGTERM to the last rank during the second step."""
     healthy = Trainer.step
 
     def step(self: Trainer, step: int, **more: Any) -> Any:
@@ -98,9 +98,9 @@ def told_to_stop(world: World) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("every", [40, None])
-def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, every):
+def test_a_signal_to_one_rank_saves_a_checkpoint_of_all_ranks(tmp_path, every):
     saving = f"checkpoint.every={every}"
-    ended = run(into_run(tmp_path, "MAX_STEPS=50", saving, planted=told_to_stop), 2)
+    ended = run(into_run(tmp_path, "MAX_STEPS=50", saving, planted=stopping_one_rank), 2)
     assert [one.error for one in ended] == ["", ""]
     assert checkpoints_of(tmp_path).steps() == [2]
     assert SavedCheckpoint(checkpoints_of(tmp_path).folder(2)).verify() == []
@@ -108,8 +108,8 @@ def test_a_signal_to_one_rank_saves_all_at_the_same_step(tmp_path, every):
     assert max(ended[0].batches) == 2
 
     # The older checkpoint does not stay the latest: evaluate, export and --resume go by that
-    goes_on = StartOptions(resume="run", output=RUN)
-    ended = run(into_run(tmp_path, "MAX_STEPS=5", saving, options=goes_on), 2)
+    resuming = StartOptions(resume="run", output=RUN)
+    ended = run(into_run(tmp_path, "MAX_STEPS=5", saving, options=resuming), 2)
     assert [one.error for one in ended] == ["", ""]
     assert checkpoints_of(tmp_path).steps() == [2, 5]
     assert RunFolder(tmp_path / "run").read_status()["state"] == "finished"

@@ -1,4 +1,4 @@
-"""Positions that were trained: with every checkpoint and model, over resumes."""
+"""The number of trained positions, in checkpoints and models, across resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def job(folder: Path, *overrides: str, **more: Any) -> Job:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of SEQ_LEN 8, resumed with 16 and then with 4; and runs with its weights."""
+    """A run of SEQ_LEN 8, resumed with 16 and then with 4; and runs with its initial weights."""
     path = tmp_path_factory.mktemp("lengths")
     (path / "tiny.py").write_text(TINY)
     more = (POSITIONS, "checkpoint.every=1", "checkpoint.keep=9")
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_longest_that_was_trained_is_kept(folder: Path) -> None:
+def test_the_longest_trained_length_is_recorded(folder: Path) -> None:
     lengths = [open_saved_model(checkpoints_of(folder).folder(step)).length for step in (1, 2, 3)]
     assert lengths == [8, 16, 16]
     final = open_saved_model(folder / "run" / "model.safetensors")
@@ -62,7 +62,7 @@ def test_the_longest_that_was_trained_is_kept(folder: Path) -> None:
     assert open_saved_model(folder / "cut").length == 12
 
 
-def test_an_older_checkpoint_says_it_by_its_settings(folder: Path) -> None:
+def test_the_trained_length_of_an_older_checkpoint_is_its_seq_len(folder: Path) -> None:
     checkpoint = checkpoints_of(folder, Path("new")).folder(1)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())
@@ -72,7 +72,7 @@ def test_an_older_checkpoint_says_it_by_its_settings(folder: Path) -> None:
     assert open_saved_model(checkpoint).length == 4
 
 
-def test_export_says_it(
+def test_an_export_records_the_trained_length(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -84,7 +84,7 @@ def test_export_says_it(
         assert open_saved_model(Path(out)).length == 16
 
 
-def test_evaluations_of_longer_samples_are_warned_of(
+def test_an_evaluation_of_longer_samples_gives_a_warning(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -102,7 +102,7 @@ def test_evaluations_of_longer_samples_are_warned_of(
     ]
 
 
-def test_a_plan_says_which_positions_it_leaves_untrained(tmp_path: Path) -> None:
+def test_a_plan_notes_the_positions_that_are_not_trained(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(TINY)
     plan = make_plan(tmp_path / "tiny.py", gpus=1, overrides=[POSITIONS], environ={})
     assert (

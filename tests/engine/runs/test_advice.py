@@ -1,4 +1,4 @@
-"""Advice on runs that take too long: each suggestion, taken, ends within minutes."""
+"""Advice on runs that take too long: each suggested run ends within minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(**changes: Any) -> Settings:
 
 
 def taken(run: Settings, advice: str) -> tuple[Settings, int | None]:
-    """The settings under the second suggestion, and its steps if it has any."""
+    """Return the settings of the second suggestion, and its steps if it has any."""
     found = dict(re.findall(r"(\S+)=(\d+)", advice.split(", or a smaller model: ")[1]))
     layers = int(found.get("model.n_layer", run.model.n_layer))
     model = run.model.model_copy(update={"n_layer": layers})
@@ -35,12 +35,12 @@ def taken(run: Settings, advice: str) -> tuple[Settings, int | None]:
     return run.model_copy(update={"model": model, "seq_len": length}), steps
 
 
-def test_an_hour_or_less_needs_none():
+def test_a_run_of_at_most_an_hour_gets_no_advice():
     assert smaller_run(settings(), seconds_per_step=3.6, steps_left=1000) is None
 
 
 @pytest.mark.parametrize("hours", [1.1, 2, 5, 20, 40, 24 * 7])
-def test_both_suggestions_end_within_minutes(hours):
+def test_both_suggested_runs_end_within_minutes(hours):
     run = settings()
     seconds = hours * HOUR / 1000
     advice = smaller_run(run, seconds, steps_left=1000)
@@ -55,7 +55,7 @@ def test_both_suggestions_end_within_minutes(hours):
     assert steps is None or left > 60 * MINUTES / 2, "and uses them"
 
 
-def test_a_guess_says_that_it_is_one():
+def test_an_estimated_time_is_marked_as_a_guess():
     run = settings()
     tokens = run.batch_size * run.seq_len
     seconds = guessed_seconds(run, tokens, cores=2)
@@ -66,20 +66,20 @@ def test_a_guess_says_that_it_is_one():
     assert "guess" not in (smaller_run(run, seconds, 1000) or "")
 
 
-def test_where_epochs_end_the_run_shorter_samples_are_not_advised():
-    """They would be as many more."""
+def test_shorter_samples_are_not_advised_for_a_run_of_epochs():
+    """An epoch would have more of them."""
     advice = smaller_run(settings(max_steps=None, num_epochs=2), 30.0, steps_left=1000)
     assert advice is not None
     assert "SEQ_LEN" not in advice
 
 
-def test_a_pipelines_layers_are_left_alone():
+def test_fewer_layers_are_not_advised_for_a_pipeline():
     advice = smaller_run(settings(pipeline=4), 7.0, steps_left=1000)
     assert advice is not None
     assert "n_layer" not in advice
 
 
-def test_a_step_of_more_than_an_hour_still_gets_one():
+def test_a_step_of_more_than_an_hour_gets_the_advice_of_one_step():
     advice = smaller_run(settings(), 2 * HOUR, steps_left=10)
     assert advice is not None
     assert "MAX_STEPS=1" in advice

@@ -1,4 +1,4 @@
-"""Run folders: one owner each, found again by a restart, and never half written."""
+"""Run folders: one owner each, found by a restart, and their status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_the_default_is_name_and_time(root):
+def test_the_default_folder_is_name_and_time(root):
     folder = claim_folder("demo", "a", root=root)
     assert folder.path.parent == root
     assert re.fullmatch(r"demo-\d{8}-\d{6}", folder.path.name)
@@ -31,7 +31,7 @@ def test_the_default_is_name_and_time(root):
     assert status["run_id"] == "a"
 
 
-def test_a_restart_gets_the_folder_again_and_another_run_does_not(root):
+def test_a_restart_gets_its_folder_again_and_another_run_a_new_one(root):
     first, second = claim_folder("demo", "a", root=root), claim_folder("demo", "b", root=root)
     first.write_status("failed", step=7, message="killed")
     assert first.path != second.path
@@ -39,19 +39,19 @@ def test_a_restart_gets_the_folder_again_and_another_run_does_not(root):
     assert claim_folder("demo", "b", root=root) == second
 
 
-def test_names_are_no_patterns(root):
+def test_a_name_with_glob_characters_is_taken_literally(root):
     first = claim_folder("de[mo]*", "a", root=root)
     assert claim_folder("de[mo]*", "a", root=root) == first
 
 
-def test_runs_that_start_together_get_a_folder_each(root):
+def test_concurrent_runs_get_separate_folders(root):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda n: claim_folder("demo", str(n), root=root), range(24)))
     assert len({folder.path for folder in folders}) == 24
     assert sorted(int(f.read_status()["run_id"]) for f in folders) == list(range(24))
 
 
-def test_the_newest_run_is_the_last_one_whatever_the_clock_said(root, monkeypatch):
+def test_the_newest_run_is_the_last_claimed_even_if_the_clock_was_set_back(root, monkeypatch):
     begun: list[RunFolder] = []
     for day, name in ((2, "b"), (3, "b"), (1, "b"), (1, "a"), (3, "b"), (4, "a")):
         clock = SimpleNamespace(now=lambda day=day: datetime(2026, 5, day))
@@ -70,7 +70,7 @@ def test_the_newest_run_is_the_last_one_whatever_the_clock_said(root, monkeypatc
     ]
 
 
-def test_of_two_that_want_one_folder_one_is_refused(tmp_path):
+def test_one_of_two_concurrent_claims_of_a_folder_is_rejected(tmp_path):
     def attempt(run_id: str) -> str | None:
         try:
             folder = claim_folder("demo", run_id, output=tmp_path / "out")
@@ -83,14 +83,14 @@ def test_of_two_that_want_one_folder_one_is_refused(tmp_path):
     assert len(owners) == 1
 
 
-def test_who_comes_between_a_look_and_a_claim_is_seen(tmp_path, monkeypatch):
+def test_a_claim_between_check_and_creation_is_rejected(tmp_path, monkeypatch):
     claim_folder("demo", "a", output=tmp_path / "out")
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))  # it looked empty
     with pytest.raises(UserError, match="contains a run"):
         claim_folder("demo", "b", output=tmp_path / "out")
 
 
-def test_a_used_folder_is_refused_and_says_why(tmp_path):
+def test_a_folder_in_use_is_rejected_with_the_reason(tmp_path):
     output = tmp_path / "out"
     claim_folder("demo", "a", output=output).write_status("finished", step=30)
     with pytest.raises(
@@ -100,7 +100,7 @@ def test_a_used_folder_is_refused_and_says_why(tmp_path):
     assert claim_folder("demo", "a", output=output) == RunFolder(output)
 
 
-def test_an_empty_folder_is_taken_and_a_foreign_one_is_not(tmp_path):
+def test_an_empty_folder_is_accepted_and_a_foreign_one_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
     claim_folder("demo", "a", output=tmp_path / "empty")
     (tmp_path / "notes").mkdir()
@@ -115,13 +115,13 @@ def test_an_empty_folder_is_taken_and_a_foreign_one_is_not(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+def test_a_folder_that_cannot_be_created_is_rejected(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
         claim_folder("demo", "a", output=tmp_path / "out")
 
 
-def test_a_run_is_recorded_and_ends(tmp_path):
+def test_the_record_and_the_status_are_written(tmp_path):
     folder = claim_folder("demo", "a", output=tmp_path / "out")
     text = "BATCH_SIZE = 8  # größer\n"
     folder.record(config=text, resolved={"batch_size": 8}, statements={"name": "demo"})
@@ -136,7 +136,7 @@ def test_a_run_is_recorded_and_ends(tmp_path):
     assert status["ended"] >= started
 
 
-def test_who_looks_writes_down_that_a_run_was_killed(tmp_path):
+def test_reading_the_status_marks_a_killed_run_as_failed(tmp_path):
     folder = claim_folder("demo", "a", output=tmp_path / "out")
     folder.log.write_text('{"step": 1}\n{"step": 2}\n')
     with folder.lock():
@@ -151,7 +151,7 @@ def test_who_looks_writes_down_that_a_run_was_killed(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted", "failed"])
-def test_how_a_run_ended_is_not_written_over(tmp_path, state):
+def test_the_status_of_an_ended_run_is_not_overwritten(tmp_path, state):
     folder = claim_folder("demo", "a", output=tmp_path / "out")
     folder.write_status(state, step=7, message="so it was")
     before = folder.status.read_bytes()

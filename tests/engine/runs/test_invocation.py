@@ -11,7 +11,7 @@ from engine.runs.invocation import cuboid
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone, in which the user is, with the environment that run.sh made."""
+    """A clone as the current folder, with the environment of run.sh."""
     root = tmp_path / "my clone"
     (root / ".venv").mkdir(parents=True)
     (root / "run.sh").touch()
@@ -19,7 +19,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_run_sh_where_its_environment_is_not_active(root, monkeypatch):
+def test_the_command_is_run_sh_if_its_environment_is_not_active(root, monkeypatch):
     own = str(root / ".venv")
     assert cuboid({}, own, root) == "./run.sh"
     assert cuboid({"VIRTUAL_ENV": "/other"}, own, root) == "./run.sh"
@@ -30,7 +30,7 @@ def test_run_sh_where_its_environment_is_not_active(root, monkeypatch):
     assert cuboid({}, own, root) == f"'{root}/run.sh'"
 
 
-def test_cuboid_where_it_is_on_the_path(root):
+def test_the_command_is_cuboid_if_it_is_on_the_path(root):
     own = str(root / ".venv")
     assert cuboid({"VIRTUAL_ENV": own}, own, root) == "cuboid", "activated"
     assert cuboid({"CONDA_PREFIX": "/conda"}, "/conda", root) == "cuboid"

@@ -35,7 +35,7 @@ def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_a_row_has_exactly_these_fields(tmp_path):
+def test_a_line_of_the_log_has_exactly_these_fields(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, mfu=0.4, flops_per_second=1e9))
     log.step(row(2, val_loss=2.5))
@@ -52,7 +52,7 @@ def test_a_row_has_exactly_these_fields(tmp_path):
     assert second == first | {"step": 2, "loss": 1.5, "tokens": 1024, "val_loss": 2.5}
 
 
-def test_fp16_has_its_loss_scale_and_the_steps_it_cost(tmp_path):
+def test_fp16_logs_the_loss_scale_and_the_skipped_steps(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, loss_scale=2.0**15, skipped=1, grad_norm=math.inf))
     log.step(row(2, loss_scale=2.0**15, skipped=0))
@@ -61,20 +61,20 @@ def test_fp16_has_its_loss_scale_and_the_steps_it_cost(tmp_path):
     assert second["skipped"] == 0
 
 
-def test_a_loss_is_logged_to_its_last_bit(tmp_path):
+def test_a_loss_is_logged_with_all_its_bits(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, loss=0.1 + 0.2))
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 0.1 + 0.2
 
 
-def test_each_row_is_there_before_the_next(tmp_path):
+def test_each_line_is_written_before_the_next_step(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     for step in range(1, 4):
         log.step(row(step))
         assert steps(tmp_path / "log.jsonl") == list(range(1, step + 1))
 
 
-def test_what_is_not_finite_is_null_since_json_has_no_nan(tmp_path):
+def test_numbers_that_are_not_finite_are_logged_as_null(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, grad_norm=math.inf, val_loss=math.nan))
     text = (tmp_path / "log.jsonl").read_text()
@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_null_since_json_has_no_nan(tmp_path):
     assert found["val_loss"] is None
 
 
-def test_going_on_cuts_what_is_past(tmp_path):
+def test_a_resume_deletes_later_and_truncated_lines_of_the_log(tmp_path):
     path = tmp_path / "log.jsonl"
     log = JsonLinesLog(path)
     for step in range(1, 7):
@@ -101,7 +101,7 @@ def test_going_on_cuts_what_is_past(tmp_path):
 
 
 def events(folder: Path) -> Any:
-    """What TensorBoard reads there."""
+    """Read a folder with TensorBoard's loader."""
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = loader.EventAccumulator(str(folder))
     found.Reload()
@@ -109,7 +109,7 @@ def events(folder: Path) -> Any:
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard would draw, in its order: tag -> step -> value."""
+    """Return TensorBoard's curves in its order: tag -> step -> value."""
     found = events(folder)
     return {
         tag: {event.step: event.value for event in found.Scalars(tag)}
@@ -155,7 +155,7 @@ def test_tensorboard_has_the_config_and_the_memory_of_all_ranks_in_one_chart(tmp
     assert drawn == [f"memory_GiB/rank_{rank}" for rank in range(3)]
 
 
-def test_tensorboard_forgets_what_is_past(tmp_path):
+def test_a_resume_hides_later_steps_in_tensorboard(tmp_path):
     board = TensorBoard(tmp_path / "tb")
     for step in range(1, 7):
         board.step(row(step))
@@ -168,8 +168,8 @@ def test_tensorboard_forgets_what_is_past(tmp_path):
     )
 
 
-def test_a_disk_that_fails_tensorboards_thread_is_told_by_the_next_row(tmp_path, monkeypatch):
-    """And not by the thread."""
+def test_a_disk_error_in_tensorboards_thread_is_raised_by_the_next_step(tmp_path, monkeypatch):
+    """The thread prints nothing."""
     writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
     full = OSError(errno.ENOSPC, "No space left on device")
     printed: list[threading.ExceptHookArgs] = []

@@ -1,4 +1,4 @@
-"""The plan of a run from what it recorded: the same settings, in any layout."""
+"""The plan of a run from its record: the same settings, in any layout."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def record(path: Path, plan: Plan) -> RunFolder:
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *FOREIGN], ids=lambda path: path.stem)
-def test_the_same_plan_is_made_again(config: Path, tmp_path: Path) -> None:
-    """Settings, layout, warnings, notes, and the place of each setting in messages."""
+def test_the_plan_of_a_run_is_reproduced_from_its_record(config: Path, tmp_path: Path) -> None:
+    """Compare settings, layout, warnings, notes, and the place of each setting in messages."""
     plan = make_plan(config, gpus=None, environ={"DATA": "of the environment.txt"})
     folder = record(tmp_path, plan)
     again = plan_of_run(folder, gpus=None)
@@ -45,6 +45,9 @@ def test_the_same_plan_is_made_again(config: Path, tmp_path: Path) -> None:
     ]
     assert again.config == plan.config
     assert recorded_settings(folder) == plan.settings
+    statements = json.loads(folder.statements.read_bytes())["statements"].values()
+    keys = {"name", "written", "value", "file", "line", "weight", "remark"}
+    assert [item.keys() for item in statements] == [keys] * len(plan.sources.settings)
 
 
 BASE = "import os\nWIDTH = 8 * int(os.environ.get('HEADS', '4'))\nSEQ_LEN = 16\n"
@@ -62,8 +65,8 @@ loss = dict(type="GPTLMLoss")
 
 @pytest.fixture
 def child(tmp_path: Path) -> RunFolder:
-    """A run of a config that imports another, reads the environment and has spellings that follow
-    from others; of all of which nothing is left as it was."""
+    """A run whose config imports another one, reads the environment and derives settings; the files
+    and the environment have changed since."""
     (tmp_path / "base.py").write_text(BASE)
     (tmp_path / "child.py").write_text(CHILD)
     environ = {"HEADS": "2", "DATA": "poems.jsonl"}
@@ -102,7 +105,7 @@ def test_the_users_files_and_environment_are_not_read_again(child: RunFolder) ->
         (["MAX_STEPS=20"], {"max_steps": 20}),
     ],
 )
-def test_overrides_apply_to_what_was_recorded(child, overrides, changed):
+def test_overrides_replace_recorded_settings(child, overrides, changed):
     settings = plan_of_run(child, gpus=4, overrides=overrides).settings
     found = {name: attrgetter(name)(settings) for name in changed}
     assert found == {
@@ -111,7 +114,7 @@ def test_overrides_apply_to_what_was_recorded(child, overrides, changed):
     }
 
 
-def test_another_model_is_refused(child):
+def test_an_override_of_the_model_is_rejected(child):
     with pytest.raises(
         UserError, match=r"model.n_layer=3 cannot be overridden: the run's weights have 2"
     ):
@@ -120,8 +123,8 @@ def test_another_model_is_refused(child):
         plan_of_run(child, gpus=4, overrides=["model=dict(type='gpt2_small')"])
 
 
-def test_a_run_of_an_older_version_has_its_resolved_settings(child):
-    """Without the statements, which it did not record."""
+def test_the_plan_of_an_older_run_follows_from_its_resolved_settings(child):
+    """Older runs recorded no statements."""
     before = plan_of_run(child, gpus=4)
     child.statements.unlink()
     again = plan_of_run(child, gpus=4)
@@ -145,12 +148,12 @@ def folder(tmp_path: Path) -> RunFolder:
         (["parallel.tensor.size=3", "parallel.tensor.mode=1d", "parallel.tensor.depth=1"], 3, 0),
     ],
 )
-def test_in_another_layout(folder, overrides, gpus, axes):
+def test_a_plan_is_made_in_another_layout(folder, overrides, gpus, axes):
     layout = plan_of_run(folder, gpus=gpus, overrides=overrides).layout
     assert (layout.tensor, layout.pipeline, layout.data) == (axes or (3, 1, 1))
 
 
-def test_what_is_wrong_is_told_of_the_right_place(folder):
+def test_a_problem_is_reported_at_its_place(folder):
     with pytest.raises(ConfigError) as caught:
         plan_of_run(folder, gpus=None, overrides=["TENSOR_PARALLEL=6", "modle.n_layer=1"])
     assert "command line: TENSOR_PARALLEL=6 is not DEPTH times a square" in str(caught.value)
@@ -161,7 +164,7 @@ def test_what_is_wrong_is_told_of_the_right_place(folder):
         plan_of_run(folder, gpus=None, overrides=["seed.x=1"])
 
 
-def test_what_is_no_run_is_refused(folder):
+def test_a_folder_without_a_run_is_rejected(folder):
     told = json.loads(folder.resolved.read_text())
     folder.resolved.write_text(json.dumps({**told, "of_another_version": 1}))
     with pytest.raises(UserError, match=r"resolved.json: of_another_version: Extra inputs"):

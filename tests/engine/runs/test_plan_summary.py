@@ -1,4 +1,4 @@
-"""A plan's few lines carry the numbers of the plan."""
+"""The summary of a plan has the numbers of the plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(tmp_path / "gpt.py", gpus=8, environ={})
 
 
-def test_the_numbers_are_the_plans(plan):
+def test_the_summary_has_the_numbers_of_the_plan(plan):
     lines = plan_summary(plan)
     assert lines["model"] == "2 layers, 4 heads of 16, width 64, vocabulary 1,000"
     assert lines["layout"] == "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes"
@@ -48,12 +48,12 @@ def test_the_numbers_are_the_plans(plan):
     )
 
 
-def test_remarks_are_all_told(plan):
+def test_all_warnings_and_notes_are_remarks(plan):
     said = replace(plan, warnings=("a.py:1: slow",), notes=("a.py:2: so",))
     assert plan_remarks(said) == ["warning: a.py:1: slow", "note: a.py:2: so"]
 
 
-def test_a_table_keeps_its_words_on_a_narrow_terminal():
+def test_a_table_is_wrapped_between_words_on_a_narrow_terminal():
     file = io.StringIO()
     Console(file=file, width=30).print(
         summary_table({"model": "two layers and [bold]four heads, wide"})

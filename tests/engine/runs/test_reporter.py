@@ -1,4 +1,4 @@
-"""A whole run's report: what rank 0 leaves in the folder and on the terminal, however it ends."""
+"""The reports of a run in its folder and on the terminal, for each kind of end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROW = StepMetrics(
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """2d over 4, twice."""
+    """Mode 2d on 4 ranks, data parallel 2."""
     source = tmp_path / "demo.py"
     source.write_text("BATCH_SIZE = 4\n")
     sizes: dict[str, Any] = {
@@ -77,7 +77,7 @@ def report(plan: Plan, folder: RunFolder, device: str = "cpu") -> tuple[Reporter
     return open_rank_0_reporter(plan, facts, folder, Console(file=file, width=200)), file
 
 
-def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
+def test_a_finished_run_has_status_log_curves_and_table(plan, folder):
     reporter, file = report(plan, folder)
     with reporter:
         assert folder.read_status()["state"] == "running"
@@ -124,7 +124,7 @@ def test_a_run_that_ends_well_leaves_all_of_it(plan, folder):
         (KeyboardInterrupt("SIGHUP"), "interrupted", "stopped by SIGHUP"),
     ],
 )
-def test_an_error_is_how_it_ended(plan, folder, error, state, message):
+def test_an_error_determines_the_status(plan, folder, error, state, message):
     reporter, _ = report(plan, folder)
 
     def fail() -> None:
@@ -138,7 +138,7 @@ def test_an_error_is_how_it_ended(plan, folder, error, state, message):
     assert (status["state"], status["step"], status["message"]) == (state, 1, message)
 
 
-def test_what_was_said_first_of_the_end_stays(plan, folder):
+def test_the_first_end_of_a_run_is_not_overwritten(plan, folder):
     reporter, file = report(plan, folder)
     with reporter:
         reporter.step(ROW)
@@ -148,7 +148,7 @@ def test_what_was_said_first_of_the_end_stays(plan, folder):
     assert "good bye" in file.getvalue()
 
 
-def test_mfu_is_of_all_devices_together(plan, folder):
+def test_mfu_relates_to_all_devices(plan, folder):
     reporter, file = report(plan, folder, device="NVIDIA H200")
     with reporter:
         reporter.step(replace(ROW, tokens_per_second=1e10))
@@ -158,7 +158,7 @@ def test_mfu_is_of_all_devices_together(plan, folder):
     assert values[titles.index("MFU") + 2] == f"{flops / (8 * PEAK_FLOPS['H200'][0]):.1%}"
 
 
-def test_without_a_known_peak_there_is_no_mfu(plan, folder):
+def test_mfu_is_missing_without_a_known_peak(plan, folder):
     reporter, file = report(plan, folder)
     with reporter:
         reporter.step(ROW)
@@ -166,8 +166,8 @@ def test_without_a_known_peak_there_is_no_mfu(plan, folder):
 
 
 @pytest.mark.parametrize("cores", [None, 4])
-def test_the_time_on_a_cpu_is_told_before_the_first_step(plan, folder, cores):
-    """And a smaller run where it is long."""
+def test_the_expected_time_on_a_cpu_is_printed_before_the_first_step(plan, folder, cores):
+    """A smaller run is proposed, too, if it is long."""
     file = io.StringIO()
     facts = RunInfo(device="cpu", parameters=26_000, total_steps=10_000_000, cores=cores)
     open_rank_0_reporter(plan, facts, folder, Console(file=file, width=200)).finish("finished")
@@ -179,7 +179,7 @@ def test_the_time_on_a_cpu_is_told_before_the_first_step(plan, folder, cores):
     assert ("for a run of 10 minutes: MAX_STEPS=" in text) == (cores is not None)
 
 
-def test_tensorboard_can_be_left_out(plan, folder):
+def test_tensorboard_can_be_disabled(plan, folder):
     log = plan.settings.log.model_copy(update={"tensorboard": False})
     settings = plan.settings.model_copy(update={"log": log})
     reporter, _ = report(replace(plan, settings=settings), folder)
@@ -188,7 +188,7 @@ def test_tensorboard_can_be_left_out(plan, folder):
     assert not folder.has_curves
 
 
-def test_the_other_ranks_are_silent(tmp_path, capfd, monkeypatch):
+def test_other_ranks_report_nothing(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Reporter() as reporter:
         reporter.step(ROW)

@@ -1,4 +1,4 @@
-"""Checkpoints by what a user calls them."""
+"""The names by which a user refers to checkpoints and weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(path: Path, losses: Mapping[int, float | None]) -> RunFolder:
     return folder
 
 
-def test_latest_best_and_by_number(tmp_path):
+def test_a_checkpoint_is_resolved_by_latest_best_or_step(tmp_path):
     folder = make(tmp_path, {1: 2.0, 20: 1.0, 3: 1.0, 100: None})
     found = {
         which: resolve_checkpoint(folder, which).name for which in ("latest", "best", "3", "0100")
@@ -51,12 +51,12 @@ def test_latest_best_and_by_number(tmp_path):
         ({}, "latest", "no checkpoint latest; existing: none"),
     ],
 )
-def test_what_is_not_there_is_refused(tmp_path, losses, which, told):
+def test_a_missing_checkpoint_is_rejected(tmp_path, losses, which, told):
     with pytest.raises(UserError, match=told):
         resolve_checkpoint(make(tmp_path, losses), which)
 
 
-def test_the_newest_run_that_has_any(tmp_path):
+def test_the_newest_run_with_checkpoints_is_the_default(tmp_path):
     for name, losses in (
         ("z-20260101-000000", {1: None}),
         ("a-20260201-000000-2", {1: None}),
@@ -73,7 +73,7 @@ def test_the_newest_run_that_has_any(tmp_path):
         run_with_checkpoints(None, tmp_path / "nowhere")
 
 
-def test_weights_are_a_checkpoints_or_what_the_run_ended_with(tmp_path):
+def test_weights_are_those_of_a_checkpoint_or_the_final_ones(tmp_path):
     for name, losses, ended in (
         ("both-20260101-000000", {1: 1.0, 2: None}, True),
         ("file-20260201-000000", {}, True),

@@ -1,4 +1,4 @@
-"""The ways in which a run may begin, on folders alone."""
+"""The candidates for a resume, without training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(name: str, run_id: str = "other", steps: tuple[int, ...] = ()) -> RunFo
 
 
 def found(plan: Plan, resume: str, output: str | None = None) -> list[object]:
-    """(folder, steps) of each way; 'starts over' where it would."""
+    """Return (folder, steps) of each candidate; 'starts over' in place of the steps."""
     asked = StartOptions(resume=resume, output=Path(output) if output else None)
     return [
         (
@@ -50,12 +50,12 @@ OLD, NEW, SECOND = (
 OTHER = "runs/tiny-large-20270101-000000"  # of another config
 
 
-def test_without_resume_there_is_a_new_folder(plan):
+def test_a_run_without_resume_gets_a_new_folder(plan):
     make(NEW, steps=(1, 2))
     assert found(plan, "none") == [(None, OVER)]
 
 
-def test_auto_takes_runs_of_this_name_the_newest_first_and_steps_by_number(plan):
+def test_auto_tries_runs_of_the_name_newest_first_and_checkpoints_by_step(plan):
     make(NEW, steps=(9, 100, 20))
     make(SECOND)
     make(OLD, steps=(5,))
@@ -69,7 +69,7 @@ def test_auto_takes_runs_of_this_name_the_newest_first_and_steps_by_number(plan)
     ]
 
 
-def test_a_restart_goes_on_in_its_own_folder_whatever_was_asked(plan):
+def test_a_restart_continues_in_its_folder_whatever_the_options(plan):
     make(OLD, "mine", steps=(3,))
     make(NEW, steps=(9,))
     for resume in ("none", "auto"):
@@ -77,7 +77,7 @@ def test_a_restart_goes_on_in_its_own_folder_whatever_was_asked(plan):
     assert found(plan, OLD + "/checkpoints/step-00000003") == [(OLD, [3]), (OLD, OVER)]
 
 
-def test_a_restart_in_a_chosen_folder(plan):
+def test_a_restart_continues_in_its_output_folder(plan):
     make("out", "mine", steps=(4,))
     make(NEW, steps=(9,))
     assert found(plan, "none", "out") == [("out", [4]), ("out", OVER)]
@@ -85,46 +85,46 @@ def test_a_restart_in_a_chosen_folder(plan):
     assert found(plan, NEW, "out") == [("out", [4]), ("out", [9]), ("out", OVER)]
 
 
-def test_auto_in_a_chosen_folder_looks_nowhere_else(plan):
+def test_auto_with_an_output_considers_only_that_folder(plan):
     make(NEW, steps=(9,))
     assert found(plan, "auto", "out") == [(None, OVER)]
     make("out", steps=(1, 2))
     assert found(plan, "auto", "out") == [("out", [2, 1]), ("out", OVER)]
 
 
-def test_a_path_is_a_run_or_one_of_its_checkpoints_and_nothing_else_will_do(plan):
+def test_a_path_of_a_run_or_checkpoint_is_the_only_candidate(plan):
     make(OLD, steps=(1, 2))
     assert found(plan, OLD) == [(OLD, [2, 1])]
     assert found(plan, OLD, OLD) == [(OLD, [2, 1])]
     assert found(plan, f"{OLD}/checkpoints/step-00000001") == [(OLD, [1])]
 
 
-def test_another_output_makes_a_new_run_of_it(plan):
+def test_a_resume_into_another_output_is_a_new_run(plan):
     make(OLD, steps=(1, 2))
     assert found(plan, OLD, "out") == [(None, [2, 1])]
 
 
-def test_a_checkpoint_outside_of_any_run_makes_a_new_run(plan):
+def test_a_checkpoint_outside_of_any_run_starts_a_new_run(plan):
     Path("backup/step-00000005").mkdir(parents=True)
     assert found(plan, "backup/step-00000005") == [(None, [5])]
 
 
 @pytest.mark.parametrize("path", ["nowhere", "model.pt", "runs", "step-00000001"])
-def test_other_paths_are_refused(plan, path):
+def test_other_paths_are_rejected(plan, path):
     make(OLD, steps=(1,))
     Path("model.pt").touch()
     with pytest.raises(UserError, match=r"does not exist|is neither a run nor a checkpoint"):
         found(plan, path)
 
 
-def test_a_way_is_sent_to_other_ranks_as_it_is(plan):
+def test_a_candidate_survives_json(plan):
     make(OLD, steps=(1,))
     (way,) = resume_candidates("mine", plan, StartOptions(resume=OLD))
     assert way == ResumeCandidate(run_folder=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
 
 
 def record(name: str, config: Path, state: RunStatus = "interrupted") -> RunFolder:
-    """A run of a config file, with a checkpoint of step 4."""
+    """Create a run of a config file, with a checkpoint of step 4."""
     folder = make(name, steps=(4,))
     plan = make_plan(config, gpus=1, environ={})
     write_record(folder, plan)
@@ -139,8 +139,8 @@ def copy_of_config(folder: str) -> Path:
     return path
 
 
-def test_auto_takes_no_run_of_another_file_of_the_same_name(plan):
-    """And says which run it skips, why, and how to continue that one."""
+def test_auto_skips_runs_of_other_config_files_of_the_same_name(plan):
+    """A remark has the skipped run, the reason, and the option that continues it."""
     one, other = copy_of_config("one"), copy_of_config("other")
     record(OLD, one), record(NEW, other)
     asked = StartOptions(resume="auto")
@@ -159,7 +159,7 @@ def test_auto_takes_no_run_of_another_file_of_the_same_name(plan):
     assert anew.remarks[2] == f"{plan.config.path} has no run to continue: starting a new one"
 
 
-def test_the_same_file_by_another_path_is_the_same(plan):
+def test_a_config_file_is_recognized_by_another_path(plan):
     config = copy_of_config("one")
     Path("link").symlink_to("one")
     record(NEW, config)
@@ -169,14 +169,14 @@ def test_the_same_file_by_another_path_is_the_same(plan):
     assert (first.run_folder, first.remarks) == (NEW, [])
 
 
-def test_a_run_that_recorded_no_file_goes_by_its_name_and_says_so(plan):
+def test_a_run_without_a_recorded_config_is_selected_by_name_with_a_remark(plan):
     make(NEW, steps=(4,))
     first, _ = resume_candidates("mine", plan, StartOptions(resume="auto"))
     assert first.run_folder == NEW
     assert first.remarks == [f"{NEW} records no config file; it is selected by its name"]
 
 
-def test_a_finished_run_is_refused_with_what_trains_more(plan):
+def test_a_finished_run_is_rejected_with_the_ways_to_train_further(plan):
     record(NEW, Path("tiny.py"), "finished")
     told = (
         f"{NEW} is finished at step 4: MAX_STEPS=N, with N above 4, trains it further; "
@@ -191,14 +191,14 @@ def test_a_finished_run_is_refused_with_what_trains_more(plan):
     assert found(more, NEW) == [(NEW, [4])]
 
 
-def test_a_run_without_a_checkpoint_is_refused_with_its_state(plan):
+def test_a_run_without_a_checkpoint_is_rejected_with_its_state(plan):
     make(NEW).write_status("failed", step=3)
     with pytest.raises(UserError, match=r"has no checkpoint to resume from \(failed at step 3\)"):
         found(plan, NEW)
 
 
-def test_a_moved_run_stays_where_it_is(plan):
-    """Its log.dir says where it was."""
+def test_a_moved_run_resumes_at_its_new_place(plan):
+    """The recorded log.dir is its old place."""
     there = make_plan("tiny.py", gpus=1, overrides=["log.dir=out"], environ={})
     write_record(make("out", steps=(4,)), there)
     Path("out").rename("moved")

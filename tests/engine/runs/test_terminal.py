@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a file, a bar on a terminal, times and advice by the clock."""
+"""The terminal output: plain lines in a file, a bar on a terminal, times and advice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.runs.terminal import (
 
 
 class FakeClock:
-    """A clock that a test moves."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -52,7 +52,7 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
     return Console(file=file, force_terminal=terminal, width=120), file
 
 
-def test_a_row_of_the_table():
+def test_header_row_and_validation_are_aligned():
     assert [
         format_header(row(7), 2000),
         format_row(row(7), 2000, "1:02"),
@@ -77,7 +77,7 @@ LONG = {
 @pytest.mark.parametrize(
     "norm", [0.0, 3e-9, 0.0123, 0.8345, 12.345, 999.9994, 1234.5, 1e9, math.inf]
 )
-def test_rows_fit_80_columns_and_each_value_has_its_place(norm, changes):
+def test_rows_fit_80_columns_and_values_are_aligned(norm, changes):
     total, eta = 600_000, format_duration(23 * 3600 + 59 * 60 + 59)
     text = format_row(row(123_456, grad_norm=norm, **changes), total, eta)
     titles = format_header(row(1, **changes), total)
@@ -86,7 +86,7 @@ def test_rows_fit_80_columns_and_each_value_has_its_place(norm, changes):
     assert all(text[end - 1] != " " and text[end:][:1] in ("", " ") for end in ends)
 
 
-def test_into_a_file_go_plain_rows_every_so_many_steps_the_first_and_the_last():
+def test_a_file_gets_plain_rows_at_intervals_first_last_and_validations():
     out, file = console(terminal=False)
     terminal = Terminal(out, StepTimer(total_steps=10, clock=FakeClock()), every=4)
     for step in range(1, 11):
@@ -102,7 +102,7 @@ def test_into_a_file_go_plain_rows_every_so_many_steps_the_first_and_the_last():
 @pytest.mark.parametrize(
     ("done", "total"), [(0, 1), (0, 30), (0, 300), (0, 2000), (500, 1700), (0, 600_000)]
 )
-def test_a_run_prints_some_thirty_rows(done, total):
+def test_a_run_prints_about_thirty_rows(done, total):
     out, file = console(terminal=False)
     terminal = Terminal(out, StepTimer(total_steps=total, clock=FakeClock()), first_step=done)
     every = round_interval(total - done)
@@ -112,7 +112,7 @@ def test_a_run_prints_some_thirty_rows(done, total):
     assert min(10, total - done) <= rows <= 33
 
 
-def test_a_long_line_is_not_broken_in_a_file_and_wrapped_between_words_on_a_terminal():
+def test_a_long_line_is_wrapped_between_words_on_a_terminal_only():
     text = (
         "warning: [bold]" + "words that go on " * 10 + "/a/path/that-is/longer/than/thirty/columns"
     )
@@ -126,8 +126,8 @@ def test_a_long_line_is_not_broken_in_a_file_and_wrapped_between_words_on_a_term
     assert all(len(part) <= 30 for part in lines[:-1])
 
 
-def test_what_is_said_below_rows_can_be_copied():
-    """Also on a terminal: a command is not cut in two."""
+def test_a_command_is_printed_without_wrapping():
+    """A wrapped command could not be copied from a terminal."""
     file = io.StringIO()
     terminal = Terminal(
         Console(file=file, width=20, force_terminal=True), StepTimer(total_steps=10)
@@ -138,8 +138,8 @@ def test_what_is_said_below_rows_can_be_copied():
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_on_a_terminal_there_is_a_bar_below_the_lines_and_it_goes_away(width):
-    """It leaves the columns of a ^C free: in the next line that would push the bar up for good."""
+def test_a_terminal_shows_a_bar_below_the_rows_until_the_end(width):
+    """It leaves columns for a ^C, which in the next line would leave a copy of the bar behind."""
     file = io.StringIO()
     out = Console(file=file, force_terminal=True, width=width)
     terminal = Terminal(out, StepTimer(total_steps=10), every=5)
@@ -158,13 +158,13 @@ def test_on_a_terminal_there_is_a_bar_below_the_lines_and_it_goes_away(width):
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is shown"
 
 
-def test_who_is_killed_leaves_a_cursor():
+def test_the_cursor_is_visible_while_the_bar_is_shown():
     file = io.StringIO()
     Terminal(Console(file=file, force_terminal=True), StepTimer(total_steps=10))
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
 
 
-def test_time_left_counts_all_but_the_first_step():
+def test_the_time_left_excludes_the_first_step():
     clock = FakeClock()
     pace = StepTimer(total_steps=10, clock=clock)
     assert pace.seconds_left is None
@@ -178,7 +178,7 @@ def test_time_left_counts_all_but_the_first_step():
     assert pace.seconds_left == pytest.approx(21.0)
 
 
-def test_a_resumed_run_counts_from_where_it_goes_on():
+def test_the_time_left_of_a_resumed_run_counts_its_own_steps():
     clock = FakeClock()
     pace = StepTimer(total_steps=100, clock=clock)
     for step in (91, 92):
@@ -187,7 +187,7 @@ def test_a_resumed_run_counts_from_where_it_goes_on():
     assert pace.seconds_left == pytest.approx(8.0)
 
 
-def test_advice_is_asked_once_when_the_pace_is_steady():
+def test_advice_is_requested_once_when_the_timer_is_reliable():
     clock = FakeClock()
     asked: list[tuple[float, int]] = []
 
