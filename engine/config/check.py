@@ -85,7 +85,7 @@ def check(sources: SettingSources, name: str, source: str) -> Checked:
                 for detail in details
                 if detail["type"] == BAD_PATH
             }
-        assert not invalid >= errors.keys(), f"stand-ins are refused: {errors}"
+        assert not invalid >= errors.keys(), f"placeholders are rejected: {errors}"
         for key, kind in errors.items():
             if key in reasons and key not in invalid:
                 problems.append(sources.settings[key].problem(reasons[key]))

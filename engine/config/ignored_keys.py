@@ -77,7 +77,7 @@ _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
         "verbose": _VERBOSE,
         "log_num_zeros_in_grad": _VERBOSE,
         "dynamic_grad_scale": _DYNAMIC,
-        "opt_level": IgnoredKey("precision='fp16' keeps float32 master weights at every level"),
+        "opt_level": IgnoredKey("precision='fp16' has float32 master weights at every level"),
         "enabled": IgnoredKey("without fp16, use precision='float32'", only=(True,)),
     },
     "zero": {

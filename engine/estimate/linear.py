@@ -201,12 +201,12 @@ def _scatter(
     shapes: LocalShapes,
     weight: LocalWeight,
     whole: int,
-    cuts: Sequence[tuple[CollectiveAxis, int]],
+    axes: Sequence[tuple[CollectiveAxis, int]],
 ) -> None:
     """Simulate reduce-scatters of ``whole`` entries over one axis after the other. The inputs are
     freed when the last shard is complete."""
     current, freed = whole * shapes.parameter, 0
-    for axis, left in cuts:
+    for axis, left in axes:
         piece = left * shapes.parameter
         even = axis.size * piece  # padded first if the shards do not divide it
         copies = even * (weight.columns + shapes.uses_gloo_pairs) + (even if even > current else 0)

@@ -14,6 +14,7 @@ from engine.pipeline_schedule import (
     P2POp,
     PipelineShape,
     actions,
+    ideal_bubble,
     idle_fraction,
     insert_p2p,
 )
@@ -75,6 +76,15 @@ def test_the_zero_bubble_schedule_has_a_third_of_the_bubble() -> None:
         if m >= p:
             found = idle_fraction(orders("zero_bubble", shape), [Costs()] * p, shape)
             assert found == pytest.approx((p - 1) / (3 * m + p - 1))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_ideal_bubble_equals_the_simulated_bubble(name: str) -> None:
+    for shape in shapes(name):
+        if shape.micro_batches >= shape.ranks:
+            costs = [Costs()] * (shape.ranks * shape.chunks)
+            simulated = idle_fraction(orders(name, shape), costs, shape)
+            assert ideal_bubble(name, shape) == pytest.approx(simulated)
 
 
 @pytest.mark.parametrize(
