@@ -1,4 +1,4 @@
-"""The serial GPT is transformers' GPT2LMHeadModel on the same weights."""
+"""The serial GPT against transformers' GPT2LMHeadModel with the same weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IGNORED = -100
 
 
 def theirs(sizes: GPTConfig, seed: int = 0) -> Any:
-    """A GPT2LMHeadModel in training, with biases and norms as random as its weights."""
+    """Build a GPT2LMHeadModel in training mode, with random biases and norms."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         n_layer=sizes.n_layer,
@@ -72,7 +72,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("chunk", [None, 7])
-def test_logits_loss_and_every_gradient_are_theirs(
+def test_logits_loss_and_all_gradients_equal_transformers(
     activation: Any, tied: bool, chunk: int | None
 ) -> None:
     sizes = replace(SIZES, activation=activation, tie_embeddings=tied)
@@ -84,7 +84,7 @@ def test_logits_loss_and_every_gradient_are_theirs(
     ids = torch.randint(sizes.vocab_size, (3, 20), generator=draw)
     labels = ids.clone()
     labels[0, :9] = IGNORED
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # theirs shifts by itself
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # transformers shifts the labels itself
     wanted = reference(ids, labels=labels)
     x = model(model.embed(ids), ids.shape[1])
     assert relative(model.logits(x), wanted.logits.flatten(0, 1)) <= 1e-5
@@ -98,14 +98,14 @@ def test_logits_loss_and_every_gradient_are_theirs(
         name: parameter.grad
         for name, parameter in reference.named_parameters(remove_duplicate=False)
     }
-    for name, gradient in from_hf(gradients, sizes):  # a gradient is laid out as its weight is
+    for name, gradient in from_hf(gradients, sizes):  # a gradient has the layout of its weight
         found = model.get_parameter(name).grad
         assert found is not None
         assert relative(found, gradient) <= 1e-5, name
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_round_trip_changes_no_bit(tied: bool) -> None:
+def test_state_dict_round_trip_is_bit_exact(tied: bool) -> None:
     sizes = replace(SIZES, tie_embeddings=tied)
     state = theirs(sizes).state_dict()
     model = ours(sizes)
@@ -116,8 +116,8 @@ def test_a_round_trip_changes_no_bit(tied: bool) -> None:
     theirs(sizes, seed=1).load_state_dict(state | back, strict=True)
 
 
-def test_heads_are_transposed_to_head_major() -> None:
-    """By hand: column (part n, head h, entry d) of theirs is column (h, n, d) of ours."""
+def test_attention_weights_are_converted_to_head_major() -> None:
+    """Column (part n, head h, entry d) of transformers' weight is column (h, n, d) of ours."""
     state = theirs(SIZES).state_dict()
     weight = dict(from_hf(state, SIZES))["h.1.attn.c_attn.weight"]
     for part in range(3):
@@ -128,7 +128,7 @@ def test_heads_are_transposed_to_head_major() -> None:
             assert torch.equal(weight[:, here : here + 8], wanted)
 
 
-def test_a_bare_model_and_masks_of_old_states_are_accepted() -> None:
+def test_state_of_gpt2_without_head_and_with_old_mask_buffers_is_accepted() -> None:
     state = theirs(SIZES).transformer.state_dict()
     assert "wte.weight" in state
     old = state | {"h.0.attn.bias": torch.ones(1, 1, 24, 24), "h.2.attn.masked_bias": torch.ones(1)}
@@ -151,7 +151,7 @@ def faulty_states() -> Iterator[tuple[str, dict[str, Any], GPTConfig, str]]:
     [case[1:] for case in faulty_states()],
     ids=[case[0] for case in faulty_states()],
 )
-def test_a_state_of_another_model_is_refused(
+def test_state_dict_of_another_model_raises(
     change: dict[str, Tensor | None], sizes: GPTConfig, message: str
 ) -> None:
     state = theirs(SIZES).state_dict() | change
@@ -160,17 +160,17 @@ def test_a_state_of_another_model_is_refused(
         list(from_hf(state, sizes))
 
 
-def test_all_wrong_names_are_told_at_once() -> None:
+def test_error_lists_all_missing_and_unexpected_names() -> None:
     with pytest.raises(ValueError, match=r"missing: wte\.weight, wpe\.weight.*; unexpected: a, b"):
         from_hf({"a": torch.ones(1), "b": torch.ones(1)}, SIZES)
 
 
-def test_a_model_that_theirs_cannot_hold_is_refused() -> None:
+def test_export_of_sizes_unsupported_by_transformers_raises() -> None:
     with pytest.raises(ValueError, match="n_head=3 x head_dim=8 is 24, not n_embd=32"):
         to_hf([], replace(SIZES, n_head=3))
 
 
-def test_loading_refuses_what_is_not_the_models() -> None:
+def test_load_state_with_unknown_misshaped_or_missing_parameter_raises() -> None:
     model = ours(SIZES)
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match=r"h\.9\.x is not a parameter"):
@@ -183,7 +183,7 @@ def test_loading_refuses_what_is_not_the_models() -> None:
 
 
 class Reads(Mapping[str, Tensor]):
-    """A state that makes each tensor when it is asked for it, and notes which are alive."""
+    """A state dict that copies a tensor at each access and records the names accessed."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.state, self.asked = state, list[str]()
@@ -199,7 +199,7 @@ class Reads(Mapping[str, Tensor]):
         return len(self.state)
 
 
-def test_a_state_is_read_one_tensor_at_a_time() -> None:
+def test_state_dict_is_read_lazily_tensor_by_tensor() -> None:
     reads = Reads({k: v for k, v in theirs(SIZES).state_dict().items() if k != "lm_head.weight"})
     for number, _ in enumerate(from_hf(reads, SIZES), 1):
         assert len(reads.asked) == number
@@ -207,7 +207,7 @@ def test_a_state_is_read_one_tensor_at_a_time() -> None:
 
 
 def load_parts(rank: int, size: int, run: TrainingCase, state: dict[str, Tensor]) -> list[str]:
-    """Names of parameters of which the rank does not hold exactly its slice of the whole."""
+    """Load a sharded model and return the names of parameters that differ from their shard."""
     model = GPT(run.config, open_partition(run, rank))
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
@@ -231,7 +231,7 @@ def load_parts(rank: int, size: int, run: TrainingCase, state: dict[str, Tensor]
     ],
     ids=lambda run: run.name,
 )
-def test_a_cut_model_loads_its_slices(run: TrainingCase) -> None:
+def test_sharded_model_loads_its_shards(run: TrainingCase) -> None:
     whole = ours(run.config)
     state = {name: parameter.detach() for name, parameter in whole.named_parameters()}
     assert run_world(run.layout.gpus, load_parts, run, state) == [[]] * run.layout.gpus

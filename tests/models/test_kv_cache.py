@@ -1,4 +1,4 @@
-"""With a cache, a text read piece by piece has the logits of the text read at once."""
+"""Logits of a text read in pieces through a KV cache, against those of the whole text."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def make(sizes: GPTConfig = SIZES, dtype: torch.dtype = torch.float64) -> GPT:
     ).eval()
     initialise(model, 1)
     with torch.no_grad():
-        for parameter in model.parameters():  # or all texts would be nearly alike
+        for parameter in model.parameters():  # larger weights, so that texts differ clearly
             parameter.mul_(5)
     return model
 
 
 def read(model: GPT, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-    """Logits [B, S, vocabulary] of ids [B, S], after what the cache holds."""
+    """Return logits [B, S, vocabulary] of ids [B, S] that follow the cached tokens."""
     x = model.embed(ids, start=cache.length if cache else 0)
     x = model(x, ids.shape[1], cache=cache)
     return model.logits(x).view(*ids.shape, -1)
@@ -38,8 +38,8 @@ def read(model: GPT, ids: Tensor, cache: KVCache | None = None) -> Tensor:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("first", [1, 2, 7, 15, 16])
 @torch.no_grad()
-def test_logits_are_those_without_a_cache(first: int, batch: int) -> None:
-    """Texts of one batch stay apart, each token at its own position, to the last there is."""
+def test_cached_logits_equal_uncached_logits(first: int, batch: int) -> None:
+    """Texts of a batch do not mix, and each token gets its position, up to block_size."""
     model, length = make(), SIZES.block_size
     ids = torch.randint(29, (batch, length), generator=torch.Generator().manual_seed(3))
     wanted, cache = read(model, ids), KVCache(length)
@@ -51,7 +51,7 @@ def test_logits_are_those_without_a_cache(first: int, batch: int) -> None:
 
 
 @torch.no_grad()
-def test_what_would_be_wrong_is_not_done() -> None:
+def test_cache_rejects_several_tokens_after_prefill_and_more_than_its_length() -> None:
     model, cache = make(), KVCache(9)
     read(model, torch.zeros(1, 5, dtype=torch.long), cache)
     with pytest.raises(AssertionError, match="mask"):

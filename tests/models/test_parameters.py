@@ -1,4 +1,4 @@
-"""The list of parameters is the built model's, in every mode, and counts what was published."""
+"""The list of parameters against the built model, in every mode, and GPT-2's published size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GPT2 = GPTConfig(
 @pytest.mark.parametrize("mode", modes().values(), ids=list(modes()))
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layers", [range(4), range(2), range(1, 3), range(2, 4)], ids=str)
-def test_list_is_what_a_rank_builds(mode: Mode, tied: bool, layers: range) -> None:
+def test_parameter_list_equals_the_built_shards(mode: Mode, tied: bool, layers: range) -> None:
     sizes = dataclasses.replace(SMALL, tie_embeddings=tied)
     size, depth = next(
         (n, depth) for n in range(8, 0, -1) for depth in (2, 1) if mode.axes(n, depth) is not None
@@ -49,5 +49,5 @@ def test_list_is_what_a_rank_builds(mode: Mode, tied: bool, layers: range) -> No
     assert built == {name: box.local for name, box in listed.items()}
 
 
-def test_gpt2_small_has_the_published_number_of_parameters() -> None:
+def test_gpt2_small_has_the_published_parameter_count() -> None:
     assert sum(p.count for p in parameters(GPT2, modes()["serial"])) == 124_439_808

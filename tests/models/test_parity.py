@@ -1,5 +1,7 @@
-"""Any legal layout trains the same model as one process. Modes come from their registry: a new one
-is tested by existing."""
+"""Parity: any legal layout trains the same model as a single process.
+
+Modes are read from the registry, so a new mode is tested without a change here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ LARGEST = 8
 
 
 def is_common(cut: ModeSize) -> bool:
-    """Sizes that get every pair of options; the others get one row."""
+    """Return whether a mode size is tested with every pair of options; others get one case."""
     return cut.tensor in (1, 2, 3, 4, 8) and cut.depth in (1, 2)
 
 
@@ -26,7 +28,7 @@ def fits(cut: ModeSize, data: int, *_: object) -> bool:
 
 
 def many_runs() -> Iterator[TrainingCase]:
-    """In float64 every pair of options at common sizes; in float32 and bf16 few."""
+    """Yield every pair of options at common sizes in float64, and a few in float32 and bf16."""
     every = list(mode_sizes(LARGEST))
     common = [cut for cut in every if is_common(cut)]
     both = (False, True)
@@ -47,7 +49,7 @@ def many_runs() -> Iterator[TrainingCase]:
         if cut.tensor > 1:
             yield TrainingCase(**cut._asdict())
             smallest.setdefault(cut.mode, cut)
-    for cut in full_mode_sizes():  # an MLP that no cut divides
+    for cut in full_mode_sizes():  # an MLP width that no mode divides
         yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64, steps=3)
     for cut in smallest.values():
         yield TrainingCase(**cut._asdict(), compute=torch.bfloat16)
@@ -58,5 +60,5 @@ PARITY = Parity(RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_a_layout_trains_the_same_model(run: TrainingCase) -> None:
+def test_layout_trains_the_same_model_as_one_process(run: TrainingCase) -> None:
     PARITY.check(run)

@@ -1,5 +1,5 @@
-"""Faults planted in the model, its cut, its gradients, in pipelines and ZeRO each make the parity
-comparison fail."""
+"""Mutation tests of the parity comparison: it fails for each fault planted in the model, its
+sharding, its gradients, pipelines or ZeRO."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNS = [*planted_faults.RUNS, *planted_pipeline_faults.RUNS]
 def train_faulty(
     rank: int, size: int, runs: list[TrainingCase], names: list[str]
 ) -> list[TrainingResult]:
-    """Healthy runs, then faulty ones; rank 0 tells."""
+    """Train the runs without and then with faults; rank 0 returns the results."""
     results = train_all(rank, size, runs)
     for name in names:
         with FAULTS[name].plant():
@@ -30,7 +30,10 @@ def train_faulty(
 
 @cache
 def trained(world: int) -> dict[TrainingCase | str, TrainingResult]:
-    """All runs of one world size, in one world: healthy ones by run, faulty ones by name."""
+    """Train all runs of a world size in one world.
+
+    Results are by run for those without a fault, by the name of the fault for the others.
+    """
     runs = [run for run in RUNS if run.layout.gpus == world]
     if world == 1:
         runs = [run.alone for run in RUNS]
@@ -40,13 +43,13 @@ def trained(world: int) -> dict[TrainingCase | str, TrainingResult]:
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
-def test_without_a_fault_the_comparison_passes(run: TrainingCase) -> None:
+def test_comparison_passes_without_a_fault(run: TrainingCase) -> None:
     tolerance = TOLERANCE[run.compute or run.dtype]
     assert_same(trained(run.layout.gpus)[run], trained(1)[run.alone], tolerance)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_seen(name: str) -> None:
+def test_comparison_fails_with_a_planted_fault(name: str) -> None:
     run = FAULTS[name].run
     tolerance = max(FAULTY, TOLERANCE[run.compute or run.dtype])
     with pytest.raises(AssertionError, match="relative differences beyond"):

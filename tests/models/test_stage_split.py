@@ -1,4 +1,4 @@
-"""Layers to pipeline stages: against trying every way to cut."""
+"""The split of layers into pipeline stages, against an exhaustive search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.config import GPTConfig
 from models.stage_split import chunks_of, head_cost, split_balanced, virtual_stages
 
 
-def test_split_is_as_even_as_any_cut_can_be() -> None:
+def test_heaviest_stage_is_minimal_over_all_splits() -> None:
     draw = random.Random(0)
     for _ in range(200):
         n = draw.randint(1, 9)
@@ -35,7 +35,7 @@ GPT2 = GPTConfig(
 )
 
 
-def test_a_heavy_head_leaves_the_last_stage_fewer_layers() -> None:
+def test_balanced_split_counts_the_cost_of_the_head() -> None:
     even = virtual_stages(GPT2, 1024, 2, balanced=False)
     fair = virtual_stages(GPT2, 1024, 2, balanced=True)
     assert [len(stage) for stage in even] == [6, 6]
@@ -46,7 +46,7 @@ def test_a_heavy_head_leaves_the_last_stage_fewer_layers() -> None:
     )
 
 
-def test_stages_go_round_the_ranks() -> None:
+def test_virtual_stages_are_assigned_round_robin() -> None:
     stages = virtual_stages(GPT2, 1024, 4, balanced=False)
     assert stages == [range(3), range(3, 6), range(6, 9), range(9, 12)]
     assert chunks_of(stages, 1, 2) == [range(3, 6), range(9, 12)]

@@ -1,4 +1,4 @@
-"""Collectives give what torch's give, and count what they send."""
+"""Collectives: their results against the definitions, and their counts of bytes sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.training import process_group
 from tests.support.worlds import run_world
 
 SHAPES = [(1,), (5,), (4, 3), (0, 4), (2, 0)]
-LARGE = SMALL_BYTES // 8 + 7  # float64: beyond the limit, and no multiple of the ranks
+LARGE = SMALL_BYTES // 8 + 7  # float64: above the limit, and not divisible by the ranks
 
 
 def world_axis(rank: int, size: int) -> Axis:
@@ -26,19 +26,19 @@ def world_axis(rank: int, size: int) -> Axis:
 
 
 def mine(rank: int, *shape: int) -> Tensor:
-    """What a rank brings: every rank can tell the others'."""
+    """Draw the input of a rank; any rank can draw any other's."""
     generator = torch.Generator().manual_seed(100 + rank)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def check(rank: int, size: int) -> dict[str, Any]:
-    """Assertions on every rank; returns the traffic of calls on known sizes."""
+    """Check all collectives on this rank; return the traffic of calls on known sizes."""
     axis = world_axis(rank, size)
     for shape in SHAPES:
         everyone = torch.stack([mine(r, *shape) for r in range(size)])
         x = mine(rank, *shape)
         assert torch.equal(axis.all_gather(x), everyone)
-        assert torch.equal(x, mine(rank, *shape)), "the input is left alone"
+        assert torch.equal(x, mine(rank, *shape)), "the input is not modified"
         blocks = torch.stack([mine(r, size, *shape) for r in range(size)])
         torch.testing.assert_close(
             axis.reduce_scatter(mine(rank, size, *shape)), blocks.sum(0)[rank]
@@ -51,7 +51,7 @@ def check(rank: int, size: int) -> dict[str, Any]:
         torch.testing.assert_close(total, sum(mine(r, length) for r in range(size)))
         copies: list[Any] = [None] * size
         dist.all_gather_object(copies, total)
-        assert all(torch.equal(copy, total) for copy in copies), "all ranks round alike"
+        assert all(torch.equal(copy, total) for copy in copies), "all ranks get the same bits"
     turned = mine(rank, 4, 6).t()
     assert torch.equal(axis.all_gather(turned)[rank], turned)
     assert torch.equal(axis.broadcast(mine(rank, 3), source=1), mine(1, 3))
@@ -62,7 +62,7 @@ def check(rank: int, size: int) -> dict[str, Any]:
 
 
 def overlapping(axis: Axis, rank: int, size: int) -> None:
-    """Sums that are under way together, with a gather in between, do not mix."""
+    """Check that concurrent asynchronous sums, with a gather in between, do not mix."""
     sums = [mine(rank, n) for n in (3, LARGE, 5, LARGE + 1)]
     handles = [axis.start_all_reduce(x) for x in sums]
     assert torch.equal(
@@ -75,13 +75,13 @@ def overlapping(axis: Axis, rank: int, size: int) -> None:
 
 
 def swapping(axis: Axis, rank: int, size: int) -> None:
-    """Ranks 0 and 2 exchange; the others stay by themselves."""
+    """Check a swap of ranks 0 and 2; the others are their own peers."""
     peer = {0: 2, 2: 0}.get(rank, rank)
     assert torch.equal(axis.swap(mine(rank, 2, 3).t(), peer), mine(peer, 2, 3).t())
 
 
 def matrices(axis: Axis, rank: int, size: int) -> None:
-    """Gathers and scatters of [T, H] go by blocks, in the order of ranks; one undoes the other."""
+    """Check gather and scatter of [T, H] matrices: the blocks are in the order of the ranks."""
     xs = [mine(r, 2, 5) for r in range(size)]
     assert torch.equal(gather(xs[rank], axis, "T"), torch.cat(xs, 0))
     assert torch.equal(gather(xs[rank], axis, "H"), torch.cat(xs, 1))
@@ -109,14 +109,14 @@ def checked(size: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_every_collective_gives_the_definition(size: int) -> None:
+def test_collectives_equal_their_definitions(size: int) -> None:
     assert len(checked(size)) == size
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_bytes_sent_are_those_of_the_best_algorithms(size: int) -> None:
-    """all_gather and reduce_scatter (n - 1) / n of the whole, all_reduce twice that; only a small
-    all_reduce goes the short way, everything to everyone."""
+def test_bytes_sent_equal_those_of_the_optimal_algorithms(size: int) -> None:
+    """all_gather and reduce_scatter send (n - 1) / n of the whole tensor, all_reduce twice that;
+    a small all_reduce sends the whole tensor to every other rank (fewer messages)."""
     for rank, traffic in enumerate(checked(size)):
         calls = {"all_gather": 2, "reduce_scatter": 1, "all_reduce": 2, "broadcast": 1}
         assert traffic["calls"] == {("a", name): n for name, n in calls.items()}
@@ -129,8 +129,8 @@ def test_bytes_sent_are_those_of_the_best_algorithms(size: int) -> None:
         assert sent["a", "broadcast"] == (size - 1) * 40 * (rank == 0)
 
 
-def by_way_of_a_device(rank: int, size: int) -> None:
-    """A copy stands for one that is on a GPU, and gloo for NCCL, which takes no other."""
+def reduce_and_swap_by_device(rank: int, size: int) -> None:
+    """Check the copies to the GPU, with a clone in place of Tensor.cuda and gloo as NCCL."""
     axis = world_axis(rank, size)
     copies: list[Tensor] = []
 
@@ -149,12 +149,13 @@ def by_way_of_a_device(rank: int, size: int) -> None:
     assert len(copies) == 2
 
 
-def test_nccl_is_given_no_tensor_of_the_cpu() -> None:
-    """Gradients of offloaded weights are there: summed over depth, and tied tables' swapped."""
-    run_world(2, by_way_of_a_device)
+def test_cpu_tensors_are_copied_to_the_gpu_for_nccl() -> None:
+    """Gradients of offloaded weights are on the CPU: they are summed over the depth axis, and those
+    of tied embeddings are swapped."""
+    run_world(2, reduce_and_swap_by_device)
 
 
-def test_alone_nothing_moves() -> None:
+def test_collectives_of_one_rank_copy_and_count_nothing() -> None:
     axis = Axis(name="a", size=1, index=0, group=None, traffic=Traffic())
     x = torch.arange(6.0).view(1, 6)
     assert torch.equal(axis.all_gather(x), x.unsqueeze(0))

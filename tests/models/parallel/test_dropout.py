@@ -1,5 +1,5 @@
-"""Keyed dropout: masks are functions of (seed, step, micro-batch, layer, site, piece), not of a
-stream."""
+"""Keyed dropout: a mask is a function of (seed, step, micro-batch, layer, site, shard), not of the
+state of a generator."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SIZES = GPTConfig(
 
 
 def partition_of(layout: Layout, rank: int) -> ParallelContext:
-    """A rank's view, without the means to send anything."""
+    """Build a rank's context without process groups."""
     index = layout.coordinates(rank)
     axes = {
         name: Axis(name=name, size=size, index=index[name], group=None, traffic=Traffic())
@@ -60,14 +60,15 @@ def partition_of(layout: Layout, rank: int) -> ParallelContext:
 
 
 def residual_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Tensor]:
-    """Of both residual sites of a block."""
+    """Yield the masks of both residual sites of a block."""
     block, ones = Block(SIZES, part, layer), torch.ones(64, 64)
     yield block.drop_1(ones, seed)
     yield block.drop_2(ones, seed)
 
 
 def attention_weights(part: ParallelContext, layer: int, seed: int, p: float = P) -> Tensor:
-    """softmax of no scores at all, after dropout: [B, heads, S, S], rows of 1 / (s + 1)."""
+    """Return the attention weights of zero scores after dropout: [B, heads, S, S], 1 / (s + 1) or 0
+    in row s, before scaling by 1 / (1 - p)."""
     sizes = replace(SIZES, attn_pdrop=p)
     zero = torch.zeros(2, 2, 48, 48)
     v = torch.eye(48).expand_as(zero)
@@ -80,7 +81,7 @@ def attention_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Te
 
 
 def assert_independent(masks: list[Tensor]) -> None:
-    """No two are correlated beyond 6 sigma."""
+    """Check that the correlation of any two masks is below 6 sigma."""
     kept = torch.stack([(mask != 0).flatten().float() for mask in masks])
     correlation = torch.corrcoef(kept) - torch.eye(len(kept))
     assert correlation.abs().max() < 6 / kept.shape[1] ** 0.5
@@ -88,15 +89,17 @@ def assert_independent(masks: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("draw", [residual_masks, attention_masks])
 @pytest.mark.parametrize("cut", full_mode_sizes(), ids=str)
-def test_masks_are_independent_where_activations_differ(cut: ModeSize, draw: Any) -> None:
-    """On other ranks of the model, data ranks, layers, sites and micro-batches."""
+def test_masks_are_independent_across_ranks_layers_sites_and_micro_batches(
+    cut: ModeSize, draw: Any
+) -> None:
+    """The ranks are those of the tensor axes and of data parallelism."""
     layout = Layout(mode=modes()[cut.mode], tensor=cut.tensor, depth=cut.depth, data=2)
     parts = [partition_of(layout, rank) for rank in range(layout.gpus)]
     places = product(parts, (0, 2), (5, 6))
     assert_independent([mask for place in places for mask in draw(*place)])
 
 
-def test_masks_are_independent_of_those_at_other_sites() -> None:
+def test_masks_of_all_sites_of_a_model_are_independent() -> None:
     part = open_partition(TrainingCase(), 0)
     model, ones = GPT(SIZES, part), torch.ones(64, 64)
     sites = [module for module in model.modules() if isinstance(module, Dropout)]
@@ -105,7 +108,7 @@ def test_masks_are_independent_of_those_at_other_sites() -> None:
 
 
 @pytest.mark.parametrize("draw", [residual_masks, attention_masks])
-def test_masks_are_repeatable_and_in_any_order(draw: Any) -> None:
+def test_masks_are_repeatable_in_any_order(draw: Any) -> None:
     part = open_partition(TrainingCase(), 0)
     first = [list(draw(part, layer, seed)) for layer, seed in product((0, 1), (5, 6))]
     torch.manual_seed(1234)
@@ -115,7 +118,7 @@ def test_masks_are_repeatable_and_in_any_order(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_a_share_of_p_is_dropped_and_the_rest_scaled(p: float) -> None:
+def test_fraction_p_is_dropped_and_the_rest_scaled(p: float) -> None:
     part = open_partition(TrainingCase(), 0)
     residual = Block(replace(SIZES, resid_pdrop=p), part, 0).drop_1(torch.ones(400, 500), 7)
     rows, columns = torch.tril_indices(48, 48)
@@ -128,14 +131,14 @@ def test_a_share_of_p_is_dropped_and_the_rest_scaled(p: float) -> None:
         assert abs(float((kept == 0).double().mean()) - p) < 5 * deviation
 
 
-def test_the_backward_pass_has_the_forward_passs_mask() -> None:
+def test_backward_uses_the_mask_of_forward() -> None:
     x = torch.ones(64, 64, requires_grad=True)
     y = Block(SIZES, open_partition(TrainingCase(), 0), 0).drop_1(x, 7)
     y.sum().backward()
     assert torch.equal(x.grad if x.grad is not None else x, y.detach())
 
 
-def test_evaluation_drops_nothing() -> None:
+def test_eval_mode_drops_nothing() -> None:
     part = open_partition(TrainingCase(), 0)
     x, block = torch.ones(8, 8), Block(SIZES, part, 0).eval()
     assert block.drop_1(x, 1) is x
@@ -146,7 +149,7 @@ def test_evaluation_drops_nothing() -> None:
 
 
 @pytest.mark.parametrize("site", ["embd_pdrop", "resid_pdrop", "attn_pdrop"])
-def test_each_rate_drops_something(site: str) -> None:
+def test_each_dropout_rate_changes_the_output(site: str) -> None:
     off: dict[str, Any] = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
     run = TrainingCase()
     ids = samples(run, 1)[0]
@@ -162,7 +165,8 @@ def test_each_rate_drops_something(site: str) -> None:
 def seeds_of(
     first: int, last: int, *, seed: int = 3, rounds: int = 3
 ) -> list[tuple[int, int, int]]:
-    """(embedding's, blocks', recomputed blocks') seed of every micro-batch of steps first..last."""
+    """Train steps first..last and return the seeds of each micro-batch: (of the embedding, of the
+    blocks, of the recomputed blocks)."""
     run = TrainingCase(checkpoint=True, dropout=P)
     model = build(run, open_partition(run, 0))
     stepper = replace(make_stepper(run, model, model.parallel.axes["world"]), seed=seed)
@@ -188,11 +192,11 @@ def seeds_of(
     return [(seed, some[0], some[3]) for seed, some in zip(embedded, four, strict=True)]
 
 
-def test_every_micro_batch_of_every_step_has_a_key_of_its_own() -> None:
+def test_each_micro_batch_of_each_step_has_a_unique_seed() -> None:
     seeds = seeds_of(1, 4)
     assert len(set(seeds)) == len(seeds) == 12
     assert all(len(set(of_one)) == 1 for of_one in seeds)
-    assert seeds_of(3, 4) == seeds[6:], "a resumed run draws what the whole one would have"
+    assert seeds_of(3, 4) == seeds[6:], "a resumed run draws the same seeds"
     assert not set(seeds_of(1, 4, seed=4)) & set(seeds)
 
 
@@ -205,8 +209,8 @@ def test_every_micro_batch_of_every_step_has_a_key_of_its_own() -> None:
     ],
     ids=lambda run: run.name,
 )
-def test_a_recompute_draws_the_same_masks(run: TrainingCase) -> None:
-    """Training with and without activation checkpointing ends in the same bits."""
+def test_recomputation_draws_the_same_masks(run: TrainingCase) -> None:
+    """Training with and without activation checkpointing gives the same bits."""
     runs = [replace(run, checkpoint=which, dropout=P) for which in (False, True, False)]
     plain, recomputed, again = run_world(run.layout.gpus, train_all, runs)[0]
     assert same_bits(plain, again)
@@ -222,7 +226,7 @@ def same_bits(a: TrainingResult, b: TrainingResult) -> bool:
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_the_global_generator_is_neither_read_nor_moved(checkpoint: bool) -> None:
+def test_dropout_neither_reads_nor_advances_the_global_generator(checkpoint: bool) -> None:
     run = TrainingCase(dropout=P, checkpoint=checkpoint, steps=2)
     results = []
     for seed in (1, 2):
@@ -233,7 +237,7 @@ def test_the_global_generator_is_neither_read_nor_moved(checkpoint: bool) -> Non
     assert same_bits(*results)
 
 
-def test_dropout_is_in_the_training_of_a_step() -> None:
-    """Or the tests above would hold for a model that drops nothing."""
+def test_training_step_applies_dropout() -> None:
+    """Without this the tests above would pass for a model without dropout."""
     with_it, without = (train(0, 1, TrainingCase(dropout=p, steps=1)) for p in (P, 0.0))
     assert abs(with_it.losses[0] / without.losses[0] - 1) > 1e-4

@@ -1,4 +1,4 @@
-"""Initial numbers are a function of (seed, name, place) alone: any cut draws the same ones."""
+"""Initial weights are a function of (seed, name, position): any sharding draws the same numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def drawn(
 @pytest.mark.parametrize(
     "cut", [(("a",), ()), ((), ("a",)), (("a",), ("b",)), (("a", "b"), ()), ((), ("b", "a"))]
 )
-def test_every_cut_draws_the_whole_ones_numbers(shape: tuple[int, int], cut: PartitionSpec) -> None:
+def test_shards_equal_slices_of_the_unsharded_tensor(
+    shape: tuple[int, int], cut: PartitionSpec
+) -> None:
     whole, sizes = drawn(shape), {"a": 3, "b": 2}
     for a, b in product(range(3), range(2)):
         index = {"a": a, "b": b}
@@ -53,7 +55,7 @@ def test_every_cut_draws_the_whole_ones_numbers(shape: tuple[int, int], cut: Par
         assert not local.count_nonzero(), "padding is zero"
 
 
-def test_numbers_follow_from_seed_and_name() -> None:
+def test_numbers_depend_on_seed_and_name() -> None:
     w = drawn((300, 300))
     assert torch.equal(w, drawn((300, 300)))
     others = [drawn((300, 300), seed=2), drawn((300, 300), name="v"), w.roll(256, 0)]
@@ -62,14 +64,14 @@ def test_numbers_follow_from_seed_and_name() -> None:
         assert abs(correlation) < 5 / 300  # five sigma of n = 90,000
 
 
-def test_blocks_of_one_tensor_differ() -> None:
+def test_blocks_of_a_tensor_are_independent() -> None:
     w = drawn((512, 512))
     blocks = [w[r : r + 256, c : c + 256].flatten() for r in (0, 256) for c in (0, 256)]
     correlations = torch.corrcoef(torch.stack(blocks)) - torch.eye(4)
     assert correlations.abs().max() < 5 / 256
 
 
-def test_numbers_are_normal() -> None:
+def test_numbers_are_normally_distributed() -> None:
     w = drawn((1000, 1000)) / 0.5
     assert abs(w.mean()) < 5e-3
     assert abs(w.std() - 1) < 4e-3
@@ -77,20 +79,20 @@ def test_numbers_are_normal() -> None:
     assert within == pytest.approx([0.6827, 0.9545, 0.9973], abs=2.5e-3)
 
 
-def test_precisions_start_from_the_same_numbers() -> None:
+def test_each_dtype_rounds_the_same_numbers() -> None:
     w = drawn((40, 40))
     assert torch.equal(drawn((40, 40), dtype=torch.float64), w.double())
     assert torch.equal(drawn((40, 40), dtype=torch.bfloat16), w.bfloat16())
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_initialisation_does_not_advance_the_global_generator() -> None:
     before = torch.get_rng_state()
     drawn((300, 300))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_rank_draws_little_beyond_its_piece() -> None:
-    """No more than a block further on each side."""
+def test_rank_draws_at_most_a_block_beyond_its_shard() -> None:
+    """The limit is a block on each side of the shard."""
     shape, sizes = (4096, 64), {"a": 16}
     drew = []
     empty = torch.empty
@@ -123,7 +125,7 @@ def built(layers: range | None = None, *, seed: int = 1) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def test_a_gpt_starts_as_gpt2_does() -> None:
+def test_initial_distribution_equals_gpt2() -> None:
     """Radford et al. 2019: std 0.02, projections onto the residual stream smaller by
     sqrt(2 n_layer); biases 0, norms 1."""
     for name, w in built().items():
@@ -137,14 +139,14 @@ def test_a_gpt_starts_as_gpt2_does() -> None:
             assert abs(float(w.mean())) < 5 * std / w.numel() ** 0.5, name
 
 
-def test_no_two_parameters_start_alike() -> None:
-    drawn_ones = [w.flatten()[:4096] for name, w in built().items() if w.dim() == 2]
-    correlations = torch.corrcoef(torch.stack(drawn_ones)) - torch.eye(len(drawn_ones))
+def test_initial_parameters_differ_from_each_other() -> None:
+    weights = [w.flatten()[:4096] for name, w in built().items() if w.dim() == 2]
+    correlations = torch.corrcoef(torch.stack(weights)) - torch.eye(len(weights))
     assert correlations.abs().max() < 6 / 64
 
 
 @pytest.mark.parametrize("layers", [range(2), range(1, 3), range(2, 4)], ids=str)
-def test_a_stage_starts_as_its_part_of_the_whole(layers: range) -> None:
+def test_stage_parameters_equal_those_of_the_whole_model(layers: range) -> None:
     whole = built()
     stage = built(layers)
     assert {name.split(".")[1] for name in stage if name.startswith("h.")} == set(map(str, layers))
@@ -152,8 +154,8 @@ def test_a_stage_starts_as_its_part_of_the_whole(layers: range) -> None:
 
 
 @pytest.mark.parametrize("mode", modes().values(), ids=list(modes()))
-def test_every_mode_starts_from_the_same_numbers(mode: Mode) -> None:
-    """In full in the parity tests; here on one large table without any process."""
+def test_embedding_shards_of_each_mode_equal_the_whole_table(mode: Mode) -> None:
+    """The parity tests check whole models; this test, one large table without processes."""
     whole = drawn((300, 128), name="wte.weight")
     size = max(n for n in range(1, 9) if mode.axes(n, 1) is not None)
     layout = Layout(mode=mode, tensor=size)

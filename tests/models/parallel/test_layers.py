@@ -1,4 +1,4 @@
-"""Each layer in every mode against the same mathematics on whole tensors."""
+"""Each layer in every mode against the same formula on unsharded tensors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ SAMPLES, LENGTH, HIDDEN, OUT, WORDS = 8, 3, 20, 28, 29
 TOKENS = SAMPLES * LENGTH
 
 Errors = dict[str, float]
-Found = dict[tuple[ModeSize, bool], dict[str, Errors]]  # by cut and keep_gathers, then by layer
+Found = dict[
+    tuple[ModeSize, bool], dict[str, Errors]
+]  # by mode size and keep_gathers, then by layer
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    """||a - b|| / ||b||"""
+    """Return the relative error ||a - b|| / ||b||."""
     assert found.shape == wanted.shape, f"{found.shape}, wanted {wanted.shape}"
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
@@ -38,7 +40,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 
 def fill(module: ShardedModule) -> dict[str, Tensor]:
-    """Random whole parameters, of which the module gets its pieces; padding gets zeros."""
+    """Draw unsharded parameters, fill the module with its shards, and padding with zeros."""
     whole = {}
     for seed, (name, box) in enumerate(module.shards.items()):
         whole[name] = noise(*box.shape, seed=10 + seed).requires_grad_()
@@ -54,8 +56,10 @@ def compare(
     reference: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor | None]],
     place: tuple[ActivationSharding, ActivationSharding],
 ) -> Errors:
-    """Errors of the output, of the input's gradient and of every parameter's, given the whole
-    output and input (None where it has no gradient) that ``reference`` returns."""
+    """Return the relative errors of the output and of the gradients of input and parameters.
+
+    ``reference`` returns the unsharded output and input (None: no gradient of the input).
+    """
     part, whole = module.parallel, fill(module)
     y, x = call()
     wanted_y, wanted_x = reference(whole)
@@ -80,7 +84,7 @@ def compare(
 
 
 def linear(part: ParallelContext, direction: str) -> Errors:
-    """y = x @ w + b"""
+    """Check y = x @ w + b."""
     mode = part.mode
     up = direction == "up"
     n_in, n_out = (HIDDEN, OUT) if up else (OUT, HIDDEN)
@@ -97,7 +101,7 @@ def linear(part: ParallelContext, direction: str) -> Errors:
 
 
 def lookup(part: ParallelContext) -> Errors:
-    """Rows of the table; word 0 is frequent, the last one rare."""
+    """Check the embedding of random words; word 0 is frequent, the last word rare."""
     ids = torch.randint(WORDS, (TOKENS,), generator=torch.Generator().manual_seed(2))
     ids[:9] = 0
     table = TokenEmbedding(part, WORDS, HIDDEN, std=1.0)
@@ -160,14 +164,14 @@ def errors_in(world: int) -> list[Found]:
 @pytest.mark.parametrize("keep", [False, True], ids=["gather again", "keep gathers"])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("cut", full_mode_sizes(), ids=str)
-def test_a_layer_is_its_mathematics(cut: ModeSize, layer: str, keep: bool) -> None:
+def test_layer_equals_its_unsharded_formula(cut: ModeSize, layer: str, keep: bool) -> None:
     for rank, found in enumerate(errors_in(cut.tensor)):
         wrong = {name: e for name, e in found[cut, keep][layer].items() if not e <= 1e-13}
         assert not wrong, f"rank {rank}: {wrong}"
 
 
 def norm_far_from_zero(rank: int, size: int) -> Errors:
-    """Float32 against float64 at mean 100, deviation 1."""
+    """Compare float32 with float64 at mean 100, deviation 1."""
     group = process_group(tuple(range(size)))
     axis = Axis(name="c", size=size, index=rank, group=group, traffic=Traffic())
     x, push = noise(64, 96, seed=4).float() + 100, noise(64, 96, seed=5).float()
@@ -188,15 +192,15 @@ def norm_far_from_zero(rank: int, size: int) -> Errors:
     return errors | {"exchanges": calls}
 
 
-def test_a_cut_norm_is_precise_far_from_zero() -> None:
-    """E[x^2] - E[x]^2 in float32 loses 6e-4 here; torch's own float32 norm some 4e-6."""
+def test_sharded_layer_norm_is_precise_far_from_zero() -> None:
+    """Here E[x^2] - E[x]^2 in float32 has an error of 6e-4, torch's float32 norm of some 4e-6."""
     for errors in run_world(3, norm_far_from_zero):
         assert errors.pop("exchanges") == 2  # one forward, one backward
         assert max(errors.values()) <= 1e-5, errors
 
 
-def test_gradients_of_biases_and_norms_are_summed_in_the_parameter_type() -> None:
-    """1 + 2^-9 is no bf16: a sum over tokens that is rounded to it is off by as much."""
+def test_gradients_of_biases_and_norms_are_summed_in_the_parameter_dtype() -> None:
+    """bf16 cannot represent 1 + 2^-9, so a sum over tokens in bf16 would be wrong by 2^-9."""
     part = open_partition(TrainingCase(compute=torch.bfloat16), 0)
     layer = Linear(part, part.mode.up, 4, 4, std=1.0)
     y = layer(torch.zeros(513, 4, dtype=torch.bfloat16, requires_grad=True))

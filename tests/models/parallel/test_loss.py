@@ -1,4 +1,4 @@
-"""Head and loss in one against torch's cross_entropy on whole logits."""
+"""The fused head and loss against torch's cross_entropy on full logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKENS, HIDDEN = 24, 12
 
 
 def problem(words: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, H], w [V, H] and targets [T], the first of which are ignored."""
+    """Draw x [T, H], w [V, H] and targets [T]; the first targets are ignored."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=draw)
     w = torch.randn(words, HIDDEN, dtype=torch.float64, generator=draw)
@@ -59,7 +59,7 @@ def ours(x: Tensor, w: Tensor, targets: Tensor, scale: float, head: Head) -> Ten
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5, 8, TOKENS, 10 * TOKENS])
-def test_any_chunk_gives_torchs_loss_and_gradients(chunk: int | None) -> None:
+def test_loss_and_gradients_equal_torch_for_any_chunk(chunk: int | None) -> None:
     x, w, targets = problem(29)
     wanted = torch.autograd.grad(3 * plain(x, w, targets, 0.25), (x, w))
     loss = ours(x, w, targets, 0.25, head_of(29, chunk=chunk))
@@ -68,7 +68,7 @@ def test_any_chunk_gives_torchs_loss_and_gradients(chunk: int | None) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
 
 
-def test_the_gradient_is_the_losss() -> None:
+def test_gradient_passes_gradcheck() -> None:
     x, w, targets = problem(11)
     head = head_of(11, chunk=5)
     assert torch.autograd.gradcheck(
@@ -77,7 +77,7 @@ def test_the_gradient_is_the_losss() -> None:
 
 
 @pytest.mark.parametrize("chunk", [None, 5])
-def test_without_targets_there_is_no_loss(chunk: int | None) -> None:
+def test_loss_and_gradients_are_zero_without_targets(chunk: int | None) -> None:
     x, w, targets = problem(29)
     targets[:] = IGNORED
     loss = ours(x, w, targets, 1.0, head_of(29, chunk=chunk))
@@ -98,7 +98,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
-def test_gradients_that_nobody_wants_are_not_made(wanted: tuple[bool, bool]) -> None:
+def test_gradients_not_required_are_not_computed(wanted: tuple[bool, bool]) -> None:
     x, w, targets = problem(29)
     x, w = x.detach().requires_grad_(wanted[0]), w.detach().requires_grad_(wanted[1])
     loss = ours(x, w, targets, 1.0, head_of(29, chunk=5))
@@ -109,9 +109,9 @@ def test_gradients_that_nobody_wants_are_not_made(wanted: tuple[bool, bool]) -> 
         assert (x.grad is not None, w.grad is not None) == wanted
 
 
-def test_the_scale_enters_before_the_cast() -> None:
-    """With 65,536 targets each gradient is below what fp16 can hold of it afterwards: scaled by the
-    loss scale first, it is not. So bf16's is rounded once, from the scaled value."""
+def test_gradients_are_scaled_before_the_cast() -> None:
+    """Gradients of a mean over 65,536 targets underflow in fp16 unless they are scaled before the
+    cast. In this order bf16, too, rounds only once, from the scaled value."""
     x, w, targets = problem(29)
     x, w = x.detach().half().requires_grad_(), w.detach().float().requires_grad_()
     part = ParallelContext.single_device(
@@ -126,11 +126,11 @@ def test_the_scale_enters_before_the_cast() -> None:
     assert float((found - wanted).norm() / wanted.norm()) < 2e-3
     tiny = ours(x, w, targets, 2.0**-30, head)
     (lost,) = torch.autograd.grad(tiny, w)
-    assert not lost.count_nonzero(), "fp16 alone cannot hold it"
+    assert not lost.count_nonzero(), "fp16 underflows without the scale"
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes, in elements."""
+    """Record the largest output of any operation, in elements."""
 
     elements = 0
 
@@ -141,8 +141,8 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_the_full_logits_are_never_held() -> None:
-    """Not in forward, not in backward, and nothing is kept but the two gradients."""
+def test_full_logits_are_never_allocated() -> None:
+    """Neither in forward nor in backward; only the two gradients are saved in between."""
     tokens, words, chunk = 512, 1000, 32
     x = torch.randn(tokens, HIDDEN, requires_grad=True)
     w = torch.randn(words, HIDDEN, requires_grad=True)
@@ -160,23 +160,23 @@ def test_the_full_logits_are_never_held() -> None:
 
     with Largest() as plainly:
         plain(x, w, targets, 1.0).backward()
-    assert plainly.elements == tokens * words, "the measure sees what it must"
+    assert plainly.elements == tokens * words, "the measurement finds full logits"
 
 
-def test_a_chunk_by_default_is_bounded() -> None:
-    """32 MiB of logits on a CPU, over all rows that a chunk gathers."""
+def test_default_chunk_is_bounded() -> None:
+    """The bound on a CPU is 32 MiB of logits, over all rows that a chunk gathers."""
     head = head_of(50_257, torch.float32)
     first, _ = next(head.chunks(1 << 20, 1 << 20))
     assert 16 << 20 < (first.stop - first.start) * 50_257 * 4 <= 32 << 20
 
 
 CUTS = [*full_mode_sizes(), ModeSize("1d", 3, 1), ModeSize("1d", 4, 1)]
-WORDS = (29, 5, 1)  # of which some ranks hold less than others, or nothing
+WORDS = (29, 5, 1)  # some ranks have fewer words than others, or none
 CHUNKS = (None, 1, 2)
 
 Found = dict[
     tuple[ModeSize, int, int | None], dict[str, float]
-]  # errors by cut, vocabulary and chunk
+]  # errors by mode size, vocabulary and chunk
 
 
 def cut_losses(rank: int, size: int, cuts: list[ModeSize]) -> Found:
@@ -189,7 +189,7 @@ def cut_losses(rank: int, size: int, cuts: list[ModeSize]) -> Found:
 
 
 def cut_loss(part: ParallelContext, words: int, chunk: int | None) -> dict[str, float]:
-    """Errors of the loss of all ranks together and of this rank's pieces of the gradients."""
+    """Return the errors of the loss of all ranks and of this rank's shards of the gradients."""
     whole_x, whole_w, targets = problem(words)
     table = TokenEmbedding(part, words, HIDDEN, std=1.0)
     box = table.shards["weight"]
@@ -224,7 +224,7 @@ def losses_in(world: int) -> list[Found]:
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("words", WORDS)
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_cut_vocabulary_gives_the_same_loss_and_gradients(
+def test_sharded_vocabulary_gives_the_same_loss_and_gradients(
     cut: ModeSize, words: int, chunk: int | None
 ) -> None:
     for rank, found in enumerate(losses_in(cut.tensor)):

@@ -1,4 +1,4 @@
-"""The registry, and each mode's table held against the algebra of models/parallel/mode.py."""
+"""The registry of modes, and each mode's table against the algebra of models/parallel/mode.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def sizes_of(mode: Mode) -> Iterator[tuple[int, int, dict[str, int]]]:
 
 
 def dropped(axes: Axes, last: str | None) -> Axes:
-    """What cuts a dimension after a gather: only the fastest axis can be gathered in order."""
+    """Return the axes that shard a dimension after a gather of axis ``last``.
+
+    Only the fastest axis can be gathered in order.
+    """
     if last is None:
         return axes
     assert axes[-1:] == (last,), f"{last} is not the fastest of {axes}"
@@ -34,14 +37,20 @@ def dropped(axes: Axes, last: str | None) -> Axes:
 
 
 def multiplied(x: ActivationSharding, product: LinearSharding) -> ActivationSharding:
-    """The cut of reduce_scatter(all_gather(x) @ all_gather(w)), where that is x @ w at all."""
+    """Return the sharding of reduce_scatter(all_gather(x) @ all_gather(w)).
+
+    Raises:
+        AssertionError: the result is not x @ w.
+    """
     tokens, hidden = x.tokens, x.hidden
     if product.gather_x and product.gather_x.on == "T":
         tokens = dropped(tokens, product.gather_x.axis)
     elif product.gather_x:
         hidden = dropped(hidden, product.gather_x.axis)
     contracted = dropped(product.weight_in, product.gather_w)
-    assert hidden == contracted, f"x's features are cut by {hidden}, w's inputs by {contracted}"
+    assert hidden == contracted, (
+        f"features of x are sharded over {hidden}, inputs of w over {contracted}"
+    )
     partial = () if product.scatter_y is None else (product.scatter_y,)
     assert contracted == partial, f"sums over {contracted} are scattered over {partial}"
     y = ActivationSharding(tokens=tokens + partial, hidden=product.weight_out)
@@ -50,15 +59,15 @@ def multiplied(x: ActivationSharding, product: LinearSharding) -> ActivationShar
 
 
 @each_mode
-def test_up_leads_to_the_inner_layout_and_down_back(mode: Mode) -> None:
+def test_up_gives_the_inner_sharding_and_down_the_outer(mode: Mode) -> None:
     assert multiplied(mode.outer, mode.up) == mode.inner
     assert multiplied(mode.inner, mode.down) == mode.outer
 
 
 @each_mode
-def test_the_lookup_ends_in_the_outer_layout(mode: Mode) -> None:
-    """The table is cut like an *up* weight turned over: vocabulary by its outputs, hidden by its
-    inputs. Rows of other parts of the vocabulary are zero until summed over ``scatter_y``."""
+def test_lookup_gives_the_outer_sharding(mode: Mode) -> None:
+    """The table is sharded like a transposed *up* weight: vocabulary by its outputs, hidden by its
+    inputs. Rows of other shards of the vocabulary are zero until summed over ``scatter_y``."""
     lookup, up = mode.lookup, mode.up
     hidden = dropped(up.weight_in, lookup.gather_w)
     assert up.weight_out == (() if lookup.scatter_y is None else (lookup.scatter_y,))
@@ -70,14 +79,14 @@ def test_the_lookup_ends_in_the_outer_layout(mode: Mode) -> None:
 
 
 @each_mode
-def test_every_activation_is_cut_over_all_axes(mode: Mode) -> None:
+def test_activations_are_sharded_over_all_axes(mode: Mode) -> None:
     for size, _, axes in sizes_of(mode):
         for activation in (mode.outer, mode.inner):
             assert sorted(activation.tokens + activation.hidden) == sorted(axes), size
 
 
 @each_mode
-def test_axes_multiply_to_the_size_and_go_by_one_order(mode: Mode) -> None:
+def test_product_of_axes_is_the_size_and_their_order_is_fixed(mode: Mode) -> None:
     found = list(sizes_of(mode))
     assert found
     for size, depth, axes in found:
@@ -90,11 +99,11 @@ def test_axes_multiply_to_the_size_and_go_by_one_order(mode: Mode) -> None:
 
 @each_mode
 @pytest.mark.parametrize("size", [-4, 0])
-def test_no_ranks_are_no_size(mode: Mode, size: int) -> None:
+def test_zero_or_negative_size_is_illegal(mode: Mode, size: int) -> None:
     assert mode.axes(size, 1) is None
 
 
-def test_the_checks_above_see_a_wrong_table() -> None:
+def test_algebra_rejects_a_wrong_table() -> None:
     cube = modes()["3d"]
     wrong = [
         replace(cube.up, gather_w=None),
@@ -108,7 +117,9 @@ def test_the_checks_above_see_a_wrong_table() -> None:
             assert multiplied(cube.outer, up) == cube.inner
 
 
-def test_a_file_is_a_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_file_in_modes_registers_a_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tensor_new.py").write_text(
         "from dataclasses import replace\n"
         "from models.parallel.modes.serial import MODE as SERIAL\n"
@@ -133,7 +144,7 @@ def test_a_file_is_a_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("1d", 0, 1, [1]),
     ],
 )
-def test_nearest_sizes_are_the_next_legal_ones(
+def test_nearest_sizes_are_the_next_legal_sizes(
     mode: str, size: int, depth: int, wanted: list[int]
 ) -> None:
     assert nearest_sizes(modes()[mode], size, depth) == wanted

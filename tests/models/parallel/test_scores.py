@@ -1,4 +1,4 @@
-"""Loss and top-k hits in chunks, over any cut of the vocabulary, against whole logits."""
+"""Loss and top-k hits in chunks, with any sharding of the vocabulary, against full logits."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CUTS = [*full_mode_sizes(), ModeSize("1d", 4, 1)]
 
 
 def tied(words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A problem in which many logits of a token are equal, to the last bit."""
+    """Draw a problem in which many logits of a token are exactly equal."""
     x, w, targets = problem(words)
     return x.detach().round(), w.detach().sign(), targets
 
 
 def plainly(x: Tensor, w: Tensor, targets: Tensor) -> list[float]:
-    """By Python's sort of each token's logits, the lower id first of equals."""
+    """Return loss and hits from a sort of each token's logits, the lower id first if equal."""
     logits = x @ w.t()
     hits = [0] * len(TOPS)
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
@@ -49,20 +49,20 @@ def assert_same(found: list[float], wanted: list[float]) -> None:
 
 @pytest.mark.parametrize("chunk", [None, 1, 5, 10 * TOKENS])
 @pytest.mark.parametrize("make", [problem, tied])
-def test_any_chunk_gives_the_scores_of_whole_logits(make, chunk):
+def test_scores_equal_those_of_full_logits_for_any_chunk(make, chunk):
     x, w, targets = make(29)
     found = loss_and_top_k(x, w, targets, head_of(29, chunk=chunk), TOPS)
     assert found.dtype == torch.float64
     assert_same(found.tolist(), plainly(x.detach(), w.detach(), targets))
 
 
-def test_the_places_of_equals_go_by_their_ids():
+def test_equal_logits_are_ranked_by_id():
     logits = torch.tensor([[2.0, 5.0, 2.0, 2.0, 1.0]]).repeat(5, 1)
     found = target_ranks(logits, torch.arange(5), head_of(5, torch.float32))
     assert found.tolist() == [1, 0, 2, 3, 4]
 
 
-def test_the_full_logits_are_never_held():
+def test_full_logits_are_never_allocated():
     tokens, words, chunk = 512, 1000, 32
     x, w = torch.randn(tokens, HIDDEN), torch.randn(words, HIDDEN)
     with Largest() as largest:
@@ -85,7 +85,7 @@ def cut_scores(rank: int, size: int, cuts: list[ModeSize]) -> Found:
 
 
 def scores_of(part: ParallelContext, words: int, chunk: int | None, equal: bool) -> list[float]:
-    """Of all ranks together. Rows of the table that are only padding would win."""
+    """Return the scores over all ranks. Padding rows are filled so that they would rank first."""
     x, w, targets = tied(words) if equal else problem(words)
     table = TokenEmbedding(part, words, HIDDEN, std=1.0)
     box = table.shards["weight"]
@@ -104,7 +104,7 @@ def scores_in(world: int) -> list[Found]:
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_cut_vocabulary_gives_the_same_scores(cut: ModeSize) -> None:
+def test_sharded_vocabulary_gives_the_same_scores(cut: ModeSize) -> None:
     for words, equal in product(WORDS, (False, True)):
         x, w, targets = tied(words) if equal else problem(words)
         wanted = plainly(x.detach(), w.detach(), targets)

@@ -1,4 +1,4 @@
-"""What a linear layer sends, in each mode: counted, and as the closed formula has it."""
+"""The bytes that a linear layer sends in each mode: counted against a closed formula."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.worlds import run_world
 
 T, H, INNER = 48, 24, 36  # tokens, hidden and inner features
 CUTS = [*full_mode_sizes(), ModeSize("1d", 3, 1), ModeSize("2.5d", 4, 1)]
-KINDS = [  # compute type, keep_gathers
+KINDS = [  # compute dtype, keep_gathers
     (torch.float32, False),
     (torch.float32, True),
     (torch.bfloat16, False),
@@ -40,11 +40,11 @@ FORWARD: dict[str, Callable[[int, int, int, int], float]] = {
 def formula(
     mode: Mode, product: LinearSharding, axes: dict[str, int], n_in: int, n_out: int, *, keep: bool
 ) -> tuple[Counter[str], Counter[str]]:
-    """Elements that a rank sends in forward and backward, by what they are of.
+    """Return the elements that a rank sends in forward and in backward, by tensor.
 
-    Each of a gather of x [T, in], a gather of w [in, out] and a scatter of y [T, out] over n ranks
-    sends n - 1 times the piece that a rank holds. Backward scatters and gathers the other way, and
-    gathers x and w once more unless they were kept.
+    A gather of x [T, in] or of w [in, out], or a scatter of y [T, out], over n ranks sends n - 1
+    times the shard of a rank. Backward scatters where forward gathers and vice versa, and gathers x
+    and w again unless they were cached.
     """
     ranks = prod(axes.values())
     others = {
@@ -63,7 +63,7 @@ def formula(
 
 
 def count(rank: int, size: int, cuts: list[ModeSize]) -> dict[Way, tuple[int, int]]:
-    """Bytes sent in forward and in backward, by cut, direction, compute type and keep_gathers."""
+    """Count bytes sent in forward and backward, by mode size, direction, dtype and keep_gathers."""
     found = {}
     for cut in cuts:
         for compute, keep in KINDS:
@@ -97,7 +97,7 @@ def counted(world: int) -> list[dict[Way, tuple[int, int]]]:
 @pytest.mark.parametrize(("compute", "keep"), KINDS, ids=str)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_linear_sends_what_the_formula_says(
+def test_linear_sends_the_bytes_of_the_formula(
     cut: ModeSize, direction: str, compute: torch.dtype, keep: bool
 ) -> None:
     mode = modes()[cut.mode]
@@ -106,14 +106,14 @@ def test_a_linear_sends_what_the_formula_says(
     product, n_in, n_out, _ = ways(mode, direction)
     forward, backward = formula(mode, product, axes, n_in, n_out, keep=keep)
     size = compute.itemsize
-    weight_gradient = backward.pop("dw", 0) * 4  # reduced in the parameter type
+    weight_gradient = backward.pop("dw", 0) * 4  # reduced in the parameter dtype
     wanted = forward.total() * size, backward.total() * size + weight_gradient
     for found in counted(cut.tensor):
         assert found[cut, direction, compute, keep] == wanted
 
 
 @pytest.mark.parametrize("cut", [cut for cut in CUTS if cut.mode in FORWARD], ids=str)
-def test_the_table_costs_what_was_published(cut: ModeSize) -> None:
+def test_forward_traffic_equals_the_published_formula(cut: ModeSize) -> None:
     wanted = FORWARD[cut.mode](cut.tensor, T, H, INNER) * 4
     for found in counted(cut.tensor):
         assert found[cut, "up", torch.float32, False][0] == pytest.approx(wanted)
