@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sampling temperature: 1 = the model's distribution, 0 = greedy; default: 0.8",
     )
     parser.add_argument(
-        "--top-k", type=positive, metavar="K", help="sample from the K most likely tokens"
+        "--top-k", type=positive, help="sample from this number of most likely tokens"
     )
     parser.add_argument(
         "--top-p",

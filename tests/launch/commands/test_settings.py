@@ -107,7 +107,7 @@ def test_terminal_shows_the_meaning_below_the_name(monkeypatch, capsys):
     assert cli.main(["settings", "optimizer.eps"]) == 0
     plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert [line.rstrip() for line in plain.splitlines()] == [
-        "# optimizer: How parameters are updated.",
+        "# optimizer: The optimizer.",
         "optimizer.eps = 1e-08",
         "    added to Adam's denominator (float >= 0)",
     ]
