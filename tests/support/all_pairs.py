@@ -1,4 +1,4 @@
-"""All-pairs testing: few rows that still try every pair of choices."""
+"""All-pairs testing: few rows that try every pair of choices."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 def pairs(
     *choices: Sequence[Any], legal: Callable[..., bool] = lambda *row: True
 ) -> list[tuple[Any, ...]]:
-    """Legal rows, one value of each of ``choices``, in which every pair of values of any two
-    columns occurs that occurs in a legal row (greedy: Cohen et al. 1997, "AETG")."""
+    """Return legal rows, one value of each of ``choices``, so that every pair of values of two
+    columns that a legal row has occurs in one (greedy: Cohen et al. 1997, "AETG")."""
     columns = list(combinations(range(len(choices)), 2))
 
     def covers(row: Sequence[int]) -> set[tuple[int, int, int, int]]:

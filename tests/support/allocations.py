@@ -1,5 +1,5 @@
-"""What a step of training really allocates on a CPU, and what it sends: one rank of any world, in
-this process, among ranks that do not exist."""
+"""Memory that a training step allocates on a CPU, and bytes that it sends: one rank of any world,
+in this process, without the other ranks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Sends = dict[tuple[str, str], tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredMemory:
-    """Of one rank: entries of its parameters, the most bytes that were allocated at a time in its
-    second step and those that it leaves, and what it sent meanwhile."""
+    """Measured values of one rank: entries of its parameters, peak and remaining bytes of its
+    second step, and the bytes that it sent in it."""
 
     stage: int
     parameters: int
@@ -45,7 +45,8 @@ class MeasuredMemory:
 
 @contextmanager
 def world_of_one(rank: int, size: int) -> Iterator[None]:
-    """Rank ``rank`` of ``size``: collectives return at once, with whatever memory held."""
+    """Open a process group as rank ``rank`` of ``size``; its collectives return at once, with
+    undefined contents."""
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     try:
         yield
@@ -55,7 +56,7 @@ def world_of_one(rank: int, size: int) -> Iterator[None]:
 
 
 def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> MeasuredMemory:
-    """In a world that is open; steps are cut short where ranks would agree on their loss."""
+    """Measure a case in an open world. Steps end before the ranks would all-reduce their loss."""
     gc.collect()  # what is freed in the meantime would count
     with (
         patch.object(Stepper, "all_reduce_result", _agree),
@@ -88,19 +89,20 @@ def _copied(plan: Plan, batch: Batch, device: torch.device) -> Iterator[Batch]:
 def measure_all(
     rank: int, size: int, config: Path, cases: Sequence[Sequence[str]]
 ) -> list[MeasuredMemory]:
-    """One world serves many cases."""
+    """Measure several cases in one world."""
     return [measure(rank, size, config, overrides) for overrides in cases]
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A matmul without memory of its own: oneDNN's in 16 bits take what suits the processor."""
+    """Multiply without temporary memory: the memory of oneDNN in 16 bits depends on the
+    processor."""
     if a.dtype == torch.bfloat16:
         return a.new_zeros(a.shape[0], b.shape[1])
     return torch_matmul(a, b, bias)
 
 
 def _agree(self: Stepper, step: int, loss: Tensor, *rest: Any) -> StepResult:
-    """The control message is sent, and not looked at."""
+    """Send the control message and ignore its contents."""
     world = self.world
     world.all_reduce(torch.zeros(3 + 2 * world.size, dtype=torch.float64))
     return StepResult(loss=0.0, grad_norm=0.0, memory_bytes=(), stop=False)
@@ -112,8 +114,8 @@ def _sent(run: Trainer) -> Sends:
 
 
 def allocated(profiler: profile, what: str) -> tuple[int, int]:
-    """Bytes over those at the profiler's start: the peak while what is recorded under this name
-    runs, and what is left at the end."""
+    """Return bytes relative to the start of the profiler: the peak while the section of this name
+    runs, and the value at its end."""
     assert profiler.profiler is not None
     results = profiler.profiler.kineto_results
     assert results is not None

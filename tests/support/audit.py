@@ -1,4 +1,4 @@
-"""Watching what the interpreter does: code run, files written, programs started."""
+"""Observation of the interpreter: executed code, written files, started programs."""
 
 import ast
 import sys
@@ -27,7 +27,8 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """What happens inside the block, but for reading: imports, calls of programs, writes ..."""
+    """Yield a list of the audit events inside the block, without reads: imports, started programs,
+    writes ..."""
     global _seen
     _seen = []
     try:

@@ -1,4 +1,4 @@
-"""Measures of work that a busy or slow machine does not change."""
+"""Measures of work that do not depend on the load or the speed of the machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 @dataclass
 class Calls:
-    """``number``: of the calls that were counted."""
+    """``number``: of counted calls."""
 
     number: int = 0
 
 
 @contextmanager
 def counted() -> Iterator[Calls]:
-    """Count the calls of functions, Python's and C's, that this thread makes inside."""
+    """Count the calls of Python and C functions by this thread inside the block."""
     calls = Calls()
 
     def see(frame: FrameType, event: str, argument: Any) -> None:

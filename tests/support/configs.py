@@ -1,4 +1,4 @@
-"""Configs made at random, and reading them while watching what happens."""
+"""Randomly generated configs, and reading them under observation."""
 
 import re
 import time
@@ -26,7 +26,8 @@ FUZZ = settings(
 def sentences(
     draw: st.DrawFn, grammar: Mapping[str, Sequence[str]], symbol: str, depth: int = 4
 ) -> str:
-    """A text that ``symbol`` may stand for; capital letters in the grammar's texts are symbols."""
+    """Return a strategy for the texts of ``symbol``; capital letters in the texts of the grammar
+    are symbols."""
     names = re.compile(rf"\b[{''.join(grammar)}]\b")
     texts = grammar[symbol]
     if not depth:
@@ -36,7 +37,7 @@ def sentences(
 
 
 def read_safely(folder: Path, data: bytes, overrides: Sequence[str] = ()) -> Document | ConfigError:
-    """What the reader makes of ``data``: a ConfigError is the only exception it may raise."""
+    """Read ``data``; fail on any exception but ConfigError."""
     path = folder / "config.py"
     path.write_bytes(data)
     found: Document | ConfigError
@@ -61,7 +62,7 @@ def read_safely(folder: Path, data: bytes, overrides: Sequence[str] = ()) -> Doc
 
 
 def are_plain(value: object) -> bool:
-    """Whether ``value`` is of the types that the reader promises, and can be printed."""
+    """Return whether ``value`` has only types that the reader promises, and can be printed."""
     match value:
         case dict():
             return type(value) is dict and all(map(are_plain, [*value, *value.values()]))

@@ -1,7 +1,7 @@
-"""A rank that fails on purpose in its first attempts: ``failing_rank.py CONFIG ATTEMPTS``.
+"""A rank that fails in its first attempts: ``failing_rank.py CONFIG ATTEMPTS``.
 
-Its last rank fails, right after everyone has summed over the world. Rank 0 prints a line for each
-attempt: its number, the sum and the run's id.
+The last rank fails right after a sum over the world. Rank 0 prints a line for each attempt: its
+number, the sum and the id of the run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Whole training runs in processes of a test: what train_gpt.py does once it has its arguments."""
+"""Complete training runs in processes of a test: train_gpt.py after the parsing of its
+arguments."""
 
 from __future__ import annotations
 
@@ -52,10 +53,15 @@ PATIENCE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run in ``folder``, where its config is tiny.py. ``launch_id`` is what a launcher calls it,
-    the same over restarts. All ranks are killed in the middle of step ``dies``, once there is a
-    checkpoint where it ``dies_saved``. ``parse_fault`` is entered on every rank before it trains.
-    ``fault``: as FAULT in the environment."""
+    """A run in ``folder``, which contains its config as tiny.py.
+
+    Attributes:
+        launch_id: name of the launch, the same after a restart.
+        dies: all ranks are killed in the middle of this step.
+        dies_saved: they are killed only once there is a checkpoint.
+        parse_fault: a context manager that every rank enters before it trains.
+        fault: value of the variable FAULT.
+    """
 
     folder: Path
     overrides: tuple[str, ...] = ()
@@ -67,14 +73,14 @@ class Job:
     fault: str = ""
 
     def said(self, ranks: int) -> str:
-        """What the ranks said on stderr, those that were killed too."""
+        """Return the stderr of the ranks, including killed ones."""
         return "".join((self.folder / f"stderr-{rank}").read_text() for rank in range(ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a rank ended: the kind of error, if any, and what it said. ``batches``: step -> digests
-    of what it read."""
+    """Result of a rank: the kind of its error, if any, and its output. ``batches``: step -> digests
+    of the data that it read."""
 
     error: str
     out: str
@@ -84,25 +90,25 @@ class Ended:
 
 @contextlib.contextmanager
 def without_sample(world: World) -> Iterator[None]:
-    """A run of text ends without a sample of it, which takes longer than a tiny training."""
+    """Patch the end of a run to print no sample, which takes longer than a tiny training."""
     with patch("engine.end_of_run.SAMPLE_BYTES", 0):
         yield
 
 
 def into_run(folder: Path, *overrides: str, **more: Any) -> Job:
-    """The tiny training, into RUN of a folder that is made."""
+    """Return the job of the tiny training, into RUN of a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.py").write_text(TINY)
     return Job(folder=folder, overrides=overrides, **{"options": StartOptions(output=RUN), **more})
 
 
 def checkpoints_of(folder: Path, run: Path = RUN) -> CheckpointDirectory:
-    """The checkpoints of a run there."""
+    """Return the checkpoints of the run in a folder."""
     return CheckpointDirectory(RunFolder(folder / run).checkpoints)
 
 
 def run(job: Job, ranks: int = 1) -> list[Ended]:
-    """Every rank's end; none where they were killed."""
+    """Run a job and return the result of every rank; [] if they were killed."""
     try:
         return run_all([job], ranks)[0]
     except WorldError as error:
@@ -112,7 +118,7 @@ def run(job: Job, ranks: int = 1) -> list[Ended]:
 
 
 def run_all(jobs: Sequence[Job], ranks: int = 1) -> list[list[Ended]]:
-    """The same of jobs that the same processes do one after another."""
+    """Run several jobs one after another in the same processes, and return their results."""
     with contextlib.ExitStack() as held:
         ports = [held.enter_context(free_port()) for _ in jobs]
         by_rank = run_world(ranks, ranks_of, list(zip(jobs, ports, strict=True)), open_group=False)
@@ -124,7 +130,7 @@ def ranks_of(rank: int, size: int, jobs: list[tuple[Job, int]]) -> list[Ended]:
 
 
 def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
-    """One rank of a job."""
+    """Run one rank of a job."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(job.folder)
     launcher = "by hand" if job.launch is None else "Slurm"
@@ -160,8 +166,8 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
 
 @dataclass
 class Witness(Fault):
-    """At the place where rank ``victim`` stops: waits until it is stopped, and has no patience from
-    then on. Before that a rank may be as late as a busy machine makes it."""
+    """A rank at the step where rank ``victim`` is suspended: waits until it is, and uses a short
+    timeout from then on. Before that, a busy machine may delay any rank."""
 
     world: World
     victim: int
@@ -178,7 +184,7 @@ class Witness(Fault):
 
 
 def witness(fault: str, world: World) -> Witness | None:
-    """For the other ranks, where one is to be stopped."""
+    """Return the fault of the other ranks if one is to be suspended."""
     if not fault.startswith("stop"):
         return None
     kind, victim, step = fault.split(":")
@@ -187,13 +193,14 @@ def witness(fault: str, world: World) -> Witness | None:
 
 
 def lose_patience(world: World) -> None:
-    """This rank waits ``PATIENCE`` seconds for others from now on."""
+    """Set the timeout of this rank to ``PATIENCE`` seconds."""
     world.control_plane.use_step_timeout(PATIENCE)
     world.colossal.set_timeouts(PATIENCE)
 
 
 def _stderr(rank: int, job: Job) -> TextIO:
-    """In a file, of which something is left, where the rank may be."""
+    """Open a file for stderr if the rank may be killed, so that its output survives; else a
+    buffer."""
     return Path(f"stderr-{rank}").open("w+", buffering=1) if job.fault else io.StringIO()
 
 
@@ -223,5 +230,6 @@ def _mortal(healthy: Callable[..., StepResult], job: Job) -> Callable[..., StepR
 
 
 def saved() -> bool:
-    """Whether any run here has a checkpoint; one may be on its way beside the training."""
+    """Return whether a run in this folder has a checkpoint; an asynchronous save may be in
+    progress."""
     return any(Path("runs").glob("*/checkpoints/step-" + "[0-9]" * 8))

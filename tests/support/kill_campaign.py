@@ -1,4 +1,4 @@
-"""One run that is killed again and again, at exact places and at random steps, and goes on."""
+"""A run that is killed repeatedly, at exact points and at random steps, and resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = (
 
 @dataclass
 class Campaign:
-    """A run of ``steps`` in ``folder``. ``lost``: steps that were done again, by kill."""
+    """A run of ``steps`` in ``folder``. ``lost``: repeated steps, by kill."""
 
     folder: Path
     steps: int
@@ -53,7 +53,7 @@ class Campaign:
 
     @property
     def latest(self) -> int:
-        """The step of the latest checkpoint; 0 before the first."""
+        """Step of the latest checkpoint; 0 before the first."""
         return max(self.checkpoints.steps(), default=0)
 
     def job(self, *overrides: str, fault: str = "") -> Job:
@@ -70,7 +70,8 @@ class Campaign:
         assert self.run.read_status()["state"] == "finished"
 
     def fault(self, kind: str) -> tuple[str, int]:
-        """A fault of this kind that comes soon, and the step of the latest checkpoint after it."""
+        """Return a fault of this kind in one of the next steps, and the step of the latest
+        checkpoint after it."""
         done, rank = self.latest, self.draw.randrange(RANKS)
         saves = done + EVERY * self.draw.randint(1, 2)
         if kind in BEFORE_ITS_NAME:  # rank 0 gives it
@@ -84,7 +85,8 @@ class Campaign:
         return f"{kind}:{rank}:{step}", (step - 1) // EVERY * EVERY
 
     def kill_a_rank(self, kind: str, *overrides: str, exact: bool = True) -> None:
-        """``exact``: checkpoints are written in the steps, and not beside them."""
+        """Run until a rank is killed, and check the checkpoints. ``exact``: checkpoints are
+        synchronous."""
         before, (fault, expected) = self.latest, self.fault(kind)
         victim, step = map(int, fault.split(":")[1:])
         with pytest.raises(WorldError) as caught:
@@ -95,7 +97,8 @@ class Campaign:
         self.check()
 
     def kill_torchrun(self) -> None:
-        """Two ranks under it, which it replaces, and then itself, at a random step."""
+        """Run two ranks under torchrun, which restarts them twice, and kill torchrun at a random
+        step."""
         kinds = ["kill", *BEFORE_ITS_NAME]
         faults, expected = [], self.latest
         for _ in range(2):
@@ -119,7 +122,7 @@ class Campaign:
         self.check()
 
     def _is_in_its_third(self, process: subprocess.Popen[str]) -> bool:
-        """Whether the run goes on in ranks of torchrun's third attempt."""
+        """Return whether the run has resumed in torchrun's third attempt."""
         pid = self.run.read_status().get("pid")
         with suppress(psutil.Error):
             for child in psutil.Process(process.pid).children():
@@ -146,7 +149,7 @@ class Campaign:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of the log, one that is torn left out."""
+        """Return the rows of the log, without an incomplete one."""
         found = []
         for line in self.run.log.read_text().splitlines() if self.run.log.exists() else []:
             with suppress(ValueError):
@@ -155,18 +158,18 @@ class Campaign:
 
     @property
     def step(self) -> int:
-        """The last step in the log."""
+        """Last step in the log."""
         rows = self.rows()
         return int(rows[-1]["step"]) if rows else 0
 
     def check(self) -> None:
-        """Whatever has a checkpoint's name is one, and there is one after the first save."""
+        """Check that every folder with the name of a checkpoint verifies."""
         for step in self.checkpoints.steps():
             assert SavedCheckpoint(self.checkpoints.folder(step)).verify() == [], step
 
 
 def same_end(one: Campaign, other: Campaign) -> None:
-    """The same weights, optimizer, RNG and log, to the bit."""
+    """Check that weights, optimizer, RNG and log are equal to the bit."""
     assert one.run.weights.read_bytes() == other.run.weights.read_bytes()
     ours, theirs = (
         SavedCheckpoint(campaign.checkpoints.folder(campaign.steps)) for campaign in (one, other)

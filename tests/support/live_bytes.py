@@ -1,4 +1,4 @@
-"""Bytes of tensors that are alive, counted operator by operator; works on fake tensors too."""
+"""Bytes of live tensors, counted operator by operator; works on fake tensors too."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Alive(TorchDispatchMode):
-    """``most``: the most bytes at a time since it was made, of what it was shown and of all that
-    operators within it returned. Autograd does not add in place within it, as it does without."""
+    """Counts the bytes of live tensors. ``most``: their peak since the start, over registered
+    tensors and all results of operators. Inside, autograd does not accumulate in place, though it
+    does outside."""
 
     def __init__(self, *tensors: Tensor) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class Alive(TorchDispatchMode):
 def held(
     model_parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> list[Tensor]:
-    """Parameters, their gradients and their optimizer's states."""
+    """Return a model's parameters, their gradients and their optimizer states."""
     gradients = [p.grad for p in model_parameters if p.grad is not None]
     states = [state for p in model_parameters for state in optimizer.state[p].values()]
     return [*model_parameters, *gradients, *states]

@@ -1,4 +1,4 @@
-"""Pieces of whole tensors, as layers hold them."""
+"""Shards of full tensors, as layers store them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from models.parallel.shard import Shard
 
 
 def piece(whole: Tensor, activation: ActivationSharding, part: ParallelContext) -> Tensor:
-    """What this rank holds of a whole activation [T, H]."""
+    """Return this rank's shard of a full activation [T, H]."""
     rows = part.rows(whole.shape[0], activation.tokens)
     columns = part.rows(whole.shape[1], activation.hidden)
     return whole[rows, columns].clone()
 
 
 def summed(gradient: Tensor, box: Shard, part: ParallelContext) -> Tensor:
-    """A parameter's gradient by the one rule: over every axis that does not cut it."""
+    """Return a parameter's gradient summed over every axis that does not shard it."""
     total = gradient.clone()
     for axis in replicated_axes(box, part.summed_axes):
         part.axes[axis].all_reduce(total)

@@ -1,5 +1,5 @@
-"""Sizes at which to test the modes. They come from the registry, so that a new mode is tested by
-existing."""
+"""Sizes at which the modes are tested. They come from the registry, so that a new mode is tested
+without further code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModeSize(NamedTuple):
 
 
 def mode_sizes(largest: int) -> Iterator[ModeSize]:
-    """Every legal cut of every mode into up to ``largest`` ranks."""
+    """Return every legal size of every mode up to ``largest`` ranks."""
     for name, mode in modes().items():
         for depth in range(1, largest + 1 if mode.uses_depth else 2):
             for tensor in range(1, largest + 1):
@@ -31,7 +31,7 @@ def mode_sizes(largest: int) -> Iterator[ModeSize]:
 
 
 def full_mode_sizes(largest: int = 8) -> list[ModeSize]:
-    """Of each mode the smallest cut in which none of its axes has size 1."""
+    """Return the smallest size of each mode in which no axis has size 1."""
     smallest: dict[str, ModeSize] = {}
     for cut in sorted(mode_sizes(largest), key=lambda cut: cut.tensor):
         axes = modes()[cut.mode].axes(cut.tensor, cut.depth)

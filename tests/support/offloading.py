@@ -1,4 +1,4 @@
-"""What a run of tests/support/training.py keeps on a disk."""
+"""NVMe offload for the cases of tests/support/training.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Offloaded:
     stack: ExitStack
 
     def optimizer(self, inner: torch.optim.Optimizer) -> StreamedOptimizer:
-        """An AdamW with its states on the disk."""
+        """Return an AdamW with its states on the disk."""
         return StreamedOptimizer(
             inner,
             states=2,
@@ -44,7 +44,7 @@ class Offloaded:
 
 @contextmanager
 def open_offloaded(rank: int, *, weights: bool) -> Iterator[Offloaded]:
-    """A disk of a rank's own: optimizer states, and ``weights`` too."""
+    """Open a disk folder for a rank: for optimizer states, and with ``weights`` for weights too."""
     with ExitStack() as stack:
         root = stack.enter_context(tempfile.TemporaryDirectory(prefix="disk-"))
         disk = stack.enter_context(open_disk(Path(root), f"job-rank{rank}"))

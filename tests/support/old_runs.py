@@ -33,7 +33,7 @@ def unpack(folder: Path) -> Path:
 def start(
     folder: Path, ranks: int, *commands: Sequence[str], program: str = "train_gpt"
 ) -> list[str]:
-    """Run the program with each of the arguments, one after another; the output of rank 0 of
+    """Run the program with each of the arguments, one after another; return the output of rank 0 of
     each."""
     by_rank = all_by_hand(ranks, [(program, arguments) for arguments in commands], folder)
     assert all(left.code == 0 for of_rank in by_rank for left in of_rank), by_rank
@@ -41,13 +41,13 @@ def start(
 
 
 def read_log(path: Path) -> dict[int, dict[str, Any]]:
-    """The rows of a log.jsonl by their step."""
+    """Return the rows of a log.jsonl by their step."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {row["step"]: row for row in rows}
 
 
 def key_paths(value: Any, prefix: str = "") -> Iterator[str]:
-    """Every key in a JSON value, dotted; the items of a list share the key "[]"."""
+    """Yield every key in a JSON value, dotted; the items of a list share the key "[]"."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield f"{prefix}{key}"

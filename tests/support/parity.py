@@ -1,4 +1,4 @@
-"""Runs in any layout, each held to the same training in one process."""
+"""Training in any layout, compared with the same training in one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ up to 0.024 of a bias in bf16 and 0.003 in fp16, which has three bits more."""
 
 
 class Parity:
-    """One world of each size trains all runs of that size when the first of them is asked for."""
+    """One world of each size trains all cases of that size when the first of them is checked."""
 
     def __init__(self, runs: Iterable[TrainingCase], *, timeout: float = TIMEOUT_SECONDS) -> None:
         self.runs, self.timeout = list(dict.fromkeys(runs)), timeout
@@ -35,6 +35,6 @@ class Parity:
         return dict(zip(runs, results[0], strict=True))
 
     def check(self, run: TrainingCase) -> None:
-        """Losses, norms and parameters of ``run`` are those of one process."""
+        """Check that losses, norms and parameters of ``run`` equal those of one process."""
         result, wanted = self.trained(run.layout.gpus)[run], self.trained(1)[run.alone]
         assert_same(result, wanted, TOLERANCE[run.compute or run.dtype])

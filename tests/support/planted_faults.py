@@ -1,4 +1,5 @@
-"""Faults to plant in the model, its cut or its gradients, each with a run that must show it."""
+"""Faults to plant in the model, its sharding or its gradients, each with a training that must
+detect it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ RUNS = [COLUMNS, GRID, DEEP, CUBE]
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedFault:
-    """What is planted, and the run that must show it."""
+    """A fault, and the training that must detect it."""
 
     run: TrainingCase
     plant: Callable[[], AbstractContextManager[Any]]
@@ -51,7 +52,7 @@ FAULTS: dict[str, PlantedFault] = {}
 
 
 def shown_by(run: TrainingCase) -> Callable[[Callable[[], Iterator[None]]], None]:
-    """Register a context manager in which the fault is there."""
+    """Register a context manager that plants the fault."""
 
     def register(plant: Callable[[], Iterator[None]]) -> None:
         FAULTS[plant.__name__] = PlantedFault(run=run, plant=contextmanager(plant))
@@ -60,7 +61,7 @@ def shown_by(run: TrainingCase) -> Callable[[Callable[[], Iterator[None]]], None
 
 
 def unsummed(lost: Callable[[ShardedModule, str, str], bool]) -> AbstractContextManager[Any]:
-    """Gradients of (module, parameter) are not summed over an axis where ``lost`` says so."""
+    """Skip the sum of gradients of (module, parameter) over an axis if ``lost`` returns True."""
 
     def faulty(model: ModelChunks) -> GradientReducer:
         owners = {
@@ -82,7 +83,7 @@ def unsummed(lost: Callable[[ShardedModule, str, str], bool]) -> AbstractContext
 
 
 def table(name: str, change: Callable[[Mode], Mode]) -> AbstractContextManager[Any]:
-    """A mode's table with a mistake in it."""
+    """Replace a mode's table by one with a mistake."""
     return patch.object(training, "modes", lambda: {**modes(), name: change(modes()[name])})
 
 

@@ -1,4 +1,4 @@
-"""Faults to plant in pipelines, ZeRO and the loss scale; registered beside those of the model."""
+"""Faults to plant in pipelines, ZeRO and the loss scale; registered with those of the model."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def layers_are_drawn_by_their_place_in_the_stage() -> Iterator[None]:
 
 @shown_by(STAGES)
 def messages_of_micro_batches_are_crossed() -> Iterator[None]:
-    """The first two that a rank receives, where both come before either is used."""
+    """Swap the first two messages that a rank receives, if both arrive before either is used."""
     healthy = pipeline_schedule.insert_p2p
 
     def crossed(
@@ -116,7 +116,7 @@ def put_off_gradients_are_lost() -> Iterator[None]:
 
 @shown_by(BUBBLE)
 def put_off_gradients_are_summed_before_they_are_there() -> Iterator[None]:
-    """Autograd calls for a gradient that it was not given, too."""
+    """Count a gradient as ready when autograd calls the hook without one."""
     with patch.object(GradientReducer, "_hook", lambda self, parameter: self.mark_ready(parameter)):
         yield
 
@@ -223,7 +223,7 @@ def the_norm_is_scaled() -> Iterator[None]:
 
 
 def summed_over(axis: str) -> AbstractContextManager[Any]:
-    """All gradients are summed over an axis, those that it cuts too."""
+    """Sum all gradients over an axis, including those that it shards."""
     healthy = gradients.replicated_axes
 
     def uncut(box: Shard, axes: dict[str, Axis]) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def summed_over(axis: str) -> AbstractContextManager[Any]:
 
 
 def norm_of(counts: Callable[[Any], bool]) -> AbstractContextManager[Any]:
-    """Ranks for which ``counts`` is false have no share in the gradient's norm."""
+    """Leave ranks out of the gradient's norm if ``counts`` is False for them."""
     healthy = gradients.local_grad_norm_squared
 
     def share(model: ModelChunks) -> Tensor:

@@ -1,6 +1,5 @@
-"""Imports that nearly every rank of a test needs, done once in the server that ranks are forked
-from: each rank would spend seconds of a core on them. Nothing here computes, since a fork loses
-torch's threads."""
+"""Imports that nearly every rank of a test needs, run once in the server that forks the ranks: each
+rank would spend seconds on them. No module here computes, since a fork loses torch's threads."""
 
 from __future__ import annotations
 

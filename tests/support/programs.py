@@ -1,5 +1,5 @@
-"""Rank programs as a launcher starts them, in forked processes: each process would spend seconds on
-its imports."""
+"""Rank programs, started as by a launcher but in forked processes: a new process would spend
+seconds on its imports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.worlds import free_port, run_world
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """How a launcher starts one rank of ``program``: its arguments and the variables that it has in
-    its environment besides those of all ranks."""
+    """Start of one rank of ``program``: its arguments, and its variables besides those of all
+    ranks."""
 
     program: str = "train_gpt"
     arguments: Sequence[str]
@@ -28,7 +28,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """The exit code of a rank and its output."""
+    """Exit code and output of a rank."""
 
     code: int
     out: str
@@ -38,15 +38,16 @@ class Left:
 def by_hand(
     ranks: int, arguments: Sequence[str], folder: Path, program: str = "train_gpt"
 ) -> list[Left]:
-    """Run ``program`` in ``folder`` on ranks that are started by hand; alone where there is one."""
+    """Run ``program`` in ``folder`` on ranks that are started by hand; without a launcher if there
+    is only one."""
     return [left for (left,) in all_by_hand(ranks, [(program, arguments)], folder)]
 
 
 def all_by_hand(
     ranks: int, commands: Sequence[tuple[str, Sequence[str]]], folder: Path
 ) -> list[list[Left]]:
-    """The same of several programs with their arguments, one after another in the same processes:
-    for each rank, the results of all."""
+    """Run several programs with their arguments one after another in the same processes; return all
+    results of each rank."""
     launches = []
     with contextlib.ExitStack() as held:
         for program, arguments in commands:
@@ -67,7 +68,7 @@ def run_ranks(starts: Sequence[Start], folder: Path) -> list[Left]:
 
 
 def ranks_of(rank: int, size: int, launches: Sequence[Sequence[Start]], folder: Path) -> list[Left]:
-    """One rank of each launch, one launch after another."""
+    """Run one rank of each launch, one launch after another."""
     os.chdir(folder)
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder)}
     return [_leave(starts[rank]) for starts in launches]

@@ -1,4 +1,4 @@
-"""What Python itself makes of a config: really run, with foreign modules that record names."""
+"""Configs executed by Python itself, with foreign modules replaced by recorders of names."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ FUNCTIONS = {
 
 
 class Foreign:
-    """An object of a foreign module: it knows its name and its call, like a Symbol."""
+    """An object of a foreign module: stores its name and its call, like a Symbol."""
 
     def __init__(self, name: str, call: tuple[Any, Any] | None = None) -> None:
         self.symbol = Symbol(name) if call is None else Symbol(name, *call)
@@ -30,7 +30,7 @@ class Foreign:
 
 
 def recorded(value: object) -> object:
-    """``value`` with symbols in place of foreign objects."""
+    """Return ``value`` with symbols in place of foreign objects."""
     match value:
         case Foreign():
             return value.symbol
@@ -44,7 +44,7 @@ def recorded(value: object) -> object:
 
 
 def run(text: str, environ: Mapping[str, str] | None = None) -> dict[str, object]:
-    """What harmless ``text`` leaves when Python runs it, but for ``os`` and ``__future__``."""
+    """Execute harmless ``text`` and return its variables, without ``os`` and ``__future__``."""
     environ = dict(environ or {})
     system = SimpleNamespace(
         environ=environ,
@@ -57,7 +57,8 @@ def run(text: str, environ: Mapping[str, str] | None = None) -> dict[str, object
     system_modules = {"os": system, "__future__": future}
 
     def import_module(name: str, *names: Any) -> object:
-        """``names``: globals, locals, what follows ``from ... import``, level."""
+        """Import as ``__import__`` does. ``names``: globals, locals, the names after ``from ...
+        import``, level."""
         if name in system_modules:
             return system_modules[name]
         if name == "os.path":

@@ -1,4 +1,4 @@
-"""Legal layouts, drawn at random: what nobody thought of combining."""
+"""Legal layouts, drawn at random, for combinations that no other test has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GRIDS = [
 
 
 def draw(number: int) -> TrainingCase:
-    """Layout ``number``: the same on every machine."""
+    """Return layout ``number``: the same on every machine."""
     pick = random.Random(number).choice
     mode = pick(list(modes()))
     cut, data, pipeline = pick([grid for grid in GRIDS if grid[0].mode == mode])

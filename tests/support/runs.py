@@ -1,5 +1,4 @@
-"""A config's run on one rank of a test's world: what ``engine.training.trainer`` makes of
-it, without a launcher and without a folder."""
+"""A Trainer on one rank of a test world, without a launcher and without a run folder."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class StandInWorld:
-    """What a run needs of its world."""
+    """The members of World that a Trainer uses."""
 
     axes: dict[str, Axis]
     traffic: Traffic
@@ -44,7 +43,7 @@ class StandInWorld:
 
 
 def open_run(rank: int, size: int, config: Path, overrides: Sequence[str], **more: Any) -> Trainer:
-    """The run of ``config`` on ``rank`` of ``size``, over synthetic or cached data."""
+    """Return the Trainer of ``config`` on ``rank`` of ``size``, over synthetic or cached data."""
     plan = make_plan(config, gpus=size, overrides=overrides, environ={})
     traffic = Traffic()
     axes = open_axes(plan.layout, rank, traffic)
@@ -62,7 +61,7 @@ def run_of(plan: Plan, world: StandInWorld, *, cache: Path, steps: int = 10) -> 
 
 @contextmanager
 def pretended(rank: int, size: int) -> Iterator[None]:
-    """A process group of ``size`` ranks in which nothing is sent."""
+    """Open a process group of ``size`` ranks that sends nothing."""
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     try:
         yield
@@ -71,7 +70,7 @@ def pretended(rank: int, size: int) -> Iterator[None]:
 
 
 def lonely_axes(layout: Layout, rank: int) -> dict[str, Axis]:
-    """A rank's place; with groups where a process group is open."""
+    """Return a rank's axes, with groups if a process group is open."""
     own = tuple(layout.tensor_axes)
     wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
     found, traffic = {}, Traffic()
@@ -84,7 +83,7 @@ def lonely_axes(layout: Layout, rank: int) -> dict[str, Axis]:
 
 
 def build_empty(plan: Plan, rank: int) -> ModelChunks:
-    """A rank's share of the model: shapes without values."""
+    """Build a rank's share of the model: shapes without values."""
     axes = lonely_axes(plan.layout, rank)
     part = parallel_context(plan.settings, plan.layout.mode, axes, torch.device("meta"))
     with patch.object(ModelChunks, "initialise", lambda self, seed: None):

@@ -1,5 +1,5 @@
-"""What each setting changes: a probe that tells two values of it apart, by what is done and not by
-what is written down."""
+"""The effect of each setting: a probe that distinguishes two of its values by behaviour, not by
+recorded settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OTHER = "Another. " * 200
 
 @dataclass(frozen=True, kw_only=True)
 class SettingEffect:
-    """``probe`` gives something else once ``change`` is added to ``given``."""
+    """``probe`` returns another result once ``change`` is added to ``given``."""
 
     change: str
     probe: Callable[[Path, Overrides], Any]
@@ -50,7 +50,7 @@ class SettingEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class Chooser:
-    """Stands in for a world of one rank where a library is chosen."""
+    """Replaces a world of one rank for the choice of a library."""
 
     plan: Plan
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -63,7 +63,7 @@ class Chooser:
 
 
 def training(config: Path, overrides: Overrides) -> list[float]:
-    """Losses and norms of four steps, and of a validation."""
+    """Return losses and norms of four steps, and of a validation."""
     run = open_run(0, 1, config, overrides, steps=4)
     outcomes = [run.step(step) for step in range(1, 5)]
     return [*(o.loss for o in outcomes), *(o.grad_norm for o in outcomes), run.validate()]
@@ -75,12 +75,12 @@ def micro_batches(config: Path, overrides: Overrides) -> list[torch.Size]:
 
 
 def first_ids(config: Path, overrides: Overrides) -> list[Any]:
-    """What a step reads."""
+    """Return the token ids that a step reads."""
     return [ids.tolist() for ids, _ in open_run(0, 1, config, overrides).micro_batches(1)]
 
 
 def scales(config: Path, overrides: Overrides) -> list[float]:
-    """The loss scale after each of four steps; fewer where it could shrink no more."""
+    """Return the loss scale after each of four steps; fewer if it cannot be reduced further."""
     run = open_run(0, 1, config, ("precision=fp16", *overrides))
     assert run.stepper.loss_scale is not None
     found = []
@@ -92,7 +92,7 @@ def scales(config: Path, overrides: Overrides) -> list[float]:
 
 
 def skips(config: Path, overrides: Overrides) -> list[bool]:
-    """Which of eight steps are skipped; fewer where too many in a row were."""
+    """Return which of eight steps are skipped; fewer if too many in a row are."""
     run, found = open_run(0, 1, config, overrides, steps=8), list[bool]()
     with contextlib.suppress(DivergedError):
         for step in range(1, 9):
@@ -101,7 +101,7 @@ def skips(config: Path, overrides: Overrides) -> list[bool]:
 
 
 def overflowing(config: Path, overrides: Overrides) -> list[float]:
-    """The same from a scale at which everything overflows."""
+    """Return the loss scales from a scale at which all gradients overflow."""
     return scales(config, ("loss_scale.initial=1e9", "loss_scale.growth_interval=100", *overrides))
 
 
@@ -111,7 +111,7 @@ def steps(config: Path, overrides: Overrides) -> int:
 
 
 def blocks_run(config: Path, overrides: Overrides) -> int:
-    """Forward passes of blocks in a step."""
+    """Count the forward passes of blocks in a step."""
     run, healthy, calls = open_run(0, 1, config, overrides), Block.forward, []
 
     def forward(self: Block, *x: Any) -> Any:
@@ -127,7 +127,7 @@ MATMULS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
 def matmuls(config: Path, overrides: Overrides) -> int:
-    """Matmuls of a step, those that are computed again included."""
+    """Count the matmuls of a step, including recomputed ones."""
     calls: list[Any] = []
     run = open_run(0, 1, config, overrides)
 
@@ -142,7 +142,7 @@ def matmuls(config: Path, overrides: Overrides) -> int:
 
 
 def library(config: Path, overrides: Overrides) -> str:
-    """The library that a run's matmuls are made by."""
+    """Return the library of a run's matmuls."""
     plan = make_plan(config, gpus=1, overrides=overrides, environ={})
     return choose_run_matmul(cast(World, Chooser(plan=plan)))
 
@@ -165,14 +165,14 @@ def compiled(config: Path, overrides: Overrides) -> bool:
 
 
 def validations(config: Path, overrides: Overrides) -> tuple[list[bool], int]:
-    """After which of four steps, and of how many samples."""
+    """Return after which of four steps a validation runs, and on how many samples."""
     run = open_run(0, 1, config, overrides)
     held_out = run.batches.validation.samples
     return [run.validates_after(step, last=step == 4) for step in range(1, 5)], held_out
 
 
 def tokenised_in(config: Path, overrides: Overrides) -> list[str]:
-    """Where files appear when text is tokenised."""
+    """Return the folder in which files appear when text is tokenized."""
     folder = config.parent
     before = set(folder.rglob("*.*"))
     open_run(0, 1, config, overrides)
@@ -187,13 +187,13 @@ def plan_of(config: Path, overrides: Overrides) -> Plan:
 
 
 def pieces(config: Path, overrides: Overrides) -> list[tuple[str, torch.Size]]:
-    """Names and shapes of what rank 0 holds."""
+    """Return names and shapes of the parameters of rank 0."""
     named = build_empty(plan_of(config, overrides), 0).named_parameters()
     return [(name, parameter.shape) for name, parameter in named]
 
 
 def calls(config: Path, overrides: Overrides) -> dict[Any, int]:
-    """What rank 0 sends as a micro-batch goes forward and back."""
+    """Return the collectives of rank 0 in the forward and backward pass of a micro-batch."""
     plan = plan_of(config, overrides)
     with pretended(0, 8):
         model = build_empty(plan, 0)
@@ -205,7 +205,7 @@ def calls(config: Path, overrides: Overrides) -> dict[Any, int]:
 
 
 def order(config: Path, overrides: Overrides) -> list[Any]:
-    """What the first of two stages does in a step."""
+    """Return the actions of the first of two stages in a step."""
     plan = plan_of(config, ("PIPELINE=2", "NUM_MICRO_BATCHES=4", *overrides))
     model = build_empty(plan, 0)
     pipeline = Pipeline(model, model.parallel.axes["pipeline"], plan.settings.schedule)
@@ -213,7 +213,8 @@ def order(config: Path, overrides: Overrides) -> list[Any]:
 
 
 def homes(config: Path, overrides: Overrides) -> tuple[object, bool, bool]:
-    """Where weights stay between uses, what of them is kept here, and whether a disk has them."""
+    """Return the device of the weights between uses, their bytes in memory, and whether a disk
+    stores them."""
     plan = plan_of(config, overrides)
     part = build_empty(plan, 0).parallel
     return part.offload_device, part.zero.caches_shards, plan.settings.zero.offload == "nvme"
@@ -223,7 +224,7 @@ def homes(config: Path, overrides: Overrides) -> tuple[object, bool, bool]:
 
 
 def files(config: Path, overrides: Overrides) -> tuple[list[str], str]:
-    """What it leaves in its folder, and which steps it tells of."""
+    """Return the files of the run folder, and the steps that the run reports."""
     folder = config.parent / f"run{abs(hash(overrides))}"
     folder.mkdir(exist_ok=True)
     (folder / "tiny.py").write_text(CONFIG)

@@ -1,4 +1,4 @@
-"""The helper itself: results by rank, errors with rank and reason, no process left."""
+"""The helper run_world: results by rank, errors with rank and reason, no process left."""
 
 import multiprocessing
 import os

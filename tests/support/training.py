@@ -1,4 +1,4 @@
-"""A small GPT trained for a few steps in any layout, and its tensors gathered whole again."""
+"""A small GPT trained for a few steps in any layout, and its gathered tensors."""
 
 from __future__ import annotations
 
@@ -39,10 +39,15 @@ may be a matter of rounding, and a step of Adam is a sign."""
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCase:
-    """A layout and what to train in it. ``samples`` are those of a step, over all ranks and rounds,
-    and ``ignored`` the first so many of their targets: some ranks have none left. ``micro_batches``
-    are those of a rank and round. ``scale`` is the loss scale that fp16 begins with. ``disk``: what
-    is kept on one, the weights with the states."""
+    """A layout, a model and its training.
+
+    Attributes:
+        samples: per step, over all ranks and rounds.
+        ignored: number of targets at the start that are padding: some ranks have no other target.
+        micro_batches: per rank and round.
+        scale: initial loss scale of fp16.
+        disk: state that is offloaded to a disk; "weights" includes the optimizer states.
+    """
 
     mode: str = "serial"
     tensor: int = 1
@@ -87,8 +92,8 @@ class TrainingCase:
 
     @property
     def config(self) -> GPTConfig:
-        """Nothing divides more than it must: n_head x head_dim is not n_embd, the vocabulary is
-        odd, and the MLP falls into uneven parts."""
+        """Model config with few common divisors: n_head x head_dim is not n_embd, the vocabulary is
+        odd, and the MLP has uneven shards."""
         parts = prod(self.layout.tensor_axes[axis] for axis in self.layout.mode.inner.hidden)
         return GPTConfig(
             n_layer=self.layers,
@@ -115,7 +120,7 @@ class TrainingCase:
 
     @property
     def name(self) -> str:
-        """As pytest shows it."""
+        """Id of the case in pytest's output."""
         depth = f"d{self.depth}" if self.layout.mode.uses_depth else ""
         flags = ["tied" if self.tied else "untied"]
         if self.checkpoint:
@@ -135,7 +140,8 @@ class TrainingCase:
 
     @property
     def alone(self) -> TrainingCase:
-        """The same training in one process: nothing cut, padded, accumulated or checkpointed."""
+        """The same training in one process: without sharding, padding, accumulation or
+        recomputation."""
         whole = TrainingCase(heads=self.config.n_head, loss_chunk=None)
         model = "layers tied dtype compute dropout inner"
         course = "samples length ignored steps clip scale gentle"
@@ -145,8 +151,7 @@ class TrainingCase:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a run ends with: by step, and whole parameters by name. ``skipped``: steps in which
-    fp16 overflowed."""
+    """Values by step, and full parameters by name. ``skipped``: steps in which fp16 overflowed."""
 
     losses: list[float]
     norms: list[float]
@@ -156,13 +161,14 @@ class TrainingResult:
 
 @cache
 def process_group(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
-    """Made once in a world; all ranks ask in the same order."""
+    """Return the group of these ranks, created once per world; all ranks call this in the same
+    order."""
     group: dist.ProcessGroup | None = dist.new_group(list(ranks)) if len(ranks) > 1 else None
     return group
 
 
 def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
-    """This rank's axes, over groups of torch's own making."""
+    """Return this rank's axes over new torch groups."""
     own = tuple(layout.tensor_axes)
     wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
     wanted |= {"tensor": own, "world": tuple(layout.axes)}
@@ -204,7 +210,7 @@ def build(run: TrainingCase, parallel: ParallelContext, seed: int = 1) -> ModelC
 
 
 def samples(run: TrainingCase, step: int) -> Batch:
-    """The global batch of a step, the same for every layout."""
+    """Return the global batch of a step, the same for every layout."""
     draw = np.random.default_rng([7, step])
     ids = torch.from_numpy(draw.integers(0, run.config.vocab_size, (run.samples, run.length + 1)))
     targets = ids[:, 1:].clone()
@@ -213,7 +219,8 @@ def samples(run: TrainingCase, step: int) -> Batch:
 
 
 def rounds(run: TrainingCase, batch: Batch, index: int) -> list[Batch]:
-    """Micro-batches of data-parallel rank ``index``, padded to what the mode can cut."""
+    """Return the micro-batches of data-parallel rank ``index``, padded to a size that the mode can
+    shard."""
     multiple = run.layout.sample_multiple(run.length)
     share, rest = divmod(run.samples, run.data * run.accumulation * run.micro_batches)
     assert not rest, "micro-batches are equal"
@@ -229,8 +236,8 @@ def rounds(run: TrainingCase, batch: Batch, index: int) -> list[Batch]:
 
 
 def gathered(model: ModelChunks, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:
-    """Whole tensors from the pieces of all ranks, placed by their boxes alone: NaN where no rank
-    has an entry. Ranks that hold the same piece must hold the same bits."""
+    """Assemble full tensors from the shards of all ranks: NaN for an entry that no rank has. Fail
+    if ranks with the same shard have different bits."""
     boxes = model.shards()
     pieces = {name: (boxes[name], tensor.detach()) for name, tensor in tensors.items()}
     everyone = [pieces] * world
@@ -267,7 +274,7 @@ def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
 
 
 def train(rank: int, size: int, run: TrainingCase) -> TrainingResult:
-    """``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
+    """Train ``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
     assert size == run.layout.gpus, f"{run.layout.gpus} ranks wanted"
     parallel = open_partition(run, rank)
     if run.disk is None:
@@ -281,7 +288,7 @@ def train(rank: int, size: int, run: TrainingCase) -> TrainingResult:
 
 
 def train_model(run: TrainingCase, model: ModelChunks, stepper: Stepper) -> TrainingResult:
-    """The steps of ``train``."""
+    """Run the steps of ``train`` on a model."""
     parallel, losses, norms = model.parallel, list[float](), list[float]()
     for step in range(1, run.steps + 1):
         batch = samples(run, step)
@@ -297,27 +304,28 @@ def train_model(run: TrainingCase, model: ModelChunks, stepper: Stepper) -> Trai
 
 
 def train_all(rank: int, size: int, runs: list[TrainingCase]) -> list[TrainingResult]:
-    """One world serves many runs; rank 0 tells."""
+    """Train several cases in one world; rank 0 returns the results."""
     results = [train(rank, size, run) for run in runs]
     return results if rank == 0 else []
 
 
 def differences(result: TrainingResult, reference: TrainingResult) -> dict[str, float]:
-    """||a - b|| / ||b|| of every parameter, and of losses and gradient norms over the steps."""
+    """Return ||a - b|| / ||b|| of every parameter, and of losses and gradient norms over the
+    steps."""
     ours, theirs = whole_record(result), whole_record(reference)
     assert ours.keys() == theirs.keys()
     return {name: float((ours[name] - b).norm() / b.norm()) for name, b in theirs.items()}
 
 
 def whole_record(result: TrainingResult) -> dict[str, Tensor]:
-    """All that a training is judged by, in float64."""
+    """Return all compared values of a training, in float64."""
     numbers = {"losses": result.losses, "gradient norms": result.norms}
     record = {name: torch.tensor(some, dtype=torch.float64) for name, some in numbers.items()}
     return record | {name: tensor.double() for name, tensor in result.parameters.items()}
 
 
 def assert_same(result: TrainingResult, reference: TrainingResult, tolerance: float) -> None:
-    """Every difference is within ``tolerance``; NaN is not."""
+    """Check that every difference is within ``tolerance``; NaN is not."""
     found = differences(result, reference)
     wrong = {name: error for name, error in found.items() if not error <= tolerance}
     assert not wrong, f"relative differences beyond {tolerance:g}: {wrong}"

@@ -1,5 +1,5 @@
-"""A program for a network namespace of its own: what steps of training send, by our own count and
-by the loopback device's."""
+"""A program for a network namespace of its own: bytes that training steps send, by our count and by
+the loopback device's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADERS = 14 + 20 + 32
 
 
 def sent_by_device() -> tuple[int, int]:
-    """Bytes and packets that loopback has sent in this namespace."""
+    """Return bytes and packets that loopback has sent in this namespace."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == "lo":
@@ -39,8 +39,8 @@ def measure(rank: int, size: int, config: Path, cases: list[dict[str, Any]]) -> 
 def _measure(
     rank: int, size: int, config: Path, overrides: list[str], library: bool
 ) -> dict[str, Any]:
-    """Bytes of one step: what this rank counted by axis, and the device's payload over all ranks.
-    ``library``: gloo's own collectives in place of ours."""
+    """Return the bytes of one step: this rank's count by axis, and the device's payload over all
+    ranks. ``library``: use gloo's own collectives."""
     theirs = patch.object(Axis, "_uses_gloo_pairs", lambda self, x: False)
     with theirs if library else nullcontext():
         run = open_run(rank, size, config, overrides)
@@ -66,7 +66,8 @@ def _measure_step(run: Trainer, step: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """CONFIG, and cases as JSON: [[ranks, [case, ...]], ...] -> results of all ranks, by case."""
+    """Measure cases: CONFIG, and cases as JSON [[ranks, [case, ...]], ...] -> results of all ranks,
+    by case."""
     config, cases = Path(argv[0]), json.loads(argv[1])
     found = [
         list(zip(*run_world(ranks, measure, config, some), strict=True)) for ranks, some in cases

@@ -90,8 +90,8 @@ def run_world(
 
 @contextlib.contextmanager
 def free_port() -> Iterator[int]:
-    """Give a port for ranks to meet at. It stays bound, without listening, so that no other process
-    is given it."""
+    """Yield a port at which ranks can connect. It stays bound, without listening, so that no other
+    process gets it."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind((LOOPBACK, 0))
@@ -127,8 +127,8 @@ def _collect(pipes: dict[Connection, int], size: int, timeout: float, grace: flo
 
 
 def default_signals() -> None:
-    """Give signals that stop a run their default effect in this process: its parent may ignore
-    some, as nohup does and scripts that start it in the background, and so would it."""
+    """Restore the default effect of signals that stop a run: the parent of this process may ignore
+    some, as nohup and background jobs of scripts do."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
