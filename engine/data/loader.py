@@ -89,7 +89,7 @@ class TrainBatches:
         None: the whole split."""
         self.corpus = corpus
         self._before = Consumed()  # before the first of these batches
-        self._place = 0  # of the first of these batches in the order of samples
+        self._place = 0  # position of the first of these batches in the order of samples
         self._batch_size, self._data_size, self._rounds = batch_size, data_size, rounds
         self._sampler = Sampler(corpus.train.samples, seed)
         held_out = corpus.validation.samples

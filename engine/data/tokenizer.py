@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
-        """Return the tokenizer that ``state`` returned this of. Raises UserError."""
+        """Make a tokenizer from the result of ``state``. Raises UserError if it is corrupt."""
 
     @property
     def size(self) -> int:
@@ -87,8 +87,8 @@ def dump(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_saved(path: Path) -> dict[str, Any] | None:
-    """Read a tokenizer that ``dump`` returned from a file; None if there is no file. Raises
-    UserError for a file of other content."""
+    """Read the JSON object of a tokenizer, as ``dump`` returns it, from a file; None if there is no
+    file. Raises UserError if it is corrupt."""
     if not path.is_file():
         return None
     try:
