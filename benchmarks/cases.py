@@ -20,7 +20,7 @@ BATCHES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is trained: a model, ``samples`` of ``length`` tokens a step."""
+    """A model and its batch: ``samples`` of ``length`` tokens a step."""
 
     layers: int
     heads: int

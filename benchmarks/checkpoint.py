@@ -1,12 +1,12 @@
-"""Saving and loading against a plain copy of the same bytes, and the pause that a save makes.
+"""Saving and loading against a plain copy of the same bytes, and the pause of training at a save.
 
     python benchmarks/checkpoint.py [--ranks 2] [--width 512] [--turns 3] [--folder DIR] [--json F]
 
-A copy reads and writes the files of a checkpoint and syncs them, each rank its own. A save computes
-digests, syncs, and reads all of it back from the disk; a load verifies digests before it reads.
-DCP's own save syncs and does no more. All take turns on one disk, and ratios are of each turn; the
-median is reported. The pause is what training waits for a save, with and without
-checkpoint.asynchronous, and what the steps beside it take in place of the usual.
+"copy": each rank reads, writes and fsyncs its files of a checkpoint. "save" computes digests,
+fsyncs and reads the files back from the disk; "load" verifies digests, then reads. "DCP's own save"
+only fsyncs. The contenders take turns on one disk; the reported ratio is the median over the turns.
+The pause is the time that training waits for a save, with and without checkpoint.asynchronous;
+steps during an asynchronous save are timed separately.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ log = dict(tensorboard=False)
 eval = dict(every=0)
 zero = dict(stage=1)
 """
-STEPS = 12  # of which every fourth saves
+STEPS = 12  # every fourth step saves
 
 
 def copy(source: Path, target: Path, rank: int) -> None:
-    """This rank's files, synced."""
+    """Copy and fsync this rank's files."""
     target.mkdir(exist_ok=True)
     for path in source.iterdir():
         if path.name.startswith(f"__{rank}_") or (rank == 0 and not path.name.startswith("__")):
@@ -64,14 +64,14 @@ def copy(source: Path, target: Path, rank: int) -> None:
 
 
 def plain_dcp(saver: Saver, folder: Path) -> None:
-    """What DCP saves by itself."""
+    """Save with DCP's default planner and writer, without digests or verification."""
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     writer = FileSystemWriter(folder, sync_files=True)
     state_dict_saver.save(saver._state_tensors(), storage_writer=writer, planner=planner)
 
 
 def timed(task: Callable[[], object]) -> float:
-    """Seconds until all ranks are done."""
+    """Run the task on all ranks and return the seconds until the last rank has finished."""
     dist.barrier()
     started = time.perf_counter()
     task()
@@ -80,7 +80,7 @@ def timed(task: Callable[[], object]) -> float:
 
 
 def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
-    """Seconds of each contender by turn, on a model that has trained a step; bytes of all files."""
+    """Train a step; return the seconds of each contender by turn and the bytes of all files."""
     run.step(1)
     rank, ranks = run.world.rank, run.world.size
     training, layout = (
@@ -107,7 +107,7 @@ def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
     for turn in range(turns + 1):
         for name, task in contenders.items():
             taken = timed(task)
-            if turn:  # the first warms up
+            if turn:  # the first turn is warm-up
                 seconds.setdefault(name, []).append(taken)
         if run.world.is_main:
             total = sum(path.stat().st_size for path in folder.iterdir())
@@ -118,7 +118,7 @@ def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
 
 
 def pauses(run: Trainer, saver: Saver) -> dict[str, Any]:
-    """Seconds of steps by themselves, of steps beside a save, and of what a save holds up."""
+    """Return the seconds of steps without a save, of steps during a save, and of pauses."""
     found: dict[str, list[float]] = {"step": [], "step beside a save": [], "pause": []}
     for step in range(1, STEPS + 1):
         taken = timed(lambda step=step: run.step(step))  # type: ignore[misc]
@@ -132,7 +132,7 @@ def pauses(run: Trainer, saver: Saver) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def measuring(task: Callable[[Trainer, Saver], Any], name: str, world: World) -> Iterator[None]:
-    """In place of the training, on rank 0 with a file of what was found."""
+    """Run the task in place of training; rank 0 writes its result to the file ``name``."""
 
     def steps(run: Trainer, report: Reporter, saver: Saver, first_step: int) -> int:
         found = task(run, saver)

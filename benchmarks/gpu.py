@@ -1,10 +1,11 @@
-"""What cuboid does on one GPU, in one command: ./run.sh gpu-check [--dry]. See docs/gpu-check.md.
+"""Checks and measurements of cuboid on one GPU: ./run.sh gpu-check [--dry]. See docs/gpu-check.md.
 
     python benchmarks/gpu.py [--dry] [--only CASE ...] [--output DIR] [--minutes M] [--wheels DIR]
 
-Each case runs in processes of its own, with a timeout; what fails does not stop the others. Rows
-are in DIR/results.jsonl and DIR/table.txt as soon as they are finished. This process imports no
-torch. Exit codes: 0 all passed, 1 a case failed, 2 the arguments or this machine were rejected.
+Each case runs in separate processes, with a timeout; a failed case does not stop the others. A row
+is appended to DIR/results.jsonl and DIR/table.txt as soon as it is finished. This process does not
+import torch. Exit codes: 0 all passed, 1 a case failed, 2 the arguments or the machine were
+rejected.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
-    """Run the cases; the exit code."""
-    # Only now: these import packages that may have come with the wheels.
+    """Run the cases, print and write their rows, and return the exit code."""
+    # Imported here, because these modules need packages that --wheels may have installed.
     from benchmarks.gpu_check import families, other_cases, processes
     from benchmarks.gpu_check.check import SIDE_BY_SIDE, GpuCheck
 
@@ -103,8 +104,11 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
 
 
 def run_together(cases: list[CheckCase], check: GpuCheck, most: int, mark: str) -> None:
-    """Run the cases, up to ``most`` at a time; end all of them when this process is to stop, or
-    when one raises: a case that merely fails has a row and raises nothing."""
+    """Run the cases, up to ``most`` at a time.
+
+    On Ctrl-C, a signal or an exception in a case, kill the processes of all cases. A case that
+    fails adds a row and does not raise.
+    """
     from benchmarks.gpu_check import processes
 
     pool = ThreadPoolExecutor(most)

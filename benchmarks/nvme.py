@@ -1,12 +1,12 @@
-"""Optimizer states on a disk: throughput against a plain copy, and time against the host's memory.
+"""Optimizer states on a disk: throughput against a plain copy, and time against host memory.
 
     python benchmarks/nvme.py FOLDER [--parameters 64e6] [--memory BYTES] [--rounds 9] [--json FILE]
 
-FOLDER is on the disk to measure. ``copy`` reads and writes as many bytes as the states have, one
-block after another, past the page cache, as ``dd iflag=direct oflag=direct`` does. ``transfers``
+FOLDER is on the disk to measure. ``copy`` reads and writes as many bytes as the states have, block
+by block without the page cache, like ``dd iflag=direct oflag=direct``. ``transfers``
 moves the same bytes through a store in the order of a step, without an update; ``update`` is a step
-of AdamW on them, ``training`` a step of a GPT, with states on the host, on the disk, or there with
-the weights. Contenders take turns, and ratios are of each round; the median is reported.
+of AdamW on them, ``training`` a step of a GPT, with the states on the host, on the disk, or on the
+disk together with the weights. Contenders take turns; the reported ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Work = Callable[[], object]
 
 
 class Bench:
-    """Contenders on one disk. What they open is closed at the end of ``stack``."""
+    """Contenders on one disk. ``stack`` closes the disks and stores that they open."""
 
     def __init__(self, folder: Path, memory: int, stack: ExitStack) -> None:
         self.folder, self.memory, self.stack = folder, memory, stack
@@ -67,7 +67,7 @@ class Bench:
     def streamed(
         self, disk: Disk, kind: str | None, named: Sequence[Named], *more: WeightsOnDisk
     ) -> StreamedOptimizer:
-        """AdamW with its states, and weights, on the disk."""
+        """Build an AdamW with its states, and the weights if given, on the disk."""
 
         def opened(sizes: Sequence[int]) -> Store:
             store = open_store(disk, sizes, kind)
@@ -84,7 +84,7 @@ class Bench:
         )
 
     def measure(self, rounds: int) -> dict[str, list[float]]:
-        """Seconds of each round, by contender."""
+        """Run each contender in turn and return its seconds in each round."""
         for work in self.work.values():
             work()
             work()
@@ -98,12 +98,12 @@ class Bench:
 
 
 def copier(disk: Disk, size: int) -> Work:
-    """Copies a file of ``size`` bytes."""
+    """Reserve and fill a file of ``size`` bytes and return a function that copies it."""
     blocks = -(-size // BLOCK)
     paths = [disk.reserve(name, blocks * BLOCK) for name in ("there", "back")]
     memory = Buffer(BLOCK).tensor(0, BLOCK).numpy().data
     source, target = (os.open(path, os.O_RDWR | os.O_DIRECT) for path in paths)
-    for block in range(blocks):  # reserved is not yet written
+    for block in range(blocks):  # the reserved blocks are unwritten
         os.pwritev(source, [memory], block * BLOCK)
 
     def copy() -> None:
@@ -115,7 +115,10 @@ def copier(disk: Disk, size: int) -> Work:
 
 
 def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
-    """The copy, and for each kind of store its transfers and updates; the bytes of the states."""
+    """Add the copy, and the transfers and updates of each kind of store.
+
+    Returns the bytes of the states.
+    """
     named = []
     for number in range(max(1, parameters // WIDTH**2)):
         weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
@@ -129,7 +132,7 @@ def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
 
         def update(streamed: StreamedOptimizer = streamed) -> None:
             streamed.step()
-            streamed._buffers.wait()  # for the last write, beside which a run goes on
+            streamed._buffers.wait()  # the last write, which a run overlaps with the next step
 
         def transfers(streamed: StreamedOptimizer = streamed) -> None:
             for _ in streamed._buffers:
@@ -142,7 +145,7 @@ def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
 
 
 def add_training(bench: Bench) -> None:
-    """Steps of a GPT under ZeRO 3, of one rank."""
+    """Add training steps of a GPT with ZeRO-3 on one rank."""
     ids = torch.arange(SAMPLES * (LENGTH + 1)).view(SAMPLES, -1) * 7919 % SIZES.vocab_size
     batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     device = torch.device("cpu")
@@ -185,8 +188,10 @@ def add_training(bench: Bench) -> None:
 
 
 def ratios(seconds: dict[str, list[float]], kinds: Sequence[str]) -> dict[str, float]:
-    """Medians over rounds of what is to be judged. ``overlap``: the share of the shorter of update
-    and transfers that goes on during the other."""
+    """Return the median ratios over the rounds.
+
+    ``overlap``: concurrent time of update and transfers, as a share of the shorter of the two.
+    """
     found: dict[str, list[float]] = {}
     for values in zip(*seconds.values(), strict=True):
         now = dict(zip(seconds, values, strict=True))

@@ -1,10 +1,10 @@
-"""The bubble, and tokens/s against torch's own 1F1B on the same stages.
+"""The pipeline bubble, and tokens/s against torch's own 1F1B on the same stages.
 
     python benchmarks/pipeline.py [--steps 5] [--micro-batches 2 4 8] [--json FILE]
 
-Two ranks with a thread each. Idle is 1 - busy / (2 x makespan), busy being the time in actions
-without the waits for messages; the formula is (p - 1) / (m + p - 1). Contenders take turns, step by
-step, and ratios are of each pair; the median is reported.
+Two ranks with a thread each. Idle is 1 - busy / (2 x makespan); busy is the time of both ranks
+without waits for messages. The formula is (p - 1) / (m + p - 1). Contenders take turns, step by
+step; the reported ratio is the median over pairs of steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from models.stage_split import chunks_of, virtual_stages
 from tests.support.worlds import run_world
 
 RANKS, SAMPLES, LENGTH = 2, 2, 256
-# A small vocabulary, so that the head weighs little and stages are even.
+# A small vocabulary, so that the head costs little and the stages are balanced.
 SIZES = GPTConfig(
     n_layer=8, n_head=6, n_embd=384, head_dim=64, n_inner=1536, vocab_size=256, block_size=LENGTH
 )
@@ -48,13 +48,13 @@ OURS = ("1f1b", "gpipe", "zero_bubble")
 
 @dataclass
 class WaitTimer:
-    """Seconds spent waiting for messages in a step."""
+    """The seconds that a rank waited for messages in a step."""
 
     waited: float = 0.0
 
 
 class Watched(Pipeline):
-    """A pipeline that is looked at while it runs."""
+    """A pipeline that measures its waits for messages."""
 
     watch = WaitTimer()
 
@@ -75,7 +75,7 @@ class Watched(Pipeline):
 
 
 class TorchStage(nn.Module):
-    """One of our stages as torch's pipelining wants it."""
+    """A stage of ours with the interface of torch.distributed.pipelining."""
 
     def __init__(self, gpt: GPT) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class TorchStage(nn.Module):
 
 
 def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
-    """By name, what runs one step and returns the seconds that the rank waited."""
+    """Build the contenders: functions that run a step and return the seconds waited, by name."""
     traffic = Traffic()
     alone = {
         name: Axis(name=name, size=1, index=0, group=None, traffic=traffic)
@@ -148,7 +148,7 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
 
 
 def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, list[list[float]]]:
-    """Per contender, (seconds, seconds in which this rank was busy) of each step."""
+    """Return, by contender, (seconds, seconds in which this rank was busy) of each step."""
     found: dict[str, list[list[float]]] = {}
     steppers = contenders(rank, micro_batches)
     for turn in range(steps + 1):
@@ -156,9 +156,11 @@ def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, l
             dist.barrier()
             started = time.perf_counter()
             waited = step()
-            busy = time.perf_counter() - started - waited  # done, it waits for the other
+            busy = (
+                time.perf_counter() - started - waited
+            )  # before the barrier waits for the other rank
             dist.barrier()
-            if turn:  # the first warms up
+            if turn:  # the first turn is warm-up
                 found.setdefault(name, []).append([time.perf_counter() - started, busy])
     return found
 

@@ -1,4 +1,4 @@
-"""Plain GPT-2 training steps, to measure against."""
+"""Plain GPT-2 training steps: the baselines of the benchmarks."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class PlainGPT2(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights of a Hugging Face GPT-2's state."""
+        """Load the weights from the state dict of a Hugging Face GPT-2."""
         named = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
         self.load_state_dict({n: t.t() if n.endswith(TRANSPOSED) else t for n, t in named.items()})
 
 
 def plain(case: Workload) -> Step:
-    """The step of transformers' GPT-2."""
+    """Build the training step of transformers' GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     gpt_config = case.config
@@ -95,14 +95,14 @@ def plain(case: Workload) -> Step:
 
 
 def bare(case: Workload) -> Step:
-    """The step of the GPT-2 above."""
+    """Build the training step of PlainGPT2."""
     model = PlainGPT2(case.config)
     model.load(first_weights(case.config))
     return plain_step(case, model, lambda output: output)
 
 
 def first_weights(gpt_config: GPTConfig) -> dict[str, Tensor]:
-    """The weights that our model begins with, as Hugging Face's GPT-2 has them."""
+    """Return our initial weights as the state dict of a Hugging Face GPT-2."""
     same = ModelChunks(
         [
             GPT(
@@ -118,7 +118,7 @@ def first_weights(gpt_config: GPTConfig) -> dict[str, Tensor]:
 
 
 def plain_step(case: Workload, model: nn.Module, logits_of: Callable[[Any], Tensor]) -> Step:
-    """cross_entropy of full logits and fused AdamW; bf16 is autocast."""
+    """Build a step with cross_entropy of full logits and fused AdamW; bf16 is autocast."""
     model.to(case.device)
     groups: list[dict[str, Any]] = [
         {

@@ -6,9 +6,9 @@
 The plain step is transformers' GPT2LMHeadModel (SDPA, dropout 0), the bare one the GPT-2 of
 benchmarks/plain.py, each with cross_entropy of full logits and fused AdamW on the same batches from
 the same weights; bf16 is autocast there and compute on float32 weights here.
-Each contender has a process of its own, and they take turns step by step: ratios are of pairs, the
-median is reported. Peak memory is the process' highest resident set, imports included (on CUDA what
-torch allocated). Where CUDA is at hand both are compiled, at batch 64 x 1024.
+Each contender runs in a separate process, and they take turns step by step; the reported ratio is
+the median over pairs of steps. Peak memory is the process' highest resident set, imports included
+(on CUDA, the bytes that torch allocated). On CUDA both are compiled, at batch 64 x 1024.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tests.support.worlds import run_world
 
 
 def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Stepper:
-    """Our step, over ``parallel``, in a process that is a run's."""
+    """Build our training step on ``parallel``; set the process' allocator as a run does."""
     keep_freed_memory()
     model = ModelChunks([GPT(case.config, parallel)])
     model.initialise(1)
@@ -69,7 +69,7 @@ def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Ste
 
 
 def whole(case: Workload) -> ParallelContext:
-    """One process, with the matmul that it would choose."""
+    """Build the context of a single process, with the matmul that a run would choose."""
     dtype, compute = DTYPES[case.precision]
     parallel = ParallelContext.single_device(case.device, dtype=dtype, compute=compute)
     flops = smallest_matmul_flops(case.config, case.samples * case.length, 1)
@@ -93,7 +93,7 @@ CONTENDERS = {"ours": ours, "plain": plain, "bare": bare}
 
 
 def serve(pipe: Connection, name: str, case: Workload, threads: int) -> None:
-    """A contender's process: a step for each message, then its peak memory."""
+    """Run a step for each true message and send its seconds and loss, then the peak memory."""
     torch.set_num_threads(threads)
     step = CONTENDERS[name](case)
     while pipe.recv():
@@ -109,7 +109,7 @@ def contender(name: str, case: Workload, threads: int) -> Iterator[Connection]:
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, name, case, threads), daemon=True)
     process.start()
-    theirs.close()  # so that its end is seen where it fails
+    theirs.close()  # so that recv raises EOFError if the process fails
     try:
         yield mine
     finally:
@@ -119,7 +119,7 @@ def contender(name: str, case: Workload, threads: int) -> Iterator[Connection]:
 
 
 def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict[str, Any]:
-    """Ours against another contender: ratios of tokens/s and of peak memory."""
+    """Measure ours against another contender: ratios of tokens/s and of peak memory."""
     names = "ours", other
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {name: [] for name in names}
@@ -130,7 +130,7 @@ def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict
                 pipe.send(True)
                 taken, loss = pipe.recv()
                 losses[name].append(loss)
-                if turn >= 2:  # the first two warm up
+                if turn >= 2:  # the first two turns are warm-up
                     seconds[name].append(taken)
         peaks = {}
         for name, pipe in pipes.items():
@@ -151,7 +151,7 @@ def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict
 def sharded_steps(
     rank: int, size: int, case: Workload, mode: str, depth: int, steps: int, threads: int
 ) -> list[float]:
-    """Seconds of each step of one rank of ``size`` that cut every tensor as the mode does."""
+    """Train on one of ``size`` ranks sharded by ``mode``; return the seconds of each step."""
     torch.set_num_threads(threads)
     layout = Layout(mode=modes()[mode], tensor=size, depth=depth)
     dtype, compute = DTYPES[case.precision]
@@ -173,7 +173,7 @@ def sharded_steps(
 
 
 def layouts() -> Iterator[Layout]:
-    """One of each mode that cuts, at its smallest sizes above one process."""
+    """Yield each sharded mode on the fewest ranks above one, for DEPTH 1 and 2 if it uses depth."""
     for mode in modes().values():
         for depth in (1, 2) if mode.uses_depth else (1,):
             for tensor in range(2, 9):
@@ -183,7 +183,7 @@ def layouts() -> Iterator[Layout]:
 
 
 def across(case: Workload, pairs: int, threads: int) -> dict[str, float]:
-    """Every mode's tokens/s against one process with ``threads``, at the same global batch."""
+    """Measure each mode's tokens/s against one process with ``threads``, at equal global batch."""
     found = {}
     for layout in layouts():
         ratios = []

@@ -1,6 +1,6 @@
-"""Draws docs/sharding.svg: the block of a matmul's tensors that each rank holds, in every mode.
+"""Drawing of docs/sharding.svg: the shards of a matmul's tensors on each rank, in every mode.
 
-Run it from the root of the repository after a change of the modes: python docs/draw_sharding.py
+After a change of the modes, run it in the root of the repository: python docs/draw_sharding.py
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from models.parallel.shard import shard_of
 
 PICTURE = Path(__file__).with_name("sharding.svg")
 SIZES = {"1d": (4, 1), "2d": (4, 1), "2.5d": (8, 2), "3d": (8, 1)}
-"""Tensor-parallel ranks and DEPTH to draw a mode with; other modes: their smallest, 4 or more."""
+"""Tensor-parallel ranks and DEPTH of a mode's drawing; default: the smallest size of at least 4."""
 SIDE, GAP, MARGIN, TITLE = 150, 36, 24, 46
 UNIT = 8
-"""Rows and columns of a matrix, a multiple of all these sizes."""
+"""Rows and columns of a drawn matrix: a multiple of the axes of all drawn sizes."""
 
 
 def picture() -> str:
@@ -57,7 +57,7 @@ def picture() -> str:
 
 
 def _size(mode: Mode) -> tuple[int, int]:
-    """Return the number of ranks and the DEPTH to draw a mode with."""
+    """Return the number of ranks and the DEPTH of a mode's drawing."""
     if mode.name in SIZES:
         return SIZES[mode.name]
     return next((ranks, 1) for ranks in range(4, 65) if mode.axes(ranks, 1))
@@ -74,7 +74,7 @@ def _name_row(root: Element, name: str, y: float) -> None:
 def _blocks(
     root: Element, x: float, y: float, cut: Sequence[tuple[str, ...]], axes: dict[str, int]
 ) -> None:
-    """Draw a matrix as its blocks, each with the ranks that hold it."""
+    """Draw the shards of a matrix, each labelled with its ranks."""
     holders: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for rank, indices in enumerate(product(*map(range, axes.values()))):
         index = dict(zip(axes, indices, strict=True))

@@ -1,4 +1,7 @@
-"""What the cases of a check share: folders, sizes, time, and how one is run. No torch."""
+"""The state shared by the cases of a check (folder, sizes, time limit), and the runner of a case.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from benchmarks.gpu_check.sizes import CheckSizes
 from engine.world.processor import usable_cores
 
 SIDE_BY_SIDE = 3
-"""Cases that run at once where only their results count."""
+"""The number of concurrent cases, where time is not measured."""
 LEAST_SECONDS = 5.0
-"""A case is not begun with less."""
+"""A case starts only if at least this much time remains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCheck:
-    """``ends``: when all must be done, by the monotonic clock. ``reference``: the losses of the
-    run on the CPU, which others are compared with."""
+    """The state of a check.
+
+    ``ends``: the deadline of the whole check, by the monotonic clock.
+    ``reference``: the losses of the run on the CPU, with which those of other runs are compared.
+    """
 
     folder: Path
     sizes: CheckSizes
@@ -37,25 +43,28 @@ class GpuCheck:
         return path
 
     def timeout(self, seconds: float) -> float:
-        """That many seconds, or those that are left of the whole check."""
+        """Return ``seconds`` x patience, or the time left of the check if that is less."""
         return max(0.1, min(seconds * self.sizes.patience, self.ends - time.monotonic()))
 
     def threads(self, ranks: int) -> int:
-        """The threads of a rank, so that all cases at once do not take more than all cores."""
+        """Return the threads of a rank, such that concurrent cases share the cores."""
         return max(1, usable_cores() // (SIDE_BY_SIDE * ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckCase:
-    """``run`` yields the case's rows. ``alone``: nothing else may run meanwhile, for it measures
-    time."""
+    """A case of a check.
+
+    ``run``: yields the rows of the case.
+    ``alone``: no other case may run at the same time, because the case measures time.
+    """
 
     name: str
     run: Callable[[GpuCheck], Iterable[CaseResult]]
     alone: bool = False
 
     def __call__(self, check: GpuCheck) -> None:
-        """Add the case's rows; where it fails, one that says why."""
+        """Run the case and add its rows; if it fails, add a row with the reason."""
         started = time.monotonic()
         if check.ends - started < LEAST_SECONDS:
             check.results.add(

@@ -1,5 +1,5 @@
-"""A few steps of each family of configs, with losses beside those of one process on the CPU, and
-memory beside its estimate. No torch."""
+"""A few steps of each family of configs: losses against one process on the CPU, and memory against
+its estimate. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ CONFIGS = Path(__file__).parents[2] / "gpt_configs"
 MIB = 2**20
 SECONDS = 120.0
 BARE = ("data.type=synthetic", "eval.every=0", "log.tensorboard=False")
-"""The settings of every run: training and nothing beside it."""
+"""The settings of every run: training only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """``config`` over ``ranks``, ``data`` of them data parallel, with ``overrides``. ``bound``: how
-    far its losses may be from the CPU's in float32, relative."""
+    """A config with overrides and a number of ranks.
+
+    ``data``: the degree of data parallelism.
+    ``bound``: the greatest relative difference of a loss from that on the CPU in float32.
+    """
 
     config: str
     overrides: tuple[str, ...] = ("precision=float32",)
@@ -73,7 +76,7 @@ def cases() -> list[CheckCase]:
 
 
 def run_reference(check: GpuCheck) -> Iterator[CaseResult]:
-    """One process on the CPU, in float32; the others' losses are compared with its own."""
+    """Train one process on the CPU in float32; its losses are the reference of the other runs."""
     try:
         started = time.monotonic()
         found = train(check, "cpu", REFERENCE, device="cpu")
@@ -103,7 +106,7 @@ def run_family(check: GpuCheck, name: str, family: Family) -> Iterator[CaseResul
 
 
 def train(check: GpuCheck, name: str, family: Family, *, device: str) -> dict[str, Any]:
-    """Train a family's steps; its losses, and the memory that was predicted and allocated."""
+    """Train the steps of a family; return its losses, and the memory predicted and allocated."""
     sizes = check.sizes
     overrides = [
         *sizes.family,

@@ -1,4 +1,4 @@
-"""Cases beside the families: the machine, tests, a kill and a resume, memory, rates. No torch."""
+"""The other cases: machine, tests, kill and resume, memory, rates. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = 1e12
 
 
 def on_one_rank(check: GpuCheck, case: str, *arguments: Any, seconds: float = 60) -> Any:
-    """Return what the function of benchmarks/gpu_check/rank_tasks.py with the case's name gives."""
+    """Run the function ``case`` of benchmarks/gpu_check/rank_tasks.py and return its result."""
     (found,) = run_ranks(
         1, case, check.sizes, *arguments, log=check.log(case), timeout=check.timeout(seconds)
     )
@@ -27,14 +27,14 @@ def on_one_rank(check: GpuCheck, case: str, *arguments: Any, seconds: float = 60
 
 
 def machine(check: GpuCheck) -> Iterator[CaseResult]:
-    """Python, torch and the device."""
+    """Report the versions of Python and torch, and the device."""
     found = on_one_rank(check, "machine")
     words = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
     yield CaseResult(case="machine", passed=True, text=words, numbers=found)
 
 
 def tests(check: GpuCheck) -> Iterator[CaseResult]:
-    """The tests that are marked gpu."""
+    """Run the tests that are marked gpu."""
     files = [
         str(file.relative_to(ROOT))
         for file in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -72,8 +72,8 @@ def tests(check: GpuCheck) -> Iterator[CaseResult]:
 
 
 def resume(check: GpuCheck) -> Iterator[CaseResult]:
-    """A run under torchrun that is killed and started again ends with the bits of one that was
-    not."""
+    """Check that a run that is killed and restarted by torchrun ends with the same weights, bit for
+    bit, as an uninterrupted run."""
     started, digests = time.monotonic(), {}
     config = CONFIGS / "gpt2_vanilla.py"
     overrides = [
@@ -116,7 +116,7 @@ def resume(check: GpuCheck) -> Iterator[CaseResult]:
 
 
 def memory(check: GpuCheck) -> Iterator[CaseResult]:
-    """GPT-2 small at full length: what is allocated beside the estimate."""
+    """Compare allocated with estimated memory, of GPT-2 small at full length."""
     batch = check.sizes.memory_batch
     settings = {
         "bf16": ("precision=bf16", "model.checkpoint=False", f"BATCH_SIZE={batch}"),
@@ -145,7 +145,7 @@ def memory(check: GpuCheck) -> Iterator[CaseResult]:
 
 
 def matmul(check: GpuCheck) -> Iterator[CaseResult]:
-    """The rate of each product of the model."""
+    """Measure the rate of each matmul of the model."""
     for rate in on_one_rank(check, "matmul"):
         told = ", ".join(f"{name} {flops / T:,.3g}" for name, flops in rate["flops"].items())
         shape = " x ".join(map(str, rate.get("shape", ())))
@@ -154,7 +154,7 @@ def matmul(check: GpuCheck) -> Iterator[CaseResult]:
 
 
 def attention(check: GpuCheck) -> Iterator[CaseResult]:
-    """The attention kernel that runs at the model's shape."""
+    """Check that attention at the model's shape runs a fused kernel, and measure its rate."""
     found = on_one_rank(check, "attention")
     yield CaseResult(
         case="attention",
@@ -166,7 +166,7 @@ def attention(check: GpuCheck) -> Iterator[CaseResult]:
 
 
 def speed(check: GpuCheck) -> Iterator[CaseResult]:
-    """Ours against a plain GPT-2, both compiled, in pairs of steps."""
+    """Measure our step against a plain GPT-2's, both compiled, in pairs of steps."""
     started, report = time.monotonic(), check.folder / "speed.json"
     arguments = ["-m", "benchmarks.gpu_check.speed", check.sizes.device, str(report)]
     run_program(arguments, check.log("speed"), check.timeout(200))
@@ -183,7 +183,7 @@ def speed(check: GpuCheck) -> Iterator[CaseResult]:
 
 
 def profile(check: GpuCheck) -> Iterator[CaseResult]:
-    """Where the time of a step goes."""
+    """Profile a training step by kind of kernel."""
     started = time.monotonic()
     found = on_one_rank(check, "profile", check.folder / "trace.json", seconds=150)
     step = found["seconds"]

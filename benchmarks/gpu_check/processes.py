@@ -1,4 +1,5 @@
-"""Programs and worlds of a check: with a log, a timeout, and no process left behind. No torch."""
+"""Programs and worlds of a check, with a log and a timeout; all their processes are killed at the
+end. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,22 +20,22 @@ import psutil
 from tests.support.worlds import PRELOAD, WorldError, run_world
 
 MARK = "GPU_CHECK"
-"""In the environment of every process of a check, with a value that no other check has."""
+"""An environment variable of every process of a check; its value identifies the check."""
 WARM = [*PRELOAD, "train_gpt", "benchmarks.gpu_check.rank_tasks"]
-# Looked up here: a process that was forked from one with threads must not load libraries.
+# Looked up at import: a child forked from a process with threads must not load libraries.
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 SET_PDEATHSIG = 1
 
 
 class CaseFailedError(Exception):
-    """A case did not do what it should; the message is for the table."""
+    """A case failed; the message is printed in the table."""
 
 
 def run_program(arguments: list[str], log: Path, timeout: float, **environ: str) -> str:
     """Run Python with the ``arguments`` and return its output, which also goes to ``log``.
 
     Raises:
-        CaseFailedError: it ended with another exit code than 0, or was stopped after ``timeout``.
+        CaseFailedError: the exit code is not 0, or the program was killed after ``timeout``.
     """
     started = time.monotonic()
     with log.open("a") as file:
@@ -53,7 +54,7 @@ def run_program(arguments: list[str], log: Path, timeout: float, **environ: str)
         except subprocess.TimeoutExpired:
             raise CaseFailedError(f"timed out after {time.monotonic() - started:.0f} s") from None
         finally:
-            if process.poll() is None:  # the id of one that ended may be another process' by now
+            if process.poll() is None:  # the id of an ended process may be reused
                 end(process.pid)
                 process.wait()
     with log.open() as file:
@@ -69,7 +70,7 @@ def run_ranks(size: int, work: str, *arguments: Any, log: Path, timeout: float) 
     processes and return the results by rank; what the ranks print goes to ``log``.
 
     Raises:
-        CaseFailedError: a rank raised, died or was stopped after ``timeout``.
+        CaseFailedError: a rank raised, died or was killed after ``timeout``.
     """
     try:
         return run_world(
@@ -91,7 +92,7 @@ def run_ranks(size: int, work: str, *arguments: Any, log: Path, timeout: float) 
 
 
 def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ...]) -> Any:
-    """Do the ``work``, whose module is imported only here: it imports torch."""
+    """Run the function ``work`` on this rank; its module, which imports torch, is imported here."""
     die_with_parent()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in (1, 2):
@@ -101,7 +102,7 @@ def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ..
 
 
 def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when the one that started it ends."""
+    """Ask the kernel (Linux) to kill this process when its parent ends."""
     if PRCTL is not None:
         PRCTL(SET_PDEATHSIG, signal.SIGKILL)
 
@@ -112,7 +113,7 @@ def last_line(text: str) -> str:
 
 
 def end(pid: int) -> None:
-    """Kill a process that we started and all below it."""
+    """Kill a process that we started, and its descendants."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         for one in [*process.children(recursive=True), process]:
@@ -121,11 +122,11 @@ def end(pid: int) -> None:
 
 
 def end_strays(mark: str) -> list[str]:
-    """Kill all processes of a check but its own and those of multiprocessing that serve it, and
-    return their command lines."""
+    """Kill all processes of a check except this one and its multiprocessing servers; return the
+    command lines of the killed processes."""
     servers = set()
     for child in psutil.Process().children():
-        with suppress(psutil.Error):  # one that has just ended
+        with suppress(psutil.Error):  # the process has just ended
             if any("from multiprocessing." in word for word in child.cmdline()):
                 servers.add(child.pid)
     found = []
@@ -140,7 +141,7 @@ def end_strays(mark: str) -> list[str]:
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end a check as Ctrl-C does."""
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -150,13 +151,13 @@ def stop_on_signals() -> None:
 
 
 def environment(mark: str, path: list[Path]) -> Mapping[str, str]:
-    """What all processes of a check have in their environment, beside this one's."""
+    """Return the environment variables that a check sets for all its processes."""
     theirs = [str(one) for one in path]
     if before := os.environ.get("PYTHONPATH"):
         theirs.append(before)
     return {
         MARK: mark,
         "PYTHONPATH": os.pathsep.join(theirs),
-        # A process that has asked CUDA itself for its GPUs cannot be forked to use them.
+        # A process that has queried CUDA for its GPUs cannot fork children that use them.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }

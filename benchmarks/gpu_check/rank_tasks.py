@@ -1,4 +1,4 @@
-"""The work of a check's processes, by name: each function runs on a forked process of its own."""
+"""The functions that a check runs on forked processes, by name."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from engine.world.processor import usable_cores
 def train(
     rank: int, size: int, arguments: Sequence[str], port: int, device: str, threads: int
 ) -> None:
-    """Train as `train_gpt.py ARGUMENTS` does, on one of ``size`` ranks started by hand; alone
-    without a port."""
+    """Train as `train_gpt.py ARGUMENTS` does, on one of ``size`` ranks started by hand; a
+    single rank needs no port."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(threads)
     place = ["--host=127.0.0.1", f"--port={port}", f"--rank={rank}", f"--world_size={size}"]
     code = train_gpt.main([*arguments, *(place if size > 1 else [])])
     if code:
-        raise RuntimeError(f"train_gpt.py ended with exit code {code}: see the case's log")
+        raise RuntimeError(f"train_gpt.py failed with exit code {code}: see the case's log")
 
 
 def machine(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
-    """What the check runs on."""
+    """Return the versions of Python and torch, and the device's properties."""
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
         "torch": torch.__version__,

@@ -22,7 +22,7 @@ COMPUTE = torch.bfloat16
 
 
 def case_of(sizes: CheckSizes, *, compiled: bool = True) -> Workload:
-    """The measured model as a case of benchmarks/step.py."""
+    """Return the measured model as a case of benchmarks/step.py."""
     return Workload(
         layers=sizes.layers,
         heads=sizes.heads,
@@ -37,7 +37,7 @@ def case_of(sizes: CheckSizes, *, compiled: bool = True) -> Workload:
 
 
 def seconds_of(work: Callable[[], Any], device: str, repeats: int) -> float:
-    """Return the median seconds of a call; the device's own time where it is a GPU."""
+    """Return the median seconds of a call, on a GPU by CUDA events."""
     for _ in range(3):
         work()
     taken: list[float] = []
@@ -66,8 +66,10 @@ def matmul_rate(m: int, k: int, n: int, sizes: CheckSizes) -> float:
 
 
 def matmul_rates(sizes: CheckSizes) -> list[dict[str, Any]]:
-    """Return the rate of the three products (forward, dx, dw) of every matmul of the model; the
-    head's for a chunk of its loss, with both vocabularies."""
+    """Return the rates of the three products (forward, dx, dw) of every matmul of the model.
+
+    The head is measured for a chunk of the loss, with both vocabularies.
+    """
     tokens, width = sizes.samples * sizes.length, sizes.width
     shapes = {
         "qkv": (tokens, width, 3 * width),

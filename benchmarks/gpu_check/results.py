@@ -1,4 +1,4 @@
-"""The rows of a check, on the disk as soon as each is finished. No torch."""
+"""The rows of a check, each written to disk as soon as it is finished. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ WIDTH = 12
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """One result of a case. ``passed`` is None where a row only measures. ``text`` is the line of
-    the table, ``numbers`` are its figures in full."""
+    """One result of a case.
+
+    ``text``: the line of the table.
+    ``passed``: None if the row only reports a measurement.
+    ``numbers``: the measurements in full precision.
+    """
 
     case: str
     text: str
@@ -30,8 +34,10 @@ class CaseResult:
 
 
 class Results:
-    """``results.jsonl`` and ``table.txt`` in ``folder``. Rows are appended with one write each, so
-    a check that is killed leaves all rows that were finished."""
+    """The files ``results.jsonl`` and ``table.txt`` in ``folder``.
+
+    A row is appended with a single write, so a killed check leaves all finished rows.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.rows: list[CaseResult] = []
@@ -42,8 +48,7 @@ class Results:
         self.say(f"{'case':{WIDTH}} {'':6} {'s':>6}  result")
 
     def add(self, row: CaseResult) -> None:
-        """Append a row to both files, in one order though cases end side by side, and print its
-        line."""
+        """Append a row to both files and print its line; a lock gives both files the same order."""
         with self._lock:
             self.rows.append(row)
             self._append(row.line())

@@ -1,4 +1,4 @@
-"""The sizes of a check: those for a GPU, and those of ``--dry``, for a CPU. No torch."""
+"""The sizes of a check: for a GPU, and for a CPU with ``--dry``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSizes:
-    """``device`` computes. ``family``: the settings of the runs that are compared with a CPU, all
-    of ``global_batch`` samples a step for ``steps``. ``memory``: those of the runs whose memory is
-    compared with its estimate. Of the measured model: ``layers`` to ``length``. ``square``: the
-    edge of the matmul that tells the device's rate. ``pairs``: measured steps of each contender.
-    ``patience`` multiplies the timeouts."""
+    """The sizes of a check.
+
+    ``family``: settings of the runs whose losses are compared with those on a CPU.
+    ``memory``, ``memory_batch``: settings and batch of the runs whose memory is compared with its
+    estimate.
+    ``layers`` to ``length``: sizes of the measured model.
+    ``square``: edge of the matmul that measures the device's rate.
+    ``repeats``: measured calls of a matmul or of attention.
+    ``pairs``: measured steps of each contender.
+    ``global_batch``, ``steps``: samples a step, and steps, of the runs of ``family``.
+    ``patience``: factor of the timeouts.
+    """
 
     device: str
     family: tuple[str, ...]

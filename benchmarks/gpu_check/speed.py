@@ -1,4 +1,4 @@
-"""Our step against a plain GPT-2's, in pairs: a process of its own, which starts both.
+"""Our step against a plain GPT-2's, in pairs of steps. This process starts both contenders.
 
 python -m benchmarks.gpu_check.speed DEVICE FILE
 """
@@ -17,7 +17,7 @@ from benchmarks.step import pair
 
 
 def main(device: str, report: Path) -> None:
-    """Write the ratios to the ``report``, as JSON."""
+    """Measure the ratios and write them to ``report`` as JSON."""
     sizes = GPU if device == GPU.device else DRY
     found = pair(case_of(sizes), sizes.pairs, torch.get_num_threads(), "bare")
     report.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Where the time of our training step goes, by kind of kernel."""
+"""The time of our training step, by kind of kernel."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ MOST = 15
 
 
 def profile_step(sizes: CheckSizes, trace: Path) -> dict[str, Any]:
-    """Return the share of each kind in a step, and of the matmul rate that the model's own FLOPs
-    use (MFU).
+    """Return the seconds of a step, of each kind of kernel in it, its idle share and its MFU.
 
-    Steps are timed without the profiler, which slows what the CPU does: the device is idle for
-    what its kernels leave of that time.
+    MFU is relative to the measured matmul rate. Steps are timed without the profiler, which slows
+    the CPU; the idle share is the part of that time in which no kernel runs.
     """
     rate = matmul_rate(sizes.square, sizes.square, sizes.square, sizes)
     case = case_of(sizes)

@@ -1,4 +1,4 @@
-"""Kernels of a trace, by kind."""
+"""The kernels of a trace of torch's profiler, by kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 CATEGORIES = {"cuda": {"kernel", "gpu_memcpy", "gpu_memset"}, "cpu": {"cpu_op"}}
-"""The events of torch's traces that are work of a device."""
+"""The categories of a trace's events that are work of a device."""
 
 KINDS = (
     ("attention", r"flash|fmha|sdpa|attention|attn|dot_do_o|convert_dq"),
@@ -28,16 +28,18 @@ KINDS = (
     ("copies", r"memcpy|memset|copy|_to$|clone|fill|zero|::cat$|catarray"),
     ("pointwise", r"elementwise|add|mul|div|sub|sum|reduce"),
 )
-"""Kind, and how its kernels are called: CUDA's, or torch's operators on a CPU. The first that fits
-counts."""
+"""(kind, pattern of the names of its CUDA kernels or CPU operators); the first match counts."""
 
 BACKENDS = {"cudnn": r"cudnn", "flash": r"flash", "efficient": r"fmha|efficient|cutlass"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Something that the device did: ``seconds`` without what ran inside of it. Times from the
-    trace's own zero."""
+    """A kernel, or an operator on a CPU.
+
+    ``start``, ``stop``: seconds since the zero of the trace.
+    ``seconds``: its duration without that of nested spans.
+    """
 
     name: str
     start: float
@@ -46,8 +48,8 @@ class Span:
 
 
 def trace_spans(work: Callable[[], Any], path: Path, device: str) -> list[Span]:
-    """Run ``work`` under torch's profiler and return the device's events, which also stay in the
-    trace at ``path``."""
+    """Run ``work`` under torch's profiler, write the trace to ``path`` and return the device's
+    spans."""
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -61,7 +63,7 @@ def trace_spans(work: Callable[[], Any], path: Path, device: str) -> list[Span]:
 
 
 def spans_of(events: Iterable[dict[str, Any]], categories: set[str]) -> list[Span]:
-    """The complete events of these categories. Inside of a thread or stream they nest."""
+    """Return the complete events of the categories. Events of a thread or stream may be nested."""
     lanes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and event.get("cat") in categories:
@@ -96,13 +98,13 @@ def _stop(event: dict[str, Any]) -> float:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a kernel, by its name."""
+    """Return the kind of a kernel, by its name."""
     lower = name.lower()
     return next((kind for kind, pattern in KINDS if re.search(pattern, lower)), "other")
 
 
 def kinds_of(spans: Iterable[Span]) -> dict[str, float]:
-    """Seconds by kind, the most first."""
+    """Return the seconds by kind, in descending order."""
     found: dict[str, float] = defaultdict(float)
     for span in spans:
         found[kind_of(span.name)] += span.seconds
@@ -110,7 +112,7 @@ def kinds_of(spans: Iterable[Span]) -> dict[str, float]:
 
 
 def busy_seconds(spans: Iterable[Span]) -> float:
-    """The time in which the device did anything: kernels may run side by side."""
+    """Return the length of the union of the spans; concurrent kernels count once."""
     busy, reached = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: span.start):
         busy += max(0.0, span.stop - max(span.start, reached))
@@ -119,6 +121,6 @@ def busy_seconds(spans: Iterable[Span]) -> float:
 
 
 def name_backend(kernels: Sequence[str]) -> str:
-    """The attention that these kernels belong to, as torch's SDPBackend calls it."""
+    """Return the attention backend of the kernels, by its name in torch's SDPBackend."""
     text = " ".join(kernels).lower()
     return next((name for name, sign in BACKENDS.items() if re.search(sign, text)), "math")
