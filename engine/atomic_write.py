@@ -1,7 +1,7 @@
 """Atomic writes: a reader, or a crash, finds the old content or all of the new one. No torch.
 
-The content goes to a temporary file or folder beside the target and is fsynced; then the temporary
-is renamed to the target and the rename is fsynced.
+The content is written to a temporary file or folder in the target's folder and fsynced; then the
+temporary is renamed to the target, and the rename is fsynced.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def remove_temporaries(path: Path) -> None:
 
 
 def _temporary(path: Path, suffix: str = ".tmp") -> Path:
-    """Return a hidden name beside ``path`` that no other process of this machine uses."""
+    """Return a hidden path in the folder of ``path`` that no other process of this machine uses."""
     return path.with_name(f".{path.name}.{os.getpid()}{suffix}")
 
 

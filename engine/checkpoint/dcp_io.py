@@ -150,7 +150,7 @@ class DCPWriter(FileSystemWriter):
         return self._checkpoints.temporary(self._step)
 
     @contextmanager
-    def _explaining_disk_errors(self, what: str, needed: int) -> Iterator[None]:
+    def _explaining_disk_errors(self, part: str, needed: int) -> Iterator[None]:
         """Turn a disk error into a RunError with its reason, the needed and the free bytes."""
         try:
             yield
@@ -166,7 +166,7 @@ class DCPWriter(FileSystemWriter):
             free = shutil.disk_usage(self._checkpoints.path).free
             raise RunError(
                 f"{self._checkpoints.folder(self._step)} cannot be written: {cause.strerror}; "
-                f"{what} takes {needed:,} bytes, and the disk has {free:,} free"
+                f"{part} takes {needed:,} bytes, and the disk has {free:,} free"
             ) from None
 
     def _write(self, path: Path, data: bytes) -> None:

@@ -74,7 +74,7 @@ def _configured_keep(folder: RunFolder) -> int:
 
 
 def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
-    """Yield the table's header, then a line per checkpoint; of a corrupt one, what is wrong."""
+    """Yield the table's header, then a line per checkpoint; for a corrupt one, its problem."""
     row = "{:>8}  {:19}  {:>10}  {:>15}  {}".format
     yield row("step", "written", "size", "validation loss", "layout")
     for step in checkpoints.steps():
