@@ -1,7 +1,7 @@
 """Pipeline schedules: the order of a rank's work on its micro-batches. Pure Python, no processes.
 
-A schedule is a list of actions per rank; the messages between ranks are derived from it. Virtual
-stage v of p x chunks is chunk v // p of rank v % p.
+A schedule is a list of actions per rank; engine/pipeline_p2p.py derives the messages between ranks
+from it. Virtual stage v of p x chunks is chunk v // p of rank v % p.
 """
 
 from __future__ import annotations
@@ -26,20 +26,6 @@ class Action:
     kind: ActionKind
     micro_batch: int
     chunk: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class P2POp:
-    """One end of a message between virtual stages."""
-
-    direction: Literal["send", "receive"]
-    payload: Literal["forward", "backward_input"]
-    """The pass whose result is sent: an activation or its gradient."""
-    micro_batch: int
-    chunk: int
-    """The chunk of this rank that sends or receives."""
-    peer: int
-    """The other rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,48 +170,6 @@ def actions(name: str, shape: PipelineShape, rank: int) -> list[Action]:
     """Return the actions of ``rank`` in a step, in order. A single rank always uses 1F1B, which
     stores the fewest activations: it never waits for another rank."""
     return SCHEDULES["1f1b" if shape.ranks == 1 else name](shape, rank)
-
-
-def insert_p2p(
-    orders: Sequence[Sequence[Action]], shape: PipelineShape
-) -> list[list[Action | P2POp]]:
-    """Return every rank's actions with its sends and receives in between.
-
-    Send and receive are appended to both ranks' lists at the same point of a simulated run. So
-    every pair of ranks issues its messages in the same order; otherwise NCCL deadlocks. A receive
-    is placed before the action that needs it, as early as the message can be sent.
-    """
-    p, stages = shape.ranks, shape.ranks * shape.chunks
-    timelines: list[list[Action | P2POp]] = [[] for _ in orders]
-
-    def send(rank: int, action: Action) -> None:
-        """Append the message with the action's result, if there is one, to both ranks' lists."""
-        payload: Literal["forward", "backward_input"] = (
-            "forward" if action.kind == "forward" else "backward_input"
-        )
-        source = action.chunk * p + rank
-        target = source + (1 if payload == "forward" else -1)
-        if action.kind == "backward_weight" or not 0 <= target < stages:
-            return
-        ends: list[tuple[Literal["send", "receive"], int, int]] = [
-            ("send", source, target),
-            ("receive", target, source),
-        ]
-        for direction, stage, other in ends:
-            timelines[stage % p].append(
-                P2POp(
-                    direction=direction,
-                    payload=payload,
-                    micro_batch=action.micro_batch,
-                    chunk=stage // p,
-                    peer=other % p,
-                )
-            )
-
-    for rank, action in simulate(orders, ScheduleSimulator(shape, [Costs()] * stages)):
-        timelines[rank].append(action)
-        send(rank, action)
-    return timelines
 
 
 def simulate(

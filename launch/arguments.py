@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,9 +15,9 @@ from engine import paths
 from engine.config.name_hints import Hint
 from engine.config.name_hints import known as known_setting
 from engine.errors import UserError
-from engine.formatting import BYTE_UNITS
 from engine.runs.folder import RunFolder
 from engine.runs.resume_candidates import StartOptions, parse_resume_option
+from launch.number_types import positive
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,8 +115,6 @@ def _existing(text: str, *kinds: str) -> Path:
 
 
 _OPTION = re.compile(r"--?[A-Za-z][^=\s]*(?=$|=)")
-_SIZE = re.compile(r"(\d+(?:\.\d*)?)\s*([KMGTP]i?B)")
-_DECIMAL_UNITS = {f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("KMGTP", start=1)}
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -303,30 +300,3 @@ def start_options(args: argparse.Namespace) -> StartOptions:
         new_data=args.allow_new_data,
         init_from=args.init_from,
     )
-
-
-def not_negative(text: str) -> int:
-    """Parse an integer of 0 or more (type for argparse)."""
-    return _at_least(0, text)
-
-
-def positive(text: str) -> int:
-    """Parse an integer of 1 or more (type for argparse)."""
-    return _at_least(1, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    with suppress(ValueError):
-        number = int(text)
-        if number >= least:
-            return number
-    raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
-
-
-def byte_size(text: str) -> int:
-    """Parse a size such as '80GiB' (2**30 bytes) or '80GB' (10**9 bytes) (type for argparse)."""
-    match = _SIZE.fullmatch(text.strip())
-    number = float(match[1]) * (BYTE_UNITS | _DECIMAL_UNITS)[match[2]] if match else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 80GiB or 24GB")
-    return int(number)

@@ -19,6 +19,7 @@ models
 engine.errors
 engine.formatting engine.discover engine.paths engine.output
 engine.layout engine.pipeline_schedule
+engine.pipeline_p2p
 engine.disk
 engine.atomic_write
 engine.config

@@ -14,7 +14,8 @@ from engine.errors import UserError
 from engine.formatting import format_bytes
 from engine.runs.folder import RunFolder
 from engine.runs.resolve import run_with_checkpoints
-from launch.arguments import folder, positive
+from launch.arguments import folder
+from launch.number_types import positive
 
 EXAMPLES = (
     "cuboid checkpoint ls",

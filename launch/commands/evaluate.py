@@ -12,8 +12,9 @@ from engine.runs.plan_from_run import plan_of_run
 from engine.runs.resolve import resolve_weights, run_with_weights
 from engine.unsupported import require_supported
 from launch import torchrun
-from launch.arguments import add_ranks, add_step, positive, run_and_overrides
+from launch.arguments import add_ranks, add_step, run_and_overrides
 from launch.machine import count_gpus
+from launch.number_types import positive
 
 EXAMPLES = (
     "cuboid evaluate --step best",

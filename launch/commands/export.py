@@ -9,7 +9,8 @@ from typing import get_args
 from engine import discover
 from engine.config.schema import Precision
 from engine.runs.resolve import run_with_weights
-from launch.arguments import add_step, byte_size, file_or_folder, path
+from launch.arguments import add_step, file_or_folder, path
+from launch.number_types import byte_size
 
 EXAMPLES = (
     "cuboid export --to hf --out gpt2-hf",

@@ -9,7 +9,8 @@ from itertools import chain
 
 from engine.output import reader_left
 from engine.runs.resolve import run_with_weights
-from launch.arguments import add_step, file_or_folder, positive
+from launch.arguments import add_step, file_or_folder
+from launch.number_types import positive
 
 EXAMPLES = (
     "cuboid generate --prompt 'Once upon a time' --tokens 100",

@@ -20,12 +20,12 @@ from launch.arguments import (
     add_config,
     add_run,
     config_and_overrides,
-    not_negative,
     run_arguments,
     run_to_resume,
     start_options,
 )
 from launch.machine import choose, count_gpus, this_machine
+from launch.number_types import not_negative
 from launch.preflight import run_preflight
 
 # The demo's config: in a checkout, or where an installation puts it.

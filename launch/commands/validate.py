@@ -11,7 +11,8 @@ from rich.console import Console
 
 from engine.errors import UserError
 from engine.formatting import format_bytes, format_layers
-from launch.arguments import add_config, byte_size, files_and_overrides, output_file, positive
+from launch.arguments import add_config, files_and_overrides, output_file
+from launch.number_types import byte_size, positive
 from launch.validate.alternatives import PlanRequest
 from launch.validate.inspection import ALTERNATIVES, EstimatedPlan, Inspection, inspect_config
 

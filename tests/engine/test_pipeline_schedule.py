@@ -7,16 +7,15 @@ from itertools import product
 
 import pytest
 
+from engine.pipeline_p2p import P2POp, insert_p2p
 from engine.pipeline_schedule import (
     SCHEDULES,
     Action,
     Costs,
-    P2POp,
     PipelineShape,
     actions,
     ideal_bubble,
     idle_fraction,
-    insert_p2p,
 )
 
 SHAPES = [

@@ -18,14 +18,13 @@ from launch.arguments import (
     Parser,
     add_config,
     add_run,
-    byte_size,
     config_and_overrides,
     files_and_overrides,
-    positive,
     run_and_overrides,
     run_arguments,
     start_options,
 )
+from launch.number_types import byte_size, positive
 
 
 def parse(line: str) -> tuple[Path | None, list[str]]:

@@ -1,0 +1,39 @@
+"""Types of numeric command-line arguments, for argparse."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from contextlib import suppress
+
+from engine.formatting import BYTE_UNITS
+
+_SIZE = re.compile(r"(\d+(?:\.\d*)?)\s*([KMGTP]i?B)")
+_DECIMAL_UNITS = {f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("KMGTP", start=1)}
+
+
+def not_negative(text: str) -> int:
+    """Parse an integer of 0 or more (type for argparse)."""
+    return _at_least(0, text)
+
+
+def positive(text: str) -> int:
+    """Parse an integer of 1 or more (type for argparse)."""
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    with suppress(ValueError):
+        number = int(text)
+        if number >= least:
+            return number
+    raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+
+
+def byte_size(text: str) -> int:
+    """Parse a size such as '80GiB' (2**30 bytes) or '80GB' (10**9 bytes) (type for argparse)."""
+    match = _SIZE.fullmatch(text.strip())
+    number = float(match[1]) * (BYTE_UNITS | _DECIMAL_UNITS)[match[2]] if match else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 80GiB or 24GB")
+    return int(number)
