@@ -64,7 +64,7 @@ class Watched(Pipeline):
         watch = self.watch
 
         class Timed(_PipelineRun):
-            def _arrived(self, key: Any) -> Tensor:
+            def _received(self, key: Any) -> Tensor:
                 started = time.perf_counter()
                 tensor = super()._received(key)
                 watch.waited += time.perf_counter() - started
