@@ -195,7 +195,7 @@ def mask_all_but_last(batch: Batch, last_n: int | None) -> Batch:
 
 
 def bytes_per_token(world: World, batches: TrainBatches) -> Tensor:
-    """Return the number of UTF-8 bytes of each id [ids]; 0 if tokens stand for no text."""
+    """Return the number of UTF-8 bytes of each id [ids]; 0 if tokens have no text."""
     tokenizer = batches.corpus.tokenizer
     if tokenizer is None:
         return torch.zeros(world.plan.settings.model.vocab_size, dtype=torch.int64)

@@ -59,7 +59,7 @@ class Evaluation:
     targets: int
     """Targets evaluated."""
     bytes: int | None
-    """UTF-8 bytes of the targets; None if tokens stand for no text."""
+    """UTF-8 bytes of the targets; None if tokens have no text."""
     loss: float
     """Mean over the targets, in nats."""
     top_1: float
@@ -78,7 +78,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Loss in bits per UTF-8 byte of the targets; None if tokens stand for no text."""
+        """Loss in bits per UTF-8 byte of the targets; None if tokens have no text."""
         if not self.bytes:
             return None
         return self.loss * self.targets / math.log(2) / self.bytes
@@ -99,7 +99,7 @@ class Evaluation:
         rows = {
             "loss": f"{self.loss:.4f}",
             "perplexity": f"{self.perplexity:,.2f}",
-            "bits/byte": "- (its tokens stand for no text)" if bits is None else f"{bits:.4f}",
+            "bits/byte": "- (its tokens have no text)" if bits is None else f"{bits:.4f}",
             "top-1": f"{self.top_1:.2%}",
             "top-10": f"{self.top_10:.2%}",
         }

@@ -75,7 +75,7 @@ def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]
         RunError: the model is corrupt.
     """
     if saved.tokenizer is None:
-        raise UserError(f"{saved.path} has no tokenizer, so its tokens stand for no text")
+        raise UserError(f"{saved.path} has no tokenizer, so its tokens cannot be decoded to text")
     model_tokenizer = tokenizer.load(saved.tokenizer)
     if problems := saved.verify(0, 1):
         raise RunError(f"{saved.path}: {'; '.join(problems)}")

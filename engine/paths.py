@@ -13,11 +13,6 @@ from glob import glob
 from pathlib import Path
 
 FILE, FOLDER = "a file", "a folder"
-COMPRESSIONS = {  # by the first bytes of a file
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-}
 KINDS = {
     stat.S_IFREG: FILE,
     stat.S_IFDIR: FOLDER,
@@ -121,11 +116,3 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted(files)
-
-
-def compression_of(file: Path) -> str | None:
-    """Return the compression of a file, one of ``COMPRESSIONS``, by its first bytes; None if it is
-    not compressed. Raises OSError if it cannot be read."""
-    with file.open("rb") as handle:
-        start = handle.read(max(map(len, COMPRESSIONS)))
-    return next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)

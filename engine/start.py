@@ -244,7 +244,7 @@ def _corpus_for_initial_weights(
         if model is None:
             return for_model()
         if vocabulary.is_other_kind(corpus, model.tokenizer):
-            difference = f"its ids stand for other text than in {model.path}"
+            difference = f"its ids have other meanings than in {model.path}"
             return for_model()[0], [f"{plan.cite('data.tokenizer')}: {difference}"]
         return for_model(model.tokenizer, path=model.path)
 

@@ -17,7 +17,7 @@ ORDER = """
 models.parallel
 models
 engine.errors
-engine.formatting engine.discover engine.paths engine.output
+engine.formatting engine.discover engine.paths engine.output engine.compression
 engine.layout engine.pipeline_schedule
 engine.pipeline_p2p
 engine.disk

@@ -128,7 +128,7 @@ class TrainingState(_ManifestModel):
 
 
 class Manifest(_ManifestModel):
-    """The content of manifest.json, without its digest of itself."""
+    """The content of manifest.json, except for the SHA-256 of the manifest itself."""
 
     format: Literal[1] = 1
     step: NonNegative

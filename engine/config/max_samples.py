@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import paths
+from engine.compression import compression_of
 from engine.config.derived import FILE_TYPES
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _max_bytes(given: str | Sequence[str]) -> int | None:
     whose content would have to be read."""
     total = 0
     for path in map(Path, [given] if isinstance(given, str) else given):
-        if paths.problem_at(path, paths.FILE) or paths.compression_of(path) is not None:
+        if paths.problem_at(path, paths.FILE) or compression_of(path) is not None:
             return None
         total += path.stat().st_size
     return total

@@ -39,7 +39,7 @@ def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path
         path = tuple(key.strip().split("."))
         if not equals or not all(map(_is_name, path)):
             example = "KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"
-            report_named(Problem(COMMAND_LINE, 0, None, f"is not {example}"))
+            report_named(Problem(COMMAND_LINE, 0, None, f"must have the form {example}"))
             continue
         try:
             values[path] = _value(text.strip(), budget, report_named)

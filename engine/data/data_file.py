@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import paths
+from engine.compression import compression_of
 from engine.data import stat_cache
 from engine.errors import UserError
 
 BLOCK = 1 << 20  # bytes
 MIN_CACHED_BYTES = 1 << 20  # the hash of a smaller file takes a millisecond and is not cached
 HEAD = 1 << 16  # bytes that identify the format
-DECOMPRESSORS: dict[str, Callable[[Path], BufferedIOBase]] = {  # of engine.paths.COMPRESSIONS
+DECOMPRESSORS: dict[str, Callable[[Path], BufferedIOBase]] = {  # of engine.compression.COMPRESSIONS
     "gzip": gzip.GzipFile,
     "bzip2": bz2.BZ2File,
     "xz": lzma.LZMAFile,
@@ -105,7 +106,7 @@ class DataFile:
             raise UserError(f"{self.name} cannot be read: {error.strerror or error}") from error
 
     def _open(self) -> BufferedIOBase:
-        compression = paths.compression_of(self.path)
+        compression = compression_of(self.path)
         if compression is None:
             return self.path.open("rb")
         return DECOMPRESSORS[compression](self.path)
@@ -129,7 +130,7 @@ def data_files(given: str | Sequence[str], *, records: Path | None = None) -> li
                     name_of = name if path == Path(part) else f"{name}: {path}"
                     files[path] = DataFile(path, name_of, records=records)
     if not files:
-        raise UserError(f"{named} has no file that is not empty")
+        raise UserError(f"{named}: no file is there, or all files are empty")
     return list(files.values())
 
 

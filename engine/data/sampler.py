@@ -42,7 +42,7 @@ class Sampler:
         )
 
     def order(self, start: int, count: int) -> NDArray[np.int64]:
-        """Return the samples at the positions from ``start`` to start + count - 1 of the order."""
+        """Return the sample indices at positions [start, start + count) of the order."""
         places = np.arange(start, start + count)
         if self.samples is None:
             return places

@@ -60,7 +60,7 @@ class Corpus:
 
     train: Split
     validation: Split  # never endless
-    tokenizer: Tokenizer | None  # None: the tokens stand for no text
+    tokenizer: Tokenizer | None  # None: the tokens have no text
     description: str  # one line for the user
     fingerprint: str  # equal on two ranks if and only if they read the same samples
 

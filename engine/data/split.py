@@ -56,9 +56,9 @@ def split_tokens(
         smaller = min(validation, 1 - validation) if validation > 0 else 1.0
         enough = math.ceil(needed / Fraction(smaller))
         raise UserError(
-            f"{name} is too short: {total:,} tokens, {total - held_out:,} to train on and "
-            f"{held_out:,} to validate (data.validation={validation}); SEQ_LEN={seq_len} needs "
-            f"{needed:,} in each part, so about {enough:,}"
+            f"{name} is too short: SEQ_LEN={seq_len} needs {needed:,} tokens in each part, but "
+            f"there are {total - held_out:,} to train on and {held_out:,} to validate "
+            f"(data.validation={validation}); use a smaller SEQ_LEN or at least {enough:,} tokens"
         )
     boundary = total - held_out
     return Windows(tokens[:boundary], seq_len), Windows(tokens[boundary:], seq_len)

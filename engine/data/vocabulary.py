@@ -104,8 +104,8 @@ def corpus_for_model(
     if is_other_kind(corpus, saved):
         assert saved is not None
         raise UserError(
-            f"{cite('data.tokenizer')}, but {path} was trained with {saved['type']!r}: set "
-            f"data.tokenizer={saved['type']!r}"
+            f"{cite('data.tokenizer')} differs from the tokenizer of {path}, {saved['type']!r}: "
+            f"set data.tokenizer={saved['type']!r}"
         )
     mapped, new = use_saved_ids(corpus, saved)
     size = 0 if mapped.tokenizer is None else mapped.tokenizer.size

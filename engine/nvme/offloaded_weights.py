@@ -87,7 +87,7 @@ class WeightsOnDisk:
         self.file.write(extent.offset, memory).wait()
 
     def prefetch(self) -> None:
-        """Start to read the weights that are probably needed next, at least one."""
+        """Start reading the weights that are likely to be used next (at least one)."""
         last, free, predicted = self._last, self.prefetch_bytes, list[int]()
         while (number := self._next.get(last)) is not None and number not in predicted:
             free -= self._extents[number].size

@@ -184,8 +184,8 @@ def write_record(folder: RunFolder, plan: Plan) -> None:
 
 
 def read_record(folder: RunFolder) -> RunRecord:
-    """Read the record of a run. For a run of an older version, which has none, make one from its
-    resolved settings. Raises UserError if there are none either."""
+    """Read the record of a run. Runs of older versions have no record: build it from their resolved
+    settings. Raises UserError if the run has neither."""
     if not folder.statements.is_file():
         return _record_from_settings(folder, recorded_settings(folder))
     try:

@@ -1,6 +1,6 @@
 """Sizes of buckets, chunks and blocks that the training and the memory estimate share.
 
-They stand below both, without torch: the estimate must assume the sizes that training uses."""
+Both import this module, which needs no torch: the estimate must assume the sizes of training."""
 
 BUCKET_BYTES = 25 << 20
 """Bytes of gradients in one all-reduce (engine/training/gradients.py), as in torch's

@@ -291,7 +291,7 @@ def test_result_as_table_and_json() -> None:
     ]
     part = replace(FOUND, samples=3, last_n=2, bytes=None, step=None, loss=1000.0)
     assert "the first 3 samples, 512 targets, the last 2 of 8 positions" in part.table()
-    assert "its tokens stand for no text" in part.table()
+    assert "its tokens have no text" in part.table()
     assert "perplexity  inf" in part.table()
     fields = json.loads(part.as_json())
     assert (fields["perplexity"], fields["bits_per_byte"], fields["loss"]) == (None, None, 1000.0)

@@ -103,7 +103,7 @@ def test_missing_or_empty_data_is_reported_with_its_line(folder, problems):
 def test_files_of_a_data_folder_are_checked_by_their_first_bytes(folder, problems):
     (folder / "texts").mkdir()
     assert problems("data.path=texts") == [
-        "command line: data.path='texts' has no file that is not empty"
+        "command line: data.path='texts': no file is there, or all files are empty"
     ]
     (folder / "texts" / "a").write_text("some text")
     assert problems("data.path=texts") == []

@@ -95,7 +95,9 @@ class Source:
         except ValueError as error:
             raise config_error(self.file, f"not Python: {error}") from None
         except (RecursionError, MemoryError):
-            raise config_error(self.file, "nested too deeply to be read") from None
+            raise config_error(
+                self.file, "nested too deeply to be read: assign parts to names"
+            ) from None
 
 
 def config_error(file: str, message: str, line: int = 0, column: int | None = None) -> ConfigError:

@@ -82,8 +82,8 @@ def run_ends(context: RuleContext) -> Iterator[Finding]:
     elif settings.data.type == "synthetic":
         yield context.error(
             "num_epochs",
-            f"{context.cite('data.type')} is endless, so {context.cite('num_epochs')} does not end "
-            "the run: set MAX_STEPS",
+            f"{context.cite('data.type')} has no epochs, so {context.cite('num_epochs')} cannot "
+            "end the run: set MAX_STEPS",
         )
 
 

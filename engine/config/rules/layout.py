@@ -57,8 +57,8 @@ def gpus_hold_whole_replicas(context: RuleContext) -> Iterator[Finding]:
     if gpus is not None and gpus % replica:
         yield context.error(
             "tensor_parallel",
-            f"{gpus} GPUs are not a multiple of {replica}, which "
-            f"{context.cite('tensor_parallel')} x {context.cite('pipeline')} need; "
+            f"{gpus} GPUs are not a multiple of {replica}, one copy of the model "
+            f"({context.cite('tensor_parallel')} x {context.cite('pipeline')}); "
             f"nearest: {nearest_multiples(gpus, replica)}",
         )
 

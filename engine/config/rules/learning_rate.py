@@ -36,7 +36,7 @@ def warmup_ends_before_the_run(context: RuleContext) -> Iterator[Finding]:
 def warmup_is_at_least_one_step(context: RuleContext) -> Iterator[Finding]:
     """Require lr_scheduler.warmup to be 0 or at least one step.
 
-    Other trainers take a fraction of the run.
+    A value between 0 and 1 is probably meant as a fraction of the run, as other trainers accept.
     """
     settings, schedule = context.settings, context.settings.lr_scheduler
     if schedule.by != "step" or not 0 < schedule.warmup < 1:

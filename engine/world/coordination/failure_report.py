@@ -1,4 +1,7 @@
-"""Reports why a run failed: one rank prints it, the rank that failed first (README.md)."""
+"""Reports why a run failed: one rank prints it, the rank that failed first (README.md).
+
+The text about a lost rank is ``LivenessMonitor.describe()``.
+"""
 
 from __future__ import annotations
 

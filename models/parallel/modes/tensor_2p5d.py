@@ -1,4 +1,4 @@
-"""2.5d: DEPTH layers of q x q grids, each with its own tokens (Wang et al. 2021, "Tesseract")."""
+"""2.5d: DEPTH stacked q x q grids, each with its own tokens (Wang et al. 2021, "Tesseract")."""
 
 from math import isqrt
 

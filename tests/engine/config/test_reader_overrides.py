@@ -153,12 +153,27 @@ def test_override_replaces_a_name_in_the_inherited_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("BATCH_SIZE", "BATCH_SIZE: is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
-        ("--lr=3", "--lr=3: is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
-        ("=3", "=3: is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
-        ("a..b=3", "a..b=3: is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
-        ("a.class=3", "a.class=3: is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
-        ("__name__=3", "__name__=3: is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
+        (
+            "BATCH_SIZE",
+            "BATCH_SIZE: must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4",
+        ),
+        (
+            "--lr=3",
+            "--lr=3: must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4",
+        ),
+        ("=3", "=3: must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
+        (
+            "a..b=3",
+            "a..b=3: must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4",
+        ),
+        (
+            "a.class=3",
+            "a.class=3: must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4",
+        ),
+        (
+            "__name__=3",
+            "__name__=3: must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4",
+        ),
         ("lr=", "lr=: has no value; '' is the empty string"),
         ("lr=1/0", "lr=1/0: division by zero"),
         ("n=9**9**9", "n=9**9**9: an integer of more than 1024 bits"),
@@ -169,7 +184,10 @@ def test_override_replaces_a_name_in_the_inherited_file(tmp_path: Path) -> None:
         ),
         ("o=dict(type=Adam)", "o=dict(type=Adam): Adam is not defined; a string needs quotes"),
         ("x=(1,2);(3)", "x=(1,2);(3): is not a single value"),
-        ("a\nb=1", "'a\\nb=1': is not KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4"),
+        (
+            "a\nb=1",
+            "'a\\nb=1': must have the form KEY=VALUE, such as BATCH_SIZE=8 or optimizer.lr=3e-4",
+        ),
         ("x=\udcff", "'x=\\udcff': is not UTF-8 (byte 0xff)"),
         ("PIPELINE.x=1", "PIPELINE.x: PIPELINE is 2, not a dict"),
         ("optimizer.lr.x=1", "optimizer.lr.x: optimizer.lr is 0.001, not a dict"),

@@ -231,8 +231,8 @@ def test_gpus_that_are_no_multiple_of_a_replica_are_rejected(tmp_path: Path, gpu
     with pytest.raises(ConfigError) as error:
         plan(tmp_path, text, gpus=gpus)
     assert str(error.value) == (
-        f"{tmp_path / 'config.py'}:2: {gpus} GPUs are not a multiple of 4, which "
-        f"TENSOR_PARALLEL=2 x PIPELINE=2 need; nearest: {nearest}"
+        f"{tmp_path / 'config.py'}:2: {gpus} GPUs are not a multiple of 4, one copy of the model "
+        f"(TENSOR_PARALLEL=2 x PIPELINE=2); nearest: {nearest}"
     )
 
 

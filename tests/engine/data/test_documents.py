@@ -99,7 +99,7 @@ def test_existing_file_named_like_a_pattern_is_read(folder: Path, ask: Ask) -> N
         (("texts", "nowhere"), "data.path='nowhere' does not exist in "),
         ("texts/empty", "data.path='texts/empty' is empty"),
         ("texts/empt*", "data.path='texts/empt*': texts/empty is empty"),
-        ("none", "data.path='none' has no file that is not empty"),
+        ("none", "data.path='none': no file is there, or all files are empty"),
         ("bad", "data.path='bad': bad/x.png is a PNG picture, not text"),
         ("broken", "data.path='broken': broken/x is a broken link; a file is needed"),
     ],

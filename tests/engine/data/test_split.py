@@ -46,12 +46,13 @@ def test_tail_of_the_tokens_is_the_validation_split(count: int, share: float, le
 def test_too_few_tokens_are_rejected_with_the_number_needed() -> None:
     with pytest.raises(
         UserError,
-        match=r"^it is too short: 600 tokens, 540 to train on and 60 to validate "
-        r"\(data.validation=0.1\); SEQ_LEN=64 needs 65 in each part, so about 650$",
+        match=r"^it is too short: SEQ_LEN=64 needs 65 tokens in each part, but there are 540 to "
+        r"train on and 60 to validate \(data.validation=0.1\); use a smaller SEQ_LEN or at least "
+        r"650 tokens$",
     ):
         split_tokens(np.zeros(600), validation=0.1, seq_len=64, name="it")
     split_tokens(np.zeros(650), validation=0.1, seq_len=64, name="it")
-    with pytest.raises(UserError, match=r"so about 65$"):
+    with pytest.raises(UserError, match=r"at least 65 tokens$"):
         split_tokens(np.zeros(64), validation=0.0, seq_len=64, name="it")
     split_tokens(np.zeros(65), validation=0.0, seq_len=64, name="it")
 

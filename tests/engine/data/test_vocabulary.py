@@ -200,7 +200,7 @@ def test_too_small_vocabulary_is_rejected_with_working_remedies(tmp_path: Path) 
     assert ended[3].err.endswith(f": set {larger}\n")
     assert ended[4].error == "", ended[4].err
     assert words_of(tmp_path, 1, "new").characters == "".join(sorted(set(FIRST))) + "😀"
-    line = f"data.tokenizer='gpt2': its ids stand for other text than in {checkpoint}"
+    line = f"data.tokenizer='gpt2': its ids have other meanings than in {checkpoint}"
     assert line in ended[5].out, ended[5]
 
 
@@ -229,7 +229,7 @@ def test_checkpoint_without_a_tokenizer_uses_that_of_its_run(folder: Path) -> No
         ]
     )
     assert refused[0].err == (
-        "command line: data.tokenizer='gpt2', but run/checkpoints/step-00000004 was trained with "
-        "'char': set data.tokenizer='char'\n"
+        "command line: data.tokenizer='gpt2' differs from the tokenizer of "
+        "run/checkpoints/step-00000004, 'char': set data.tokenizer='char'\n"
     )
     assert ended[0].error == "", ended[0].err
