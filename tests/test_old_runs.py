@@ -224,7 +224,13 @@ def test_old_checkpoints_are_listed_and_verified(
     expected = (EXPECTED / "listing.txt").read_text().splitlines()
     assert len(listed) == len(expected) == 4
     for ours, theirs in zip(listed[2:], expected[2:], strict=True):
-        assert ours.split()[:6] == theirs.split()[:6], "step, date, time, size, validation loss"
+        step, *written, number, unit, loss = ours.split()[:6]
+        expected_step, *expected_written, _, _, expected_loss = theirs.split()[:6]
+        assert (step, written, loss) == (expected_step, expected_written, expected_loss)
+        manifest = old / SHARDED / "checkpoints" / f"step-{int(step):08}" / "manifest.json"
+        files = json.loads(manifest.read_bytes())["files"].values()
+        size = float(number) * {"KiB": 2**10, "MiB": 2**20}[unit]
+        assert size == pytest.approx(sum(file["bytes"] for file in files), rel=5e-3)
     assert "step-00000008" in cuboid(old, monkeypatch, capsys, "checkpoint", "verify", str(SHARDED))
 
 
