@@ -183,7 +183,7 @@ ALSO = [  # values that a type of their own would be needed for
     SettingEffect(change="schedule=zero_bubble", probe=order),
 ]
 ELSEWHERE = {
-    "data.key": "engine/data/test_detect_format.py::test_a_key_names_where_the_text_is",
+    "data.key": "engine/data/test_detect_format.py::test_data_key_selects_the_text",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"
     "test_every_entry_is_in_one_group_and_no_group_is_too_large",
@@ -196,9 +196,9 @@ ELSEWHERE = {
     "test_a_failed_save_ends_the_run_and_preserves_the_previous_checkpoint",
     "backend": "engine/world/test_distributed.py::test_nccl_without_gpus_is_rejected",
     "timeout": "engine/world/test_distributed.py::"
-    "test_timeouts_are_long_to_start_and_short_after_the_first_step",
+    "test_timeout_of_the_start_is_replaced_after_the_first_step",
     "start_timeout": "engine/world/test_distributed.py::"
-    "test_timeouts_are_long_to_start_and_short_after_the_first_step",
+    "test_timeout_of_the_start_is_replaced_after_the_first_step",
 }
 COMPARED = {"hidden_size", "tensor_shape"}
 """Read by rules, which compare them with others; training needs them not."""
