@@ -200,7 +200,7 @@ def test_named_pipe_is_rejected_in_one_line_without_waiting(
         ("train a.py --learning-rate 3e-4", "did you mean optimizer.lr=...?"),
         ("train a.py --batch-size=8", "did you mean BATCH_SIZE=...?"),
         ("train a.py --bf16", "did you mean precision='bf16'?"),
-        ("train a.py --device cuda", "a rank takes a GPU where there is one, else the CPU"),
+        ("train a.py --device cuda", "a rank uses a GPU if there is one, else the CPU"),
         ("validate a.py --frobnicate 3", "cuboid validate --help lists them"),
         ("train -n 4 a.py", "cuboid train --help lists them"),
     ],
