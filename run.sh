@@ -246,8 +246,8 @@ ensure() {
     export PATH
 }
 
-# Sets python to the first of PYTHON, the active environment's, .venv's and the system's Python that has
-# a supported torch. Nothing is installed there, because a machine with a GPU may have no network. If
+# Sets python to PYTHON, which must have a supported torch, or else to the first Python that has one: the
+# active environment's, .venv's, the system's. Nothing is installed there, because a machine with a GPU may have no network. If
 # none has a torch, .venv is set up as for the tests.
 choose_checking_python() {
     if [ -n "${PYTHON:-}" ]; then

@@ -44,13 +44,13 @@ def compare(folder: Path, *overrides: str) -> list[float]:
     return list(losses.values())
 
 
-def test_first_steps_of_the_main_job_reach_the_recorded_validation_loss(tmp_path: Path) -> None:
+def test_main_job_begins_with_the_validation_loss_of_one_process(tmp_path: Path) -> None:
     losses = compare(tmp_path, "MAX_STEPS=24", "BATCH_SIZE=16", "eval.every=12", "eval.batches=2")
     assert losses[-1] < losses[0] < 4.7  # ln(103) = 4.63: it has begun to learn
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_main_job_reaches_the_recorded_validation_loss(tmp_path: Path) -> None:
+def test_main_job_reaches_the_validation_loss_of_one_process(tmp_path: Path) -> None:
     losses = compare(tmp_path)
     assert losses[-1] < 1.7

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.aliases import ALIASES
-from tests.support.import_graph import import_graph
+from tests.support.import_graph import import_graph, path_to
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -242,8 +242,4 @@ def test_the_packages_that_are_drawn_without_torch_import_none() -> None:
     modules = graph.keys() - packages
     light = {module for module in modules if levels[level_of(module, levels)].without_torch}
     assert len(light) > 20
-    reached, new = set[str](), light
-    while new:
-        reached |= new
-        new = {name for module in new for name in graph.get(module, ())} - reached
-    assert [name for name in reached if name.partition(".")[0] == "torch"] == []
+    assert [chain for module in sorted(light) if (chain := path_to(graph, module, "torch"))] == []

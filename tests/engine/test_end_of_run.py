@@ -29,7 +29,7 @@ def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
     CheckpointDirectory(folder.checkpoints).folder(30).mkdir(parents=True)
     lines: list[str] = []
     end_of_run.print_end_of_run(
-        folder, torch.device("cpu"), lines.append, command="./run.sh", sample=True, steps=30
+        folder, torch.device("cpu"), lines.append, command="./run.sh", finished=True, steps=30
     )
     assert lines[-6:] == ["", *closing(folder)]
     return lines[:-6]
@@ -68,7 +68,7 @@ def test_a_stopped_run_prints_the_command_that_continues_it(tmp_path: Path) -> N
         torch.device("cpu"),
         lines.append,
         command="cuboid",
-        sample=False,
+        finished=False,
         steps=30,
         evaluation=end_of_run.evaluate_options(DataSettings(type="synthetic", validation=0.0)),
         validation="loss 2.3457 after step 300, over the first 128 of 363 samples",

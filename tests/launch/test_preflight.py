@@ -186,7 +186,7 @@ def test_bytes_for_one_disk_are_summed(folder, problems, monkeypatch):
     ]
 
 
-def test_predicted_bytes_of_weights_equal_the_file(folder, problems, environ):
+def test_predicted_bytes_of_weights_are_parameters_times_their_size(folder, problems, environ):
     asked = plan(write(folder, CONFIG), "precision=float64")
     found = estimate(asked)
     (need, _) = preflight.needs(asked, found, environ, None)

@@ -133,7 +133,7 @@ def test_user_error_under_plain_torchrun_is_printed_once(
 def test_unknown_option_of_a_rank_is_one_line_and_exit_code_2(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    process = start(*launch(1, "--config", config, "--colour"))
+    process = start(*launch(2, "--config", config, "--colour"))
     _, err = process.communicate()
     assert process.returncode == 2
     assert err == "train_gpt.py: --colour is not an option; train_gpt.py --help lists them\n"

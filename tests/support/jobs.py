@@ -56,10 +56,10 @@ class Job:
     """A run in ``folder``, which contains its config as tiny.py.
 
     Attributes:
-        launch_id: name of the launch, the same after a restart.
+        launch: name of the launch, the same after a restart.
         dies: all ranks are killed in the middle of this step.
         dies_saved: they are killed only once there is a checkpoint.
-        parse_fault: a context manager that every rank enters before it trains.
+        planted: a context manager that every rank enters before it trains.
         fault: value of the variable FAULT.
     """
 
