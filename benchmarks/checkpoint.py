@@ -140,16 +140,17 @@ def measuring(task: Callable[[Trainer, Saver], Any], name: str, world: World) ->
             Path(name).write_text(json.dumps(found))
         return run.steps
 
-    with patch("engine.train.train_steps", steps), patch("engine.train.save_weights"):
+    with (
+        patch("engine.train.train_steps", steps),
+        patch("engine.train.save_weights"),
+        patch("engine.train.print_end_of_run"),
+    ):
         yield
 
 
 def measured(folder: Path, ranks: int, task: Callable[..., Any], *overrides: str) -> dict[str, Any]:
-    with patch("engine.train.print_end_of_run", lambda *_: None):
-        ended = run(
-            Job(folder=folder, overrides=overrides, planted=partial(measuring, task, "found.json")),
-            ranks,
-        )
+    planted = partial(measuring, task, "found.json")
+    ended = run(Job(folder=folder, overrides=overrides, planted=planted), ranks)
     assert not any(one.error for one in ended), ended
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found

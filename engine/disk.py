@@ -1,4 +1,4 @@
-"""Disk errors and durable renames: fsync of folders, and messages for a full disk. No torch."""
+"""Disks: messages for a full one, free bytes, fsync of folders. No torch."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ def full_disk_error(error: BaseException, remedy: str = "Free some space") -> Ru
 
 def _free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that has ``path``, which need not exist."""
+    return shutil.disk_usage(nearest_existing(path)).free
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return ``path``, or if it does not exist its nearest parent that does."""
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path

@@ -36,7 +36,7 @@ def print_end_of_run(
     print_line: Callable[[str], None],
     *,
     command: str,
-    sample: bool,
+    finished: bool,
     steps: int,
     evaluation: str = "",
     validation: str = "",
@@ -45,14 +45,14 @@ def print_end_of_run(
     """Print the paths of the run's files and commands to paste.
 
     ``command``: the command that starts cuboid.
-    ``sample``: training is finished: print a sample of text, and the command that trains further
+    ``finished``: all steps are done: print a sample of text, and the command that trains further
     in place of the one that continues.
     ``steps``: the steps of the whole run.
     ``evaluation``: the options that `cuboid evaluate` needs.
     ``validation``: the last validation, as text.
     """
     run = quote(str(folder.path))
-    if sample:
+    if finished:
         _print_sample(folder, device, print_line)
     print_line("")
     if validation:
@@ -61,9 +61,9 @@ def print_end_of_run(
     print_line(f"log         {folder.log}")
     if folder.has_curves:
         print_line(f"TensorBoard tensorboard --logdir {quote(str(folder.tensorboard))}")
-    if not sample and several_machines:
+    if not finished and several_machines:
         print_line(f"continue    start it again on all machines with --resume {run}")
-    elif not sample:
+    elif not finished:
         print_line(f"continue    {command} train --resume {run}")
     elif CheckpointDirectory(folder.checkpoints).steps():
         print_line(f"train more  {command} train --resume {run} MAX_STEPS={2 * steps}")

@@ -19,6 +19,8 @@ def format_bytes(number: float) -> str:
     """Return up to three digits and a unit: '1.25 GiB', '80 GiB', '12 B'; four digits from 1000 to
     1023 of a unit: '1020 MiB'."""
     unit, size = byte_unit(number)
+    if round(number / size) >= 1024:  # 1023.9 KiB is 1 MiB
+        unit, size = byte_unit(1024 * size)
     number /= size
     return f"{number:.0f} {unit}" if number >= 999.5 else f"{number:.3g} {unit}"
 

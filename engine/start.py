@@ -70,13 +70,13 @@ class StartPoint:
             return batches
         return batches.resumed_at(consumed_by(self.checkpoint.training, self.corpus))
 
-    def matmul(self, device: torch.device) -> str | None:
+    def matmul(self) -> str | None:
         """Return the matmul library of the checkpoint: a resume uses it again, because another one
         rounds differently. None if the setting names one, or device or precision have changed."""
         if self.checkpoint is None or self.plan.settings.matmul is not None:
             return None
         saved = self.checkpoint.training
-        same = saved.device == device.type
+        same = saved.device == self.world.device.type
         same &= saved.settings.get("precision") == self.plan.settings.precision
         return saved.matmul if same and saved.matmul in MATMULS else None
 

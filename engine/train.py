@@ -52,10 +52,11 @@ def train(
     batches = open_data(world, cache=cache, notify=world.print_rank_0)
     start = find_start(world, plan, batches.corpus, options)
     batches = start.remaining_batches(batches)
-    for line in data_remarks(plan, batches, begins=start.step == 0):
-        world.print_rank_0(line)
+    if world.is_main:  # reads the data files
+        for line in data_remarks(plan, batches, begins=start.step == 0):
+            world.print_rank_0(line)
     steps = world.run_on_all(lambda: total_steps(plan, batches, start.step))
-    matmul = start.matmul(world.device) or choose_run_matmul(world)
+    matmul = start.matmul() or choose_run_matmul(world)
     with open_offload(plan, world) as offload:
         trainer = Trainer(
             plan,
@@ -67,34 +68,40 @@ def train(
             loss_hook=fault.apply_to_step if fault else unchanged_loss,
         )
         start.restore(trainer)
-        folder = start.claim_folder()
-        checkpoints = CheckpointDirectory(folder.checkpoints)
-        if fault is not None:
-            fault.watch_saves(checkpoints.path, checkpoints.temporary(fault.step))
-        with (
-            open_reporter(trainer, folder, start.step) as report,
-            Saver(trainer, checkpoints, print_line=report.print_line) as saver,
-            world.naming_lost_ranks(
-                lambda step, message: folder.write_status("failed", step=step, message=message)
-            ),
-        ):
-            try:
-                step = train_steps(trainer, report, saver, start.step)
-            except DivergedError:  # raised on all ranks, before the optimizer step
-                save_weights(trainer, folder.weights)
-                world.barrier()  # the first rank to exit makes the launcher kill the others
-                raise
-            with world.uninterruptible():
-                save_weights(trainer, folder.weights)
-            ending = ""
-            if step < steps:
-                ending = f"stopped by {world.stopped_by()} after step {step} of {steps}"
-            if world.is_main:
-                if ending:
-                    report.print_line(ending)
-                _print_end(trainer, folder, report, finished=step == steps)
+        return _train_in(start.claim_folder(), trainer, start.step, fault)
+
+
+def _train_in(folder: RunFolder, trainer: Trainer, first_step: int, fault: Fault | None) -> bool:
+    """Train the steps after ``first_step`` and write everything to ``folder``. Return whether all
+    steps are done."""
+    world, steps = trainer.world, trainer.steps
+    checkpoints = CheckpointDirectory(folder.checkpoints)
+    if fault is not None:
+        fault.watch_saves(checkpoints.path, checkpoints.temporary(fault.step))
+    with (
+        open_reporter(trainer, folder, first_step) as report,
+        Saver(trainer, checkpoints, print_line=report.print_line) as saver,
+        world.naming_lost_ranks(
+            lambda step, message: folder.write_status("failed", step=step, message=message)
+        ),
+    ):
+        try:
+            step = train_steps(trainer, report, saver, first_step)
+        except DivergedError:  # raised on all ranks, before the optimizer step
+            save_weights(trainer, folder.weights)
+            world.barrier()  # the first rank to exit makes the launcher kill the others
+            raise
+        with world.uninterruptible():
+            save_weights(trainer, folder.weights)
+        ending = ""
+        if step < steps:
+            ending = f"stopped by {world.stopped_by()} after step {step} of {steps}"
+        if world.is_main:
             if ending:
-                report.finish("interrupted", ending)
+                report.print_line(ending)
+            _print_end(trainer, folder, report, finished=step == steps)
+        if ending:
+            report.finish("interrupted", ending)
     return step == steps
 
 
@@ -105,7 +112,7 @@ def _print_end(trainer: Trainer, folder: RunFolder, report: Reporter, *, finishe
         trainer.world.device,
         report.print_line,
         command=cuboid(),
-        sample=finished,
+        finished=finished,
         steps=trainer.steps,
         evaluation=evaluate_options(trainer.plan.settings.data),
         validation=last_validation(trainer, report),

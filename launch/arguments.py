@@ -271,11 +271,16 @@ def run_arguments(
     arguments += [*overrides, f"--resume={args.resume}"]
     if args.allow_new_data:
         arguments.append("--allow-new-data")
-    for name in ("output", "backend", "init-from"):
-        value = getattr(args, name.replace("-", "_"))
-        if value is not None:
-            arguments.append(f"--{name}={value}")
-    return arguments
+    return arguments + given_options(args, "output", "backend", "init_from")
+
+
+def given_options(args: argparse.Namespace, *names: str) -> list[str]:
+    """Return the options that are not None as ``--name=value``, for the ranks."""
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name in names
+        if (value := getattr(args, name)) is not None
+    ]
 
 
 def _split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:

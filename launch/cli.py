@@ -4,8 +4,8 @@ A subcommand is a module with:
 - a docstring, whose first line is its help,
 - ``EXAMPLES``: complete command lines, shown at the end of its help,
 - ``add_arguments(parser)``,
-- ``run(args, environ) -> int``, which returns the exit code: 0 done, 1 the run failed, 2 the user's
-  input was rejected. It imports torch inside, so that commands without torch start fast.
+- ``run(args, environ) -> int``, which returns the exit code: 0 done, 1 the run or a check failed, 2
+  the user's input was rejected. It imports torch inside: commands without torch start fast.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from engine.data.data_file import data_files
 from engine.data.detect_format import format_of
 from engine.data.source import TOKENS, default_cache
+from engine.disk import nearest_existing
 from engine.errors import UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Estimate
@@ -212,8 +213,7 @@ def _nearest(need: FolderNeed) -> Path:
     path = need.path.absolute()
     if need.must_exist and not path.is_dir():
         raise UserError(f"{need.path} is not a folder on this machine: create it")
-    while not path.exists():
-        path = path.parent
+    path = nearest_existing(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")
     return path

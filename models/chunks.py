@@ -41,7 +41,7 @@ class ModelChunks:
 
     def shards(self) -> dict[str, Shard]:
         """Return the position of each local parameter in its global tensor."""
-        return {name: box for chunk in self.chunks for name, box in named_shards(chunk).items()}
+        return {name: shard for chunk in self.chunks for name, shard in named_shards(chunk).items()}
 
     def parameters_of_stage(self, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield name and global shape of a rank's parameters, except the copy of a tied table."""

@@ -142,8 +142,12 @@ class GPT(nn.Module):
                 self.lm_head = TokenEmbedding(
                     parallel, config.vocab_size, config.n_embd, std=config.init_std
                 )
-            box, pieces = self.output.shards["weight"], self.output.as_head
-            self.head = Head(parallel=parallel, shard=box, weight_sharding=pieces, chunk=loss_chunk)
+            self.head = Head(
+                parallel=parallel,
+                shard=self.output.shards["weight"],
+                weight_sharding=self.output.as_head,
+                chunk=loss_chunk,
+            )
 
     @property
     def output(self) -> TokenEmbedding:

@@ -36,7 +36,6 @@ class KVCache:
     """Keys and values of all layers of a model, by the layer's name."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
         self._layers: defaultdict[str, LayerKVCache] = defaultdict(lambda: LayerKVCache(capacity))
 
     def __getitem__(self, layer: str) -> LayerKVCache:

@@ -27,6 +27,12 @@ def step_name(step: int) -> str:
     return f"step-{step:08}"
 
 
+def step_of(path: Path) -> int | None:
+    """Return the step of a checkpoint's folder by its name; None if it is no such name."""
+    name = _NAME.fullmatch(path.name)
+    return int(name[1]) if name else None
+
+
 @dataclass(frozen=True)
 class CheckpointDirectory:
     """RUN/checkpoints."""
@@ -45,8 +51,8 @@ class CheckpointDirectory:
         """List the steps of the complete checkpoints in ascending order."""
         if not self.path.is_dir():
             return []
-        names = (_NAME.fullmatch(path.name) for path in self.path.iterdir() if path.is_dir())
-        return sorted(int(name[1]) for name in names if name)
+        steps = (step_of(path) for path in self.path.iterdir() if path.is_dir())
+        return sorted(step for step in steps if step is not None)
 
     def commit(self, step: int) -> None:
         """Rename the temporary folder, whose files have been fsynced, to the checkpoint's name.

@@ -25,7 +25,7 @@ from models.parallel.shard import Shard
 MODEL, OPTIMIZER, RNG = "model.", "optimizer.", "rng."
 
 Tensors = dict[str, Tensor]
-"""Name -> DCPShard, or a plain tensor if it is not sharded."""
+"""Name -> DCPShard; a plain tensor only as the target of a read."""
 
 
 def model_tensors(model: ModelChunks) -> Tensors:

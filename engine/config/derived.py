@@ -15,13 +15,14 @@ SIZES = ("n_layer", "n_head", "n_embd")
 
 
 def derive_settings(sources: SettingSources) -> None:
-    """Add the settings that are not set and follow from others; never change one that is set."""
+    """Add the settings that are not set and follow from others. Of those that are set, only
+    ``data.type`` may change (``_data_type``)."""
     _sizes_of_preset(sources)
     _width(sources)
     _positions(sources)
     _inner_width(sources)
     _min_lr(sources)
-    _source(sources)
+    _data_type(sources)
     _offload(sources)
     _require_sizes(sources)
 
@@ -80,7 +81,7 @@ def _min_lr(sources: SettingSources) -> None:
         _imply(sources, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
 
 
-def _source(sources: SettingSources) -> None:
+def _data_type(sources: SettingSources) -> None:
     """Set data.type to 'auto' for a path from the environment or an override.
 
     The data.type in the config file is about the path in the config file.

@@ -73,7 +73,7 @@ class RuleContext:
     def layout(self) -> Layout:
         """The layout on ``processes`` ranks; by default on the fewest, those of one replica."""
         processes = self.gpus_per_replica if self.processes is None else self.processes
-        assert self.axes is not None
+        _ = self.axes  # raises InvalidSettingError
         if processes % self.gpus_per_replica:
             raise InvalidSettingError("layout")
         return Layout(

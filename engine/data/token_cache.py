@@ -135,8 +135,9 @@ def _write(path: Path, build: Build) -> None:
     with atomic_file(path, temporary) as handle:
 
         def write(ids: NDArray[Any]) -> None:
-            digest.update(ids.tobytes())
-            handle.write(ids.tobytes())
+            data = ids.tobytes()
+            digest.update(data)
+            handle.write(data)
 
         dtype, about = build(write)
         count = handle.tell() // np.dtype(dtype).itemsize

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from engine.disk import FULL
 from engine.errors import RunError, UserError
 from engine.formatting import format_bytes
 
@@ -51,7 +52,7 @@ class Disk:
                 os.ftruncate(descriptor, size)
             self.files[path] = os.fstat(descriptor).st_ino
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            full = error.errno in (*FULL, errno.EFBIG)
             raise UserError(
                 self._too_small(size) if full else f"{self.setting}: {path}: {error.strerror}"
             ) from error

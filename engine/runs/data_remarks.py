@@ -20,17 +20,17 @@ FAR_LARGER = 2  # times the tokenizer's size: a larger vocabulary is not explain
 
 
 def data_remarks(plan: Plan, batches: TrainBatches, *, begins: bool) -> Iterator[str]:
-    """Yield the warnings, a line each. ``begins``: the run has no weights yet, so its vocabulary
+    """Yield the warnings, a line each. ``begins``: the run starts at step 0, so its vocabulary
     can still be changed."""
     samples, taken = batches.corpus.train.samples, batches.global_batch
-    limit = max_samples(plan.settings)
-    already_warned = limit is not None and limit < taken  # by a rule of the config
-    if samples is not None and samples < taken and not already_warned:
-        yield (
-            f"warning: {plan.cite('batch_size')}: a step takes {taken:,} samples and the data has "
-            f"{samples:,} of {plan.settings.seq_len} tokens to train on, so it reads each up to "
-            f"{-(-taken // samples)} times; take a smaller batch or SEQ_LEN, or more data"
-        )
+    if samples is not None and samples < taken:
+        limit = max_samples(plan.settings)
+        if limit is None or limit >= taken:  # otherwise a rule of the config has warned
+            yield (
+                f"warning: {plan.cite('batch_size')}: a step takes {taken:,} samples and the data "
+                f"has {samples:,} of {plan.settings.seq_len} tokens to train on, so it reads each "
+                f"up to {-(-taken // samples)} times; take a smaller batch or SEQ_LEN, or more data"
+            )
     if begins and batches.corpus.tokenizer is not None:
         yield from _on_vocabulary(plan, batches.corpus.tokenizer)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from shlex import quote
 
-from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.directory import CheckpointDirectory, step_of
 from engine.errors import UserError
 from engine.plan import Plan
 from engine.runs.folder import RunFolder, list_runs
@@ -150,7 +149,8 @@ def _finished_message(plan: Plan, run: Path, checkpoints: list[str]) -> str:
     weights = f"--init-from {quote(str(run))} starts a new run with its weights"
     if not checkpoints:
         return f"{run} is finished at step {status.get('step')} and has no checkpoint: {weights}"
-    done = int(Path(checkpoints[0]).name.removeprefix("step-"))
+    done = step_of(Path(checkpoints[0]))
+    assert done is not None
     if settings.max_steps is not None:
         over, more = done >= settings.max_steps, f"MAX_STEPS=N, with N above {done}"
     else:
@@ -186,7 +186,7 @@ def parse_resume_option(resume: str) -> tuple[Path | None, list[str]]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return re.fullmatch(r"step-\d{8,}", path.name) is not None and path.is_dir()
+    return step_of(path) is not None and path.is_dir()
 
 
 def chosen_output(plan: Plan, options: StartOptions) -> Path | None:

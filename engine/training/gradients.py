@@ -122,10 +122,9 @@ class GradientReducer:
     def wait(self) -> None:
         """Complete the reduction of all gradients. All buckets are reduced over one axis before
         any is reduced over the next, so that their communication overlaps."""
-        self.sync_enabled = True
-        for weight, gradient in self.model.parallel.zero.reduce_deferred():
-            self.add(weight, gradient)
-        self.sync_enabled = False
+        with self.final_backward():
+            for weight, gradient in self.model.parallel.zero.reduce_deferred():
+                self.add(weight, gradient)
         for bucket in self.buckets:
             if bucket.handle is None:
                 bucket.start()
@@ -164,12 +163,12 @@ def local_grad_norm_squared(model: ModelChunks) -> Tensor:
     Several ranks may hold the same shard. Only the one with index 0 on all axes over which the
     parameter is replicated counts it, and only the first copy of a tied table is counted.
     """
-    shards, axes = model.shards(), model.parallel.summed_axes
+    shards, axes, copies = model.shards(), model.parallel.summed_axes, model.copies
     grads = [
         parameter.grad
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
-        and name not in model.copies
+        and name not in copies
         and all(axes[axis].index == 0 for axis in replicated_axes(shards[name], axes))
     ]
     if not grads:

@@ -16,7 +16,8 @@ class LossScale:
     An overflow on any rank skips the step on all ranks. The scale shrinks after ``hysteresis``
     consecutive overflows and grows after ``growth_interval`` steps without one.
 
-    Checkpoints save the fields below ``settings``: see ``LossScaleState`` and ``ATTRIBUTES``.
+    Checkpoints save the fields below ``settings`` by their names, which ``LossScaleState`` of
+    engine/checkpoint/manifest.py repeats.
     """
 
     settings: Settings

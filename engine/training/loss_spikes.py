@@ -23,7 +23,8 @@ class LossSpikes:
     """Detects loss spikes: losses over ``factor`` times the median of the last ``window`` losses
     of steps that were not skipped.
 
-    Checkpoints save the fields below ``settings``: see ``LossSpikesState`` and ``ATTRIBUTES``.
+    Checkpoints save the fields below ``settings`` by their names, which ``LossSpikesState`` of
+    engine/checkpoint/manifest.py repeats.
     """
 
     settings: Settings

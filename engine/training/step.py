@@ -43,9 +43,13 @@ class StepResult:
     """True if any rank was asked to stop."""
     save: bool = False
     """True if any rank requests a checkpoint after this step."""
-    skipped: bool = False
-    """True if the optimizer was not run, for the reason in ``remark``."""
     remark: str = ""
+    """The reason for which the optimizer was not run; "" if it was."""
+
+    @property
+    def skipped(self) -> bool:
+        """Return whether the optimizer was not run."""
+        return bool(self.remark)
 
     @property
     def finite(self) -> bool:
@@ -108,7 +112,7 @@ class Stepper:
             self.loss_scale.update(overflow=not result.finite)
             if not result.finite:
                 remark = f"skipped: fp16 overflow; loss scale {self.loss_scale.scale:g}"
-                return replace(result, skipped=True, remark=remark)
+                return replace(result, remark=remark)
         if self.spikes is not None and (verdict := self.spikes.update(result.loss)).skip:
             if self.spikes.exhausted:
                 raise DivergedError(
@@ -117,7 +121,7 @@ class Stepper:
                     f"loss_spike.max_skips={self.spikes.settings.max_skips}; weights are those "
                     "before the first skipped step"
                 )
-            return replace(result, skipped=True, remark=f"skipped: {verdict.reason}")
+            return replace(result, remark=f"skipped: {verdict.reason}")
         unscale_and_clip(self.model, result.grad_norm, self.clip_grad_norm, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

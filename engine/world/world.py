@@ -47,11 +47,6 @@ class World:
     colossal: ColossalContext
 
     @property
-    def coordinates(self) -> dict[str, int]:
-        """Index of this rank on every axis of the layout."""
-        return self.plan.layout.coordinates(self.rank)
-
-    @property
     def is_main(self) -> bool:
         return self.rank == 0
 

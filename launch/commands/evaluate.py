@@ -12,7 +12,7 @@ from engine.runs.plan_from_run import plan_of_run
 from engine.runs.resolve import resolve_weights, run_with_weights
 from engine.unsupported import require_supported
 from launch import torchrun
-from launch.arguments import add_ranks, add_step, run_and_overrides
+from launch.arguments import add_ranks, add_step, given_options, run_and_overrides
 from launch.machine import count_gpus
 from launch.number_types import positive
 
@@ -63,10 +63,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     ranks = torchrun.processes(one_copy.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
     plan_on(ranks, folder, overrides, request)
     arguments = [str(folder.path), *overrides, f"--step={args.step}", f"--split={args.split}"]
-    for name in ("samples", "last_n", "backend"):
-        value = getattr(args, name)
-        if value is not None:
-            arguments.append(f"--{name.replace('_', '-')}={value}")
+    arguments += given_options(args, "samples", "last_n", "backend")
     return torchrun.run(ranks, arguments + ["--json"] * args.json, program="evaluate_gpt")
 
 

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from engine.formatting import format_bytes, plural
 from launch.validate.inspection import EstimatedPlan, Inspection
-
-WIDE = 100  # columns of a terminal
+from launch.validate.report import WIDE
 
 
 def print_listing(inspections: Sequence[Inspection], console: Console) -> None:

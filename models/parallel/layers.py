@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parallel.collectives import Axis, Dim, gather, scatter
+from models.parallel.collectives import Axis, gather, scatter
 from models.parallel.context import ParallelContext, derive_seed
 from models.parallel.initialise import init_normal_
 from models.parallel.matmul import Matmul
@@ -169,7 +169,8 @@ class TokenEmbedding(ShardedModule):
             held = (local >= 0) & (local < shard.size[0])
             local = local.where(held, 0)
         rows: Tensor = EmbeddingLookup.apply(self.weight, local, held, self.as_lookup, parallel)
-        rows = Collective.scatter(rows, parallel.axis(lookup.scatter_y), "T")
+        if over := parallel.axis(lookup.scatter_y):
+            rows = TokenScatter.apply(rows, over)
         if lookup.swap and parallel.axis(lookup.swap[0]):
             rows = Swap.apply(rows, parallel.axes["tensor"], self._transposed(*lookup.swap))
         return rows
@@ -263,31 +264,17 @@ class Dropout(nn.Module):
         return x * kept.div_(1 - self.p)
 
 
-class Collective(torch.autograd.Function):
-    """An all-gather with reduce-scatter as its backward, or a reduce-scatter with all-gather as its
-    backward."""
+class TokenScatter(torch.autograd.Function):
+    """A reduce-scatter along tokens. Its backward is the all-gather."""
 
     @staticmethod
-    def gather(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
-        y: Tensor = Collective.apply(x, axis, dim, gather, scatter) if axis else x
-        return y
-
-    @staticmethod
-    def scatter(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
-        y: Tensor = Collective.apply(x, axis, dim, scatter, gather) if axis else x
-        return y
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, axis: Axis, dim: Dim, forward_op: Any, backward_op: Any
-    ) -> Tensor:
-        ctx.axis, ctx.dim, ctx.back = axis, dim, backward_op
-        y: Tensor = forward_op(x, axis, dim)
-        return y
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return scatter(x, axis, "T")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.back(gradients[0], ctx.axis, ctx.dim), None, None, None, None
+        return gather(gradients[0], ctx.axis, "T"), None
 
 
 class Swap(torch.autograd.Function):

@@ -70,7 +70,7 @@ class ControlPlane:
         self.run_id = ""
         self.failure_reporter = FailureReporter(launch_info, stop_requested, self.store, None)
         self._prefixed: Store = self.store
-        self._timeout = self._pace = 0.0
+        self._timeout = self._step_timeout = 0.0
         self._round = 0
         self._linger = LINGER_SECONDS
 
@@ -88,11 +88,11 @@ class ControlPlane:
             self.launch_info, self._stop_requested, self._prefixed, result.address
         )
         self.run_id = result.run_id
-        self._timeout = self._pace = timeout
+        self.set_timeout(timeout)
 
     def set_timeout(self, timeout: float) -> None:
         """Wait for other ranks up to ``timeout`` seconds from now on."""
-        self._timeout = self._pace = timeout
+        self._timeout = self._step_timeout = timeout
 
     def gather_decide_broadcast(self, value: str, decide: Callable[[list[str]], str]) -> str:
         """Send ``value`` to rank 0, which passes the values of all ranks, by rank, to ``decide``;
@@ -161,12 +161,16 @@ class ControlPlane:
         """Use ``timeout`` from now on. Rank 0 waits that long for the other ranks; these only
         require its store to answer within it, because rank 0 may work alone for longer, such as to
         write weights."""
-        self._pace = timeout
+        self._step_timeout = timeout
 
     def diagnose(self, error: BaseException) -> BaseException:
         """Return an error for users if ``error`` has a known cause, such as a lost rank; else
         ``error``. Kill suspended ranks of this machine if they are the cause."""
-        return self._explain(error) or self.failure_reporter.diagnose(error, self._pace) or error
+        return (
+            self._explain(error)
+            or self.failure_reporter.diagnose(error, self._step_timeout)
+            or error
+        )
 
     def on_forced_exit(self, task: Callable[[str], None]) -> None:
         """Register ``task(message)``, which the liveness thread calls just before it ends this
@@ -217,7 +221,8 @@ class ControlPlane:
             RunError: another rank failed.
             RankTimeoutError: another rank timed out.
         """
-        start, limit = time.monotonic(), self._timeout if self.launch_info.rank else self._pace
+        start = time.monotonic()
+        limit = self._timeout if self.launch_info.rank else self._step_timeout
         # Rank 0 polls for the keys of all ranks in one request
         longest = poll_interval(POLL_SECONDS, self.launch_info.size if self.launch_info.rank else 1)
         pause, noticed = 0.001, False
@@ -243,9 +248,9 @@ class ControlPlane:
         """
         if self.launch_info.rank == 0:
             return self._prefixed.check(keys)
-        present = call_with_timeout(lambda: self._prefixed.check(keys), self._pace)
+        present = call_with_timeout(lambda: self._prefixed.check(keys), self._step_timeout)
         if present is None:
-            raise RankTimeoutError(f"rank 0 did not respond within {self._pace:g} s")
+            raise RankTimeoutError(f"rank 0 did not respond within {self._step_timeout:g} s")
         return present
 
     def _missing_ranks(self, keys: list[str]) -> str:
