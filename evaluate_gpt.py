@@ -15,11 +15,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from engine.atomic_write import write_atomically
 from engine.data.source import default_cache
 from engine.evaluate import evaluate
+from engine.files.atomic_write import write_atomically
 from engine.plan import Plan
-from engine.runs.resolve import run_with_weights
+from engine.runs.lookup import run_with_weights
 from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.world import World
 from launch.arguments import Parser, add_launch_options, run_and_overrides

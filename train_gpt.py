@@ -23,7 +23,7 @@ from engine.runs.plan_from_run import plan_of_run
 from engine.train import train
 from engine.unsupported import require_supported
 from engine.world.coordination.launch_environment import LaunchInfo
-from engine.world.distributed import Restart
+from engine.world.distributed import RestartCallbacks
 from engine.world.world import World
 from launch.arguments import (
     Parser,
@@ -79,7 +79,7 @@ def plan(args: argparse.Namespace, launch_info: LaunchInfo, environ: Mapping[str
     return made
 
 
-def restart(args: argparse.Namespace, launch_info: LaunchInfo) -> Restart:
+def restart(args: argparse.Namespace, launch_info: LaunchInfo) -> RestartCallbacks:
     """Return how this launch resumes if it is a restart, whatever the config contains by now."""
     config, overrides = config_and_overrides(args)
     name = config.stem if config else ""

@@ -30,11 +30,11 @@ from engine.estimate.flops import smallest_matmul_flops
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.page_buffers import Buffer
-from engine.nvme.store import KINDS, Store, open_store
+from engine.nvme.store import KINDS, SlotStore, open_store
 from engine.nvme.stores import tensornvme
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.optimizer import ResidentOptimizer
-from engine.optim.registry import Named, build_optimizer
+from engine.optim.registry import NamedParameter, build_optimizer
 from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
 from engine.training.pipeline import Pipeline
@@ -65,11 +65,11 @@ class Bench:
         return self.stack.enter_context(open_disk(self.folder, name))
 
     def streamed(
-        self, disk: Disk, kind: str | None, named: Sequence[Named], *more: WeightsOnDisk
+        self, disk: Disk, kind: str | None, named: Sequence[NamedParameter], *more: WeightsOnDisk
     ) -> StreamedOptimizer:
         """Build an AdamW with its states, and the weights if given, on the disk."""
 
-        def opened(sizes: Sequence[int]) -> Store:
+        def opened(sizes: Sequence[int]) -> SlotStore:
             store = open_store(disk, sizes, kind)
             self.stack.callback(store.close)
             return store
@@ -123,7 +123,7 @@ def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
     for number in range(max(1, parameters // WIDTH**2)):
         weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
         weight.grad = torch.full_like(weight, 1e-3)
-        named.append(Named(str(number), weight, True))
+        named.append(NamedParameter(str(number), weight, True))
     size = sum(2 * one.parameter.nbytes for one in named)
     bench.work["copy"] = copier(bench.disk("copy"), size)
     bench.work["host update"] = build_optimizer(OptimizerSettings(), named).step
@@ -165,7 +165,7 @@ def add_training(bench: Bench) -> None:
         )
         model = ModelChunks([GPT(SIZES, parallel)])
         model.initialise(1)
-        named = [Named(name, p, p.dim() > 1) for name, p in model.named_parameters()]
+        named = [NamedParameter(name, p, p.dim() > 1) for name, p in model.named_parameters()]
         optimizer = (
             ResidentOptimizer(build_optimizer(OptimizerSettings(), named), model.named_parameters())
             if where == "host"

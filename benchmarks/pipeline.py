@@ -25,7 +25,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from engine.data.loader import Batch
 from engine.estimate.flops import smallest_matmul_flops
-from engine.pipeline_schedule import Costs, PipelineShape, actions, idle_fraction
+from engine.pipeline.schedule import Costs, PipelineShape, actions, idle_fraction
 from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
 from engine.training.pipeline import Pipeline, _PipelineRun, scaled_loss

@@ -10,7 +10,7 @@ import ast
 import inspect
 from pathlib import Path
 
-from engine.pipeline_schedule import (
+from engine.pipeline.schedule import (
     SCHEDULES,
     Action,
     Costs,

@@ -14,7 +14,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.config.schema import DataSettings
 from engine.data.tokenizer import Tokenizer
 from engine.errors import RunError, UserError
-from engine.generate import Sampling, generate_text, load_model
+from engine.generate import SamplingOptions, generate_text, load_model
 from engine.inout.open_model import open_saved_model
 from engine.inout.tensor_writers import total_bytes
 from engine.runs.folder import RunFolder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engine.runs.reporter import Reporter
     from engine.training.trainer import Trainer
 
-SAMPLE = Sampling(tokens=300, temperature=0.8, top_k=50)
+SAMPLE = SamplingOptions(tokens=300, temperature=0.8, top_k=50)
 SAMPLE_SECONDS = 5.0
 """The limit of generation, which is slow for a large model on a CPU while other ranks wait."""
 SAMPLE_BYTES = 2 << 30

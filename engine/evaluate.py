@@ -20,13 +20,13 @@ from engine.data import vocabulary
 from engine.data.loader import Batch, EvalBatches, TrainBatches
 from engine.data.source import Corpus
 from engine.errors import RunError, UserError
-from engine.evaluation import TOPS, Evaluation, EvaluationRequest
+from engine.evaluation_request import TOPS, Evaluation, EvaluationRequest
 from engine.inout.open_model import open_saved_model
 from engine.inout.saved_model import SavedModel
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
 from engine.runs.folder import RunFolder
-from engine.runs.resolve import resolve_weights
+from engine.runs.lookup import resolve_weights
 from engine.training.build import build_on_world, choose_run_matmul
 from engine.training.pipeline import Pipeline
 from engine.training.trainer import micro_batches

@@ -21,7 +21,7 @@ POSITIONS = "wpe.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingOptions:
     """How tokens are sampled; ``probabilities`` has the formulas."""
 
     tokens: int = 200
@@ -35,7 +35,7 @@ class Sampling:
     seed: int = 0
 
 
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+def probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     """Return the probability of each token to be sampled, float64 [vocabulary]: softmax(logits /
     temperature), restricted to the ``top_k`` most likely tokens, then to the nucleus (Holtzman et
     al. 2020): the fewest most likely tokens whose probabilities add up to ``top_p``.
@@ -88,7 +88,7 @@ def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]
 
 @torch.no_grad()
 def generate_ids(
-    model: GPT, prompt: list[int], sampling: Sampling, *, vocabulary: int, number: int = 0
+    model: GPT, prompt: list[int], sampling: SamplingOptions, *, vocabulary: int, number: int = 0
 ) -> Iterator[int]:
     """Yield sampled ids below ``vocabulary`` that continue ``prompt``, which is not empty. Each
     ``number`` is another sample of the same seed.
@@ -120,13 +120,13 @@ def generate_ids(
         yield new[0]
 
 
-def _cache(model: GPT, ids: list[int], sampling: Sampling) -> KVCache:
+def _cache(model: GPT, ids: list[int], sampling: SamplingOptions) -> KVCache:
     """Return an empty cache, as large as ``ids`` and the sampled tokens need."""
     return KVCache(min(model.config.block_size, len(ids) + sampling.tokens))
 
 
 def generate_text(
-    model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, number: int = 0
+    model: GPT, tokenizer: Tokenizer, prompt: str, sampling: SamplingOptions, number: int = 0
 ) -> Iterator[str]:
     """Yield sampled text that continues ``prompt``, up to end-of-text, in pieces of complete
     characters. An empty prompt starts a document.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from engine.atomic_write import remove_temporaries
 from engine.checkpoint import compatibility
 from engine.checkpoint.data_position import consumed_by, rest_of_epoch
 from engine.checkpoint.directory import CheckpointDirectory
@@ -20,15 +19,16 @@ from engine.checkpoint.save import layout_of
 from engine.checkpoint.saver import restore
 from engine.data import vocabulary
 from engine.errors import UserError
+from engine.files.atomic_write import remove_temporaries
 from engine.inout import initial_weights
 from engine.inout.saved_model import SavedModel
 from engine.runs.folder import RunFolder, claim_folder
 from engine.runs.plan_from_run import write_record
-from engine.runs.resume_candidates import (
-    ResumeCandidate,
+from engine.runs.start_candidates import (
+    StartCandidate,
     StartOptions,
     chosen_output,
-    resume_candidates,
+    start_candidates,
 )
 from engine.training.matmuls import MATMULS
 
@@ -47,7 +47,7 @@ class StartPoint:
     world: World
     plan: Plan
     options: StartOptions
-    candidate: ResumeCandidate
+    candidate: StartCandidate
     """The chosen candidate."""
     corpus: Corpus
     """The data, encoded with the token ids of the checkpoint or of the initial weights."""
@@ -139,11 +139,9 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
         UserError: on all ranks; there is no checkpoint to resume from, or it is incompatible.
     """
     candidates = world.run_on_rank_0(
-        lambda: json.dumps(
-            [asdict(item) for item in resume_candidates(world.run_id, plan, options)]
-        )
+        lambda: json.dumps([asdict(item) for item in start_candidates(world.run_id, plan, options)])
     )
-    for candidate in (ResumeCandidate(**fields) for fields in json.loads(candidates)):
+    for candidate in (StartCandidate(**fields) for fields in json.loads(candidates)):
         for line in candidate.remarks:
             world.print_rank_0(line)
         with ExitStack() as lock_stack:
@@ -176,14 +174,14 @@ def _reject_resume(options: StartOptions) -> NoReturn:
     raise UserError(f"--resume={options.resume}: no intact checkpoint found")
 
 
-def _lock_folder(candidate: ResumeCandidate, lock_stack: ExitStack) -> str:
+def _lock_folder(candidate: StartCandidate, lock_stack: ExitStack) -> str:
     """Lock the candidate's folder until ``lock_stack`` is closed. Raises UserError."""
     if candidate.run_folder is not None and (candidate.checkpoints or candidate.starts_over):
         lock_stack.enter_context(RunFolder(Path(candidate.run_folder)).lock())
     return ""
 
 
-def _newest_intact(world: World, candidate: ResumeCandidate) -> SavedCheckpoint | None:
+def _newest_intact(world: World, candidate: StartCandidate) -> SavedCheckpoint | None:
     """Verify the candidate's checkpoints in order and return the first intact one; print the
     problems of the others. The ranks divide the files of a checkpoint among them."""
     if candidate.run_folder is not None and not candidate.checkpoints and not candidate.starts_over:
@@ -204,7 +202,7 @@ def _gather_problems(world: World, problems: list[str]) -> list[str]:
 
 
 def _open_initial_weights(
-    world: World, plan: Plan, candidate: ResumeCandidate, options: StartOptions
+    world: World, plan: Plan, candidate: StartCandidate, options: StartOptions
 ) -> SavedModel | None:
     """Open and verify the initial weights of a run that starts at step 0; None for random ones.
     Raises UserError."""

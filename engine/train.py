@@ -18,7 +18,7 @@ from engine.runs.data_remarks import data_remarks
 from engine.runs.invocation import cuboid
 from engine.runs.metrics import step_metrics
 from engine.runs.reporter import Reporter, open_reporter
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.start import find_start
 from engine.training.build import choose_run_matmul
 from engine.training.step import DivergedError, unchanged_loss

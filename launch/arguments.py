@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine import paths
 from engine.config.name_hints import Hint
 from engine.config.name_hints import known as known_setting
 from engine.errors import UserError
+from engine.files import paths
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions, parse_resume_option
+from engine.runs.start_candidates import StartOptions, parse_resume_option
 from launch.number_types import positive
 
 

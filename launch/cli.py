@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from engine import discover
-from engine.disk import full_disk_error
 from engine.errors import ConfigError, RunError, UserError
-from engine.output import install_unfailing_streams
+from engine.files.full_disk import full_disk_error
 from engine.world.signals import handle_signals, raise_keyboard_interrupt
 from launch.arguments import Parser
+from launch.standard_streams import install_unfailing_streams
 
 COMMANDS = "launch.commands"
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from engine.data.data_file import data_files
 from engine.data.detect_format import format_of
 from engine.data.source import TOKENS, default_cache
-from engine.disk import nearest_existing
 from engine.errors import UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Estimate
+from engine.files.full_disk import nearest_existing
 from engine.formatting import format_bytes, plural
 from engine.optim.registry import states_of
 from engine.plan import Plan

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import RunError, UserError
-from engine.output import MAX_STALL_SECONDS, install_unfailing_streams
 from engine.plan import Plan
 from engine.world.coordination.launch_environment import LaunchInfo, find_launch_info, is_rank_0
-from engine.world.distributed import Restart, open_world
+from engine.world.distributed import RestartCallbacks, open_world
 from engine.world.signals import unblock_signals
+from launch.standard_streams import MAX_STALL_SECONDS, install_unfailing_streams
 
 if TYPE_CHECKING:
     from engine.world.world import World
@@ -32,7 +32,7 @@ def run_rank(
     parse: Callable[[Sequence[str]], argparse.Namespace],
     plan: Callable[[argparse.Namespace, LaunchInfo, Mapping[str, str]], Plan],
     work: Callable[[argparse.Namespace, World], None],
-    restart: Callable[[argparse.Namespace, LaunchInfo], Restart] | None = None,
+    restart: Callable[[argparse.Namespace, LaunchInfo], RestartCallbacks] | None = None,
 ) -> int:
     """Connect this rank to the others, run ``work`` and return the exit code: 0 done, 1 the run
     failed, 2 the user's input was rejected.

@@ -10,7 +10,7 @@ import pytest
 
 from docs.draw_pipeline_schedules import timetable
 from docs.draw_sharding import PICTURE, picture
-from engine.pipeline_schedule import SCHEDULES
+from engine.pipeline.schedule import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "README.md"]

@@ -17,14 +17,11 @@ ORDER = """
 models.parallel
 models
 engine.errors
-engine.formatting engine.discover engine.paths engine.output engine.compression
-engine.layout engine.pipeline_schedule
-engine.pipeline_p2p
-engine.disk
-engine.atomic_write
+engine.formatting engine.discover engine.files
+engine.layout engine.pipeline
 engine.config
 engine.plan
-engine.unsupported engine.evaluation
+engine.unsupported engine.evaluation_request
 engine.data engine.optim
 engine.estimate
 engine.world.coordination
@@ -47,7 +44,9 @@ TORCH_FREE = (
     "engine/errors.py",
     "engine/formatting.py",
     "engine/estimate/**/*.py",
+    "engine/files/*.py",
     "engine/layout.py",
+    "engine/pipeline/*.py",
     "engine/plan.py",
     "models/parallel/shard.py",
     "models/parallel/mode.py",

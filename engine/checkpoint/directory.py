@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from engine.atomic_write import rename_durably
 from engine.checkpoint.manifest import CorruptCheckpointError, read_training
-from engine.disk import fsync_folder
+from engine.files.atomic_write import rename_durably
+from engine.files.full_disk import fsync_folder
 
 _NAME = re.compile(r"step-(\d{8,})")
 

@@ -19,7 +19,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined, core_schema
 
-from engine import paths
+from engine.files import paths
 
 BAD_PATH = "bad_path"  # pydantic's name for an error of ``IsPath``
 LARGEST = 2**31 - 1  # of any count: products of a few counts still fit in a float
@@ -54,8 +54,8 @@ class IsPath:
     """Marks a string as a path: expands a leading ``~`` and rejects names that no file can have."""
 
     exists: tuple[str, ...] = ()
-    """Kinds of file (of ``engine.paths``) that a run can read there; empty if the run creates the
-    path."""
+    """Kinds of file (``engine.files.paths``) that a run can read there; empty if the run creates
+    the path."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import paths
-from engine.compression import compression_of
 from engine.config.derived import FILE_TYPES
+from engine.files import paths
+from engine.files.compression import compression_of
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings

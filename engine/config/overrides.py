@@ -5,13 +5,13 @@ import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine import paths
 from engine.config.declared.expressions import Evaluator, UnresolvedValueError
 from engine.config.declared.limits import STRING_LENGTH, Budget, ConfigValueError
 from engine.config.declared.operations import shown
 from engine.config.declared.sources import Source
 from engine.config.values import COMMAND_LINE, Origin, Path, TrackedDict
 from engine.errors import ConfigError, Problem
+from engine.files import paths
 
 ORIGIN = Origin(COMMAND_LINE, 0, 0)
 NOT_BARE = set("'\"()[]{}")  # characters that a string without quotes cannot contain

@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
-from engine import discover, paths
+from engine import discover
 from engine.config.fields import LARGEST, IsPath, OneOf, Section, marks, setting
-from engine.pipeline_schedule import SCHEDULES
+from engine.files import paths
+from engine.pipeline.schedule import SCHEDULES
 from models.parallel.registry import modes
 from models.presets import GPT2_VOCABULARY, PRESETS
 

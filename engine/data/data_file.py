@@ -13,15 +13,17 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from engine import paths
-from engine.compression import compression_of
 from engine.data import stat_cache
 from engine.errors import UserError
+from engine.files import paths
+from engine.files.compression import compression_of
 
 BLOCK = 1 << 20  # bytes
 MIN_CACHED_BYTES = 1 << 20  # the hash of a smaller file takes a millisecond and is not cached
 HEAD = 1 << 16  # bytes that identify the format
-DECOMPRESSORS: dict[str, Callable[[Path], BufferedIOBase]] = {  # of engine.compression.COMPRESSIONS
+DECOMPRESSORS: dict[
+    str, Callable[[Path], BufferedIOBase]
+] = {  # of engine.files.compression.COMPRESSIONS
     "gzip": gzip.GzipFile,
     "bzip2": bz2.BZ2File,
     "xz": lzma.LZMAFile,

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.atomic_write import atomic_file
 from engine.data import stat_cache
 from engine.errors import UserError
+from engine.files.atomic_write import atomic_file
 
 TAIL = struct.Struct("<Q32s8s")  # bytes of JSON, their SHA-256, MAGIC
 MAGIC = b"CUBOIDT1"

@@ -16,7 +16,7 @@ from engine.estimate.result import Estimate, Memory, StageEstimate
 from engine.estimate.stage import ChunkMemory, RankSimulation
 from engine.estimate.state import LocalState
 from engine.estimate.traffic import block_traffic, step_traffic
-from engine.pipeline_schedule import (
+from engine.pipeline.schedule import (
     Action,
     Costs,
     PipelineShape,
@@ -93,7 +93,7 @@ def _simulate(
     bubble.
 
     A receive buffer is allocated as soon as its message can be sent, as in
-    engine/pipeline_schedule.py.
+    engine/pipeline/schedule.py.
     """
     simulator = ScheduleSimulator(shape, [Costs()] * (shape.ranks * shape.chunks))
     last = len(orders) - 1

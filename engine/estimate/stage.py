@@ -16,7 +16,7 @@ from engine.estimate.ledger import Ledger, MemoryDelta, MemoryKind
 from engine.estimate.linear import ForwardMode, reduce_at_step_end
 from engine.estimate.local_shapes import LocalShapes
 from engine.estimate.state import LocalState
-from engine.pipeline_schedule import Action
+from engine.pipeline.schedule import Action
 from models.parallel.tuning import IN_FLIGHT
 
 Message = tuple[str, int, int]

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from engine import discover
-from engine.atomic_write import OTHER_OUT_REMEDY, atomic_path, refuse_existing
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.errors import UserError
+from engine.files.atomic_write import OTHER_OUT_REMEDY, atomic_path, refuse_existing
 from engine.inout.saved_model import SavedModel
 from engine.inout.tensor_writers import total_bytes
 from engine.runs.folder import RunFolder

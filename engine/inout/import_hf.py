@@ -7,8 +7,8 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.atomic_write import atomic_path
 from engine.errors import UserError
+from engine.files.atomic_write import atomic_path
 from engine.inout.saved_model import TRAINING_ONLY, SavedModel
 from engine.inout.tensor_writers import total_bytes, write_safetensors
 from engine.runs.folder import RunFolder

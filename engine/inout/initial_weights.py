@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.atomic_write import write_atomically
 from engine.checkpoint.compatibility import ARCHITECTURE
 from engine.errors import UserError
+from engine.files.atomic_write import write_atomically
 from engine.inout.open_model import open_saved_model
 from engine.inout.saved_model import SavedModel
 from engine.runs.folder import RunFolder

@@ -19,7 +19,7 @@ from engine.inout.hf_folder import CONFIG, HFModel
 from engine.inout.saved_model import SavedModel, config_from, shapes_of
 from engine.inout.tensor_readers import SafetensorsFile, common_type
 from engine.runs.folder import RunFolder
-from engine.runs.resolve import resolve_checkpoint
+from engine.runs.lookup import resolve_checkpoint
 from models.chunks import ModelChunks
 
 

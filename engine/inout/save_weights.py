@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.atomic_write import atomic_path
+from engine.files.atomic_write import atomic_path
 from engine.inout.saved_model import metadata_of, shapes_of
 from engine.inout.tensor_writers import total_bytes, write_safetensors
 from engine.training.unsharded import unsharded_parameters

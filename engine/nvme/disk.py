@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from engine.disk import FULL
 from engine.errors import RunError, UserError
+from engine.files.full_disk import FULL
 from engine.formatting import format_bytes
 
 PREFIX = "cuboid-"

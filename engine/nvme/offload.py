@@ -12,7 +12,7 @@ import torch
 
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
-from engine.nvme.store import Store, open_store
+from engine.nvme.store import SlotStore, open_store
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.registry import is_by_entry, states_of
 
@@ -54,7 +54,7 @@ class NvmeOffload:
         if self.weights:
             self.weights.close()
 
-    def _store(self, sizes: Sequence[int]) -> Store:
+    def _store(self, sizes: Sequence[int]) -> SlotStore:
         store = open_store(self.disk, sizes, self.settings.zero.nvme_store)
         self._open.callback(store.close)
         return store

@@ -34,7 +34,7 @@ class Transfers(Protocol):
         """Close the file."""
 
 
-class Store:
+class SlotStore:
     """Slots on a disk. A slot is read at most once per write.
 
     ``put`` and ``take`` start transfers, and ``wait`` completes them. A slot has a stamp at both
@@ -94,7 +94,7 @@ class Store:
         return torch.tensor([slot + 1, self._written[slot]])
 
 
-def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> Store:
+def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> SlotStore:
     """Open a store of ``kind``; None: of the first of KINDS that works on this machine.
 
     Raises UserError if ``kind`` does not work on this machine, or the disk is too small.
@@ -104,5 +104,5 @@ def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> Sto
         problem: str | None = module.problem()
         if problem is None:
             path = disk.reserve("states", sum(sizes))
-            return Store(module.open_transfers(path, sizes), disk, path, sizes)
+            return SlotStore(module.open_transfers(path, sizes), disk, path, sizes)
     raise UserError(f"zero.nvme_store={name!r} {problem}")

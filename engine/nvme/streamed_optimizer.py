@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.page_buffers import LARGEST, PAGE, Buffer
 from engine.nvme.prefetch import SHARES, GroupSource, PrefetchBuffers
-from engine.nvme.store import Store
+from engine.nvme.store import SlotStore
 from engine.nvme.update_groups import GroupBudget, ParameterSlice, group_slices
 from engine.optim.optimizer import StateTensor, in_memory
 
@@ -38,7 +38,7 @@ class StreamedOptimizer:
         states: int,
         divisible: bool,
         memory: int,
-        open_store: Callable[[Sequence[int]], Store],
+        open_store: Callable[[Sequence[int]], SlotStore],
         weights: WeightsOnDisk | None = None,
     ) -> None:
         """Allocate the buffers and open the store.

@@ -18,7 +18,7 @@ Group = dict[str, Any]
 """A parameter group of torch: 'params' as (name, parameter) pairs, 'weight_decay'."""
 
 
-class Named(NamedTuple):
+class NamedParameter(NamedTuple):
     """A parameter with its name."""
 
     name: str
@@ -29,7 +29,7 @@ class Named(NamedTuple):
 
 
 def build_optimizer(
-    settings: OptimizerSettings, parameters: Iterable[Named]
+    settings: OptimizerSettings, parameters: Iterable[NamedParameter]
 ) -> torch.optim.Optimizer:
     """Build the optimizer of ``settings``, fused if torch supports that on the device. Its groups
     contain the names of the parameters."""
@@ -50,7 +50,7 @@ def is_by_entry(settings: OptimizerSettings) -> bool:
     return getattr(_module(settings), "BY_ENTRY", False)
 
 
-def decay_groups(settings: OptimizerSettings, parameters: Sequence[Named]) -> list[Group]:
+def decay_groups(settings: OptimizerSettings, parameters: Sequence[NamedParameter]) -> list[Group]:
     """Divide the parameters into a group with weight decay and one without, omitting empty ones."""
     decays_all = settings.decay == "all"
     decayed = [p for p in parameters if decays_all or p.is_matrix]

@@ -22,10 +22,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from engine.atomic_write import write_atomically
 from engine.data.tokenizer import FILE_NAME as TOKENIZER
-from engine.disk import FULL, name_file_in_errors
 from engine.errors import UserError
+from engine.files.atomic_write import write_atomically
+from engine.files.full_disk import FULL, name_file_in_errors
 
 LOCK_SECONDS = 0.5
 """How long to wait for the lock of a folder: a command that reads it may lock it briefly."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from engine.atomic_write import write_atomically
-from engine.disk import name_file_in_errors
+from engine.files.atomic_write import write_atomically
+from engine.files.full_disk import name_file_in_errors
 
 if TYPE_CHECKING:
     from engine.training.step import StepResult

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 from rich.console import Console
 
-from engine.atomic_write import write_atomically
-from engine.disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.errors import RunError, UserError
 from engine.estimate.flops import flops_per_token, peak_flops
+from engine.files.atomic_write import write_atomically
+from engine.files.full_disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.formatting import format_count, format_duration, plural
 from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.runs.folder import RunFolder, RunStatus

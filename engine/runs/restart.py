@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from engine.plan import Plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import RunRecord, read_record
-from engine.runs.resume_candidates import StartOptions, chosen_output, folder_of_launch
+from engine.runs.start_candidates import StartOptions, chosen_output, folder_of_launch
 from engine.unsupported import require_supported
-from engine.world.distributed import Restart
+from engine.world.distributed import RestartCallbacks
 
 
 def restart_of_launch(
     *, name: str, size: int, overrides: Sequence[str], options: StartOptions
-) -> Restart:
+) -> RestartCallbacks:
     """Return the functions with which the ranks of a restarted launch find the record of their run
     and make the plan from it.
 
@@ -38,4 +38,4 @@ def restart_of_launch(
         require_supported(made)
         return made
 
-    return Restart(find_record=find_record, plan=plan)
+    return RestartCallbacks(find_record=find_record, plan=plan)

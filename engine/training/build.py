@@ -9,7 +9,7 @@ import torch
 
 from engine.config.schema import Settings
 from engine.estimate.flops import smallest_matmul_flops
-from engine.optim.registry import Named
+from engine.optim.registry import NamedParameter
 from engine.training.matmuls import MATMULS, choose_matmul
 from models.chunks import ModelChunks
 from models.config import GPTConfig
@@ -116,10 +116,10 @@ def build_on_world(
     return world.run_on_all(lambda: build_model(plan.settings, parallel))
 
 
-def named_parameters(model: ModelChunks) -> list[Named]:
+def named_parameters(model: ModelChunks) -> list[NamedParameter]:
     """Return all parameters with their names, and whether they are matrices by global shape."""
     shards = model.shards()
     return [
-        Named(name, parameter, len(shards[name].shape) == 2)
+        NamedParameter(name, parameter, len(shards[name].shape) == 2)
         for name, parameter in model.named_parameters()
     ]

@@ -116,14 +116,14 @@ class GradientReducer:
     def _hook(self, parameter: Tensor) -> None:
         # Autograd calls the hook for a deferred gradient, too, whose value is None.
         parallel = self.model.parallel
-        if not parallel.deferred.holds(parameter) and not parallel.zero.holds(parameter):
+        if not parallel.deferred.defers(parameter) and not parallel.zero.accumulates(parameter):
             self.mark_ready(parameter)
 
     def wait(self) -> None:
         """Complete the reduction of all gradients. All buckets are reduced over one axis before
         any is reduced over the next, so that their communication overlaps."""
         with self.final_backward():
-            for weight, gradient in self.model.parallel.zero.reduce_deferred():
+            for weight, gradient in self.model.parallel.zero.reduce_accumulated():
                 self.add(weight, gradient)
         for bucket in self.buckets:
             if bucket.handle is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.world.processor import Processor, this_processor
-from models.parallel.context import MatMul, torch_matmul
+from models.parallel.context import MatmulBackend, torch_matmul
 
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,7 +34,7 @@ def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
-MATMULS: dict[str, MatMul] = {"torch": torch_matmul, "onednn": onednn}
+MATMULS: dict[str, MatmulBackend] = {"torch": torch_matmul, "onednn": onednn}
 
 
 MARGIN_FLOPS = 2**24

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.data.loader import Batch
-from engine.pipeline_p2p import P2POp, insert_p2p
-from engine.pipeline_schedule import Action, PipelineShape, actions
+from engine.pipeline.p2p import P2POp, insert_p2p
+from engine.pipeline.schedule import Action, PipelineShape, actions
 from engine.training.gradients import GradientReducer
 from models.chunks import ModelChunks
 from models.gpt import GPT

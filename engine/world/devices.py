@@ -19,7 +19,7 @@ class VisibleGpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class DeviceAssignment:
     """Devices of all ranks, and the backend; tuples have an entry per rank."""
 
     local_ranks: tuple[int, ...]
@@ -34,7 +34,7 @@ class Assignment:
 
 def assign_devices(
     visible: Sequence[VisibleGpus], requested: str | None = None, *, nccl: bool = True
-) -> Assignment:
+) -> DeviceAssignment:
     """Assign GPUs to ranks. Choose ``requested`` as backend if given, else NCCL if each rank has a
     GPU of its own, else gloo. ``nccl``: this torch includes NCCL.
 
@@ -70,7 +70,7 @@ def assign_devices(
         )
         raise UserError(f"backend='nccl' needs a GPU for each rank, and {fault}; 'gloo' works")
     own = not without and not sharing
-    return Assignment(
+    return DeviceAssignment(
         local_ranks=tuple(local_ranks),
         local_sizes=tuple(on_machine[card.host] for card in visible),
         gpus=tuple(gpus),

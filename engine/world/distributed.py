@@ -17,14 +17,14 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from engine.disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.errors import ConfigError, RunError, UserError
+from engine.files.full_disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.world.colossal import ColossalContext
 from engine.world.compiler import compiler_failure, missing_compiler
 from engine.world.coordination.control_plane import ControlPlane
 from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.coordination.liveness import RankProcess
-from engine.world.devices import Assignment, VisibleGpus, assign_devices
+from engine.world.devices import DeviceAssignment, VisibleGpus, assign_devices
 from engine.world.network import wrong_interfaces
 from engine.world.signals import StopSignal, catch_stop_signals, stop_with_parent, unblock_signals
 from engine.world.world import World, raise_if_any
@@ -40,7 +40,7 @@ ERROR_REPORT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restart:
+class RestartCallbacks:
     """Functions by which a restarted launch finds the plan that its run recorded."""
 
     find_record: Callable[[str, Plan | None], str]
@@ -55,7 +55,7 @@ def open_world(
     make_plan: Callable[[], Plan],
     launch_info: LaunchInfo,
     *,
-    restart: Restart | None = None,
+    restart: RestartCallbacks | None = None,
     backend: str | None = None,
     lost_pids_file: Path | None = None,
 ) -> Iterator[World]:
@@ -122,7 +122,7 @@ def _try_plan(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | N
 
 
 def _plan_of_restart(
-    restart: Restart, ranks: ControlPlane, plan: Plan | None, problem: Exception | None
+    restart: RestartCallbacks, ranks: ControlPlane, plan: Plan | None, problem: Exception | None
 ) -> tuple[Plan | None, Exception | None]:
     """Replace the plan by the recorded one if the launch has a run; rank 0 reads the record."""
     record = ranks.run_on_rank_0(lambda: restart.find_record(ranks.run_id, plan))
@@ -174,7 +174,7 @@ def _open(
         VisibleGpus(host=p.host, gpus=tuple(ids)) for p, ids in zip(processes, gpus, strict=True)
     ]
 
-    def decide() -> Assignment:
+    def decide() -> DeviceAssignment:
         _require_same_plan(fingerprints)
         return assign_devices(visible, backend or settings.backend, nccl=dist.is_nccl_available())
 
@@ -216,7 +216,7 @@ def _open(
     )
 
 
-def _check_machine(plan: Plan, assignment: Assignment) -> None:
+def _check_machine(plan: Plan, assignment: DeviceAssignment) -> None:
     """Raise UserError if this machine lacks a named network interface or a needed compiler."""
     missing = list(wrong_interfaces(os.environ))
     if assignment.gpus[0] is None:

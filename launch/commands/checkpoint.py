@@ -13,7 +13,7 @@ from engine.checkpoint.manifest import CorruptCheckpointError, read_manifest, re
 from engine.errors import UserError
 from engine.formatting import format_bytes
 from engine.runs.folder import RunFolder
-from engine.runs.resolve import run_with_checkpoints
+from engine.runs.lookup import run_with_checkpoints
 from launch.arguments import folder
 from launch.number_types import positive
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from engine.evaluation import EvaluationRequest
+from engine.evaluation_request import EvaluationRequest
 from engine.plan import Plan
 from engine.runs.folder import RunFolder
+from engine.runs.lookup import resolve_weights, run_with_weights
 from engine.runs.plan_from_run import plan_of_run
-from engine.runs.resolve import resolve_weights, run_with_weights
 from engine.unsupported import require_supported
 from launch import torchrun
 from launch.arguments import add_ranks, add_step, given_options, run_and_overrides

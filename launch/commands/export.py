@@ -8,7 +8,7 @@ from typing import get_args
 
 from engine import discover
 from engine.config.schema import Precision
-from engine.runs.resolve import run_with_weights
+from engine.runs.lookup import run_with_weights
 from launch.arguments import add_step, file_or_folder, path
 from launch.number_types import byte_size
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from itertools import chain
 
-from engine.output import reader_left
-from engine.runs.resolve import run_with_weights
+from engine.runs.lookup import run_with_weights
 from launch.arguments import add_step, file_or_folder
 from launch.number_types import positive
+from launch.standard_streams import reader_left
 
 EXAMPLES = (
     "cuboid generate --prompt 'Once upon a time' --tokens 100",
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path = args.run or run_with_weights(None).path
     import torch  # only now: a wrong folder is rejected without waiting for this import
 
-    from engine.generate import Sampling, generate_text, load_model
+    from engine.generate import SamplingOptions, generate_text, load_model
     from engine.inout.open_model import open_saved_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sampling = Sampling(
+    sampling = SamplingOptions(
         tokens=args.tokens,
         temperature=args.temperature,
         top_k=args.top_k,

@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run, read_record
-from engine.runs.resume_candidates import resume_candidates
+from engine.runs.start_candidates import start_candidates
 from engine.unsupported import require_supported
 from engine.world.processor import usable_cores
 from launch import torchrun
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         config = config or _demo()
         plan, overrides = _plan_of_config(config, overrides, number, environ)
     require_supported(plan)
-    candidate = next(resume_candidates("", plan, options))
+    candidate = next(start_candidates("", plan, options))
     run_preflight(
         plan,
         this_machine(),

@@ -21,7 +21,14 @@ from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.formatting import plural
 from engine.plan import Plan, make_plan
-from launch.validate.candidates import OFFLOAD, PRECISION, Knobs, KnobSteps, Space, spaces
+from launch.validate.candidates import (
+    OFFLOAD,
+    PRECISION,
+    KnobSteps,
+    KnobValues,
+    SearchSpace,
+    spaces,
+)
 
 MAX_WORK = 800.0
 """Budget of a search: nominal milliseconds of its plans and estimates, as on a machine of 2025. It
@@ -66,7 +73,7 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class SearchResult:
     """The result of a search."""
 
     fitting: tuple[Alternative, ...] = ()
@@ -79,13 +86,13 @@ class Findings:
 
 def alternatives(
     request: PlanRequest, plan: Plan, gpu_memory: int, *, enough: int, device: DeviceType = "cuda"
-) -> Findings:
+) -> SearchResult:
     """Search for the mildest changes, at most ``enough``, that fit in ``gpu_memory`` bytes per GPU.
 
     A change that contains another one that fits is left out.
     """
     search = Search(request=request, plan=plan, gpu_memory=gpu_memory, device=device)
-    chosen: dict[tuple[Space, KnobSteps], Alternative] = {}
+    chosen: dict[tuple[SearchSpace, KnobSteps], Alternative] = {}
     for space, steps in search.by_cost():
         if len(chosen) == enough:
             break
@@ -102,8 +109,8 @@ def alternatives(
         if (answer := search.whole(space, steps)) is not None:
             chosen[space, steps] = answer
     if chosen:
-        return Findings(fitting=tuple(chosen.values()))
-    return Findings(nearest=search.nearest(), tried=search.tried())
+        return SearchResult(fitting=tuple(chosen.values()))
+    return SearchResult(nearest=search.nearest(), tried=search.tried())
 
 
 @dataclass(kw_only=True)
@@ -117,22 +124,22 @@ class Search:
     device: DeviceType
     work: float = MAX_WORK
     """The rest of the budget."""
-    sizes: dict[tuple[Space, KnobSteps], float] = field(default_factory=dict)
+    sizes: dict[tuple[SearchSpace, KnobSteps], float] = field(default_factory=dict)
     """Bytes of the fullest GPU, by candidate tried; infinite if it is not legal."""
-    closed: dict[Space, list[frozenset[int]]] = field(default_factory=dict)
+    closed: dict[SearchSpace, list[frozenset[int]]] = field(default_factory=dict)
     """Sets of knobs that do not fit, by layout."""
 
     @cached_property
-    def spaces(self) -> list[Space]:
+    def spaces(self) -> list[SearchSpace]:
         return spaces(self.plan, gpus_given=self.request.gpus is not None)
 
-    def by_cost(self) -> Iterator[tuple[Space, KnobSteps]]:
+    def by_cost(self) -> Iterator[tuple[SearchSpace, KnobSteps]]:
         """Yield all candidates but the plan itself by cost. A layout's candidates are listed only
         when the cost of the layout alone is reached."""
         waiting = [(space.cost, number, (), space) for number, space in enumerate(self.spaces)]
-        heap: list[tuple[float, int, KnobSteps, Space]] = list(waiting)
+        heap: list[tuple[float, int, KnobSteps, SearchSpace]] = list(waiting)
         heapify(heap)
-        listed = set[Space]()
+        listed = set[SearchSpace]()
         while heap and self.work > 0:
             _, number, steps, space = heappop(heap)
             if space in listed:
@@ -145,11 +152,11 @@ class Search:
                 for cost, candidate in space.candidates():
                     heappush(heap, (cost, number, candidate, space))
 
-    def fits(self, space: Space, steps: KnobSteps) -> Alternative | None:
+    def fits(self, space: SearchSpace, steps: KnobSteps) -> Alternative | None:
         """Return the candidate if it fits; it is not tried if its kind is closed."""
         turned = frozenset(n for n, step in enumerate(steps) if step)
         # First all knobs, then all but offloading: these close the most candidates at once.
-        others = frozenset(range(len(Knobs._fields))) - {PRECISION, OFFLOAD}
+        others = frozenset(range(len(KnobValues._fields))) - {PRECISION, OFFLOAD}
         for kind in (turned | others | {OFFLOAD}, turned | others, turned):
             if not self._is_open(space, kind):
                 return None
@@ -157,14 +164,14 @@ class Search:
             return None
         return self.whole(space, steps)
 
-    def whole(self, space: Space, steps: KnobSteps) -> Alternative | None:
+    def whole(self, space: SearchSpace, steps: KnobSteps) -> Alternative | None:
         """Return the candidate if its full estimate fits, not only ``_size``."""
         answer = self.alternative(space, steps)
         if answer is None or answer.estimate.fullest.memory.total > self.gpu_memory:
             return None
         return answer
 
-    def fitting(self) -> list[tuple[Space, KnobSteps]]:
+    def fitting(self) -> list[tuple[SearchSpace, KnobSteps]]:
         """Return the candidates tried that fit, by cost."""
         fitting = [
             (space.cost_of(steps), number, space, steps)
@@ -175,7 +182,7 @@ class Search:
 
     def nearest(self) -> tuple[Alternative, ...]:
         """Return the smallest candidates tried, one per size."""
-        smallest: dict[float, tuple[Space, KnobSteps]] = {}
+        smallest: dict[float, tuple[SearchSpace, KnobSteps]] = {}
         for (space, steps), size in self.sizes.items():
             other = smallest.setdefault(size, (space, steps))
             if space.cost_of(steps) < other[0].cost_of(other[1]):
@@ -200,7 +207,7 @@ class Search:
         rest = "" if self.work > 0 else f" (of {len(self.spaces)}: the search reached its limit)"
         return f"tried: {layouts}{rest} on {counts}, {', '.join(ways)}"
 
-    def _is_open(self, space: Space, turned: frozenset[int]) -> bool:
+    def _is_open(self, space: SearchSpace, turned: frozenset[int]) -> bool:
         """Return whether the candidate of least memory that changes only the ``turned`` knobs
         fits."""
         for other in self.closed.get(space, ()):
@@ -212,7 +219,7 @@ class Search:
             self.closed.setdefault(space, []).append(turned)
         return fits
 
-    def _size(self, space: Space, steps: KnobSteps) -> float:
+    def _size(self, space: SearchSpace, steps: KnobSteps) -> float:
         """Return the bytes of the fullest GPU, or slightly less (``shortened``); infinite if the
         candidate is not legal."""
         key = space, steps
@@ -226,14 +233,14 @@ class Search:
                 self.sizes[key] = float(total)
         return self.sizes[key]
 
-    def _plan(self, space: Space, steps: KnobSteps) -> Plan | None:
+    def _plan(self, space: SearchSpace, steps: KnobSteps) -> Plan | None:
         self.work -= PLAN
         try:
             return self.request.plan(space.overrides(steps), space.layout.gpus)
         except ConfigError:
             return None
 
-    def alternative(self, space: Space, steps: KnobSteps) -> Alternative | None:
+    def alternative(self, space: SearchSpace, steps: KnobSteps) -> Alternative | None:
         """Return the candidate with its full estimate, None if it is not legal."""
         plan = self._plan(space, steps)
         if plan is None:

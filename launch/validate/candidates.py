@@ -35,7 +35,7 @@ KnobSteps = tuple[int, ...]
 """Index of each knob's value; 0 is the plan's value, or the nearest that the layout allows."""
 
 
-class Knobs(NamedTuple):
+class KnobValues(NamedTuple):
     """The candidate values of each setting but the layout, ordered by memory, largest first."""
 
     checkpoint: Sequence[CheckpointChoice]
@@ -47,11 +47,11 @@ class Knobs(NamedTuple):
     micro_batches: Sequence[int | None]  # None: the whole batch
 
 
-PRECISION, ZERO, OFFLOAD = map(Knobs._fields.index, ("precision", "zero", "offload"))
+PRECISION, ZERO, OFFLOAD = map(KnobValues._fields.index, ("precision", "zero", "offload"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Space:
+class SearchSpace:
     """All candidates on one layout."""
 
     plan: Plan
@@ -61,7 +61,7 @@ class Space:
     """The cost of the layout alone."""
     batch_size: int
     """Samples of a data-parallel rank."""
-    knobs: Knobs
+    knobs: KnobValues
 
     def candidates(self) -> list[tuple[float, KnobSteps]]:
         """Return all legal combinations by cost, which is mainly the number of changed settings."""
@@ -79,7 +79,7 @@ class Space:
         return tuple(steps)
 
     def value(self, knob: str, steps: KnobSteps) -> Any:
-        number = Knobs._fields.index(knob)
+        number = KnobValues._fields.index(knob)
         return self.knobs[number][steps[number]]
 
     def micro_batch_count(self, steps: KnobSteps) -> int:
@@ -114,7 +114,7 @@ class Space:
         ]
         return tuple(f"{name}={value}" for name, value, now in pairs if value != now)
 
-    def adds_to(self, steps: KnobSteps, other: Space, others: KnobSteps) -> bool:
+    def adds_to(self, steps: KnobSteps, other: SearchSpace, others: KnobSteps) -> bool:
         """Return whether a candidate contains another one: it changes every setting that the other
         changes, at least as far."""
         mine, theirs, own = self.layout, other.layout, self.plan.layout
@@ -128,7 +128,7 @@ class Space:
     def cost_of(self, steps: KnobSteps) -> float:
         return self.cost + sum(
             1 + STEP * (step - 1) + SURCHARGE.get(knob, 0)
-            for knob, step in zip(Knobs._fields, steps, strict=True)
+            for knob, step in zip(KnobValues._fields, steps, strict=True)
             if step
         )
 
@@ -141,7 +141,7 @@ class Space:
         return stage >= needed and not (steps[ZERO] and sharing == 1 and offload == (None, None))
 
 
-def spaces(plan: Plan, *, gpus_given: bool) -> list[Space]:
+def spaces(plan: Plan, *, gpus_given: bool) -> list[SearchSpace]:
     """Return the layouts on the plan's GPUs and on 2, 4, 8 ... times as many, each with the values
     that the other settings can take there, by cost."""
     candidates = [
@@ -152,7 +152,7 @@ def spaces(plan: Plan, *, gpus_given: bool) -> list[Space]:
     return sorted(candidates, key=lambda space: space.cost)
 
 
-def on_gpus(plan: Plan) -> list[Space]:
+def on_gpus(plan: Plan) -> list[SearchSpace]:
     """Return all layouts on the plan's GPUs with its pipeline and at least its samples per step."""
     return [
         _space(plan, layout, batch_size, gpus_given=True)
@@ -168,8 +168,8 @@ def _is_plain(layout: Layout, own: Layout) -> bool:
     return by_depth and layout.depth in (1, layout.tensor)
 
 
-def _space(plan: Plan, layout: Layout, batch_size: int, *, gpus_given: bool) -> Space:
-    return Space(
+def _space(plan: Plan, layout: Layout, batch_size: int, *, gpus_given: bool) -> SearchSpace:
+    return SearchSpace(
         plan=plan,
         layout=layout,
         cost=_layout_cost(plan.layout, layout, gpus_given=gpus_given),
@@ -232,7 +232,7 @@ def _layout_cost(own: Layout, other: Layout, *, gpus_given: bool) -> float:
     return cost + UNASKED_GPUS * (more and gpus_given)
 
 
-def _knobs(plan: Plan, layout: Layout, batch_size: int) -> Knobs:
+def _knobs(plan: Plan, layout: Layout, batch_size: int) -> KnobValues:
     settings = plan.settings
     ladder: list[CheckpointChoice] = [False, "selective", True]
     lower = {"float64": ["float32"], "float32": ["bf16"]}.get(settings.precision, [])
@@ -240,7 +240,7 @@ def _knobs(plan: Plan, layout: Layout, batch_size: int) -> Knobs:
     piped, schedule = layout.pipeline > 1, settings.schedule
     samples = _micro_batches(plan, layout, batch_size)
     fewer = [n for n in _halves(layout.pipeline) if n < batch_size // samples[-1]]
-    return Knobs(
+    return KnobValues(
         checkpoint=ladder[ladder.index(settings.model.checkpoint) :],
         micro_batch=samples,
         schedule=[schedule, *(["1f1b"] if piped and schedule != "1f1b" else [])],

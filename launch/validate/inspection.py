@@ -10,7 +10,7 @@ from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.formatting import format_bytes
 from engine.plan import Plan
-from launch.validate.alternatives import Alternative, Findings, PlanRequest, alternatives
+from launch.validate.alternatives import Alternative, PlanRequest, SearchResult, alternatives
 from launch.validate.mode_comparison import ModeEstimate, compare_modes
 
 ALTERNATIVES = 5
@@ -109,7 +109,7 @@ def too_large(predicted: Estimate, limit: int) -> str:
     )
 
 
-def _remedy(plan: Plan, gpu_memory: int, findings: Findings) -> str:
+def _remedy(plan: Plan, gpu_memory: int, findings: SearchResult) -> str:
     """Return the mildest change that fits; if none does, the changes tried and the nearest miss."""
     if findings.fitting:
         best = findings.fitting[0]

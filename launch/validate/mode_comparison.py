@@ -15,7 +15,7 @@ from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.plan import Plan
 from launch.validate.alternatives import PlanRequest
-from launch.validate.candidates import Space, on_gpus
+from launch.validate.candidates import SearchSpace, on_gpus
 from models.parallel.registry import modes
 
 
@@ -51,7 +51,7 @@ def compare_modes(
     size and depth."""
     order = list(modes())
 
-    def sort_key(space: Space) -> tuple[int, int, int]:
+    def sort_key(space: SearchSpace) -> tuple[int, int, int]:
         layout = space.layout
         return order.index(layout.mode.name), layout.tensor, layout.depth
 

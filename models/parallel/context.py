@@ -20,7 +20,7 @@ from models.parallel.shard import PartitionSpec, Shard, shard_of
 from models.parallel.zero import Zero
 
 
-class MatMul(Protocol):
+class MatmulBackend(Protocol):
     """Computes a [m, k] @ b [k, n] + bias [n] -> [m, n]."""
 
     def __call__(self, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor: ...
@@ -53,7 +53,7 @@ class WeightStore(Protocol):
         """Set the values of ``weight``."""
 
 
-class Deferred:
+class GradientDeferral:
     """Defers weight gradients, which no other rank waits for, to idle time of a schedule."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Deferred:
         self._later.append((weight, compute))
         return None
 
-    def holds(self, weight: Tensor) -> bool:
+    def defers(self, weight: Tensor) -> bool:
         """Return whether the gradient of ``weight`` is deferred. Autograd calls its hook for the
         None of a deferred gradient too."""
         return any(weight is other for other, _ in self._later or ())
@@ -93,7 +93,7 @@ class ParallelContext:
     """The type of parameters."""
     compute: torch.dtype = torch.float32
     """The type of activations; weights are cast to it before they are sent."""
-    matmul: MatMul = torch_matmul
+    matmul: MatmulBackend = torch_matmul
     keep_gathers: bool = False
     """Save gathered x and w for backward instead of gathering them again: time for memory."""
     zero: Zero = field(default_factory=Zero)
@@ -102,7 +102,7 @@ class ParallelContext:
     None for ``device``."""
     store: WeightStore | None = None
     """The store of weights that are on no device between uses."""
-    deferred: Deferred = field(default_factory=Deferred)
+    deferred: GradientDeferral = field(default_factory=GradientDeferral)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.parallel.collectives import Axis, gather, scatter
 from models.parallel.context import ParallelContext, derive_seed
 from models.parallel.initialise import init_normal_
-from models.parallel.matmul import Matmul
+from models.parallel.matmul import ShardedMatmul
 from models.parallel.mode import ActivationSharding, LinearSharding
 from models.parallel.shard import PartitionSpec, Shard
 from models.parallel.weight_sharding import WeightSharding
@@ -125,7 +125,7 @@ class Linear(ShardedModule):
         self.weight_sharding = WeightSharding(dim="T", inputs=inputs, axis=sharding.gather_w)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = Matmul.apply(
+        y: Tensor = ShardedMatmul.apply(
             x, self.weight, self.bias, self.sharding, self.weight_sharding, self.parallel
         )
         return y

@@ -13,7 +13,7 @@ from models.parallel.mode import LinearSharding
 from models.parallel.weight_sharding import WeightSharding
 
 
-class Matmul(torch.autograd.Function):
+class ShardedMatmul(torch.autograd.Function):
     """y = reduce_scatter_c( all_gather_a(x) @ all_gather_b(w) ) + bias
 
     x [T_local, H_local] in the compute type, w [I_local, O_local] and bias [O_scattered] in the

@@ -67,7 +67,7 @@ class ShardReader(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DeferredGradient:
+class _AccumulatedGradient:
     """A gradient that is summed over the micro-batches of a step and then reduce-scattered."""
 
     weight: Tensor
@@ -88,7 +88,7 @@ class Zero:
     ) -> None:
         self.stage, self.axes, self.caches_shards = stage, axes, caches_shards
         self._cached: dict[int, Tensor] = {}
-        self._deferred: dict[int, _DeferredGradient] = {}
+        self._accumulated: dict[int, _AccumulatedGradient] = {}
 
     def gather(self, weight: Tensor, sharding: InputSharding, reader: ShardReader) -> Tensor:
         """Return the weight as the rank would hold it without ZeRO, in the compute type."""
@@ -114,12 +114,12 @@ class Zero:
         """Reduce-scatter the gradient and return the rank's shard of the sum.
 
         In stage 1 add it to the gradients of earlier micro-batches and return None:
-        ``reduce_deferred`` yields the shard at the end of the step.
+        ``reduce_accumulated`` yields the shard at the end of the step.
         """
         if self.stage == 1 and self.axes:
-            earlier = self._deferred.get(id(weight))
+            earlier = self._accumulated.get(id(weight))
             total = gradient if earlier is None else earlier.total.add_(gradient)
-            self._deferred[id(weight)] = _DeferredGradient(
+            self._accumulated[id(weight)] = _AccumulatedGradient(
                 weight=weight, sharding=sharding, total=total
             )
             return None
@@ -136,14 +136,14 @@ class Zero:
             gradient = scatter(gradient, axis, sharding.dim)
         return gradient
 
-    def holds(self, weight: Tensor) -> bool:
-        """Return whether a gradient of ``weight`` is deferred to the end of the step."""
-        return id(weight) in self._deferred
+    def accumulates(self, weight: Tensor) -> bool:
+        """Return whether a gradient of ``weight`` is accumulated until the end of the step."""
+        return id(weight) in self._accumulated
 
-    def reduce_deferred(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reduce-scatter the deferred gradients; yield each weight and its shard of the sum."""
-        while self._deferred:
-            gradient = self._deferred.pop(next(iter(self._deferred)))
+    def reduce_accumulated(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Reduce-scatter the accumulated gradients; yield each weight and its shard of the sum."""
+        while self._accumulated:
+            gradient = self._accumulated.pop(next(iter(self._accumulated)))
             shard = self._scatter(gradient.total, gradient.sharding)
             yield gradient.weight, shard.to(gradient.weight.device)
 

@@ -20,12 +20,12 @@ from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import RunError, UserError
 from engine.evaluate import evaluate, mask_all_but_last
-from engine.evaluation import Evaluation, EvaluationRequest
+from engine.evaluation_request import Evaluation, EvaluationRequest
 from engine.generate import load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
+from engine.runs.lookup import resolve_weights
 from engine.runs.plan_from_run import plan_of_run
-from engine.runs.resolve import resolve_weights
 from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
 from engine.world.distributed import open_world
 from tests.support.jobs import TINY, Job, run

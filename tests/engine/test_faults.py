@@ -22,7 +22,7 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.errors import UserError
 from engine.faults import parse_fault
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.trainer import Trainer
 from engine.world import signals
 from engine.world.coordination import liveness

@@ -13,25 +13,25 @@ import torch
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import RunError, UserError
-from engine.generate import Sampling, generate_ids, generate_text, probabilities
+from engine.generate import SamplingOptions, generate_ids, generate_text, probabilities
 from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.hf_state_dict import to_hf
 from models.parallel.context import derive_seed
 from tests.models.test_kv_cache import SIZES, make
 
-GREEDY = Sampling(tokens=40, temperature=0)
+GREEDY = SamplingOptions(tokens=40, temperature=0)
 PROMPT = [3, 1, 4, 1, 5]
 
 
-def ids_of(model: GPT, prompt: list[int], sampling: Sampling, number: int = 0) -> list[int]:
+def ids_of(model: GPT, prompt: list[int], sampling: SamplingOptions, number: int = 0) -> list[int]:
     vocabulary = model.config.vocab_size
     return list(generate_ids(model, prompt, sampling, vocabulary=vocabulary, number=number))
 
 
 @torch.no_grad()
 def ids_without_cache(
-    model: GPT, prompt: list[int], sampling: Sampling, number: int = 0
+    model: GPT, prompt: list[int], sampling: SamplingOptions, number: int = 0
 ) -> list[int]:
     """Generate ids without a cache: encode the whole context for every id. When it has no position
     left, drop the first half."""
@@ -47,8 +47,10 @@ def ids_without_cache(
 
 
 @pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 50])
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(tokens=40, seed=4)], ids=["greedy", "drawn"])
-def test_cache_does_not_change_the_ids(length: int, sampling: Sampling) -> None:
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingOptions(tokens=40, seed=4)], ids=["greedy", "drawn"]
+)
+def test_cache_does_not_change_the_ids(length: int, sampling: SamplingOptions) -> None:
     """Also after the last position, and with prompts longer than the positions."""
     model = make()
     prompt = [(7 * n) % 29 for n in range(length)]
@@ -95,7 +97,7 @@ def test_nan_weights_fail_in_one_line() -> None:
 
 
 def test_every_seed_and_number_gives_other_ids() -> None:
-    model, sampling = make(), Sampling(tokens=20, temperature=2.0)
+    model, sampling = make(), SamplingOptions(tokens=20, temperature=2.0)
     texts = [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)]
     assert len(set(texts)) == 4
     assert [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)] == texts
@@ -105,7 +107,7 @@ def test_every_seed_and_number_gives_other_ids() -> None:
 
 
 def test_ids_outside_the_tokenizer_are_never_sampled() -> None:
-    hot = Sampling(tokens=300, temperature=1e6)
+    hot = SamplingOptions(tokens=300, temperature=1e6)
     found = set(generate_ids(make(), PROMPT, hot, vocabulary=7))
     assert found == set(range(7))
 
@@ -137,13 +139,13 @@ LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()  # of these probabilities
 def test_probabilities_follow_temperature_top_k_and_top_p(
     more: dict[str, Any], wanted: list[float]
 ) -> None:
-    found = probabilities(LOGITS, Sampling(**more))
+    found = probabilities(LOGITS, SamplingOptions(**more))
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_ties_prefer_the_lower_id() -> None:
     for more in ({"top_k": 2}, {"top_p": 0.5}):
-        assert probabilities(torch.zeros(4), Sampling(**more)).tolist() == [0.5, 0.5, 0, 0]
+        assert probabilities(torch.zeros(4), SamplingOptions(**more)).tolist() == [0.5, 0.5, 0, 0]
     assert probabilities(torch.zeros(4), GREEDY).tolist() == [1, 0, 0, 0]
 
 
@@ -152,7 +154,7 @@ def test_sampled_frequencies_match_the_probabilities() -> None:
     model, count = make(), 1000
     with torch.no_grad():
         model.wte.weight.mul_(0.2)
-    sampling = Sampling(tokens=1, top_k=8, temperature=0.9)
+    sampling = SamplingOptions(tokens=1, top_k=8, temperature=0.9)
     x = model(model.embed(torch.tensor([PROMPT])), len(PROMPT))
     p = probabilities(model.logits(x[-1:])[0].detach(), sampling)
     draws = Counter(
@@ -183,22 +185,22 @@ def test_text_is_yielded_in_complete_characters(monkeypatch: pytest.MonkeyPatch)
     text = "naïve 🙂 日本"
     ids = [int(n) for n in words.encode(text)]
     asked = fake_ids(monkeypatch, ids)
-    pieces = list(generate_text(model, words, "Hi", Sampling(), 2))
+    pieces = list(generate_text(model, words, "Hi", SamplingOptions(), 2))
     assert "".join(pieces) == text
     assert len(ids) > len(pieces) > 4
     assert not any("\ufffd" in piece for piece in pieces)
     assert asked == {"prompt": [17250], "vocabulary": 50257, "number": 2}
     fake_ids(monkeypatch, ids[:-1])
-    assert "".join(generate_text(model, words, "Hi", Sampling())).endswith("\ufffd")
+    assert "".join(generate_text(model, words, "Hi", SamplingOptions())).endswith("\ufffd")
 
 
 def test_text_stops_at_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     words, model = GPT2(), make()
     asked = fake_ids(monkeypatch, [17250, 50256, 17250])
-    assert "".join(generate_text(model, words, "", Sampling())) == "Hi"
+    assert "".join(generate_text(model, words, "", SamplingOptions())) == "Hi"
     assert asked["prompt"] == [50256], "an empty prompt starts a document"
     asked = fake_ids(monkeypatch, [1, 0])
-    assert "".join(generate_text(model, Char("abc"), "", Sampling())) == "ba"
+    assert "".join(generate_text(model, Char("abc"), "", SamplingOptions())) == "ba"
     assert asked["prompt"] == [0]
 
 
@@ -211,4 +213,4 @@ def test_text_stops_at_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_prompt_with_unknown_characters_is_rejected(words, prompt, message):
     with pytest.raises(UserError, match=message):
-        next(generate_text(make(), words, prompt, Sampling()))
+        next(generate_text(make(), words, prompt, SamplingOptions()))

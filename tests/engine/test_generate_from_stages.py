@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.generate import Sampling, generate_text, load_model
+from engine.generate import SamplingOptions, generate_text, load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from tests.support.jobs import TINY, Job, run
@@ -45,7 +45,7 @@ def trained(folder: Path, ranks: int, overrides: tuple[str, ...]) -> RunFolder:
 
 def continued(folder: RunFolder) -> str:
     model, words = load_model(open_saved_model(folder.path), torch.device("cpu"))
-    pieces = generate_text(model, words, "The qu", Sampling(tokens=60, seed=1))
+    pieces = generate_text(model, words, "The qu", SamplingOptions(tokens=60, seed=1))
     return "".join(pieces)
 
 

@@ -22,7 +22,7 @@ from engine.data.loader import load_batches
 from engine.errors import UserError
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.matmuls import MATMULS
 from engine.training.trainer import Trainer
 from engine.world.world import World

@@ -12,7 +12,7 @@ import pytest
 
 from engine import discover
 from engine.errors import UserError
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from launch import cli
 from launch.arguments import (
     Parser,

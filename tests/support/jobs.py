@@ -22,7 +22,7 @@ from engine.faults import Fault, parse_fault
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.restart import restart_of_launch
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.train import train
 from engine.training.step import StepResult
 from engine.training.trainer import Trainer

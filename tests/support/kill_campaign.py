@@ -20,7 +20,7 @@ import torch
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from tests.support.checkpoints import everything
 from tests.support.jobs import TINY, Job, run_all
 from tests.support.worlds import WorldError

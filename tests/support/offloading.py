@@ -12,7 +12,7 @@ import torch
 
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
-from engine.nvme.store import Store, open_store
+from engine.nvme.store import SlotStore, open_store
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 
 MEMORY = 2**19
@@ -36,7 +36,7 @@ class Offloaded:
             weights=self.weights,
         )
 
-    def _store(self, sizes: Sequence[int]) -> Store:
+    def _store(self, sizes: Sequence[int]) -> SlotStore:
         store = open_store(self.disk, sizes)
         self.stack.callback(store.close)
         return store

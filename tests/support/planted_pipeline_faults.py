@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import engine.training.step
-from engine import pipeline_p2p
-from engine.pipeline_p2p import P2POp
-from engine.pipeline_schedule import Action, PipelineShape
+from engine.pipeline import p2p
+from engine.pipeline.p2p import P2POp
+from engine.pipeline.schedule import Action, PipelineShape
 from engine.training import gradients, pipeline
 from engine.training.gradients import GradientReducer
 from engine.training.pipeline import WorkKey, _PipelineRun
@@ -72,7 +72,7 @@ def layers_are_drawn_by_their_place_in_the_stage() -> Iterator[None]:
 @shown_by(STAGES)
 def messages_of_micro_batches_are_crossed() -> Iterator[None]:
     """Swap the first two messages that a rank receives, if both arrive before either is used."""
-    healthy = pipeline_p2p.insert_p2p
+    healthy = p2p.insert_p2p
 
     def crossed(
         orders: Sequence[Sequence[Action]], shape: PipelineShape
@@ -131,7 +131,7 @@ def gathered_weights_are_stale() -> Iterator[None]:
 @shown_by(ONCE)
 def only_the_last_micro_batch_is_scattered() -> Iterator[None]:
     def forgetful(self: Zero, weight: Tensor, gradient: Tensor, sharding: InputSharding) -> None:
-        self._deferred[id(weight)] = zero._DeferredGradient(
+        self._accumulated[id(weight)] = zero._AccumulatedGradient(
             weight=weight, sharding=sharding, total=gradient
         )
 

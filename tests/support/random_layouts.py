@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from engine.pipeline_schedule import SCHEDULES
+from engine.pipeline.schedule import SCHEDULES
 from models.parallel.registry import modes
 from tests.support.mode_sizes import mode_sizes
 from tests.support.training import TrainingCase

@@ -8,10 +8,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from engine import paths
 from engine.config.declared.limits import SOURCE_BYTES, ConfigValueError
 from engine.config.values import COMMAND_LINE, Origin
 from engine.errors import ConfigError, Problem
+from engine.files import paths
 
 # An absolute import of these is never a config file, even if a file in the config's folder has the
 # name: json.py does not hide the standard library, nor model.py the package that Colossal-AI's

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 
-from engine import paths
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import path_settings
 from engine.config.value_hints import nearest_multiples
+from engine.files import paths
 from models.presets import GPT2_VOCABULARY, PRESETS
 
 NEED_A_FILE = frozenset({"json", "jsonl"})

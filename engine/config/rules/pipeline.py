@@ -8,7 +8,7 @@ from itertools import count
 
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
-from engine.pipeline_schedule import PipelineShape, ideal_bubble
+from engine.pipeline.schedule import PipelineShape, ideal_bubble
 
 MAX_BUBBLE = 0.25  # of a step; more is worth a warning
 

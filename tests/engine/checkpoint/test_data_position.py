@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from tests.support.checkpoints import reseal
 from tests.support.jobs import RUN, TINY, Job, checkpoints_of, run, run_all, without_sample
 

@@ -23,7 +23,7 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.errors import RunError
 from engine.runs.folder import RunFolder
 from engine.runs.metrics import JsonLinesLog, StepMetrics
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.world.world import World
 from tests.support.checkpoints import Trainee
 from tests.support.jobs import Job, checkpoints_of, into_run, run, run_all

@@ -18,7 +18,7 @@ import torch
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.manifest import LossScaleState
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.checkpoints import everything

@@ -14,7 +14,7 @@ import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.jobs import RUN, Ended, checkpoints_of, into_run, run, run_all

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from engine.evaluate import evaluate
-from engine.evaluation import EvaluationRequest
+from engine.evaluation_request import EvaluationRequest
 from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_summary import plan_remarks
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from launch import cli
 from tests.engine.test_evaluate import opened
 from tests.support.checkpoints import reseal

@@ -22,11 +22,11 @@ from engine.data.tokenizer import load as load_tokenizer
 from engine.data.tokenizers.char import Char
 from engine.data.vocabulary import corpus_for_model, use_saved_ids
 from engine.evaluate import evaluate
-from engine.evaluation import EvaluationRequest
+from engine.evaluation_request import EvaluationRequest
 from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.world.world import World
 from launch import cli
 from tests.engine.test_evaluate import alone, opened

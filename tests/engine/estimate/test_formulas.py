@@ -15,7 +15,7 @@ from engine import discover
 from engine.config.schema import OptimizerSettings
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Memory
-from engine.optim.registry import Named, build_optimizer, states_of
+from engine.optim.registry import NamedParameter, build_optimizer, states_of
 from engine.plan import make_plan
 from models.presets import PRESETS
 from tests.engine.estimate.plans import GPT2, SMALL, plan
@@ -188,7 +188,7 @@ def test_bubble_equals_the_formula(p: int, m: int) -> None:
 def test_optimizer_has_the_declared_number_of_states(name: str, momentum: float) -> None:
     parameter = torch.nn.Parameter(torch.ones(8, 8))
     settings = OptimizerSettings(type=name, momentum=momentum)
-    optimizer = build_optimizer(settings, [Named("weight", parameter, True)])
+    optimizer = build_optimizer(settings, [NamedParameter("weight", parameter, True)])
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     kept = [state for state in optimizer.state[parameter].values() if state is not None]

@@ -13,7 +13,7 @@ import torch
 from engine.data.tokenizer import dump
 from engine.data.tokenizers.char import Char
 from engine.errors import UserError
-from engine.generate import Sampling, generate_ids, load_model
+from engine.generate import SamplingOptions, generate_ids, load_model
 from engine.inout.export import ExportOptions, export, exporter
 from engine.inout.import_hf import config_for
 from engine.inout.open_model import open_saved_model
@@ -141,7 +141,7 @@ def test_generation_never_uses_an_untrained_position(length: int | None) -> None
     ):
         model, words = load_model(one, torch.device("cpu"))
         prompt = words.encode("two").tolist()
-        ids = generate_ids(model, prompt, Sampling(tokens=60), vocabulary=words.size)
+        ids = generate_ids(model, prompt, SamplingOptions(tokens=60), vocabulary=words.size)
         texts.append(list(ids))  # an end of text does not end them
     assert texts[0] == texts[1]
     assert len(texts[0]) == 60

@@ -25,7 +25,7 @@ from engine.inout.import_hf import import_model
 from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.world.world import World
 from models.config import GPTConfig
 from tests.engine.inout.support import drawn, theirs, trained

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.atomic_write import atomic_path
 from engine.errors import RunError, UserError
+from engine.files.atomic_write import atomic_path
 from engine.inout.tensor_readers import SafetensorsFile, ShardedFiles, TorchFile, common_type
 from engine.inout.tensor_writers import write_pt, write_safetensors
 from tests.engine.inout.support import SIZES, drawn

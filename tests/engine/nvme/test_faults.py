@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from engine.checkpoint.load import SavedCheckpoint
 from engine.nvme.direct_io import DirectFile
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.engine.nvme.support import mounted

@@ -16,7 +16,7 @@ import torch
 from engine.errors import RunError, UserError
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.page_buffers import LINE, PAGE, Buffer
-from engine.nvme.store import Store, open_store
+from engine.nvme.store import SlotStore, open_store
 from engine.nvme.stores import tensornvme
 from tests.engine.nvme.support import kinds, mounted
 
@@ -25,7 +25,7 @@ LARGEST = max(SIZES)
 
 
 @contextmanager
-def opened(root: Path, kind: str, sizes: list[int]) -> Iterator[tuple[Disk, Store]]:
+def opened(root: Path, kind: str, sizes: list[int]) -> Iterator[tuple[Disk, SlotStore]]:
     with open_disk(root, "job") as disk:
         store = open_store(disk, sizes, kind)
         try:
@@ -40,20 +40,20 @@ def fill(buffer: Buffer, slot: int, turn: int) -> torch.Tensor:
     return payload.copy_(torch.arange(len(payload)).mul_(slot + 7).add_(turn).to(torch.uint8))
 
 
-def put_all(store: Store, buffer: Buffer) -> None:
+def put_all(store: SlotStore, buffer: Buffer) -> None:
     """Write two slots, one after the other."""
     for slot in range(2):
         store.put(slot, buffer)
         store.wait()
 
 
-def take_all(store: Store, buffer: Buffer) -> None:
+def take_all(store: SlotStore, buffer: Buffer) -> None:
     for slot in range(2):
         store.take(slot, buffer)
         store.wait()
 
 
-def put_and_take(store: Store, buffer: Buffer) -> None:
+def put_and_take(store: SlotStore, buffer: Buffer) -> None:
     put_all(store, buffer)
     take_all(store, buffer)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine import discover
 from engine.config.schema import OptimizerSettings
-from engine.optim.registry import Named, build_optimizer, decay_groups
+from engine.optim.registry import NamedParameter, build_optimizer, decay_groups
 
 OPTIMIZERS = discover.module_names("engine.optim.optimizers")
 TORCH: dict[str, type[torch.optim.Optimizer]] = {
@@ -25,10 +25,12 @@ def settings(kind: str, **changes: Any) -> OptimizerSettings:
     return OptimizerSettings(**{"type": kind, "lr": 1e-2, "weight_decay": 0.1, **changes})
 
 
-def parameters(dtype: torch.dtype = torch.float32) -> list[Named]:
+def parameters(dtype: torch.dtype = torch.float32) -> list[NamedParameter]:
     generator = torch.Generator().manual_seed(1)
     return [
-        Named(name, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), len(shape) > 1)
+        NamedParameter(
+            name, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), len(shape) > 1
+        )
         for name, shape in SHAPES.items()
     ]
 
@@ -40,14 +42,14 @@ def gradients(steps: int) -> list[list[Tensor]]:
     ]
 
 
-def run(optimizer: torch.optim.Optimizer, named: list[Named], steps: int = 20) -> None:
+def run(optimizer: torch.optim.Optimizer, named: list[NamedParameter], steps: int = 20) -> None:
     for step in gradients(steps):
         for parameter, gradient in zip(named, step, strict=True):
             parameter.parameter.grad = gradient.to(parameter.parameter.dtype)
         optimizer.step()
 
 
-def distance(a: list[Named], b: list[Named]) -> float:
+def distance(a: list[NamedParameter], b: list[NamedParameter]) -> float:
     return max(
         float((x.parameter.detach() - y.parameter.detach()).norm() / y.parameter.detach().norm())
         for x, y in zip(a, b, strict=True)
@@ -55,7 +57,7 @@ def distance(a: list[Named], b: list[Named]) -> float:
 
 
 def plain(
-    kind: str, named: list[Named], decayed: list[bool], **options: Any
+    kind: str, named: list[NamedParameter], decayed: list[bool], **options: Any
 ) -> torch.optim.Optimizer:
     """Return torch's optimizer with one group per parameter, unfused."""
     groups = [
@@ -83,7 +85,7 @@ def test_adam_decays_by_l2_and_adamw_decoupled():
     """With a zero gradient AdamW's decay shrinks weights; Adam's becomes a full signed step."""
     for kind, expected in (("adamw", 2.0 * (1 - 1e-2 * 0.1)), ("adam", 2.0 - 1e-2)):
         parameter = nn.Parameter(torch.full((3, 3), 2.0))
-        optimizer = build_optimizer(settings(kind), [Named("w", parameter, True)])
+        optimizer = build_optimizer(settings(kind), [NamedParameter("w", parameter, True)])
         parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         assert torch.allclose(parameter, torch.full((3, 3), expected), rtol=1e-5)
@@ -100,7 +102,7 @@ def test_by_default_adamw_decays_matrices_and_the_others_all(kind, decayed):
 
 def test_a_matrix_is_recognised_by_its_global_shape():
     piece = nn.Parameter(torch.zeros(4))  # a column of a matrix, say
-    (group,) = decay_groups(settings("adamw"), [Named("weight", piece, True)])
+    (group,) = decay_groups(settings("adamw"), [NamedParameter("weight", piece, True)])
     assert group["weight_decay"] == 0.1
 
 
@@ -113,7 +115,7 @@ def test_states_are_saved_by_name():
 
 def test_a_device_without_fused_kernels_uses_the_default_optimizer():
     parameter = nn.Parameter(torch.zeros(2, 2, device="meta"))
-    optimizer = build_optimizer(settings("adamw"), [Named("w", parameter, True)])
+    optimizer = build_optimizer(settings("adamw"), [NamedParameter("w", parameter, True)])
     assert not optimizer.param_groups[0]["fused"]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from engine.checkpoint.load import SavedCheckpoint
 from engine.config import schema
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.loss_spikes import LossSpikes, SpikeVerdict
 from tests.support.jobs import TINY, Job, run, run_all
 from tests.support.runs import open_run

@@ -20,7 +20,7 @@ from engine.config.fields import accepts
 from engine.config.schema import all_settings
 from engine.errors import UserError
 from engine.estimate.flops import smallest_matmul_flops
-from engine.runs.resume_candidates import StartOptions
+from engine.runs.start_candidates import StartOptions
 from engine.training.matmuls import MARGIN_FLOPS, MATMULS, choose_matmul
 from engine.world.processor import Processor, this_processor
 from engine.world.world import World

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.pipeline_schedule import SCHEDULES
+from engine.pipeline.schedule import SCHEDULES
 from models.parallel.collectives import Traffic
 from models.parallel.registry import modes
 from tests.support.mode_sizes import ModeSize, full_mode_sizes

@@ -70,7 +70,7 @@ def storages(tensors: Iterable[Tensor]) -> int:
 def count(run: Trainer) -> Bytes:
     parameters = list(run.model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
-    gradients += [deferred.total for deferred in run.model.parallel.zero._deferred.values()]
+    gradients += [deferred.total for deferred in run.model.parallel.zero._accumulated.values()]
     optimizer = run.stepper.optimizer
     assert isinstance(optimizer, ResidentOptimizer)
     states = [s for held in optimizer.inner.state.values() for s in held.values() if s.dim()]

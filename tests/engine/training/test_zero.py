@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.pipeline_schedule import SCHEDULES
+from engine.pipeline.schedule import SCHEDULES
 from models.parallel.registry import modes
 from tests.support.mode_sizes import full_mode_sizes
 from tests.support.parity import Parity

@@ -64,7 +64,7 @@ def test_prompt_and_text_are_printed_piece_by_piece(opened, capsys, tmp_path, mo
     assert opened["printed"] == ["The a", "b", "c"]
     assert capsys.readouterr().out == "\n"
     assert (opened["path"], opened["which"]) == (folder, "latest")
-    assert opened["sampling"] == generate.Sampling(
+    assert opened["sampling"] == generate.SamplingOptions(
         tokens=3, temperature=0.5, top_k=7, top_p=0.9, seed=9
     )
     assert opened["number"] == 0

@@ -14,7 +14,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.data.tokenizer import load
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.generate import Sampling, generate_text
+from engine.generate import SamplingOptions, generate_text
 from engine.inout.export import ExportOptions, export, exporter
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import recorded_settings
@@ -85,7 +85,7 @@ def expected(folder: RunFolder, step: int) -> str:
         SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(step)).parameters(),
     )
     words = load(json.loads(folder.tokenizer.read_text()))
-    sampling = Sampling(tokens=30, temperature=1.0, top_p=0.9, seed=5)
+    sampling = SamplingOptions(tokens=30, temperature=1.0, top_p=0.9, seed=5)
     return "the " + "".join(generate_text(model, words, "the ", sampling)) + "\n"
 
 

@@ -14,7 +14,7 @@ from engine.formatting import format_bytes
 from engine.plan import Plan, make_plan
 from launch.validate import alternatives as searching
 from launch.validate.alternatives import Alternative, alternatives, shortened
-from launch.validate.candidates import KnobSteps, Space, spaces
+from launch.validate.candidates import KnobSteps, SearchSpace, spaces
 from launch.validate.inspection import inspect_config
 from tests.launch.validate.support import GIB, plan, request, write
 
@@ -198,7 +198,7 @@ def test_search_equals_exhaustive_search(tmp_path):
         assert costs[one.overrides] == cost, (one.overrides, least)
 
 
-def _all_by_cost(asked: Plan) -> list[tuple[float, Space, KnobSteps]]:
+def _all_by_cost(asked: Plan) -> list[tuple[float, SearchSpace, KnobSteps]]:
     found = [
         (cost, space, steps)
         for space in spaces(asked, gpus_given=True)

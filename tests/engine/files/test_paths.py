@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import paths
 from engine.config.schema import all_settings, path_settings
 from engine.data.data_file import DataFile
 from engine.errors import ConfigError, UserError
+from engine.files import paths
 from engine.plan import make_plan
 
 CONFIG = "BATCH_SIZE = 8\nSEQ_LEN = 8\nMAX_STEPS = 1\nmodel = dict(n_layer=1, n_head=1, n_embd=8)\n"

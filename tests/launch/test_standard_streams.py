@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.output import UnfailingWriter, install_unfailing_streams, reader_left
+from launch.standard_streams import UnfailingWriter, install_unfailing_streams, reader_left
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def test_streams_without_a_descriptor_are_not_replaced(monkeypatch):
 
 CLOSED = """
 import os, sys
-from engine.output import install_unfailing_streams
+from launch.standard_streams import install_unfailing_streams
 assert sys.stdout is None
 assert sys.stderr is None
 install_unfailing_streams()
@@ -103,7 +103,7 @@ def test_a_closed_descriptor_is_not_reused_for_the_next_file():
 
 EXITS = """
 import sys
-from engine.output import install_unfailing_streams
+from launch.standard_streams import install_unfailing_streams
 install_unfailing_streams()
 print("more than a buffer\\n" * 1000, "and less")
 print("so does this", file=sys.stderr)

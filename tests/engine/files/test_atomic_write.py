@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.atomic_write import (
+from engine.errors import RunError, UserError
+from engine.files.atomic_write import (
     atomic_file,
     atomic_path,
     remove_temporaries,
     rename_durably,
     write_atomically,
 )
-from engine.errors import RunError, UserError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import TRAINING
 from engine.errors import UserError
 from engine.runs.folder import RunFolder
-from engine.runs.resolve import (
+from engine.runs.lookup import (
     resolve_checkpoint,
     resolve_weights,
     run_with_checkpoints,

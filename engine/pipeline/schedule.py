@@ -1,6 +1,6 @@
 """Pipeline schedules: the order of a rank's work on its micro-batches. Pure Python, no processes.
 
-A schedule is a list of actions per rank; engine/pipeline_p2p.py derives the messages between ranks
+A schedule is a list of actions per rank; engine/pipeline/p2p.py derives the messages between ranks
 from it. Virtual stage v of p x chunks is chunk v // p of rank v % p.
 """
 

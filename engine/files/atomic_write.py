@@ -14,8 +14,8 @@ from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.disk import fsync_folder, name_file_in_errors
 from engine.errors import RunError, UserError
+from engine.files.full_disk import fsync_folder, name_file_in_errors
 
 OTHER_OUT_REMEDY = "name another --out"
 

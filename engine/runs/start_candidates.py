@@ -33,7 +33,7 @@ class StartOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeCandidate:
+class StartCandidate:
     """One candidate for resuming. If none of its checkpoints is intact, the run starts at step 0
     (``starts_over``) or the next candidate is tried."""
 
@@ -48,7 +48,7 @@ class ResumeCandidate:
     """A message if the run is finished and has nothing left to do."""
 
 
-def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator[ResumeCandidate]:
+def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator[StartCandidate]:
     """Yield the candidates, the best first.
 
     Raises UserError if --resume names no run, a run without a checkpoint, or a finished run.
@@ -59,15 +59,15 @@ def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterato
     if run_folder is not None:
         yield _candidate_in(run_folder)
         if source and run_folder != named:
-            yield ResumeCandidate(run_folder=str(run_folder), checkpoints=source)
-        yield ResumeCandidate(run_folder=str(run_folder), checkpoints=[], starts_over=True)
+            yield StartCandidate(run_folder=str(run_folder), checkpoints=source)
+        yield StartCandidate(run_folder=str(run_folder), checkpoints=[], starts_over=True)
     elif options.resume == "none":
-        yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True)
+        yield StartCandidate(run_folder=None, checkpoints=[], starts_over=True)
     elif options.resume != "auto":
         if named is not None:
             _require_continuable(plan, named, source)
         stays = named is not None and output in (None, named)
-        yield ResumeCandidate(run_folder=str(named) if stays else None, checkpoints=source)
+        yield StartCandidate(run_folder=str(named) if stays else None, checkpoints=source)
     elif output is not None and RunFolder(output).read_status():
         recorded, config = recorded_config_path(RunFolder(output)), str(plan.config.path)
         other = recorded not in (None, config)
@@ -75,9 +75,9 @@ def resume_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterato
         candidate = _candidate_in(output, remarks=remarks)
         finished = _finished_message(plan, output, candidate.checkpoints)
         yield replace(candidate, finished=finished)
-        yield ResumeCandidate(run_folder=str(output), checkpoints=[], starts_over=True)
+        yield StartCandidate(run_folder=str(output), checkpoints=[], starts_over=True)
     elif output is not None:
-        yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True)
+        yield StartCandidate(run_folder=None, checkpoints=[], starts_over=True)
     else:
         yield from _runs_of_config(plan)
 
@@ -102,7 +102,7 @@ def run_of_resume_option(resume: str) -> Path | None:
     return run if RunFolder(run).read_status() else None
 
 
-def _runs_of_config(plan: Plan) -> Iterator[ResumeCandidate]:
+def _runs_of_config(plan: Plan) -> Iterator[StartCandidate]:
     """Yield the runs of the plan's config file, the newest first, then a new run. Runs of other
     config files with the same name are skipped."""
     remarks, skipped, config = list[str](), 0, str(plan.config.path)
@@ -126,7 +126,7 @@ def _runs_of_config(plan: Plan) -> Iterator[ResumeCandidate]:
         remarks, skipped = [], 0
     if skipped:
         remarks.append(f"{config} has no run to continue: starting a new one")
-    yield ResumeCandidate(run_folder=None, checkpoints=[], starts_over=True, remarks=remarks)
+    yield StartCandidate(run_folder=None, checkpoints=[], starts_over=True, remarks=remarks)
 
 
 def _require_continuable(plan: Plan, run: Path, checkpoints: list[str]) -> None:
@@ -162,11 +162,11 @@ def _finished_message(plan: Plan, run: Path, checkpoints: list[str]) -> str:
     return f"{run} is finished at step {done}: {more}, trains it further; {weights}"
 
 
-def _candidate_in(run_folder: Path, *, remarks: list[str] | None = None) -> ResumeCandidate:
+def _candidate_in(run_folder: Path, *, remarks: list[str] | None = None) -> StartCandidate:
     """Return the candidate with all checkpoints of a run, the latest first."""
     checkpoints = CheckpointDirectory(RunFolder(run_folder).checkpoints)
     latest_first = [str(checkpoints.folder(step)) for step in reversed(checkpoints.steps())]
-    return ResumeCandidate(
+    return StartCandidate(
         run_folder=str(run_folder), checkpoints=latest_first, remarks=remarks or []
     )
 

@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from engine.pipeline_p2p import P2POp, insert_p2p
-from engine.pipeline_schedule import (
+from engine.pipeline.p2p import P2POp, insert_p2p
+from engine.pipeline.schedule import (
     SCHEDULES,
     Action,
     Costs,

@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder, RunStatus, claim_folder
 from engine.runs.plan_from_run import write_record
-from engine.runs.resume_candidates import ResumeCandidate, StartOptions, resume_candidates
+from engine.runs.start_candidates import StartCandidate, StartOptions, start_candidates
 from tests.support.jobs import TINY
 
 OVER = "starts over"
@@ -40,7 +40,7 @@ def found(plan: Plan, resume: str, output: str | None = None) -> list[object]:
             way.run_folder,
             OVER if way.starts_over else [int(Path(c).name[5:]) for c in way.checkpoints],
         )
-        for way in resume_candidates("mine", plan, asked)
+        for way in start_candidates("mine", plan, asked)
     ]
 
 
@@ -119,8 +119,8 @@ def test_other_paths_are_rejected(plan, path):
 
 def test_a_candidate_survives_json(plan):
     make(OLD, steps=(1,))
-    (way,) = resume_candidates("mine", plan, StartOptions(resume=OLD))
-    assert way == ResumeCandidate(run_folder=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
+    (way,) = start_candidates("mine", plan, StartOptions(resume=OLD))
+    assert way == StartCandidate(run_folder=OLD, checkpoints=[f"{OLD}/checkpoints/step-00000001"])
 
 
 def record(name: str, config: Path, state: RunStatus = "interrupted") -> RunFolder:
@@ -144,13 +144,13 @@ def test_auto_skips_runs_of_other_config_files_of_the_same_name(plan):
     one, other = copy_of_config("one"), copy_of_config("other")
     record(OLD, one), record(NEW, other)
     asked = StartOptions(resume="auto")
-    mine, new = resume_candidates("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
+    mine, new = start_candidates("mine", make_plan("one/tiny.py", gpus=1, environ={}), asked)
     assert (mine.run_folder, new.run_folder) == (OLD, None)
     assert mine.remarks == [
         f"skipping {NEW}: it is a run of {other.resolve()}, not of {one.resolve()}; "
         f"--resume {NEW} continues it"
     ]
-    (anew,) = resume_candidates("mine", plan, asked)
+    (anew,) = start_candidates("mine", plan, asked)
     assert (anew.run_folder, anew.starts_over) == (None, True)
     assert [line.split(": ")[0] for line in anew.remarks[:2]] == [
         f"skipping {NEW}",
@@ -163,7 +163,7 @@ def test_a_config_file_is_recognized_by_another_path(plan):
     config = copy_of_config("one")
     Path("link").symlink_to("one")
     record(NEW, config)
-    first, _ = resume_candidates(
+    first, _ = start_candidates(
         "mine", make_plan("link/tiny.py", gpus=1, environ={}), StartOptions(resume="auto")
     )
     assert (first.run_folder, first.remarks) == (NEW, [])
@@ -171,7 +171,7 @@ def test_a_config_file_is_recognized_by_another_path(plan):
 
 def test_a_run_without_a_recorded_config_is_selected_by_name_with_a_remark(plan):
     make(NEW, steps=(4,))
-    first, _ = resume_candidates("mine", plan, StartOptions(resume="auto"))
+    first, _ = start_candidates("mine", plan, StartOptions(resume="auto"))
     assert first.run_folder == NEW
     assert first.remarks == [f"{NEW} records no config file; it is selected by its name"]
 
@@ -185,7 +185,7 @@ def test_a_finished_run_is_rejected_with_the_ways_to_train_further(plan):
     with pytest.raises(UserError) as refusal:
         found(plan, NEW)
     assert str(refusal.value) == told
-    first, _ = resume_candidates("mine", plan, StartOptions(resume="auto"))
+    first, _ = start_candidates("mine", plan, StartOptions(resume="auto"))
     assert first.finished == told
     more = make_plan("tiny.py", gpus=1, overrides=["MAX_STEPS=5"], environ={})
     assert found(more, NEW) == [(NEW, [4])]

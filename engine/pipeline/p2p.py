@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.pipeline_schedule import Action, Costs, PipelineShape, ScheduleSimulator, simulate
+from engine.pipeline.schedule import Action, Costs, PipelineShape, ScheduleSimulator, simulate
 
 
 @dataclass(frozen=True, kw_only=True)
