@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.config import schema
+from engine.config.sections.optimizer import OptimizerSettings
 from models.config import GPTConfig
 
 Step = Callable[[], float]
 """Runs one step and returns its loss."""
 
-OPTIMIZER = schema.OptimizerSettings(lr=1e-4, weight_decay=0.1)
+OPTIMIZER = OptimizerSettings(lr=1e-4, weight_decay=0.1)
 BATCHES = 4
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.config.schema import OptimizerSettings
+from engine.config.sections.optimizer import OptimizerSettings
 from engine.estimate.flops import smallest_matmul_flops
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk

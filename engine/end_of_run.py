@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.checkpoint.directory import CheckpointDirectory
-from engine.config.schema import DataSettings
+from engine.config.sections.data import DataSettings
 from engine.data.tokenizer import Tokenizer
 from engine.errors import RunError, UserError
 from engine.generate import SamplingOptions, generate_text, load_model

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import ModelSettings
+    from engine.config.sections.model import ModelSettings
     from models.config import GPTConfig
 
 # Dense peaks from the vendors' datasheets, FLOP/s: (16-bit tensor cores, accumulating in float32;

@@ -25,7 +25,7 @@ from models.parallel.tuning import BUCKET_BYTES, SMALL_BYTES
 from models.parameters import Parameter, parameters
 
 if TYPE_CHECKING:
-    from engine.config.schema import ModelSettings
+    from engine.config.sections.model import ModelSettings
 
 POSITIONS = "wpe.weight"
 

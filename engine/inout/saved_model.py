@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from engine.checkpoint.manifest import first_problem
-from engine.config.schema import ModelSettings
+from engine.config.sections.model import ModelSettings
 from engine.inout.tensor_writers import Shapes
 from models import load_state
 from models.chunks import ModelChunks

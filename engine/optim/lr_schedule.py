@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine import discover
 
 if TYPE_CHECKING:
-    from engine.config.schema import LRScheduleSettings
+    from engine.config.sections.optimizer import LRScheduleSettings
 
 
 def lr_factor(done: int, total: int, settings: LRScheduleSettings) -> float:

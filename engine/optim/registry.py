@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from engine.config.schema import OptimizerSettings
+    from engine.config.sections.optimizer import OptimizerSettings
 
 Group = dict[str, Any]
 """A parameter group of torch: 'params' as (name, parameter) pairs, 'weight_decay'."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import LossScaleSettings as Settings
+    from engine.config.sections.loss import LossScaleSettings as Settings
 
 
 @dataclass

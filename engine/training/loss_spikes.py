@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.schema import LossSpikeSettings as Settings
+    from engine.config.sections.loss import LossSpikeSettings as Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import get_args
 
 from engine import discover
-from engine.config.schema import Precision
+from engine.config.setting_types import Precision
 from engine.runs.lookup import run_with_weights
 from launch.arguments import add_step, file_or_folder, path
 from launch.number_types import byte_size

@@ -9,7 +9,7 @@ import torch
 
 from engine import end_of_run
 from engine.checkpoint.directory import CheckpointDirectory
-from engine.config.schema import DataSettings
+from engine.config.sections.data import DataSettings
 from engine.data import tokenizer
 from engine.data.tokenizers.char import Char
 from engine.inout.tensor_writers import write_safetensors

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.config import schema
+from engine.config.sections.loss import LossScaleSettings
 from engine.data.loader import Batch, pad_samples
 from engine.layout import Layout
 from engine.optim.optimizer import ResidentOptimizer
@@ -269,7 +269,7 @@ def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
         world=world,
         seed=3,
         clip_grad_norm=run.clip,
-        loss_scale=LossScale(schema.LossScaleSettings(initial=run.scale)) if fp16 else None,
+        loss_scale=LossScale(LossScaleSettings(initial=run.scale)) if fp16 else None,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from engine.config.rule_context import Finding, RuleContext
-from engine.config.schema import LossScaleSettings, Settings
+from engine.config.schema import Settings
+from engine.config.sections.loss import LossScaleSettings
 
 
 class Requirement(NamedTuple):

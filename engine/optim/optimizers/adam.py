@@ -9,7 +9,7 @@ from engine.optim.fused import has_fused
 if TYPE_CHECKING:
     import torch
 
-    from engine.config.schema import OptimizerSettings
+    from engine.config.sections.optimizer import OptimizerSettings
     from engine.optim.registry import Group
 
 BY_ENTRY = True  # each entry is updated independently of the others

@@ -12,7 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine.config.schema import DataSettings, EvalSettings, ModelSettings, Settings
+from engine.config.schema import Settings
+from engine.config.sections.data import DataSettings, EvalSettings
+from engine.config.sections.model import ModelSettings
 from engine.data.consumed import Consumed
 from engine.data.loader import TrainBatches, load_batches, pad_samples
 from engine.data.sampler import Sampler

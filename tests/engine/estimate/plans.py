@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config.schema import ModelSettings, OptimizerSettings, Settings, ZeroSettings
+from engine.config.schema import Settings
+from engine.config.sections.model import ModelSettings
+from engine.config.sections.optimizer import OptimizerSettings
+from engine.config.sections.zero import ZeroSettings
 from engine.layout import Layout
 from engine.plan import Plan
 from models.parallel.registry import modes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.schema import ModelSettings
+from engine.config.sections.model import ModelSettings
 from engine.estimate.flops import PEAK_FLOPS, flops_per_token, matmul_parameters, peak_flops
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import discover
-from engine.config.schema import OptimizerSettings
+from engine.config.sections.optimizer import OptimizerSettings
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Memory
 from engine.optim.registry import NamedParameter, build_optimizer, states_of

@@ -14,7 +14,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from engine import discover
-from engine.config.schema import LRScheduleSettings
+from engine.config.sections.optimizer import LRScheduleSettings
 from engine.optim.lr_schedule import lr_factor
 
 SHAPES = discover.module_names("engine.optim.schedules")

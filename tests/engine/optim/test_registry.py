@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import discover
-from engine.config.schema import OptimizerSettings
+from engine.config.sections.optimizer import OptimizerSettings
 from engine.optim.registry import NamedParameter, build_optimizer, decay_groups
 
 OPTIMIZERS = discover.module_names("engine.optim.optimizers")

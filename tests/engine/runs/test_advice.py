@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.config.schema import ModelSettings, Settings
+from engine.config.schema import Settings
+from engine.config.sections.model import ModelSettings
 from engine.estimate.flops import flops_per_token
 from engine.runs.advice import GUESSED_RATE, HOUR, MINUTES, guessed_seconds, smaller_run
 

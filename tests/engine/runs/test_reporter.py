@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from engine.config.schema import ModelSettings, Settings
+from engine.config.schema import Settings
+from engine.config.sections.model import ModelSettings
 from engine.estimate.flops import PEAK_FLOPS, flops_per_token
 from engine.formatting import format_duration
 from engine.layout import Layout

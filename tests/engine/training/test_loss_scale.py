@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config import schema
+from engine.config.sections.loss import LossScaleSettings
 from engine.optim.optimizer import ResidentOptimizer
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
@@ -38,13 +38,13 @@ from tests.support.worlds import run_world
 
 
 def scale(**settings: Any) -> LossScale:
-    return LossScale(schema.LossScaleSettings(**settings))
+    return LossScale(LossScaleSettings(**settings))
 
 
 class Torchs:
     """torch's GradScaler on one parameter."""
 
-    def __init__(self, settings: schema.LossScaleSettings) -> None:
+    def __init__(self, settings: LossScaleSettings) -> None:
         self.scaler = torch.amp.GradScaler(
             "cpu",
             init_scale=settings.initial,
@@ -68,7 +68,7 @@ class Torchs:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_scale_equals_that_of_torchs_grad_scaler(seed: int) -> None:
     draw = random.Random(seed)
-    settings = schema.LossScaleSettings(
+    settings = LossScaleSettings(
         initial=2.0**10,
         growth_interval=draw.randint(1, 5),
         growth_factor=2.0,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.checkpoint.load import SavedCheckpoint
-from engine.config import schema
+from engine.config.sections.loss import LossSpikeSettings
 from engine.runs.start_candidates import StartOptions
 from engine.training.loss_spikes import LossSpikes, SpikeVerdict
 from tests.support.jobs import TINY, Job, run, run_all
@@ -21,7 +21,7 @@ from tests.support.setting_effects import CONFIG
 
 
 def spikes(window: int = 3, max_skips: int = 2, factor: float | None = 2.0) -> LossSpikes:
-    return LossSpikes(schema.LossSpikeSettings(factor=factor, window=window, max_skips=max_skips))
+    return LossSpikes(LossSpikeSettings(factor=factor, window=window, max_skips=max_skips))
 
 
 def test_a_loss_over_the_limit_is_a_spike() -> None:

@@ -10,7 +10,8 @@ import pytest
 from engine.config.aliases import ALIASES
 from engine.config.ignored_keys import IGNORED_KEYS
 from engine.config.other_trainers import SYNONYMS
-from engine.config.schema import OptimizerSettings, all_settings, user_name
+from engine.config.schema import all_settings, user_name
+from engine.config.sections.optimizer import OptimizerSettings
 from launch import cli
 from launch.settings_pages import names_page, settings_page
 

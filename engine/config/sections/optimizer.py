@@ -1,0 +1,49 @@
+"""Settings of the optimizer and the learning rate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from engine.config.fields import Section, setting
+from engine.config.setting_types import (
+    Count,
+    LRScheduleName,
+    NotNegative,
+    OptimizerName,
+    Positive,
+    Share,
+)
+
+
+class OptimizerSettings(Section):
+    """The optimizer."""
+
+    type: OptimizerName = setting("the update rule", "adamw")
+    lr: Positive = setting("peak learning rate", 1e-3)
+    betas: tuple[Share, Share] = setting("decay of Adam's two moments", (0.9, 0.999))
+    eps: NotNegative = setting("added to Adam's denominator", 1e-8)
+    weight_decay: NotNegative = setting(
+        "decay of the weights: decoupled in adamw, an L2 term in the others",
+        lambda given: 0.01 if given["type"] == "adamw" else 0.0,
+        shown="0.01 for adamw, else 0.0",
+    )
+    momentum: Share = setting("momentum of sgd", 0.0)
+    decay: Literal["matrices", "all"] = setting(
+        "parameters with weight decay: 'matrices' excludes biases and norms",
+        lambda given: "matrices" if given["type"] == "adamw" else "all",
+        shown="'matrices' for adamw, else 'all'",
+    )
+
+
+class LRScheduleSettings(Section):
+    """The learning rate schedule."""
+
+    type: LRScheduleName = setting("shape after the warm-up", "constant")
+    warmup: NotNegative = setting("length of the linear warm-up, in units of by", 0)
+    total: Count | None = setting("end of the decay, in units of by; None: end of the run", None)
+    floor: Annotated[float, Ge(0), Le(1)] = setting(
+        "minimum learning rate, as a fraction of optimizer.lr", 0.0
+    )
+    by: Literal["step", "epoch"] = setting("unit of warmup and total", "step")
