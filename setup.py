@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 
 HF = ["transformers>=4.51,<5"]
 NVME = ["tensornvme==0.1.0"]
+WANDB = ["wandb>=0.31,<1"]
 DEV = [
     "hypothesis>=6.100",
     "jsonschema>=4.20",
@@ -22,6 +23,7 @@ DEV = [
     "types-jsonschema>=4.20",
     "types-psutil>=7",
     *HF,
+    *WANDB,
 ]
 
 setup(
@@ -51,6 +53,6 @@ setup(
         "tensorboard>=2.16",
         "tiktoken>=0.7",
     ],
-    extras_require={"dev": DEV, "hf": HF, "nvme": NVME},
+    extras_require={"dev": DEV, "hf": HF, "nvme": NVME, "wandb": WANDB},
     entry_points={"console_scripts": ["cuboid = launch.cli:main"]},
 )

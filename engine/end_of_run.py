@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ def print_end_of_run(
     steps: int,
     evaluation: str = "",
     validation: str = "",
+    views: Sequence[tuple[str, str]] = (),
     several_machines: bool = False,
 ) -> None:
     """Print the paths of the run's files and commands to paste.
@@ -50,6 +51,7 @@ def print_end_of_run(
     ``steps``: the steps of the whole run.
     ``evaluation``: the options that `cuboid evaluate` needs.
     ``validation``: the last validation, as text.
+    ``views``: where a user finds the curves: titles with commands or addresses.
     """
     run = quote(str(folder.path))
     if finished:
@@ -59,8 +61,8 @@ def print_end_of_run(
         print_line(f"validation  {validation}")
     print_line(f"weights     {folder.weights}")
     print_line(f"log         {folder.log}")
-    if folder.has_curves:
-        print_line(f"TensorBoard tensorboard --logdir {quote(str(folder.tensorboard))}")
+    for title, command_or_address in views:
+        print_line(f"{title:<11} {command_or_address}")
     if not finished and several_machines:
         print_line(f"continue    start it again on all machines with --resume {run}")
     elif not finished:

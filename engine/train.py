@@ -116,6 +116,7 @@ def _print_end(trainer: Trainer, folder: RunFolder, report: Reporter, *, finishe
         steps=trainer.steps,
         evaluation=evaluate_options(trainer.plan.settings.data),
         validation=last_validation(trainer, report),
+        views=report.views,
         several_machines=trainer.world.local_size < trainer.world.size,
     )
 

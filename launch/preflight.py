@@ -23,6 +23,7 @@ from engine.files.full_disk import nearest_existing
 from engine.formatting import format_bytes, plural
 from engine.optim.registry import states_of
 from engine.plan import Plan
+from engine.runs.sink import enabled_sinks, missing_packages
 from engine.world.compiler import missing_compiler
 from engine.world.network import GLOO, wrong_interfaces
 from engine.world.processor import usable_cores
@@ -74,6 +75,9 @@ def checks_here(
     yield from _disks(list(needs(plan, predicted, environ, output)))
     if plan.settings.compile and not machine.gpus:
         yield _check("compiler", "C++ compiler found", missing_compiler(plan, environ))
+    if sinks := enabled_sinks(plan.settings):
+        found = f"those of log.{' and log.'.join(sinks)} are installed"
+        yield _check("packages", found, missing_packages(plan))
     if environ.get(GLOO):
         yield _check("network", f"{GLOO}={environ[GLOO]} found", wrong_interfaces(environ))
 

@@ -104,8 +104,10 @@ SYNONYMS: Mapping[str, str] = {
         steps_per_print""",
     "log.dir": """
         default_root_dir dump_folder log_dir logging_dir out_dir output output_dir run_dir
-        work_dir""",
+        wandb_run_name work_dir""",
     "log.tensorboard": "enable_tensorboard tensorboard tensorboard_dir use_tensorboard",
+    "log.wandb": "enable_wandb report_to use_wandb wandb wandb_log",
+    "log.wandb_project": "wandb_project wandb_project_name",
     "checkpoint.every": """
         always_save_checkpoint checkpoint_every checkpoint_interval ckpt_interval
         every_n_train_steps save_every save_freq save_interval save_steps""",
@@ -135,8 +137,6 @@ EXPLAINED: Mapping[str, str] = {
     "cuboid train FILE --resume RUN resumes a run, --init-from PATH loads initial weights": """
         from_pretrained init_from load_checkpoint model_name_or_path pretrained resume resume_from
         resume_from_checkpoint""",
-    "a run writes log.jsonl and, with log.tensorboard, TensorBoard files": """
-        enable_wandb report_to use_wandb wandb wandb_log wandb_project wandb_run_name""",
     "a rank uses a GPU if there is one, else the CPU": "accelerator cuda device use_cuda",
     "cuboid evaluate RUN evaluates a trained model": "do_eval eval_only evaluate_only",
     "attention always uses torch's fused kernels": """

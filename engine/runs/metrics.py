@@ -1,4 +1,4 @@
-"""The metrics of a step and the files they are written to: log.jsonl and TensorBoard's events."""
+"""The metrics of a step, and log.jsonl, the record of all steps of a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import errno
 import json
 import math
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import name_file_in_errors
@@ -101,12 +100,24 @@ def step_metrics(
     )
 
 
-class Sink(Protocol):
-    """A destination of the metrics of all steps, in order."""
-
-    def step(self, row: StepMetrics) -> None: ...
-
-    def close(self) -> None: ...
+def curves(row: StepMetrics) -> dict[str, float]:
+    """Return the numbers of a step that sinks plot, by GROUP/NAME."""
+    flops = row.flops_per_second
+    numbers = {
+        "loss/train": row.loss,
+        "loss/validation": row.val_loss,
+        "optimizer/learning_rate": row.lr,
+        "optimizer/gradient_norm": row.grad_norm,
+        "optimizer/loss_scale": row.loss_scale,
+        "optimizer/skipped_steps": row.skipped,
+        "speed/tokens_per_second": row.tokens_per_second,
+        "speed/ms_per_step": 1000 * row.seconds,
+        "speed/model_TFLOP_per_second": None if flops is None else flops / 1e12,
+        "speed/MFU": row.mfu,
+    }
+    for rank, peak in enumerate(row.memory_by_rank):
+        numbers[f"memory_GiB/rank_{rank}"] = peak / 2**30
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 class JsonLinesLog:
@@ -140,63 +151,3 @@ def _rows_up_to(path: Path, last_step: int) -> Iterator[str]:
                 continue
             if step <= last_step:
                 yield line
-
-
-class TensorBoard:
-    """Curves for ``tensorboard --logdir``. The constructor imports tensorboard.
-
-    TensorBoard sorts the groups by name; the loss is first. The tab Custom Scalars shows the memory
-    of all ranks in one chart, the tab Text the ``config``.
-    """
-
-    def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # purge_step hides the later steps of the run that is resumed
-        with name_file_in_errors(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
-        self._folder, self._report = folder, threading.excepthook
-        threading.excepthook = self._thread_failed
-        with name_file_in_errors(folder):
-            self._writer.add_custom_scalars(
-                {"memory": {"GiB by rank": ["Multiline", ["memory_GiB/rank_.*"]]}}
-            )
-            if config:
-                fenced = f"```\n{config.rstrip()}\n```"
-                self._writer.add_text("config", fenced, last_step)
-
-    def step(self, row: StepMetrics) -> None:
-        scalars = {
-            "loss/train": row.loss,
-            "optimizer/learning_rate": row.lr,
-            "optimizer/gradient_norm": row.grad_norm,
-            "speed/tokens_per_second": row.tokens_per_second,
-            "speed/ms_per_step": 1000 * row.seconds,
-        }
-        flops = row.flops_per_second
-        optional = {
-            "loss/validation": row.val_loss,
-            "optimizer/loss_scale": row.loss_scale,
-            "optimizer/skipped_steps": row.skipped,
-            "speed/model_TFLOP_per_second": None if flops is None else flops / 1e12,
-            "speed/MFU": row.mfu,
-        }
-        scalars |= {tag: value for tag, value in optional.items() if value is not None}
-        for rank, peak in enumerate(row.memory_by_rank):
-            scalars[f"memory_GiB/rank_{rank}"] = peak / 2**30
-        with name_file_in_errors(self._folder):
-            for tag, value in scalars.items():
-                self._writer.add_scalar(tag, value, row.step)
-
-    def close(self) -> None:
-        try:
-            with name_file_in_errors(self._folder):
-                self._writer.close()
-        finally:
-            threading.excepthook = self._report
-
-    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """Suppress the report of an OSError in tensorboard's thread: the next call raises it."""
-        theirs = type(failure.thread).__module__.startswith("tensorboard.")
-        if not (theirs and isinstance(failure.exc_value, OSError)):
-            self._report(failure)

@@ -1,4 +1,4 @@
-"""Rank 0's reports of a run: terminal, log.jsonl, TensorBoard, status.json, environment.json."""
+"""Rank 0's reports of a run: terminal, log.jsonl, sinks, status.json, environment.json."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from engine.files.full_disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.formatting import format_count, format_duration, plural
 from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.runs.folder import RunFolder, RunStatus
-from engine.runs.metrics import JsonLinesLog, Sink, StepMetrics, TensorBoard
+from engine.runs.metrics import JsonLinesLog, StepMetrics
 from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
+from engine.runs.sink import OpenSinks, SinkRun
 from engine.runs.terminal import StepTimer, Terminal, print_wrapped
 from engine.training.matmuls import cpu_capability
 from engine.world.processor import this_processor, usable_cores
@@ -79,13 +80,14 @@ class Reporter:
         self,
         folder: RunFolder | None = None,
         terminal: Terminal | None = None,
-        files: Sequence[Sink] = (),
+        log: JsonLinesLog | None = None,
+        sinks: OpenSinks | None = None,
         *,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
         first_step: int = 0,
     ) -> None:
-        self._folder, self._terminal, self._files = folder, terminal, files
+        self._folder, self._terminal, self._log, self._sinks = folder, terminal, log, sinks
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._step = first_step
         self.validation: StepMetrics | None = None
@@ -99,8 +101,10 @@ class Reporter:
         flops = self._flops_per_token * row.tokens_per_second
         mfu = None if self._peak_flops is None else flops / self._peak_flops
         row = replace(row, flops_per_second=flops, mfu=mfu)
-        for file in self._files:
-            file.step(row)
+        if self._log is not None:
+            self._log.step(row)
+        if self._sinks is not None:
+            self._sinks.step(row)
         if self._terminal is not None:
             self._terminal.step(row)
 
@@ -109,19 +113,26 @@ class Reporter:
         if self._terminal is not None:
             self._terminal.print_text(text)
 
+    @property
+    def views(self) -> Sequence[tuple[str, str]]:
+        """Where a user finds the curves: titles with commands or addresses."""
+        return () if self._sinks is None else self._sinks.views
+
     def finish(self, state: RunStatus, message: str = "") -> None:
         """Record the end of the run in status.json, close all files and remove the progress bar.
         Later calls do nothing.
 
         Raises OSError if a file could not be written, unless the run has already failed.
         """
-        (files, self._files), (folder, self._folder) = (self._files, ()), (self._folder, None)
+        (log, self._log), (folder, self._folder) = (self._log, None), (self._folder, None)
         problem = None
-        for file in files:
+        if self._sinks is not None:
+            self._sinks.close()
+        if log is not None:
             try:
-                file.close()
+                log.close()
             except OSError as error:
-                problem = problem or error
+                problem = error
         if self._terminal is not None:
             self._terminal.close()
         if state == "failed":
@@ -182,10 +193,11 @@ def open_rank_0_reporter(
     settings = plan.settings
     console = console or Console()
     folder.write_status("running", step=info.first_step)
-    files: list[Sink] = [JsonLinesLog(folder.log, info.first_step)]
-    if settings.log.tensorboard:
-        resolved = json.dumps(settings.model_dump(mode="json"), indent=2)
-        files.append(TensorBoard(folder.tensorboard, info.first_step, resolved))
+    log = JsonLinesLog(folder.log, info.first_step)
+    sinks = OpenSinks.open(
+        SinkRun(folder=folder, settings=settings, first_step=info.first_step),
+        warn=partial(print_wrapped, console),
+    )
     for line in plan_remarks(plan):
         print_wrapped(console, line)
     guess = None
@@ -217,7 +229,8 @@ def open_rank_0_reporter(
             first_step=info.first_step,
             advise=advise,
         ),
-        files,
+        log,
+        sinks,
         flops_per_token=flops_per_token(settings.model, settings.seq_len),
         peak_flops=None if peak is None else peak * plan.layout.gpus,
         first_step=info.first_step,

@@ -194,6 +194,11 @@ ELSEWHERE = {
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"
     "test_a_failed_save_ends_the_run_and_preserves_the_previous_checkpoint",
+    **dict.fromkeys(
+        ("log.wandb", "log.wandb_project"),
+        "engine/runs/sinks/test_wandb.py::"
+        "test_offline_wandb_has_every_curve_the_settings_and_one_id_over_a_resume",
+    ),
     "backend": "engine/world/test_distributed.py::test_nccl_without_gpus_is_rejected",
     "timeout": "engine/world/test_distributed.py::"
     "test_timeout_of_the_start_is_replaced_after_the_first_step",

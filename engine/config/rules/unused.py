@@ -71,6 +71,9 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         ("data.validation",),
         "a data.validation above 0",
     ),
+    "log.wandb_project": Requirement(
+        lambda s: s.log.wandb is not None, ("log.wandb",), "log.wandb='online' or 'offline'"
+    ),
     "checkpoint.keep": _SAVING,
     "checkpoint.asynchronous": _SAVING,
     "checkpoint.best": Requirement(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from engine.config.fields import Section, setting
 from engine.config.setting_types import Count, NewPath, Positive
 
@@ -15,6 +17,10 @@ class LogSettings(Section):
     )
     dir: NewPath | None = setting("folder of the run; None: runs/NAME-TIME", None)
     tensorboard: bool = setting("write TensorBoard's files", True)
+    wandb: Literal["online", "offline"] | None = setting(
+        "send the curves to Weights & Biases, or write them for `wandb sync`; None: neither", None
+    )
+    wandb_project: str = setting("project on Weights & Biases", "cuboid")
 
 
 class CheckpointSettings(Section):

@@ -1,0 +1,74 @@
+"""TensorBoard: event files in the run's folder, for ``tensorboard --logdir``."""
+
+from __future__ import annotations
+
+import json
+import threading
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from engine.files.full_disk import name_file_in_errors
+from engine.runs.metrics import curves
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.runs.metrics import StepMetrics
+    from engine.runs.sink import SinkRun
+
+PACKAGE = "tensorboard"
+
+
+def open_sink(run: SinkRun) -> TensorBoard:
+    """Open the event files of the run. The tab Text has the settings."""
+    settings = json.dumps(run.settings.model_dump(mode="json"), indent=2)
+    return TensorBoard(run.folder.tensorboard, run.first_step, settings)
+
+
+class TensorBoard:
+    """Curves for ``tensorboard --logdir``. The constructor imports tensorboard.
+
+    TensorBoard sorts the groups by name; the loss is first. The tab Custom Scalars shows the memory
+    of all ranks in one chart, the tab Text the ``config``.
+    """
+
+    def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides the later steps of the run that is resumed
+        with name_file_in_errors(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
+        self._folder, self._report = folder, threading.excepthook
+        threading.excepthook = self._thread_failed
+        with name_file_in_errors(folder):
+            self._writer.add_custom_scalars(
+                {"memory": {"GiB by rank": ["Multiline", ["memory_GiB/rank_.*"]]}}
+            )
+            if config:
+                fenced = f"```\n{config.rstrip()}\n```"
+                self._writer.add_text("config", fenced, last_step)
+
+    @property
+    def view(self) -> tuple[str, str]:
+        """The command that shows the curves."""
+        return "TensorBoard", f"tensorboard --logdir {quote(str(self._folder))}"
+
+    def step(self, row: StepMetrics) -> None:
+        """Write the curves of a step. Raises OSError, also for the writing of an earlier one."""
+        with name_file_in_errors(self._folder):
+            for tag, value in curves(row).items():
+                self._writer.add_scalar(tag, value, row.step)
+
+    def close(self) -> None:
+        """Flush and close the files. Raises OSError."""
+        try:
+            with name_file_in_errors(self._folder):
+                self._writer.close()
+        finally:
+            threading.excepthook = self._report
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Suppress the report of an OSError in tensorboard's thread: the next call raises it."""
+        theirs = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (theirs and isinstance(failure.exc_value, OSError)):
+            self._report(failure)

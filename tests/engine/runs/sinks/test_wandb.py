@@ -1,0 +1,106 @@
+"""Weights & Biases in its offline mode, with the real package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.schema import Settings
+from engine.config.sections.model import ModelSettings
+from engine.config.sections.outputs import LogSettings
+from engine.runs.folder import RunFolder
+from engine.runs.sink import OpenSinks, SinkRun
+from tests.support.metrics import row
+
+wandb = pytest.importorskip("wandb")
+
+
+@pytest.fixture(autouse=True)
+def service() -> Iterator[None]:
+    """End W&B's process after each test."""
+    yield
+    wandb.teardown()
+
+
+def sink_run(folder: Path, mode: str, first_step: int = 0) -> SinkRun:
+    sizes: dict[str, Any] = {"n_layer": 1, "n_head": 1, "n_embd": 8, "head_dim": 8, "n_inner": 8}
+    model = ModelSettings(**sizes, vocab_size=8, block_size=8)
+    log = LogSettings.model_validate(
+        {"tensorboard": False, "wandb": mode, "wandb_project": "poems"}
+    )
+    settings = Settings(
+        name="demo", source="demo.py", batch_size=4, seq_len=8, model=model, log=log, seed=77
+    )
+    folder.mkdir(exist_ok=True)
+    return SinkRun(folder=RunFolder(folder), settings=settings, first_step=first_step)
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """Yield what `wandb sync` would upload, of all starts of the run."""
+    datastore = pytest.importorskip("wandb.sdk.internal.datastore")
+    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        store = datastore.DataStore()
+        store.open_for_scan(str(file))
+        while (data := store.scan_data()) is not None:
+            record = messages.Record()
+            record.ParseFromString(data)
+            yield record
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in it}
+        for it in (record.history.item for record in records(folder))
+        if it
+    ]
+
+
+def test_offline_wandb_has_every_curve_the_settings_and_one_id_over_a_resume(tmp_path):
+    warnings: list[str] = []
+    folder = tmp_path / "demo-1"
+    sinks = OpenSinks.open(sink_run(folder, "offline"), warnings.append)
+    for step in range(1, 4):
+        sinks.step(row(step))
+    ((title, command),) = sinks.views
+    sinks.close()
+    sinks = OpenSinks.open(sink_run(folder, "offline", first_step=2), warnings.append)
+    sinks.step(row(3, loss=9.0, val_loss=2.5))
+    sinks.close()
+    assert warnings == []
+    assert title == "W&B"
+    assert Path(command.removeprefix("wandb sync ")).is_dir()
+    found = history(folder)
+    assert [(line["step"], line["loss/train"]) for line in found] == [
+        (1, 3.0),
+        (2, 1.5),
+        (3, 1.0),
+        (3, 9.0),
+    ]
+    assert found[-1]["loss/validation"] == 2.5
+    assert found[0]["tokens"] == 512
+    runs = [record.run for record in records(folder) if record.HasField("run")]
+    assert {(one.project, one.display_name) for one in runs} == {("poems", "demo-1")}
+    assert len({one.run_id for one in runs}) == 1
+    config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
+    assert config["seed"] == 77
+    axes = {one.metric.glob_name or one.metric.name: one.metric for one in records(folder)}
+    assert axes["*"].step_metric == "step"
+
+
+def test_wandb_without_a_login_is_reported_and_left_out(tmp_path, monkeypatch):
+    """It does not ask for a key, which nobody may be there to type."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    warnings: list[str] = []
+    sinks = OpenSinks.open(sink_run(tmp_path / "run", "online"), warnings.append)
+    (line,) = warnings
+    assert line.startswith("warning: log.wandb failed: nobody is logged in to W&B")
+    assert "log.wandb='offline'" in line
+    sinks.step(row(1))
+    assert sinks.views == []
