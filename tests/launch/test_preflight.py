@@ -251,11 +251,12 @@ def test_every_check_has_a_finding(folder, environ):
     asked = plan(write(folder, CONFIG), "data.path=a.txt", "log.dir=out", gpus=2)
     found = made_up(Memory(parameters=GIB, host=GIB))
     checks = list(checks_here(asked, found, ROOMY, environ))
-    assert [check.about for check in checks] == ["GPUs", "memory", "data", "disk"]
-    gpus, memory, data, disk = (check.finding for check in checks)
+    assert [check.about for check in checks] == ["GPUs", "memory", "data", "disk", "packages"]
+    gpus, memory, data, disk, packages = (check.finding for check in checks)
     assert gpus.startswith("none: 2 ranks on ")
     assert memory.endswith("together need 4 GiB of host memory, of 1 TiB")
     assert data == "1 file of 2 KiB can be read"
+    assert packages == "those of log.tensorboard are installed"
     assert disk.startswith("out and ")
     assert " can be written; 475 MiB of weights to write, " in disk
     machine = Machine(gpus=8, memory=GIB, gpu_memory=80 * GIB)
@@ -266,7 +267,7 @@ def test_every_check_has_a_finding(folder, environ):
 def test_problem_is_listed_under_its_check(folder, environ):
     asked = plan(write(folder, CONFIG), "data.path=none.txt", "log.dir=/proc/1/run")
     checks = {check.about: check for check in checks_here(asked, SMALL, ROOMY, environ)}
-    assert [len(check.problems) for check in checks.values()] == [0, 0, 1, 0]
+    assert [len(check.problems) for check in checks.values()] == [0, 0, 1, 0, 0]
     assert checks["data"].finding == "see below"
     (problem,) = checks["data"].problems
     assert problem.startswith("command line: data.path='none.txt'")
