@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HF = ["transformers>=4.51,<5"]
+SENTENCEPIECE = ["sentencepiece>=0.2"]
 NVME = ["tensornvme==0.1.0"]
 WANDB = ["wandb>=0.31,<1"]
 DEV = [
@@ -23,6 +24,7 @@ DEV = [
     "types-jsonschema>=4.20",
     "types-psutil>=7",
     *HF,
+    *SENTENCEPIECE,
     *WANDB,
 ]
 
@@ -53,6 +55,12 @@ setup(
         "tensorboard>=2.16",
         "tiktoken>=0.7",
     ],
-    extras_require={"dev": DEV, "hf": HF, "nvme": NVME, "wandb": WANDB},
+    extras_require={
+        "dev": DEV,
+        "hf": HF,
+        "nvme": NVME,
+        "sentencepiece": SENTENCEPIECE,
+        "wandb": WANDB,
+    },
     entry_points={"console_scripts": ["cuboid = launch.cli:main"]},
 )

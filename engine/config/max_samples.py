@@ -23,6 +23,8 @@ def max_samples(settings: Settings) -> int | None:
     size = _max_bytes(data.path)
     if size is None:
         return None
+    if data.truncate < 1:  # a share of the characters, each of which may have four bytes
+        size = min(size, 4 * int(size * data.truncate))
     return max(0, size - int(size * data.validation) - 1) // settings.seq_len
 
 

@@ -20,6 +20,7 @@ RankCount = Annotated[int, Ge(1), Le(2**16)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
 Ratio = Annotated[float, Gt(0), Lt(1)]
 
 ModeName = Annotated[str, OneOf(lambda: list(modes()))]
@@ -31,6 +32,7 @@ SourceName = Annotated[str, OneOf(lambda: discover.module_names("engine.data.sou
 TokenizerName = Annotated[str, OneOf(lambda: discover.module_names("engine.data.tokenizers"))]
 
 NewPath = Annotated[str, IsPath()]
+DataFile = Annotated[str, IsPath((paths.FILE,))]
 DataPath = Annotated[str, IsPath((paths.FILE, paths.FOLDER))]
 Folder = Annotated[str, IsPath((paths.FOLDER,))]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -78,6 +79,33 @@ class JoinedDocuments:
                     yield None
                 first, begun = False, True
                 yield piece
+
+
+class TruncatedDocuments:
+    """The first share of the characters of documents, rounded down to a whole character."""
+
+    def __init__(self, documents: Documents, share: float) -> None:
+        self._documents, self._share = documents, share
+        self.name = f"{documents.name} (the first {share:.4g} of it)"
+        self.kind = f"{documents.kind}, first {share!r}"
+        self.digest, self.size = documents.digest, documents.size
+
+    def pieces(self) -> Iterator[Piece]:
+        rest = int(self._characters * self._share)
+        for piece in self._documents.pieces():
+            if rest == 0:
+                return  # no separator where no document follows
+            yield piece if piece is None else piece[:rest]
+            rest -= len((piece or "")[:rest])
+
+    @cached_property
+    def _characters(self) -> int:
+        return sum(len(piece or "") for piece in self._documents.pieces())
+
+
+def truncated(documents: Documents, share: float) -> Documents:
+    """Return the documents, or the first ``share`` of their characters if it is less than 1."""
+    return documents if share == 1 else TruncatedDocuments(documents, share)
 
 
 def read_files(

@@ -226,6 +226,8 @@ def load_batches(
         start=start,
         key=data.key,
         tokenizer=data.tokenizer,
+        tokenizer_path=data.tokenizer_path,
+        truncate=data.truncate,
         validation=data.validation,
         seq_len=settings.seq_len,
         vocab_size=settings.model.vocab_size,

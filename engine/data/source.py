@@ -33,6 +33,8 @@ class SourceRequest:
     cache: Path  # folder for tokens
     start: str | None = None  # identifies this start of the run, the same on all ranks
     key: str = "text"  # of the text in JSON objects
+    tokenizer_path: str | None = None  # of a tokenizer that has a file
+    truncate: float = 1.0  # fraction of the characters that are read, from the first
     notify: Callable[[str], None] = lambda line: None  # called before work that takes long
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.documents import Documents
+from engine.data.data_file import DataFile
+from engine.data.documents import Documents, truncated
 from engine.data.source import TOKENS, Corpus, SourceRequest
 from engine.data.split import split_tokens
 from engine.data.token_cache import Build, Write, load_or_build
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
 from engine.errors import UserError
 
+TOKENIZER_PATH = "data.tokenizer_path"
 FORMAT = 1  # increase it when the same text is encoded to other ids than before
 # Text without a token boundary for this long is split anyway: memory stays bounded, and at most one
 # token per this many characters differs.
@@ -33,6 +35,7 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
         UserError: the text is too short or the cache cannot be used.
     """
     name = request.tokenizer
+    documents = truncated(documents, request.truncate)
     content = {
         "format": FORMAT,
         "kind": documents.kind,
@@ -40,6 +43,8 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
         "bytes": documents.size,
         "tokenizer": name,
     }
+    if request.tokenizer_path is not None:
+        content["tokenizer_file"] = DataFile(request.tokenizer_path, TOKENIZER_PATH).digest
     fingerprint = _digest(content)
     path = request.cache / f"{name}-{fingerprint[:32]}{TOKENS}"
     if not path.exists():  # on all ranks: any of them may build it, and not all of them print
@@ -67,7 +72,9 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
 
 def _builder(documents: Documents, request: SourceRequest) -> Build:
     def build(write: Write) -> tuple[str, dict[str, Any]]:
-        tokenizer = tokenizer_type(request.tokenizer).fit(documents.pieces())
+        tokenizer = tokenizer_type(request.tokenizer).fit(
+            documents.pieces(), request.tokenizer_path
+        )
         dtype = "<u2" if tokenizer.size <= 1 << 16 else "<u4"
         empty = True
         for ids in encode_stream(documents.pieces(), tokenizer):
@@ -77,7 +84,7 @@ def _builder(documents: Documents, request: SourceRequest) -> Build:
                 write(ids.astype(dtype))
         if empty:
             raise UserError(f"{documents.name} contains no text")
-        return dtype, {"tokenizer": dump(request.tokenizer, tokenizer)}
+        return dtype, {"tokenizer": dump(tokenizer)}
 
     return build
 

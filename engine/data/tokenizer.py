@@ -28,8 +28,9 @@ class Tokenizer(Protocol):
     """Encodes text to ids, which are 0 to size - 1, and decodes them."""
 
     @classmethod
-    def fit(cls, pieces: Iterable[Piece]) -> Self:
-        """Return the tokenizer for this text. A fixed vocabulary does not read it."""
+    def fit(cls, pieces: Iterable[Piece], path: str | None = None) -> Self:
+        """Return the tokenizer for this text, or the one in the file at ``path``
+        (data.tokenizer_path). A fixed vocabulary reads neither. Raises UserError."""
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
@@ -81,9 +82,9 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
     return found
 
 
-def dump(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a tokenizer as a JSON object, for ``load``."""
-    return {"type": name, **tokenizer.state()}
+def dump(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a tokenizer as a JSON object, for ``load``. Its type is the name of its module."""
+    return {"type": type(tokenizer).__module__.rpartition(".")[2], **tokenizer.state()}
 
 
 def read_saved(path: Path) -> dict[str, Any] | None:
@@ -104,3 +105,15 @@ def load(saved: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer that ``dump`` saved. Raises UserError if it is corrupt."""
     state = dict(saved)
     return tokenizer_type(str(state.pop("type", None))).load(state)
+
+
+def utf_8(text: str) -> bytes:
+    """Return the UTF-8 bytes of a text. Raises UserError for half of a surrogate pair, which a
+    prompt from a terminal may contain."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        point = f"U+{ord(text[error.start]):04X}"
+        raise UserError(
+            f"{point} is half of a surrogate pair, or a byte that is not UTF-8"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from engine.data import tokenizer
 from engine.data.tokenizers import gpt2
+from engine.data.tokenizers.bytes import BYTES, Bytes
 from engine.data.tokenizers.char import END_OF_TEXT, Char
 
 VOCABULARY, MERGES, FAST = "vocab.json", "merges.txt", "tokenizer.json"
+SENTENCEPIECE = "tokenizer.model"
 BY_CHARACTER: Mapping[str, Any] = {
     "type": "Split",
     "pattern": {"Regex": r"[\s\S]"},
@@ -23,13 +26,15 @@ BY_CHARACTER: Mapping[str, Any] = {
 
 def read(folder: Path) -> dict[str, Any] | None:
     """Return the tokenizer of a folder, as ``engine.data.tokenizer.dump`` does; None if it is
-    neither GPT-2's nor a character tokenizer."""
+    neither GPT-2's nor a byte or character tokenizer as ``files`` writes them."""
     ids = _load(folder / VOCABULARY)
     if ids is not None:
         known = ids == json.loads(gpt2.vocabulary())
         return {"type": "gpt2", **gpt2.GPT2().state()} if known else None
     try:
         content = _load(folder / FAST) or {}
+        if content["model"].get("vocab") == _by_byte()["model"]["vocab"]:
+            return tokenizer.dump(Bytes())
         if content["pre_tokenizer"] != BY_CHARACTER or content["model"]["type"] != "WordLevel":
             return None
         vocabulary = content["model"]["vocab"]
@@ -40,7 +45,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     if any(len(c) != 1 for c in characters):
         return None
-    return tokenizer.dump("char", Char("".join(characters)))
+    return tokenizer.dump(Char("".join(characters)))
 
 
 def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
@@ -49,19 +54,24 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
     if saved is None:
         return {}
     config: dict[str, Any] = {"model_max_length": length}
-    if saved["type"] == "gpt2":
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), gpt2.END_OF_TEXT)
-        config |= {"add_prefix_space": False, "tokenizer_class": "GPT2Tokenizer"}
-        contents = {VOCABULARY: gpt2.vocabulary(), MERGES: gpt2.merges()}
-    else:
-        characters = saved["characters"]
-        ends = ("bos_token", "eos_token") if END_OF_TEXT in characters else ()
-        special = dict.fromkeys(ends, END_OF_TEXT)
-        config |= {
-            "clean_up_tokenization_spaces": False,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        }
-        contents = {FAST: as_json(_by_character(characters))}
+    fast = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+    match saved["type"]:
+        case "sentencepiece":  # transformers has no tokenizer that reads any such model
+            return {SENTENCEPIECE: base64.b64decode(saved["model"])}
+        case "gpt2":
+            special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), gpt2.END_OF_TEXT)
+            config |= {"add_prefix_space": False, "tokenizer_class": "GPT2Tokenizer"}
+            contents = {VOCABULARY: gpt2.vocabulary(), MERGES: gpt2.merges()}
+        case "bytes":
+            special = dict.fromkeys(("bos_token", "eos_token"), gpt2.END_OF_TEXT)
+            config |= fast
+            contents = {FAST: as_json(_by_byte())}
+        case _:
+            characters = saved["characters"]
+            ends = ("bos_token", "eos_token") if END_OF_TEXT in characters else ()
+            special = dict.fromkeys(ends, END_OF_TEXT)
+            config |= fast
+            contents = {FAST: as_json(_by_character(characters))}
     return contents | {
         "tokenizer_config.json": as_json(config | special),
         "special_tokens_map.json": as_json(special),
@@ -96,6 +106,33 @@ def _by_character(characters: str) -> dict[str, Any]:
             "type": "WordLevel",
             "vocab": {c: number for number, c in enumerate(characters)},
             "unk_token": "[UNK]",
+        },
+    }
+
+
+def _by_byte() -> dict[str, Any]:
+    """Return tokenizer.json of the byte tokenizer: byte-pair encoding without merges."""
+    ids = gpt2.byte_of_character()
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {**level, "use_regex": False},
+        "post_processor": None,
+        "decoder": {**level, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": ids | {gpt2.END_OF_TEXT: BYTES},
+            "merges": [],
         },
     }
 

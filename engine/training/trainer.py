@@ -81,7 +81,7 @@ class Trainer:
         """Return the tokenizer of the token ids in the form that files store; None for ids
         without text."""
         tokenizer = self.batches.corpus.tokenizer
-        return None if tokenizer is None else dump(self.plan.settings.data.tokenizer, tokenizer)
+        return None if tokenizer is None else dump(tokenizer)
 
     def step(self, step: int, *, save: bool = False) -> StepResult:
         """Train on the samples of ``step``, counted from 1. ``save``: whether this rank requests

@@ -75,4 +75,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         )
     if args.to == "hf" and model.tokenizer is None:
         print("exported without a tokenizer: the run was trained on token ids, not on text")
+    elif args.to == "hf" and (model.tokenizer or {}).get("type") == "sentencepiece":
+        print("tokenizer.model is the run's SentencePiece model; AutoTokenizer does not load it")
     return 0

@@ -21,7 +21,7 @@ WORDS = Char("".join(sorted({*"The quick brown fox"})))
 
 def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
     """Return the output for a run whose weights are random, multiplied by ``factor``."""
-    folder, model = RunFolder(tmp_path), trained(tokenizer=tokenizer.dump("char", WORDS))
+    folder, model = RunFolder(tmp_path), trained(tokenizer=tokenizer.dump(WORDS))
     numbers = {name: tensor * factor for name, tensor in drawn(SIZES).items()}
     write_safetensors(
         folder.weights, numbers.items(), model.shapes, dtype=model.dtype, metadata=model.metadata

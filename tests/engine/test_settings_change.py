@@ -39,6 +39,7 @@ from tests.support.setting_effects import (
 TESTS = Path(__file__).parents[1]
 
 FROM_TEXT = ("data.type=text", "data.tokenizer=char", "data.path={folder}/text", "SEQ_LEN=4")
+EPOCHS = (*FROM_TEXT, "MAX_STEPS=None", "NUM_EPOCHS=2")
 ONE_D = ("TENSOR_PARALLEL=2", "MODE=1d")
 STAGES = ("PIPELINE=2", "NUM_MICRO_BATCHES=4")
 JUMPS = ("loss_spike.factor=1.001", "loss_spike.window=1", "optimizer.lr=1.0")
@@ -47,9 +48,7 @@ DECAYS = ("lr_scheduler.type=linear",)
 EFFECTS = {
     "batch_size": SettingEffect(change="BATCH_SIZE=8", probe=micro_batches),
     "seq_len": SettingEffect(change="SEQ_LEN=6", probe=micro_batches),
-    "num_epochs": SettingEffect(
-        change="NUM_EPOCHS=3", probe=steps, given=(*FROM_TEXT, "MAX_STEPS=None", "NUM_EPOCHS=2")
-    ),
+    "num_epochs": SettingEffect(change="NUM_EPOCHS=3", probe=steps, given=EPOCHS),
     "max_steps": SettingEffect(change="MAX_STEPS=5", probe=steps),
     "num_micro_batches": SettingEffect(change="NUM_MICRO_BATCHES=2", probe=micro_batches),
     "gradient_accumulation": SettingEffect(change="gradient_accumulation=2", probe=micro_batches),
@@ -157,6 +156,7 @@ EFFECTS = {
         probe=first_ids,
         given=(*FROM_TEXT, "model.vocab_size=50257"),
     ),
+    "data.truncate": SettingEffect(change="data.truncate=0.5", probe=steps, given=EPOCHS),
     "data.validation": SettingEffect(
         change="data.validation=0.01", probe=validations, given=FROM_TEXT
     ),
@@ -183,6 +183,8 @@ ALSO = [  # values that a type of their own would be needed for
     SettingEffect(change="schedule=zero_bubble", probe=order),
 ]
 ELSEWHERE = {
+    "data.tokenizer_path": "engine/data/test_sentencepiece.py::"
+    "test_the_source_reads_the_model_of_the_setting",
     "data.key": "engine/data/test_detect_format.py::test_data_key_selects_the_text",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"

@@ -13,6 +13,10 @@ from engine.files import paths
 from models.presets import GPT2_VOCABULARY, PRESETS
 
 NEED_A_FILE = frozenset({"json", "jsonl"})
+NEED_A_MODEL = frozenset({"sentencepiece"})
+"""The tokenizers that are read from data.tokenizer_path."""
+VOCABULARIES = {"gpt2": GPT2_VOCABULARY, "bytes": 257}
+"""The sizes of the tokenizers that depend on no file."""
 
 
 def hidden_size_agrees(context: RuleContext) -> Iterator[Finding]:
@@ -54,16 +58,17 @@ def preset_differs_from_the_published(context: RuleContext) -> Iterator[Finding]
 
 
 def vocabulary_holds_the_tokens(context: RuleContext) -> Iterator[Finding]:
-    """Require model.vocab_size to be at least the number of GPT-2's tokens if its tokenizer is
-    used."""
+    """Require model.vocab_size to be at least the number of the tokenizer's tokens, if that does
+    not depend on a file."""
     settings = context.settings
-    if settings.data.type == "synthetic" or settings.data.tokenizer != "gpt2":
+    tokens = VOCABULARIES.get(settings.data.tokenizer)
+    if settings.data.type == "synthetic" or tokens is None:
         return
-    if settings.model.vocab_size < GPT2_VOCABULARY:
+    if settings.model.vocab_size < tokens:
         yield context.error(
             "model.vocab_size",
-            f"{context.cite('model.vocab_size')} is less than the {GPT2_VOCABULARY} tokens of "
-            f"{context.cite('data.tokenizer')}; set it to {GPT2_VOCABULARY} or more",
+            f"{context.cite('model.vocab_size')} is less than the {tokens} tokens of "
+            f"{context.cite('data.tokenizer')}; set it to {tokens} or more",
         )
 
 
@@ -84,6 +89,16 @@ def source_has_a_file(context: RuleContext) -> Iterator[Finding]:
     data = context.settings.data
     if data.type in NEED_A_FILE and data.path is None:
         yield context.error("data.type", f"{context.cite('data.type')} needs a file: set data.path")
+
+
+def tokenizer_has_its_file(context: RuleContext) -> Iterator[Finding]:
+    """Require data.tokenizer_path for a tokenizer that is a file."""
+    data = context.settings.data
+    if data.type != "synthetic" and data.tokenizer in NEED_A_MODEL and data.tokenizer_path is None:
+        yield context.error(
+            "data.tokenizer",
+            f"{context.cite('data.tokenizer')} needs a model file: set data.tokenizer_path",
+        )
 
 
 def paths_exist(context: RuleContext) -> Iterator[Finding]:
@@ -108,5 +123,6 @@ RULES = (
     vocabulary_holds_the_tokens,
     every_position_is_trained,
     source_has_a_file,
+    tokenizer_has_its_file,
     paths_exist,
 )

@@ -63,6 +63,14 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "data.tokenizer": Requirement(
         lambda s: s.data.type != "synthetic", ("data.type",), "a data.type with text"
     ),
+    "data.tokenizer_path": Requirement(
+        lambda s: s.data.type != "synthetic" and s.data.tokenizer == "sentencepiece",
+        ("data.type", "data.tokenizer"),
+        "data.tokenizer='sentencepiece' and a data.type with text",
+    ),
+    "data.truncate": Requirement(
+        lambda s: s.data.type != "synthetic", ("data.type",), "a data.type with text"
+    ),
     "eval.batches": Requirement(
         lambda s: s.eval.every != 0, ("eval.every",), "an eval.every other than 0"
     ),

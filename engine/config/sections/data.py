@@ -10,8 +10,10 @@ from engine.config.fields import Section, setting
 from engine.config.setting_types import (
     Count,
     CountOrNone,
+    DataFile,
     DataPath,
     NewPath,
+    PositiveShare,
     Share,
     SourceName,
     TokenizerName,
@@ -32,6 +34,12 @@ class DataSettings(Section):
     )
     key: str = setting("key of the text in a JSON object", "text")
     tokenizer: TokenizerName = setting("tokenizer of the text", "gpt2")
+    tokenizer_path: DataFile | None = setting(
+        "model file of the tokenizer 'sentencepiece'; it is stored with the run", None
+    )
+    truncate: PositiveShare = setting(
+        "fraction of the characters of the text that is used, from the first", 1.0
+    )
     validation: Share = setting("fraction of the tokens used for validation", 0.1)
     cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)
 

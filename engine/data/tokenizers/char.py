@@ -28,7 +28,7 @@ class Char:
         self._points = points[self._ids]  # ascending
 
     @classmethod
-    def fit(cls, pieces: Iterable[Piece]) -> Self:
+    def fit(cls, pieces: Iterable[Piece], path: str | None = None) -> Self:
         characters: set[str] = set()
         for piece in pieces:
             characters.update(END_OF_TEXT if piece is None else piece)

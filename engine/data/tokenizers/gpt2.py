@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.tokenizer import Piece
+from engine.data.tokenizer import Piece, utf_8
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class GPT2:
         self._encoding = _encoding()
 
     @classmethod
-    def fit(cls, pieces: Iterable[Piece]) -> Self:
+    def fit(cls, pieces: Iterable[Piece], path: str | None = None) -> Self:
         return cls()
 
     @classmethod
@@ -54,13 +54,8 @@ class GPT2:
         return self._encoding.eot_token
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        try:
-            ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError as error:
-            point = f"U+{ord(text[error.start]):04X}"
-            raise UserError(
-                f"{point} is half of a surrogate pair, or a byte that is not UTF-8"
-            ) from None
+        utf_8(text)  # raises where tiktoken would raise its own error
+        ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
@@ -98,7 +93,7 @@ def _encoding() -> tiktoken.Encoding:
     # tiktoken's own reader of these files would copy them to the system's temporary folder.
     names = json.loads(vocabulary())
     end_of_text = names.pop(END_OF_TEXT)
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     return tiktoken.Encoding(
         "gpt2",
         pat_str=PATTERN,
@@ -135,7 +130,7 @@ def _published(name: str, sha256: str) -> bytes:
     return data
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """Map the characters of encoder.json to bytes: a printable byte is written as itself, any other
     as a character from U+0100 on."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]

@@ -25,7 +25,7 @@ def test_ids_are_positions_in_the_sorted_characters(pieces: list[str]) -> None:
 @given(st.text())
 def test_saved_tokenizer_is_loaded_unchanged(text: str) -> None:
     tokenizer = Char.fit([text])
-    again = load(json.loads(json.dumps(dump("char", tokenizer))))
+    again = load(json.loads(json.dumps(dump(tokenizer))))
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
     assert again.decode(range(again.size)) == tokenizer.decode(range(tokenizer.size))
 
@@ -59,7 +59,7 @@ def test_extended_vocabulary_keeps_its_ids(first: str, second: str) -> None:
     assert joined.characters[: before.size] == before.characters
     assert sorted(joined.characters) == sorted(set(first + second))
     assert table[other.encode(second)].tolist() == joined.encode(second).tolist()
-    again = load(json.loads(json.dumps(dump("char", joined))))
+    again = load(json.loads(json.dumps(dump(joined))))
     assert again.encode(first).tolist() == before.encode(first).tolist()
     assert again.decode(again.encode(second)) == second
 

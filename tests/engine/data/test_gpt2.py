@@ -116,7 +116,7 @@ def test_encoded_pieces_are_not_kept_in_memory() -> None:
 
 
 def test_state_identifies_the_vocabulary() -> None:
-    saved = json.loads(json.dumps(dump("gpt2", GPT2.fit([]))))
+    saved = json.loads(json.dumps(dump(GPT2.fit([]))))
     assert load(saved).encode("Hello world").tolist() == [15496, 995]
     with pytest.raises(UserError, match="not GPT-2's"):
         load({"type": "gpt2", "encoder_sha256": "0" * 64})

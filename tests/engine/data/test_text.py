@@ -193,3 +193,35 @@ def test_fingerprint_distinguishes_samples(tmp_path: Path, ask: Ask) -> None:
     ]
     assert len(set(prints)) == 4
     assert open_corpus(ask(path, seed=8)).fingerprint == prints[0]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.999])
+def test_truncate_reads_the_first_share_of_the_characters(
+    tmp_path: Path, ask: Ask, share: float
+) -> None:
+    text = "One é, 東京 and more. " * 60
+    (tmp_path / "a.txt").write_text(text)
+    first = text[: int(len(text) * share)]
+    (tmp_path / "first.txt").write_text(first)
+    corpus = open_corpus(ask(tmp_path / "a.txt", truncate=share, seq_len=2))
+    whole = open_corpus(ask(tmp_path / "first.txt", seq_len=2))
+    assert text_of(corpus) == first
+    # The vocabulary is that of the truncated text
+    assert tokenizer_of(corpus).state() == tokenizer_of(whole).state()
+    fingerprints = {
+        open_corpus(ask(tmp_path / "a.txt", truncate=n, seq_len=2)).fingerprint
+        for n in (share, 0.4, 1.0)
+    }
+    assert len(fingerprints) == 3
+
+
+def test_truncate_counts_the_characters_of_all_files(tmp_path: Path, ask: Ask) -> None:
+    for name, text in (("a.txt", "abcdefghij" * 4), ("b.txt", "0123456789" * 4)):
+        (tmp_path / name).write_text(text)
+    paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+
+    def read(share: float) -> str:
+        return text_of(open_corpus(ask(paths, truncate=share, seq_len=2)))
+
+    assert read(0.5) == "abcdefghij" * 4
+    assert read(0.7) == "abcdefghij" * 4 + "\x03" + "0123456789012345"

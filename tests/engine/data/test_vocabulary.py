@@ -93,7 +93,7 @@ def test_new_tokens_are_reported_with_their_ids(text: str, lines: list[str]) -> 
     corpus = Corpus(
         train=split, validation=split, tokenizer=Char.fit([text]), description="", fingerprint=""
     )
-    saved = dump("char", Char("ab"))
+    saved = dump(Char("ab"))
     assert corpus_for_model(corpus, saved, vocab_size=9, cite=str, path="w")[1] == lines
 
 

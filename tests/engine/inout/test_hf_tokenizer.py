@@ -1,4 +1,4 @@
-"""The character tokenizer in an exported folder, loaded by transformers."""
+"""Character, byte and SentencePiece tokenizers in an exported folder, loaded by transformers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.data.tokenizer import dump
+from engine.data.tokenizers.bytes import Bytes
 from engine.data.tokenizers.char import Char
 from engine.errors import UserError
 from engine.generate import SamplingOptions, generate_ids, load_model
@@ -23,7 +24,7 @@ from tests.engine.inout.support import SIZES, trained, with_tensors
 TEXT = "One\n two\t\r\n  tabs, 'quotes' & ümlauts Ünḯ 日本 \U0001f600\U0001d518 \x03 \ufeff\xa0."
 WORDS = Char.fit([TEXT])
 WORDS, _ = WORDS.joined(Char.fit(["zyx[UNK]"]))  # not in the order of code points
-SAVED = dump("char", WORDS)
+SAVED = dump(WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,27 @@ def test_generation_never_uses_an_untrained_position(length: int | None) -> None
         texts.append(list(ids))  # an end of text does not end them
     assert texts[0] == texts[1]
     assert len(texts[0]) == 60
+
+
+def test_byte_tokenizer_is_loaded_by_transformers_and_read_back(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from engine.inout import hf_tokenizer
+
+    ours, saved = Bytes(), dump(Bytes())
+    for name, content in hf_tokenizer.files(saved, 11).items():
+        (tmp_path / name).write_bytes(content)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXT, "", " two  spaces", "\x00\r\n"):
+        ids = ours.encode(text).tolist()
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert (len(theirs), theirs.eos_token_id) == (ours.size, ours.end_of_text)
+    assert hf_tokenizer.read(tmp_path) == saved
+
+
+def test_sentencepiece_model_is_exported_as_it_is() -> None:
+    from engine.inout import hf_tokenizer
+
+    saved = {"type": "sentencepiece", "model": "AAECAw=="}
+    assert hf_tokenizer.files(saved, 11) == {"tokenizer.model": b"\0\1\2\3"}

@@ -1,0 +1,5 @@
+BATCH_SIZE = 8
+SEQ_LEN = 128
+MAX_STEPS = 10
+model = dict(n_layer=4, n_head=4, n_embd=64)
+data = dict(tokenizer='sentencepiece')
