@@ -64,7 +64,7 @@ ROWS = [
 ]
 
 
-def test_every_config_has_a_row() -> None:
+def test_every_gpt2_config_is_tested() -> None:
     assert {row.config for row in ROWS} == {path.stem for path in CONFIGS.glob("gpt2_*.py")}
 
 
@@ -112,7 +112,9 @@ def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
     "row",
     [pytest.param(row, marks=[pytest.mark.slow] * row.slow, id=row.name) for row in ROWS],
 )
-def test_config_trains(row: ConfigRow, tmp_path: Path) -> None:
+def test_shipped_config_trains_the_same_model_as_one_process(
+    row: ConfigRow, tmp_path: Path
+) -> None:
     first, second = train(row, tmp_path)
     plan = make_plan(CONFIGS / f"{row.config}.py", gpus=row.processes, overrides=SMALL, environ={})
     optimizer = plan.settings.optimizer

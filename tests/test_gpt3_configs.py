@@ -73,7 +73,7 @@ def stage_of(name: str, stage: int) -> int:
 
 
 @each
-def test_rank_has_its_shards(name: str) -> None:
+def test_rank_has_the_shards_of_its_coordinates(name: str) -> None:
     layout = plan(name).layout
     for stage in sorted({0, layout.pipeline // 2, layout.pipeline - 1}):
         model = built(name, stage_of(name, stage))

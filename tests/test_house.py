@@ -47,7 +47,7 @@ runpy.run_path("setup.py")
     return told
 
 
-def test_what_setup_accepts_is_pinned_within_it(packaging):
+def test_pins_are_versions_that_setup_accepts(packaging):
     pinned = pins("requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt")
     for text in (*packaging["install_requires"], *packaging["extras_require"]["dev"]):
         accepted = Requirement(text)
@@ -56,7 +56,7 @@ def test_what_setup_accepts_is_pinned_within_it(packaging):
         assert accepted.specifier.contains(pin.version), f"{accepted} excludes {pin}"
 
 
-def test_what_is_pinned_is_accepted_by_setup(packaging):
+def test_pins_and_setup_name_the_same_packages(packaging):
     def names(requirements: list[str]) -> set[str]:
         return {canonicalize_name(Requirement(text).name) for text in requirements}
 
@@ -83,12 +83,12 @@ def source_files() -> list[Path]:
     ]
 
 
-def test_no_file_is_long():
+def test_files_stay_below_the_line_limit():
     lengths = {file: len(file.read_text("utf-8").splitlines()) for file in source_files()}
     assert {file for file, length in lengths.items() if length > MAX_LINES} == set()
 
 
-def test_no_function_is_long():
+def test_functions_stay_below_the_line_limit():
     long = [
         f"{file.relative_to(ROOT)}:{node.lineno}: {node.name}"
         for file in source_files()

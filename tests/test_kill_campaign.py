@@ -18,7 +18,7 @@ def campaigns(folder: Path, steps: int, seed: int = 0) -> tuple[Campaign, Campai
     return Campaign(folder / "killed", steps, seed), alone
 
 
-def test_five_kills(tmp_path: Path) -> None:
+def test_weights_after_five_kills_equal_those_of_a_run_without_kills(tmp_path: Path) -> None:
     killed, alone = campaigns(tmp_path, 21)
     for kind in ("kill", "kill-save", "kill-rename", "kill-prune", "kill-verify"):
         killed.kill_a_rank(kind)
@@ -29,7 +29,7 @@ def test_five_kills(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_a_hundred_kills(tmp_path: Path) -> None:
+def test_weights_after_a_hundred_kills_equal_those_of_a_run_without_kills(tmp_path: Path) -> None:
     """Ranks at every place, of runs that save in their steps or beside them; and torchrun."""
     killed, alone = campaigns(tmp_path, 500, seed=1)
     while len(killed.lost) < 100:

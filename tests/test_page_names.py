@@ -149,7 +149,7 @@ def is_known(name: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_name_what_the_tree_has(page: Path) -> None:
+def test_pages_name_existing_files_and_objects(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert sorted({*wrong_names(text, page.parent)}) == []
 
@@ -169,7 +169,7 @@ def test_pages_name_what_the_tree_has(page: Path) -> None:
         ("```python\nrun_worlds(4)\n```", ["run_worlds"]),
     ],
 )
-def test_names_that_the_tree_lacks_are_found(text: str, wrong: list[str]) -> None:
+def test_names_missing_in_the_tree_are_reported(text: str, wrong: list[str]) -> None:
     assert sorted(wrong_names(text, ROOT)) == sorted(wrong)
 
 

@@ -128,7 +128,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         yield check
 
 
-def test_every_case_has_a_row_with_its_numbers(whole: Started) -> None:
+def test_every_case_has_a_row_with_numbers(whole: Started) -> None:
     rows = whole.rows()
     assert {row["case"] for row in rows} == set(ORDER)
     assert all(row["passed"] is not False for row in rows)
@@ -157,14 +157,16 @@ def test_every_case_has_a_row_with_its_numbers(whole: Started) -> None:
     assert profile["mfu"] > 0
 
 
-def test_the_table_has_every_row(whole: Started) -> None:
+def test_table_on_stdout_and_in_the_folder_has_every_row(whole: Started) -> None:
     lines = whole.lines()
     assert len(lines) == len(whole.rows()) + 2
     assert [line.split()[0] for line in lines[1:-1]] == [row["case"] for row in whole.rows()]
     assert whole.said.splitlines() == lines  # on stdout; libraries warn on stderr
 
 
-def test_failures_do_not_stop_it_and_a_kill_leaves_what_is_finished(tmp_path: Path) -> None:
+def test_failed_case_does_not_stop_the_check_and_a_kill_leaves_the_finished_rows(
+    tmp_path: Path,
+) -> None:
     """Rank 3 of the one world that has as many raises; then all is killed outright."""
     cases = ("2d", "vanilla", "memory")
     with started(tmp_path / "check", "--only", *cases, fault="raise:3:2") as check:
@@ -184,7 +186,7 @@ def test_failures_do_not_stop_it_and_a_kill_leaves_what_is_finished(tmp_path: Pa
         assert [line.split()[0] for line in told] == cases_done
 
 
-def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
+def test_cases_without_time_left_are_reported_as_not_run(tmp_path: Path) -> None:
     with started(tmp_path / "check", "--only", "vanilla", "resume", "--minutes=0") as check:
         assert check.finish() == 1
         assert {(row["case"], row["text"]) for row in check.rows()} == {
@@ -193,7 +195,7 @@ def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_compiles_for_the_cpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_cases_pass_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with started(tmp_path / "check", "--only", "compile", "speed", "profile") as check:

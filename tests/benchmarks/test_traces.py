@@ -45,11 +45,11 @@ EFFICIENT = "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::At
         ("something_new", "other"),
     ],
 )
-def test_the_kind_of_a_kernel(name: str, kind: str) -> None:
+def test_kernel_name_gives_its_kind(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
-def test_the_backend_of_attention() -> None:
+def test_kernel_names_give_the_backend_of_attention() -> None:
     assert [name_backend([name]) for name in (CUDNN, FLASH, EFFICIENT)] == [
         "cudnn",
         "flash",
@@ -58,7 +58,7 @@ def test_the_backend_of_attention() -> None:
     assert name_backend([]) == "math"
 
 
-def test_time_is_counted_once() -> None:
+def test_overlapping_spans_are_counted_once() -> None:
     """An operator's own time is without those inside it; streams side by side are busy once."""
 
     def event(name: str, start: int, length: int, lane: int, category: str = "kernel") -> Event:

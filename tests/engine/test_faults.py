@@ -36,7 +36,7 @@ RUN = Path("run")
 # The switch
 
 
-def test_a_fault_has_one_rank_one_step_and_one_attempt() -> None:
+def test_fault_occurs_on_a_single_rank_step_and_attempt() -> None:
     text = "kill:1:3,,raise-save:0:6"
     assert parse_fault("", 0, 0) is None
     assert [parse_fault(text, rank, 0) is None for rank in range(3)] == [True, False, True]

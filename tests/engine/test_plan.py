@@ -45,7 +45,7 @@ def plan(tmp_path: Path, text: str, *overrides: str, gpus: int | None = None) ->
     return make_plan(path, gpus=gpus, overrides=overrides, environ={})
 
 
-def test_every_shipped_config_has_an_expectation() -> None:
+def test_every_shipped_config_is_tested() -> None:
     assert {path.stem for path in CONFIGS} == MEANT.keys()
 
 
@@ -112,7 +112,7 @@ def test_every_preset_gives_a_plan(tmp_path: Path, name: str) -> None:
     assert model.n_inner == 4 * model.n_embd
 
 
-def test_batch_sizes_of_a_plan(tmp_path: Path) -> None:
+def test_plan_has_the_batch_sizes_of_its_settings(tmp_path: Path) -> None:
     text = "NUM_MICRO_BATCHES = 2\nMODE = '3d'\nTENSOR_PARALLEL = 27\ngradient_accumulation = 3\n"
     found = plan(
         tmp_path,

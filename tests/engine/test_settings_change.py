@@ -222,12 +222,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated. Please use:FutureWarning")
 @pytest.mark.parametrize("name", EFFECTS)
-def test_a_setting_changes_what_happens(folder: Path, name: str) -> None:
+def test_changed_setting_changes_the_result_of_its_probe(folder: Path, name: str) -> None:
     changes(folder, EFFECTS[name])
 
 
 @pytest.mark.parametrize("effect", ALSO, ids=[effect.change for effect in ALSO])
-def test_a_value_is_not_another_s_synonym(folder: Path, effect: SettingEffect) -> None:
+def test_further_values_of_a_setting_change_the_result_of_its_probe(
+    folder: Path, effect: SettingEffect
+) -> None:
     changes(folder, effect)
 
 
@@ -241,13 +243,13 @@ def placed(folder: Path, overrides: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(override.format(folder=folder) for override in overrides)
 
 
-def test_no_setting_is_left_out() -> None:
+def test_every_setting_has_a_probe_or_a_test_elsewhere() -> None:
     assert {*EFFECTS, *ELSEWHERE, *COMPARED} == set(all_settings())
     assert not EFFECTS.keys() & ELSEWHERE.keys()
 
 
 @pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))
-def test_what_is_shown_elsewhere_is_there(place: str) -> None:
+def test_tests_named_as_shown_elsewhere_exist(place: str) -> None:
     path, name = place.split("::")
     tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
     assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

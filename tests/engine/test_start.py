@@ -141,7 +141,7 @@ def test_a_finished_run_has_nothing_left_to_train(folder):
     assert RunFolder(folder / RUN).read_status()["step"] == 6
 
 
-def test_fewer_steps_than_done_are_rejected_and_nothing_is_changed(folder):
+def test_fewer_steps_than_trained_are_rejected_without_changes(folder):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=4", resume="run"))
     assert ended.err.startswith("run is finished at step 6: MAX_STEPS=N, with N above 6, trains")
@@ -164,7 +164,7 @@ def test_an_older_checkpoint_is_resumed_into_another_output(folder):
 
 
 @pytest.mark.parametrize("resume", ["auto", "run", "run/checkpoints/step-00000002"])
-def test_another_architecture_is_rejected_and_nothing_is_changed(folder, resume):
+def test_another_architecture_is_rejected_without_changes(folder, resume):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=9", "model.n_layer=4", resume=resume))
     assert ended.error == "UserError"
@@ -295,7 +295,7 @@ def test_a_restarted_launch_does_not_read_the_config_again(tmp_path):
     assert [(one.error, list(one.batches)) for one in ended] == [("", [3, 4])] * 2
 
 
-def test_auto_without_a_run_starts_a_new_one(tmp_path):
+def test_resume_auto_without_a_run_starts_a_new_run(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     first, second = run_all([job(tmp_path, resume="auto", output=None)] * 2)
     assert list(first[0].batches) == [1, 2, 3, 4]

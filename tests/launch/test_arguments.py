@@ -67,7 +67,7 @@ def test_files_are_returned_in_the_order_given():
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])
-def test_number_below_1_is_rejected(text, capsys):
+def test_option_below_1_is_rejected(text, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(f"a.py --gpus {text}")
     assert caught.value.code == 2

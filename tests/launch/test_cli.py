@@ -110,7 +110,7 @@ PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")
         (OSError(errno.ENOSPC, "No space", "/dev/full"), 1, FULL_DISK),
     ],
 )
-def test_exit_code_of_each_error(monkeypatch, capsys, error, code, told):
+def test_each_error_has_its_exit_code_and_message(monkeypatch, capsys, error, code, told):
     command = ModuleType("fake", "A command.")
 
     def run(args, environ):

@@ -26,7 +26,7 @@ from models.parallel.registry import modes
         (16, "2d", 4, 16),
     ],
 )
-def test_layout_for_each_number_of_gpus(gpus, mode, tensor, processes):
+def test_number_of_gpus_determines_the_demo_layout(gpus, mode, tensor, processes):
     choice = choose(gpus)
     assert choice.processes == processes
     assert choice.overrides[:2] == (f"TENSOR_PARALLEL={tensor}", f"MODE={mode}")
@@ -89,7 +89,7 @@ def test_gpu_memory_is_none_without_gpus():
     assert Machine(gpus=1, memory=0).gpu_memory_for(1) is None
 
 
-def test_this_machine_equals_torchs_view():
+def test_detected_gpus_and_memory_equal_those_of_torch():
     code = (
         "import torch; from launch.machine import this_machine; m = this_machine();"
         "sizes = [torch.cuda.get_device_properties(n).total_memory for n in range(m.gpus)];"

@@ -328,7 +328,9 @@ def test_ranks_of_other_launchers_train(
     ("model_ranks", "gpus", "asked", "expected"),
     [(4, 0, None, 4), (1, 1, None, 1), (2, 7, None, 6), (4, 8, None, 8), (4, 1, 4, 4)],
 )
-def test_number_of_ranks(model_ranks: int, gpus: int, asked: int | None, expected: int) -> None:
+def test_ranks_fill_the_gpus_unless_a_number_is_requested(
+    model_ranks: int, gpus: int, asked: int | None, expected: int
+) -> None:
     assert processes(model_ranks, gpus, asked) == expected
 
 
@@ -337,7 +339,7 @@ def test_too_few_gpus_are_rejected() -> None:
         processes(4, 2)
 
 
-def test_torchrun_parses_the_command() -> None:
+def test_torchrun_command_has_ranks_restarts_signals_and_logs() -> None:
     signals = [signal.SIGTERM, signal.SIGUSR1]
     given = ["--config", "a.py"]
     arguments = command(4, given, logs=Path("logs"), signals=signals, restarts=2)
@@ -353,7 +355,7 @@ def failure(exitcode: int) -> ProcessFailure:
     return ProcessFailure(local_rank=0, pid=1, exitcode=exitcode, error_file="")
 
 
-def test_exit_code_of_failed_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_ranks_determine_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     terminated = failure(-signal.SIGTERM)
     assert exit_code({0: failure(1), 1: terminated}) == 1
     assert exit_code({0: terminated, 1: failure(2)}) == 2

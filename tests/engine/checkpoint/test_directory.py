@@ -105,7 +105,7 @@ def test_validation_losses_are_read_per_step(shelf):
         ({1: 1.0, 2: None, 3: None}, 5, True, []),
     ],
 )
-def test_all_but_the_latest_and_the_best_are_deleted(losses, keep, best, gone):
+def test_checkpoints_except_the_latest_and_the_best_are_deleted(losses, keep, best, gone):
     assert checkpoints_to_delete(losses, keep=keep, best=best) == gone
 
 

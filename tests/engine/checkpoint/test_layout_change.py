@@ -142,6 +142,6 @@ def test_a_checkpoint_of_one_layout_resumes_in_another(worlds: LayoutWorlds, pai
         assert abs(loss - expected) <= 1e-12
 
 
-def test_each_layout_saves_and_loads_in_the_chain() -> None:
+def test_chain_of_resumes_contains_each_layout() -> None:
     assert len(CHAIN) == 2 * len(NAMES)
     assert {writer for writer, _ in CHAIN} == {reader for _, reader in CHAIN} == {*NAMES}

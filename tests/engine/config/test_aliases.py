@@ -213,7 +213,7 @@ def test_unknown_override_is_rejected_like_an_unknown_name(tmp_path: Path) -> No
     ]
 
 
-def test_name_that_the_file_reads_is_not_an_unknown_setting(tmp_path: Path) -> None:
+def test_name_read_by_the_file_is_not_an_unknown_setting(tmp_path: Path) -> None:
     own = "TERSOR_PARALLEL = 2\n"
     use = "parallel = dict(tensor=dict(size=TERSOR_PARALLEL, mode='1d'))\n"
     assert plan(tmp_path, own + use + REST + MODEL).layout.tensor == 2
@@ -221,7 +221,7 @@ def test_name_that_the_file_reads_is_not_an_unknown_setting(tmp_path: Path) -> N
         plan(tmp_path, own + REST + MODEL)
 
 
-def test_known_name_that_the_file_reads_is_a_setting(tmp_path: Path) -> None:
+def test_known_name_read_by_the_file_is_a_setting(tmp_path: Path) -> None:
     text = "TENSOR_PARALLEL = 2\nMODE = '1d'\nNUM_MICRO_BATCHES = TENSOR_PARALLEL\n"
     assert plan(tmp_path, text + REST + MODEL).layout.tensor == 2
 

@@ -36,7 +36,7 @@ def test_bad_config_is_rejected_with_its_message(
     assert sorted(FOLDER.iterdir()) == before
 
 
-def test_base_config_of_the_bad_ones_is_legal() -> None:
+def test_base_config_of_bad_configs_is_legal() -> None:
     legal = {path.stem for path in FOLDER.glob("*.py")} - set(BAD)
     assert legal == {"sizes"}  # which the bad ones inherit from
     assert read(FOLDER / "sizes.py").values == {"BATCH_SIZE": 8}

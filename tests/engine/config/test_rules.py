@@ -88,7 +88,7 @@ def test_plain_config_has_no_warnings_or_notes(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_config_is_warned(tmp_path: Path, text: str, warning: str) -> None:
+def test_config_gives_its_warning(tmp_path: Path, text: str, warning: str) -> None:
     if "TENSOR_PARALLEL = 3" in text:
         text = text.replace("HIDDEN_SIZE = 66\n", "")
         path = tmp_path / "config.py"
@@ -178,7 +178,7 @@ def test_tensor_shape_by_colossal_ais_convention_is_accepted(
         ),
     ],
 )
-def test_config_is_noted(tmp_path: Path, text: str, note: str) -> None:
+def test_config_gives_its_note(tmp_path: Path, text: str, note: str) -> None:
     assert messages(plan(tmp_path, text).notes, tmp_path) == [note]
 
 
@@ -190,7 +190,9 @@ def test_config_is_noted(tmp_path: Path, text: str, note: str) -> None:
         ("3d", 8, 251, "252, a multiple of 4"),
     ],
 )
-def test_mlp_is_padded(tmp_path: Path, mode: str, size: int, width: int, padded: str) -> None:
+def test_width_of_the_mlp_is_padded_with_a_note(
+    tmp_path: Path, mode: str, size: int, width: int, padded: str
+) -> None:
     path = tmp_path / "config.py"
     cut = f"BATCH_SIZE = 8\nMODE = {mode!r}\nTENSOR_PARALLEL = {size}\n"
     path.write_text(

@@ -34,7 +34,7 @@ def attributes(*paths: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", all_settings())
-def test_setting_is_read(name: str) -> None:
+def test_every_setting_is_read_by_the_engine_or_a_rule(name: str) -> None:
     section, _, last = name.rpartition(".")
     read = attributes(*RUNNING, *RULES, CONFIG / "rule_context.py")
     assert last in read or AWAITED.get(section) in UNSUPPORTED

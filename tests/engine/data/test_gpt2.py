@@ -115,7 +115,7 @@ def test_encoded_pieces_are_not_kept_in_memory() -> None:
     assert all(sizes[:-1])
 
 
-def test_state_identifies_the_vocabulary() -> None:
+def test_state_of_a_tokenizer_identifies_its_vocabulary() -> None:
     saved = json.loads(json.dumps(dump(GPT2.fit([]))))
     assert load(saved).encode("Hello world").tolist() == [15496, 995]
     with pytest.raises(UserError, match="not GPT-2's"):

@@ -60,6 +60,6 @@ def test_streams_of_random_bits_differ() -> None:
     ("seed", "expected"),
     [(0, [2, 1, 0, 7, 4, 7, 0, 1]), (42, [0, 5, 2, 1, 7, 5, 0, 1])],
 )
-def test_order_is_the_same_on_every_machine(seed: int, expected: list[int]) -> None:
+def test_order_of_a_seed_never_changes(seed: int, expected: list[int]) -> None:
     """The order is written here: a resume with another NumPy must consume the same samples."""
     assert Sampler(8, seed).order(4, 8).tolist() == expected

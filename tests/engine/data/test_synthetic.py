@@ -64,7 +64,7 @@ def test_entropy_is_that_of_the_documentation(ask: Ask) -> None:
     assert given == pytest.approx(7 / 4 * math.log(2), abs=0.01)
 
 
-def test_chain_is_the_same_on_every_machine(ask: Ask) -> None:
+def test_samples_of_a_seed_never_change(ask: Ask) -> None:
     """The expected ids are constants: a resume with another NumPy must read the same samples."""
     ids, _ = open_corpus(ask(vocab_size=50257)).train.batch(np.array([0, 12345]))
     assert ids.tolist() == GOLDEN

@@ -141,7 +141,7 @@ def test_data_path_of_the_environment_is_checked(config: Path) -> None:
         make_plan(config, gpus=None, environ={"DATA": "\udcff"})
 
 
-def test_settings_about_files_are_paths() -> None:
+def test_settings_that_name_files_are_paths() -> None:
     """A new path setting cannot be declared as plain text."""
     spoken = {
         name

@@ -54,16 +54,16 @@ def test_warm_up_is_linear_up_to_the_peak(shape):
     assert found[:5] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0])
 
 
-def test_constant_stays_at_the_peak():
+def test_constant_schedule_stays_at_the_peak():
     assert set(factors(schedule(type="constant"), total=30)) == {1.0}
 
 
-def test_cosine_equals_torchs():
+def test_cosine_schedule_equals_torchs():
     expected = torch_lrs(lambda o: CosineAnnealingLR(o, T_max=40, eta_min=0.1), 40)
     assert factors(schedule(floor=0.1), total=40) == pytest.approx(expected, rel=1e-12)
 
 
-def test_linear_equals_torchs():
+def test_linear_schedule_equals_torchs():
     expected = torch_lrs(
         lambda o: LinearLR(o, start_factor=1.0, end_factor=0.25, total_iters=40), 40
     )
@@ -83,7 +83,7 @@ def test_decay_after_the_warm_up_equals_that_of_transformers(shape):
     assert found[:10] == pytest.approx(longer[1:], rel=1e-12)
 
 
-def test_linear_with_warm_up_equals_that_of_colossal_ai():
+def test_linear_schedule_with_warm_up_equals_colossal_ais():
     """Its formula is run from its file: the import of its package needs more packages."""
     spec = importlib.util.find_spec("colossalai")
     if spec is None or spec.submodule_search_locations is None:
@@ -109,7 +109,7 @@ def test_a_warm_up_longer_than_the_run_only_warms_up():
     assert lr_factor(100, 10, schedule(warmup=100)) == pytest.approx(1.0)
 
 
-def test_cosine_half_way():
+def test_cosine_is_a_half_half_way():
     assert lr_factor(50, 100, schedule()) == pytest.approx(0.5)
     assert lr_factor(25, 100, schedule()) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 

@@ -69,7 +69,7 @@ def test_the_interleaved_bubble_shrinks_by_the_number_of_chunks() -> None:
         assert found == pytest.approx((p - 1) / (c * m + p - 1))
 
 
-def test_the_zero_bubble_schedule_has_a_third_of_the_bubble() -> None:
+def test_zero_bubble_schedule_has_a_third_of_the_bubble() -> None:
     for shape in SHAPES:
         p, m = shape.ranks, shape.micro_batches
         if m >= p:

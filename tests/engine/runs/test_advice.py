@@ -80,7 +80,7 @@ def test_fewer_layers_are_not_advised_for_a_pipeline():
     assert "n_layer" not in advice
 
 
-def test_a_step_of_more_than_an_hour_gets_the_advice_of_one_step():
+def test_run_with_steps_of_more_than_an_hour_is_advised_a_single_step():
     advice = smaller_run(settings(), 2 * HOUR, steps_left=10)
     assert advice is not None
     assert "MAX_STEPS=1" in advice

@@ -45,7 +45,7 @@ WIDE = ("model.n_embd=256", "model.n_inner=1024", "SEQ_LEN=32", "MAX_STEPS=2")
         (UNKNOWN, "AVX512", MARGIN_FLOPS, "torch"),
     ],
 )
-def test_choice_by_processor_and_size(processor, capability, flops, expected):
+def test_library_is_chosen_by_processor_and_size(processor, capability, flops, expected):
     with (
         patch("engine.training.matmuls.cpu_capability", lambda: capability),
         patch("torch.backends.mkl.is_available", lambda: True),
@@ -55,7 +55,7 @@ def test_choice_by_processor_and_size(processor, capability, flops, expected):
         assert choose_matmul(torch.float32, CUDA, flops, processor=processor) == "torch"
 
 
-def test_the_choice_runs_no_matmul():
+def test_choice_of_a_library_runs_no_matmul():
     """A choice by timing would make the bits of a run random."""
 
     def multiply(*tensors):
@@ -70,7 +70,7 @@ def test_the_choice_runs_no_matmul():
         assert choose_matmul(torch.float32, CPU, 2**30, processor=AMD) in MATMULS
 
 
-def test_setting_forces_the_library():
+def test_matmul_setting_selects_the_library():
     for name in MATMULS:
         assert choose_matmul(torch.float32, CPU, 2**30, requested=name, processor=INTEL) == name
     with pytest.raises(UserError, match="matmul='onednn': oneDNN runs on CPUs only"):
@@ -82,12 +82,12 @@ def test_setting_forces_the_library():
         choose_matmul(torch.float32, CPU, 2**30, requested="onednn")
 
 
-def test_setting_accepts_every_library():
+def test_matmul_setting_accepts_every_library():
     accepted = accepts(all_settings()["matmul"])
     assert accepted == f"{', '.join(map(repr, MATMULS))} or None"
 
 
-def test_smallest_product_counts_the_flops_of_a_projection():
+def test_smallest_matmul_flops_count_the_smaller_projection():
     sizes = GPTConfig(
         n_layer=1, n_head=2, n_embd=32, head_dim=8, n_inner=64, vocab_size=9, block_size=4
     )

@@ -135,5 +135,5 @@ def messages(rank: int, size: int, run: TrainingCase) -> int:
     return traffic.bytes["pipeline", "send"]
 
 
-def test_all_modes_are_covered() -> None:
+def test_cases_cover_all_modes() -> None:
     assert {run.mode for run in RUNS} == modes().keys()

@@ -89,5 +89,5 @@ def test_zero_trains_the_same_model(run: TrainingCase) -> None:
     PARITY.check(run)
 
 
-def test_all_modes_are_covered_in_all_stages() -> None:
+def test_cases_cover_all_modes_in_all_zero_stages() -> None:
     assert {(run.mode, run.zero) for run in RUNS} == set(product(modes(), STAGES))

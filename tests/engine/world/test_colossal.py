@@ -24,7 +24,7 @@ assert global_context is context
 """
 
 
-def test_import_loads_only_the_context() -> None:
+def test_importing_colossalai_loads_only_its_context() -> None:
     subprocess.run([sys.executable, "-c", IMPORT], check=True)
 
 

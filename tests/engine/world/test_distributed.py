@@ -235,7 +235,7 @@ def look_around(world: World) -> tuple[bool, bool, str]:
     return world.is_main, single, world.run_on_rank_0(lambda: "word")
 
 
-def test_world_of_one_process(config: str) -> None:
+def test_world_of_one_process_needs_no_launcher_and_no_port(config: str) -> None:
     """Collectives work without a launcher and without a port."""
     outcome = enter_all(1, WorldCase(body=look_around, config=config, port=0))[0]
     assert (outcome.result, outcome.error, outcome.said) == ((True, True, "word"), "", "")
@@ -444,7 +444,7 @@ def fail_alike(world: World) -> None:
     raise RunError("the loss is NaN at step 3")
 
 
-def test_error_of_all_ranks_is_reported_by_one(config: str, port: int) -> None:
+def test_error_on_all_ranks_is_reported_by_a_single_rank(config: str, port: int) -> None:
     case = WorldCase(body=fail_alike, config=config, port=port, overrides=ONE_D)
     said = [outcome.said for outcome in enter_all(2, case) if outcome.said]
     assert len(said) == 1

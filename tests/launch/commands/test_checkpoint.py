@@ -57,7 +57,7 @@ def command(*words: str) -> int:
     return cli.main(["checkpoint", *words], {})
 
 
-def test_ls_has_a_row_per_checkpoint(folder, capsys):
+def test_checkpoint_ls_has_a_row_per_checkpoint(folder, capsys):
     (CheckpointDirectory(folder.checkpoints).folder(3) / "manifest.json").write_text("{")
     assert command("ls") == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
@@ -148,7 +148,7 @@ def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
     assert "no run under runs/ has checkpoints: pass the path of a run" in capsys.readouterr().err
 
 
-def test_any_command_that_reads_a_killed_run_records_that(folder, capsys):
+def test_command_that_reads_a_killed_run_records_its_end(folder, capsys):
     """Its process released the lock without writing a status."""
     with folder.lock():
         assert command("ls") == 0

@@ -90,7 +90,7 @@ def test_newest_run_is_the_default(opened, capsys, tmp_path, monkeypatch):
     assert opened["path"] == Path("runs/a-20260201-000000")
 
 
-def test_user_errors_print_nothing_else(opened, capsys, tmp_path, monkeypatch):
+def test_user_error_is_one_line_without_text(opened, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))
     for argv, told in (

@@ -36,7 +36,7 @@ def test_line_has_default_meaning_and_accepted_values(capsys):
     assert comment == "added to Adam's denominator (float >= 0)"
 
 
-def test_words_filter_lines(capsys):
+def test_words_select_the_listed_settings(capsys):
     found = listed(capsys, "optimizer", "LR")
     assert "optimizer.lr" in found
     assert "optimizer.eps" not in found

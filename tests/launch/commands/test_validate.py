@@ -46,7 +46,7 @@ def test_gpus_and_overrides_change_the_plan(config, capsys):
     assert "8 samples x data 2 x accumulation 1 = 16 samples" in capsys.readouterr().out
 
 
-def test_config_reads_the_environment(tmp_path, capsys):
+def test_config_reads_an_environment_variable(tmp_path, capsys):
     path = tmp_path / "gpt.py"
     path.write_text("import os\n" + CONFIG + "BATCH_SIZE = int(os.environ.get('B', '8'))\n")
     assert cli.main(["validate", str(path)], {"B": "12"}) == 0
@@ -224,7 +224,7 @@ def test_conflicting_arguments_are_rejected(monkeypatch, config, capsys, argv, t
     assert told in capsys.readouterr().err
 
 
-def test_machine_is_not_checked_without_here(tmp_path, monkeypatch, capsys):
+def test_validate_without_here_does_not_check_the_machine(tmp_path, monkeypatch, capsys):
     """Missing paths are warnings, and no file is written."""
     monkeypatch.chdir(tmp_path)
     text = CONFIG.replace("dict(type='synthetic')", "dict(path='none.txt', tokenizer='char')")
@@ -239,7 +239,7 @@ def test_machine_is_not_checked_without_here(tmp_path, monkeypatch, capsys):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_here_rejects_a_config_that_this_machine_cannot_run(tmp_path, monkeypatch, capsys):
+def test_validate_here_rejects_a_config_that_the_machine_cannot_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("gpt.py").write_text(CONFIG + "zero = dict(stage=3, offload='nvme', nvme_path='disk')\n")
     argv = ["validate", "gpt.py", "--here", "--gpus", "4"]

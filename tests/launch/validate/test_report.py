@@ -103,7 +103,7 @@ def test_layers_of_chunks_fit_the_width(config):
     ("taken", "percent", "colour"),
     [(0.5, "50%", "32"), (0.95, "95%", "33"), (1.0, "100%", "33"), (1.001, "101%", "31")],
 )
-def test_colour_of_the_share_of_a_gpu(config, taken, percent, colour):
+def test_share_of_gpu_memory_determines_the_colour(config, taken, percent, colour):
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system="standard")
     found = made_up(Memory(parameters=round(taken * 1000 * GIB)))

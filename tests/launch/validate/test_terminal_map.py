@@ -20,7 +20,7 @@ def drawn(layout: Layout, layers: list[str], width: int = 80, encoding: str = "u
     return "\n".join(line.rstrip() for line in file.read().rstrip().splitlines())
 
 
-def test_map_of_data_pipeline_and_tensor_parallelism():
+def test_data_pipeline_and_tensor_parallel_ranks_are_drawn_in_blocks():
     assert (
         drawn(LAYOUTS["1d"], ["0-5", "6-11"])
         == """\
@@ -38,7 +38,7 @@ data 1
     )
 
 
-def test_map_of_a_cube():
+def test_cube_is_drawn_as_two_planes():
     assert (
         drawn(LAYOUTS["3d"], ["0-11"])
         == """\

@@ -44,7 +44,7 @@ OPEN_MPI = {
 BY_HAND: dict[str, Any] = {"host": "node7", "port": 2000, "rank": 1, "world_size": 2}
 
 
-def test_torchrun_environment() -> None:
+def test_environment_of_torchrun_gives_rank_size_and_address() -> None:
     assert find_launch_info(TORCHRUN, from_torch=True) == LaunchInfo(
         rank=3,
         size=4,
@@ -57,11 +57,11 @@ def test_torchrun_environment() -> None:
     )
 
 
-def test_torch_distributed_launch_environment() -> None:
+def test_environment_of_torch_distributed_launch_equals_torchruns() -> None:
     assert find_launch_info(TORCHRUN, local_rank=3) == find_launch_info(TORCHRUN)
 
 
-def test_torchrun_without_a_shared_store() -> None:
+def test_torchrun_without_an_agent_store_gives_no_agent() -> None:
     assert not find_launch_info({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent
 
 
@@ -69,7 +69,7 @@ def test_torchrun_precedes_slurm() -> None:
     assert find_launch_info({**SLURM, **TORCHRUN}).launcher == "torchrun"
 
 
-def test_slurm_environment() -> None:
+def test_environment_of_slurm_gives_rank_size_and_address() -> None:
     place = find_launch_info(SLURM)
     assert (place.rank, place.size, place.host) == (5, 8, "gpu-003")
     assert place.launch_id == "slurm-4711.0"
@@ -84,7 +84,7 @@ def test_slurm_step_precedes_the_job() -> None:
     assert (place.size, place.host) == (6, LOOPBACK)
 
 
-def test_slurm_with_host_and_port_arguments() -> None:
+def test_host_and_port_arguments_precede_slurm() -> None:
     place = find_launch_info(SLURM, host="10.0.0.1", port=29500)
     assert (place.rank, place.host, place.port) == (5, "10.0.0.1", 29500)
     exported = {**SLURM, "MASTER_ADDR": "10.0.0.2", "MASTER_PORT": "29501"}
@@ -102,19 +102,19 @@ def test_slurm_with_host_and_port_arguments() -> None:
         ("rack[1-2]n[04-07]", "rack1n04"),
     ],
 )
-def test_first_node_of_a_node_list(nodes: str, first: str) -> None:
+def test_node_list_gives_its_first_node(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
     assert is_multi_node(nodes) == (nodes != "n1")
 
 
-def test_open_mpi_environment() -> None:
+def test_environment_of_open_mpi_gives_rank_size_and_address() -> None:
     place = find_launch_info(OPEN_MPI)
     assert (place.rank, place.size, place.host) == (1, 2, LOOPBACK)
     assert find_launch_info({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == place.port
     assert find_launch_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != place.port
 
 
-def test_arguments_and_no_launcher() -> None:
+def test_arguments_without_a_launcher_give_rank_size_and_address() -> None:
     place = find_launch_info({}, **BY_HAND)
     assert (place.rank, place.size, place.host, place.port) == (1, 2, "node7", 2000)
     assert find_launch_info({}) == LaunchInfo(rank=0, size=1, launcher="alone")

@@ -103,7 +103,7 @@ def interval_between_polls(ranks: int) -> float:
     return times[1] - times[0]
 
 
-def test_thread_keeps_the_poll_interval() -> None:
+def test_poll_rate_of_many_ranks_stays_below_its_limit() -> None:
     assert 250 / interval_between_polls(250) <= POLLS_PER_SECOND
 
 
