@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         )
         cache, options = default_cache(environ), start_options(args)
         finished = train(world, world.plan, options, cache=cache, fault=fault)
-        if not finished and world.is_main and args.told is not None:
-            note_stop(args.told)
+        if not finished and world.is_main and args.lost_pids_file is not None:
+            note_stop(args.lost_pids_file)
 
     return run_rank(argv, environ, parse=parse, plan=plan, work=work, restart=restart)
 

@@ -87,7 +87,11 @@ def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
         saver._training_state(1, None),
         layout_of(run.plan.settings, run.plan.layout.data),
     )
-    checkpoints, other, alone = CheckpointDirectory(Path("shelf")), Path("copy"), Path("alone")
+    checkpoints, copy_folder, dcp_folder = (
+        CheckpointDirectory(Path("checkpoints")),
+        Path("copy"),
+        Path("dcp"),
+    )
     folder, seconds, total = checkpoints.folder(1), dict[str, list[float]](), 0
 
     def load() -> None:
@@ -100,18 +104,18 @@ def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
         "save": lambda: save(
             checkpoints, saver._state_tensors(), training, layout=layout, group=run.world.cpu_group
         ),
-        "copy": lambda: copy(folder, other, rank),
+        "copy": lambda: copy(folder, copy_folder, rank),
         "load": load,
-        "DCP's own save": lambda: plain_dcp(saver, alone),
+        "DCP's own save": lambda: plain_dcp(saver, dcp_folder),
     }
     for turn in range(turns + 1):
         for name, task in contenders.items():
-            taken = timed(task)
+            duration = timed(task)
             if turn:  # the first turn is warm-up
-                seconds.setdefault(name, []).append(taken)
+                seconds.setdefault(name, []).append(duration)
         if run.world.is_main:
             total = sum(path.stat().st_size for path in folder.iterdir())
-            for path in (checkpoints.path, other, alone):
+            for path in (checkpoints.path, copy_folder, dcp_folder):
                 shutil.rmtree(path)
         dist.barrier()
     return {"bytes": total, "seconds": seconds}
@@ -119,15 +123,15 @@ def throughput(turns: int, run: Trainer, saver: Saver) -> dict[str, Any]:
 
 def pauses(run: Trainer, saver: Saver) -> dict[str, Any]:
     """Return the seconds of steps without a save, of steps during a save, and of pauses."""
-    found: dict[str, list[float]] = {"step": [], "step beside a save": [], "pause": []}
+    seconds: dict[str, list[float]] = {"step": [], "step beside a save": [], "pause": []}
     for step in range(1, STEPS + 1):
-        taken = timed(lambda step=step: run.step(step))  # type: ignore[misc]
-        held = timed(lambda step=step: saver.on_step_end(step, None, requested=False, last=False))  # type: ignore[misc]
+        duration = timed(lambda step=step: run.step(step))  # type: ignore[misc]
+        pause = timed(lambda step=step: saver.on_step_end(step, None, requested=False, last=False))  # type: ignore[misc]
         if step > 1:
-            found["step beside a save" if step % 4 == 1 else "step"].append(taken)
+            seconds["step beside a save" if step % 4 == 1 else "step"].append(duration)
         if step % 4 == 0:
-            found["pause"].append(held)
-    return found
+            seconds["pause"].append(pause)
+    return seconds
 
 
 @contextlib.contextmanager
@@ -135,9 +139,9 @@ def measuring(task: Callable[[Trainer, Saver], Any], name: str, world: World) ->
     """Run the task in place of training; rank 0 writes its result to the file ``name``."""
 
     def steps(run: Trainer, report: Reporter, saver: Saver, first_step: int) -> int:
-        found = task(run, saver)
+        result = task(run, saver)
         if world.is_main:
-            Path(name).write_text(json.dumps(found))
+            Path(name).write_text(json.dumps(result))
         return run.steps
 
     with (
@@ -149,11 +153,11 @@ def measuring(task: Callable[[Trainer, Saver], Any], name: str, world: World) ->
 
 
 def measured(folder: Path, ranks: int, task: Callable[..., Any], *overrides: str) -> dict[str, Any]:
-    planted = partial(measuring, task, "found.json")
-    ended = run(Job(folder=folder, overrides=overrides, planted=planted), ranks)
+    measurement = partial(measuring, task, "found.json")
+    ended = run(Job(folder=folder, overrides=overrides, planted=measurement), ranks)
     assert not any(one.error for one in ended), ended
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return result
 
 
 def main() -> None:
@@ -175,9 +179,9 @@ def main() -> None:
         }
     size, seconds = speed["bytes"], speed["seconds"]
     print(f"{size / 2**20:,.0f} MiB by {args.ranks} ranks")
-    for task, taken in seconds.items():
-        ratio = statistics.median(c / t for c, t in zip(seconds["copy"], taken, strict=True))
-        rate = size / statistics.median(taken) / 1e6
+    for task, duration in seconds.items():
+        ratio = statistics.median(c / t for c, t in zip(seconds["copy"], duration, strict=True))
+        rate = size / statistics.median(duration) / 1e6
         print(f"{task:16} {rate:8,.0f} MB/s   {ratio:.2f} of a copy's throughput")
     for way, times in held.items():
         median = {what: f"{1e3 * statistics.median(some):,.0f} ms" for what, some in times.items()}

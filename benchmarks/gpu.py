@@ -77,19 +77,21 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling for a CPU takes a minute
     processes.stop_on_signals()
-    found = {case.name: case for case in [*other_cases.cases(), *families.cases()]}
-    assert found.keys() == set(ORDER)
+    by_name = {case.name: case for case in [*other_cases.cases(), *families.cases()]}
+    assert by_name.keys() == set(ORDER)
     one = GpuCheck(
         folder=folder.resolve(),
         sizes=DRY if args.dry else GPU,
         results=Results(folder),
         ends=time.monotonic() + 60 * args.minutes,
     )
-    wanted = [found[name] for name in ORDER if not args.only or name in args.only]
-    if {case.name for case in wanted} & families.FAMILIES.keys() and found["cpu"] not in wanted:
-        wanted.insert(0, found["cpu"])
+    selected = [by_name[name] for name in ORDER if not args.only or name in args.only]
+    if {case.name for case in selected} & families.FAMILIES.keys() and by_name[
+        "cpu"
+    ] not in selected:
+        selected.insert(0, by_name["cpu"])
     try:
-        for alone, cases in groupby(wanted, key=lambda case: case.alone):
+        for alone, cases in groupby(selected, key=lambda case: case.alone):
             run_together(list(cases), one, 1 if alone else SIDE_BY_SIDE, mark)
     except KeyboardInterrupt as signal:
         one.results.say(f"stopped by {signal or 'Ctrl-C'}")

@@ -149,7 +149,7 @@ def add_training(bench: Bench) -> None:
     ids = torch.arange(SAMPLES * (LENGTH + 1)).view(SAMPLES, -1) * 7919 % SIZES.vocab_size
     batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     device = torch.device("cpu")
-    alone = ParallelContext.single_device(device, dtype=torch.float32, compute=torch.float32)
+    single = ParallelContext.single_device(device, dtype=torch.float32, compute=torch.float32)
     flops = smallest_matmul_flops(SIZES, SAMPLES * LENGTH, 1)
     for where in ("host", "disk", "disk with weights"):
         disk = bench.disk(where)
@@ -157,8 +157,8 @@ def add_training(bench: Bench) -> None:
             WeightsOnDisk(disk=disk, prefetch_bytes=bench.memory) if "weights" in where else None
         )
         parallel = replace(
-            alone,
-            zero=Zero(stage=3, axes=(alone.axes["data"],), caches_shards=weights is None),
+            single,
+            zero=Zero(stage=3, axes=(single.axes["data"],), caches_shards=weights is None),
             matmul=MATMULS[choose_matmul(torch.float32, device, flops)],
             offload_device=device,
             store=weights,
@@ -192,7 +192,7 @@ def ratios(seconds: dict[str, list[float]], kinds: Sequence[str]) -> dict[str, f
 
     ``overlap``: concurrent time of update and transfers, as a share of the shorter of the two.
     """
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for values in zip(*seconds.values(), strict=True):
         now = dict(zip(seconds, values, strict=True))
         for kind in kinds:
@@ -206,11 +206,11 @@ def ratios(seconds: dict[str, list[float]], kinds: Sequence[str]) -> dict[str, f
                 "overlap": (moved + update - both) / min(moved, update),
             }
             for name, value in rows.items():
-                found.setdefault(f"{kind}: {name}", []).append(value)
+                by_name.setdefault(f"{kind}: {name}", []).append(value)
         for where in ("disk", "disk with weights"):
             ratio = now[f"{where} training"] / now["host training"]
-            found.setdefault(f"{where}: training step / host's", []).append(ratio)
-    return {name: statistics.median(values) for name, values in found.items()}
+            by_name.setdefault(f"{where}: training step / host's", []).append(ratio)
+    return {name: statistics.median(values) for name, values in by_name.items()}
 
 
 def main() -> None:
@@ -233,8 +233,8 @@ def main() -> None:
     for name, ratio in rows.items():
         print(f"{name:60} {ratio:6.2f}")
     if args.json:
-        found = {"states_bytes": size, "seconds": seconds, "ratios": rows}
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        report = {"states_bytes": size, "seconds": seconds, "ratios": rows}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

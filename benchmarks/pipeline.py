@@ -90,7 +90,7 @@ class TorchStage(nn.Module):
 def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
     """Build the contenders: functions that run a step and return the seconds waited, by name."""
     traffic = Traffic()
-    alone = {
+    single = {
         name: Axis(name=name, size=1, index=0, group=None, traffic=traffic)
         for name in ("tensor", "data")
     }
@@ -101,7 +101,7 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
     backend = choose_matmul(torch.float32, torch.device("cpu"), flops)
     parallel = ParallelContext(
         mode=modes()["serial"],
-        axes={**alone, "pipeline": pipeline, "world": pipeline},
+        axes={**single, "pipeline": pipeline, "world": pipeline},
         matmul=MATMULS[backend],
     )
     stages = virtual_stages(SIZES, LENGTH, RANKS, balanced=True)
@@ -132,7 +132,7 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
     theirs = Schedule1F1B(
         stage,
         micro_batches,
-        loss_fn=lambda y, wanted: gpt.loss(y, wanted, scale),
+        loss_fn=lambda y, expected: gpt.loss(y, expected, scale),
         scale_grads=False,
     )
 
@@ -149,7 +149,7 @@ def contenders(rank: int, micro_batches: int) -> dict[str, Callable[[], float]]:
 
 def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, list[list[float]]]:
     """Return, by contender, (seconds, seconds in which this rank was busy) of each step."""
-    found: dict[str, list[list[float]]] = {}
+    seconds: dict[str, list[list[float]]] = {}
     steppers = contenders(rank, micro_batches)
     for turn in range(steps + 1):
         for name, step in steppers.items():
@@ -161,8 +161,8 @@ def measure(rank: int, size: int, micro_batches: int, steps: int) -> dict[str, l
             )  # before the barrier waits for the other rank
             dist.barrier()
             if turn:  # the first turn is warm-up
-                found.setdefault(name, []).append([time.perf_counter() - started, busy])
-    return found
+                seconds.setdefault(name, []).append([time.perf_counter() - started, busy])
+    return seconds
 
 
 def report(micro_batches: int, steps: int) -> dict[str, Any]:

@@ -128,10 +128,10 @@ def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict
         for turn in range(pairs + 2):
             for name, pipe in pipes.items():
                 pipe.send(True)
-                taken, loss = pipe.recv()
+                duration, loss = pipe.recv()
                 losses[name].append(loss)
                 if turn >= 2:  # the first two turns are warm-up
-                    seconds[name].append(taken)
+                    seconds[name].append(duration)
         peaks = {}
         for name, pipe in pipes.items():
             pipe.send(False)
@@ -143,8 +143,8 @@ def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict
         "speed": statistics.median(ratios),
         "peak_bytes": peaks,
         "memory": peaks["ours"] / peaks[other],
-        "first_losses": {name: found[0] for name, found in losses.items()},
-        "last_losses": {name: found[-1] for name, found in losses.items()},
+        "first_losses": {name: values[0] for name, values in losses.items()},
+        "last_losses": {name: values[-1] for name, values in losses.items()},
     }
 
 
@@ -163,13 +163,13 @@ def sharded_steps(
         compute=compute,
         matmul=MATMULS[choose_matmul(compute, torch.device("cpu"), flops)],
     )
-    runs, batches, taken = stepper(case, parallel, compiled=False), case.batches(), []
+    runs, batches, seconds = stepper(case, parallel, compiled=False), case.batches(), []
     for number in range(1, steps + 2):
         ids, targets = batches[number % BATCHES]
         started = time.perf_counter()
         runs.run(number, [(ids, targets)], targets=targets.numel(), lr=OPTIMIZER.lr)
-        taken.append(time.perf_counter() - started)
-    return taken[1:]
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def layouts() -> Iterator[Layout]:
@@ -184,19 +184,19 @@ def layouts() -> Iterator[Layout]:
 
 def across(case: Workload, pairs: int, threads: int) -> dict[str, float]:
     """Measure each mode's tokens/s against one process with ``threads``, at equal global batch."""
-    found = {}
+    ratios_by_mode = {}
     for layout in layouts():
         ratios = []
         for _ in range(max(1, pairs // 3)):
-            alone = run_world(1, sharded_steps, case, "serial", 1, 3, threads, timeout=600)[0]
+            one_process = run_world(1, sharded_steps, case, "serial", 1, 3, threads, timeout=600)[0]
             how = layout.mode.name, layout.depth
             ranks = run_world(layout.gpus, sharded_steps, case, *how, 3, 1, timeout=600)[0]
-            ratios.append(statistics.median(alone) / statistics.median(ranks))
+            ratios.append(statistics.median(one_process) / statistics.median(ranks))
         name = f"{layout.mode.name} x {layout.tensor}"
-        found[name + (f" depth {layout.depth}" if layout.mode.uses_depth else "")] = (
+        ratios_by_mode[name + (f" depth {layout.depth}" if layout.mode.uses_depth else "")] = (
             statistics.median(ratios)
         )
-    return found
+    return ratios_by_mode
 
 
 def main() -> None:

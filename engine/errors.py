@@ -26,12 +26,12 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        place = self.file
+        position = self.file
         if self.line:
-            place += f":{self.line}"
+            position += f":{self.line}"
         if self.line and self.column is not None:
-            place += f":{self.column}"
-        return f"{place}: {self.message}"
+            position += f":{self.column}"
+        return f"{position}: {self.message}"
 
     def __lt__(self, other: Problem) -> bool:
         return self._order() < other._order()

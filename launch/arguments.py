@@ -248,7 +248,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="passed by torch.distributed.launch; ignored, since the environment states it too",
     )
-    parser.add_argument("--told", type=path, help=argparse.SUPPRESS)
+    parser.add_argument("--lost-pids-file", type=path, help=argparse.SUPPRESS)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:

@@ -183,10 +183,10 @@ def _data(plan: Plan) -> MachineCheck:
     return MachineCheck(about="data", finding=f"{plural(len(files), 'file')} of {size} can be read")
 
 
-def _disks(wanted: list[FolderNeed]) -> Iterator[MachineCheck]:
+def _disks(needs: list[FolderNeed]) -> Iterator[MachineCheck]:
     """Check that each folder can be written, and that each disk has the space for all of them."""
     by_disk: dict[int, list[tuple[FolderNeed, Path]]] = {}
-    for need in wanted:
+    for need in needs:
         try:
             folder = _nearest(need)
             _probe(folder)

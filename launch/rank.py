@@ -60,7 +60,7 @@ def run_rank(
             launch_info,
             restart=restart(args, launch_info) if restart else None,
             backend=args.backend,
-            lost_pids_file=args.told,
+            lost_pids_file=args.lost_pids_file,
         ) as world:
             work(args, world)
     except (UserError, RunError) as error:  # open_world has printed it, once for all ranks

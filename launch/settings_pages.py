@@ -91,8 +91,8 @@ def _others() -> list[tuple[str, str]]:
 
 
 def _accepted() -> list[tuple[str, str]]:
-    own = set(map(user_name, all_settings()))
-    return [(f"`{name}`", _meaning(name)) for name in ALIASES if name not in own]
+    setting_names = set(map(user_name, all_settings()))
+    return [(f"`{name}`", _meaning(name)) for name in ALIASES if name not in setting_names]
 
 
 def _meaning(name: str) -> str:

@@ -24,17 +24,17 @@ STOPPED = "stopped"
 """The line that a rank appends to the lost-PIDs file if a signal stopped the run early."""
 
 
-def processes(model_ranks: int, gpus: int, asked: int | None = None) -> int:
-    """Return the number of ranks to start: ``asked`` if given, one copy of the model without GPUs,
-    else as many whole copies as there are GPUs for.
+def processes(model_ranks: int, gpus: int, requested: int | None = None) -> int:
+    """Return the number of ranks to start: ``requested`` if given, one copy of the model without
+    GPUs, else as many whole copies as there are GPUs for.
 
     model_ranks: ranks of one copy of the model, TENSOR_PARALLEL x PIPELINE.
 
     Raises:
         UserError: there are GPUs, but too few for one copy.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     if gpus == 0:
         return model_ranks
     if gpus < model_ranks:
@@ -104,9 +104,9 @@ def run(
     # torchrun never removes its log folder; with /dev/null instead its threads would never end
     # after a second signal.
     with TemporaryDirectory(prefix="cuboid-", ignore_cleanup_errors=True) as logs:
-        lost_pids_file = Path(logs) / "told"
+        lost_pids_file = Path(logs) / "lost-pids"
         lost_pids_file.touch()
-        program_arguments = [*arguments, f"--told={lost_pids_file}"]
+        program_arguments = [*arguments, f"--lost-pids-file={lost_pids_file}"]
         try:
             torchrun.main(
                 command(

@@ -1,4 +1,4 @@
-"""What the house promises of itself: packages, pins and the size of its files."""
+"""Checks of the source tree: packages, pinned versions, sizes of files and functions, tests."""
 
 import ast
 import json
@@ -19,10 +19,10 @@ PYTEST_SECONDS: float = PYTEST["tool"]["pytest"]["ini_options"]["timeout"]
 PACKAGES = ("engine", "launch", "models")
 MAX_LINES, MAX_FUNCTION_LINES = 330, 66  # "about 300" and "about 60"
 CLOCKS = {"time.time", "time.monotonic", "time.perf_counter", "time.process_time"}
-HURRIED = {  # none of them fails on a machine that is slow
+HURRIED = {  # none of these modules fails on a slow machine
     "tests/support/worlds.py": "the bound of a world that hangs",
     "tests/support/test_worlds.py": "a world that hangs on purpose",
-    "tests/engine/world/coordination/test_liveness.py": "the least time between two looks",
+    "tests/engine/world/coordination/test_liveness.py": "the least time between two polls",
     "tests/benchmarks/test_gpu_check.py": "the bound of a script that hangs",
 }
 GENEROUS_SECONDS = 60.0
@@ -36,15 +36,15 @@ def pins(*names: str) -> dict[str, Requirement]:
 
 @pytest.fixture(scope="module")
 def packaging() -> dict[str, Any]:
-    """What setup.py tells setuptools, which cannot be imported where distutils is already."""
+    """Run setup.py in another process and return the arguments that it passes to setuptools."""
     code = """
 import json, runpy, setuptools
-setuptools.setup = lambda **told: print(json.dumps(told))
+setuptools.setup = lambda **arguments: print(json.dumps(arguments))
 runpy.run_path("setup.py")
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
-    told: dict[str, Any] = json.loads(run.stdout)
-    return told
+    arguments: dict[str, Any] = json.loads(run.stdout)
+    return arguments
 
 
 def test_pins_are_versions_that_setup_accepts(packaging):
@@ -100,8 +100,8 @@ def test_functions_stay_below_the_line_limit():
 
 
 def hurries(call: ast.Call) -> bool:
-    """Whether a test reads a clock, or ends something after less than a minute, or a whole test
-    before pytest's own timeout would."""
+    """Return whether a call reads a clock, sets a timeout of less than a minute, or gives a test a
+    shorter timeout than pytest's own."""
     called = ast.unparse(call.func)
     if called == "pytest.mark.timeout":
         return number(call.args[0]) < PYTEST_SECONDS
@@ -110,13 +110,13 @@ def hurries(call: ast.Call) -> bool:
 
 
 def number(node: ast.expr) -> float:
-    """The number that is written there; infinity for anything else."""
+    """Return the value of a literal number; infinity for any other expression."""
     value = node.value if isinstance(node, ast.Constant) else None
     return value if isinstance(value, int | float) else math.inf
 
 
 def test_no_test_depends_on_the_speed_of_the_machine():
-    """Tests wait for a condition, which pytest's timeout bounds, and count calls, not seconds
+    """Tests wait for a condition, bounded by pytest's timeout, and count calls, not seconds
     (tests/support/call_count.py)."""
     files = {str(file.relative_to(ROOT)): file for file in ROOT.glob("tests/**/*.py")}
     found = [

@@ -79,20 +79,20 @@ def run_reference(check: GpuCheck) -> Iterator[CaseResult]:
     """Train one process on the CPU in float32; its losses are the reference of the other runs."""
     try:
         started = time.monotonic()
-        found = train(check, "cpu", REFERENCE, device="cpu")
-        check.reference.set_result(found["losses"])
+        numbers = train(check, "cpu", REFERENCE, device="cpu")
+        check.reference.set_result(numbers["losses"])
     finally:
         if not check.reference.done():
             check.reference.set_exception(CaseFailedError("the run on the CPU failed"))
-    text = f"losses {shown(found['losses'])} (one process, float32)"
-    yield CaseResult(case="cpu", text=text, seconds=time.monotonic() - started, numbers=found)
+    text = f"losses {shown(numbers['losses'])} (one process, float32)"
+    yield CaseResult(case="cpu", text=text, seconds=time.monotonic() - started, numbers=numbers)
 
 
 def run_family(check: GpuCheck, name: str, family: Family) -> Iterator[CaseResult]:
     started = time.monotonic()
-    found = train(check, name, family, device=check.sizes.device)
+    numbers = train(check, name, family, device=check.sizes.device)
     theirs = check.reference.result(check.timeout(SECONDS))
-    ours = found["losses"]
+    ours = numbers["losses"]
     assert len(ours) == len(theirs) == check.sizes.steps, f"{len(ours)} steps were logged"
     far = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
     yield CaseResult(
@@ -100,8 +100,8 @@ def run_family(check: GpuCheck, name: str, family: Family) -> Iterator[CaseResul
         passed=far <= family.bound,
         seconds=time.monotonic() - started,
         text=f"losses {shown(ours)}, the CPU's {shown(theirs)}: apart by {far:.1e} "
-        f"(bound {family.bound:.0e}); {memory_text(found)}",
-        numbers={**found, "cpu_losses": theirs, "apart": far, "bound": family.bound},
+        f"(bound {family.bound:.0e}); {memory_text(numbers)}",
+        numbers={**numbers, "cpu_losses": theirs, "apart": far, "bound": family.bound},
     )
 
 
@@ -164,6 +164,6 @@ def shown(losses: Sequence[float]) -> str:
     return " ".join(f"{loss:.4f}" for loss in losses)
 
 
-def memory_text(found: dict[str, Any]) -> str:
-    predicted, allocated = found["predicted"] / MIB, found["allocated"] / MIB
+def memory_text(numbers: dict[str, Any]) -> str:
+    predicted, allocated = numbers["predicted"] / MIB, numbers["allocated"] / MIB
     return f"memory {allocated:,.0f} MiB, predicted {predicted:,.0f}"

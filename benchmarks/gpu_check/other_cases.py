@@ -20,17 +20,17 @@ T = 1e12
 
 def on_one_rank(check: GpuCheck, case: str, *arguments: Any, seconds: float = 60) -> Any:
     """Run the function ``case`` of benchmarks/gpu_check/rank_tasks.py and return its result."""
-    (found,) = run_ranks(
+    (result,) = run_ranks(
         1, case, check.sizes, *arguments, log=check.log(case), timeout=check.timeout(seconds)
     )
-    return found
+    return result
 
 
 def machine(check: GpuCheck) -> Iterator[CaseResult]:
     """Report the versions of Python and torch, and the device."""
-    found = on_one_rank(check, "machine")
-    words = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
-    yield CaseResult(case="machine", passed=True, text=words, numbers=found)
+    versions = on_one_rank(check, "machine")
+    words = ", ".join(f"{name} {value}" for name, value in versions.items() if value is not None)
+    yield CaseResult(case="machine", passed=True, text=words, numbers=versions)
 
 
 def tests(check: GpuCheck) -> Iterator[CaseResult]:
@@ -124,10 +124,10 @@ def memory(check: GpuCheck) -> Iterator[CaseResult]:
         "checkpoint": ("precision=bf16", f"BATCH_SIZE={batch}"),
         "float32": ("precision=float32", "model.checkpoint=False", f"BATCH_SIZE={batch // 4}"),
     }
-    for name, some in settings.items():
+    for name, changes in settings.items():
         started = time.monotonic()
-        overrides = [*check.sizes.memory, *some, "MAX_STEPS=3"]
-        found = train_config(
+        overrides = [*check.sizes.memory, *changes, "MAX_STEPS=3"]
+        numbers = train_config(
             check,
             f"memory-{name}",
             CONFIGS / "gpt2_vanilla.py",
@@ -135,33 +135,34 @@ def memory(check: GpuCheck) -> Iterator[CaseResult]:
             1,
             device=check.sizes.device,
         )
-        ratio = found["allocated"] / found["predicted"]
+        ratio = numbers["allocated"] / numbers["predicted"]
         yield CaseResult(
             case="memory",
             seconds=time.monotonic() - started,
-            text=f"{', '.join(some)}: {memory_text(found)} ({ratio:.2f})",
-            numbers={"settings": overrides, **found},
+            text=f"{', '.join(changes)}: {memory_text(numbers)} ({ratio:.2f})",
+            numbers={"settings": overrides, **numbers},
         )
 
 
 def matmul(check: GpuCheck) -> Iterator[CaseResult]:
     """Measure the rate of each matmul of the model."""
     for rate in on_one_rank(check, "matmul"):
-        told = ", ".join(f"{name} {flops / T:,.3g}" for name, flops in rate["flops"].items())
+        rates = ", ".join(f"{name} {flops / T:,.3g}" for name, flops in rate["flops"].items())
         shape = " x ".join(map(str, rate.get("shape", ())))
-        text = f"{rate['name']} {shape}: {told} TFLOP/s (bf16)"
+        text = f"{rate['name']} {shape}: {rates} TFLOP/s (bf16)"
         yield CaseResult(case="matmul", text=text, numbers=rate)
 
 
 def attention(check: GpuCheck) -> Iterator[CaseResult]:
     """Check that attention at the model's shape runs a fused kernel, and measure its rate."""
-    found = on_one_rank(check, "attention")
+    numbers = on_one_rank(check, "attention")
     yield CaseResult(
         case="attention",
-        passed=found["backend"] != "math",
-        text=f"{found['backend']}: {found['milliseconds']:.3g} ms forward and backward, "
-        f"{found['flops'] / T:.3g} TFLOP/s; {', '.join(name[:60] for name in found['kernels'])}",
-        numbers=found,
+        passed=numbers["backend"] != "math",
+        text=f"{numbers['backend']}: {numbers['milliseconds']:.3g} ms forward and backward, "
+        f"{numbers['flops'] / T:.3g} TFLOP/s; "
+        f"{', '.join(name[:60] for name in numbers['kernels'])}",
+        numbers=numbers,
     )
 
 
@@ -170,31 +171,31 @@ def speed(check: GpuCheck) -> Iterator[CaseResult]:
     started, report = time.monotonic(), check.folder / "speed.json"
     arguments = ["-m", "benchmarks.gpu_check.speed", check.sizes.device, str(report)]
     run_program(arguments, check.log("speed"), check.timeout(200))
-    found = json.loads(report.read_text())
-    rates, peaks = found["tokens_per_second"], found["peak_bytes"]
+    numbers = json.loads(report.read_text())
+    rates, peaks = numbers["tokens_per_second"], numbers["peak_bytes"]
     yield CaseResult(
         case="speed",
         seconds=time.monotonic() - started,
-        text=f"{rates['ours']:,.0f} tokens/s, {found['speed']:.3f} x plain GPT-2's "
-        f"{rates['bare']:,.0f}; {peaks['ours'] / MIB:,.0f} MiB, {found['memory']:.2f} x plain's "
+        text=f"{rates['ours']:,.0f} tokens/s, {numbers['speed']:.3f} x plain GPT-2's "
+        f"{rates['bare']:,.0f}; {peaks['ours'] / MIB:,.0f} MiB, {numbers['memory']:.2f} x plain's "
         f"{peaks['bare'] / MIB:,.0f}",
-        numbers=found,
+        numbers=numbers,
     )
 
 
 def profile(check: GpuCheck) -> Iterator[CaseResult]:
     """Profile a training step by kind of kernel."""
     started = time.monotonic()
-    found = on_one_rank(check, "profile", check.folder / "trace.json", seconds=150)
-    step = found["seconds"]
-    shares = ", ".join(f"{kind} {time / step:.1%}" for kind, time in found["kinds"].items())
+    numbers = on_one_rank(check, "profile", check.folder / "trace.json", seconds=150)
+    step = numbers["seconds"]
+    shares = ", ".join(f"{kind} {time / step:.1%}" for kind, time in numbers["kinds"].items())
     yield CaseResult(
         case="profile",
         seconds=time.monotonic() - started,
-        text=f"{1e3 * step:.1f} ms a step: {shares}, idle {found['idle']:.1%}; attention by "
-        f"{found['attention']}; MFU {found['mfu']:.1%} of the measured "
-        f"{found['matmul_flops'] / T:.3g} TFLOP/s",
-        numbers=found,
+        text=f"{1e3 * step:.1f} ms a step: {shares}, idle {numbers['idle']:.1%}; attention by "
+        f"{numbers['attention']}; MFU {numbers['mfu']:.1%} of the measured "
+        f"{numbers['matmul_flops'] / T:.3g} TFLOP/s",
+        numbers=numbers,
     )
 
 

@@ -44,19 +44,21 @@ def _names(file: Path) -> Iterator[str]:
             yield line.partition("==")[0]
 
 
-def _missing(names: Iterable[str], seen: set[str]) -> Iterator[str]:
+def _missing(names: Iterable[str], checked: set[str]) -> Iterator[str]:
     from pip._vendor.packaging.requirements import Requirement
 
     for name in names:
-        if name in seen:
+        if name in checked:
             continue
-        seen.add(name)
+        checked.add(name)
         try:
             needed = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             yield name
             continue
         if name not in ALONE:
-            wanted = map(Requirement, needed)
-            met = (one.name for one in wanted if not one.marker or one.marker.evaluate(NO_EXTRA))
-            yield from _missing(met, seen)
+            requirements = map(Requirement, needed)
+            met = (
+                one.name for one in requirements if not one.marker or one.marker.evaluate(NO_EXTRA)
+            )
+            yield from _missing(met, checked)

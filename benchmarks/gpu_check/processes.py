@@ -129,15 +129,15 @@ def end_strays(mark: str) -> list[str]:
         with suppress(psutil.Error):  # the process has just ended
             if any("from multiprocessing." in word for word in child.cmdline()):
                 servers.add(child.pid)
-    found = []
+    killed = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.pid in {os.getpid(), *servers} or process.environ().get(MARK) != mark:
                 continue
             if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline())[:200])
+                killed.append(" ".join(process.cmdline())[:200])
                 process.kill()
-    return found
+    return killed
 
 
 def stop_on_signals() -> None:

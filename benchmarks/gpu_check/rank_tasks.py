@@ -24,15 +24,20 @@ def train(
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(threads)
-    place = ["--host=127.0.0.1", f"--port={port}", f"--rank={rank}", f"--world_size={size}"]
-    code = train_gpt.main([*arguments, *(place if size > 1 else [])])
+    rank_arguments = [
+        "--host=127.0.0.1",
+        f"--port={port}",
+        f"--rank={rank}",
+        f"--world_size={size}",
+    ]
+    code = train_gpt.main([*arguments, *(rank_arguments if size > 1 else [])])
     if code:
         raise RuntimeError(f"train_gpt.py failed with exit code {code}: see the case's log")
 
 
 def machine(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
     """Return the versions of Python and torch, and the device's properties."""
-    found: dict[str, Any] = {
+    versions: dict[str, Any] = {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -42,13 +47,13 @@ def machine(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
     }
     if sizes.device == "cuda":
         about = torch.cuda.get_device_properties(0)
-        found |= {
+        versions |= {
             "device": about.name,
             "memory": about.total_memory,
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "cudnn": torch.backends.cudnn.version(),
         }
-    return found
+    return versions
 
 
 def matmul(rank: int, size: int, sizes: CheckSizes) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def seconds_of(work: Callable[[], Any], device: str, repeats: int) -> float:
     """Return the median seconds of a call, on a GPU by CUDA events."""
     for _ in range(3):
         work()
-    taken: list[float] = []
+    seconds: list[float] = []
     for _ in range(repeats):
         if device == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -48,12 +48,12 @@ def seconds_of(work: Callable[[], Any], device: str, repeats: int) -> float:
             work()
             end.record()
             end.synchronize()
-            taken.append(begin.elapsed_time(end) / 1e3)
+            seconds.append(begin.elapsed_time(end) / 1e3)
         else:
             started = time.perf_counter()
             work()
-            taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def matmul_rate(m: int, k: int, n: int, sizes: CheckSizes) -> float:
@@ -61,8 +61,8 @@ def matmul_rate(m: int, k: int, n: int, sizes: CheckSizes) -> float:
     a = torch.randn(m, k, device=sizes.device, dtype=COMPUTE)
     b = torch.randn(k, n, device=sizes.device, dtype=COMPUTE)
     out = torch.empty(m, n, device=sizes.device, dtype=COMPUTE)
-    taken = seconds_of(lambda: torch.mm(a, b, out=out), sizes.device, sizes.repeats)
-    return 2 * m * k * n / taken
+    seconds = seconds_of(lambda: torch.mm(a, b, out=out), sizes.device, sizes.repeats)
+    return 2 * m * k * n / seconds
 
 
 def matmul_rates(sizes: CheckSizes) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def attention(sizes: CheckSizes) -> dict[str, Any]:
         torch.autograd.grad(y, (q, k, v), dy)
         return y
 
-    taken = seconds_of(step, sizes.device, sizes.repeats)
+    seconds = seconds_of(step, sizes.device, sizes.repeats)
     with TemporaryDirectory(prefix="trace-") as folder:
         spans = trace_spans(step, Path(folder) / "trace.json", sizes.device)
     names = sorted({span.name for span in spans if kind_of(span.name) == "attention"})
@@ -115,6 +115,6 @@ def attention(sizes: CheckSizes) -> dict[str, Any]:
         "backend": name_backend(names),
         "kernels": names,
         "all": kinds_of(spans),
-        "milliseconds": 1e3 * taken,
-        "flops": 3.5 * products / taken,  # two products forward, five backward
+        "milliseconds": 1e3 * seconds,
+        "flops": 3.5 * products / seconds,  # two products forward, five backward
     }

@@ -19,8 +19,8 @@ from benchmarks.step import pair
 def main(device: str, report: Path) -> None:
     """Measure the ratios and write them to ``report`` as JSON."""
     sizes = GPU if device == GPU.device else DRY
-    found = pair(case_of(sizes), sizes.pairs, torch.get_num_threads(), "bare")
-    report.write_text(json.dumps(found, indent=2) + "\n")
+    result = pair(case_of(sizes), sizes.pairs, torch.get_num_threads(), "bare")
+    report.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -105,10 +105,10 @@ def kind_of(name: str) -> str:
 
 def kinds_of(spans: Iterable[Span]) -> dict[str, float]:
     """Return the seconds by kind, in descending order."""
-    found: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     for span in spans:
-        found[kind_of(span.name)] += span.seconds
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        seconds[kind_of(span.name)] += span.seconds
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def busy_seconds(spans: Iterable[Span]) -> float:

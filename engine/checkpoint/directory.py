@@ -122,10 +122,10 @@ def checkpoints_to_delete(
 ) -> list[int]:
     """Return the steps of all checkpoints but the ``keep`` latest intact ones and, with ``best``,
     the best intact one. ``is_intact`` is called only for the candidates."""
-    kept: set[int | None] = {*islice(filter(is_intact, sorted(losses, reverse=True)), keep)}
+    retained: set[int | None] = {*islice(filter(is_intact, sorted(losses, reverse=True)), keep)}
     if best:
-        kept.add(best_step(losses, is_intact))
-    return sorted(losses.keys() - kept)
+        retained.add(best_step(losses, is_intact))
+    return sorted(losses.keys() - retained)
 
 
 def _unused_path(path: Path) -> Path:

@@ -98,10 +98,10 @@ def _missing(setting: str, field: FieldInfo, sources: SettingSources) -> Problem
     """Describe a missing required setting; where the file defines a similar name, point at it."""
     name = user_name(setting)
     message = f"{name} is missing: {field.description} ({accepts(field)})"
-    own = sources.own_name_for(setting)
-    if own is not None:
-        origin = sources.own[own]
-        message += f"; did you mean {name} instead of {own}?"
+    similar = sources.own_name_for(setting)
+    if similar is not None:
+        origin = sources.own[similar]
+        message += f"; did you mean {name} instead of {similar}?"
         return Problem(origin.file, origin.line, None, message)
     return Problem(sources.file, 0, None, message)
 

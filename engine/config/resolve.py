@@ -124,11 +124,11 @@ def show(value: object, limit: int = 70) -> str:
 
 def _written(document: Document, sources: SettingSources) -> Iterator[SettingSource]:
     """Yield every assignment to a setting in the document, a section before its keys."""
-    own = {*ALIASES, *SECTIONS, *IGNORED_KEYS}
+    setting_names = {*ALIASES, *SECTIONS, *IGNORED_KEYS}
     for name, value in document.values.items():
         if name in document.imported:
             continue
-        if name in own:
+        if name in setting_names:
             yield from _within(document, (name,), value, sources)
         elif name in document.read_names:
             sources.own[name] = document.origin((name,))

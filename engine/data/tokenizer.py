@@ -78,8 +78,8 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
         raise UserError(
             f"data.tokenizer={name!r} is not a tokenizer; tokenizers: {', '.join(names())}"
         )
-    found: type[Tokenizer] = discover.load("engine.data.tokenizers", name).TOKENIZER
-    return found
+    tokenizer: type[Tokenizer] = discover.load("engine.data.tokenizers", name).TOKENIZER
+    return tokenizer
 
 
 def dump(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class BlockMemory:
         ``first``: the first micro-batch, which allocates gradients. ``later``: gradients of weights
         are deferred.
         """
-        shapes, kept = self.shapes, MemoryKind.ACTIVATIONS
+        shapes, saved = self.shapes, MemoryKind.ACTIVATIONS
         qkv, proj = self.attention
         fc, out = self.mlp
 
@@ -155,7 +155,7 @@ class BlockMemory:
         self._free(ledger, out, later=later)
         ledger.allocate(MemoryKind.BUFFERS, fc.y * shapes.compute)
         ledger.free(MemoryKind.BUFFERS, out.x * shapes.compute)
-        ledger.free(kept, fc.y * shapes.compute)
+        ledger.free(saved, fc.y * shapes.compute)
         linear_backward(ledger, shapes, fc, first=first, later=later)
         self._free(ledger, fc, later=later)
         self._join(ledger, out, later=later)
@@ -165,9 +165,9 @@ class BlockMemory:
         ledger.allocate(MemoryKind.BUFFERS, dqkv)
         ledger.transient(MemoryKind.BUFFERS, self._backward_scores)
         ledger.free(MemoryKind.BUFFERS, proj.x * shapes.compute)
-        ledger.free(kept, dqkv + self.attention_output)
+        ledger.free(saved, dqkv + self.attention_output)
         if later and self._keeps_x(proj):
-            ledger.allocate(kept, proj.x * shapes.compute)  # it was never freed
+            ledger.allocate(saved, proj.x * shapes.compute)  # it was never freed
         ledger.transient(
             MemoryKind.BUFFERS, dqkv
         )  # dq, dk and dv are stacked, then laid out as qkv is
@@ -182,17 +182,17 @@ class BlockMemory:
         newest dw, which is freed when the next one is complete. ``before``: that second value of
         the previous block.
         """
-        kept = 0
+        saved = 0
         for linear in (*reversed(self.mlp), *reversed(self.attention)):
             allocated = ledger.live[MemoryKind.GRADIENTS]
-            kept += weight_later(ledger, self.shapes, linear, first=first)
-            kept += linear.x * self.shapes.compute if self._keeps_x(linear) else 0
+            saved += weight_later(ledger, self.shapes, linear, first=first)
+            saved += linear.x * self.shapes.compute if self._keeps_x(linear) else 0
             added = ledger.live[MemoryKind.GRADIENTS] == allocated
             made = reduced_gradient_bytes(self.shapes, linear.weight) if added else 0
             ledger.allocate(MemoryKind.BUFFERS, made)
             ledger.free(MemoryKind.BUFFERS, before)
             before = made
-        return kept, before
+        return saved, before
 
     def _add(
         self, ledger: Ledger, linear: LocalLinear, run: ForwardMode, *, to: MemoryKind

@@ -67,8 +67,8 @@ class EmbeddingHeadMemory:
     @cached_property
     def kept_ids(self) -> int:
         """Bytes of ids, and of the mask of those in this rank's vocabulary, saved for backward."""
-        own = INDEX if self.whole_vocabulary else INDEX + 1
-        return self._lookups * own + self.shapes.rows(self.shapes.mode.outer) * INDEX
+        bytes_per_lookup = INDEX if self.whole_vocabulary else INDEX + 1
+        return self._lookups * bytes_per_lookup + self.shapes.rows(self.shapes.mode.outer) * INDEX
 
     def embed(self, ledger: Ledger) -> None:
         """Simulate token ids -> x, among the buffers."""

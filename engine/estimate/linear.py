@@ -84,10 +84,10 @@ def linear_backward(
     ``first``: dw becomes the weight's gradient; otherwise it is added to it. ``later``: dw is
     deferred and its inputs are saved. The caller frees x.
     """
-    c, kept = shapes.compute, shapes.settings.keep_gathers
+    c, keeps_gathers = shapes.compute, shapes.settings.keep_gathers
     dy = linear.partial_y * c if linear.axis_y.size > 1 else 0
     ledger.allocate(MemoryKind.BUFFERS, dy)
-    weight = 0 if kept else gather_weight(ledger, shapes, linear.weight)
+    weight = 0 if keeps_gathers else gather_weight(ledger, shapes, linear.weight)
     scattered(ledger, shapes, linear.x, linear.axis_x.size, c, copied=linear.on_hidden)
     if later:
         ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, dy or linear.y * c)
@@ -95,7 +95,7 @@ def linear_backward(
         return
     _weight_gradient(ledger, shapes, linear, first=first)
     ledger.free(MemoryKind.BUFFERS, dy + weight + linear.y * c)
-    if kept:
+    if keeps_gathers:
         ledger.free(MemoryKind.ACTIVATIONS, kept_gathers(shapes, linear))
 
 
@@ -103,8 +103,8 @@ def weight_later(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, fi
     """Simulate a deferred dw; return the bytes of its saved dy and gathers, which the caller frees
     after all weights."""
     _weight_gradient(ledger, shapes, linear, first=first)
-    kept = kept_gathers(shapes, linear) if shapes.settings.keep_gathers else 0
-    return linear.partial_y * shapes.compute + kept
+    gathers = kept_gathers(shapes, linear) if shapes.settings.keep_gathers else 0
+    return linear.partial_y * shapes.compute + gathers
 
 
 def kept_gathers(shapes: LocalShapes, linear: LocalLinear) -> int:

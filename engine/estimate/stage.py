@@ -115,11 +115,11 @@ class ChunkMemory:
 
     def _weights(self, *, first: bool) -> MemoryDelta:
         ledger, block = Ledger(), BlockMemory(shapes=self.shapes)
-        kept = made = 0
+        saved = made = 0
         for _ in range(self.layers):
             more, made = block.weights(ledger, made, first=first)
-            kept += more
-        ledger.free(MemoryKind.ACTIVATIONS, kept)
+            saved += more
+        ledger.free(MemoryKind.ACTIVATIONS, saved)
         ledger.free(MemoryKind.BUFFERS, made)
         return ledger.delta
 

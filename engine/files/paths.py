@@ -51,8 +51,8 @@ def not_utf8(text: str) -> str | None:
     except UnicodeEncodeError as error:
         point = ord(text[error.start])
         escaped = 0xDC80 <= point <= 0xDCFF
-        found = f"byte 0x{point - 0xDC00:02x}" if escaped else f"U+{point:04X}"
-        return f"is not UTF-8 ({found})"
+        character = f"byte 0x{point - 0xDC00:02x}" if escaped else f"U+{point:04X}"
+        return f"is not UTF-8 ({character})"
     return None
 
 

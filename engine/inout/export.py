@@ -49,8 +49,8 @@ class Exporter:
 
 def exporter(name: str) -> Exporter:
     """Return the format ``name``."""
-    found: Exporter = discover.load(EXPORTERS_PACKAGE, name).EXPORT
-    return found
+    entry: Exporter = discover.load(EXPORTERS_PACKAGE, name).EXPORT
+    return entry
 
 
 def exporter_names() -> list[str]:

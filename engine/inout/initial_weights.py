@@ -40,10 +40,10 @@ class InitialWeightsRecord:
     """Of the model's files, to detect a later change."""
 
     @classmethod
-    def of(cls, asked: Path, model: SavedModel) -> InitialWeightsRecord:
-        """Return the record of ``model``, which ``asked`` resolved to."""
+    def of(cls, requested: Path, model: SavedModel) -> InitialWeightsRecord:
+        """Return the record of ``model``, which ``requested`` resolved to."""
         path = model.path.absolute()
-        return cls(asked=str(asked), path=str(path), stamp=stamp(path))
+        return cls(asked=str(requested), path=str(path), stamp=stamp(path))
 
     def record(self, folder: RunFolder) -> None:
         """Write the record, so that a run that restarts from step 0 uses the same weights."""
@@ -62,17 +62,17 @@ class InitialWeightsRecord:
             ) from None
 
 
-def find_initial_weights(asked: Path | None, run_folder: Path | None) -> Path | None:
+def find_initial_weights(requested: Path | None, run_folder: Path | None) -> Path | None:
     """Return the path of the initial weights, or None. A run that restarts in ``run_folder`` uses
-    the path recorded there, unless ``asked`` (--init-from) names another one.
+    the path recorded there, unless ``requested`` (--init-from) names another one.
 
     Raises UserError where the recorded model has changed since.
     """
     if run_folder is None:
-        return asked
+        return requested
     recorded = InitialWeightsRecord.recorded(RunFolder(run_folder))
-    if recorded is None or (asked is not None and str(asked) != recorded.asked):
-        return asked
+    if recorded is None or (requested is not None and str(requested) != recorded.asked):
+        return requested
     path = Path(recorded.path)
     if stamp(path) != recorded.stamp:
         raise UserError(

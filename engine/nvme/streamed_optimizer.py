@@ -140,18 +140,18 @@ class StreamedOptimizer:
 
     def _update(self, pieces: Sequence[ParameterSlice], buffer: Buffer | None) -> None:
         """Run a step of ``inner`` on ``pieces`` alone."""
-        own = [(piece, self._weight(piece, buffer)) for piece in pieces]
-        own = [(piece, weight) for piece, weight in own if weight.grad is not None]
-        for piece, weight in own:
+        updated = [(piece, self._weight(piece, buffer)) for piece in pieces]
+        updated = [(piece, weight) for piece, weight in updated if weight.grad is not None]
+        for piece, weight in updated:
             stored = _stored(piece, buffer) if buffer else {}
             self.inner.state[weight] = {**piece.rest, **stored}
         self.inner.param_groups = [
-            {**group, "params": [weight for piece, weight in own if piece.group == number]}
+            {**group, "params": [weight for piece, weight in updated if piece.group == number]}
             for number, group in enumerate(self.param_groups)
         ]
         self.inner.step()
         self.inner.param_groups = self.param_groups
-        for piece, weight in own:
+        for piece, weight in updated:
             self._keep(piece, self.inner.state.pop(weight), buffer)
 
     def _weight(self, piece: ParameterSlice, buffer: Buffer | None) -> Tensor:
@@ -173,9 +173,9 @@ class StreamedOptimizer:
                 continue
             if key not in piece.states:
                 piece.states[key] = self._budget.state_offset(piece, len(piece.states)), value.dtype
-            place = _stored(piece, buffer)[key]
-            if place.data_ptr() != value.data_ptr():
-                place.copy_(value)
+            target = _stored(piece, buffer)[key]
+            if target.data_ptr() != value.data_ptr():
+                target.copy_(value)
 
 
 def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[ParameterSlice]:
@@ -190,8 +190,8 @@ def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[ParameterSlice]:
 def _stored(piece: ParameterSlice, buffer: Buffer) -> dict[str, Tensor]:
     """Return a slice's states in its group's buffer."""
     return {
-        key: buffer.tensor(place, piece.entries, dtype).view(piece.shape)
-        for key, (place, dtype) in piece.states.items()
+        key: buffer.tensor(offset, piece.entries, dtype).view(piece.shape)
+        for key, (offset, dtype) in piece.states.items()
     }
 
 

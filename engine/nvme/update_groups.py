@@ -116,12 +116,12 @@ def group_slices(
     free = budget.empty
     for whole in slices:
         for piece in _split(whole, budget, free):
-            taken = budget.slice_bytes(piece.entries, _size(piece))
-            if taken > free:
+            needed = budget.slice_bytes(piece.entries, _size(piece))
+            if needed > free:
                 groups.append([])
                 free = budget.empty
             groups[-1].append(piece)
-            free -= taken
+            free -= needed
     groups = [group for group in groups if group]
     for group in groups:
         budget.assign_offsets(group)

@@ -22,14 +22,14 @@ FAR_LARGER = 2  # times the tokenizer's size: a larger vocabulary is not explain
 def data_remarks(plan: Plan, batches: TrainBatches, *, begins: bool) -> Iterator[str]:
     """Yield the warnings, a line each. ``begins``: the run starts at step 0, so its vocabulary
     can still be changed."""
-    samples, taken = batches.corpus.train.samples, batches.global_batch
-    if samples is not None and samples < taken:
+    samples, batch = batches.corpus.train.samples, batches.global_batch
+    if samples is not None and samples < batch:
         limit = max_samples(plan.settings)
-        if limit is None or limit >= taken:  # otherwise a rule of the config has warned
+        if limit is None or limit >= batch:  # otherwise a rule of the config has warned
             yield (
-                f"warning: {plan.cite('batch_size')}: a step takes {taken:,} samples and the data "
+                f"warning: {plan.cite('batch_size')}: a step takes {batch:,} samples and the data "
                 f"has {samples:,} of {plan.settings.seq_len} tokens to train on, so it reads each "
-                f"up to {-(-taken // samples)} times; take a smaller batch or SEQ_LEN, or more data"
+                f"up to {-(-batch // samples)} times; take a smaller batch or SEQ_LEN, or more data"
             )
     if begins and batches.corpus.tokenizer is not None:
         yield from _on_vocabulary(plan, batches.corpus.tokenizer)

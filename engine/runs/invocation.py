@@ -16,9 +16,9 @@ def cuboid(
 ) -> str:
     """Return ``cuboid``, or the path of run.sh if this process runs in run.sh's environment
     (``prefix``) and that is not active: the command is not on the user's PATH then."""
-    script, own = root / "run.sh", root / ".venv"
+    script, venv = root / "run.sh", root / ".venv"
     active = environ.get("VIRTUAL_ENV") or environ.get("CONDA_PREFIX")
-    if not script.is_file() or not _same(own, prefix) or (active and _same(own, active)):
+    if not script.is_file() or not _same(venv, prefix) or (active and _same(venv, active)):
         return "cuboid"
     here = Path.cwd()
     return quote(f"./{script.relative_to(here)}" if script.is_relative_to(here) else str(script))

@@ -152,13 +152,13 @@ class RunRecord(_RecordModel):
         """Select the recorded settings that the overrides do not replace; an override of a section
         replaces all of it. The model's sizes are fixed, even if they were derived from a setting
         that is overridden."""
-        kept = {
+        recorded = {
             setting: statement.setting_source()
             for setting, statement in self.statements.items()
             if not any(tuple(statement.name.split("."))[: len(path)] == path for path in given)
         }
         if not given or "model.preset" in overriding:
-            return kept
+            return recorded
         pinned = {
             setting: SettingSource(
                 name=user_name(setting),
@@ -171,7 +171,7 @@ class RunRecord(_RecordModel):
             for setting, value in self.fixed.items()
             if setting in all_settings()
         }
-        return pinned | kept
+        return pinned | recorded
 
 
 def write_record(folder: RunFolder, plan: Plan) -> None:

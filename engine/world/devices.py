@@ -69,11 +69,11 @@ def assign_devices(
             else f"{format_ranks(sharing)} share one"
         )
         raise UserError(f"backend='nccl' needs a GPU for each rank, and {fault}; 'gloo' works")
-    own = not without and not sharing
+    gpu_per_rank = not without and not sharing
     return DeviceAssignment(
         local_ranks=tuple(local_ranks),
         local_sizes=tuple(on_machine[card.host] for card in visible),
         gpus=tuple(gpus),
-        backend=requested or ("nccl" if own and nccl else "gloo"),
+        backend=requested or ("nccl" if gpu_per_rank and nccl else "gloo"),
         warnings=tuple(warnings),
     )

@@ -117,9 +117,9 @@ class SearchSpace:
     def adds_to(self, steps: KnobSteps, other: SearchSpace, others: KnobSteps) -> bool:
         """Return whether a candidate contains another one: it changes every setting that the other
         changes, at least as far."""
-        mine, theirs, own = self.layout, other.layout, self.plan.layout
+        mine, theirs, planned = self.layout, other.layout, self.plan.layout
         farther = (
-            (mine.mode is theirs.mode or theirs.mode is own.mode or theirs.tensor == 1)
+            (mine.mode is theirs.mode or theirs.mode is planned.mode or theirs.tensor == 1)
             and (mine.tensor >= theirs.tensor and mine.pipeline >= theirs.pipeline)
             and mine.gpus >= theirs.gpus
         )
@@ -161,10 +161,10 @@ def on_gpus(plan: Plan) -> list[SearchSpace]:
     ]
 
 
-def _is_plain(layout: Layout, own: Layout) -> bool:
+def _is_plain(layout: Layout, planned: Layout) -> bool:
     """Return whether the depth makes a mode equal to another: depth 1 is 2d, a depth of all ranks
     is data parallelism."""
-    by_depth = layout.mode.uses_depth and layout.mode is not own.mode
+    by_depth = layout.mode.uses_depth and layout.mode is not planned.mode
     return by_depth and layout.depth in (1, layout.tensor)
 
 
@@ -184,35 +184,35 @@ def _layouts(plan: Plan, *, exactly: bool = True) -> Iterator[tuple[Layout, int]
     On the plan's GPUs the global batch is kept, ``exactly`` or rounded up, and other modes are
     tried. With more GPUs the samples of a rank are kept, so further copies add samples.
     """
-    own = plan.layout
+    planned = plan.layout
     pieces = plan.settings.model.n_layer // plan.settings.model.num_chunks
-    gpus = own.gpus
+    gpus = planned.gpus
     while gpus <= MOST_GPUS:
         for tensor, pipeline in product(_divisors(gpus), _divisors(pieces)):
             data, rest = divmod(gpus, tensor * pipeline)
             if rest:
                 continue
-            batch_size, uneven = divmod(plan.settings.batch_size * own.data, data)
-            if gpus > own.gpus:
-                if tensor % own.tensor or pipeline % own.pipeline or data % own.data:
+            batch_size, uneven = divmod(plan.settings.batch_size * planned.data, data)
+            if gpus > planned.gpus:
+                if tensor % planned.tensor or pipeline % planned.pipeline or data % planned.data:
                     continue
                 batch_size, uneven = plan.settings.batch_size, 0
             if uneven and exactly:
                 continue
             batch_size += bool(uneven)
-            for mode, depth in _modes(own, tensor, added=gpus > own.gpus):
+            for mode, depth in _modes(planned, tensor, added=gpus > planned.gpus):
                 layout = Layout(mode=mode, tensor=tensor, pipeline=pipeline, data=data, depth=depth)
                 yield layout, batch_size
         gpus *= 2
 
 
-def _modes(own: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int]]:
+def _modes(planned: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int]]:
     """Yield the modes, each with a depth, that can shard tensors over ``tensor`` ranks; only the
     plan's own mode if GPUs are ``added``."""
     if tensor == 1:
-        yield (own.mode, own.depth) if own.tensor == 1 else (modes()["serial"], 1)
+        yield (planned.mode, planned.depth) if planned.tensor == 1 else (modes()["serial"], 1)
         return
-    keeps = own.mode if own.tensor > 1 else modes()["1d"]
+    keeps = planned.mode if planned.tensor > 1 else modes()["1d"]
     for mode in modes().values():
         if mode.name == "serial" or (added and mode is not keeps):
             continue
@@ -221,14 +221,18 @@ def _modes(own: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int
                 yield mode, depth
 
 
-def _layout_cost(own: Layout, other: Layout, *, gpus_given: bool) -> float:
-    pairs = [(own.tensor, other.tensor), (own.pipeline, other.pipeline), (own.gpus, other.gpus)]
+def _layout_cost(planned: Layout, other: Layout, *, gpus_given: bool) -> float:
+    pairs = [
+        (planned.tensor, other.tensor),
+        (planned.pipeline, other.pipeline),
+        (planned.gpus, other.gpus),
+    ]
     cost = sum(1 + STEP * abs(log2(b / a)) for a, b in pairs if a != b)
-    if other.mode not in (own.mode, modes()["1d"], modes()["serial"]) or (
-        own.tensor > 1 and other.mode is not own.mode
+    if other.mode not in (planned.mode, modes()["1d"], modes()["serial"]) or (
+        planned.tensor > 1 and other.mode is not planned.mode
     ):
         cost += 1
-    more = other.gpus > own.gpus
+    more = other.gpus > planned.gpus
     return cost + UNASKED_GPUS * (more and gpus_given)
 
 
@@ -261,8 +265,8 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
         return -(-samples // multiple) * multiple
 
     largest = {padded(n): n for n in _divisors(batch_size) if padded(n) <= padded(plan.micro_batch)}
-    own = layout == plan.layout
-    first = plan.micro_batch if own else largest[max(largest)]
+    is_planned = layout == plan.layout
+    first = plan.micro_batch if is_planned else largest[max(largest)]
     sizes = [first]
     for size, samples in sorted(largest.items(), reverse=True):
         if size <= padded(sizes[-1]) / 2 or (size < padded(sizes[-1]) and size == min(largest)):

@@ -191,15 +191,15 @@ def _some(rows: Sequence[list[StageEstimate]]) -> Iterator[list[StageEstimate] |
     for omitted rows."""
     last = len(rows) - 1
     largest = max(range(len(rows)), key=lambda row: rows[row][0].memory.total)
-    kept = {
+    shown = {
         row
         for row in range(len(rows))
         if last < MOST_ROWS or row == largest or min(row, last - row) < MOST_ROWS // 2 - 1
     }
     for row, stages in enumerate(rows):
-        if row in kept:
+        if row in shown:
             yield stages
-        elif row - 1 in kept:
+        elif row - 1 in shown:
             yield None
 
 

@@ -54,8 +54,8 @@ def rect(
     radius: float = 0,
     **style: str,
 ) -> Element:
-    place = {"x": x, "y": y, "width": width, "height": height, "rx": radius}
-    return SubElement(parent, "rect", _numbers(place) | _names(style))
+    geometry = {"x": x, "y": y, "width": width, "height": height, "rx": radius}
+    return SubElement(parent, "rect", _numbers(geometry) | _names(style))
 
 
 def polygon(parent: Element, points: Sequence[Point], **style: str) -> Element:
@@ -64,8 +64,8 @@ def polygon(parent: Element, points: Sequence[Point], **style: str) -> Element:
 
 
 def line(parent: Element, start: Point, end: Point, **style: str) -> Element:
-    place = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
-    return SubElement(parent, "line", _numbers(place) | {"stroke": LINE} | _names(style))
+    geometry = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
+    return SubElement(parent, "line", _numbers(geometry) | {"stroke": LINE} | _names(style))
 
 
 def arrow(parent: Element, start: Point, end: Point) -> None:

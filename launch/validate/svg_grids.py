@@ -71,10 +71,10 @@ class TileGrid:
             above = top + row * (high + self.gap)
             label(parent, left - 8, above + high / 2, name, size=SMALL, anchor="end", fill=GREY)
             for column, rank in enumerate(self._plane.ranks[row]):
-                place = left + column * (wide + self.gap)
+                left_edge = left + column * (wide + self.gap)
                 tile = _gpu(parent, layout, rank)
-                rect(tile, place, above, wide, high, radius=6, fill=colour)
-                _rank(tile, place + wide / 2, above + high / 2, rank, self._number)
+                rect(tile, left_edge, above, wide, high, radius=6, fill=colour)
+                _rank(tile, left_edge + wide / 2, above + high / 2, rank, self._number)
 
 
 @dataclass(frozen=True)

@@ -198,9 +198,9 @@ class Axis:
         others = [(self.index + step) % self.size for step in range(1, self.size)]
         works = [dist.irecv(receive[j], group=self.group, group_src=j) for j in others]
         works += [dist.isend(send[j], group=self.group, group_dst=j) for j in others]
-        own = receive[self.index]
-        if own.data_ptr() != send[self.index].data_ptr():
-            own.copy_(send[self.index])
+        own_part = receive[self.index]
+        if own_part.data_ptr() != send[self.index].data_ptr():
+            own_part.copy_(send[self.index])
         return Handle(axis=self, works=works)
 
     def _wait(self, work: dist.Work) -> None:

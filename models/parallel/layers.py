@@ -260,8 +260,8 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         generator = torch.Generator(x.device).manual_seed(derive_seed(seed, *self.keys))
-        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
-        return x * kept.div_(1 - self.p)
+        mask = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
+        return x * mask.div_(1 - self.p)
 
 
 class TokenScatter(torch.autograd.Function):

@@ -57,8 +57,10 @@ class Head:
         scatters = parallel.axis(up.scatter_y)
         for start in range(0, rows, size):
             chunk = slice(start, min(start + size, rows))
-            own = parallel.rows(tokens, parallel.mode.outer.tokens).start
-            number = torch.arange(own + chunk.start, own + chunk.stop, device=parallel.device)
+            first_row = parallel.rows(tokens, parallel.mode.outer.tokens).start
+            number = torch.arange(
+                first_row + chunk.start, first_row + chunk.stop, device=parallel.device
+            )
             if gathers:  # the gathered axis varies fastest, so its blocks are ``rows`` apart
                 first = number - gathers.index * rows
                 number = torch.cat([first + block * rows for block in range(gathers.size)])

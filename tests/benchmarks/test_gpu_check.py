@@ -182,8 +182,8 @@ def test_failed_case_does_not_stop_the_check_and_a_kill_leaves_the_finished_rows
         log = (check.folder / "logs" / "2d.txt").read_text()
         assert "a planted fault" in log
         cases_done = [row["case"] for row in check.rows()]
-        told = check.lines()[1 : 1 + len(cases_done)]  # the summary may have been written, too
-        assert [line.split()[0] for line in told] == cases_done
+        rows = check.lines()[1 : 1 + len(cases_done)]  # the summary may have been written, too
+        assert [line.split()[0] for line in rows] == cases_done
 
 
 def test_cases_without_time_left_are_reported_as_not_run(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.engine.inout.support import SIZES, drawn, trained
 WORDS = Char("".join(sorted({*"The quick brown fox"})))
 
 
-def told(tmp_path: Path, factor: float = 1.0) -> list[str]:
+def printed(tmp_path: Path, factor: float = 1.0) -> list[str]:
     """Return the output for a run whose weights are random, multiplied by ``factor``."""
     folder, model = RunFolder(tmp_path), trained(tokenizer=tokenizer.dump(WORDS))
     numbers = {name: tensor * factor for name, tensor in drawn(SIZES).items()}
@@ -47,18 +47,18 @@ def closing(folder: RunFolder) -> list[str]:
 
 
 def test_a_sample_of_text_is_printed(tmp_path: Path) -> None:
-    title, sample = told(tmp_path)
+    title, sample = printed(tmp_path)
     assert "A sample" in title
     assert sample.startswith("The ")
 
 
 def test_a_large_model_is_not_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_of_run, "SAMPLE_BYTES", 1000)
-    assert told(tmp_path) == []
+    assert printed(tmp_path) == []
 
 
 def test_a_model_that_overflows_is_not_sampled(tmp_path: Path) -> None:
-    assert told(tmp_path, torch.inf) == []
+    assert printed(tmp_path, torch.inf) == []
 
 
 def test_a_stopped_run_prints_the_command_that_continues_it(tmp_path: Path) -> None:

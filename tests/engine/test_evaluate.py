@@ -158,12 +158,12 @@ def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
 )
 def test_every_layout_gives_the_result_of_full_logits(folder: Path, size: int, name: str) -> None:
     for subject in SUBJECTS:
-        wanted = plainly(folder, subject)
-        assert 0 < wanted["top_1"] < wanted["top_10"] < 1
+        expected = plainly(folder, subject)
+        assert 0 < expected["top_1"] < expected["top_10"] < 1
         for found in evaluations(folder, size):
             one = found[name, subject]
             assert (one.step, one.split, one.last_n) == (20, subject.split, subject.last_n)
-            for key, value in wanted.items():
+            for key, value in expected.items():
                 exact = key in ("samples", "targets", "bytes", "top_1", "top_10")
                 tolerance = 0 if exact else 1e-12
                 assert getattr(one, key) == pytest.approx(value, rel=tolerance, abs=0), key

@@ -71,10 +71,10 @@ def job(tmp_path: Path) -> Job:
 
 def good_checkpoints(job: Job) -> list[int]:
     """Return the steps of the checkpoints, after verifying all of them."""
-    shelf = CheckpointDirectory(RunFolder(job.folder / RUN).checkpoints)
-    for step in shelf.steps():
-        assert SavedCheckpoint(shelf.folder(step)).verify() == []
-    return shelf.steps()
+    directory = CheckpointDirectory(RunFolder(job.folder / RUN).checkpoints)
+    for step in directory.steps():
+        assert SavedCheckpoint(directory.folder(step)).verify() == []
+    return directory.steps()
 
 
 DEAD = r"is dead: killed, or out of memory"

@@ -78,14 +78,14 @@ def test_greedy_ids_equal_those_of_transformers() -> None:
     left = theirs.load_state_dict(dict(state), strict=False)
     assert (left.missing_keys, left.unexpected_keys) == (["lm_head.weight"], [])  # it is tied
     prompt, tokens = torch.tensor([PROMPT]), 16 - len(PROMPT)
-    wanted = theirs.generate(
+    expected = theirs.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         do_sample=False,
         max_new_tokens=tokens,
         pad_token_id=0,
     )[0, len(PROMPT) :]
-    assert ids_of(model, PROMPT, replace(GREEDY, tokens=tokens)) == wanted.tolist()
+    assert ids_of(model, PROMPT, replace(GREEDY, tokens=tokens)) == expected.tolist()
 
 
 def test_nan_weights_fail_in_one_line() -> None:
@@ -137,10 +137,12 @@ LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()  # of these probabilities
     ],
 )
 def test_probabilities_follow_temperature_top_k_and_top_p(
-    more: dict[str, Any], wanted: list[float]
+    more: dict[str, Any], expected: list[float]
 ) -> None:
     found = probabilities(LOGITS, SamplingOptions(**more))
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0
+    )
 
 
 def test_ties_prefer_the_lower_id() -> None:
@@ -162,7 +164,7 @@ def test_sampled_frequencies_match_the_probabilities() -> None:
     )
     assert draws.keys() <= {int(n) for n in p.nonzero()}
     expected = {n: float(p[n]) * count for n in map(int, p.nonzero())}
-    square = sum((draws[n] - wanted) ** 2 / wanted for n, wanted in expected.items())
+    square = sum((draws[n] - expected) ** 2 / expected for n, expected in expected.items())
     assert square < 29.9  # the 99.99th percentile of chi-squared with 7 degrees of freedom
 
 

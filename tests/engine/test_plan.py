@@ -137,9 +137,9 @@ def test_fingerprint_depends_on_the_settings_only(tmp_path: Path) -> None:
 
 def test_plan_cites_settings_as_written(tmp_path: Path) -> None:
     found = plan(tmp_path, "parallel = dict(\n    tensor=dict(size=2, mode='1d'))\n")
-    place = tmp_path / "config.py"
-    assert found.cite("tensor_parallel") == f"{place}:2: parallel.tensor.size=2"
-    assert found.cite("data.path") == f"{place}: data.path=None"
+    path = tmp_path / "config.py"
+    assert found.cite("tensor_parallel") == f"{path}:2: parallel.tensor.size=2"
+    assert found.cite("data.path") == f"{path}: data.path=None"
 
 
 def test_resolved_settings_are_json(tmp_path: Path) -> None:

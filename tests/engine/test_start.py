@@ -31,10 +31,10 @@ from tests.support.jobs import RUN, TINY, Ended, Job, checkpoints_of, digest, ru
 
 
 def job(folder: Path, *overrides: str, resume: str = "none", **more: Any) -> Job:
-    asked = StartOptions(
+    options = StartOptions(
         resume=resume, output=more.pop("output", RUN), new_data=more.pop("new_data", False)
     )
-    return Job(folder=folder, overrides=overrides, options=asked, **more)
+    return Job(folder=folder, overrides=overrides, options=options, **more)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def test_a_finished_run_has_nothing_left_to_train(folder):
         "run is finished at step 6: MAX_STEPS=N, with N above 6, trains it further; "
         "--init-from run starts a new run with its weights\n"
     )
-    moved, told, *_ = auto[0].out.splitlines(keepends=True)
+    moved, outcome, *_ = auto[0].out.splitlines(keepends=True)
     assert re.fullmatch(r"run is a run of .*/tiny.py; it continues with .*/tiny.py\n", moved)
-    assert told == finished
+    assert outcome == finished
     assert (named[0].error, named[0].err) == ("UserError", finished)
     assert (folder / RUN / "log.jsonl").read_text() == before
     assert checkpoints_of(folder).steps() == [2, 4, 6]

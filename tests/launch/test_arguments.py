@@ -101,13 +101,13 @@ def test_init_from_with_resume_is_rejected(tmp_path):
     parser = Parser(prog="train")
     add_run(parser)
 
-    def told(*argv: str) -> StartOptions:
+    def parsed(*argv: str) -> StartOptions:
         return start_options(parser.parse_args([*argv, f"--init-from={tmp_path}"]))
 
-    assert told().init_from == tmp_path
-    assert told("--resume=auto").resume == "auto"
+    assert parsed().init_from == tmp_path
+    assert parsed("--resume=auto").resume == "auto"
     with pytest.raises(UserError) as caught:
-        told("--resume=runs/x")
+        parsed("--resume=runs/x")
     assert str(caught.value) == (
         f"--resume=runs/x continues a run, but --init-from={tmp_path} starts a new one: pass only "
         "one of them"
@@ -156,8 +156,11 @@ def test_positional_paths_are_expanded_and_checked(
     with pytest.raises(UserError, match=r"^'\\udcff' is not UTF-8 \(byte 0xff\); rename it$"):
         parse("\udcff seed=1")
     os.mkfifo(tmp_path / "pipe")
-    for name, told in (("pipe", "is a named pipe; a folder is needed"), ("no", "does not exist")):
-        with pytest.raises(UserError, match=told):
+    for name, expected in (
+        ("pipe", "is a named pipe; a folder is needed"),
+        ("no", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=expected):
             run_and_overrides(argparse.Namespace(words=[str(tmp_path / name)]))
 
 
@@ -186,13 +189,13 @@ def test_named_pipe_is_rejected_in_one_line_without_waiting(
     )
     (tmp_path / "gpt.py").write_text(config)
     assert cli.main(line.split(), {}) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "pipe" in told
-    assert "is a named pipe; " in told or "is not a folder" in told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pipe" in line
+    assert "is a named pipe; " in line or "is not a folder" in line
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("generate --max-tokens 100", "did you mean --tokens?"),
         ("generate --topk 3", "did you mean --top-k?"),
@@ -205,12 +208,12 @@ def test_named_pipe_is_rejected_in_one_line_without_waiting(
         ("train -n 4 a.py", "cuboid train --help lists them"),
     ],
 )
-def test_unknown_option_is_rejected_with_a_suggestion(line, told, capsys):
+def test_unknown_option_is_rejected_with_a_suggestion(line, expected, capsys):
     assert cli.main(line.split()) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"cuboid {line.split()[0]}: -")
     assert "is not an option" in message
-    assert message.endswith(f"{told}\n")
+    assert message.endswith(f"{expected}\n")
     assert message.count("\n") == 1
 
 

@@ -99,7 +99,7 @@ PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (None, 0, ""),
         (UserError("not like this"), 2, "not like this\n"),
@@ -110,7 +110,7 @@ PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")
         (OSError(errno.ENOSPC, "No space", "/dev/full"), 1, FULL_DISK),
     ],
 )
-def test_each_error_has_its_exit_code_and_message(monkeypatch, capsys, error, code, told):
+def test_each_error_has_its_exit_code_and_message(monkeypatch, capsys, error, code, message):
     command = ModuleType("fake", "A command.")
 
     def run(args, environ):
@@ -125,7 +125,7 @@ def test_each_error_has_its_exit_code_and_message(monkeypatch, capsys, error, co
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage[str(path)])
     assert cli.main(["settings"], {"HOME": "here"}) == code
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", told)
+    assert (captured.out, captured.err) == ("", message)
 
 
 def test_closed_pipe_prints_no_traceback():

@@ -178,9 +178,9 @@ def test_bytes_for_one_disk_are_summed(folder, problems, monkeypatch):
         monkeypatch.setattr(
             shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free)
         )
-        told = problems(*layout, text=NVME, found=found, gpus=8)
-        assert len(told) == count
-    assert told == [
+        reported = problems(*layout, text=NVME, found=found, gpus=8)
+        assert len(reported) == count
+    assert reported == [
         "command line: zero.nvme_path='nvme': not enough disk space: 475 MiB of weights and "
         "48 GiB of offloaded state to write, 48.5 GiB free"
     ]
@@ -205,19 +205,19 @@ def test_predicted_checkpoint_has_weights_and_optimizer_states(folder, problems,
         for missing in (0, 1):
             free = SimpleNamespace(free=copies * weights - missing)
             monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: free)
-            told = problems(*overrides)
-            assert len(told) == missing
-        assert ("of a checkpoint" in told[0]) == bool(overrides)
+            reported = problems(*overrides)
+            assert len(reported) == missing
+        assert ("of a checkpoint" in reported[0]) == bool(overrides)
 
 
 @pytest.mark.parametrize(("memory", "count"), [(4 * 13 * GIB, 0), (4 * 13 * GIB - 1, 1)])
 def test_ranks_on_cpus_share_host_memory(problems, memory, count):
     found = made_up(Memory(parameters=5 * GIB, host=GIB), Memory(activations=7 * GIB))
     layout = ["PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d"]
-    told = problems(*layout, found=found, machine=Machine(gpus=0, memory=memory), gpus=8)
-    assert len(told) == count
-    if told:
-        assert told == [
+    reported = problems(*layout, found=found, machine=Machine(gpus=0, memory=memory), gpus=8)
+    assert len(reported) == count
+    if reported:
+        assert reported == [
             "gpt.py: without GPUs all ranks together need 52 GiB of host memory, but this "
             "machine has 52 GiB"
         ]
@@ -276,21 +276,21 @@ def test_problem_is_listed_under_its_check(folder, environ):
 def test_compile_on_a_cpu_requires_a_compiler(folder, environ, monkeypatch):
     compiled = plan(write(folder, CONFIG), "compile=True", "data.type=synthetic")
 
-    def told(machine: Machine, **more: str) -> list[str]:
+    def reported(machine: Machine, **more: str) -> list[str]:
         return problems_of(checks_here(compiled, SMALL, machine, {**environ, **more}))
 
     working = folder / "c++"
     working.write_text("#!/bin/sh\nexit 0\n")
     working.chmod(0o755)
-    assert told(ROOMY, CXX=str(working)) == []
-    (problem,) = told(ROOMY, CXX="no-such-compiler")
+    assert reported(ROOMY, CXX=str(working)) == []
+    (problem,) = reported(ROOMY, CXX="no-such-compiler")
     assert problem.startswith(
         "command line: compile=True needs a C++ compiler, and no-such-compiler, which CXX names, "
     )
     on_gpu = Machine(gpus=1, memory=1024 * GIB, gpu_memory=80 * GIB)
-    assert told(on_gpu, CXX="no-such-compiler") == []
+    assert reported(on_gpu, CXX="no-such-compiler") == []
     monkeypatch.setenv("PATH", str(folder))  # where inductor's own choice is looked for
-    (problem,) = told(ROOMY)
+    (problem,) = reported(ROOMY)
     assert "and g++ does not run here" in problem
     plain = plan(folder / "gpt.py", "data.type=synthetic")
     assert problems_of(checks_here(plain, SMALL, ROOMY, environ)) == []

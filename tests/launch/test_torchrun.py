@@ -201,8 +201,10 @@ def test_killed_rank_is_named(
     victim.kill()
     _, err = process.communicate()
     assert process.returncode == 1
-    told = rf"step \d+: rank 0 \(process {victim.pid} on .*\) is dead: killed, or out of memory\n"
-    assert re.fullmatch(told, err), err
+    expected = (
+        rf"step \d+: rank 0 \(process {victim.pid} on .*\) is dead: killed, or out of memory\n"
+    )
+    assert re.fullmatch(expected, err), err
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["message"]) == ("failed", err.rstrip())
 

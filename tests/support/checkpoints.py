@@ -88,7 +88,7 @@ class Trainee:
             losses.append(self.stepper.run(step, shares, targets=count, lr=LR).loss)
         return losses
 
-    def save(self, shelf: CheckpointDirectory, step: int, **more: Any) -> None:
+    def save(self, directory: CheckpointDirectory, step: int, **more: Any) -> None:
         world = self.stepper.world
         state = {
             **state_dict.model_tensors(self.model),
@@ -97,7 +97,7 @@ class Trainee:
         }
         group = world.group or dist.group.WORLD
         training = training_at(step, **more)
-        save(shelf, state, training, layout=layout_of(self.run), group=group)
+        save(directory, state, training, layout=layout_of(self.run), group=group)
 
     def load(self, stored: SavedCheckpoint) -> None:
         stored.load_model(self.model)
@@ -107,13 +107,15 @@ class Trainee:
         """Return parameters and optimizer states, gathered by their shards alone."""
         world = self.stepper.world.size
         parameters = dict(self.model.named_parameters())
-        found = gathered(self.model, {name: p.detach() for name, p in parameters.items()}, world)
+        tensors = gathered(self.model, {name: p.detach() for name, p in parameters.items()}, world)
         optimizer = self.stepper.optimizer
         assert isinstance(optimizer, ResidentOptimizer)
         for key in ("exp_avg", "exp_avg_sq"):
             states = {name: optimizer.inner.state[p][key] for name, p in parameters.items()}
-            found |= {f"{name}.{key}": t for name, t in gathered(self.model, states, world).items()}
-        return found
+            tensors |= {
+                f"{name}.{key}": t for name, t in gathered(self.model, states, world).items()
+            }
+        return tensors
 
 
 def write(rank: int, size: int, run: TrainingCase, path: Path, steps: int = 2) -> None:

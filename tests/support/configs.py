@@ -40,25 +40,25 @@ def read_safely(folder: Path, data: bytes, overrides: Sequence[str] = ()) -> Doc
     """Read ``data``; fail on any exception but ConfigError."""
     path = folder / "config.py"
     path.write_bytes(data)
-    found: Document | ConfigError
+    outcome: Document | ConfigError
     with watched() as happened:
         start = time.thread_time()
         try:
-            found = read(path, overrides, {"HOME": "/", "SIZE": "3"})
+            outcome = read(path, overrides, {"HOME": "/", "SIZE": "3"})
         except ConfigError as error:
-            found = error
-        taken = time.thread_time() - start
+            outcome = error
+        seconds = time.thread_time() - start
     assert happened == []
-    assert taken < 10  # a thousandth is usual
+    assert seconds < 10  # a thousandth is usual
     assert sorted(folder.iterdir()) == [path]
-    if isinstance(found, Document):
-        assert are_plain(found.values)
-        return found
-    assert found.problems
-    for problem in found.problems:
+    if isinstance(outcome, Document):
+        assert are_plain(outcome.values)
+        return outcome
+    assert outcome.problems
+    for problem in outcome.problems:
         assert str(problem).isprintable()
         assert len(str(problem)) < 1000
-    return found
+    return outcome
 
 
 def are_plain(value: object) -> bool:

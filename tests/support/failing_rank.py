@@ -19,11 +19,13 @@ from engine.world.distributed import open_world
 
 
 def main(config: str, attempts: int) -> int:
-    place = find_launch_info(os.environ)
-    if place.attempt and place.rank == 0:
+    launch_info = find_launch_info(os.environ)
+    if launch_info.attempt and launch_info.rank == 0:
         time.sleep(1)  # the others come first, and must not find the last attempt's store
     try:
-        with open_world(lambda: make_plan(config, gpus=place.size, environ={}), place) as world:
+        with open_world(
+            lambda: make_plan(config, gpus=launch_info.size, environ={}), launch_info
+        ) as world:
             total = world.axes["world"].all_reduce(torch.ones(1))
             world.first_step_done()
             world.print_rank_0(

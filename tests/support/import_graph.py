@@ -27,14 +27,14 @@ def path_to(graph: Graph, start: str, target: str) -> list[str] | None:
 
     Importing a module runs the packages around it, so their imports count as its own.
     """
-    seen, chains = {start}, [[start]]
+    visited, chains = {start}, [[start]]
     while chains:
         chain = chains.pop(0)
         for name in sorted(_all_imports(graph, chain[-1])):
             if name == target or name.startswith(target + "."):
                 return [*chain, name]
-            if name in graph and name not in seen:
-                seen.add(name)
+            if name in graph and name not in visited:
+                visited.add(name)
                 chains.append([*chain, name])
     return None
 

@@ -134,14 +134,14 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(job.folder)
     launcher = "by hand" if job.launch is None else "Slurm"
-    place = LaunchInfo(
+    launch_info = LaunchInfo(
         rank=rank, size=size, host=LOOPBACK, port=port, launcher=launcher, launch_id=job.launch
     )
 
     def plan() -> Any:
         return make_plan("tiny.py", gpus=size, overrides=job.overrides, environ={})
 
-    out, fault = io.StringIO(), parse_fault(job.fault, rank, place.attempt)
+    out, fault = io.StringIO(), parse_fault(job.fault, rank, launch_info.attempt)
     batches: dict[int, list[str]] = {}
     ended = ""
     with (
@@ -155,7 +155,7 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
             again = restart_of_launch(
                 name="tiny", size=size, overrides=job.overrides, options=job.options
             )
-            with open_world(plan, place, restart=again) as world, job.planted(world):
+            with open_world(plan, launch_info, restart=again) as world, job.planted(world):
                 fault = fault or witness(job.fault, world)
                 train(world, world.plan, job.options, cache=job.folder / "cache", fault=fault)
         except (UserError, RunError) as error:
@@ -210,9 +210,9 @@ def digest(batch: Batch) -> str:
 
 def _recorded(read: Callable[..., Batch], batches: dict[int, list[str]]) -> Callable[..., Batch]:
     def batch(self: TrainBatches, step: int, turn: int, data_rank: int) -> Batch:
-        found = read(self, step, turn, data_rank)
-        batches.setdefault(step, []).append(digest(found))
-        return found
+        read_batch = read(self, step, turn, data_rank)
+        batches.setdefault(step, []).append(digest(read_batch))
+        return read_batch
 
     return batch
 
@@ -220,7 +220,7 @@ def _recorded(read: Callable[..., Batch], batches: dict[int, list[str]]) -> Call
 def _mortal(healthy: Callable[..., StepResult], job: Job) -> Callable[..., StepResult]:
     def step(self: Trainer, step: int, **more: Any) -> StepResult:
         outcome = healthy(self, step, **more)
-        if step == job.dies:  # weights are new, and nothing has been told or saved of it
+        if step == job.dies:  # weights are new, and the step is neither logged nor saved
             while job.dies_saved and not saved():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)

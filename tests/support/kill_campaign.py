@@ -150,11 +150,11 @@ class Campaign:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the log, without an incomplete one."""
-        found = []
+        rows = []
         for line in self.run.log.read_text().splitlines() if self.run.log.exists() else []:
             with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+                rows.append(json.loads(line))
+        return rows
 
     @property
     def step(self) -> int:
@@ -174,14 +174,14 @@ def same_end(one: Campaign, other: Campaign) -> None:
     ours, theirs = (
         SavedCheckpoint(campaign.checkpoints.folder(campaign.steps)) for campaign in (one, other)
     )
-    found, expected = everything(ours), everything(theirs)
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    actual, expected = everything(ours), everything(theirs)
+    assert actual.keys() == expected.keys()
+    assert [name for name in actual if not torch.equal(actual[name], expected[name])] == []
     aside: dict[str, object] = {"settings": {}}  # they may save in another way
     assert ours.training.model_copy(update=aside) == theirs.training.model_copy(update=aside)
-    told = [
+    logs = [
         [(row["step"], row["loss"], row["grad_norm"], row["tokens"]) for row in campaign.rows()]
         for campaign in (one, other)
     ]
-    assert told[0] == told[1]
-    assert [step for step, *_ in told[0]] == list(range(1, one.steps + 1))
+    assert logs[0] == logs[1]
+    assert [step for step, *_ in logs[0]] == list(range(1, one.steps + 1))

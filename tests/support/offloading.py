@@ -48,7 +48,7 @@ def open_offloaded(rank: int, *, weights: bool) -> Iterator[Offloaded]:
     with ExitStack() as stack:
         root = stack.enter_context(tempfile.TemporaryDirectory(prefix="disk-"))
         disk = stack.enter_context(open_disk(Path(root), f"job-rank{rank}"))
-        kept = WeightsOnDisk(disk=disk, prefetch_bytes=MEMORY) if weights else None
-        if kept:
-            stack.callback(kept.close)
-        yield Offloaded(disk, kept, stack)
+        on_disk = WeightsOnDisk(disk=disk, prefetch_bytes=MEMORY) if weights else None
+        if on_disk:
+            stack.callback(on_disk.close)
+        yield Offloaded(disk, on_disk, stack)

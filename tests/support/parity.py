@@ -36,5 +36,5 @@ class Parity:
 
     def check(self, run: TrainingCase) -> None:
         """Check that losses, norms and parameters of ``run`` equal those of one process."""
-        result, wanted = self.trained(run.layout.gpus)[run], self.trained(1)[run.alone]
-        assert_same(result, wanted, TOLERANCE[run.compute or run.dtype])
+        result, reference = self.trained(run.layout.gpus)[run], self.trained(1)[run.alone]
+        assert_same(result, reference, TOLERANCE[run.compute or run.dtype])

@@ -191,9 +191,11 @@ def padding_of_the_vocabulary_has_a_share_of_the_softmax() -> Iterator[None]:
 def targets_are_looked_up_at_the_wrong_offset() -> Iterator[None]:
     healthy = loss.cross_entropy
 
-    def shifted(logits: Tensor, targets: Tensor, scale: float, head: Any, wanted: bool) -> Any:
+    def shifted(
+        logits: Tensor, targets: Tensor, scale: float, head: Any, needs_gradient: bool
+    ) -> Any:
         box = replace(head.shard, offset=(0, 0))
-        return healthy(logits, targets, scale, replace(head, shard=box), wanted)
+        return healthy(logits, targets, scale, replace(head, shard=box), needs_gradient)
 
     with patch.object(loss, "cross_entropy", shifted):
         yield
@@ -265,10 +267,10 @@ def flipped(wrong: str) -> Callable[..., Tensor]:
 def a_reduce_scatter_adds_nothing() -> Iterator[None]:
     healthy = Axis.reduce_scatter
 
-    def own(self: Axis, x: Tensor) -> Tensor:
+    def local_part(self: Axis, x: Tensor) -> Tensor:
         return x[self.index].clone() if self.group else healthy(self, x)
 
-    with patch.object(Axis, "reduce_scatter", own):
+    with patch.object(Axis, "reduce_scatter", local_part):
         yield
 
 

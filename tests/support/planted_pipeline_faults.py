@@ -84,15 +84,15 @@ def messages_of_micro_batches_are_crossed() -> Iterator[None]:
 
 
 def _crossed(items: list[Action | P2POp]) -> list[Action | P2POp]:
-    places = [
-        place
-        for place, item in enumerate(items)
+    positions = [
+        position
+        for position, item in enumerate(items)
         if isinstance(item, P2POp) and item.direction == "receive" and item.payload == "forward"
     ][:2]
-    if len(places) == 2 and not any(isinstance(item, Action) for item in items[: places[1]]):
-        one, other = (items[place] for place in places)
-        items[places[0]] = replace(one, micro_batch=other.micro_batch)
-        items[places[1]] = replace(other, micro_batch=one.micro_batch)
+    if len(positions) == 2 and not any(isinstance(item, Action) for item in items[: positions[1]]):
+        one, other = (items[position] for position in positions)
+        items[positions[0]] = replace(one, micro_batch=other.micro_batch)
+        items[positions[1]] = replace(other, micro_batch=one.micro_batch)
     return items
 
 

@@ -52,13 +52,13 @@ def all_by_hand(
     with contextlib.ExitStack() as held:
         for program, arguments in commands:
             port = held.enter_context(free_port())
-            place = [f"--host={LOOPBACK}", f"--port={port}", f"--world_size={ranks}"]
-            places = [[*place, f"--rank={rank}"] if ranks > 1 else [] for rank in range(ranks)]
+            common = [f"--host={LOOPBACK}", f"--port={port}", f"--world_size={ranks}"]
+            by_rank = [[*common, f"--rank={rank}"] if ranks > 1 else [] for rank in range(ranks)]
             launches.append(
-                [Start(program=program, arguments=[*arguments, *more]) for more in places]
+                [Start(program=program, arguments=[*arguments, *more]) for more in by_rank]
             )
-        found: list[list[Left]] = run_world(ranks, ranks_of, launches, folder, open_group=False)
-        return found
+        results: list[list[Left]] = run_world(ranks, ranks_of, launches, folder, open_group=False)
+        return results
 
 
 def run_ranks(starts: Sequence[Start], folder: Path) -> list[Left]:

@@ -71,15 +71,19 @@ def pretended(rank: int, size: int) -> Iterator[None]:
 
 def lonely_axes(layout: Layout, rank: int) -> dict[str, Axis]:
     """Return a rank's axes, with groups if a process group is open."""
-    own = tuple(layout.tensor_axes)
-    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
-    found, traffic = {}, Traffic()
-    for name, along in (wanted | {"tensor": own, "world": tuple(layout.axes)}).items():
+    tensor_axes = tuple(layout.tensor_axes)
+    axes_by_name: dict[str, tuple[str, ...]] = {
+        axis: (axis,) for axis in ("data", "pipeline", *tensor_axes)
+    }
+    axes, traffic = {}, Traffic()
+    for name, along in (
+        axes_by_name | {"tensor": tensor_axes, "world": tuple(layout.axes)}
+    ).items():
         ranks = next(ranks for ranks in layout.groups(*along) if rank in ranks)
         group = dist.new_group(ranks) if dist.is_initialized() and len(ranks) > 1 else None
         index = ranks.index(rank)
-        found[name] = Axis(name=name, size=len(ranks), index=index, group=group, traffic=traffic)
-    return found
+        axes[name] = Axis(name=name, size=len(ranks), index=index, group=group, traffic=traffic)
+    return axes
 
 
 def build_empty(plan: Plan, rank: int) -> ModelChunks:

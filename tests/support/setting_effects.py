@@ -83,21 +83,21 @@ def scales(config: Path, overrides: Overrides) -> list[float]:
     """Return the loss scale after each of four steps; fewer if it cannot be reduced further."""
     run = open_run(0, 1, config, ("precision=fp16", *overrides))
     assert run.stepper.loss_scale is not None
-    found = []
+    scales = []
     with contextlib.suppress(NonFiniteError):
         for step in range(1, 5):
             run.step(step)
-            found.append(run.stepper.loss_scale.scale)
-    return found
+            scales.append(run.stepper.loss_scale.scale)
+    return scales
 
 
 def skips(config: Path, overrides: Overrides) -> list[bool]:
     """Return which of eight steps are skipped; fewer if too many in a row are."""
-    run, found = open_run(0, 1, config, overrides, steps=8), list[bool]()
+    run, skipped = open_run(0, 1, config, overrides, steps=8), list[bool]()
     with contextlib.suppress(DivergedError):
         for step in range(1, 9):
-            found.append(run.step(step).skipped)
-    return found
+            skipped.append(run.step(step).skipped)
+    return skipped
 
 
 def overflowing(config: Path, overrides: Overrides) -> list[float]:
@@ -154,9 +154,9 @@ def loss_chunks(config: Path, overrides: Overrides) -> int:
 
 def determinism(config: Path, overrides: Overrides) -> bool:
     open_run(0, 1, config, overrides)
-    found = torch.are_deterministic_algorithms_enabled()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
-    return found
+    return is_deterministic
 
 
 def compiled(config: Path, overrides: Overrides) -> bool:
@@ -230,7 +230,7 @@ def files(config: Path, overrides: Overrides) -> tuple[list[str], str]:
     (folder / "tiny.py").write_text(CONFIG)
     (ended,) = run_job(Job(folder=folder, overrides=overrides))
     assert ended.error == "", ended.err
-    told = [line.split("|")[0] for line in ended.out.splitlines() if line.startswith("step ")]
+    steps = [line.split("|")[0] for line in ended.out.splitlines() if line.startswith("step ")]
     names = {path.relative_to(folder).parts[0] for path in folder.iterdir()}
     left = [*folder.glob("runs/*/*"), *folder.glob("runs/*/checkpoints/*")]
-    return sorted(names | {path.name for path in left}), "".join(told)
+    return sorted(names | {path.name for path in left}), "".join(steps)

@@ -145,8 +145,8 @@ class TrainingCase:
         whole = TrainingCase(heads=self.config.n_head, loss_chunk=None)
         model = "layers tied dtype compute dropout inner"
         course = "samples length ignored steps clip scale gentle"
-        kept = f"{model} {course}".split()
-        return replace(whole, **{name: getattr(self, name) for name in kept})
+        shared = f"{model} {course}".split()
+        return replace(whole, **{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +169,13 @@ def process_group(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
 
 def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
     """Return this rank's axes over new torch groups."""
-    own = tuple(layout.tensor_axes)
-    wanted: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in ("data", "pipeline", *own)}
-    wanted |= {"tensor": own, "world": tuple(layout.axes)}
+    tensor_axes = tuple(layout.tensor_axes)
+    axes_by_name: dict[str, tuple[str, ...]] = {
+        axis: (axis,) for axis in ("data", "pipeline", *tensor_axes)
+    }
+    axes_by_name |= {"tensor": tensor_axes, "world": tuple(layout.axes)}
     axes = {}
-    for name, along in wanted.items():
+    for name, along in axes_by_name.items():
         for ranks in layout.groups(*along):
             group = process_group(tuple(ranks))
             if rank in ranks:
@@ -248,10 +250,10 @@ def gathered(model: ModelChunks, tensors: dict[str, Tensor], world: int) -> dict
         if name not in whole:
             whole[name] = piece.new_full(theirs.shape, torch.nan)
         full = whole[name]
-        place, there = full[theirs.slices], piece[theirs.valid_slices]
-        if not place.isnan().all() and not torch.equal(place, there):
-            there = torch.full_like(there, torch.nan)
-        full[theirs.slices] = there
+        target, source = full[theirs.slices], piece[theirs.valid_slices]
+        if not target.isnan().all() and not torch.equal(target, source):
+            source = torch.full_like(source, torch.nan)
+        full[theirs.slices] = source
     return whole
 
 
@@ -326,6 +328,6 @@ def whole_record(result: TrainingResult) -> dict[str, Tensor]:
 
 def assert_same(result: TrainingResult, reference: TrainingResult, tolerance: float) -> None:
     """Check that every difference is within ``tolerance``; NaN is not."""
-    found = differences(result, reference)
-    wrong = {name: error for name, error in found.items() if not error <= tolerance}
+    errors = differences(result, reference)
+    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not wrong, f"relative differences beyond {tolerance:g}: {wrong}"

@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> None:
     """Measure cases: CONFIG, and cases as JSON [[ranks, [case, ...]], ...] -> results of all ranks,
     by case."""
     config, cases = Path(argv[0]), json.loads(argv[1])
-    found = [
+    results = [
         list(zip(*run_world(ranks, measure, config, some), strict=True)) for ranks, some in cases
     ]
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -120,10 +120,10 @@ class Interpreter:
         return False
 
     def _assign(self, targets: Sequence[ast.expr], value: ast.expr) -> None:
-        kept = [target for target in targets if not self._is_overridden(target)]
-        if kept:
+        assigned = [target for target in targets if not self._is_overridden(target)]
+        if assigned:
             result = self.evaluator.evaluate(value)
-            self.evaluator.each(partial(self._store, target, result) for target in kept)
+            self.evaluator.each(partial(self._store, target, result) for target in assigned)
 
     def _store(self, target: ast.expr, value: object) -> None:
         match target:

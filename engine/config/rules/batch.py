@@ -73,9 +73,9 @@ def run_ends(context: RuleContext) -> Iterator[Finding]:
         return
     if settings.num_epochs is None:
         hints = (
-            f"; did you mean {user_name(name)} instead of {own}?"
+            f"; did you mean {user_name(name)} instead of {similar}?"
             for name in ("num_epochs", "max_steps")
-            if (own := context.sources.own_name_for(name))
+            if (similar := context.sources.own_name_for(name))
         )
         hint = next(hints, "")
         yield context.error("num_epochs", f"the run has no end: set NUM_EPOCHS or MAX_STEPS{hint}")

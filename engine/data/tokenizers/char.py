@@ -50,21 +50,21 @@ class Char:
 
     @property
     def end_of_text(self) -> int | None:
-        place = self.characters.find(END_OF_TEXT)
-        return None if place < 0 else place
+        position = self.characters.find(END_OF_TEXT)
+        return None if position < 0 else position
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         points = _code_points(text)
-        places = np.searchsorted(self._points, points)
-        known = places < self.size
-        known[known] = self._points[places[known]] == points[known]
+        positions = np.searchsorted(self._points, points)
+        known = positions < self.size
+        known[known] = self._points[positions[known]] == points[known]
         if not known.all():
             unknown = text[int(np.argmin(known))]
             raise UserError(
                 f"the character {unknown!r} (U+{ord(unknown):04X}) is not in the vocabulary of "
                 f"{self.size:,} characters: {self._listed()}"
             )
-        ids: NDArray[np.uint32] = self._ids[places]
+        ids: NDArray[np.uint32] = self._ids[positions]
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:

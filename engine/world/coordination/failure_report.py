@@ -161,13 +161,13 @@ class FailureReporter:
         blame."""
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while time.monotonic() < deadline:
-            found = self._query(lambda: self._store.check([REASON]))
-            if found is None and self.liveness and self.liveness.failure_seen:
+            reported = self._query(lambda: self._store.check([REASON]))
+            if reported is None and self.liveness and self.liveness.failure_seen:
                 break  # rank 0 has exited since
-            if found is None:  # rank 1 prints its own report of rank 0's state first
+            if reported is None:  # rank 1 prints its own report of rank 0's state first
                 time.sleep(SILENCE_SECONDS)
                 return "rank 0 is lost", [0]
-            if found:
+            if reported:
                 text, ranks = json.loads(self._store.get(REASON))
                 return text, ranks
             time.sleep(0.05)
@@ -182,9 +182,9 @@ class FailureReporter:
         from then on."""
         if self._address is None or self._launch_info.rank == 0:
             return task()
-        found = None if self._lost or not self.reachable() else call_with_timeout(task)
-        self._lost = found is None
-        return found
+        answer = None if self._lost or not self.reachable() else call_with_timeout(task)
+        self._lost = answer is None
+        return answer
 
     def reachable(self) -> bool:
         """Return whether the store can be reached. A request to a store that cannot prints a C++
@@ -200,18 +200,18 @@ class FailureReporter:
     def _describe(self, error: BaseException) -> str:
         """Return the message for stderr: with this rank, the step, and for an error that is not
         meant for users its traceback."""
-        place = [f"rank {self._launch_info.rank}"] if self._launch_info.size > 1 else []
+        prefix = [f"rank {self._launch_info.rank}"] if self._launch_info.size > 1 else []
         if isinstance(error, LostRankError):
             return str(error)
         if isinstance(error, UserError | RunError | ConfigError):
-            return ": ".join([*place, str(error)])
+            return ": ".join([*prefix, str(error)])
         if not self.reachable():
-            place.append("rank 0 is lost")
+            prefix.append("rank 0 is lost")
         if isinstance(error, KeyboardInterrupt):
-            return ": ".join([*place, f"stopped by {error or 'SIGINT'}"])
+            return ": ".join([*prefix, f"stopped by {error or 'SIGINT'}"])
         trace = "".join(traceback.format_exception(error))
-        place += [f"step {self.step}"] if self.step else []
-        return trace + ": ".join([*place, f"failed: {type(error).__name__}: {error}"])
+        prefix += [f"step {self.step}"] if self.step else []
+        return trace + ": ".join([*prefix, f"failed: {type(error).__name__}: {error}"])
 
 
 def _is_peer_failure(error: BaseException) -> bool:

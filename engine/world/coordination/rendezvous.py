@@ -137,10 +137,10 @@ def _connect(address: tuple[str, int], timeout: float) -> TCPStore:
 def _own_address(launch_info: LaunchInfo) -> str:
     """Return an address by which other machines reach this one: that of the interface that leads to
     torchrun's store or, if that is on this machine, the host name that the ranks were given."""
-    family, kind, protocol, _, there = socket.getaddrinfo(
+    family, kind, protocol, _, destination = socket.getaddrinfo(
         launch_info.host, launch_info.port, type=socket.SOCK_DGRAM
     )[0]
     with socket.socket(family, kind, protocol) as probe:
-        probe.connect(there)  # sends nothing
-        own = str(probe.getsockname()[0])
-    return launch_info.host if ip_address(own).is_loopback else own
+        probe.connect(destination)  # sends nothing
+        local_address = str(probe.getsockname()[0])
+    return launch_info.host if ip_address(local_address).is_loopback else local_address

@@ -113,16 +113,16 @@ def test_another_order_of_samples_needs_allow_new_data(tmp_path, before):
 
 
 def test_other_samples_need_allow_new_data(tmp_path, before):
-    for overrides, told in (
+    for overrides, message in (
         ((), "the data has changed"),
         (
             ("data.validation=0.25",),
             "data.validation=0.25; in the checkpoint data.validation is 0.1",
         ),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             lines(tmp_path, before, *overrides, corpus="others")
-        assert told in lines(tmp_path, before, *overrides, corpus="others", new_data=True)[0]
+        assert message in lines(tmp_path, before, *overrides, corpus="others", new_data=True)[0]
 
 
 def test_identical_samples_from_other_settings_need_no_option(tmp_path, before):
@@ -145,15 +145,15 @@ def test_another_layout_is_reported(tmp_path):
         for plan in (plan_with(tmp_path), plan_with(tmp_path, "PIPELINE=2", "zero.stage=1"))
     ]
     assert layout_change(layouts[0], layouts[0]) is None
-    told = layout_change(*layouts)
-    assert told is not None
-    assert "saved with tensor 1 (serial) x pipeline 1 x data 4, resuming with" in told
-    assert "pipeline 2 x data 2, ZeRO 1" in told
-    assert "dropout masks differ" in told
+    message = layout_change(*layouts)
+    assert message is not None
+    assert "saved with tensor 1 (serial) x pipeline 1 x data 4, resuming with" in message
+    assert "pipeline 2 x data 2, ZeRO 1" in message
+    assert "dropout masks differ" in message
 
 
 @pytest.mark.parametrize(
-    ("overrides", "gpus", "told"),
+    ("overrides", "gpus", "message"),
     [
         ((), 4, None),  # 4 ranks x 4 samples
         (("BATCH_SIZE=8",), 2, None),
@@ -164,12 +164,12 @@ def test_another_layout_is_reported(tmp_path):
     ],
 )
 def test_another_global_batch_is_reported_with_the_setting_that_restores_it(
-    tmp_path, before, overrides, gpus, told
+    tmp_path, before, overrides, gpus, message
 ):
     layout = layout_of(plan_with(tmp_path).settings, 4)
     found = batch_change(before, layout, plan_with(tmp_path, *overrides, gpus=gpus))
-    assert len(found) == (told is not None)
-    assert all(told in line for line in found)
+    assert len(found) == (message is not None)
+    assert all(message in line for line in found)
     if found and "no integer" not in found[0]:
         keeps = found[0].partition("checkpoint: ")[2].split()[0]
         kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)

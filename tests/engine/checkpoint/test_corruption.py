@@ -110,7 +110,7 @@ def add_a_file_of_another_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "message"),
     [
         (SHARD, truncate, r"__1_0.distcp has [\d,]+ of [\d,]+ bytes"),
         (SHARD, empty, r"__1_0.distcp has 0 of [\d,]+ bytes"),
@@ -129,22 +129,22 @@ def add_a_file_of_another_folder(path: Path) -> None:
         (MANIFEST, Path.unlink, "manifest.json cannot be read: No such file or directory"),
     ],
 )
-def test_corruption_is_detected_and_named(folder, name, damage, told):
+def test_corruption_is_detected_and_named(folder, name, damage, message):
     damage(folder / name)
     (problem,) = SavedCheckpoint(folder).verify()
-    assert re.fullmatch(told, problem), problem
+    assert re.fullmatch(message, problem), problem
 
 
 @pytest.mark.parametrize("at", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 4])
 def test_a_changed_byte_at_any_position_is_detected(tmp_path, at):
     """At the edges of the blocks in which the file is read."""
     file, data = tmp_path / "file", bytearray(2 * BLOCK_BYTES + 5)
-    told = {"file": FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
+    digests = {"file": FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
     file.write_bytes(data)
-    assert verify_files(tmp_path, told, told) == []
+    assert verify_files(tmp_path, digests, digests) == []
     data[at] ^= 128
     file.write_bytes(data)
-    assert verify_files(tmp_path, told, told) == ["file was changed: its SHA-256 differs"]
+    assert verify_files(tmp_path, digests, digests) == ["file was changed: its SHA-256 differs"]
 
 
 def test_a_checkpoint_renamed_to_another_step_is_corrupt(folder):
@@ -181,14 +181,14 @@ def test_a_malicious_pickle_inside_the_metadata_is_not_executed(folder, canary):
 @pytest.mark.parametrize("kind", [_MEM_FORMAT_ENCODING, torch.Size])
 def test_getattr_in_metadata_is_allowed_only_for_the_memory_format(folder, kind):
     """Python 3.11.0 to 3.11.3 pickle enum members by getattr."""
-    told = io.BytesIO()
-    pickler = pickle.Pickler(told)
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream)
     name = "TORCH_CONTIGUOUS_FORMAT" if kind is _MEM_FORMAT_ENCODING else "__class__"
     asked: dict[type, Any] = {_MEM_FORMAT_ENCODING: lambda member: (getattr, (kind, name))}
     pickler.dispatch_table = {**copyreg.dispatch_table, **asked}
     pickler.dump(SavedCheckpoint(folder).metadata)
-    assert b"getattr" in told.getvalue()
-    (folder / METADATA).write_bytes(told.getvalue())
+    assert b"getattr" in stream.getvalue()
+    (folder / METADATA).write_bytes(stream.getvalue())
     reseal(folder)
     problems = SavedCheckpoint(folder).verify()
     if kind is _MEM_FORMAT_ENCODING:

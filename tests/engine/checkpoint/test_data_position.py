@@ -23,13 +23,13 @@ OVERRIDES = (
 
 
 def job(folder: Path, *overrides: str, **more: Any) -> Job:
-    asked = StartOptions(
+    options = StartOptions(
         output=Path(more.pop("output", RUN)),
         resume=more.pop("resume", "none"),
         new_data=more.pop("new_data", False),
     )
     overrides = (*OVERRIDES, *overrides)
-    return Job(folder=folder, overrides=overrides, options=asked, planted=without_sample, **more)
+    return Job(folder=folder, overrides=overrides, options=options, planted=without_sample, **more)
 
 
 def rows(folder: Path, run: str) -> dict[int, dict[str, Any]]:
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append(job(path, *overrides, *more, resume=resume, output=name, new_data=True))
     for (ended,) in run_all(jobs):
         assert ended.error == "", ended.err
-        (path / f"told-{len(list(path.glob('told-*')))}").write_text(ended.out)
+        (path / f"reported-{len(list(path.glob('reported-*')))}").write_text(ended.out)
     return path
 
 
@@ -95,8 +95,10 @@ def test_a_resume_without_changes_equals_the_uninterrupted_run(folder: Path) -> 
 
 def test_other_samples_in_the_rest_of_an_epoch_are_reported(folder: Path) -> None:
     line = "1.40 epochs were read of other samples: 60% of an epoch of the present samples follows"
-    told = [line in (folder / f"told-{number}").read_text() for number in range(1 + len(AFTER))]
-    assert told == [False] + [name in ("length", "data") for name in AFTER]
+    reported = [
+        line in (folder / f"reported-{number}").read_text() for number in range(1 + len(AFTER))
+    ]
+    assert reported == [False] + [name in ("length", "data") for name in AFTER]
 
 
 def test_tokens_and_epochs_missing_in_a_checkpoint_follow_from_its_settings(folder: Path) -> None:

@@ -15,49 +15,49 @@ from engine.checkpoint.manifest import TRAINING
 from tests.support.checkpoints import training_at
 
 
-def fill(shelf: CheckpointDirectory, step: int, val_loss: float | None = None) -> Path:
+def fill(directory: CheckpointDirectory, step: int, val_loss: float | None = None) -> Path:
     """Create the files of a checkpoint that CheckpointDirectory reads."""
-    draft = shelf.temporary(step)
+    draft = directory.temporary(step)
     draft.mkdir(parents=True)
     (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).dump().decode())
-    shelf.commit(step)
-    return shelf.folder(step)
+    directory.commit(step)
+    return directory.folder(step)
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> CheckpointDirectory:
+def directory(tmp_path: Path) -> CheckpointDirectory:
     return CheckpointDirectory(tmp_path / "checkpoints")
 
 
-def test_checkpoints_are_ordered_by_step_and_not_by_time(shelf):
+def test_checkpoints_are_ordered_by_step_and_not_by_time(directory):
     for age, step in enumerate((20, 3, 100, 123456789)):
-        folder = fill(shelf, step)
+        folder = fill(directory, step)
         os.utime(folder, (10**9 - age, 10**9 - age))  # each written before the last
-    assert shelf.steps() == [3, 20, 100, 123456789]
-    assert shelf.folder(100).name == "step-00000100"
+    assert directory.steps() == [3, 20, 100, 123456789]
+    assert directory.folder(100).name == "step-00000100"
 
 
-def test_temporaries_and_other_folders_are_no_checkpoints(shelf):
-    fill(shelf, 2)
+def test_temporaries_and_other_folders_are_no_checkpoints(directory):
+    fill(directory, 2)
     for name in ("step-00000003.tmp", "step-00000004.aside", "step-5", "step-x", "notes"):
-        (shelf.path / name).mkdir()
-    (shelf.path / "step-00000006").touch()
-    assert shelf.steps() == [2]
-    assert CheckpointDirectory(shelf.path / "nowhere").steps() == []
+        (directory.path / name).mkdir()
+    (directory.path / "step-00000006").touch()
+    assert directory.steps() == [2]
+    assert CheckpointDirectory(directory.path / "nowhere").steps() == []
 
 
-def test_a_commit_over_an_existing_checkpoint_fails(shelf):
-    kept = fill(shelf, 2) / TRAINING
+def test_a_commit_over_an_existing_checkpoint_fails(directory):
+    kept = fill(directory, 2) / TRAINING
     before = kept.read_text()
-    shelf.temporary(2).mkdir()
-    (shelf.temporary(2) / TRAINING).write_text("new")
+    directory.temporary(2).mkdir()
+    (directory.temporary(2) / TRAINING).write_text("new")
     with pytest.raises(OSError, match="not empty"):
-        shelf.commit(2)
+        directory.commit(2)
     assert kept.read_text() == before
 
 
-def test_an_interrupted_removal_leaves_no_partial_checkpoint(shelf, monkeypatch):
-    folder = fill(shelf, 2)
+def test_an_interrupted_removal_leaves_no_partial_checkpoint(directory, monkeypatch):
+    folder = fill(directory, 2)
     (folder / "more").touch()
 
     def die(path: Path, *arguments: object, **named: object) -> None:
@@ -68,30 +68,30 @@ def test_an_interrupted_removal_leaves_no_partial_checkpoint(shelf, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", die)
         with pytest.raises(KeyboardInterrupt):
-            shelf.remove(2)
-    assert shelf.steps() == []
-    shelf.remove_temporaries()
-    assert list(shelf.path.iterdir()) == []
+            directory.remove(2)
+    assert directory.steps() == []
+    directory.remove_temporaries()
+    assert list(directory.path.iterdir()) == []
 
 
-def test_later_checkpoints_are_archived_under_unused_names(shelf):
+def test_later_checkpoints_are_archived_under_unused_names(directory):
     for step in (1, 2, 3):
-        fill(shelf, step)
-    assert [path.name for path in shelf.archive_after(after=1)] == [
+        fill(directory, step)
+    assert [path.name for path in directory.archive_after(after=1)] == [
         "step-00000002.aside",
         "step-00000003.aside",
     ]
-    fill(shelf, 3)
-    assert [path.name for path in shelf.archive_after(after=2)] == ["step-00000003.aside-2"]
-    assert shelf.steps() == [1]
-    assert len(shelf.leftovers()) == 3
+    fill(directory, 3)
+    assert [path.name for path in directory.archive_after(after=2)] == ["step-00000003.aside-2"]
+    assert directory.steps() == [1]
+    assert len(directory.leftovers()) == 3
 
 
-def test_validation_losses_are_read_per_step(shelf):
-    fill(shelf, 10, 2.5)
-    fill(shelf, 9)
-    (fill(shelf, 11) / TRAINING).write_text("{")
-    assert shelf.validation_losses() == {9: None, 10: 2.5, 11: None}
+def test_validation_losses_are_read_per_step(directory):
+    fill(directory, 10, 2.5)
+    fill(directory, 9)
+    (fill(directory, 11) / TRAINING).write_text("{")
+    assert directory.validation_losses() == {9: None, 10: 2.5, 11: None}
 
 
 @pytest.mark.parametrize(

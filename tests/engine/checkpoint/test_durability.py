@@ -73,9 +73,9 @@ def logging_disk_operations(world: World) -> Iterator[None]:
 def test_files_are_fsynced_and_read_back_before_the_rename_and_older_checkpoints_deleted_after_it(
     tmp_path, asynchronous
 ):
-    wanted = ("MAX_STEPS=2", "checkpoint.every=1", "checkpoint.keep=1")
+    overrides = ("MAX_STEPS=2", "checkpoint.every=1", "checkpoint.keep=1")
     more = f"checkpoint.asynchronous={asynchronous}"
-    (ended,) = run(into_run(tmp_path, *wanted, more, planted=logging_disk_operations))
+    (ended,) = run(into_run(tmp_path, *overrides, more, planted=logging_disk_operations))
     assert ended.error == ""
     seen = [(what, path) for what, path in json.loads((tmp_path / "seen.json").read_text())]
     folder = "run/checkpoints"
@@ -132,11 +132,11 @@ def save_into_separate_folders(rank: int, size: int, path: Path) -> list[str]:
     2, rank 1 has a folder with the name of the temporary one."""
     trainee, said = Trainee.make(SmallRun(data=2), rank), []
     for step in (1, 2):
-        shelf = CheckpointDirectory(path / str(rank))
+        directory = CheckpointDirectory(path / str(rank))
         if step == 2 and rank == 1:
-            shelf.temporary(step).mkdir(parents=True)
+            directory.temporary(step).mkdir(parents=True)
         with pytest.raises(RunError) as failure:
-            trainee.save(shelf, step)
+            trainee.save(directory, step)
         said.append(str(failure.value))
     return said
 
@@ -169,13 +169,13 @@ def save_without_and_with_free_space(rank: int, size: int, path: Path) -> str:
 
 def test_the_reported_bytes_suffice_and_are_at_most_twice_the_checkpoint(tmp_path):
     (said,) = run_world(1, save_without_and_with_free_space, tmp_path)
-    told = re.fullmatch(
+    match = re.fullmatch(
         f"checkpoint of step 1: {tmp_path}/step-00000001 needs ([0-9,]+) bytes, and its disk has "
         "1,234 free",
         said,
     )
-    assert told is not None, said
-    needed = int(told[1].replace(",", ""))
+    assert match is not None, said
+    needed = int(match[1].replace(",", ""))
     taken = sum(path.stat().st_size for path in CheckpointDirectory(tmp_path).folder(1).iterdir())
     assert taken <= needed <= 2 * taken
 
@@ -231,13 +231,13 @@ def test_a_full_disk_is_reported_in_bytes_and_the_last_checkpoint_is_intact(disk
     steps = checkpoints_of(disk).steps()
     assert steps
     name = f"run/checkpoints/step-{steps[-1] + 1:08}"
-    told = (
+    expected = (
         rf"(rank 1: )?{name} cannot be written: No space left on device; (this rank's file|"
         r"the checkpoint) takes [\d,]+ bytes, and the disk has [\d,]+ free"
         if planted is reporting_free_space
         else rf"{name} needs [\d,]+ bytes, and its disk has [\d,]+ free"
     )
-    assert re.fullmatch(rf"(rank \d: )?checkpoint of step {steps[-1] + 1}: {told}", line)
+    assert re.fullmatch(rf"(rank \d: )?checkpoint of step {steps[-1] + 1}: {expected}", line)
     assert checkpoints_of(disk).leftovers() == []
     assert SavedCheckpoint(checkpoints_of(disk).folder(steps[-1])).verify() == []
     assert RunFolder(disk / "run").read_status()["state"] == "failed"
@@ -267,13 +267,13 @@ def test_a_disk_that_fills_up_during_a_log_write_is_reported_and_checkpoints_are
     more = ("checkpoint.every=2", f"log.tensorboard={tensorboard}")
     (ended,) = run(into_run(disk, *more, planted=filling_disk))
     assert ended.error == "RunError"
-    told = (
+    expected = (
         "run/log.jsonl cannot be written: No space left on device; 0 bytes are free there. "
         "Saved checkpoints are intact: free some space, then --resume continues"
     )
-    assert ended.err == told + "\n"
+    assert ended.err == expected + "\n"
     status = RunFolder(disk / "run").read_status()
-    assert (status["state"], status["step"], status["message"]) == ("failed", 3, told)
+    assert (status["state"], status["step"], status["message"]) == ("failed", 3, expected)
     assert status["ended"]
     assert SavedCheckpoint(checkpoints_of(disk).folder(2)).verify() == []
     (disk / "waste").unlink()

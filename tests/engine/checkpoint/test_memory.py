@@ -56,10 +56,10 @@ def measure(rank: int, size: int, path: Path) -> dict[str, int]:
     trainee.train([1])
     model, optimizer = trainee.model, trainee.stepper.optimizer
     state = {**state_dict.model_tensors(model), **state_dict.optimizer_tensors(model, optimizer)}
-    fetched, shelf = Fetched(), CheckpointDirectory(path)
+    fetched, directory = Fetched(), CheckpointDirectory(path)
     state = {name: fetched.of(tensor) for name, tensor in state.items()}
-    save(shelf, state, training_at(1), layout=layout_of(RUN), group=None)
-    stored, other = SavedCheckpoint(shelf.folder(1)), Trainee.make(RUN, rank, seed=2)
+    save(directory, state, training_at(1), layout=layout_of(RUN), group=None)
+    stored, other = SavedCheckpoint(directory.folder(1)), Trainee.make(RUN, rank, seed=2)
     loading, _ = peak(lambda: stored.load_model(other.model))
     going_on, left = peak(lambda: stored.load_optimizer(other.model, other.stepper.optimizer))
     reading, _ = peak(lambda: [name for name, _ in stored.parameters()])

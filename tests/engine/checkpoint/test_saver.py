@@ -33,7 +33,7 @@ def validating(world: World) -> Iterator[None]:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ended]]:
     """Runs of six steps in one process: name -> folder and result."""
     root = tmp_path_factory.mktemp("saver")
-    wanted = {
+    settings = {
         "never": ("checkpoint.every=None",),
         "steps": ("checkpoint.every=4", "checkpoint.keep=9"),
         "end": ("checkpoint.every=3", "checkpoint.keep=9"),
@@ -50,11 +50,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, End
     }
     jobs = [
         into_run(root / name, "MAX_STEPS=6", *overrides, planted=validating)
-        for name, overrides in wanted.items()
+        for name, overrides in settings.items()
     ]
     ended = [of_ranks[0] for of_ranks in run_all(jobs)]
     assert [one.error for one in ended] == [""] * len(ended)
-    return {name: (root / name, one) for name, one in zip(wanted, ended, strict=True)}
+    return {name: (root / name, one) for name, one in zip(settings, ended, strict=True)}
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ POSITIONS = "model.block_size=32"
 
 
 def job(folder: Path, *overrides: str, **more: Any) -> Job:
-    asked = StartOptions(
+    options = StartOptions(
         output=Path(more.pop("output", RUN)),
         resume=more.pop("resume", "none"),
         new_data=True,
         init_from=more.pop("init", None),
     )
-    return Job(folder=folder, overrides=overrides, options=asked, **more)
+    return Job(folder=folder, overrides=overrides, options=options, **more)
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,12 @@ def test_an_evaluation_of_longer_samples_gives_a_warning(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    told = []
+    warnings = []
     for length in (16, 17):
         with free_port() as port, opened(0, 1, port, (f"SEQ_LEN={length}",)) as world:
             evaluate(world, RunFolder(RUN), "2", EvaluationRequest(samples=4), cache=folder)
-        told.append(capsys.readouterr().err)
-    assert told == [
+        warnings.append(capsys.readouterr().err)
+    assert warnings == [
         "",
         "warning: command line: SEQ_LEN=17 is longer than the 16 positions that "
         "run/checkpoints/step-00000002 was trained with: targets beyond them are predicted from "

@@ -252,11 +252,11 @@ def test_override_takes_precedence_over_the_environment(tmp_path: Path) -> None:
 def test_ignored_keys_are_noted_once_with_the_reason(tmp_path: Path) -> None:
     text = "zero = dict(level=2, overlap_comm=True)\nloss_args = dict(init_scale=2**8)\n"
     notes = [note for note in plan(tmp_path, REST + MODEL + text).notes if "is ignored" in note]
-    place = tmp_path / "config.py"
+    path = tmp_path / "config.py"
     assert notes == [
-        f"{place}:5: zero.overlap_comm is ignored: "
+        f"{path}:5: zero.overlap_comm is ignored: "
         "communication always overlaps computation where possible",
-        f"{place}:6: loss_args is ignored: Colossal-AI does not read it either",
+        f"{path}:6: loss_args is ignored: Colossal-AI does not read it either",
     ]
 
 

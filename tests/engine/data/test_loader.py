@@ -183,14 +183,14 @@ def test_validation_evaluates_each_sample_once(
     targets = 0
     for i in range(batches.validation.batches):
         for rank in range(data):
-            ids, wanted = batches.validation.batch(i, rank)
-            assert ids.shape == wanted.shape == (batch_size, SEQ)
-            assert ids.dtype == wanted.dtype == torch.int64
-            real = (wanted != -100).all(dim=1)
-            assert ((wanted == -100).all(dim=1) | real).all()
+            ids, targets_of_batch = batches.validation.batch(i, rank)
+            assert ids.shape == targets_of_batch.shape == (batch_size, SEQ)
+            assert ids.dtype == targets_of_batch.dtype == torch.int64
+            real = (targets_of_batch != -100).all(dim=1)
+            assert ((targets_of_batch == -100).all(dim=1) | real).all()
             assert not ids[~real].any()
             first += ids[real][:, 0].tolist()
-            targets += int((wanted != -100).sum())
+            targets += int((targets_of_batch != -100).sum())
     start = 23 * SEQ + 1
     assert first == [start + SEQ * i for i in range(count)]
     assert targets == batches.validation.targets == count * SEQ

@@ -42,14 +42,14 @@ NEW = "'\\n', '!', ',', 'd', 'i', 'l', 'é', '😀'"
 
 
 def job(folder: Path, *overrides: str, init: str | None = None, **more: Any) -> Job:
-    asked = StartOptions(
+    options = StartOptions(
         output=Path(more.pop("output", RUN)),
         init_from=Path(init) if init else None,
         resume=more.pop("resume", "none"),
         new_data=more.pop("new_data", False),
     )
     fields = {"planted": without_sample, **more}
-    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), options=asked, **fields)
+    return Job(folder=folder, overrides=(*OVERRIDES, *overrides), options=options, **fields)
 
 
 def words_of(folder: Path, step: int, run: str = str(RUN)) -> Any:

@@ -52,13 +52,13 @@ def test_exported_checkpoint_is_unsharded_and_in_the_exports_of_its_run(run: Run
         )
         older = open_saved_model(run.path, "2")
         assert to(name, older) == run.path / "exports" / f"step-00000002{suffix}"
-    wanted = dict(SavedCheckpoint(CheckpointDirectory(run.checkpoints).folder(2)).parameters())
+    expected = dict(SavedCheckpoint(CheckpointDirectory(run.checkpoints).folder(2)).parameters())
     found = torch.load(run.path / "exports" / "step-00000002.pt", weights_only=True)
     again = dict(
         open_saved_model(run.path / "exports" / "step-00000002.safetensors").read_tensors()
     )
-    assert found.keys() == again.keys() == wanted.keys()
-    for name, tensor in wanted.items():  # whole and without padding
+    assert found.keys() == again.keys() == expected.keys()
+    for name, tensor in expected.items():  # whole and without padding
         assert torch.equal(found[name], tensor)
         assert torch.equal(again[name], tensor)
 
@@ -85,8 +85,8 @@ def test_exported_safetensors_keep_config_tokenizer_and_step(tmp_path: Path) -> 
     found = open_saved_model(to("safetensors", model, tmp_path / "x", options=HALF))
     assert (found.config, found.tokenizer, found.step) == (UNTIED, words, 7)
     assert found.dtype == torch.bfloat16
-    wanted = drawn(UNTIED)
-    assert all(torch.equal(t, wanted[name].bfloat16()) for name, t in found.read_tensors())
+    expected = drawn(UNTIED)
+    assert all(torch.equal(t, expected[name].bfloat16()) for name, t in found.read_tensors())
 
 
 @pytest.mark.parametrize("name", exporter_names())

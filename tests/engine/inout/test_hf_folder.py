@@ -66,9 +66,9 @@ def same_logits(sizes: GPTConfig, ours: GPT, exported: Path) -> bool:
     assert model.lm_head.weight.shape[0] == sizes.vocab_size
     ids = torch.randint(sizes.vocab_size, (3, 14), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        wanted = ours.logits(ours(ours.embed(ids), ids.shape[1]))
+        expected = ours.logits(ours(ours.embed(ids), ids.shape[1]))
         found = model(ids).logits.flatten(0, 1)
-    return float((found - wanted).norm() / wanted.norm()) <= 1e-5
+    return float((found - expected).norm() / expected.norm()) <= 1e-5
 
 
 def loaded(stored: SavedCheckpoint, sizes: GPTConfig) -> GPT:
@@ -127,8 +127,8 @@ def test_import_then_export_changes_no_byte(
     assert weights(back) == weights(there)
     assert len(weights(there)) > (1 if shard else 0)
     exported = transformers.GPT2Config.from_pretrained(back).to_dict()
-    wanted = model.config.to_dict()
-    differ = {name for name in wanted if wanted[name] != exported[name]}
+    expected = model.config.to_dict()
+    differ = {name for name in expected if expected[name] != exported[name]}
     # GPT-2's ids are its default, and n_inner None is said in full
     assert differ <= {"bos_token_id", "eos_token_id", "n_inner", "transformers_version", "dtype"}
 
@@ -140,9 +140,9 @@ def test_pytorch_bin_files_are_read(shard: int | None, tmp_path: Path) -> None:
     assert [*tmp_path.glob("pytorch_model*.bin")]
     found = dict(open_saved_model(tmp_path).read_tensors())
     model.save_pretrained(tmp_path / "safe")
-    wanted = dict(open_saved_model(tmp_path / "safe").read_tensors())
-    assert {*found} == {*wanted}
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected = dict(open_saved_model(tmp_path / "safe").read_tensors())
+    assert {*found} == {*expected}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_old_folders_without_prefix_and_with_masks_are_read(tmp_path: Path) -> None:
@@ -274,6 +274,6 @@ def test_model_that_gpt2_cannot_represent_exports_to_other_formats_only(tmp_path
 
 
 def same(one: Any, other: Any) -> bool:
-    ours, wanted = dict[str, Tensor](one.read_tensors()), dict[str, Tensor](other.read_tensors())
-    assert ours.keys() == wanted.keys()
-    return all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    ours, expected = dict[str, Tensor](one.read_tensors()), dict[str, Tensor](other.read_tensors())
+    assert ours.keys() == expected.keys()
+    return all(torch.equal(ours[name], expected[name]) for name in expected)

@@ -107,8 +107,8 @@ def test_generate_and_import_read_the_tokenizer(
     assert model.config.trained_length == 11
     ids = torch.tensor([WORDS.encode("two").tolist()])
     end = WORDS.end_of_text
-    wanted = model.generate(ids, do_sample=False, max_new_tokens=7, pad_token_id=0)[0]
-    text = WORDS.decode([i for i in wanted.tolist() if i != end])
+    expected = model.generate(ids, do_sample=False, max_new_tokens=7, pad_token_id=0)[0]
+    text = WORDS.decode([i for i in expected.tolist() if i != end])
     command = ["generate", "hf", "--prompt", "two", "--tokens", "7", "--temperature", "0"]
     assert cli.main(command, {}) == 0
     assert capsys.readouterr().out.removesuffix("\n") == text

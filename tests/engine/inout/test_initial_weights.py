@@ -57,12 +57,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def job(folder: Path, source: str | None, *overrides: str, **more: Any) -> Job:
-    asked = StartOptions(
+    options = StartOptions(
         init_from=Path(source) if source else None,
         output=Path(more.pop("output", "run")),
         resume=more.pop("resume", "none"),
     )
-    return Job(folder=folder, overrides=overrides, options=asked, **more)
+    return Job(folder=folder, overrides=overrides, options=options, **more)
 
 
 def weights(path: Path, sizes: GPTConfig = SIZES, **more: Any) -> None:
@@ -79,9 +79,9 @@ def ended_with(folder: Path, output: str = "run") -> dict[str, Tensor]:
     return load_file(RunFolder(folder / output).weights)
 
 
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
-    assert found.keys() == wanted.keys()
-    return all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    assert found.keys() == expected.keys()
+    return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def worked(*ended: Ended) -> str:
@@ -104,16 +104,16 @@ def test_first_loss_is_that_of_transformers_in_every_layout(folder: Path) -> Non
     for ended in run_all(cut, 4):
         assert "starting from the weights of hf\n" in worked(*ended)
     for name in LAYOUTS:
-        for found, wanted in zip(losses(folder, name), losses(folder), strict=True):
-            assert found == pytest.approx(wanted, rel=1e-12)
+        for found, expected in zip(losses(folder, name), losses(folder), strict=True):
+            assert found == pytest.approx(expected, rel=1e-12)
 
     settings = make_plan(folder / "tiny.py", gpus=1, environ={}).settings
     batches = load_batches(settings, data_size=1, cache=folder / "cache")
     ids, targets = batches.batch(1, 0, 0)
     with torch.no_grad():
         logits = model(ids).logits
-    wanted = float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
-    assert losses(folder)[0] == pytest.approx(wanted, rel=1e-12)
+    expected = float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    assert losses(folder)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_initial_weights_of_every_format_give_the_same_run(folder: Path) -> None:
@@ -152,10 +152,10 @@ def test_each_rank_reads_only_its_shards_of_a_checkpoint(folder: Path) -> None:
     single = job(folder, "first", *STILL[:-1], output="single", planted=nothing_whole)
     for ended in (*run_all(cut, 4), run(single)):
         worked(*ended)
-    wanted = drawn(SIZES, dtype=torch.float64)
+    expected = drawn(SIZES, dtype=torch.float64)
     for name in CUT_ROWS:
-        assert same(ended_with(folder, name), wanted)
-    assert same(ended_with(folder, "single"), {n: tensor.float() for n, tensor in wanted.items()})
+        assert same(ended_with(folder, name), expected)
+    assert same(ended_with(folder, "single"), {n: tensor.float() for n, tensor in expected.items()})
 
 
 def test_vocabulary_and_positions_may_differ_in_size(folder: Path) -> None:
@@ -235,12 +235,12 @@ def test_corrupt_checkpoint_is_rejected_as_initial_weights(folder: Path) -> None
 def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None:
     """Before its first checkpoint, though the run that it started from has newer checkpoints."""
     worked(*run(job(folder, None, "optimizer.lr=0.1", DOUBLE, output="first")))
-    shelf = CheckpointDirectory(RunFolder(folder / "first").checkpoints)
-    shelf.folder(4).rename(folder / "later")
+    directory = CheckpointDirectory(RunFolder(folder / "first").checkpoints)
+    directory.folder(4).rename(folder / "later")
     begins = job(folder, "first", *STILL, launch="1")
-    wanted = dict(open_saved_model(folder / "first").read_tensors())
+    expected = dict(open_saved_model(folder / "first").read_tensors())
     assert run(replace(begins, dies=1)) == []
-    (folder / "later").rename(shelf.folder(4))
+    (folder / "later").rename(directory.folder(4))
     copies = {name: folder / name for name in ("again", "auto", "other", "changed")}
     for path in copies.values():
         shutil.copytree(folder / "run", path)
@@ -249,20 +249,20 @@ def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None
         return job(folder, source, *STILL, output=name, **more)
 
     output = worked(*run(again("again", "first", launch="1")))
-    assert "starting from the weights of " + str(shelf.folder(2)) + ", of step 2" in output
-    assert same(ended_with(folder, "again"), wanted)
+    assert "starting from the weights of " + str(directory.folder(2)) + ", of step 2" in output
+    assert same(ended_with(folder, "again"), expected)
     worked(*run(again("auto", None, resume="auto")))  # by someone who says less
-    assert same(ended_with(folder, "auto"), wanted)
+    assert same(ended_with(folder, "auto"), expected)
     worked(*run(again("other", "first/checkpoints/step-00000004", resume="auto")))
-    assert not same(ended_with(folder, "other"), wanted)
+    assert not same(ended_with(folder, "other"), expected)
 
-    file = shelf.folder(2) / "training.json"
+    file = directory.folder(2) / "training.json"
     file.write_text(file.read_text() + "\n")
     (ended,) = run(again("changed", "first", launch="1"))
     assert (ended.error, ended.err) == (
         "UserError",
-        f"{shelf.folder(2)} was changed or deleted since changed started from it, and the run has "
-        "no checkpoint to resume from: choose another --output\n",
+        f"{directory.folder(2)} was changed or deleted since changed started from it, and the run "
+        "has no checkpoint to resume from: choose another --output\n",
     )
 
 

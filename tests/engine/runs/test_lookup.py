@@ -43,7 +43,7 @@ def test_a_checkpoint_is_resolved_by_latest_best_or_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("losses", "which", "told"),
+    ("losses", "which", "message"),
     [
         ({1: None}, "best", "no checkpoint was saved right after a validation"),
         ({1: None, 5: None}, "2", "no checkpoint 2; existing: 1, 5"),
@@ -51,8 +51,8 @@ def test_a_checkpoint_is_resolved_by_latest_best_or_step(tmp_path):
         ({}, "latest", "no checkpoint latest; existing: none"),
     ],
 )
-def test_a_missing_checkpoint_is_rejected(tmp_path, losses, which, told):
-    with pytest.raises(UserError, match=told):
+def test_a_missing_checkpoint_is_rejected(tmp_path, losses, which, message):
+    with pytest.raises(UserError, match=message):
         resolve_checkpoint(make(tmp_path, losses), which)
 
 

@@ -165,8 +165,8 @@ def test_a_problem_is_reported_at_its_place(folder):
 
 
 def test_a_folder_without_a_run_is_rejected(folder):
-    told = json.loads(folder.resolved.read_text())
-    folder.resolved.write_text(json.dumps({**told, "of_another_version": 1}))
+    recorded = json.loads(folder.resolved.read_text())
+    folder.resolved.write_text(json.dumps({**recorded, "of_another_version": 1}))
     with pytest.raises(UserError, match=r"resolved.json: of_another_version: Extra inputs"):
         recorded_settings(folder)
     folder.statements.write_text('{"config": 3}')

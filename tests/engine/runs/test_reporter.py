@@ -175,8 +175,8 @@ def test_the_expected_time_on_a_cpu_is_printed_before_the_first_step(plan, folde
     text = " ".join(file.getvalue().split())
     seconds = flops_per_token(plan.settings.model, 64) * plan.tokens_per_step / 30e9 / 4 * 1e7
     assert seconds > HOUR
-    told = f"time about {format_duration(seconds)}, a guess at 30 GFLOP/s per core on 4 cores"
-    assert (told in text) == (cores is not None)
+    expected = f"time about {format_duration(seconds)}, a guess at 30 GFLOP/s per core on 4 cores"
+    assert (expected in text) == (cores is not None)
     assert ("for a run of 10 minutes: MAX_STEPS=" in text) == (cores is not None)
 
 

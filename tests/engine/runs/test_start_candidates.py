@@ -81,7 +81,7 @@ def test_a_restart_continues_in_its_output_folder(plan):
     make("out", "mine", steps=(4,))
     make(NEW, steps=(9,))
     assert found(plan, "none", "out") == [("out", [4]), ("out", OVER)]
-    # Before its first checkpoint it begins again where it was told to.
+    # Without a checkpoint of its own it resumes from the requested run.
     assert found(plan, NEW, "out") == [("out", [4]), ("out", [9]), ("out", OVER)]
 
 
@@ -178,15 +178,15 @@ def test_a_run_without_a_recorded_config_is_selected_by_name_with_a_remark(plan)
 
 def test_a_finished_run_is_rejected_with_the_ways_to_train_further(plan):
     record(NEW, Path("tiny.py"), "finished")
-    told = (
+    message = (
         f"{NEW} is finished at step 4: MAX_STEPS=N, with N above 4, trains it further; "
         f"--init-from {NEW} starts a new run with its weights"
     )
     with pytest.raises(UserError) as refusal:
         found(plan, NEW)
-    assert str(refusal.value) == told
+    assert str(refusal.value) == message
     first, _ = start_candidates("mine", plan, StartOptions(resume="auto"))
-    assert first.finished == told
+    assert first.finished == message
     more = make_plan("tiny.py", gpus=1, overrides=["MAX_STEPS=5"], environ={})
     assert found(more, NEW) == [(NEW, [4])]
 

@@ -73,8 +73,8 @@ SKIPS = (*JUMPS, "loss_spike=dict(factor=1.5, window=3)")
 def job(folder: Path, *overrides: str, fault: str = "spike:1:5", resume: str = "none") -> Job:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.py").write_text(TINY)
-    asked = StartOptions(resume=resume, output=Path("run"))
-    return Job(folder=folder, overrides=overrides, options=asked, fault=fault)
+    options = StartOptions(resume=resume, output=Path("run"))
+    return Job(folder=folder, overrides=overrides, options=options, fault=fault)
 
 
 def stored(job: Job, step: int) -> SavedCheckpoint:

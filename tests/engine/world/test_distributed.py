@@ -85,9 +85,11 @@ def port() -> Iterator[int]:
 def enter(rank: int, size: int, case: WorldCase) -> RankResult:
     """Run one rank of a world that is started by hand; without a port, a world of one rank."""
     os.environ.update(case.environ, CUDA_VISIBLE_DEVICES=case.devices)
-    place = LaunchInfo(rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand")
+    launch_info = LaunchInfo(
+        rank=rank, size=size, host=LOOPBACK, port=case.port, launcher="by hand"
+    )
     if not case.port:
-        place = LaunchInfo(rank=0, size=1, launcher="alone")
+        launch_info = LaunchInfo(rank=0, size=1, launcher="alone")
     overrides = [*case.overrides, *case.odd.get(rank, ())]
 
     def plan() -> Plan:
@@ -96,7 +98,7 @@ def enter(rank: int, size: int, case: WorldCase) -> RankResult:
     result, error, message = None, "", ""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            with open_world(plan, place) as world:
+            with open_world(plan, launch_info) as world:
                 result = case.body(world)
         except (UserError, RunError) as reason:
             error = "UserError" if isinstance(reason, UserError) else "RunError"
@@ -407,9 +409,9 @@ def test_unresolvable_host_of_rank_0_is_rejected(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "NAME_LOOKUP_SECONDS", 0.2)
-    place = LaunchInfo(rank=1, size=2, host="no-such.invalid", port=29500, launcher="by hand")
+    launch_info = LaunchInfo(rank=1, size=2, host="no-such.invalid", port=29500, launcher="by hand")
     with pytest.raises(UserError, match=r"rank 0, no-such\.invalid, does not resolve here"):
-        rendezvous.rendezvous(place, 60)
+        rendezvous.rendezvous(launch_info, 60)
 
 
 # Failures

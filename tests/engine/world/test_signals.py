@@ -110,7 +110,7 @@ def hold_and_release(rank: int, size: int, number: signal.Signals) -> None:
         assert stop.requested is None
         with pytest.raises(KeyboardInterrupt, match=number.name):
             unblock_signals()
-    send(number)  # nothing is left to be told, and the run has not failed
+    send(number)  # nothing is left to report, and the run has not failed
     assert number in signal.sigpending()
     signal.sigwait([number])
 

@@ -132,7 +132,7 @@ def test_prune_of_a_running_run_is_rejected(folder, capsys):
 
 
 def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
-    for words, told in (
+    for words, message in (
         (("ls", "nowhere"), "nowhere does not exist"),
         (("ls", "--keep", "3"), "--keep is for prune, not for ls"),
         (("prune", "--keep", "0"), "--keep"),
@@ -141,7 +141,7 @@ def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
     ):
         assert command(*words) == 2
         err = capsys.readouterr().err
-        assert told in err
+        assert message in err
         assert err.count("\n") == 1
     shutil.rmtree("runs")
     assert command("ls") == 2

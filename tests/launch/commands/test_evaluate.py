@@ -58,7 +58,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str], str]]
     return calls
 
 
-def told(arguments: list[str]) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments as a rank does."""
     args = evaluate_gpt.parse(arguments)
     args.run, args.overrides = run_and_overrides(args)
@@ -80,19 +80,19 @@ def test_number_of_ranks_follows_the_layout(monkeypatch, started, argv, gpus, ra
     assert cli.main(["evaluate", *argv], {}) == 0
     ((found, arguments, program),) = started
     assert (found, program) == (ranks, "evaluate_gpt")
-    args = told(arguments)
+    args = parsed(arguments)
     assert args.run == Path(RUN)
     assert args.overrides == [word for word in argv if "=" in word]
     environ: dict[str, str] = {}
-    place = LaunchInfo(rank=0, size=ranks, launcher="torchrun")
-    assert evaluate_gpt.plan(args, place, environ).layout.gpus == ranks
+    launch_info = LaunchInfo(rank=0, size=ranks, launcher="torchrun")
+    assert evaluate_gpt.plan(args, launch_info, environ).layout.gpus == ranks
 
 
 def test_options_are_passed_to_the_ranks(started):
     options = ["--split", "train", "--samples", "7", "--last-n", "3", "--backend", "gloo", "--json"]
     other = "runs/gpt-20260101-000000"
     assert cli.main(["evaluate", other, "seed=7", "--step", "latest", *options], {}) == 0
-    args = told(started[0][1])
+    args = parsed(started[0][1])
     assert (args.run, args.overrides, args.step) == (Path(other), ["seed=7"], "latest")
     subject = evaluate.evaluation_request(args)
     assert (subject.split, subject.samples, subject.last_n) == ("train", 7, 3)

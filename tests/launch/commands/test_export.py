@@ -49,10 +49,10 @@ def test_newest_run_with_weights_is_exported(here, capsys):
 
     older = ["export", "runs/b-20250101-000000", "--to", "hf", "--step", "2", "--dtype", "bf16"]
     assert cli.main([*older, "--out", "there/gpt"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("there/gpt: ")
-    assert told[0].endswith("in bf16, from runs/b-20250101-000000/checkpoints/step-00000002")
-    assert told[1] == "exported without a tokenizer: the run was trained on token ids, not on text"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("there/gpt: ")
+    assert lines[0].endswith("in bf16, from runs/b-20250101-000000/checkpoints/step-00000002")
+    assert lines[1] == "exported without a tokenizer: the run was trained on token ids, not on text"
     assert open_saved_model(Path("there/gpt")).dtype == torch.bfloat16
 
 
@@ -62,9 +62,9 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
     first = Path("exports/x-hf")
     assert len([*first.glob("model-*.safetensors")]) > 3
     assert cli.main(["import", "exports/x-hf", "--from", "hf"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "cuboid train imported/x-hf/x-hf.py --init-from imported/x-hf"
-    count = told[-2].split()[1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "cuboid train imported/x-hf/x-hf.py --init-from imported/x-hf"
+    count = lines[-2].split()[1]
     assert int(count.replace(",", "")) == sum(t.numel() for _, t in trained(UNTIED).read_tensors())
     home = Path("imported/x-hf")
     assert {path.name for path in home.iterdir()} == {"model.safetensors", "x-hf.py"}
@@ -80,7 +80,7 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["export", "--to", "hf"], "no run under runs/ has weights: pass the path of a run"),
         (
@@ -106,7 +106,7 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
         ),
     ],
 )
-def test_user_errors_are_one_line(argv, told, here, capsys):
+def test_user_errors_are_one_line(argv, message, here, capsys):
     weights(Path("x.safetensors"))
     Path("exports").mkdir()
     Path("exports/x.pt").touch()
@@ -116,7 +116,7 @@ def test_user_errors_are_one_line(argv, told, here, capsys):
     assert cli.main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert told in captured.err
+    assert message in captured.err
     assert len(captured.err.splitlines()) == 1
 
 

@@ -20,10 +20,10 @@ from launch import cli
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Open a model that continues any prompt with a b c, and record its arguments."""
-    asked: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
 
     def open_trained(path: Path, which: str) -> SimpleNamespace:
-        asked.update(path=path, which=which)
+        calls.update(path=path, which=which)
         return SimpleNamespace(path=path / "checkpoints" / "step-00001200", step=1200)
 
     def open_model(trained: SimpleNamespace, device: object) -> tuple[str, str]:
@@ -32,19 +32,19 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def continue_text(
         model: str, words: str, prompt: str, sampling: object, number: int
     ) -> Iterator[str]:
-        asked.update(prompt=prompt, sampling=sampling, printed=[], number=number)
+        calls.update(prompt=prompt, sampling=sampling, printed=[], number=number)
         if prompt == "?":
             raise UserError("cannot read ?")
         for piece in "abc":
             yield piece
-            captured = asked["capsys"].readouterr()
-            asked["printed"].append(captured.out)
-            asked["told"] = asked.get("told", "") + captured.err
+            captured = calls["capsys"].readouterr()
+            calls["printed"].append(captured.out)
+            calls["message"] = calls.get("message", "") + captured.err
 
     monkeypatch.setattr(opening, "open_saved_model", open_trained)
     monkeypatch.setattr(generate, "load_model", open_model)
     monkeypatch.setattr(generate, "generate_text", continue_text)
-    return asked
+    return calls
 
 
 def weights_of(path: Path) -> Path:
@@ -68,7 +68,7 @@ def test_prompt_and_text_are_printed_piece_by_piece(opened, capsys, tmp_path, mo
         tokens=3, temperature=0.5, top_k=7, top_p=0.9, seed=9
     )
     assert opened["number"] == 0
-    assert opened["told"] == "somewhere/checkpoints/step-00001200, step 1,200\n"
+    assert opened["message"] == "somewhere/checkpoints/step-00001200, step 1,200\n"
 
 
 def test_several_texts_are_separated(opened, capsys, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_several_texts_are_separated(opened, capsys, tmp_path, monkeypatch):
     assert cli.main(["generate", "somewhere", "--prompt", "The ", "--num", "2"], {}) == 0
     assert opened["printed"] == ["\n--- 2 of 2 ---\nThe a", "b", "c"]
     assert opened["number"] == 1
-    assert opened["told"].count("\n") == 1, "once for all texts"
+    assert opened["message"].count("\n") == 1, "once for all texts"
 
 
 def test_newest_run_is_the_default(opened, capsys, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_newest_run_is_the_default(opened, capsys, tmp_path, monkeypatch):
 def test_user_error_is_one_line_without_text(opened, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))
-    for argv, told in (
+    for argv, message in (
         ([], "no run under runs/ has weights: pass the path of a run"),
         (["nowhere"], "nowhere does not exist in /"),
         (["somewhere", "--prompt", "?"], "cannot read ?"),
@@ -107,7 +107,7 @@ def test_user_error_is_one_line_without_text(opened, capsys, tmp_path, monkeypat
         assert cli.main(["generate", *argv], {}) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert told in captured.err
+        assert message in captured.err
         assert len(captured.err.splitlines()) == 1
 
 

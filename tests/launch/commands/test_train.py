@@ -107,7 +107,7 @@ def test_too_few_gpus_are_rejected_with_a_remedy(monkeypatch, started, config, c
 
 
 @pytest.mark.parametrize(
-    ("argv", "environ", "told"),
+    ("argv", "environ", "expected"),
     [
         (["--gpus", "3"], {}, "3"),
         ([], {"NPROC": "many"}, "NPROC=many"),
@@ -119,12 +119,12 @@ def test_too_few_gpus_are_rejected_with_a_remedy(monkeypatch, started, config, c
     ],
 )
 def test_config_that_cannot_run_is_rejected_before_the_start(
-    monkeypatch, started, config, capsys, argv, environ, told
+    monkeypatch, started, config, capsys, argv, environ, expected
 ):
     machine(monkeypatch, 0)
     assert cli.main(["train", config, *argv], environ) == 2
     captured = capsys.readouterr()
-    assert told in captured.err
+    assert expected in captured.err
     assert started == []
 
 
@@ -235,15 +235,15 @@ def test_finished_run_is_reported_without_importing_torch(stopped):
 
 
 @pytest.mark.parametrize(
-    ("resume", "told"),
+    ("resume", "expected"),
     [("nowhere", "nowhere does not exist"), (".", "neither a run nor a checkpoint")],
 )
 def test_resume_of_a_path_without_a_run_is_rejected(
-    monkeypatch, started, tmp_path, capsys, resume, told
+    monkeypatch, started, tmp_path, capsys, resume, expected
 ):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", resume], {}) == 2
     err = capsys.readouterr().err
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
     assert started == []

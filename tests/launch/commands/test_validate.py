@@ -193,7 +193,7 @@ def test_map_is_printed_and_written_as_svg(tmp_path, config, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["gpt.py", "gpt.py", "other.py", "--map"], "--map and --map-svg draw one config, not 2"),
         (
@@ -217,11 +217,11 @@ def test_map_is_printed_and_written_as_svg(tmp_path, config, capsys):
         (["gpt.py", "--map", "--gpus", "4100"], "a map shows at most 4096 GPUs, not 4100"),
     ],
 )
-def test_conflicting_arguments_are_rejected(monkeypatch, config, capsys, argv, told):
+def test_conflicting_arguments_are_rejected(monkeypatch, config, capsys, argv, message):
     monkeypatch.chdir(Path(config).parent)
     Path("other.py").write_text(CONFIG)
     assert cli.main(["validate", *argv], {}) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_validate_without_here_does_not_check_the_machine(tmp_path, monkeypatch, capsys):
@@ -247,8 +247,8 @@ def test_validate_here_rejects_a_config_that_the_machine_cannot_run(tmp_path, mo
     assert "gpt.py:10: zero.nvme_path='disk': disk is not a folder" in capsys.readouterr().err
     Path("disk").mkdir()
     assert cli.main(argv, {"HOME": str(tmp_path)}) == 0
-    told = capsys.readouterr().out.split("this machine")[1].splitlines()
-    assert [line.split()[0] for line in told if line[:1].strip()][:4] == [
+    message = capsys.readouterr().out.split("this machine")[1].splitlines()
+    assert [line.split()[0] for line in message if line[:1].strip()][:4] == [
         *("GPUs", "memory", "data", "disk"),
     ]
 

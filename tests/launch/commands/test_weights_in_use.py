@@ -68,8 +68,8 @@ def test_run_is_evaluated_in_another_layout(
     assert found == kept
     assert found["layout"] == "tensor 1 (serial) x pipeline 2 x data 1"
     assert found["overrides"] == ["PIPELINE=2"]
-    told = SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(20)).training.val_loss
-    assert found["loss"] == pytest.approx(told, rel=1e-12)
+    val_loss = SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(20)).training.val_loss
+    assert found["loss"] == pytest.approx(val_loss, rel=1e-12)
     assert found["bytes"] == found["targets"], "a byte a character, each of them a token"
 
 
@@ -139,7 +139,7 @@ def test_hugging_face_folder_generates_the_text_of_transformers(
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "hf")
     asked = tokenizer("Once upon a time", return_tensors="pt")
-    wanted = model.generate(**asked, do_sample=False, max_new_tokens=15, pad_token_id=0)
+    expected = model.generate(**asked, do_sample=False, max_new_tokens=15, pad_token_id=0)
     command = ["generate", str(tmp_path / "hf"), "--prompt", "Once upon a time", "--tokens", "15"]
     assert cli.main([*command, "--temperature", "0"], {}) == 0
-    assert capsys.readouterr().out == tokenizer.decode(wanted[0]) + "\n"
+    assert capsys.readouterr().out == tokenizer.decode(expected[0]) + "\n"

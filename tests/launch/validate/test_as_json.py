@@ -26,7 +26,7 @@ model = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=1001)
 """
 
 
-def told(path: Path, *overrides: str, gpus: int | None = None, memory: int | None = None) -> Any:
+def report(path: Path, *overrides: str, gpus: int | None = None, memory: int | None = None) -> Any:
     found = json.loads(as_json([inspect_config(request(path, *overrides, gpus=gpus), memory)]))
     VALIDATOR.validate(found)
     (config,) = found["configs"]
@@ -40,12 +40,12 @@ def test_schema_is_valid_and_of_this_version():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_reports_of_shipped_configs_match_the_schema(path):
-    assert told(path)["accepted"]
+    assert report(path)["accepted"]
 
 
 def test_accepted_config_has_plan_and_estimate(tmp_path):
     path = write(tmp_path, CONFIG + PIPELINED)
-    config, expected = told(path, gpus=32), plan(path, gpus=32)
+    config, expected = report(path, gpus=32), plan(path, gpus=32)
     found = estimate(expected)
     assert config["source"] == str(path)
     assert config["plan"]["gpus"] == 32
@@ -85,7 +85,7 @@ def test_accepted_config_has_plan_and_estimate(tmp_path):
 
 
 def test_rejected_config_has_problems_and_no_plan(tmp_path):
-    config = told(write(tmp_path, CONFIG), "TENSOR_PARALLEL=6", "MODE=2d", "foo=1")
+    config = report(write(tmp_path, CONFIG), "TENSOR_PARALLEL=6", "MODE=2d", "foo=1")
     assert (config["accepted"], config["plan"], config["estimate"]) == (False, None, None)
     assert len(config["problems"]) == 2
 
@@ -93,7 +93,7 @@ def test_rejected_config_has_problems_and_no_plan(tmp_path):
 def test_config_that_does_not_fit_has_plan_problems_and_alternatives(tmp_path):
     path = write(tmp_path, CONFIG)
     size = estimate(plan(path)).fullest.memory.total
-    config = told(path, memory=size - 1)
+    config = report(path, memory=size - 1)
     assert not config["accepted"]
     assert config["plan"] is not None
     assert config["estimate"]["memory"]["fits"] is False
@@ -101,10 +101,10 @@ def test_config_that_does_not_fit_has_plan_problems_and_alternatives(tmp_path):
     assert config["estimate"]["alternatives"]
     assert all(other["bytes"] < size for other in config["estimate"]["alternatives"])
     assert config["estimate"]["nearest"] == []
-    hopeless = told(path, memory=2**10)["estimate"]
+    hopeless = report(path, memory=2**10)["estimate"]
     assert hopeless["alternatives"] == []
     assert [miss["bytes"] > 2**10 for miss in hopeless["nearest"]] == [True] * 3
-    fitting = told(path, memory=size)
+    fitting = report(path, memory=size)
     assert fitting["accepted"]
     assert fitting["estimate"]["memory"]["fits"] is True
     assert fitting["estimate"]["alternatives"] == []

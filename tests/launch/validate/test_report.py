@@ -28,7 +28,7 @@ EVERYTHING = Memory(
 )
 
 
-def told(one: EstimatedPlan, width: int = 80) -> list[str]:
+def report_lines(one: EstimatedPlan, width: int = 80) -> list[str]:
     file = io.StringIO()
     print_report(one, Console(file=file, width=width))
     return [line.rstrip() for line in file.getvalue().splitlines()]
@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_memory_table_has_one_unit_and_the_share_of_the_gpu(config, width):
     one = case(config, made_up(EVERYTHING), gpu_memory=80 * GIB)
-    lines = told(one, width)
+    lines = report_lines(one, width)
     head, row = below("memory of a GPU, GiB", lines)
     assert " ".join(head) == (
         "stage layers weights grads optim. activ. logits buffers total host of 80 GiB"
@@ -61,14 +61,16 @@ def test_memory_table_has_one_unit_and_the_share_of_the_gpu(config, width):
 
 def test_memory_table_shows_bytes_offloaded_to_host_and_disk(config):
     found = made_up(Memory(parameters=5 * GIB, buffers=GIB, host=99 * GIB, nvme=1000 * GIB))
-    head, row = below("memory of a GPU, GiB", told(case(config, found, gpu_memory=80 * GIB)))
+    head, row = below(
+        "memory of a GPU, GiB", report_lines(case(config, found, gpu_memory=80 * GIB))
+    )
     assert head[2:-3] == ["weights", "buffers", "total", "host", "NVMe"]
     assert row[2:7] == ["5.00", "1.00", "6.00", "99.0", "1,000"]
 
 
 def test_small_model_is_shown_in_mebibytes_without_empty_columns(config):
     head, row = below(
-        "memory of a GPU, MiB", told(case(config, made_up(Memory(parameters=3 << 20))))
+        "memory of a GPU, MiB", report_lines(case(config, made_up(Memory(parameters=3 << 20))))
     )
     assert head == ["stage", "layers", "weights", "total"]
     assert row == ["0", "0-1", "3.00", "3.00"]
@@ -76,7 +78,7 @@ def test_small_model_is_shown_in_mebibytes_without_empty_columns(config):
 
 def test_stages_of_equal_memory_share_a_row(config):
     same, other = Memory(parameters=GIB), Memory(parameters=2 * GIB)
-    lines = told(case(config, made_up(other, same, same, same, other), "PIPELINE=1"))
+    lines = report_lines(case(config, made_up(other, same, same, same, other), "PIPELINE=1"))
     assert [row[:2] for row in below("memory of a GPU, GiB", lines)[1:]] == [
         ["0", "0-1"],
         ["1-3", "2-7"],
@@ -86,7 +88,7 @@ def test_stages_of_equal_memory_share_a_row(config):
 
 def test_many_stages_are_reduced_to_the_ends_and_the_fullest(config):
     sizes = [Memory(parameters=GIB, activations=n << 20) for n in (*range(20), 99, *range(20, 40))]
-    lines = told(case(config, made_up(*sizes)))
+    lines = report_lines(case(config, made_up(*sizes)))
     shown = [row[0] for row in below("memory of a GPU, GiB", lines)[1:]]
     assert shown == [*"01234", "...", "20", "...", "36", "37", "38", "39", "40"]
 
@@ -94,7 +96,7 @@ def test_many_stages_are_reduced_to_the_ends_and_the_fullest(config):
 def test_layers_of_chunks_fit_the_width(config):
     ranges = tuple(range(n, n + 2) for n in range(0, 96, 8))
     one = case(config, chunked(made_up(EVERYTHING), ranges), gpu_memory=80 * GIB)
-    lines = told(one)
+    lines = report_lines(one)
     assert max(map(len, lines)) <= 80
     assert {"0-1", "88-89"} <= set(" ".join(lines).split())
 
@@ -116,7 +118,9 @@ def test_traffic_table_lists_calls_and_bytes(config):
         CommVolume(axis="t", collective="all_gather", calls=1920, bytes=3 * GIB // 2),
         CommVolume(axis="data", collective="reduce_scatter", calls=2, bytes=512),
     )
-    assert below("sent by a GPU in a step", told(case(config, made_up(EVERYTHING, sent=sent)))) == [
+    assert below(
+        "sent by a GPU in a step", report_lines(case(config, made_up(EVERYTHING, sent=sent)))
+    ) == [
         ["axis", "collective", "calls", "bytes"],
         ["t", "all_gather", "1,920", "1.5", "GiB"],
         ["data", "reduce_scatter", "2", "512", "B"],
@@ -137,7 +141,7 @@ def test_alternatives_table_lists_changes_that_fit(config):
         ),
     )
     one = replace(case(config, made_up(EVERYTHING), gpu_memory=2 * GIB), alternatives=others)
-    assert below("what would fit", told(one)) == [
+    assert below("what would fit", report_lines(one)) == [
         ["with", "of", "a", "GPU", "GPUs"],
         ["model.checkpoint=True", "1", "GiB", "1"],
         ["TENSOR_PARALLEL=2", "MODE=1d", "--gpus", "2", "512", "MiB", "2"],
@@ -151,7 +155,7 @@ def test_alternatives_table_shows_host_memory(config):
         estimate=made_up(Memory(parameters=GIB, host=3 * GIB)),
     )
     one = replace(case(config, made_up(EVERYTHING), gpu_memory=2 * GIB), alternatives=(other,))
-    assert below("what would fit", told(one)) == [
+    assert below("what would fit", report_lines(one)) == [
         ["with", "of", "a", "GPU", "GPUs", "host"],
         ["zero.offload=cpu", "1", "GiB", "1", "3", "GiB"],
     ]
@@ -164,7 +168,7 @@ def test_nearest_misses_are_listed_with_their_samples(config):
         estimate=made_up(Memory(parameters=3 * GIB)),
     )
     one = replace(case(config, made_up(EVERYTHING), gpu_memory=2 * GIB), nearest=(miss,))
-    assert below("nothing fits; nearest", told(one)) == [
+    assert below("nothing fits; nearest", report_lines(one)) == [
         ["with", "of", "a", "GPU", "GPUs", "samples"],
         ["BATCH_SIZE=4", "3", "GiB", "1", "4"],
     ]
@@ -172,10 +176,10 @@ def test_nearest_misses_are_listed_with_their_samples(config):
 
 def test_summary_has_parameters_and_bubble(config):
     found = made_up(EVERYTHING, EVERYTHING)
-    lines = told(case(config, found, "PIPELINE=2"))
+    lines = report_lines(case(config, found, "PIPELINE=2"))
     assert "parameters  124,439,808, at most 62,219,904 on a GPU" in lines
     assert "bubble      25.0% of a step (1f1b)" in lines
-    alone = told(case(config, made_up(EVERYTHING)))
+    alone = report_lines(case(config, made_up(EVERYTHING)))
     assert "parameters  124,439,808" in alone
     assert not any(line.startswith("bubble") for line in alone)
 
@@ -183,7 +187,7 @@ def test_summary_has_parameters_and_bubble(config):
 def test_memory_parts_of_a_real_estimate_sum_to_the_total(tmp_path):
     path = write(tmp_path, CONFIG + "\nPIPELINE = 2\nTENSOR_PARALLEL = 4\nMODE = '2d'\n")
     found = estimate(plan(path))
-    rows = below("memory of a GPU, MiB", told(case(path, found)))
+    rows = below("memory of a GPU, MiB", report_lines(case(path, found)))
     for row, stage in zip(rows[1:], found.stages, strict=True):
         *parts, total = map(float, row[2:])
         assert sum(parts) == pytest.approx(total, abs=0.01 * len(parts))

@@ -70,23 +70,23 @@ def test_torchrun_precedes_slurm() -> None:
 
 
 def test_environment_of_slurm_gives_rank_size_and_address() -> None:
-    place = find_launch_info(SLURM)
-    assert (place.rank, place.size, place.host) == (5, 8, "gpu-003")
-    assert place.launch_id == "slurm-4711.0"
+    launch_info = find_launch_info(SLURM)
+    assert (launch_info.rank, launch_info.size, launch_info.host) == (5, 8, "gpu-003")
+    assert launch_info.launch_id == "slurm-4711.0"
     others = [find_launch_info({**SLURM, "SLURM_PROCID": str(rank)}).port for rank in range(8)]
-    assert set(others) == {place.port}
-    assert find_launch_info({**SLURM, "SLURM_STEP_ID": "1"}).port != place.port
+    assert set(others) == {launch_info.port}
+    assert find_launch_info({**SLURM, "SLURM_STEP_ID": "1"}).port != launch_info.port
 
 
 def test_slurm_step_precedes_the_job() -> None:
     step = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NODELIST": "gpu-004"}
-    place = find_launch_info({**SLURM, **step})
-    assert (place.size, place.host) == (6, LOOPBACK)
+    launch_info = find_launch_info({**SLURM, **step})
+    assert (launch_info.size, launch_info.host) == (6, LOOPBACK)
 
 
 def test_host_and_port_arguments_precede_slurm() -> None:
-    place = find_launch_info(SLURM, host="10.0.0.1", port=29500)
-    assert (place.rank, place.host, place.port) == (5, "10.0.0.1", 29500)
+    launch_info = find_launch_info(SLURM, host="10.0.0.1", port=29500)
+    assert (launch_info.rank, launch_info.host, launch_info.port) == (5, "10.0.0.1", 29500)
     exported = {**SLURM, "MASTER_ADDR": "10.0.0.2", "MASTER_PORT": "29501"}
     assert find_launch_info(exported).host == "10.0.0.2"
     assert find_launch_info(exported).port == 29501
@@ -108,15 +108,20 @@ def test_node_list_gives_its_first_node(nodes: str, first: str) -> None:
 
 
 def test_environment_of_open_mpi_gives_rank_size_and_address() -> None:
-    place = find_launch_info(OPEN_MPI)
-    assert (place.rank, place.size, place.host) == (1, 2, LOOPBACK)
-    assert find_launch_info({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == place.port
-    assert find_launch_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != place.port
+    launch_info = find_launch_info(OPEN_MPI)
+    assert (launch_info.rank, launch_info.size, launch_info.host) == (1, 2, LOOPBACK)
+    assert find_launch_info({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"}).port == launch_info.port
+    assert find_launch_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-2"}).port != launch_info.port
 
 
 def test_arguments_without_a_launcher_give_rank_size_and_address() -> None:
-    place = find_launch_info({}, **BY_HAND)
-    assert (place.rank, place.size, place.host, place.port) == (1, 2, "node7", 2000)
+    launch_info = find_launch_info({}, **BY_HAND)
+    assert (launch_info.rank, launch_info.size, launch_info.host, launch_info.port) == (
+        1,
+        2,
+        "node7",
+        2000,
+    )
     assert find_launch_info({}) == LaunchInfo(rank=0, size=1, launcher="alone")
 
 
