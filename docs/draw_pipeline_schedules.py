@@ -50,7 +50,8 @@ def timetable(name: str) -> str:
 
 
 def _cell(action: Action) -> str:
-    """The kind and the micro-batch of an action; lower case for the second chunk of a rank."""
+    """Format the kind and the micro-batch of an action, in lower case for the second chunk of a
+    rank."""
     letter = LETTERS[action.kind]
     return f"{letter.lower() if action.chunk else letter}{action.micro_batch}"
 

@@ -22,7 +22,7 @@ POSITIONS = "wpe.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How tokens are sampled; ``probabilities`` has the formulas."""
+    """Options of sampling; ``probabilities`` has the formulas."""
 
     tokens: int = 200
     """Maximum number of tokens."""

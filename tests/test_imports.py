@@ -104,7 +104,8 @@ MODULES = torch_free(ROOT)
 
 
 def test_imports_point_downwards():
-    """Those for type checking, too: whoever reads a module needs those that it names."""
+    """Imports for type checking count, too: a reader of a module needs the modules that it
+    names."""
     assert {"evaluate_gpt", "train_gpt", "launch.cli", "engine.plan", "models.gpt"} <= GRAPH.keys()
     assert upward(DECLARED) == set(), "ORDER does not allow these imports"
 
@@ -118,7 +119,7 @@ def test_no_modules_import_each_other_in_a_cycle():
 
 
 def test_no_packages_import_each_other_in_a_cycle():
-    """Without ORDER: a mistake in it must not hide a cycle."""
+    """The test does not use ORDER: a mistake in ORDER must not hide a cycle."""
     packages: Graph = {node: set() for node in LEVELS}
     for module, names in DECLARED.items():
         for name in names & DECLARED.keys():
@@ -134,7 +135,8 @@ def test_no_chain_of_imports_leads_from_a_torch_free_module_to_torch():
 
 
 def test_importing_all_torch_free_modules_loads_no_torch():
-    """In Python itself: includes the imports of third-party packages and of modules by name."""
+    """The test imports the modules in a new interpreter, which includes the imports of third-party
+    packages and of modules by name."""
     code = f"""
 import importlib, sys
 for module in {MODULES}:
@@ -148,7 +150,7 @@ print(*sorted({{"torch", "numpy", "colossalai"}} & sys.modules.keys()))
     assert run.stdout == "\n"
 
 
-def test_configs_import_only_configs_of_ours():
+def test_shipped_configs_import_no_code_of_cuboid():
     names = {name for names in import_graph(ROOT, "gpt_configs").values() for name in names}
     assert not {name.split(".")[0] for name in names} & {*TOPS, "benchmarks", "tests"}
 

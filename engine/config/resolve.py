@@ -24,7 +24,7 @@ ENVIRONMENT = Origin("environment", 0, 0)
 
 
 class Precedence(IntEnum):
-    """Which of several assignments to one setting wins: the highest."""
+    """Precedence of an assignment: of several to one setting, the highest wins."""
 
     IMPLIED = 0
     CONFIG_FILE = 1

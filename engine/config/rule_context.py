@@ -17,7 +17,7 @@ from models.parallel.registry import modes
 
 
 class Severity(Enum):
-    """How serious a finding is: errors reject the config; warnings report a cost; notes inform."""
+    """Severity of a finding: errors reject the config; warnings report a cost; notes inform."""
 
     ERROR = "error"
     WARNING = "warning"

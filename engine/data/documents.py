@@ -18,11 +18,11 @@ class Documents(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Name of the document in messages."""
 
     @property
     def kind(self) -> str:
-        """How the content is decoded to text; part of the key of the token cache."""
+        """Name of the decoding of the content to text; part of the key of the token cache."""
 
     @property
     def digest(self) -> str:

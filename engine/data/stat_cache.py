@@ -39,7 +39,7 @@ class Stamp:
 
     @property
     def is_settled(self) -> bool:
-        """Whether any change from now on would change the stamp."""
+        """True if any change from now on would change the stamp."""
         return time.time_ns() - max(self.modified, self.changed) > SETTLED_SECONDS * 1e9
 
 

@@ -10,7 +10,7 @@ from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShape
 
 
 class ForwardMode(Enum):
-    """What a block's forward pass saves, and whether it recomputes."""
+    """Options of a block's forward pass: saved tensors, recomputation."""
 
     NOTHING = auto()
     """Activation checkpointing: x only."""

@@ -96,10 +96,11 @@ def stamp(path: Path) -> str:
 
 
 def open_initial(plan: Plan, path: Path) -> SavedModel:
-    """Open the model at ``path`` and check that its architecture is the plan's, except for the
-    settings in RESIZABLE.
+    """Open the model at ``path`` and compare its architecture with the plan's. The settings in
+    RESIZABLE may differ.
 
-    Raises UserError where there is no model, or with a line per difference.
+    Raises:
+        UserError: there is no model, or other settings differ; the message has a line for each.
     """
     model = open_saved_model(path)
     lines = [

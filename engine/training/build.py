@@ -41,8 +41,8 @@ def parallel_context(
     matmul: str = "torch",
     store: WeightStore | None = None,
 ) -> ParallelContext:
-    """Return this rank's parallel context. ``store``: of the weights that are offloaded to a
-    disk."""
+    """Make this rank's parallel context. ``store``: the store of weights that are offloaded to a
+    disk, if any."""
     dtype, compute = DTYPES[settings.precision]
     zero = settings.zero
     return ParallelContext(

@@ -75,7 +75,8 @@ def _configured_keep(folder: RunFolder) -> int:
 
 
 def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
-    """Yield the table's header, then a line per checkpoint; for a corrupt one, its problem."""
+    """Yield the header of the table, then a line per checkpoint. The line of a corrupt checkpoint
+    has its problem in place of the columns."""
     row = "{:>8}  {:19}  {:>10}  {:>15}  {}".format
     yield row("step", "written", "size", "validation loss", "layout")
     for step in checkpoints.steps():

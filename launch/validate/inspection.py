@@ -47,7 +47,7 @@ class EstimatedPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the fullest GPU has enough memory; None if its memory is unknown."""
+        """True if the fullest GPU has enough memory; None if its memory is unknown."""
         if self.gpu_memory is None:
             return None
         return self.estimate.fullest.memory.total <= self.gpu_memory

@@ -227,7 +227,7 @@ Dim = Literal["T", "H"]
 
 
 def gather(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
-    """All-gather x [T, H] along its tokens (T) or features (H)."""
+    """Gather x [T, H] of all ranks along its tokens (T) or features (H)."""
     if axis is None:
         return x
     blocks = axis.all_gather(x)
@@ -237,7 +237,7 @@ def gather(x: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
 
 
 def scatter(y: Tensor, axis: Axis | None, dim: Dim) -> Tensor:
-    """Reduce-scatter y [T, H] along its tokens (T) or features (H)."""
+    """Sum y [T, H] over all ranks and return this rank's part of its tokens (T) or features (H)."""
     if axis is None:
         return y
     if dim == "T":

@@ -39,7 +39,7 @@ class Head:
 
     @property
     def counts_loss(self) -> bool:
-        """Whether this rank adds its rows' loss to the sum. Ranks with equal rows and different
+        """True if this rank adds its rows' loss to the sum. Ranks with equal rows and different
         shards of the vocabulary all have the loss of these rows; one of them counts it."""
         return self.vocabulary is None or self.vocabulary.index == 0
 

@@ -1,5 +1,5 @@
-"""./run.sh gpu-check on the CPU: the same script as on a GPU, without a network or a host name that
-resolves where this machine lets us, since the machines with GPUs may have neither."""
+"""./run.sh gpu-check on the CPU. The machines with GPUs may have no network and a host name that
+does not resolve; where this machine permits, the check runs under these conditions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from benchmarks.gpu_check.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1100.0
-NOWHERE = [
+ISOLATED = [
     *("unshare", "--map-root-user", "--net", "--uts", "sh", "-c"),
     'hostname no-such-host && ip link set lo up && exec "$@"',
     "sh",
@@ -34,8 +34,9 @@ NOWHERE = [
 
 
 @dataclass
-class Started:
-    """A check in a process of its own; ``mark`` is in the environment of all that it starts."""
+class RunningCheck:
+    """A check that runs in another process. All its descendants have ``mark`` in their
+    environment."""
 
     process: subprocess.Popen[str]
     folder: Path
@@ -46,35 +47,37 @@ class Started:
         if not file.is_file():
             return []
         lines = file.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # not half a line
+        return [
+            json.loads(line) for line in lines if line.endswith("\n")
+        ]  # skips an incomplete one
 
     def lines(self) -> list[str]:
         return (self.folder / "table.txt").read_text().splitlines()
 
     def finish(self) -> int:
-        self.said, _ = self.process.communicate(timeout=PATIENCE)
+        self.stdout, _ = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode
 
-    def everything(self) -> str:
-        return self.said + self.folder.with_name("stderr").read_text()
+    def output(self) -> str:
+        return self.stdout + self.folder.with_name("stderr").read_text()
 
     def wait_for(self, cases: set[str]) -> None:
-        """Until there are rows of all these cases."""
+        """Wait until the table has rows of all these cases."""
         deadline = time.monotonic() + PATIENCE
         while not cases <= {row["case"] for row in self.rows()}:
-            assert self.process.poll() is None, "it has ended"
+            assert self.process.poll() is None, "the check ended early"
             assert time.monotonic() < deadline, f"only {self.rows()}"
             time.sleep(0.05)
 
     def processes(self) -> list[psutil.Process]:
-        """Those that still run."""
-        found = []
+        """Return the running processes of the check."""
+        running = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 alive = process.status() != psutil.STATUS_ZOMBIE
                 if alive and process.environ().get("CHECK_OF_TEST") == self.mark:
-                    found.append(process)
-        return found
+                    running.append(process)
+        return running
 
     def assert_nothing_left(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -84,9 +87,9 @@ class Started:
 
 
 @contextlib.contextmanager
-def started(
+def start_check(
     folder: Path, *arguments: str, prefix: Sequence[str] = (), fault: str = ""
-) -> Iterator[Started]:
+) -> Iterator[RunningCheck]:
     mark = uuid.uuid4().hex
     environ = {**os.environ, "CHECK_OF_TEST": mark, "FAULT": fault}
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--dry", "--minutes=20"]
@@ -99,36 +102,36 @@ def started(
             stderr=stderr,
             text=True,
         )
-    check = Started(process, folder, mark)
+    check = RunningCheck(process, folder, mark)
     try:
         yield check
     finally:
-        for one in check.processes():
+        for process_left in check.processes():
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                process_left.kill()
         process.kill()
         process.communicate()
 
 
-def nowhere() -> Sequence[str]:
-    """What runs a command without a network; nothing where that is not possible."""
+def isolation() -> Sequence[str]:
+    """Return a command prefix that disconnects the network; empty where that is not possible."""
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         return ()
-    tried = subprocess.run([*NOWHERE, "true"], capture_output=True)
-    return NOWHERE if tried.returncode == 0 else ()
+    tried = subprocess.run([*ISOLATED, "true"], capture_output=True)
+    return ISOLATED if tried.returncode == 0 else ()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCheck]:
     folder = tmp_path_factory.mktemp("gpu") / "check"
-    with started(folder, prefix=nowhere()) as check:
+    with start_check(folder, prefix=isolation()) as check:
         code = check.finish()
-        assert code == 0, check.everything()
+        assert code == 0, check.output()
         check.assert_nothing_left()
         yield check
 
 
-def test_every_case_has_a_row_with_numbers(whole: Started) -> None:
+def test_every_case_has_a_row_with_numbers(whole: RunningCheck) -> None:
     rows = whole.rows()
     assert {row["case"] for row in rows} == set(ORDER)
     assert all(row["passed"] is not False for row in rows)
@@ -157,19 +160,19 @@ def test_every_case_has_a_row_with_numbers(whole: Started) -> None:
     assert profile["mfu"] > 0
 
 
-def test_table_on_stdout_and_in_the_folder_has_every_row(whole: Started) -> None:
+def test_table_on_stdout_and_in_the_folder_has_every_row(whole: RunningCheck) -> None:
     lines = whole.lines()
     assert len(lines) == len(whole.rows()) + 2
     assert [line.split()[0] for line in lines[1:-1]] == [row["case"] for row in whole.rows()]
-    assert whole.said.splitlines() == lines  # on stdout; libraries warn on stderr
+    assert whole.stdout.splitlines() == lines  # on stdout; libraries warn on stderr
 
 
 def test_failed_case_does_not_stop_the_check_and_a_kill_leaves_the_finished_rows(
     tmp_path: Path,
 ) -> None:
-    """Rank 3 of the one world that has as many raises; then all is killed outright."""
+    """Rank 3 raises an error: only case 2d has four ranks. Then the check is killed by SIGKILL."""
     cases = ("2d", "vanilla", "memory")
-    with started(tmp_path / "check", "--only", *cases, fault="raise:3:2") as check:
+    with start_check(tmp_path / "check", "--only", *cases, fault="raise:3:2") as check:
         check.wait_for({"cpu", "2d", "vanilla"})
         check.process.send_signal(signal.SIGKILL)
         check.process.wait(PATIENCE)
@@ -187,7 +190,7 @@ def test_failed_case_does_not_stop_the_check_and_a_kill_leaves_the_finished_rows
 
 
 def test_cases_without_time_left_are_reported_as_not_run(tmp_path: Path) -> None:
-    with started(tmp_path / "check", "--only", "vanilla", "resume", "--minutes=0") as check:
+    with start_check(tmp_path / "check", "--only", "vanilla", "resume", "--minutes=0") as check:
         assert check.finish() == 1
         assert {(row["case"], row["text"]) for row in check.rows()} == {
             (case, "not run: no time left") for case in ("cpu", "vanilla", "resume")
@@ -198,7 +201,7 @@ def test_cases_without_time_left_are_reported_as_not_run(tmp_path: Path) -> None
 def test_compiled_cases_pass_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    with started(tmp_path / "check", "--only", "compile", "speed", "profile") as check:
-        assert check.finish() == 0, check.everything()
+    with start_check(tmp_path / "check", "--only", "compile", "speed", "profile") as check:
+        assert check.finish() == 0, check.output()
         profile = check.rows()[-1]["numbers"]
         assert any("cpp_fused" in name or "Compiled" in name for name, _ in profile["largest"])

@@ -1,4 +1,4 @@
-"""Kernels by kind: names as CUDA's libraries have them, and the time of what nests."""
+"""Kernels of a trace by kind, from names of CUDA's libraries, and the time of nested spans."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_kernel_names_give_the_backend_of_attention() -> None:
 
 
 def test_overlapping_spans_are_counted_once() -> None:
-    """An operator's own time is without those inside it; streams side by side are busy once."""
+    """The time of an operator excludes that of nested operators; concurrent streams count once."""
 
     def event(name: str, start: int, length: int, lane: int, category: str = "kernel") -> Event:
-        place = {"pid": 0, "tid": lane, "ts": start, "dur": length}
-        return {"ph": "X", "cat": category, "name": name, **place}
+        position = {"pid": 0, "tid": lane, "ts": start, "dur": length}
+        return {"ph": "X", "cat": category, "name": name, **position}
 
     spans = spans_of(
         [

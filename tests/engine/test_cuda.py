@@ -84,8 +84,8 @@ def test_losses_of_a_compiled_step_are_close_to_the_eager_ones(config: Path) -> 
 @on_devices
 @pytest.mark.parametrize("checkpoint", ["False", "True", "'selective'"])
 def test_deterministic_runs_give_the_same_bits(config: Path, device: str, checkpoint: str) -> None:
-    """With dropout. The gradients of the embedding, the target logits and attention are summed in
-    an order that is not deterministic by default."""
+    """The run has dropout. The gradients of the embedding, the target logits and attention are
+    summed in an order that is not deterministic by default."""
     overrides = [
         "deterministic=True",
         "precision=bf16",

@@ -51,7 +51,7 @@ def ids_without_cache(
     "sampling", [GREEDY, SamplingOptions(tokens=40, seed=4)], ids=["greedy", "drawn"]
 )
 def test_cache_does_not_change_the_ids(length: int, sampling: SamplingOptions) -> None:
-    """Also after the last position, and with prompts longer than the positions."""
+    """This includes ids after the last position and prompts longer than the positions."""
     model = make()
     prompt = [(7 * n) % 29 for n in range(length)]
     found = ids_of(model, prompt, sampling)
@@ -152,7 +152,7 @@ def test_ties_prefer_the_lower_id() -> None:
 
 
 def test_sampled_frequencies_match_the_probabilities() -> None:
-    """By a chi-squared test with fixed seeds."""
+    """The comparison is a chi-squared test with fixed seeds."""
     model, count = make(), 1000
     with torch.no_grad():
         model.wte.weight.mul_(0.2)

@@ -119,7 +119,8 @@ def test_shards_over_a_faster_axis_stay_within_those_of_the_slower_axis() -> Non
 @each_layout
 @pytest.mark.parametrize("length", [1, 10, 12, 128])
 def test_padded_micro_batches_are_sharded_evenly(layout: Layout, length: int) -> None:
-    """By whole samples if the mode requires that, else by tokens; no smaller multiple works."""
+    """They are sharded by whole samples if the mode requires that, else by tokens. No smaller
+    multiple works."""
     unit = 1 if layout.mode.whole_samples else length
     cuts = [activation.tokens for activation in (layout.mode.outer, layout.mode.inner)]
     pieces = [prod(layout.axes[axis] for axis in axes) for axes in cuts]

@@ -1,5 +1,5 @@
-"""Every setting that training honours changes what happens; the few that cannot be told apart in a
-moment are shown by the tests named here."""
+"""Every setting of training changes the result of a probe. ELSEWHERE names the tests of settings
+that no short probe can distinguish."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ EFFECTS = {
     "matmul": SettingEffect(change="matmul=onednn", probe=library),
     "loss_chunk": SettingEffect(change="loss_chunk=5", probe=loss_chunks),
 }
-ALSO = [  # values that a type of their own would be needed for
+FURTHER_VALUES = [  # values whose effect needs a probe of its own
     SettingEffect(
         change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)
     ),
@@ -208,7 +208,7 @@ ELSEWHERE = {
     "test_timeout_of_the_start_is_replaced_after_the_first_step",
 }
 COMPARED = {"hidden_size", "tensor_shape"}
-"""Read by rules, which compare them with others; training needs them not."""
+"""Read by rules, which compare them with other settings; training does not use them."""
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_changed_setting_changes_the_result_of_its_probe(folder: Path, name: str
     changes(folder, EFFECTS[name])
 
 
-@pytest.mark.parametrize("effect", ALSO, ids=[effect.change for effect in ALSO])
+@pytest.mark.parametrize("effect", FURTHER_VALUES, ids=[effect.change for effect in FURTHER_VALUES])
 def test_further_values_of_a_setting_change_the_result_of_its_probe(
     folder: Path, effect: SettingEffect
 ) -> None:
@@ -248,8 +248,8 @@ def test_every_setting_has_a_probe_or_a_test_elsewhere() -> None:
     assert not EFFECTS.keys() & ELSEWHERE.keys()
 
 
-@pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))
-def test_tests_named_as_shown_elsewhere_exist(place: str) -> None:
-    path, name = place.split("::")
+@pytest.mark.parametrize("test", sorted(set(ELSEWHERE.values())))
+def test_tests_named_as_shown_elsewhere_exist(test: str) -> None:
+    path, name = test.split("::")
     tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
     assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

@@ -286,7 +286,7 @@ def losses(run: Path) -> list[tuple[float, float]]:
 
 
 def test_a_restarted_launch_does_not_read_the_config_again(tmp_path):
-    """Each of the two ranks would read it."""
+    """Either of the two ranks would read a changed config."""
     (tmp_path / "tiny.py").write_text(TINY)
     mine: dict[str, Any] = {"launch": "job-1", "output": None}
     assert run(job(tmp_path, **mine, dies=3), 2) == []
@@ -325,7 +325,7 @@ def slow_onednn(world: World) -> Iterator[None]:
 
 
 def test_a_resume_uses_the_matmul_library_of_the_checkpoint(folder):
-    """Another library is the faster one now."""
+    """The other library is faster on the present processor."""
     for step in (2, 4, 6):
         path = checkpoints_of(folder).folder(step) / "training.json"
         path.write_text(path.read_text().replace('"matmul": "torch"', '"matmul": "onednn"'))

@@ -212,7 +212,7 @@ def test_killed_rank_is_named(
 def test_ranks_exit_when_the_launcher_is_killed(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """They save a checkpoint first."""
+    """The ranks save a checkpoint before they exit."""
     folder = tmp_path / "run"
     arguments = ["--config", config, "MAX_STEPS=100000", "--output", folder]
     process = start(*launch(2, *arguments))
@@ -273,8 +273,8 @@ def test_restarted_run_resumes_from_the_last_checkpoint(
     start: Callable[..., subprocess.Popen[str]],
     launcher: list[object],
 ) -> None:
-    """In its own folder, whatever --resume states. The other ranks report both a killed and a
-    suspended rank."""
+    """The run continues in its own folder whatever --resume states. The other ranks report both a
+    killed and a suspended rank."""
     more = ["MAX_STEPS=9", "checkpoint.every=2", "--resume", "none", "timeout=30"]
     process = start(*launcher, "--config", config, *more, FAULT="kill:1:4,stop:1:7")
     out, err = process.communicate()

@@ -27,8 +27,8 @@ from tests.support.worlds import WorldError
 
 ROOT = Path(__file__).parents[2]
 RANKS, EVERY = 2, 3
-BEFORE_ITS_NAME = ["kill-save", "kill-verify", "kill-rename"]
-AFTER_IT = ["kill-named", "kill-prune"]
+BEFORE_RENAME = ["kill-save", "kill-verify", "kill-rename"]
+AFTER_RENAME = ["kill-named", "kill-prune"]
 SMALL = (
     *("TENSOR_PARALLEL=2", "MODE=1d", "precision=float64", "model.resid_pdrop=0.1"),
     *(f"checkpoint.every={EVERY}", "checkpoint.keep=2"),
@@ -74,11 +74,11 @@ class Campaign:
         checkpoint after it."""
         done, rank = self.latest, self.draw.randrange(RANKS)
         saves = done + EVERY * self.draw.randint(1, 2)
-        if kind in BEFORE_ITS_NAME:  # rank 0 gives it
+        if kind in BEFORE_RENAME:  # rank 0 renames
             rank = 0 if kind == "kill-rename" else rank
             return f"{kind}:{rank}:{saves}", saves - EVERY
-        if kind in AFTER_IT:
-            # there must be one to prune
+        if kind in AFTER_RENAME:
+            # a checkpoint must exist that can be pruned
             saves = max(saves, 3 * EVERY) if kind == "kill-prune" else saves
             return f"{kind}:0:{saves}", saves
         step = done + self.draw.randint(1, 2 * EVERY)
@@ -99,7 +99,7 @@ class Campaign:
     def kill_torchrun(self) -> None:
         """Run two ranks under torchrun, which restarts them twice, and kill torchrun at a random
         step."""
-        kinds = ["kill", *BEFORE_ITS_NAME]
+        kinds = ["kill", *BEFORE_RENAME]
         faults, expected = [], self.latest
         for _ in range(2):
             rank, step = self.draw.randrange(RANKS), expected + self.draw.randint(1, EVERY)
@@ -108,20 +108,20 @@ class Campaign:
             self.lost.append(step - expected)
         process = self._torchrun(",".join(faults))
         target = expected + self.draw.randint(1, 4 * EVERY)
-        while self.step < target or not self._is_in_its_third(process):
+        while self.step < target or not self._is_in_third_attempt(process):
             assert process.poll() is None
             time.sleep(0.01)
-        family = psutil.Process(process.pid).children(recursive=True)
+        descendants = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-        gone, alive = psutil.wait_procs(family, timeout=600)
+        gone, alive = psutil.wait_procs(descendants, timeout=600)
         assert len(gone) >= RANKS
-        assert not alive, "they outlive torchrun"
+        assert not alive, "ranks outlive torchrun"
         assert self.latest >= expected
         self.lost.append(max(0, self.step - self.latest))
         self.check()
 
-    def _is_in_its_third(self, process: subprocess.Popen[str]) -> bool:
+    def _is_in_third_attempt(self, process: subprocess.Popen[str]) -> bool:
         """Return whether the run has resumed in torchrun's third attempt."""
         pid = self.run.read_status().get("pid")
         with suppress(psutil.Error):
@@ -177,7 +177,7 @@ def same_end(one: Campaign, other: Campaign) -> None:
     actual, expected = everything(ours), everything(theirs)
     assert actual.keys() == expected.keys()
     assert [name for name in actual if not torch.equal(actual[name], expected[name])] == []
-    aside: dict[str, object] = {"settings": {}}  # they may save in another way
+    aside: dict[str, object] = {"settings": {}}  # settings of saving may differ
     assert ours.training.model_copy(update=aside) == theirs.training.model_copy(update=aside)
     logs = [
         [(row["step"], row["loss"], row["grad_norm"], row["tokens"]) for row in campaign.rows()]

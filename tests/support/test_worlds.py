@@ -1,4 +1,4 @@
-"""The helper run_world: results by rank, errors with rank and reason, no process left."""
+"""The helper run_world: results by rank, errors with rank and reason, no remaining process."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ def _hang(rank: int, size: int) -> None:
     time.sleep(3600)
 
 
-def _leave_together(rank: int, size: int) -> bool:
+def _has_group(rank: int, size: int) -> bool:
     return dist.is_initialized()
 
 
@@ -63,4 +63,4 @@ def test_hanging_world_ends_at_the_timeout() -> None:
 
 
 def test_world_without_a_group_has_no_process_group() -> None:
-    assert run_world(2, _leave_together, open_group=False) == [False, False]
+    assert run_world(2, _has_group, open_group=False) == [False, False]

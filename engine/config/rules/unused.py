@@ -11,7 +11,7 @@ from engine.config.sections.loss import LossScaleSettings
 
 
 class Requirement(NamedTuple):
-    """When a setting has an effect."""
+    """Condition under which a setting has an effect."""
 
     is_met: Callable[[Settings], bool]
     depends_on: tuple[str, ...]

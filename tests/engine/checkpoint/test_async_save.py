@@ -50,7 +50,7 @@ def test_a_failed_save_ends_the_run_and_preserves_the_previous_checkpoint(tmp_pa
 
 @contextlib.contextmanager
 def failing_in_background(world: World) -> Iterator[None]:
-    """As `failing_once`; each step waits for the running save first."""
+    """Like `failing_once`, but each step waits for the running save first."""
     healthy = Trainer.step
 
     def step(self: Trainer, step: int, **more: Any) -> Any:

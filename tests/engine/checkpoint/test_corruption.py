@@ -137,7 +137,7 @@ def test_corruption_is_detected_and_named(folder, name, damage, message):
 
 @pytest.mark.parametrize("at", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 4])
 def test_a_changed_byte_at_any_position_is_detected(tmp_path, at):
-    """At the edges of the blocks in which the file is read."""
+    """The positions include the edges of the blocks in which the file is read."""
     file, data = tmp_path / "file", bytearray(2 * BLOCK_BYTES + 5)
     digests = {"file": FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())}
     file.write_bytes(data)

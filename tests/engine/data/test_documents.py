@@ -52,7 +52,7 @@ def test_files_are_read_once_and_in_order(
 
 
 def test_single_file_is_the_same_data_by_any_path(folder: Path, ask: Ask) -> None:
-    """So a run resumes from its checkpoint though data.path names the file in another way."""
+    """A run resumes from its checkpoint if data.path names the file in another way."""
     paths = ["texts/a.txt", ("texts/a.txt",), "texts/*.txt", str(folder / "texts" / "a.txt")]
     prints = {open_corpus("auto", ask(p, seq_len=2, validation=0.3)).fingerprint for p in paths}
     assert len(prints) == 1

@@ -85,7 +85,7 @@ def test_every_sample_is_consumed_once_per_epoch() -> None:
 def test_resume_with_another_global_batch_continues_at_the_next_sample(
     batch_size: int, data: int
 ) -> None:
-    """After 5 steps of 4 samples, in 3 epochs of 23: no sample is skipped or repeated."""
+    """No sample is skipped or repeated after 5 steps of 4 samples, in 3 epochs of 23."""
     before = TrainBatches(_corpus(), seed=5, batch_size=4)
     done = before.consumed(5)
     assert done == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=20 / 23)
@@ -120,7 +120,7 @@ def test_epoch_of_a_step_is_that_of_its_first_sample(samples: int, batch: int) -
 
 
 def test_epochs_accumulate_over_resumes_that_change_everything() -> None:
-    """Another global batch, then other data, then another sequence length, then the first data."""
+    """The resumes change the global batch, the data, the sequence length, and the data back."""
     whole = TrainBatches(_corpus(), seed=5, batch_size=4)
     first = whole.consumed(8)  # 32 of 23 samples
     larger = TrainBatches(_corpus(), seed=5, batch_size=6).resumed_at(first)
@@ -183,14 +183,14 @@ def test_validation_evaluates_each_sample_once(
     targets = 0
     for i in range(batches.validation.batches):
         for rank in range(data):
-            ids, targets_of_batch = batches.validation.batch(i, rank)
-            assert ids.shape == targets_of_batch.shape == (batch_size, SEQ)
-            assert ids.dtype == targets_of_batch.dtype == torch.int64
-            real = (targets_of_batch != -100).all(dim=1)
-            assert ((targets_of_batch == -100).all(dim=1) | real).all()
+            ids, batch_targets = batches.validation.batch(i, rank)
+            assert ids.shape == batch_targets.shape == (batch_size, SEQ)
+            assert ids.dtype == batch_targets.dtype == torch.int64
+            real = (batch_targets != -100).all(dim=1)
+            assert ((batch_targets == -100).all(dim=1) | real).all()
             assert not ids[~real].any()
             first += ids[real][:, 0].tolist()
-            targets += int((targets_of_batch != -100).sum())
+            targets += int((batch_targets != -100).sum())
     start = 23 * SEQ + 1
     assert first == [start + SEQ * i for i in range(count)]
     assert targets == batches.validation.targets == count * SEQ

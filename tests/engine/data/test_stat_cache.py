@@ -169,7 +169,7 @@ def test_unwritable_cache_hashes_every_time(data: Path, hashed: Callable[[], int
 
 
 def test_file_without_a_readable_stat_is_not_recorded(tmp_path: Path) -> None:
-    """Such as on a network file system that fails temporarily."""
+    """A network file system may fail temporarily."""
     records = tmp_path / "digests"
     assert stat_cache.cached_by_stat(tmp_path / "none", records, lambda: {"size": 1}) == {"size": 1}
     assert not list(records.glob("*.json"))

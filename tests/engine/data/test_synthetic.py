@@ -52,7 +52,7 @@ def test_ids_spread_over_the_vocabulary(ask: Ask, vocab_size: int, states: int) 
 
 
 def test_entropy_is_that_of_the_documentation(ask: Ask) -> None:
-    """By counting: ln 256 nats per token, 7/4 ln 2 given the previous token."""
+    """The entropy by counting is ln 256 nats per token, 7/4 ln 2 given the previous token."""
     ids, targets = open_corpus(ask(seq_len=512)).train.batch(np.arange(400))
     single = Counter(targets.ravel().tolist())
     pairs = Counter(zip(ids.ravel().tolist(), targets.ravel().tolist(), strict=True))

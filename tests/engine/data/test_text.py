@@ -132,7 +132,7 @@ def test_file_changed_while_it_is_read_is_rejected(tmp_path: Path, ask: Ask) -> 
 def test_text_without_boundaries_is_encoded_in_bounded_pieces(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
-    """In text without spaces, too, the longest piece that is encoded is bounded."""
+    """The longest encoded piece of a text without spaces is bounded, too."""
     monkeypatch.setattr(data_file, "BLOCK", 100)
     monkeypatch.setattr(tokenize, "MAX_UNBROKEN_LENGTH", 1000)
     kind, longest = tokenizer_type(tokenizer), 0

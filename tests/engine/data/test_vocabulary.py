@@ -212,7 +212,7 @@ def with_another_character(world: World) -> Iterator[None]:
 
 
 def test_checkpoint_without_a_tokenizer_uses_that_of_its_run(folder: Path) -> None:
-    """Such as those of old versions. Another type of tokenizer is rejected with them, too."""
+    """Old versions wrote such checkpoints. Another type of tokenizer is rejected, too."""
     checkpoint = checkpoints_of(folder).folder(4)
     file = checkpoint / "training.json"
     content = json.loads(file.read_text())

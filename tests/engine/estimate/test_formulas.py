@@ -46,8 +46,8 @@ def test_parameters_equal_the_published_count(preset: str, published: int) -> No
 
 
 def test_parameters_of_all_ranks_add_up_to_the_model() -> None:
-    """Except tensors that are not sharded, padding of the vocabulary and a tied table's copy, which
-    count more than once."""
+    """Tensors that are not sharded, padding of the vocabulary and the copy of a tied table are
+    exceptions: they count more than once."""
     whole = estimate(plan(model=GPT2))
     cut = estimate(plan(model=GPT2, mode="1d", tensor=2, pipeline=3, num_micro_batches=4))
     twice = 12 * 6 * 768 + 2 * 768 + 1024 * 768  # norms and biases of *down* layers, positions

@@ -55,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def measured(config: Path, ranks: int) -> dict[tuple[str, ...], list[MeasuredMemory]]:
-    """Of all ranks, by overrides."""
+    """Return the measurements of all ranks, by overrides."""
     by_rank = run_world(ranks, measure_all, config, CASES[ranks])
     return {
         tuple(some): [of_rank[number] for of_rank in by_rank]

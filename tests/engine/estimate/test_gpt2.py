@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def most_alive(plan: Plan) -> int:
-    """Bytes at the peak of the second step's passes."""
+    """Return the bytes at the peak of the second step's passes."""
     settings, mode = plan.settings, plan.layout.mode
     axes = ParallelContext.single_device(CPU, dtype=torch.float32, compute=torch.float32).axes
     model = build_model(settings, parallel_context(settings, mode, axes, CPU))
@@ -58,7 +58,7 @@ def most_alive(plan: Plan) -> int:
 def test_estimate_of_gpt2_small_equals_its_allocations(
     model: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    """As on a GPU, where the backward pass always scales the loss."""
+    """The backward pass scales the loss, as it always does on a GPU."""
     gpt2 = plan(model=GPT2 | model, loss_chunk=333, **settings)
     without_values = patch.object(torch.Tensor, "item", lambda self: 2.0)
     with FakeTensorMode(), patch.object(ModelChunks, "initialise"), without_values:

@@ -42,7 +42,8 @@ FLOAT32, BF16 = 4, 2
 
 @dataclass(frozen=True, kw_only=True)
 class WireCase:
-    """What is measured, and how many bytes a rank of n should send in a step, over (n - 1) / n.
+    """A measured case, and the bytes that a rank of n sends in a step by the formula, over (n - 1)
+    / n.
 
     Weights are gathered in the compute type, gradients are summed in float32. The token table is
     looked up and is the head too: stage 3 gathers it twice, and stages 2 and 3 scatter twice.
@@ -146,7 +147,7 @@ def test_bytes_on_the_wire_equal_the_formula(config: Path, ranks: int, case: Wir
 
 @each(BY_WORLD)
 def test_bytes_counted_by_ranks_equal_the_formula(config: Path, ranks: int, case: WireCase) -> None:
-    """Over their axes; the control all-reduce of a step has few bytes."""
+    """The bytes are counted by axis; the control all-reduce of a step has few bytes."""
     for of_rank in measured(config)[ranks, False, case.overrides]:
         expected = case.formula * (ranks - 1) / ranks
         counted = of_rank["counted"]

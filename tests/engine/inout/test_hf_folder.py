@@ -146,7 +146,7 @@ def test_pytorch_bin_files_are_read(shard: int | None, tmp_path: Path) -> None:
 
 
 def test_old_folders_without_prefix_and_with_masks_are_read(tmp_path: Path) -> None:
-    """Such as OpenAI's original ones, whose configs have fewer keys, too."""
+    """OpenAI's original folders are of this kind; their configs also have fewer keys."""
     model = theirs().half()
     state = model.transformer.state_dict()
     masks = {f"h.{n}.attn.bias": torch.ones(1, 1, 24, 24, dtype=torch.bool) for n in range(3)}

@@ -159,8 +159,8 @@ def test_each_rank_reads_only_its_shards_of_a_checkpoint(folder: Path) -> None:
 
 
 def test_vocabulary_and_positions_may_differ_in_size(folder: Path) -> None:
-    """Rows of the saved model are used and the others are as random as without it, in layouts that
-    shard the rows, too."""
+    """Additional rows have the random values of a run without --init-from, in layouts that shard
+    the rows, too."""
     weights(folder / "x.safetensors")
     more = ("model.vocab_size=38", "model.block_size=11", *STILL)
     fewer = ("model.vocab_size=32", *STILL)
@@ -233,7 +233,8 @@ def test_corrupt_checkpoint_is_rejected_as_initial_weights(folder: Path) -> None
 
 
 def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None:
-    """Before its first checkpoint, though the run that it started from has newer checkpoints."""
+    """The restart precedes the first checkpoint, and the initial run has newer checkpoints by
+    then."""
     worked(*run(job(folder, None, "optimizer.lr=0.1", DOUBLE, output="first")))
     directory = CheckpointDirectory(RunFolder(folder / "first").checkpoints)
     directory.folder(4).rename(folder / "later")

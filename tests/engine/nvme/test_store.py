@@ -79,7 +79,8 @@ def test_take_returns_the_bytes_of_the_last_put(tmp_path: Path, kind: str) -> No
 
 @kinds
 def test_concurrent_reads_and_writes_do_not_grow_the_file(tmp_path: Path, kind: str) -> None:
-    """In the order of an optimizer. TensorNVMe's free list alone would grow with each round."""
+    """Reads and writes have the order of an optimizer. TensorNVMe's free list alone would grow with
+    each round."""
     with opened(tmp_path, kind, SIZES) as (disk, store):
         buffers = [Buffer(LARGEST) for _ in SIZES]
         for slot, buffer in enumerate(buffers):

@@ -68,7 +68,7 @@ def test_an_estimated_time_is_marked_as_a_guess():
 
 
 def test_shorter_samples_are_not_advised_for_a_run_of_epochs():
-    """An epoch would have more of them."""
+    """An epoch would have more samples."""
     advice = smaller_run(settings(max_steps=None, num_epochs=2), 30.0, steps_left=1000)
     assert advice is not None
     assert "SEQ_LEN" not in advice

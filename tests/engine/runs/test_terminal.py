@@ -139,7 +139,8 @@ def test_a_command_is_printed_without_wrapping():
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_a_terminal_shows_a_bar_below_the_rows_until_the_end(width):
-    """It leaves columns for a ^C, which in the next line would leave a copy of the bar behind."""
+    """The bar leaves columns for a ^C: if ^C wrapped into the next line, a copy of the bar would
+    remain."""
     file = io.StringIO()
     out = Console(file=file, force_terminal=True, width=width)
     terminal = Terminal(out, StepTimer(total_steps=10), every=5)

@@ -34,8 +34,8 @@ LAYOUTS = [
 
 
 def leave(rank: int, size: int, run: TrainingCase, path: Path) -> dict[str, Tensor]:
-    """What ``unsharded_parameters`` yields on this rank. Rank 0 checks it against the boxes and
-    saves it."""
+    """Return the result of ``unsharded_parameters`` on this rank. Rank 0 compares it with the
+    shards and saves it."""
     model = build(run, open_partition(run, rank))
     held = by_boxes(model, dict(model.named_parameters()), size)
     found = {name: tensor.clone() for name, tensor in unsharded_parameters(model)}

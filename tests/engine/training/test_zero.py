@@ -59,9 +59,9 @@ def over_depth() -> Iterator[TrainingCase]:
 
 
 def by_option() -> Iterator[TrainingCase]:
-    """What goes with ZeRO, three steps of it: three ranks, over which no width divides; a rank
-    alone; offloading; checkpoints; gathered weights that are kept; clipping; pipelines; half
-    precision."""
+    """Yield cases of the options that ZeRO may be combined with, of three steps each: three ranks,
+    over which no width divides; a single rank; offloading; activation checkpointing; saved gathers;
+    clipping; pipelines; half precision."""
     for zero in STAGES:
         yield few(zero, data=3)
         yield few(zero, data=3, mode="1d", tensor=2, accumulation=1)

@@ -356,7 +356,7 @@ def test_port_in_use_is_rejected(config: str) -> None:
 
 
 def test_missing_network_interface_is_reported_once(config: str, port: int) -> None:
-    """The second of two, before gloo looks for it."""
+    """The second of two interfaces is missing; the check precedes gloo."""
     environ = {"GLOO_SOCKET_IFNAME": "lo,nowhere0"}
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D, environ=environ)
     outcomes = enter_all(2, case)

@@ -149,7 +149,7 @@ def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
 
 
 def test_command_that_reads_a_killed_run_records_its_end(folder, capsys):
-    """Its process released the lock without writing a status."""
+    """The process of the run released the lock without writing a status."""
     with folder.lock():
         assert command("ls") == 0
         assert "(running at step 0)" in capsys.readouterr().out, "it is"

@@ -132,7 +132,7 @@ def test_impossible_evaluation_is_rejected_before_the_start(started, capsys, arg
 
 
 def test_invalid_run_is_rejected_without_importing_torch(run):
-    """So the message does not wait for the import of torch."""
+    """The message must not wait for the import of torch."""
     code = (
         "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"

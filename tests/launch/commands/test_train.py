@@ -162,7 +162,7 @@ def test_demo_uses_the_requested_number_of_processes(monkeypatch, started):
 
 
 def test_invalid_config_is_rejected_without_importing_torch(config):
-    """So the message does not wait for the import of torch."""
+    """The message must not wait for the import of torch."""
     code = (
         "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"

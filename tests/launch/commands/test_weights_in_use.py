@@ -128,7 +128,7 @@ def test_corrupt_weights_are_rejected(
 def test_hugging_face_folder_generates_the_text_of_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Including its tokenizer."""
+    """The tokenizer is the folder's, too."""
     transformers = pytest.importorskip("transformers")
     sizes = replace(SIZES, vocab_size=50257)
     words = {"type": "gpt2", **GPT2().state()}

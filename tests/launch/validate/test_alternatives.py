@@ -124,7 +124,7 @@ def test_added_gpus_preserve_the_mode(tmp_path):
 
 
 def test_replicas_along_depth_are_sharded(tmp_path):
-    """If there are no data-parallel copies."""
+    """The layout has no data-parallel copies."""
     path = write(tmp_path, LARGE)
     deep = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "model.checkpoint=True")
     found, _, _ = answers(path, 0.7, *deep, "NUM_MICRO_BATCHES=8", enough=3)

@@ -238,6 +238,6 @@ def test_dropout_neither_reads_nor_advances_the_global_generator(checkpoint: boo
 
 
 def test_training_step_applies_dropout() -> None:
-    """Without this the tests above would pass for a model without dropout."""
+    """A model that never applies dropout would pass the other tests of this module."""
     with_it, without = (train(0, 1, TrainingCase(dropout=p, steps=1)) for p in (P, 0.0))
     assert abs(with_it.losses[0] / without.losses[0] - 1) > 1e-4

@@ -142,7 +142,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_full_logits_are_never_allocated() -> None:
-    """Neither in forward nor in backward; only the two gradients are saved in between."""
+    """This holds in forward and in backward; only the two gradients are saved in between."""
     tokens, words, chunk = 512, 1000, 32
     x = torch.randn(tokens, HIDDEN, requires_grad=True)
     w = torch.randn(words, HIDDEN, requires_grad=True)
