@@ -162,6 +162,37 @@ def test_package_init_files_are_empty():
     assert [file for file in packages if file.read_text("utf-8").strip()] == []
 
 
+def imports_of_tests(graph: Graph) -> list[str]:
+    """Return the imports of test modules; ``graph`` has the modules of tests."""
+    return sorted(
+        f"{module} imports {name}"
+        for module, names in graph.items()
+        for name in names
+        if any(part.startswith("test_") for part in name.split("."))
+    )
+
+
+def test_test_modules_import_no_test_module():
+    """Shared parts belong in tests/support or in support.py of the folder."""
+    folders = [f"tests/{path.stem}" for path in ROOT.glob("tests/*") if "_" not in path.stem]
+    modules = [f"tests/{path.stem}" for path in ROOT.glob("tests/test_*.py")]
+    graph = import_graph(ROOT, *folders, *modules, type_checking=True)
+    assert {"tests.test_imports", "tests.engine.test_plan", "tests.support.jobs"} <= graph.keys()
+    assert imports_of_tests(graph) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from tests.models.test_loss import problem", "from tests.models import test_loss"]
+)
+def test_planted_import_of_a_test_module_is_reported(tmp_path: Path, line: str) -> None:
+    (tmp_path / "tests/models").mkdir(parents=True)
+    (tmp_path / "tests/models/test_loss.py").write_text("")
+    (tmp_path / "tests/models/test_scores.py").write_text(f"def f():\n    {line}\n")
+    assert imports_of_tests(import_graph(tmp_path, "tests")) == [
+        "tests.models.test_scores imports tests.models.test_loss"
+    ]
+
+
 def planted(root: Path, file: str, line: str) -> tuple[Graph, Graph]:
     """Write a small tree of modules with `line` added to `file`; return its graph of imports that
     run and its graph of all imports."""

@@ -17,13 +17,16 @@ from tests.support.import_graph import import_graph, path_to
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-PAGES = [ARCHITECTURE, ROOT / "tests" / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    ARCHITECTURE,
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tests/README.md")),
+]
 SOURCES = ("engine", "models", "launch", "benchmarks", "docs", "tests", "*_gpt.py", "setup.py")
 CONFIGS = ("bad_configs", "foreign_configs")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(\./run\.sh|cuboid|python|torchrun|ruff|mypy|-)")
+COMMAND = re.compile(r"(\./run\.sh|\. |nohup|cuboid|python|torchrun|ruff|mypy|-)")
 PATH = re.compile(r"[\w.*/-]*/[\w.*/-]*|[\w*-]+\.(?:py|md|txt|toml|jsonl|json|sh)\b")
 DOTTED = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 CALL = re.compile(r"(?<![\w.])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\(\)")
@@ -63,6 +66,7 @@ def python_files() -> Iterator[Path]:
 def defined() -> Names:
     """Read the names of the tree from its syntax; nothing is imported."""
     names, bases = Names(), dict[str, list[str]]()
+    names.others |= {*re.findall(r"\$\{(\w+)", (ROOT / "run.sh").read_text(encoding="utf-8"))}
     for file in python_files():
         ours = file.relative_to(ROOT).parts[0] not in ("tests", "benchmarks", "docs")
         names.others |= {file.stem, file.parent.name}
@@ -96,7 +100,8 @@ def members_of(node: ast.ClassDef) -> Iterator[str]:
 
 
 def wrong_names(page: str, folder: Path) -> Iterator[str]:
-    """Yield what a page names and the tree does not have. Paths may be relative to ``folder``."""
+    """Yield the names in a page that the tree does not have. Paths may be relative to
+    ``folder``."""
     for language, block in FENCE.findall(page):
         if language == "text":
             yield from wrong_paths(PATH.findall(block), folder)
@@ -116,7 +121,7 @@ def wrong_names(page: str, folder: Path) -> Iterator[str]:
 
 def wrong_paths(paths: list[str], folder: Path) -> Iterator[str]:
     for path in paths:
-        text = path.strip("./")
+        text = path.strip("./").removeprefix("RUN/")
         if not text or PLACEHOLDER.search(Path(text).name) or text in defined().constants:
             text = str(Path(text).parent)
             if text == "." or (PLACEHOLDER.search(path) and not (ROOT / text).exists()):
@@ -130,7 +135,7 @@ def wrong_paths(paths: list[str], folder: Path) -> Iterator[str]:
 def wrong_python(code: str) -> Iterator[str]:
     """Yield the names that an example uses and neither it nor the tree defines."""
     tree = ast.parse(code)
-    stored = {
+    stored = {node.name for node in ast.walk(tree) if isinstance(node, ast.alias)} | {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     }
     for node in ast.walk(tree):
@@ -148,7 +153,7 @@ def is_known(name: str) -> bool:
     return defined().has(name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_name_existing_files_and_objects(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert sorted({*wrong_names(text, page.parent)}) == []
@@ -163,6 +168,7 @@ def test_pages_name_existing_files_and_objects(page: Path) -> None:
             ["Stepper.walk", "engine/training/steps.py"],
         ),
         ("`GradientSum`", ["GradientSum"]),
+        ("`RUN/statements.json`, `RUN/sentences.json`", ["RUN/sentences.json"]),
         ("`pipelin_schedule.py`", ["pipelin_schedule.py"]),
         ("```text\nengine/loops.py  +- trains()\n```", ["engine/loops.py", "trains"]),
         ("`optimizer.rate`, `optimizer.lr`, `zero`", ["optimizer.rate"]),

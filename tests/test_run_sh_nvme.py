@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_run_sh import Checkout
+from tests.support.checkout import Checkout
 
 # A stand-in for the compiler: has the headers in HEADERS, and a library next to it if URING is set.
 COMPILER = """#!/bin/sh

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,16 +16,13 @@ import torch.nn.functional as F
 
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.errors import RunError, UserError
 from engine.evaluate import evaluate, mask_all_but_last
 from engine.evaluation_request import Evaluation, EvaluationRequest
 from engine.generate import load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from engine.runs.lookup import resolve_weights
-from engine.runs.plan_from_run import plan_of_run
-from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo
-from engine.world.distributed import open_world
+from tests.support.evaluation import failed_evaluation, world_of_run
 from tests.support.jobs import TINY, Job, run
 from tests.support.worlds import free_port, run_world
 
@@ -87,23 +82,11 @@ def evaluate_all(
     os.chdir(path)
     found: Found = {}
     for port, name, overrides in cases:
-        with opened(rank, size, port, overrides) as world:
+        with world_of_run(rank, size, port, overrides) as world:
             for subject in SUBJECTS:
                 one = evaluate(world, RunFolder(Path("run")), "20", subject, cache=path / "cache")
                 found[name, subject] = one
     return found
-
-
-@contextlib.contextmanager
-def opened(rank: int, size: int, port: int, overrides: tuple[str, ...]) -> Any:
-    """Open the world of a rank, with the plan of the run in the working folder."""
-    place = LaunchInfo(rank=rank, size=size, host=LOOPBACK, port=port, launcher="by hand")
-
-    def plan() -> Any:
-        return plan_of_run(RunFolder(Path("run")), gpus=size, overrides=overrides)
-
-    with open_world(plan, place) as world:
-        yield world
 
 
 @cache
@@ -176,45 +159,31 @@ def test_loss_of_the_validation_split_is_that_of_the_run(folder: Path) -> None:
     assert one.loss == pytest.approx(rows[19]["val_loss"], rel=1e-12)
 
 
-def alone(
-    folder: Path, *overrides: str, subject: EvaluationRequest = SUBJECTS[0], step: str = "latest"
-) -> str:
-    """Run an evaluation that fails on one rank and return its stderr."""
-    with free_port() as port, contextlib.redirect_stderr(io.StringIO()) as err:
-        with (
-            pytest.raises((UserError, RunError)),
-            opened(0, 1, port, overrides) as world,
-        ):
-            evaluate(world, RunFolder(Path("run")), step, subject, cache=folder / "cache")
-        assert "Traceback" not in err.getvalue()
-        return err.getvalue()
-
-
 def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (folder / "other.txt").write_text("Deich!?" * 200)
-    error = alone(folder, "data.path=other.txt")
+    error = failed_evaluation(folder, "data.path=other.txt")
     assert (
         "run/checkpoints/step-00000040 has no ids for '!', '?'; set data.path=... to text without"
         in error
     )
-    assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in alone(
+    assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in failed_evaluation(
         folder, subject=EvaluationRequest(last_n=9)
     )
-    assert "data.validation=0.0, so there is no validation split: use --split" in alone(
+    assert "data.validation=0.0, so there is no validation split: use --split" in failed_evaluation(
         folder, "data.validation=0.0"
     )
     endless = EvaluationRequest(split="train")
-    error = alone(folder, "data.type=synthetic", "data.path=None", subject=endless)
+    error = failed_evaluation(folder, "data.type=synthetic", "data.path=None", subject=endless)
     assert "data.type='synthetic' is endless: pass --samples N" in error
-    assert "no checkpoint 3; existing: 20, 40" in alone(folder, step="3")
+    assert "no checkpoint 3; existing: 20, 40" in failed_evaluation(folder, step="3")
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])
-    assert f"step-00000040: {data.name}" in alone(folder)
+    assert f"step-00000040: {data.name}" in failed_evaluation(folder)
     (damaged / "training.json").write_text("{}")
-    assert "step-00000040: training.json" in alone(folder)
+    assert "step-00000040: training.json" in failed_evaluation(folder)
 
 
 def test_changed_data_gives_a_warning(
@@ -229,7 +198,7 @@ def test_changed_data_gives_a_warning(
     try:
         corpus.write_text(TEXT[1:] + TEXT[0], encoding="utf-8")
         for overrides, count in (((), 1), (("SEQ_LEN=4",), 0)):
-            with free_port() as port, opened(0, 1, port, overrides) as world:
+            with free_port() as port, world_of_run(0, 1, port, overrides) as world:
                 evaluate(
                     world, RunFolder(Path("run")), "20", EvaluationRequest(), cache=folder / "cache"
                 )

@@ -18,7 +18,7 @@ from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.hf_state_dict import to_hf
 from models.parallel.context import derive_seed
-from tests.models.test_kv_cache import SIZES, make
+from tests.support.small_gpt import SIZES, small_gpt
 
 GREEDY = SamplingOptions(tokens=40, temperature=0)
 PROMPT = [3, 1, 4, 1, 5]
@@ -52,7 +52,7 @@ def ids_without_cache(
 )
 def test_cache_does_not_change_the_ids(length: int, sampling: SamplingOptions) -> None:
     """This includes ids after the last position and prompts longer than the positions."""
-    model = make()
+    model = small_gpt()
     prompt = [(7 * n) % 29 for n in range(length)]
     found = ids_of(model, prompt, sampling)
     assert found == ids_without_cache(model, prompt, sampling)
@@ -62,7 +62,7 @@ def test_cache_does_not_change_the_ids(length: int, sampling: SamplingOptions) -
 def test_greedy_ids_equal_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = replace(SIZES, head_dim=5)
-    model = make(sizes)
+    model = small_gpt(sizes)
     config = transformers.GPT2Config(
         n_layer=3,
         n_head=4,
@@ -89,7 +89,7 @@ def test_greedy_ids_equal_those_of_transformers() -> None:
 
 
 def test_nan_weights_fail_in_one_line() -> None:
-    model = make()
+    model = small_gpt()
     with torch.no_grad():
         model.get_parameter("h.1.mlp.c_fc.weight")[0, 0] = torch.nan
     with pytest.raises(RunError, match="logits are not finite"):
@@ -97,7 +97,7 @@ def test_nan_weights_fail_in_one_line() -> None:
 
 
 def test_every_seed_and_number_gives_other_ids() -> None:
-    model, sampling = make(), SamplingOptions(tokens=20, temperature=2.0)
+    model, sampling = small_gpt(), SamplingOptions(tokens=20, temperature=2.0)
     texts = [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)]
     assert len(set(texts)) == 4
     assert [tuple(ids_of(model, PROMPT, sampling, number)) for number in range(4)] == texts
@@ -108,7 +108,7 @@ def test_every_seed_and_number_gives_other_ids() -> None:
 
 def test_ids_outside_the_tokenizer_are_never_sampled() -> None:
     hot = SamplingOptions(tokens=300, temperature=1e6)
-    found = set(generate_ids(make(), PROMPT, hot, vocabulary=7))
+    found = set(generate_ids(small_gpt(), PROMPT, hot, vocabulary=7))
     assert found == set(range(7))
 
 
@@ -153,7 +153,7 @@ def test_ties_prefer_the_lower_id() -> None:
 
 def test_sampled_frequencies_match_the_probabilities() -> None:
     """The comparison is a chi-squared test with fixed seeds."""
-    model, count = make(), 1000
+    model, count = small_gpt(), 1000
     with torch.no_grad():
         model.wte.weight.mul_(0.2)
     sampling = SamplingOptions(tokens=1, top_k=8, temperature=0.9)
@@ -183,7 +183,7 @@ def fake_ids(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, A
 
 
 def test_text_is_yielded_in_complete_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, model = GPT2(), make()
+    words, model = GPT2(), small_gpt()
     text = "naïve 🙂 日本"
     ids = [int(n) for n in words.encode(text)]
     asked = fake_ids(monkeypatch, ids)
@@ -197,7 +197,7 @@ def test_text_is_yielded_in_complete_characters(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_text_stops_at_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, model = GPT2(), make()
+    words, model = GPT2(), small_gpt()
     asked = fake_ids(monkeypatch, [17250, 50256, 17250])
     assert "".join(generate_text(model, words, "", SamplingOptions())) == "Hi"
     assert asked["prompt"] == [50256], "an empty prompt starts a document"
@@ -215,4 +215,4 @@ def test_text_stops_at_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_prompt_with_unknown_characters_is_rejected(words, prompt, message):
     with pytest.raises(UserError, match=message):
-        next(generate_text(make(), words, prompt, SamplingOptions()))
+        next(generate_text(small_gpt(), words, prompt, SamplingOptions()))

@@ -6,26 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import GPTConfig
 from models.gpt import GPT
 from models.kv_cache import KVCache
-from models.parallel.context import ParallelContext
-from models.parallel.layers import initialise
-
-SIZES = GPTConfig(
-    n_layer=3, n_head=4, n_embd=20, head_dim=6, n_inner=28, vocab_size=29, block_size=16
-)
-
-
-def make(sizes: GPTConfig = SIZES, dtype: torch.dtype = torch.float64) -> GPT:
-    model = GPT(
-        sizes, ParallelContext.single_device(torch.device("cpu"), dtype=dtype, compute=dtype)
-    ).eval()
-    initialise(model, 1)
-    with torch.no_grad():
-        for parameter in model.parameters():  # larger weights, so that texts differ clearly
-            parameter.mul_(5)
-    return model
+from tests.support.small_gpt import SIZES, small_gpt
 
 
 def read(model: GPT, ids: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -40,7 +23,7 @@ def read(model: GPT, ids: Tensor, cache: KVCache | None = None) -> Tensor:
 @torch.no_grad()
 def test_cached_logits_equal_uncached_logits(first: int, batch: int) -> None:
     """Texts of a batch do not mix, and each token gets its position, up to block_size."""
-    model, length = make(), SIZES.block_size
+    model, length = small_gpt(), SIZES.block_size
     ids = torch.randint(29, (batch, length), generator=torch.Generator().manual_seed(3))
     wanted, cache = read(model, ids), KVCache(length)
     found = [read(model, ids[:, :first], cache)]
@@ -52,7 +35,7 @@ def test_cached_logits_equal_uncached_logits(first: int, batch: int) -> None:
 
 @torch.no_grad()
 def test_cache_rejects_several_tokens_after_prefill_and_more_than_its_length() -> None:
-    model, cache = make(), KVCache(9)
+    model, cache = small_gpt(), KVCache(9)
     read(model, torch.zeros(1, 5, dtype=torch.long), cache)
     with pytest.raises(AssertionError, match="mask"):
         read(model, torch.zeros(1, 2, dtype=torch.long), cache)

@@ -19,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import engine.training.trainer
 from engine.data.loader import Batch
+from engine.estimate.result import Estimate
 from engine.plan import Plan
 from engine.training.matmuls import MATMULS
 from engine.training.step import Stepper, StepResult
@@ -111,6 +112,11 @@ def _agree(self: Stepper, step: int, loss: Tensor, *rest: Any) -> StepResult:
 def _sent(run: Trainer) -> Sends:
     traffic = run.world.traffic
     return {key: (traffic.calls[key], sent) for key, sent in traffic.bytes.items() if sent}
+
+
+def estimated_sends(result: Estimate) -> Sends:
+    """Return the estimated calls and bytes by axis and collective."""
+    return {(one.axis, one.collective): (one.calls, one.bytes) for one in result.traffic}
 
 
 def allocated(profiler: profile, what: str) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from engine.runs.folder import RunFolder
 from engine.runs.plan_summary import plan_remarks
 from engine.runs.start_candidates import StartOptions
 from launch import cli
-from tests.engine.test_evaluate import opened
 from tests.support.checkpoints import reseal
+from tests.support.evaluation import world_of_run
 from tests.support.jobs import RUN, TINY, Job, checkpoints_of, run_all
 from tests.support.worlds import free_port
 
@@ -91,7 +91,7 @@ def test_an_evaluation_of_longer_samples_gives_a_warning(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     warnings = []
     for length in (16, 17):
-        with free_port() as port, opened(0, 1, port, (f"SEQ_LEN={length}",)) as world:
+        with free_port() as port, world_of_run(0, 1, port, (f"SEQ_LEN={length}",)) as world:
             evaluate(world, RunFolder(RUN), "2", EvaluationRequest(samples=4), cache=folder)
         warnings.append(capsys.readouterr().err)
     assert warnings == [

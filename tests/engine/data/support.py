@@ -1,4 +1,4 @@
-"""Helpers of the tests of sources: make a request, and list the tokens of a corpus."""
+"""Requests to sources, the tokens of a corpus, and builders of token files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from engine.data.source import Corpus, SourceRequest
 from engine.data.split import Windows
+from engine.data.token_cache import Write
 from engine.data.tokenizer import Tokenizer
 
+IDS = np.arange(5000, dtype="<u2")
 Ask = Callable[..., SourceRequest]
 
 
@@ -27,3 +29,16 @@ def ids_of(corpus: Corpus) -> NDArray[Any]:
 
 def text_of(corpus: Corpus) -> str:
     return tokenizer_of(corpus).decode(ids_of(corpus))
+
+
+def build_ids(write: Write) -> tuple[str, dict[str, str]]:
+    """Write IDS to a token file, in two parts."""
+    write(IDS[:1234])
+    write(IDS[1234:])
+    return "<u2", {"said": "ü"}
+
+
+def build_backwards(write: Write) -> tuple[str, dict[str, str]]:
+    """Write IDS to a token file, in reverse order."""
+    write(IDS[::-1])
+    return "<u2", {}

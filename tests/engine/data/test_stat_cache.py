@@ -19,8 +19,7 @@ from engine.data import data_file, stat_cache, token_cache
 from engine.data.data_file import DataFile
 from engine.data.source import open_corpus
 from engine.data.token_cache import load_or_build
-from tests.engine.data.support import Ask
-from tests.engine.data.test_token_cache import IDS, _build, _build_backwards
+from tests.engine.data.support import IDS, Ask, build_backwards, build_ids
 
 SPAWN = multiprocessing.get_context("spawn")
 SIZE = 2 << 20
@@ -180,10 +179,10 @@ def test_tokens_are_verified_once_per_start(tmp_path: Path, hashed: Callable[[],
 
     def bytes_for(start: str | None) -> int:
         hashed()
-        assert load_or_build(path, _build, start=start).ids.tolist() == IDS.tolist()
+        assert load_or_build(path, build_ids, start=start).ids.tolist() == IDS.tolist()
         return hashed()
 
-    load_or_build(path, _build)
+    load_or_build(path, build_ids)
     assert [bytes_for("one") for _ in range(4)] == [size, 0, 0, 0]
     assert [bytes_for("two") for _ in range(2)] == [size, 0]
     assert bytes_for("one") == 0  # ranks of both may come in any order
@@ -195,7 +194,7 @@ def test_corrupt_tokens_are_detected_by_the_same_start_and_the_next(
     tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "a.tokens"
-    load_or_build(path, _build, start="one")
+    load_or_build(path, build_ids, start="one")
     next_tick(path)
     good = path.read_bytes()
     for start in ("one", "two"):
@@ -204,7 +203,7 @@ def test_corrupt_tokens_are_detected_by_the_same_start_and_the_next(
         if damage == "replaced":
             path.unlink()
         path.write_bytes(bad[:-60] if damage == "cut" else bad)
-        assert load_or_build(path, _build, start=start).ids.tolist() == IDS.tolist()
+        assert load_or_build(path, build_ids, start=start).ids.tolist() == IDS.tolist()
         assert path.read_bytes() == good
         next_tick(path)
 
@@ -214,21 +213,21 @@ def test_silent_bit_rot_is_detected_by_the_next_start(
 ) -> None:
     """The disk returns other bytes and the file's stat is unchanged."""
     path = tmp_path / "a.tokens"
-    load_or_build(path, _build, start="one")
+    load_or_build(path, build_ids, start="one")
     stamp = stat_cache.Stamp.of_file(path)
     bad = bytearray(path.read_bytes())
     bad[100] ^= 4
     path.write_bytes(bad)
     monkeypatch.setattr(stat_cache.Stamp, "of_file", classmethod(lambda cls, path: stamp))
-    assert load_or_build(path, _build, start="two").ids.tolist() == IDS.tolist()
+    assert load_or_build(path, build_ids, start="two").ids.tolist() == IDS.tolist()
 
 
 def test_rebuilt_tokens_are_verified_again(tmp_path: Path, hashed: Callable[[], int]) -> None:
     path = tmp_path / "a.tokens"
-    load_or_build(path, _build, start="one")
-    token_cache._write(path, _build_backwards)
+    load_or_build(path, build_ids, start="one")
+    token_cache._write(path, build_backwards)
     hashed()
-    assert load_or_build(path, _build, start="one").ids.tolist() == IDS[::-1].tolist()
+    assert load_or_build(path, build_ids, start="one").ids.tolist() == IDS[::-1].tolist()
     assert hashed() == IDS.nbytes
 
 

@@ -17,25 +17,14 @@ import pytest
 from engine.data import token_cache
 from engine.data.token_cache import Write, load_or_build, read
 from engine.errors import UserError
+from tests.engine.data.support import IDS, build_backwards, build_ids
 
-IDS = np.arange(5000, dtype="<u2")
 SPAWN = multiprocessing.get_context("spawn")
-
-
-def _build(write: Write) -> tuple[str, dict[str, str]]:
-    write(IDS[:1234])
-    write(IDS[1234:])
-    return "<u2", {"said": "ü"}
 
 
 def _fail(write: Write) -> tuple[str, dict[str, str]]:
     write(IDS)
     raise KeyboardInterrupt
-
-
-def _build_backwards(write: Write) -> tuple[str, dict[str, str]]:
-    write(IDS[::-1])
-    return "<u2", {}
 
 
 def _never(write: Write) -> tuple[str, dict[str, str]]:
@@ -44,7 +33,7 @@ def _never(write: Write) -> tuple[str, dict[str, str]]:
 
 def test_written_tokens_are_memory_mapped(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.tokens"
-    for build in (_build, _never):
+    for build in (build_ids, _never):
         found = load_or_build(path, build)
         assert isinstance(found.ids, np.memmap)
         assert not found.ids.flags.writeable
@@ -59,21 +48,21 @@ def test_failed_build_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         load_or_build(path, _fail)
     assert [p.name for p in tmp_path.iterdir()] == ["a.lock"]
-    assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
+    assert load_or_build(path, build_ids).ids.tolist() == IDS.tolist()
 
 
 @pytest.mark.parametrize("keep", [0, 1, 47, 48, 5000, 9999, 10000, 10001, -49, -48, -1])
 def test_truncated_file_is_rebuilt(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "a.tokens"
-    load_or_build(path, _build)
+    load_or_build(path, build_ids)
     path.write_bytes(path.read_bytes()[:keep])
     assert read(path) is None
-    assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
+    assert load_or_build(path, build_ids).ids.tolist() == IDS.tolist()
 
 
 def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
-    load_or_build(path, _build)
+    load_or_build(path, build_ids)
     good = path.read_bytes()
     rng = random.Random(1)
     tail = range(len(IDS) * 2, len(good))
@@ -84,13 +73,13 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
         assert read(path) is None, f"byte {place}"
     path.write_bytes(good + b"\0")
     assert read(path) is None
-    assert load_or_build(path, _build).ids.tolist() == IDS.tolist()
+    assert load_or_build(path, build_ids).ids.tolist() == IDS.tolist()
 
 
 def test_reader_keeps_its_file_while_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
-    first = load_or_build(path, _build)
-    token_cache._write(path, _build_backwards)
+    first = load_or_build(path, build_ids)
+    token_cache._write(path, build_backwards)
     assert first.ids.tolist() == IDS.tolist()
     assert load_or_build(path, _never).ids.tolist() == IDS[::-1].tolist()
 
@@ -101,7 +90,7 @@ def test_old_temporary_files_of_killed_builders_are_deleted(tmp_path: Path) -> N
         path.touch()
     for path in (old, other):
         os.utime(path, (1, 1))
-    load_or_build(tmp_path / "a.tokens", _build)
+    load_or_build(tmp_path / "a.tokens", build_ids)
     assert not old.exists()
     assert young.exists()
     assert other.exists()
@@ -112,7 +101,7 @@ def _slow(log: Path, seconds: float) -> token_cache.Build:
         with log.open("a") as handle:
             handle.write(f"{os.getpid()}\n")
         time.sleep(seconds)
-        return _build(write)
+        return build_ids(write)
 
     return build
 
@@ -184,7 +173,7 @@ def test_waiting_process_builds_after_the_builder_is_killed(tmp_path: Path) -> N
 def test_unusable_folder_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data.cache: .*/file/a.tokens cannot be used: "):
-        load_or_build(tmp_path / "file" / "a.tokens", _build)
+        load_or_build(tmp_path / "file" / "a.tokens", build_ids)
 
 
 def test_full_disk_is_reported_and_leaves_no_files(
@@ -195,5 +184,5 @@ def test_full_disk_is_reported_and_leaves_no_files(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot be used: No space left on device"):
-        load_or_build(tmp_path / "a.tokens", _build)
+        load_or_build(tmp_path / "a.tokens", build_ids)
     assert [p.name for p in tmp_path.iterdir()] == ["a.lock"]

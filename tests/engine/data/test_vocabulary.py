@@ -29,8 +29,8 @@ from engine.runs.folder import RunFolder
 from engine.runs.start_candidates import StartOptions
 from engine.world.world import World
 from launch import cli
-from tests.engine.test_evaluate import alone, opened
 from tests.support.checkpoints import reseal
+from tests.support.evaluation import failed_evaluation, world_of_run
 from tests.support.jobs import RUN, TINY, Job, checkpoints_of, run, run_all, without_sample
 from tests.support.worlds import free_port
 
@@ -162,12 +162,12 @@ def test_evaluation_uses_the_ids_of_the_checkpoint(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (both / "first.txt").write_text(FIRST)
     val_loss = SavedCheckpoint(checkpoints_of(both).folder(2)).training.val_loss
-    with free_port() as port, opened(0, 1, port, ("data.path=first.txt",)) as world:
+    with free_port() as port, world_of_run(0, 1, port, ("data.path=first.txt",)) as world:
         found = evaluate(
             world, RunFolder(Path(RUN)), "2", EvaluationRequest(), cache=both / "cache"
         )
     assert found.loss == pytest.approx(val_loss, rel=1e-6)
-    refused = alone(both, step="2")
+    refused = failed_evaluation(both, step="2")
     assert f"run/checkpoints/step-00000002 has no ids for {NEW};" in refused
 
 

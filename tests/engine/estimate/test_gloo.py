@@ -10,8 +10,7 @@ import pytest
 
 from engine.estimate.estimate import estimate
 from engine.plan import make_plan
-from tests.engine.estimate.test_measured import volumes
-from tests.support.allocations import MeasuredMemory, measure_all
+from tests.support.allocations import MeasuredMemory, estimated_sends, measure_all
 from tests.support.worlds import run_world
 
 WITHIN = 0.03
@@ -82,6 +81,6 @@ def test_bytes_sent_with_gloo_equal_the_estimate(
 ) -> None:
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ={})
     sent = [one.sent for one in measured(config, ranks)[overrides]]
-    assert volumes(estimate(plan, device="cpu")) == max(
+    assert estimated_sends(estimate(plan, device="cpu")) == max(
         sent, key=lambda one: sum(size for _, size in one.values())
     )

@@ -14,9 +14,8 @@ import pytest
 
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import LocalShapes
-from engine.estimate.result import Estimate
 from engine.plan import Plan, make_plan
-from tests.support.allocations import MeasuredMemory, Sends, measure, world_of_one
+from tests.support.allocations import MeasuredMemory, estimated_sends, measure, world_of_one
 from tests.support.mode_sizes import full_mode_sizes
 
 WITHIN = 0.01
@@ -96,11 +95,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def volumes(result: Estimate) -> Sends:
-    """Return the estimated calls and bytes by axis and collective."""
-    return {(one.axis, one.collective): (one.calls, one.bytes) for one in result.traffic}
-
-
 def ranks_to_measure(plan: Plan) -> list[int]:
     """List one rank per pipeline stage; of several, the second, which exchanges data in every mode
     that does."""
@@ -126,4 +120,4 @@ def test_allocations_and_traffic_of_a_rank_equal_the_estimate(
         assert stage.memory.total == pytest.approx(one.most, rel=WITHIN)
         assert stage.after_step.total == pytest.approx(one.left, rel=WITHIN)
     busiest = max(measured, key=lambda one: sum(sent for _, sent in one.sent.values()))
-    assert volumes(result) == busiest.sent
+    assert estimated_sends(result) == busiest.sent

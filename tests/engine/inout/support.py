@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -70,3 +73,22 @@ def theirs(sizes: GPTConfig = SIZES, seed: int = 0) -> Any:
 
 
 UNTIED = replace(SIZES, tie_embeddings=False, activation="gelu")
+
+
+class MaliciousPickle:
+    """Pickles to a call that creates the file canary when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
+def torch_file_of(pickled: bytes) -> bytes:
+    """Return a file in torch's format that contains this pickle."""
+    buffer = io.BytesIO()
+    torch.save({"wte.weight": torch.ones(2)}, buffer)
+    old, new = zipfile.ZipFile(buffer), io.BytesIO()
+    with zipfile.ZipFile(new, "w") as archive:
+        for name in old.namelist():
+            data = pickled if name.endswith("data.pkl") else old.read(name)
+            archive.writestr(name, data)
+    return new.getvalue()

@@ -25,8 +25,14 @@ from models.chunks import ModelChunks
 from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.context import ParallelContext
-from tests.engine.inout.support import SIZES, UNTIED, theirs, trained
-from tests.engine.inout.test_tensor_files import Bomb, zipped
+from tests.engine.inout.support import (
+    SIZES,
+    UNTIED,
+    MaliciousPickle,
+    theirs,
+    torch_file_of,
+    trained,
+)
 from tests.support.checkpoints import write
 from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
@@ -165,7 +171,7 @@ def test_old_folders_without_prefix_and_with_masks_are_read(tmp_path: Path) -> N
 def test_malicious_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     theirs().save_pretrained(tmp_path / "x", safe_serialization=False)
-    planted = zipped(pickle.dumps({"transformer.wte.weight": Bomb()}, protocol=2))
+    planted = torch_file_of(pickle.dumps({"transformer.wte.weight": MaliciousPickle()}, protocol=2))
     (tmp_path / "x" / "pytorch_model.bin").write_bytes(planted)
     with pytest.raises(
         UserError, match=r"pytorch_model\.bin contains more than tensors: it was not loaded"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from engine.errors import RunError, UserError
 from engine.files.atomic_write import atomic_path
 from engine.inout.tensor_readers import SafetensorsFile, ShardedFiles, TorchFile, common_type
 from engine.inout.tensor_writers import write_pt, write_safetensors
-from tests.engine.inout.support import SIZES, drawn
+from tests.engine.inout.support import SIZES, MaliciousPickle, drawn, torch_file_of
 from tests.engine.nvme.support import mounted
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -89,30 +87,13 @@ def test_wrong_shape_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "x").unlink()
 
 
-# What is not what it should be
-
-
-class Bomb:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch canary",)
-
-
-def zipped(pickled: bytes) -> bytes:
-    """Return a file in torch's format that contains this pickle."""
-    buffer = io.BytesIO()
-    torch.save({"wte.weight": torch.ones(2)}, buffer)
-    old, new = zipfile.ZipFile(buffer), io.BytesIO()
-    with zipfile.ZipFile(new, "w") as archive:
-        for name in old.namelist():
-            data = pickled if name.endswith("data.pkl") else old.read(name)
-            archive.writestr(name, data)
-    return new.getvalue()
+# Invalid files
 
 
 def test_malicious_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path, planted = tmp_path / "x.bin", pickle.dumps({"wte.weight": Bomb()}, protocol=2)
-    path.write_bytes(zipped(planted))
+    path, planted = tmp_path / "x.bin", pickle.dumps({"wte.weight": MaliciousPickle()}, protocol=2)
+    path.write_bytes(torch_file_of(planted))
     with pytest.raises(
         UserError, match=r"x\.bin contains more than tensors: .*nothing in it was executed$"
     ):
@@ -121,7 +102,7 @@ def test_malicious_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"x\.bin is in PyTorch's pre-1\.6 format: re-save it with"):
         TorchFile(path)
     assert not (tmp_path / "canary").exists()
-    torch.load(io.BytesIO(zipped(planted)), weights_only=False)  # it would have been
+    torch.load(io.BytesIO(torch_file_of(planted)), weights_only=False)  # it would have been
     assert (tmp_path / "canary").exists()
 
 

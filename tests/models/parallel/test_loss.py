@@ -4,53 +4,34 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from models.parallel.context import ParallelContext
 from models.parallel.layers import TokenEmbedding
 from models.parallel.loss import Head, HeadLoss
 from models.parallel.targets import IGNORED
-from models.parallel.weight_sharding import WeightSharding
+from tests.models.parallel.support import (
+    CHUNKS,
+    HIDDEN,
+    TOKENS,
+    WHOLE,
+    WORDS,
+    Largest,
+    head_of,
+    problem,
+)
 from tests.support.local_shards import piece, summed
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
 from tests.support.training import TrainingCase, open_partition
 from tests.support.worlds import run_world
 
-TOKENS, HIDDEN = 24, 12
-
-
-def problem(words: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw x [T, H], w [V, H] and targets [T]; the first targets are ignored."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=draw)
-    w = torch.randn(words, HIDDEN, dtype=torch.float64, generator=draw)
-    targets = torch.randint(words, (TOKENS,), generator=draw)
-    targets[:7] = IGNORED
-    return x.requires_grad_(), w.requires_grad_(), targets
-
 
 def plain(x: Tensor, w: Tensor, targets: Tensor, scale: float) -> Tensor:
     return scale * F.cross_entropy(x @ w.t(), targets, ignore_index=IGNORED, reduction="sum")
-
-
-WHOLE = WeightSharding(dim="H", inputs=HIDDEN, axis=None)
-
-
-def head_of(words: int, dtype: torch.dtype = torch.float64, chunk: int | None = None) -> Head:
-    part = ParallelContext.single_device(torch.device("cpu"), dtype=dtype, compute=dtype)
-    return Head(
-        parallel=part,
-        shard=part.shard((words, HIDDEN), ((), ())),
-        weight_sharding=WHOLE,
-        chunk=chunk,
-    )
 
 
 def ours(x: Tensor, w: Tensor, targets: Tensor, scale: float, head: Head) -> Tensor:
@@ -129,18 +110,6 @@ def test_gradients_are_scaled_before_the_cast() -> None:
     assert not lost.count_nonzero(), "fp16 underflows without the scale"
 
 
-class Largest(TorchDispatchMode):
-    """Record the largest output of any operation, in elements."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
-
-
 def test_full_logits_are_never_allocated() -> None:
     """This holds in forward and in backward; only the two gradients are saved in between."""
     tokens, words, chunk = 512, 1000, 32
@@ -171,8 +140,6 @@ def test_default_chunk_is_bounded() -> None:
 
 
 CUTS = [*full_mode_sizes(), ModeSize("1d", 3, 1), ModeSize("1d", 4, 1)]
-WORDS = (29, 5, 1)  # some ranks have fewer words than others, or none
-CHUNKS = (None, 1, 2)
 
 Found = dict[
     tuple[ModeSize, int, int | None], dict[str, float]

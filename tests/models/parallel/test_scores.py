@@ -14,7 +14,7 @@ from models.parallel.context import ParallelContext
 from models.parallel.layers import TokenEmbedding
 from models.parallel.loss import Head, loss_and_top_k, target_ranks
 from models.parallel.targets import IGNORED
-from tests.models.parallel.test_loss import CHUNKS, HIDDEN, TOKENS, WORDS, Largest, head_of, problem
+from tests.models.parallel.support import CHUNKS, HIDDEN, TOKENS, WORDS, Largest, head_of, problem
 from tests.support.local_shards import piece
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
 from tests.support.training import TrainingCase, open_partition
