@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from engine.generate import SamplingOptions, generate_text, load_model
 from engine.inout.open_model import open_saved_model
 from engine.inout.tensor_writers import total_bytes
 from engine.runs.folder import RunFolder
+from engine.runs.invocation import cuboid
 
 if TYPE_CHECKING:
     from engine.runs.reporter import Reporter
@@ -31,51 +32,36 @@ SAMPLE_BYTES = 2 << 30
 
 
 def print_end_of_run(
-    folder: RunFolder,
-    device: torch.device,
-    print_line: Callable[[str], None],
-    *,
-    command: str,
-    finished: bool,
-    steps: int,
-    evaluation: str = "",
-    validation: str = "",
-    views: Sequence[tuple[str, str]] = (),
-    several_machines: bool = False,
+    trainer: Trainer, folder: RunFolder, reporter: Reporter, *, finished: bool
 ) -> None:
-    """Print the paths of the run's files and commands to paste.
-
-    ``command``: the command that starts cuboid.
-    ``finished``: all steps are done: print a sample of text, and the command that trains further
-    in place of the one that continues.
-    ``steps``: the steps of the whole run.
-    ``evaluation``: the options that `cuboid evaluate` needs.
-    ``validation``: the last validation, as text.
-    ``views``: where a user finds the curves: titles with commands or addresses.
-    """
+    """Print the paths of the run's files and commands to paste; if all steps are done
+    (``finished``), also a sample of text, and the command that trains further in place of the one
+    that continues."""
+    world, print_line, command = trainer.world, reporter.print_line, cuboid()
     run = quote(str(folder.path))
     if finished:
-        _print_sample(folder, device, print_line)
+        _print_sample(folder, world.device, print_line)
     print_line("")
-    if validation:
+    if validation := _last_validation(trainer, reporter):
         print_line(f"validation  {validation}")
     print_line(f"weights     {folder.weights}")
     print_line(f"log         {folder.log}")
-    for title, command_or_address in views:
+    for title, command_or_address in reporter.views:
         print_line(f"{title:<11} {command_or_address}")
-    if not finished and several_machines:
+    if not finished and world.local_size < world.size:
         print_line(f"continue    start it again on all machines with --resume {run}")
     elif not finished:
         print_line(f"continue    {command} train --resume {run}")
     elif CheckpointDirectory(folder.checkpoints).steps():
-        print_line(f"train more  {command} train --resume {run} MAX_STEPS={2 * steps}")
-    print_line(f"evaluate    {command} evaluate {run}{evaluation}")
+        print_line(f"train more  {command} train --resume {run} MAX_STEPS={2 * trainer.steps}")
+    options = evaluate_options(trainer.plan.settings.data)
+    print_line(f"evaluate    {command} evaluate {run}{options}")
     print_line(f"export      {command} export {run} --to hf")
     if folder.tokenizer.is_file():
         print_line(f"more text   {command} generate {run}")
 
 
-def last_validation(trainer: Trainer, reporter: Reporter) -> str:
+def _last_validation(trainer: Trainer, reporter: Reporter) -> str:
     """Return the last validation as text; "" if there was none."""
     last = reporter.validation
     if last is None or last.val_loss is None:

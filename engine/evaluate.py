@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +62,7 @@ def evaluate(
     world.run_on_all(lambda: request.check(plan))
     path = Path(world.run_on_rank_0(lambda: str(resolve_weights(folder, step))))
     saved = world.run_on_all(lambda: open_saved_model(path))
-    batches = open_data(world, cache=cache, notify=_print_to_stderr(world))
+    batches = open_data(world, cache=cache, notify=world.print_to_stderr)
     batches = batches.with_corpus(
         world.run_on_all(lambda: _corpus_for_weights(plan, saved, batches.corpus))
     )
@@ -100,14 +99,16 @@ def evaluate(
 
 def _warn(world: World, saved: SavedModel, corpus: str) -> None:
     """Warn of samples that the weights were not trained for: longer ones, or of changed data."""
-    plan, path, print_line = world.plan, saved.path, _print_to_stderr(world)
+    plan, path = world.plan, saved.path
     if plan.settings.seq_len > saved.length:
-        print_line(
+        world.print_to_stderr(
             f"warning: {plan.cite('seq_len')} is longer than the {saved.length:,} positions that "
             f"{path} was trained with: targets beyond them are predicted from untrained positions"
         )
     if _data_changed(plan, path, corpus):
-        print_line(f"warning: the data has changed since {path} was trained and validated on it")
+        world.print_to_stderr(
+            f"warning: the data has changed since {path} was trained and validated on it"
+        )
 
 
 def _load_verified(world: World, model: ModelChunks, saved: SavedModel) -> None:
@@ -220,13 +221,3 @@ def _with_progress_bar(number: int, world: World) -> Iterator[int]:
         refresh_per_second=2,
         transient=True,
     )
-
-
-def _print_to_stderr(world: World) -> Callable[[str], None]:
-    """Return a function that prints a line to stderr on rank 0; stdout is for the result."""
-
-    def print_line(text: str) -> None:
-        if world.is_main:
-            print(text, file=sys.stderr, flush=True)
-
-    return print_line

@@ -6,7 +6,7 @@ The order of ranks is Colossal-AI's, tensor fastest, then pipeline, then data:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, lcm, prod
@@ -73,12 +73,22 @@ class Layout:
         """Return the shard that ``rank`` holds of a parameter of global ``shape``."""
         return shard_of(shape, spec, self.axes, self.coordinates(rank))
 
+    def num_shards(self, axes: Iterable[str]) -> int:
+        """Return the number of shards of a dimension that is sharded over ``axes``."""
+        return prod(self.axes[axis] for axis in axes)
+
+    def padded_samples(self, samples: int, seq_len: int) -> int:
+        """Return the samples of a micro-batch after padding to a multiple of
+        ``sample_multiple``."""
+        multiple = self.sample_multiple(seq_len)
+        return -(-samples // multiple) * multiple
+
     def sample_multiple(self, seq_len: int) -> int:
         """Return the multiple to which a micro-batch's samples are padded, so that the mode shards
         tokens evenly: by whole samples if attention needs them local, by tokens otherwise."""
         multiple = 1
         for activation in (self.mode.outer, self.mode.inner):
-            shards = prod(self.tensor_axes[axis] for axis in activation.tokens)
+            shards = self.num_shards(activation.tokens)
             if not self.mode.whole_samples:
                 shards //= gcd(shards, seq_len)
             multiple = lcm(multiple, shards)

@@ -57,8 +57,7 @@ class Plan:
     @property
     def padded_micro_batch(self) -> int:
         """``micro_batch``, padded to a multiple that the mode splits evenly."""
-        multiple = self.layout.sample_multiple(self.settings.seq_len)
-        return -(-self.micro_batch // multiple) * multiple
+        return self.layout.padded_samples(self.micro_batch, self.settings.seq_len)
 
     @property
     def global_batch(self) -> int:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.saver import Saver
 from engine.data.loader import TrainBatches
-from engine.end_of_run import evaluate_options, last_validation, print_end_of_run
+from engine.end_of_run import print_end_of_run
 from engine.errors import UserError
 from engine.inout.save_weights import save_weights
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
 from engine.runs.data_remarks import data_remarks
-from engine.runs.invocation import cuboid
 from engine.runs.metrics import step_metrics
 from engine.runs.reporter import Reporter, open_reporter
 from engine.runs.start_candidates import StartOptions
@@ -99,26 +98,10 @@ def _train_in(folder: RunFolder, trainer: Trainer, first_step: int, fault: Fault
         if world.is_main:
             if ending:
                 report.print_line(ending)
-            _print_end(trainer, folder, report, finished=step == steps)
+            print_end_of_run(trainer, folder, report, finished=step == steps)
         if ending:
             report.finish("interrupted", ending)
     return step == steps
-
-
-def _print_end(trainer: Trainer, folder: RunFolder, report: Reporter, *, finished: bool) -> None:
-    """Print the commands that continue and use the run."""
-    print_end_of_run(
-        folder,
-        trainer.world.device,
-        report.print_line,
-        command=cuboid(),
-        finished=finished,
-        steps=trainer.steps,
-        evaluation=evaluate_options(trainer.plan.settings.data),
-        validation=last_validation(trainer, report),
-        views=report.views,
-        several_machines=trainer.world.local_size < trainer.world.size,
-    )
 
 
 def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: int = 0) -> int:

@@ -18,7 +18,7 @@ models.parallel
 models
 engine.errors
 engine.formatting engine.discover engine.files
-engine.layout engine.pipeline
+engine.layout engine.pipeline engine.step_message
 engine.config
 engine.plan
 engine.unsupported engine.evaluation_request
@@ -48,6 +48,7 @@ TORCH_FREE = (
     "engine/layout.py",
     "engine/pipeline/*.py",
     "engine/plan.py",
+    "engine/step_message.py",
     "models/parallel/shard.py",
     "models/parallel/mode.py",
     "models/parallel/modes/*.py",

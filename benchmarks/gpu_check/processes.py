@@ -3,7 +3,6 @@ end. Imports no torch."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -17,14 +16,12 @@ from typing import Any
 
 import psutil
 
+from engine.world.signals import stop_with_parent
 from tests.support.worlds import PRELOAD, WorldError, run_world
 
 MARK = "GPU_CHECK"
 """An environment variable of every process of a check; its value identifies the check."""
 WARM = [*PRELOAD, "train_gpt", "benchmarks.gpu_check.rank_tasks"]
-# Looked up at import: a child forked from a process with threads must not load libraries.
-PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-SET_PDEATHSIG = 1
 
 
 class CaseFailedError(Exception):
@@ -102,9 +99,8 @@ def on_rank(rank: int, size: int, log: Path, work: str, arguments: tuple[Any, ..
 
 
 def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when its parent ends."""
-    if PRCTL is not None:
-        PRCTL(SET_PDEATHSIG, signal.SIGKILL)
+    """Let the kernel (Linux) kill this process when its parent ends."""
+    stop_with_parent(signal.SIGKILL)
 
 
 def last_line(text: str) -> str:

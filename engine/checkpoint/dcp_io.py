@@ -35,6 +35,7 @@ from torch.utils.serialization import config
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import MANIFEST, FileDigest, verify_files
 from engine.errors import RunError
+from engine.files.full_disk import require_free_bytes
 
 ITEM_BYTES = 2048
 """An upper bound of a tensor's bytes on the disk beyond its elements."""
@@ -85,9 +86,7 @@ class DCPWriter(FileSystemWriter):
         self.discard()
         self._checkpoints.path.mkdir(parents=True, exist_ok=True)
         self._needed = sum(map(_planned_bytes, plans))
-        free = shutil.disk_usage(self._checkpoints.path).free
-        if free < self._needed:
-            raise RunError(f"{folder} needs {self._needed:,} bytes, and its disk has {free:,} free")
+        require_free_bytes(folder, self._needed)
         self._temporary.mkdir()
         prepared: list[SavePlan] = super().prepare_global_plan(plans)
         return prepared

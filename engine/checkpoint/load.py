@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -101,14 +100,9 @@ class SavedCheckpoint:
             return [str(error)]
         return problems
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the unsharded tensor of every parameter, on the CPU, one at a time.
-        Needs no process group. Memory: twice the largest parameter."""
-        for name in self.parameter_types():
-            yield name, self.parameter(name)
-
     def parameter(self, name: str) -> Tensor:
-        """Read one unsharded parameter; ``parameter_types`` has the names."""
+        """Read one unsharded parameter on the CPU; ``parameter_types`` has the names. Needs no
+        process group. Memory: twice the parameter."""
         return self._read_unsharded(MODEL + name)
 
     def parameter_types(self) -> dict[str, torch.dtype]:

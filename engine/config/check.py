@@ -100,9 +100,8 @@ def _missing(setting: str, field: FieldInfo, sources: SettingSources) -> Problem
     message = f"{name} is missing: {field.description} ({accepts(field)})"
     similar = sources.own_name_for(setting)
     if similar is not None:
-        origin = sources.own[similar]
         message += f"; did you mean {name} instead of {similar}?"
-        return Problem(origin.file, origin.line, None, message)
+        return sources.own[similar].problem(message)
     return Problem(sources.file, 0, None, message)
 
 

@@ -108,9 +108,7 @@ class _Reading:
         try:
             self._budget.charge(value)
         except ConfigValueError as error:
-            raise ConfigError(
-                [Problem(origin.file, origin.line, None, f"{name}: {error}")]
-            ) from None
+            raise ConfigError([origin.problem(f"{name}: {error}")]) from None
 
     def _report(self, problem: Problem) -> None:
         self.problems.append(problem)

@@ -52,7 +52,7 @@ class SettingSource:
 
     def problem(self, message: str) -> Problem:
         """Make a problem at this position: "NAME=VALUE message"."""
-        return Problem(self.origin.file, self.origin.line, None, f"{self} {message}")
+        return self.origin.problem(f"{self} {message}")
 
 
 @dataclass
@@ -261,9 +261,7 @@ def _note_ignored_key(source: SettingSource, sources: SettingSources) -> None:
 
 
 def _report(sources: SettingSources, origin: Origin, message: str, *, note: bool = False) -> None:
-    (sources.notes if note else sources.problems).append(
-        Problem(origin.file, origin.line, None, message)
-    )
+    (sources.notes if note else sources.problems).append(origin.problem(message))
 
 
 def _is_overridden(document: Document, path: Path) -> bool:

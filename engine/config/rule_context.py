@@ -112,4 +112,4 @@ class RuleContext:
         stated = self.sources.settings.get(about)
         if stated is None:
             return Finding(severity, Problem(self.file, 0, None, message))
-        return Finding(severity, Problem(stated.origin.file, stated.origin.line, None, message))
+        return Finding(severity, stated.origin.problem(message))

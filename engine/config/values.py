@@ -3,6 +3,8 @@ positions."""
 
 from dataclasses import dataclass
 
+from engine.errors import Problem
+
 COMMAND_LINE = "command line"
 
 Path = tuple[str, ...]
@@ -18,6 +20,10 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
+
+    def problem(self, message: str) -> Problem:
+        """Make a problem at this line."""
+        return Problem(self.file, self.line, None, message)
 
 
 @dataclass(frozen=True)

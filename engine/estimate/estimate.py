@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from engine.config.virtual_stages import chunks_per_rank, virtual_stages_of
 from engine.estimate.flops import flops_per_token
 from engine.estimate.ledger import MemoryKind
 from engine.estimate.local_shapes import DeviceType, LocalShapes
@@ -24,9 +25,8 @@ from engine.pipeline.schedule import (
     actions,
     simulate,
 )
-from models.config import GPTConfig
 from models.parameters import parameter_count
-from models.stage_split import chunks_of, virtual_stages
+from models.stage_split import chunks_of
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -42,14 +42,9 @@ def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
     shape = PipelineShape(
         ranks=layout.pipeline,
         micro_batches=settings.num_micro_batches * settings.gradient_accumulation,
-        chunks=settings.model.num_chunks if layout.pipeline > 1 else 1,
+        chunks=chunks_per_rank(settings, layout.pipeline),
     )
-    virtual = virtual_stages(
-        GPTConfig.of(settings.model),
-        settings.seq_len,
-        shape.ranks * shape.chunks,
-        balanced=settings.stages == "balanced",
-    )
+    virtual = virtual_stages_of(settings, layout.pipeline)
     orders = [actions(settings.schedule, shape, rank) for rank in range(shape.ranks)]
     chunk = cache(partial(ChunkMemory, shapes=shapes, split=_defers_weight_gradients(orders)))
     simulations = []
@@ -95,7 +90,7 @@ def _simulate(
     A receive buffer is allocated as soon as its message can be sent, as in
     engine/pipeline/schedule.py.
     """
-    simulator = ScheduleSimulator(shape, [Costs()] * (shape.ranks * shape.chunks))
+    simulator = ScheduleSimulator(shape, [Costs()] * shape.virtual_stages)
     last = len(orders) - 1
     for rank, action in simulate(orders, simulator):
         simulation = simulations[rank]

@@ -141,7 +141,7 @@ def gather_weight(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> i
     """
     c, sizes = shapes.compute, list[int]()
     if shapes.zero == 3 or (shapes.zero == 0 and shapes.casts):
-        piece = weight.piece(shapes.zero_ranks)
+        piece = weight.shard_entries(shapes.zero_ranks)
         sizes.append(piece * shapes.parameter if shapes.reads_weights_from_disk else 0)
         fetched = shapes.casts or shapes.weights_on_host
         sizes.append(piece * c if fetched and not shapes.caches_shards else 0)
@@ -179,13 +179,13 @@ def accumulate(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, *, firs
 
 def reduced_gradient_bytes(shapes: LocalShapes, weight: LocalWeight) -> int:
     """Return the bytes of a gradient after ``reduce_gradient``."""
-    entries = weight.piece(shapes.zero_ranks) if shapes.zero >= 2 else weight.held_entries
+    entries = weight.shard_entries(shapes.zero_ranks) if shapes.zero >= 2 else weight.held_entries
     return entries * shapes.parameter
 
 
 def reduce_at_step_end(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> None:
     """Simulate the reduce-scatter of ZeRO stage 1 at the end of a step."""
-    piece = weight.piece(shapes.zero_ranks) * shapes.parameter
+    piece = weight.shard_entries(shapes.zero_ranks) * shapes.parameter
     ledger.recategorise(
         MemoryKind.GRADIENTS, MemoryKind.BUFFERS, weight.held_entries * shapes.parameter
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from models.parallel.mode import ActivationSharding, Gather, LinearSharding, Mode
-from models.parallel.shard import PartitionSpec
+from models.parallel.shard import PartitionSpec, shard_sizes
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
@@ -54,8 +53,8 @@ class LocalWeight:
         """Entries when gathered."""
         return self.held_entries * self.axis.size
 
-    def piece(self, ranks: int) -> int:
-        """Return the entries of one of ``ranks`` shards, padding included."""
+    def shard_entries(self, ranks: int) -> int:
+        """Return the entries, padding included, of a shard if ``ranks`` ranks share the inputs."""
         return -(-self.inputs // ranks) * self.outputs
 
 
@@ -138,15 +137,19 @@ class LocalShapes:
     def shares(self, weight: LocalWeight) -> list[tuple[CollectiveAxis, int]]:
         """List ZeRO's axes of more than one rank, slowest first, with the entries of a weight's
         shard after each, padding included."""
-        inputs, shards = weight.inputs, list[tuple[CollectiveAxis, int]]()
-        for axis in map(self.collective_axis, self.zero_axes):
-            inputs = -(-inputs // axis.size)
-            shards.append((axis, inputs * weight.outputs))
-        return [(axis, piece) for axis, piece in shards if axis.size > 1]
+        axes = [self.collective_axis(name) for name in self.zero_axes]
+        inputs = shard_sizes(weight.inputs, [axis.size for axis in axes])
+        return [
+            (axis, size * weight.outputs)
+            for axis, size in zip(axes, inputs, strict=True)
+            if axis.size > 1
+        ]
 
     def gathered_entries(self, weight: LocalWeight) -> int:
         """Return the entries of a weight gathered over ZeRO's axes, padding included."""
-        return next((axis.size * piece for axis, piece in self.shares(weight)), weight.held_entries)
+        return next(
+            (axis.size * entries for axis, entries in self.shares(weight)), weight.held_entries
+        )
 
     @property
     def offloads(self) -> bool:
@@ -181,7 +184,7 @@ class LocalShapes:
 
     def num_shards(self, axes: tuple[str, ...]) -> int:
         """Return the number of shards of a dimension that is sharded over ``axes``."""
-        return prod(self.layout.axes[axis] for axis in axes)
+        return self.layout.num_shards(axes)
 
     def rows(self, activation: ActivationSharding) -> int:
         """Return the tokens of an activation's shard."""

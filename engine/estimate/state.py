@@ -154,7 +154,7 @@ class LocalState:
         if shapes.keeps_weights:
             entries = sum(shapes.gathered_entries(weight) for weight in self.weights)
         elif shapes.caches_shards and (shapes.casts or shapes.weights_on_host):
-            entries = sum(weight.piece(shapes.zero_ranks) for weight in self.weights)
+            entries = sum(weight.shard_entries(shapes.zero_ranks) for weight in self.weights)
         else:
             entries = 0
         return entries * shapes.compute

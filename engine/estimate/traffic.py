@@ -18,6 +18,7 @@ from engine.estimate.embedding_head import EmbeddingHeadMemory
 from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShapes, LocalWeight
 from engine.estimate.result import CommVolume
 from engine.estimate.stage import RankSimulation
+from engine.step_message import message_entries
 from models.parallel.tuning import SMALL_BYTES
 
 FLOAT32, FLOAT64 = 4, 8
@@ -198,5 +199,5 @@ def step_traffic(simulation: RankSimulation, per_block: PredictedTraffic) -> Pre
     if state.tied:
         traffic.send("pipeline", "swap", state.tied)
     world = shapes.layout.gpus
-    traffic.all_reduce(CollectiveAxis(axis="world", size=world), 3 + 2 * world, FLOAT64)
+    traffic.all_reduce(CollectiveAxis(axis="world", size=world), message_entries(world), FLOAT64)
     return traffic

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import RunError, UserError
-from engine.files.full_disk import fsync_folder, name_file_in_errors
+from engine.files.full_disk import fsync_folder, name_file_in_errors, require_free_bytes
 
 OTHER_OUT_REMEDY = "name another --out"
 
@@ -70,9 +70,7 @@ def atomic_path(
     temporary, old = _temporary(path), _temporary(path, ".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < required_bytes:
-            raise RunError(f"{path} needs {required_bytes:,} bytes, and its disk has {free:,} free")
+        require_free_bytes(path, required_bytes)
         _remove(temporary)
         yield temporary
         _fsync(temporary)

@@ -56,6 +56,14 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(nearest_existing(path)).free
 
 
+def require_free_bytes(path: Path, needed: int) -> None:
+    """Raise RunError if the disk of ``path``, which need not exist, has less than ``needed`` free
+    bytes."""
+    free = _free_bytes(path)
+    if free < needed:
+        raise RunError(f"{path} needs {needed:,} bytes, and its disk has {free:,} free")
+
+
 def nearest_existing(path: Path) -> Path:
     """Return ``path``, or if it does not exist its nearest parent that does."""
     while not path.exists() and path != path.parent:

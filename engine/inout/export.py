@@ -53,11 +53,6 @@ def exporter(name: str) -> Exporter:
     return entry
 
 
-def exporter_names() -> list[str]:
-    """List the formats, without importing any."""
-    return discover.module_names(EXPORTERS_PACKAGE)
-
-
 def export(
     model: SavedModel, to: Exporter, options: ExportOptions, *, out: Path | None, force: bool
 ) -> Path:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_path
-from engine.inout.saved_model import TRAINING_ONLY, SavedModel
+from engine.inout.saved_model import SavedModel, architecture_of
 from engine.inout.tensor_writers import total_bytes, write_safetensors
 from engine.runs.folder import RunFolder
 from models.presets import GPT2_VOCABULARY
@@ -44,10 +43,7 @@ def import_model(model: SavedModel, out: Path) -> str:
 
 def config_for(model: SavedModel, folder: Path) -> str:
     """Return the text of a config that trains the model, for the user to edit."""
-    values = {
-        name: value for name, value in asdict(model.config).items() if name not in TRAINING_ONLY
-    }
-    fields = [f"    {name}={value!r}," for name, value in values.items()]
+    fields = [f"    {name}={value!r}," for name, value in architecture_of(model.config).items()]
     if _has_tokenizer(model):
         tokenizer = (model.tokenizer or {"type": "gpt2"})["type"]
         data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{tokenizer}")']

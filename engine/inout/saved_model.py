@@ -98,8 +98,7 @@ def metadata_of(
 ) -> dict[str, str]:
     """Return the metadata of a safetensors file by cuboid, each value JSON: all that is needed to
     read the model. ``tokenizer`` is as ``engine.data.tokenizer.dump`` returns it."""
-    fields = {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
-    metadata = {"format": "pt", "model": json.dumps(fields)}
+    metadata = {"format": "pt", "model": json.dumps(architecture_of(config))}
     if tokenizer is not None:
         metadata["tokenizer"] = json.dumps(tokenizer)
     if step is not None:
@@ -107,6 +106,11 @@ def metadata_of(
     if trained_length is not None:
         metadata["trained_length"] = str(trained_length)
     return metadata
+
+
+def architecture_of(config: GPTConfig) -> dict[str, Any]:
+    """Return the fields of a model config that files store."""
+    return {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
 
 
 def config_from(section: Mapping[str, Any]) -> GPTConfig:

@@ -32,7 +32,7 @@ def insert_p2p(
     every pair of ranks issues its messages in the same order; otherwise NCCL deadlocks. A receive
     is placed before the action that needs it, as early as the message can be sent.
     """
-    p, stages = shape.ranks, shape.ranks * shape.chunks
+    p, stages = shape.ranks, shape.virtual_stages
     timelines: list[list[Action | P2POp]] = [[] for _ in orders]
 
     def send(rank: int, action: Action) -> None:

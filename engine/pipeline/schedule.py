@@ -57,6 +57,10 @@ class PipelineShape:
     micro_batches: int
     chunks: int = 1
 
+    @property
+    def virtual_stages(self) -> int:
+        return self.ranks * self.chunks
+
 
 def gpipe(shape: PipelineShape, rank: int) -> list[Action]:
     """Return the GPipe order (Huang et al. 2019): all forwards, then all backwards. A rank stores
@@ -241,7 +245,7 @@ class ScheduleSimulator:
 
     def _needs(self, rank: int, action: Action) -> list[tuple[str, int, int]]:
         """Return the actions that must end before this one, as (kind, stage, micro-batch)."""
-        stage, last = self._stage(rank, action), self.shape.ranks * self.shape.chunks - 1
+        stage, last = self._stage(rank, action), self.shape.virtual_stages - 1
         micro = action.micro_batch
         if action.kind == "forward":
             return [("forward", stage - 1, micro)] if stage else []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.config.schema import Settings
+from engine.config.virtual_stages import virtual_stages_of
 from engine.estimate.flops import smallest_matmul_flops
 from engine.optim.registry import NamedParameter
 from engine.training.matmuls import MATMULS, choose_matmul
@@ -18,7 +19,7 @@ from models.parallel.collectives import Axis
 from models.parallel.context import ParallelContext, WeightStore
 from models.parallel.mode import Mode
 from models.parallel.zero import Zero
-from models.stage_split import chunks_of, virtual_stages
+from models.stage_split import chunks_of
 
 if TYPE_CHECKING:
     from engine.nvme.offload import NvmeOffload
@@ -67,13 +68,7 @@ def build_model(settings: Settings, parallel: ParallelContext) -> ModelChunks:
     """Build the rank's share of the GPT, and initialise it from the seed. No other rank's layers
     are built."""
     config, pipeline = GPTConfig.of(settings.model), parallel.axes["pipeline"]
-    chunks = settings.model.num_chunks if pipeline.size > 1 else 1
-    stages = virtual_stages(
-        config,
-        settings.seq_len,
-        pipeline.size * chunks,
-        balanced=settings.stages == "balanced",
-    )
+    stages = virtual_stages_of(settings, pipeline.size)
     model = ModelChunks(
         [
             GPT(config, parallel, layers=layers, loss_chunk=settings.loss_chunk)

@@ -12,6 +12,15 @@ from torch import Tensor
 from engine.data.loader import Batch
 from engine.errors import RunError
 from engine.optim.optimizer import Optimizer
+from engine.step_message import (
+    LOSS,
+    SAVE,
+    SQUARED_NORM,
+    STOP,
+    memory_entry,
+    message_entries,
+    non_finite_entry,
+)
 from engine.training.gradients import GradientReducer, local_grad_norm_squared, unscale_and_clip
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
@@ -145,13 +154,13 @@ class Stepper:
         """Sum loss, squared gradient norm, flags and memory over all ranks, in one all-reduce, the
         only one of a step. Raises NonFiniteError."""
         world, squares = self.world, local_grad_norm_squared(self.model)
-        message = torch.zeros(4 + 2 * world.size, dtype=torch.float64)
-        message[2], message[3] = stop, save
-        message[4 + world.index] = memory_bytes
+        message = torch.zeros(message_entries(world.size), dtype=torch.float64)
+        message[STOP], message[SAVE] = stop, save
+        message[memory_entry(world.index)] = memory_bytes
         message = message.to(loss.device)
-        message[0], message[1] = loss, squares
+        message[LOSS], message[SQUARED_NORM] = loss, squares
         finite = torch.isfinite(loss) & torch.isfinite(squares)
-        message[4 + world.size + world.index] = ~finite
+        message[non_finite_entry(world.index, world.size)] = ~finite
         total, square, stops, saves, *by_rank = world.all_reduce(message).tolist()
         result = StepResult(
             loss=total / scale,

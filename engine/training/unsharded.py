@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.chunks import ModelChunks
 from models.parallel.context import ParallelContext
-from models.parallel.shard import Shard
+from models.parallel.shard import Shard, shard_sizes
 
 
 @torch.no_grad()
@@ -17,9 +17,8 @@ def unshard(local: Tensor, shard: Shard, parallel: ParallelContext) -> Tensor:
     """Gather the global tensor [shard.shape] on every rank. All ranks of the axes that shard it
     call it together."""
     for dim, axes in enumerate(shard.spec):
-        sizes = [shard.shape[dim]]
-        for name in axes:
-            sizes.append(-(-sizes[-1] // parallel.sizes[name]))
+        size = shard.shape[dim]
+        sizes = [size, *shard_sizes(size, [parallel.sizes[name] for name in axes])]
         # The last axis was split last: gather it first, and drop its padding.
         for name, size in zip(reversed(axes), reversed(sizes[:-1]), strict=True):
             parts = parallel.axes[name].all_gather(local)

@@ -231,7 +231,6 @@ def _axes(plan: Plan, colossal: ColossalContext, rank: int, traffic: Traffic) ->
         "world": "GLOBAL",
         "data": "DATA",
         "pipeline": "PIPELINE",
-        "model": "MODEL",
         "tensor": "TENSOR",
         **plan.layout.mode.colossal_groups,
     }

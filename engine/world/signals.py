@@ -22,6 +22,10 @@ REPEAT_SECONDS = 2.0
 """A Ctrl-C reaches a rank twice, from the terminal and from torchrun. A signal after this time is a
 second Ctrl-C of the user."""
 
+PR_SET_PDEATHSIG = 1
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+"""Looked up at import: a child forked from a process with threads must not load libraries."""
+
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -119,9 +123,8 @@ def raise_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def stop_with_parent() -> None:
-    """Ask the kernel (Linux) for SIGTERM when the process that started this one ends: a torchrun
+def stop_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel (Linux) for a signal when the process that started this one ends: a torchrun
     that is killed outright leaves its workers running."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(PR_SET_PDEATHSIG, number)

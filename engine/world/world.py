@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class World:
     device: torch.device
     backend: str
     axes: dict[str, Axis]
-    """By name: world, data, pipeline, tensor, model, and the axes of the mode."""
+    """By name: world, data, pipeline, tensor, and the axes of the mode."""
     traffic: Traffic
     run_id: str
     """The same on all ranks, and after a restart by torchrun."""
@@ -77,6 +78,11 @@ class World:
         """Print a line, on rank 0 only."""
         if self.is_main:
             print(text, flush=True)
+
+    def print_to_stderr(self, text: str) -> None:
+        """Print a line to stderr, on rank 0 only, for programs whose stdout is a result."""
+        if self.is_main:
+            print(text, file=sys.stderr, flush=True)
 
     def run_on_all(self, task: Callable[[], T]) -> T:
         """Run ``task`` on every rank and return its result. If it raises UserError on any rank,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import log2, prod
+from math import log2
 from typing import Any, Literal, NamedTuple
 
 from engine.layout import Layout
@@ -259,10 +259,9 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
     """Return sizes of a micro-batch in samples: the plan's, or the nearest that divides the batch,
     then each at most half of the one before. Of sizes that are padded to the same multiple, only
     the largest is listed."""
-    multiple = layout.sample_multiple(plan.settings.seq_len)
 
     def padded(samples: int) -> int:
-        return -(-samples // multiple) * multiple
+        return layout.padded_samples(samples, plan.settings.seq_len)
 
     largest = {padded(n): n for n in _divisors(batch_size) if padded(n) <= padded(plan.micro_batch)}
     is_planned = layout == plan.layout
@@ -289,7 +288,7 @@ def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
 
 def _copies(layout: Layout) -> int:
     """Return the number of tensor-parallel ranks that hold the same weights."""
-    return prod(layout.tensor_axes[axis] for axis in layout.mode.replicated)
+    return layout.num_shards(layout.mode.replicated)
 
 
 def _divisors(number: int) -> list[int]:

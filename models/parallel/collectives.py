@@ -143,14 +143,6 @@ class Axis:
 
         return replace(exchange, then=add_then_gather)
 
-    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """Copy the x of the rank at index ``source`` to x on all ranks."""
-        if self.group is not None:
-            sent = (self.size - 1) * x.nbytes if self.index == source else 0
-            self.traffic.count(self.name, "broadcast", sent)
-            dist.broadcast(x, group=self.group, group_src=source)
-        return x
-
     def swap(self, x: Tensor, peer: int) -> Tensor:
         """Send x to the rank at index ``peer`` and receive its x of the same shape."""
         if self.group is None or peer == self.index:

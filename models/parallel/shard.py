@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 PartitionSpec = tuple[tuple[str, ...], ...]
 """Per dimension of a parameter: the axes that shard it, slowest first; ``()`` if none does."""
@@ -45,6 +46,12 @@ class Shard:
         return frozenset(axis for axes in self.spec for axis in axes)
 
 
+def shard_sizes(size: int, ranks: Iterable[int]) -> list[int]:
+    """Return the size of a dimension's shard, padding included, after each axis in turn shards it;
+    ``ranks``: the sizes of the axes, slowest first."""
+    return list(accumulate(ranks, lambda length, n: -(-length // n), initial=size))[1:]
+
+
 def shard_of(
     shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int], index: Mapping[str, int]
 ) -> Shard:
@@ -57,8 +64,7 @@ def shard_of(
     offset, size, local = [], [], []
     for n, axes in zip(shape, spec, strict=True):
         start, stop, length = 0, n, n
-        for axis in axes:
-            length = -(-length // sizes[axis])
+        for axis, length in zip(axes, shard_sizes(n, map(sizes.__getitem__, axes)), strict=True):
             start = min(start + index[axis] * length, stop)
             stop = min(start + length, stop)
         offset.append(start)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.parallel.collectives import Axis, Dim, gather, scatter
+from models.parallel.shard import shard_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,7 @@ class InputSharding:
 
     def sizes_by_axis(self, axes: tuple[Axis, ...]) -> list[int]:
         """Return the size of the dimension before each of ``axes`` in turn shards it."""
-        sizes = [self.inputs]
-        for axis in axes:
-            sizes.append(-(-sizes[-1] // axis.size))
-        return sizes[:-1]
+        return [self.inputs, *shard_sizes(self.inputs, [axis.size for axis in axes])][:-1]
 
 
 class ShardReader(Protocol):

@@ -26,7 +26,7 @@ from engine.runs.start_candidates import StartOptions
 from engine.training.matmuls import MATMULS
 from engine.training.trainer import Trainer
 from engine.world.world import World
-from tests.support.checkpoints import reseal
+from tests.support.checkpoints import parameters_of, reseal
 from tests.support.jobs import RUN, TINY, Ended, Job, checkpoints_of, digest, run, run_all
 
 
@@ -67,7 +67,7 @@ def flip_a_bit(folder: Path, name: str = "__0_0.distcp") -> None:
 
 
 def same(one: SavedCheckpoint, other: SavedCheckpoint) -> bool:
-    ours, theirs = dict(one.parameters()), dict(other.parameters())
+    ours, theirs = parameters_of(one), parameters_of(other)
     assert ours.keys() == theirs.keys()
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -21,6 +21,7 @@ import engine.training.trainer
 from engine.data.loader import Batch
 from engine.estimate.result import Estimate
 from engine.plan import Plan
+from engine.step_message import message_entries
 from engine.training.matmuls import MATMULS
 from engine.training.step import Stepper, StepResult
 from engine.training.trainer import Trainer, micro_batches
@@ -105,7 +106,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def _agree(self: Stepper, step: int, loss: Tensor, *rest: Any) -> StepResult:
     """Send the control message and ignore its contents."""
     world = self.world
-    world.all_reduce(torch.zeros(3 + 2 * world.size, dtype=torch.float64))
+    world.all_reduce(torch.zeros(message_entries(world.size), dtype=torch.float64))
     return StepResult(loss=0.0, grad_norm=0.0, memory_bytes=(), stop=False)
 
 

@@ -125,6 +125,11 @@ def write(rank: int, size: int, run: TrainingCase, path: Path, steps: int = 2) -
     trainee.save(CheckpointDirectory(path), steps, settings={"model": asdict(run.config)})
 
 
+def parameters_of(stored: SavedCheckpoint) -> dict[str, Tensor]:
+    """Return the unsharded parameters of a checkpoint."""
+    return {name: stored.parameter(name) for name in stored.parameter_types()}
+
+
 def everything(stored: SavedCheckpoint) -> dict[str, Tensor]:
     """Return all tensors of a checkpoint, including the states of random generators."""
     assert stored.verify() == []

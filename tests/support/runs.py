@@ -34,6 +34,8 @@ class StandInWorld:
     traffic: Traffic
     is_main: bool
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    size: int = 1
+    local_size: int = 1
 
     def run_on_all(self, task: Callable[[], T]) -> T:
         return task()

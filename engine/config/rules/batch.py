@@ -28,7 +28,7 @@ def micro_batches_need_no_padding(context: RuleContext) -> Iterator[Finding]:
         return
     samples = settings.batch_size // settings.num_micro_batches
     multiple = context.layout.sample_multiple(settings.seq_len)
-    padded = -(-samples // multiple) * multiple
+    padded = context.layout.padded_samples(samples, settings.seq_len)
     if padded == samples:
         return
     yield context.warning(

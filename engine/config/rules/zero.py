@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from engine.config.rule_context import Finding, RuleContext
 from models.parallel.registry import modes
@@ -114,7 +113,7 @@ def _zero_ranks(context: RuleContext) -> int:
     """Return the number of ranks that ZeRO shards a weight over."""
     zero = context.settings.zero
     axes = context.mode.zero_axes(zero.stage, depth=zero.depth)
-    return prod(context.layout.axes[axis] for axis in axes)
+    return context.layout.num_shards(axes)
 
 
 RULES = (

@@ -33,7 +33,7 @@ from engine.checkpoint.manifest import (
     verify_files,
 )
 from engine.errors import RunError
-from tests.support.checkpoints import reseal, write
+from tests.support.checkpoints import parameters_of, reseal, write
 from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
@@ -238,7 +238,7 @@ def test_a_malicious_pickle_in_place_of_a_tensor_is_not_executed(folder, canary)
     with pytest.raises(
         RunError, match="contains a pickle in place of a tensor; none of it was executed"
     ):
-        list(SavedCheckpoint(folder).parameters())
+        parameters_of(SavedCheckpoint(folder))
     assert not canary.exists()
     torch.load(io.BytesIO(bomb_of(canary)), weights_only=False)
     assert canary.exists(), "the bomb works"

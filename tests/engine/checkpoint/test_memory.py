@@ -62,7 +62,9 @@ def measure(rank: int, size: int, path: Path) -> dict[str, int]:
     stored, other = SavedCheckpoint(directory.folder(1)), Trainee.make(RUN, rank, seed=2)
     loading, _ = peak(lambda: stored.load_model(other.model))
     going_on, left = peak(lambda: stored.load_optimizer(other.model, other.stepper.optimizer))
-    reading, _ = peak(lambda: [name for name, _ in stored.parameters()])
+    reading, _ = peak(
+        lambda: [name for name in stored.parameter_types() if stored.parameter(name).numel()]
+    )
     sizes = [parameter.nbytes for parameter in model.parameters()]
     return {
         "pieces": fetched.most,

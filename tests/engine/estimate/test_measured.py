@@ -11,12 +11,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import LocalShapes
 from engine.plan import Plan, make_plan
 from tests.support.allocations import MeasuredMemory, estimated_sends, measure, world_of_one
 from tests.support.mode_sizes import full_mode_sizes
+from tests.support.runs import open_run
 
 WITHIN = 0.01
 CONFIG = """
@@ -100,6 +102,19 @@ def ranks_to_measure(plan: Plan) -> list[int]:
     that does."""
     tensor = plan.layout.tensor
     return [stage * tensor + (1 if tensor > 1 else 0) for stage in range(plan.layout.pipeline)]
+
+
+def test_estimated_message_of_a_step_has_the_bytes_of_the_real_one(config: Path) -> None:
+    """The measurements above replace the real message, whose contents would be undefined."""
+    plan = make_plan(config, gpus=3, environ={})
+    with world_of_one(1, 3):
+        run = open_run(1, 3, config, ())
+        run.stepper.gradients.zero()
+        run.world.traffic.reset()
+        run.stepper.all_reduce_result(1, torch.tensor(1.0), 1.0, 0, stop=False, save=False)
+    sent = run.world.traffic.bytes["world", "all_reduce"]
+    with patch.object(LocalShapes, "uses_gloo_pairs", False):
+        assert estimated_sends(estimate(plan, device="cpu"))["world", "all_reduce"] == (1, sent)
 
 
 @EACH

@@ -11,8 +11,9 @@ import torch
 
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
+from engine.discover import module_names
 from engine.errors import UserError
-from engine.inout.export import ExportOptions, export, exporter, exporter_names
+from engine.inout.export import EXPORTERS_PACKAGE, ExportOptions, export, exporter
 from engine.inout.open_model import open_saved_model
 from engine.inout.save_weights import save_unsharded
 from engine.inout.saved_model import SavedModel, metadata_of
@@ -21,7 +22,7 @@ from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.context import ParallelContext
 from tests.engine.inout.support import SIZES, UNTIED, drawn, trained
-from tests.support.checkpoints import write
+from tests.support.checkpoints import parameters_of, write
 from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
@@ -45,14 +46,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_exported_checkpoint_is_unsharded_and_in_the_exports_of_its_run(run: RunFolder) -> None:
-    assert exporter_names() == ["hf", "pt", "safetensors"]
+    assert module_names(EXPORTERS_PACKAGE) == ["hf", "pt", "safetensors"]
     for name, suffix in (("hf", "-hf"), ("pt", ".pt"), ("safetensors", ".safetensors")):
         assert (
             to(name, open_saved_model(run.path)) == run.path / "exports" / f"step-00000003{suffix}"
         )
         older = open_saved_model(run.path, "2")
         assert to(name, older) == run.path / "exports" / f"step-00000002{suffix}"
-    expected = dict(SavedCheckpoint(CheckpointDirectory(run.checkpoints).folder(2)).parameters())
+    expected = parameters_of(SavedCheckpoint(CheckpointDirectory(run.checkpoints).folder(2)))
     found = torch.load(run.path / "exports" / "step-00000002.pt", weights_only=True)
     again = dict(
         open_saved_model(run.path / "exports" / "step-00000002.safetensors").read_tensors()
@@ -89,7 +90,7 @@ def test_exported_safetensors_keep_config_tokenizer_and_step(tmp_path: Path) -> 
     assert all(torch.equal(t, expected[name].bfloat16()) for name, t in found.read_tensors())
 
 
-@pytest.mark.parametrize("name", exporter_names())
+@pytest.mark.parametrize("name", module_names(EXPORTERS_PACKAGE))
 def test_existing_export_is_replaced_only_with_force(name: str, tmp_path: Path) -> None:
     model, out = trained(), tmp_path / "out"
     to(name, model, out)

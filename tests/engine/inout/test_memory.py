@@ -41,7 +41,7 @@ import torch.distributed as dist
 
 from engine.checkpoint.save import save
 from engine.checkpoint.state_dict import model_tensors
-from engine.inout.export import ExportOptions, export, exporter, exporter_names
+from engine.inout.export import EXPORTERS_PACKAGE, ExportOptions, export, exporter
 from engine.inout.import_hf import import_model
 from engine.inout.open_model import open_saved_model
 from models import load_state
@@ -65,7 +65,7 @@ options = ExportOptions(dtype=torch.float32, shard_bytes=10**9)
 for path in (small, large):
     ours = path.with_name(path.name + "-ours")
     peaks = {"import": peak(lambda: import_model(open_saved_model(path), ours))}
-    for name in exporter_names():
+    for name in module_names(EXPORTERS_PACKAGE):
         peaks[name] = peak(
             lambda: export(open_saved_model(ours), exporter(name), options, out=None, force=False)
         )

@@ -15,6 +15,7 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.config.sections.loss import LossSpikeSettings
 from engine.runs.start_candidates import StartOptions
 from engine.training.loss_spikes import LossSpikes, SpikeVerdict
+from tests.support.checkpoints import parameters_of
 from tests.support.jobs import TINY, Job, run, run_all
 from tests.support.runs import open_run
 from tests.support.setting_effects import CONFIG
@@ -82,7 +83,7 @@ def stored(job: Job, step: int) -> SavedCheckpoint:
 
 
 def weights(job: Job, step: int) -> dict[str, torch.Tensor]:
-    return dict(stored(job, step).parameters())
+    return parameters_of(stored(job, step))
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -20,7 +20,7 @@ from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.context import ParallelContext
 from models.parallel.shard import shard_of
-from tests.support.checkpoints import write
+from tests.support.checkpoints import parameters_of, write
 from tests.support.training import TrainingCase, build, open_partition
 from tests.support.training import gathered as by_boxes
 from tests.support.worlds import run_world
@@ -89,7 +89,7 @@ def test_ranks_share_the_verification_of_a_checkpoint(tmp_path: Path) -> None:
     model = ModelChunks([GPT(run.config, part)])
     trained = open_saved_model(path)
     trained.load(model)
-    expected = dict(SavedCheckpoint(path).parameters())
+    expected = parameters_of(SavedCheckpoint(path))
     assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
 
     damaged = sorted(path.glob("*.distcp"))[0]

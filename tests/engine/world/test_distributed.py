@@ -140,7 +140,6 @@ def test_axis_connects_the_ranks_of_the_layout(config: str, port: int) -> None:
     inside = tuple(layout.tensor_axes)
     along = {axis: (axis,) for axis in layout.axes} | {
         "world": ("data", "pipeline", *inside),
-        "model": ("pipeline", *inside),
         "tensor": inside,
     }
     for rank, outcome in enumerate(outcomes):

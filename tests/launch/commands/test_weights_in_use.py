@@ -25,6 +25,7 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.context import ParallelContext
 from tests.engine.inout.support import SIZES, trained
+from tests.support.checkpoints import parameters_of
 from tests.support.jobs import TINY, Job, run
 from tests.support.programs import by_hand
 
@@ -80,10 +81,8 @@ def expected(folder: RunFolder, step: int) -> str:
         torch.device("cpu"), dtype=torch.float64, compute=torch.float64
     )
     model = GPT(GPTConfig.of(settings.model), part).eval()
-    load_state.load_state(
-        ModelChunks([model]),
-        SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(step)).parameters(),
-    )
+    saved = SavedCheckpoint(CheckpointDirectory(folder.checkpoints).folder(step))
+    load_state.load_state(ModelChunks([model]), parameters_of(saved).items())
     words = load(json.loads(folder.tokenizer.read_text()))
     sampling = SamplingOptions(tokens=30, temperature=1.0, top_p=0.9, seed=5)
     return "the " + "".join(generate_text(model, words, "the ", sampling)) + "\n"

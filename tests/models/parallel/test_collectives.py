@@ -54,7 +54,6 @@ def check(rank: int, size: int) -> dict[str, Any]:
         assert all(torch.equal(copy, total) for copy in copies), "all ranks get the same bits"
     turned = mine(rank, 4, 6).t()
     assert torch.equal(axis.all_gather(turned)[rank], turned)
-    assert torch.equal(axis.broadcast(mine(rank, 3), source=1), mine(1, 3))
     overlapping(axis, rank, size)
     swapping(axis, rank, size)
     matrices(axis, rank, size)
@@ -99,7 +98,6 @@ def counted(axis: Axis) -> dict[str, Any]:
     axis.reduce_scatter(torch.ones(axis.size, 10))
     axis.all_reduce(torch.ones(10))
     axis.all_reduce(torch.ones(6 * SMALL_BYTES))
-    axis.broadcast(torch.ones(10))
     return {"calls": dict(axis.traffic.calls), "bytes": dict(axis.traffic.bytes)}
 
 
@@ -117,8 +115,8 @@ def test_collectives_equal_their_definitions(size: int) -> None:
 def test_bytes_sent_equal_those_of_the_optimal_algorithms(size: int) -> None:
     """all_gather and reduce_scatter send (n - 1) / n of the whole tensor, all_reduce twice that;
     a small all_reduce sends the whole tensor to every other rank (fewer messages)."""
-    for rank, traffic in enumerate(checked(size)):
-        calls = {"all_gather": 2, "reduce_scatter": 1, "all_reduce": 2, "broadcast": 1}
+    for traffic in checked(size):
+        calls = {"all_gather": 2, "reduce_scatter": 1, "all_reduce": 2}
         assert traffic["calls"] == {("a", name): n for name, n in calls.items()}
         sent = traffic["bytes"]
         assert sent["a", "all_gather"] == (size - 1) * (40 + 20)
@@ -126,7 +124,6 @@ def test_bytes_sent_equal_those_of_the_optimal_algorithms(size: int) -> None:
         assert (
             sent["a", "all_reduce"] == (size - 1) * 40 + 2 * (size - 1) * 24 * SMALL_BYTES // size
         )
-        assert sent["a", "broadcast"] == (size - 1) * 40 * (rank == 0)
 
 
 def reduce_and_swap_by_device(rank: int, size: int) -> None:
@@ -161,7 +158,6 @@ def test_collectives_of_one_rank_copy_and_count_nothing() -> None:
     assert torch.equal(axis.all_gather(x), x.unsqueeze(0))
     assert torch.equal(axis.reduce_scatter(x), x[0])
     assert axis.all_reduce(x) is x
-    assert axis.broadcast(x) is x
     assert axis.swap(x, 0) is x
     assert gather(x, None, "H") is x
     assert scatter(x, None, "T") is x
