@@ -96,9 +96,9 @@ find_python() {
         bare=${bare:-$python}
     done
     if [ -n "$bare" ]; then
-        refuse "$bare cannot create environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"
+        refuse "$bare cannot create environments; install its venv module (Debian, Ubuntu: apt install python3-venv)"
     fi
-    refuse "cuboid needs Python 3.11 or 3.12, but $1 is $("$1" --version 2>/dev/null || echo missing):" \
+    refuse "cuboid needs Python 3.11 or 3.12, but $1 is $("$1" --version 2>/dev/null || echo missing);" \
         "install one (apt install python3.12-venv, brew install python@3.12, pyenv install 3.12) or pass PYTHON=PATH"
 }
 
@@ -167,7 +167,7 @@ set_up_own() {
         echo unfinished >"$lock"
         rm -rf "$prefix"
     elif [ -e "$prefix" ] && ! supported "$prefix/bin/python"; then
-        refuse "$prefix is not an environment of Python 3.11 or 3.12: remove it and run the same command again"
+        refuse "$prefix is not an environment of Python 3.11 or 3.12; remove it and run the same command again"
     fi
     announce_download "$1"
     if [ ! -e "$prefix" ]; then
@@ -189,7 +189,7 @@ set_up_own() {
 # Installs cuboid and its missing requirements into the user's environment. $1: runtime or dev.
 set_up_users() {
     "$prefix/bin/python" -c 'import pip' 2>/dev/null ||
-        refuse "the active environment $prefix has no pip: install it, or deactivate the environment to use .venv"
+        refuse "the active environment $prefix has no pip; install it, or deactivate the environment to use .venv"
     say "using the active environment $prefix (torch ${found% *}); installing cuboid into it, from this folder"
     if "$prefix/bin/python" -c 'import setuptools.command.bdist_wheel' 2>/dev/null; then
         pip_install --quiet --no-deps --no-build-isolation -e "$root"
@@ -280,7 +280,7 @@ build_nvme() {
         missing="${missing}liburing-dev "
     fi
     if [ -n "$missing" ]; then
-        refuse "TensorNVMe needs missing packages: sudo apt-get install ${missing% } (names differ on other systems), then run the same command again"
+        refuse "TensorNVMe needs missing packages; sudo apt-get install ${missing% } (names differ on other systems), then run the same command again"
     fi
     say "building TensorNVMe against the torch in $prefix: about a minute"
     "$prefix/bin/python" -c 'import packaging, setuptools.command.bdist_wheel' 2>/dev/null ||
@@ -333,7 +333,7 @@ case ${1:-train} in
                 ensure runtime
                 build_nvme
                 ;;
-            *) refuse "'$*': use setup, setup dev or setup nvme" ;;
+            *) refuse "'$*'; use setup, setup dev or setup nvme" ;;
         esac
         ;;
     test)
@@ -365,7 +365,7 @@ case ${1:-train} in
         case " $(cuboid_commands)" in
             *" $1 "*) exec cuboid "$@" ;;
         esac
-        command -v -- "$1" >/dev/null || refuse "'$1' is not a command: ./run.sh help lists them"
+        command -v -- "$1" >/dev/null || refuse "'$1' is not a command; ./run.sh help lists them"
         exec "$@"
         ;;
 esac

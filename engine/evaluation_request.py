@@ -33,12 +33,12 @@ class EvaluationRequest:
             raise UserError(f"--last-n {self.last_n} is more than {plan.cite('seq_len')}")
         if self.split == "validation" and settings.data.validation == 0:
             raise UserError(
-                f"{plan.cite('data.validation')}, so there is no validation split: "
+                f"{plan.cite('data.validation')}, so there is no validation split; "
                 "use --split train"
             )
         endless = settings.data.type == "synthetic" and self.split == "train"
         if endless and self.samples is None:
-            raise UserError(f"{plan.cite('data.type')} is endless: pass --samples N")
+            raise UserError(f"{plan.cite('data.type')} is endless; pass --samples N")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ class StartPoint:
         folder = RunFolder(Path(candidate.run_folder))
         if self.checkpoint is None and folder.read_status().get("state") == "finished":
             raise UserError(
-                f"{folder.path} contains a finished run and has no checkpoint to resume from: "
+                f"{folder.path} contains a finished run and has no checkpoint to resume from; "
                 "choose another --output"
             )
         # The record first: a restart finds the folder by its run id, and then needs the record

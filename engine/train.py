@@ -144,6 +144,6 @@ def total_steps(plan: Plan, batches: TrainBatches, done: int = 0) -> int:
     steps = batches.steps(settings.num_epochs or 1)
     if steps is None:
         raise UserError(
-            f"{settings.source}: data.type={settings.data.type!r} is endless: set MAX_STEPS"
+            f"{settings.source}: data.type={settings.data.type!r} is endless; set MAX_STEPS"
         )
     return steps

@@ -173,13 +173,13 @@ def run_to_resume(args: argparse.Namespace) -> RunFolder:
     """
     if args.resume in ("auto", "none"):
         raise UserError(
-            "no config file given: pass --config FILE, or --resume RUN to use the settings that "
+            "no config file given; pass --config FILE, or --resume RUN to use the settings that "
             "the run recorded"
         )
     run, _ = parse_resume_option(args.resume)
     if run is None:
         raise UserError(
-            f"--resume={args.resume} is not in a run folder, so it has no recorded settings: pass "
+            f"--resume={args.resume} is not in a run folder, so it has no recorded settings; pass "
             "--config FILE as well"
         )
     return RunFolder(run)
@@ -297,7 +297,7 @@ def start_options(args: argparse.Namespace) -> StartOptions:
     if args.init_from is not None and args.resume not in ("none", "auto"):
         raise UserError(
             f"--resume={args.resume} continues a run, but --init-from={args.init_from} starts a "
-            "new one: pass only one of them"
+            "new one; pass only one of them"
         )
     return StartOptions(
         resume=args.resume,

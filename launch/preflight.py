@@ -216,7 +216,7 @@ def _nearest(need: FolderNeed) -> Path:
     """Return the folder, or if it does not exist its nearest existing parent. Raises UserError."""
     path = need.path.absolute()
     if need.must_exist and not path.is_dir():
-        raise UserError(f"{need.path} is not a folder on this machine: create it")
+        raise UserError(f"{need.path} is not a folder on this machine; create it")
     path = nearest_existing(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")

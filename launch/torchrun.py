@@ -39,7 +39,7 @@ def processes(model_ranks: int, gpus: int, requested: int | None = None) -> int:
         return model_ranks
     if gpus < model_ranks:
         raise UserError(
-            f"TENSOR_PARALLEL x PIPELINE needs {model_ranks} GPUs, but this machine has {gpus}: "
+            f"TENSOR_PARALLEL x PIPELINE needs {model_ranks} GPUs, but this machine has {gpus}; "
             f"--gpus {model_ranks} lets ranks share them, which is slow"
         )
     return gpus - gpus % model_ranks

@@ -84,7 +84,7 @@ def test_missing_system_packages_are_named_with_the_command_and_nothing_is_insta
 ) -> None:
     code, out, err = set_up(checkout, **environ)
     assert (code, out) == (2, "")
-    assert f": sudo apt-get install {packages} (names differ" in err
+    assert f"; sudo apt-get install {packages} (names differ" in err
     assert len(err.splitlines()) == 1
     assert checkout.calls("-m pip") == []
 

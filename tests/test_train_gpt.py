@@ -42,7 +42,7 @@ def test_config_and_overrides_parse_between_options(config: str) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "no config file given: pass --config FILE, or --resume RUN"),
+        ([], "no config file given; pass --config FILE, or --resume RUN"),
         (["--config", "CONFIG", "--gpus", "4"], "--gpus 4, but 2 ranks were started"),
         (["--config", "CONFIG", "TENSOR_PARALLEL=2", "MODE=1d", "compile=True"], "compile"),
     ],

@@ -32,7 +32,7 @@ def train(
     ]
     code = train_gpt.main([*arguments, *(rank_arguments if size > 1 else [])])
     if code:
-        raise RuntimeError(f"train_gpt.py failed with exit code {code}: see the case's log")
+        raise RuntimeError(f"train_gpt.py failed with exit code {code}; see the case's log")
 
 
 def machine(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:

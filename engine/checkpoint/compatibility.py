@@ -96,7 +96,7 @@ def batch_change(training: TrainingState, before: SavedLayout, plan: Plan) -> li
         remedy = f"gradient_accumulation={rounds} restores {then}"
     elif not rest and samples and samples % settings.num_micro_batches == 0:
         remedy = f"BATCH_SIZE={samples} restores {then}"
-    return [f"{now} samples per step, {then} at the checkpoint: {remedy}"]
+    return [f"{now} samples per step, {then} at the checkpoint; {remedy}"]
 
 
 def thread_change(training: TrainingState, device: str, now: int) -> list[str]:

@@ -75,7 +75,7 @@ def _min_lr(sources: SettingSources) -> None:
         sources.problems.append(lowest.problem("must be float >= 0"))
     elif peak is None:
         sources.problems.append(
-            lowest.problem("is converted to a fraction of optimizer.lr: set that too")
+            lowest.problem("is converted to a fraction of optimizer.lr; set that too")
         )
     elif highest:
         _imply(sources, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
@@ -105,7 +105,7 @@ def _require_sizes(sources: SettingSources) -> None:
     if "model.preset" in stated.keys() | sources.conflicting:
         sources.conflicting |= missing
     elif len(missing) == len(SIZES):
-        message = f"model is missing: set its type, such as 'gpt2_small', or {', '.join(SIZES)}"
+        message = f"model is missing; set its type, such as 'gpt2_small', or {', '.join(SIZES)}"
         sources.problems.append(Problem(sources.file, 0, None, message))
         sources.conflicting |= missing
 

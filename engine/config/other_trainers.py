@@ -131,9 +131,9 @@ EXPLAINED: Mapping[str, str] = {
         global_batch_size total_batch_size train_batch_size""",
     "it is derived as BATCH_SIZE / NUM_MICRO_BATCHES": """
         micro_batch_size mbs pipeline_parallel_microbatch_size""",
-    "set model.embd_pdrop, model.resid_pdrop or model.attn_pdrop": """
+    "the rates are model.embd_pdrop, model.resid_pdrop and model.attn_pdrop": """
         dropout dropout_p dropout_rate p_dropout""",
-    "set its keys in the section itself": "optimizer.params lr_scheduler.params",
+    "its keys belong in the section itself": "optimizer.params lr_scheduler.params",
     "cuboid train FILE --resume RUN resumes a run, --init-from PATH loads initial weights": """
         from_pretrained init_from load_checkpoint model_name_or_path pretrained resume resume_from
         resume_from_checkpoint""",

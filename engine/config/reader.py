@@ -47,7 +47,7 @@ def read(
         reading.problems.append(Problem(str(path), 0, None, f"cannot be read: {error.strerror}"))
     except (RecursionError, MemoryError):
         reading.problems.append(
-            Problem(str(path), 0, None, "nested too deeply to be read: assign parts to names")
+            Problem(str(path), 0, None, "nested too deeply to be read; assign parts to names")
         )
     if document is None or reading.problems:
         raise ConfigError(reading.problems)

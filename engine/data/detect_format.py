@@ -54,7 +54,7 @@ def format_of(file: DataFile) -> str:
     suffix = Path(name).suffix.lower()
     if OPEN_OBJECT.match(start):
         raise UserError(
-            f"{file.name} looks like one JSON object over several lines, which is not supported: "
+            f"{file.name} looks like one JSON object over several lines, which is not supported; "
             "convert it to JSON lines or an array, or set data.type='text' to train on it as text"
         )
     if ARRAY.match(start) or (suffix == JSON_ARRAY and start.startswith(b"[")):
@@ -69,18 +69,18 @@ def not_text(file: DataFile) -> str | None:
     head, path = file.head, shlex.quote(str(file.path))
     for offset, magic, name, remedy in BINARY:
         if head[offset:].startswith(magic):
-            return f"{name}, not text: {remedy.format(path=path)}"
+            return f"{name}, not text; {remedy.format(path=path)}"
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
-        return "a safetensors model, not text: data.path takes text, --init-from a model"
+        return "a safetensors model, not text; data.path takes text, --init-from a model"
     if encoding := _utf_16(head):
-        return f"{encoding} text, not UTF-8: {TO_UTF8.format(encoding=encoding, path=path)}"
+        return f"{encoding} text, not UTF-8; {TO_UTF8.format(encoding=encoding, path=path)}"
     try:
         codecs.utf_8_decode(head, "strict", False)
     except UnicodeDecodeError:
         if _has_controls(head):
             return f"binary; if it contains token ids, {TOKENS}"
         command = TO_UTF8.format(encoding="WINDOWS-1252", path=path)
-        return f"not UTF-8; if it is Latin-1 or Windows text: {command}"
+        return f"not UTF-8; if it is Latin-1 or Windows text, {command}"
     if b"\0" in head:
         return f"binary; if it contains token ids, {TOKENS} (data.type='text' trains on it as text)"
     return None

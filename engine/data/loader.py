@@ -148,7 +148,7 @@ class TrainBatches:
         samples = self.corpus.train.samples
         if samples is None:
             raise UserError(
-                "lr_scheduler.by='epoch' needs data with epochs, and this data is endless: "
+                "lr_scheduler.by='epoch' needs data with epochs, and this data is endless; "
                 "set lr_scheduler.by='step'"
             )
         return self._end_of(step - 1) // samples

@@ -73,7 +73,7 @@ def load_or_build(path: Path, build: Build, *, start: str | None = None) -> Toke
     except OSError as error:
         raise UserError(f"data.cache: {path} cannot be used: {error.strerror or error}") from error
     if file is None:
-        raise UserError(f"data.cache: {path} is corrupt right after it was written: check the disk")
+        raise UserError(f"data.cache: {path} is corrupt right after it was written; check the disk")
     return file
 
 

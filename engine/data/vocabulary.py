@@ -104,7 +104,7 @@ def corpus_for_model(
     if is_other_kind(corpus, saved):
         assert saved is not None
         raise UserError(
-            f"{cite('data.tokenizer')} differs from the tokenizer of {path}, {saved['type']!r}: "
+            f"{cite('data.tokenizer')} differs from the tokenizer of {path}, {saved['type']!r}; "
             f"set data.tokenizer={saved['type']!r}"
         )
     mapped, new = use_saved_ids(corpus, saved)
@@ -113,7 +113,7 @@ def corpus_for_model(
         lacking = f", of which {path} lacks {list_tokens(new)}" if new else ""
         raise UserError(
             f"{cite('model.vocab_size')} is too small for {size:,} tokens{lacking} "
-            f"({corpus.description}): {remedy} model.vocab_size={size}"
+            f"({corpus.description}); {remedy} model.vocab_size={size}"
         )
     return mapped, [_new_tokens_line(new, size, path)] if new else []
 

@@ -92,7 +92,7 @@ def atomic_path(
 def refuse_existing(path: Path, *, replace: bool, remedy: str = OTHER_OUT_REMEDY) -> None:
     """Raise UserError with the ``remedy`` if ``path`` exists and is not to be replaced."""
     if path.exists() and not replace:
-        raise UserError(f"{path} exists already: {remedy}")
+        raise UserError(f"{path} exists already; {remedy}")
 
 
 def remove_temporaries(path: Path) -> None:

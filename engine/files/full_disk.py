@@ -35,11 +35,11 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
-FREE_SPACE_REMEDY = "Saved checkpoints are intact: free some space, then --resume continues"
+FREE_SPACE_REMEDY = "free some space; --resume continues from the checkpoints, which are intact"
 """The remedy for a training run."""
 
 
-def full_disk_error(error: BaseException, remedy: str = "Free some space") -> RunError | None:
+def full_disk_error(error: BaseException, remedy: str = "free some space") -> RunError | None:
     """Translate the OSError of a full disk into a RunError that names the file, the free bytes and
     the ``remedy``. Return None for any other error."""
     if not isinstance(error, OSError) or error.errno not in FULL:
@@ -47,7 +47,7 @@ def full_disk_error(error: BaseException, remedy: str = "Free some space") -> Ru
     name = error.filename or "a file"
     free = _free_bytes(Path(str(error.filename or ".")))
     return RunError(
-        f"{name} cannot be written: {error.strerror}; {free:,} bytes are free there. {remedy}"
+        f"{name} cannot be written: {error.strerror}, {free:,} bytes are free there; {remedy}"
     )
 
 

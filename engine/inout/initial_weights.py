@@ -77,7 +77,7 @@ def find_initial_weights(requested: Path | None, run_folder: Path | None) -> Pat
     if stamp(path) != recorded.stamp:
         raise UserError(
             f"{path} was changed or deleted since {run_folder} started from it, and the run has no "
-            "checkpoint to resume from: choose another --output"
+            "checkpoint to resume from; choose another --output"
         )
     return path
 

@@ -47,7 +47,7 @@ def open_saved_model(path: Path, which: str = "latest") -> SavedModel:
     if path.is_file():
         return WeightsFileModel.open(path)
     raise UserError(
-        f"{path} contains no model: give a run, a checkpoint, a Hugging Face folder, a folder that "
+        f"{path} contains no model; give a run, a checkpoint, a Hugging Face folder, a folder that "
         "cuboid import wrote, or a safetensors file"
     )
 

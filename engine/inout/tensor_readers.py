@@ -79,7 +79,7 @@ class TorchFile(TensorFile):
     def _load(self) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(self._path):
             raise UserError(
-                f"{self._path} is in PyTorch's pre-1.6 format: re-save it with a current torch.save"
+                f"{self._path} is in PyTorch's pre-1.6 format; re-save it with a current torch.save"
             )
         try:
             state = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)

@@ -90,7 +90,7 @@ def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> It
     """
     setting = setting or str(root)
     if not root.is_dir():
-        raise UserError(f"{setting} is not a folder on this machine: create it on the NVMe disk")
+        raise UserError(f"{setting} is not a folder on this machine; create it on the NVMe disk")
     try:
         remove_abandoned(root)
         folder, lock = _claim(root, PREFIX + re.sub(r"[^\w.-]", "_", name)[:100])

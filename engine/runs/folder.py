@@ -139,7 +139,7 @@ class RunFolder:
             if time.monotonic() > deadline:
                 status = self._read_status()
                 by = f"process {status.get('pid')} on {status.get('host')}"
-                raise UserError(f"{self.path} is in use by {by}: wait until it ends, or stop it")
+                raise UserError(f"{self.path} is in use by {by}; wait until it ends, or stop it")
             time.sleep(LOCK_SECONDS / 10)
         return lock
 

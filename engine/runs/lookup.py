@@ -62,7 +62,7 @@ def _run_with(
             folder.mark_if_killed()
             return folder
     if path is None:
-        raise UserError(f"no run under {root}/ has {what}: pass the path of a run")
+        raise UserError(f"no run under {root}/ has {what}; pass the path of a run")
     raise UserError(f"{path} has no {what}")
 
 

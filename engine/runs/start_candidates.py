@@ -137,7 +137,7 @@ def _require_continuable(plan: Plan, run: Path, checkpoints: list[str]) -> None:
         status = RunFolder(run).read_status()
         raise UserError(
             f"{run} has no checkpoint to resume from ({status.get('state')} at step "
-            f"{status.get('step')}): train its config without --resume"
+            f"{status.get('step')}); train its config without --resume"
         )
 
 
@@ -182,7 +182,7 @@ def parse_resume_option(resume: str) -> tuple[Path | None, list[str]]:
     if named is not None:
         return named, _candidate_in(named).checkpoints
     problem = "does not exist" if not path.exists() else "is neither a run nor a checkpoint"
-    raise UserError(f"--resume={resume} {problem}: pass RUN or RUN/checkpoints/step-N")
+    raise UserError(f"--resume={resume} {problem}; pass RUN or RUN/checkpoints/step-N")
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -22,7 +22,7 @@ def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
         return
     command = f"{name}, which CXX names," if "CXX" in environ else name
     yield (
-        f"{plan.cite('compile')} needs a C++ compiler, and {command} does not run here: install "
+        f"{plan.cite('compile')} needs a C++ compiler, and {command} does not run here; install "
         "one (Debian, Ubuntu: apt-get install g++), name one by CXX, or set compile=False"
     )
 

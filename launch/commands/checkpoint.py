@@ -71,7 +71,7 @@ def _configured_keep(folder: RunFolder) -> int:
     try:
         return int(json.loads(folder.resolved.read_text())["checkpoint"]["keep"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder.path} records no checkpoint.keep: pass --keep N") from None
+        raise UserError(f"{folder.path} records no checkpoint.keep; pass --keep N") from None
 
 
 def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(f"{written}: {count:,} parameters in {args.dtype}, from {model.path}")
     if model.length < model.config.block_size:
         print(
-            f"positions from {model.length:,} on are untrained: use at most {model.length:,} "
+            f"positions from {model.length:,} on are untrained; use at most {model.length:,} "
             "tokens of context"
         )
     if args.to == "hf" and model.tokenizer is None:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """
     if args.markdown or args.names:
         if args.words:
-            raise UserError("--markdown and --names print all settings: pass no WORD")
+            raise UserError("--markdown and --names print all settings; pass no WORD")
         print(settings_page() if args.markdown else names_page(), end="")
         return 0
     chosen = [name for name in by_section() if all(_is_about(name, word) for word in args.words)]

@@ -60,7 +60,7 @@ def svg_file(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in ("", ".svg"):
         raise argparse.ArgumentTypeError(
-            f"{text} does not end in .svg, the only format: use {path.with_suffix('.svg')}"
+            f"{text} does not end in .svg, the only format; use {path.with_suffix('.svg')}"
         )
     return output_file(text)
 

@@ -171,12 +171,12 @@ def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.M
     assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in failed_evaluation(
         folder, subject=EvaluationRequest(last_n=9)
     )
-    assert "data.validation=0.0, so there is no validation split: use --split" in failed_evaluation(
+    assert "data.validation=0.0, so there is no validation split; use --split" in failed_evaluation(
         folder, "data.validation=0.0"
     )
     endless = EvaluationRequest(split="train")
     error = failed_evaluation(folder, "data.type=synthetic", "data.path=None", subject=endless)
-    assert "data.type='synthetic' is endless: pass --samples N" in error
+    assert "data.type='synthetic' is endless; pass --samples N" in error
     assert "no checkpoint 3; existing: 20, 40" in failed_evaluation(folder, step="3")
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))

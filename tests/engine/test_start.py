@@ -312,7 +312,7 @@ def test_a_resume_without_an_intact_checkpoint_is_rejected(folder):
     assert refused[0].error == "UserError"
     assert refused[0].err == "--resume=run: no intact checkpoint found\n"
     assert finished[0].err == (
-        "run contains a finished run and has no checkpoint to resume from: "
+        "run contains a finished run and has no checkpoint to resume from; "
         "choose another --output\n"
     )
     assert checkpoints_of(folder).steps() == [2, 4, 6]

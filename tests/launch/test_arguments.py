@@ -109,7 +109,7 @@ def test_init_from_with_resume_is_rejected(tmp_path):
     with pytest.raises(UserError) as caught:
         parsed("--resume=runs/x")
     assert str(caught.value) == (
-        f"--resume=runs/x continues a run, but --init-from={tmp_path} starts a new one: pass only "
+        f"--resume=runs/x continues a run, but --init-from={tmp_path} starts a new one; pass only "
         "one of them"
     )
     assert f"--init-from={tmp_path}" in run_arguments(

@@ -94,7 +94,7 @@ def test_invalid_arguments_exit_with_2(capsys):
     assert capsys.readouterr().err.startswith("cuboid generate: argument --tokens: ")
 
 
-FULL_DISK = "/dev/full cannot be written: No space; 4,321 bytes are free there. Free some space\n"
+FULL_DISK = "/dev/full cannot be written: No space, 4,321 bytes are free there; free some space\n"
 PROBLEMS = [Problem("a.py", 2, None, "no"), Problem("a.py", 1, None, "nor this")]
 
 

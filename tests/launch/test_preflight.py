@@ -109,7 +109,7 @@ def test_files_of_a_data_folder_are_checked_by_their_first_bytes(folder, problem
     assert problems("data.path=texts") == []
     (folder / "texts" / "b.txt").write_bytes(b"PK\x03\x04")
     assert problems("data.path=texts") == [
-        "command line: data.path='texts': texts/b.txt is a zip archive, not text: unzip texts/b.txt"
+        "command line: data.path='texts': texts/b.txt is a zip archive, not text; unzip texts/b.txt"
     ]
     assert problems("data.path=texts", "data.type=text") == []
     assert problems("data.path=texts", "data.type=synthetic") == []
@@ -122,7 +122,7 @@ def test_missing_nvme_folder_is_reported(folder, problems):
     (problem,) = problems(text=NVME)
     assert (
         problem
-        == "gpt.py:6: zero.nvme_path='nvme': nvme is not a folder on this machine: create it"
+        == "gpt.py:6: zero.nvme_path='nvme': nvme is not a folder on this machine; create it"
     )
     (folder / "nvme").touch()
     assert len(problems(text=NVME)) == 1

@@ -96,7 +96,7 @@ class Source:
             raise config_error(self.file, f"not Python: {error}") from None
         except (RecursionError, MemoryError):
             raise config_error(
-                self.file, "nested too deeply to be read: assign parts to names"
+                self.file, "nested too deeply to be read; assign parts to names"
             ) from None
 
 

@@ -78,12 +78,12 @@ def run_ends(context: RuleContext) -> Iterator[Finding]:
             if (similar := context.sources.own_name_for(name))
         )
         hint = next(hints, "")
-        yield context.error("num_epochs", f"the run has no end: set NUM_EPOCHS or MAX_STEPS{hint}")
+        yield context.error("num_epochs", f"the run has no end; set NUM_EPOCHS or MAX_STEPS{hint}")
     elif settings.data.type == "synthetic":
         yield context.error(
             "num_epochs",
             f"{context.cite('data.type')} has no epochs, so {context.cite('num_epochs')} cannot "
-            "end the run: set MAX_STEPS",
+            "end the run; set MAX_STEPS",
         )
 
 

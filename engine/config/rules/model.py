@@ -53,7 +53,7 @@ def preset_differs_from_the_published(context: RuleContext) -> Iterator[Finding]
         "model.preset",
         f"{context.cite('model.preset')} has n_embd={preset.n_embd} and n_head={preset.n_head}, "
         f"Colossal-AI's sizes; the published model has n_embd={other.n_embd} and "
-        f"n_head={other.n_head}: for it, set model.type={preset.published!r}",
+        f"n_head={other.n_head}; for it, set model.type={preset.published!r}",
     )
 
 
@@ -88,7 +88,7 @@ def source_has_a_file(context: RuleContext) -> Iterator[Finding]:
     """Require data.path for JSON data; Python comes with a text only."""
     data = context.settings.data
     if data.type in NEED_A_FILE and data.path is None:
-        yield context.error("data.type", f"{context.cite('data.type')} needs a file: set data.path")
+        yield context.error("data.type", f"{context.cite('data.type')} needs a file; set data.path")
 
 
 def tokenizer_has_its_file(context: RuleContext) -> Iterator[Finding]:

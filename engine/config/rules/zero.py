@@ -54,7 +54,7 @@ def nvme_needs_a_path(context: RuleContext) -> Iterator[Finding]:
         if target == "nvme" and zero.nvme_path is None:
             yield context.error(
                 f"zero.{name}",
-                f"{context.cite(f'zero.{name}')} needs a folder on the NVMe disk: set "
+                f"{context.cite(f'zero.{name}')} needs a folder on the NVMe disk; set "
                 "zero.nvme_path",
             )
 

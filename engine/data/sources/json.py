@@ -22,7 +22,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 def open_corpus(request: SourceRequest) -> Corpus:
     if request.path is None:
-        raise UserError("data.type='json' needs a file: set DATA or data.path")
+        raise UserError("data.type='json' needs a file; set DATA or data.path")
     return build_corpus(
         read_files(request.path, request.cache, lambda file: JsonArray(file, request.key)), request
     )

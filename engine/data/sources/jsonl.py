@@ -18,7 +18,7 @@ MAX_LISTED = 12  # keys listed in a message
 
 def open_corpus(request: SourceRequest) -> Corpus:
     if request.path is None:
-        raise UserError("data.type='jsonl' needs a file: set DATA or data.path")
+        raise UserError("data.type='jsonl' needs a file; set DATA or data.path")
     return build_corpus(
         read_files(request.path, request.cache, lambda file: JsonLines(file, request.key)), request
     )
@@ -76,7 +76,7 @@ def text_in(value: object, key: str, where: str) -> str:
         keys = [str(name) for name in value]
         more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
         listed = ", ".join(map(repr, keys[:MAX_LISTED])) + more if keys else "none"
-        raise UserError(f'{where}: has no "{key}": set data.key to one of its keys: {listed}')
+        raise UserError(f'{where}: has no "{key}"; set data.key to one of its keys: {listed}')
     text = value[key]
     if not isinstance(text, str):
         raise UserError(f'{where}: not an object with a "{key}" that is a string')

@@ -61,7 +61,7 @@ class BuiltInText:
             topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
         except ImportError:
             raise UserError(
-                "this Python has no pydoc_data, the default text: set DATA or data.path"
+                "this Python has no pydoc_data, the default text; set DATA or data.path"
             ) from None
         self._text = "\n".join(topics[name] for name in sorted(topics))
         content = self._text.encode()

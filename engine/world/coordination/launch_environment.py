@@ -55,18 +55,18 @@ def find_launch_info(
         if by_hand or host is not None or port is not None:
             raise UserError(
                 "--host, --port, --rank and --world_size are for ranks started by hand, but "
-                "torchrun started this one: leave them out"
+                "torchrun started this one; leave them out"
             )
         if local_rank is not None and environ.get("LOCAL_RANK") != str(local_rank):
             raise UserError(
                 f"--local-rank={local_rank} contradicts LOCAL_RANK={environ.get('LOCAL_RANK', '')} "
-                "in the environment: leave it out"
+                "in the environment; leave it out"
             )
         return _check(_torchrun(environ))
     for option, given in (("--from_torch", from_torch), ("--local-rank", local_rank is not None)):
         if given:
             raise UserError(
-                f"{option} needs the environment that torchrun gives (RANK, WORLD_SIZE): start "
+                f"{option} needs the environment that torchrun gives (RANK, WORLD_SIZE); start "
                 "with torchrun, or leave it out"
             )
     if by_hand:
@@ -105,12 +105,12 @@ def _require_complete_launch(environ: Mapping[str, str]) -> None:
         if given and given != ["WORLD_SIZE=1"]:
             raise UserError(
                 f"{', '.join(given)} in the environment, but no {' or '.join(missing)}, which "
-                f"{launcher} sets too: unset it to run alone, or start with {launcher}"
+                f"{launcher} sets too; unset it to run alone, or start with {launcher}"
             )
     if environ.get("PMI_SIZE", "1") != "1":
         raise UserError(
             f"PMI_SIZE={environ['PMI_SIZE']} in the environment: an MPI that is not Open MPI "
-            "started this. Start with torchrun, srun or Open MPI, or give each rank --host, "
+            "started this rank; start with torchrun, srun or Open MPI, or give each rank --host, "
             "--port, --rank and --world_size"
         )
 
@@ -149,7 +149,7 @@ def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> La
         )
     if environ.get("WORLD_SIZE", str(size)) != str(size):
         raise UserError(
-            f"WORLD_SIZE={environ['WORLD_SIZE']} in the environment contradicts {tasks}={size}: "
+            f"WORLD_SIZE={environ['WORLD_SIZE']} in the environment contradicts {tasks}={size}; "
             "unset it"
         )
     step = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
@@ -157,7 +157,7 @@ def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> La
     if host is None:
         nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
         if not nodes and size > 1:
-            raise UserError("SLURM_NODELIST is not in the environment: give --host HOST of rank 0")
+            raise UserError("SLURM_NODELIST is not in the environment; give --host HOST of rank 0")
         host = first_node(nodes) if nodes and is_multi_node(nodes) else LOOPBACK
     return LaunchInfo(
         rank=_number(environ, "SLURM_PROCID"),
@@ -207,7 +207,7 @@ def _check(launch_info: LaunchInfo) -> LaunchInfo:
             f"({launch_info.launcher})"
         )
     if not 0 < launch_info.port < 1 << 16:
-        raise UserError(f"port {launch_info.port} is not a port: give one from 1 to 65535")
+        raise UserError(f"port {launch_info.port} is not a port; give one from 1 to 65535")
     return launch_info
 
 

@@ -66,7 +66,7 @@ def rendezvous(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
             raise
         option = "--master_port" if launch_info.launcher == "torchrun" else "MASTER_PORT or --port"
         raise UserError(
-            f"port {launch_info.port} is in use on this machine: choose another with {option}"
+            f"port {launch_info.port} is in use on this machine; choose another with {option}"
         ) from None
     return RendezvousResult(store=store, address=address, run_id=run_id)
 
@@ -123,13 +123,13 @@ def _connect(address: tuple[str, int], timeout: float) -> TCPStore:
             if isinstance(error, socket.gaierror) and time.monotonic() > name_deadline:
                 raise UserError(
                     f"the host name of rank 0, {address[0]}, does not resolve here "
-                    f"({error.strerror}): set MASTER_ADDR or --host to an address that all ranks "
+                    f"({error.strerror}); set MASTER_ADDR or --host to an address that all ranks "
                     "can reach"
                 ) from None
         if time.monotonic() > deadline:
             host, port = address
             raise RunError(
-                f"no store answers at {host}:{port} ({problem}): check that rank 0 has started"
+                f"no store answers at {host}:{port} ({problem}); check that rank 0 has started"
             )
         time.sleep(0.1)
 

@@ -268,8 +268,8 @@ def test_a_disk_that_fills_up_during_a_log_write_is_reported_and_checkpoints_are
     (ended,) = run(into_run(disk, *more, planted=filling_disk))
     assert ended.error == "RunError"
     expected = (
-        "run/log.jsonl cannot be written: No space left on device; 0 bytes are free there. "
-        "Saved checkpoints are intact: free some space, then --resume continues"
+        "run/log.jsonl cannot be written: No space left on device, 0 bytes are free there; "
+        "free some space; --resume continues from the checkpoints, which are intact"
     )
     assert ended.err == expected + "\n"
     status = RunFolder(disk / "run").read_status()

@@ -76,7 +76,7 @@ def test_an_export_records_the_trained_length(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    line = "positions from 16 on are untrained: use at most 16 tokens of context"
+    line = "positions from 16 on are untrained; use at most 16 tokens of context"
     for form, out in (("hf", "hf"), ("safetensors", "x.safetensors")):
         command = ["export", "run", "--step", "2", "--to", form, "--out", out]
         assert cli.main(command, {}) == 0

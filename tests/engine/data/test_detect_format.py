@@ -151,14 +151,14 @@ IDS = np.arange(20_000, 24_000)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (of_zip(POEM.encode()), "is a zip archive, not text: unzip "),
-        (of_torch(), "is a zip archive, not text: "),
-        (of_tar(POEM.encode()), "is a tar archive, not text: tar -xf "),
-        (b"\x28\xb5\x2f\xfd" + bytes(40), "is compressed by zstd, not text: zstd -d "),
-        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "is a PDF document, not text: pdftotext "),
-        (b"PAR1\x15\x04", "is a Parquet file, not text: convert it to JSON lines, such as by "),
-        (of_numpy(IDS), "is a NumPy array, not text: cuboid needs the text that they were made"),
-        (safetensors({"a": IDS}), "is a safetensors model, not text: "),
+        (of_zip(POEM.encode()), "is a zip archive, not text; unzip "),
+        (of_torch(), "is a zip archive, not text; "),
+        (of_tar(POEM.encode()), "is a tar archive, not text; tar -xf "),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), "is compressed by zstd, not text; zstd -d "),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "is a PDF document, not text; pdftotext "),
+        (b"PAR1\x15\x04", "is a Parquet file, not text; convert it to JSON lines, such as by "),
+        (of_numpy(IDS), "is a NumPy array, not text; cuboid needs the text that they were made"),
+        (safetensors({"a": IDS}), "is a safetensors model, not text; "),
         (
             IDS.astype("<u2").tobytes(),
             "is binary; if it contains token ids, cuboid needs the text ",
@@ -168,13 +168,13 @@ IDS = np.arange(20_000, 24_000)
             "is binary; if it contains token ids, cuboid needs the text ",
         ),
         ((IDS % 65).astype("<u2").tobytes(), "is binary; if it contains token ids, "),
-        (POEM.encode("utf-16"), "is UTF-16 text, not UTF-8: iconv -f UTF-16 -t UTF-8 "),
-        (POEM.encode("utf-16-le"), "is UTF-16LE text, not UTF-8: iconv -f UTF-16LE -t UTF-8 "),
-        (POEM.encode("utf-16-be"), "is UTF-16BE text, not UTF-8: iconv -f UTF-16BE -t UTF-8 "),
-        (POEM.encode("utf-32"), "is UTF-32 text, not UTF-8: iconv -f UTF-32 -t UTF-8 "),
+        (POEM.encode("utf-16"), "is UTF-16 text, not UTF-8; iconv -f UTF-16 -t UTF-8 "),
+        (POEM.encode("utf-16-le"), "is UTF-16LE text, not UTF-8; iconv -f UTF-16LE -t UTF-8 "),
+        (POEM.encode("utf-16-be"), "is UTF-16BE text, not UTF-8; iconv -f UTF-16BE -t UTF-8 "),
+        (POEM.encode("utf-32"), "is UTF-32 text, not UTF-8; iconv -f UTF-32 -t UTF-8 "),
         (
             POEM.encode("latin-1"),
-            "if it is Latin-1 or Windows text: iconv -f WINDOWS-1252 -t UTF-8",
+            "if it is Latin-1 or Windows text, iconv -f WINDOWS-1252 -t UTF-8",
         ),
         (b'{\n  "data": [\n', "looks like one JSON object over several lines, which is not "),
         (b'{"text": "cut\n', "line 1: not JSON: .*; data.type='text' trains on the file as text"),
@@ -209,7 +209,7 @@ def test_named_conversion_command_works(tmp_path: Path, ask: Ask, encoding: str)
         ('["a", 5]', 'element 2: not an object with a "text"'),
         (
             '[{"text": "a"}, {"txt": "b", "n": 1}]',
-            "element 2: has no \"text\": set data.key to one of its keys: 'txt', 'n'",
+            "element 2: has no \"text\"; set data.key to one of its keys: 'txt', 'n'",
         ),
         ('["a" "b"]', "element 1: followed by neither a comma nor ]"),
         ('["a", ]', "element 2: not JSON: Expecting value"),
@@ -297,6 +297,6 @@ def test_data_key_selects_the_text(tmp_path: Path, ask: Ask, as_array: bool) -> 
     other = open_corpus("auto", ask(path, seq_len=1, validation=0.3))
     assert text_of(other) == "\x03".join(["no"] * 3)
     with pytest.raises(
-        UserError, match=r"has no \"body\": set data.key to one of its keys: 'text', 'content'$"
+        UserError, match=r"has no \"body\"; set data.key to one of its keys: 'text', 'content'$"
     ):
         open_corpus("auto", ask(path, key="body"))

@@ -65,7 +65,7 @@ GOOD = b'{"text": "good"}\n'
         (b"{'text': 1}", r"line 3: not JSON: .*; each line must be an object with a \"text\""),
         (
             b'{"txt": "a"}',
-            r"line 3: has no \"text\": set data.key to one of its keys: 'txt'$",
+            r"line 3: has no \"text\"; set data.key to one of its keys: 'txt'$",
         ),
         (b'{"text": 5}', r'line 3: not an object with a "text" that is a string'),
         (b'{"text": null}', r'line 3: not an object with a "text" that is a string'),

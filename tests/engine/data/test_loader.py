@@ -154,7 +154,7 @@ def test_endless_data_has_no_epochs() -> None:
     assert again.consumed(5) == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=4 / 23)
     assert again.batch(5, 0, 0)[0][:, 0].tolist() == [16, 17, 18, 19]
     with pytest.raises(
-        UserError, match="by='epoch' needs data with epochs, and this data is endless: set lr_s"
+        UserError, match="by='epoch' needs data with epochs, and this data is endless; set lr_s"
     ):
         batches.epoch(1)
 

@@ -230,6 +230,6 @@ def test_checkpoint_without_a_tokenizer_uses_that_of_its_run(folder: Path) -> No
     )
     assert refused[0].err == (
         "command line: data.tokenizer='gpt2' differs from the tokenizer of "
-        "run/checkpoints/step-00000004, 'char': set data.tokenizer='char'\n"
+        "run/checkpoints/step-00000004, 'char'; set data.tokenizer='char'\n"
     )
     assert ended[0].error == "", ended[0].err

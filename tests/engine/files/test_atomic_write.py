@@ -113,7 +113,7 @@ def test_a_temporary_is_renamed_at_the_end_of_the_block(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_text() == "1"
     with (
-        pytest.raises(UserError, match=r"x exists already: name another --out$"),
+        pytest.raises(UserError, match=r"x exists already; name another --out$"),
         atomic_path(path),
     ):
         raise AssertionError

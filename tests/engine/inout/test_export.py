@@ -97,7 +97,7 @@ def test_existing_export_is_replaced_only_with_force(name: str, tmp_path: Path) 
     with pytest.raises(UserError) as caught:
         to(name, model, out)
     assert str(caught.value) == (
-        f"{out} exists already: name another --out, or --force to replace it"
+        f"{out} exists already; name another --out, or --force to replace it"
     )
     before = content(out)
     to(name, trained(seed=2), out, force=True)
@@ -119,7 +119,7 @@ def test_force_keeps_files_that_no_export_wrote(tmp_path: Path) -> None:
     ):
         to("hf", trained(), out, force=True)
     with pytest.raises(
-        UserError, match=r"out is a folder, but this format writes a file: name another --out$"
+        UserError, match=r"out is a folder, but this format writes a file; name another --out$"
     ):
         to("pt", trained(), out, force=True)
     with pytest.raises(
@@ -172,7 +172,7 @@ def other_metadata(path: Path) -> None:
     [
         (
             no_model,
-            "x contains no model: give a run, a checkpoint, a Hugging Face folder, a folder that ",
+            "x contains no model; give a run, a checkpoint, a Hugging Face folder, a folder that ",
         ),
         (other_safetensors, "x has no model config in its metadata: cuboid did not write it"),
         (other_tensors, "x: its tensors do not match the model in its metadata"),

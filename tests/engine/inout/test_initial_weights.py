@@ -211,7 +211,7 @@ def test_path_without_weights_is_rejected(folder: Path) -> None:
     (ended,) = run(job(folder, "nowhere"))
     assert (ended.error, ended.out) == ("UserError", "")
     assert ended.err.startswith(
-        "nowhere contains no model: give a run, a checkpoint, a Hugging Face "
+        "nowhere contains no model; give a run, a checkpoint, a Hugging Face "
     )
     assert not (folder / "run").exists()
 
@@ -263,7 +263,7 @@ def test_restart_from_step_0_uses_the_same_initial_weights(folder: Path) -> None
     assert (ended.error, ended.err) == (
         "UserError",
         f"{directory.folder(2)} was changed or deleted since changed started from it, and the run "
-        "has no checkpoint to resume from: choose another --output\n",
+        "has no checkpoint to resume from; choose another --output\n",
     )
 
 

@@ -99,7 +99,7 @@ def test_malicious_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         TorchFile(path)
     path.write_bytes(planted)
-    with pytest.raises(UserError, match=r"x\.bin is in PyTorch's pre-1\.6 format: re-save it with"):
+    with pytest.raises(UserError, match=r"x\.bin is in PyTorch's pre-1\.6 format; re-save it with"):
         TorchFile(path)
     assert not (tmp_path / "canary").exists()
     torch.load(io.BytesIO(torch_file_of(planted)), weights_only=False)  # it would have been

@@ -120,7 +120,7 @@ def test_a_path_that_is_no_folder_is_rejected(tmp_path: Path) -> None:
         setting = f"gpt.py:9: zero.nvme_path={str(path)!r}"
         with pytest.raises(UserError) as refusal, open_disk(path, "job", setting=setting):
             pass
-        message = f"{setting} is not a folder on this machine: create it on the NVMe disk"
+        message = f"{setting} is not a folder on this machine; create it on the NVMe disk"
         assert str(refusal.value) == message
 
 

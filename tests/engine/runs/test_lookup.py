@@ -69,7 +69,7 @@ def test_the_newest_run_with_checkpoints_is_the_default(tmp_path):
     assert run_with_checkpoints(tmp_path / "notes").path.name == "notes"
     with pytest.raises(UserError, match="has no checkpoints"):
         run_with_checkpoints(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no run under .* has checkpoints: pass the path of a run"):
+    with pytest.raises(UserError, match=r"no run under .* has checkpoints; pass the path of a run"):
         run_with_checkpoints(None, tmp_path / "nowhere")
 
 
@@ -94,5 +94,5 @@ def test_weights_are_those_of_a_checkpoint_or_the_final_ones(tmp_path):
     assert found == ["step-00000002", "step-00000001", "step-00000001"]
     with pytest.raises(UserError, match=r"none-20260301-000000 has no weights"):
         run_with_weights(tmp_path / "none-20260301-000000")
-    with pytest.raises(UserError, match=r"no run under .* has weights: pass the path of a run"):
+    with pytest.raises(UserError, match=r"no run under .* has weights; pass the path of a run"):
         run_with_weights(None, tmp_path / "nowhere")

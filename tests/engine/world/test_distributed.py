@@ -350,7 +350,7 @@ def test_port_in_use_is_rejected(config: str) -> None:
     assert outcome.error == "UserError"
     assert (
         outcome.said
-        == f"port {port} is in use on this machine: choose another with MASTER_PORT or --port\n"
+        == f"port {port} is in use on this machine; choose another with MASTER_PORT or --port\n"
     )
 
 

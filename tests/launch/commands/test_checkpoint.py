@@ -136,7 +136,7 @@ def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
         (("ls", "nowhere"), "nowhere does not exist"),
         (("ls", "--keep", "3"), "--keep is for prune, not for ls"),
         (("prune", "--keep", "0"), "--keep"),
-        (("prune",), "records no checkpoint.keep: pass --keep N"),
+        (("prune",), "records no checkpoint.keep; pass --keep N"),
         (("burn",), "invalid choice"),
     ):
         assert command(*words) == 2
@@ -145,7 +145,7 @@ def test_invalid_actions_are_rejected_in_one_line(folder, capsys):
         assert err.count("\n") == 1
     shutil.rmtree("runs")
     assert command("ls") == 2
-    assert "no run under runs/ has checkpoints: pass the path of a run" in capsys.readouterr().err
+    assert "no run under runs/ has checkpoints; pass the path of a run" in capsys.readouterr().err
 
 
 def test_command_that_reads_a_killed_run_records_its_end(folder, capsys):

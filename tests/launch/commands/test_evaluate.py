@@ -107,7 +107,7 @@ def test_options_are_passed_to_the_ranks(started):
         (["--step", "7"], f"{RUN}: no checkpoint 7; existing: none"),
         (["--last-n", "33"], "--last-n 33 is more than gpt.py:3: SEQ_LEN=32"),
         (["SEQ_LEN=16", "--last-n", "17"], "--last-n 17 is more than command line: SEQ_LEN=16"),
-        (["--split", "train"], "gpt.py:8: data.type='synthetic' is endless: pass --samples N"),
+        (["--split", "train"], "gpt.py:8: data.type='synthetic' is endless; pass --samples N"),
         (
             ["data.validation=0.0"],
             "command line: data.validation=0.0, so there is no validation split: use",

@@ -82,7 +82,7 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["export", "--to", "hf"], "no run under runs/ has weights: pass the path of a run"),
+        (["export", "--to", "hf"], "no run under runs/ has weights; pass the path of a run"),
         (
             ["export", "--to", "onnx"],
             "argument --to: invalid choice: 'onnx' (choose from 'hf', 'pt'",
@@ -90,7 +90,7 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
         (["export", "nowhere", "--to", "hf"], "argument run: nowhere does not exist in "),
         (
             ["export", "x.safetensors", "--to", "pt"],
-            "exports/x.pt exists already: name another --out, or --force",
+            "exports/x.pt exists already; name another --out, or --force",
         ),
         (
             ["export", "x.safetensors", "--to", "pt", "--step", "best"],
@@ -102,7 +102,7 @@ def test_import_after_export_gives_the_same_weights(here, capsys):
         (["import", ".", "--from", "gguf"], "argument --from: invalid choice: 'gguf'"),
         (
             ["import", "there", "--from", "hf"],
-            "imported/there exists already: name another --out\n",
+            "imported/there exists already; name another --out\n",
         ),
     ],
 )

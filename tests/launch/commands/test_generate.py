@@ -94,7 +94,7 @@ def test_user_error_is_one_line_without_text(opened, capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     weights_of(Path("somewhere"))
     for argv, message in (
-        ([], "no run under runs/ has weights: pass the path of a run"),
+        ([], "no run under runs/ has weights; pass the path of a run"),
         (["nowhere"], "nowhere does not exist in /"),
         (["somewhere", "--prompt", "?"], "cannot read ?"),
         (["somewhere", "--temperature", "-1"], "--temperature: -1 is not 0 or more"),

@@ -99,7 +99,7 @@ def test_settings_page_has_every_setting_with_values_default_and_meaning():
 
 def test_page_with_words_is_rejected(capsys):
     assert cli.main(["settings", "--markdown", "lr"]) == 2
-    assert "--markdown and --names print all settings: pass no WORD" in capsys.readouterr().err
+    assert "--markdown and --names print all settings; pass no WORD" in capsys.readouterr().err
 
 
 def test_terminal_shows_the_meaning_below_the_name(monkeypatch, capsys):

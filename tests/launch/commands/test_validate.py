@@ -207,7 +207,7 @@ def test_map_is_printed_and_written_as_svg(tmp_path, config, capsys):
         (["gpt.py", "--map", "--json"], "argument --json: not allowed with argument --map"),
         (
             ["gpt.py", "--map-svg", "a/x.png"],
-            "a/x.png does not end in .svg, the only format: use a/x.svg",
+            "a/x.png does not end in .svg, the only format; use a/x.svg",
         ),
         (["gpt.py", "--map-svg", "x.svg.gz"], "x.svg.gz does not end in .svg"),
         (
