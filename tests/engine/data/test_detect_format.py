@@ -198,7 +198,7 @@ def test_named_conversion_command_works(tmp_path: Path, ask: Ask, encoding: str)
     path.write_bytes(POEM.encode(encoding))
     with pytest.raises(UserError) as refusal:
         open_corpus("auto", ask(path))
-    command = str(refusal.value).partition(": iconv")[2]
+    command = str(refusal.value).partition(" iconv")[2]
     subprocess.run(f"iconv{command}", shell=True, check=True, cwd=tmp_path)
     assert text_of(open_corpus("auto", ask(tmp_path / "NEW.txt", seq_len=4))) == POEM
 
