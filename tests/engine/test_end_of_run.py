@@ -38,7 +38,7 @@ WORDS = Char("".join(sorted({*"The quick brown fox"})))
 
 
 def printed_sample(tmp_path: Path, factor: float = 1.0) -> str:
-    """Return the text before the last lines of a run whose weights are random, multiplied by ``factor``."""
+    """Return the text before the last lines of a run with random weights x ``factor``."""
     folder, model = RunFolder(tmp_path), trained(tokenizer=tokenizer.dump(WORDS))
     numbers = {name: tensor * factor for name, tensor in drawn(SIZES).items()}
     write_safetensors(

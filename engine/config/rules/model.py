@@ -97,7 +97,7 @@ def tokenizer_has_its_file(context: RuleContext) -> Iterator[Finding]:
     if data.type != "synthetic" and data.tokenizer in NEED_A_MODEL and data.tokenizer_path is None:
         yield context.error(
             "data.tokenizer",
-            f"{context.cite('data.tokenizer')} needs a model file: set data.tokenizer_path",
+            f"{context.cite('data.tokenizer')} needs a model file; set data.tokenizer_path",
         )
 
 

@@ -49,7 +49,7 @@ class SentencePiece:
     def fit(cls, pieces: Iterable[Piece], path: str | None = None) -> Self:
         if path is None:
             raise UserError(
-                "data.tokenizer='sentencepiece' needs a model file: set data.tokenizer_path"
+                "data.tokenizer='sentencepiece' needs a model file; set data.tokenizer_path"
             )
         name = f"data.tokenizer_path={path!r}"
         try:

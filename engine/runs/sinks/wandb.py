@@ -42,7 +42,7 @@ class WeightsAndBiases:
         offline = log.wandb == "offline"
         if not offline and not wandb.login(prompt=False, verify=False):
             raise UserError(
-                "nobody is logged in to W&B: run `wandb login`, set WANDB_API_KEY, or use "
+                "nobody is logged in to W&B; run `wandb login`, set WANDB_API_KEY, or use "
                 "log.wandb='offline'"
             )
         self._run = wandb.init(

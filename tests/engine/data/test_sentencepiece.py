@@ -136,7 +136,7 @@ def test_mistakes_have_a_clear_error(
 
     (tmp_path / "no.model").write_text("no model")
     assert message() == (
-        "data.tokenizer='sentencepiece' needs a model file: set data.tokenizer_path"
+        "data.tokenizer='sentencepiece' needs a model file; set data.tokenizer_path"
     )
     assert "data.tokenizer_path does not exist" in message(tokenizer_path="/nowhere/x.model")
     wrong = message(tokenizer_path=str(tmp_path / "no.model"))
