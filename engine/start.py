@@ -289,6 +289,7 @@ def _report_changes(
         *([layout_change] if layout_change else []),
         *compatibility.batch_change(training, saved_layout, plan),
         *compatibility.thread_change(training, world.device.type, threads),
+        *compatibility.rate_change(training, plan),
         *changes,
         *data_changes,
     ]:

@@ -55,11 +55,25 @@ def other_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In one process: resume the killed run, and train both configs from step 0 in fresh-NAME."""
+    """In one process: resume the killed run, and train both configs from step 0 in fresh-NAME.
+
+    The older version changed a learning rate by epochs only between epochs: 0.3 up to step 6, then
+    0.15. Now it changes within an epoch, so those two rates are set.
+    """
     folder = unpack(tmp_path_factory.mktemp("alone") / "here")
+    first = ("lr_scheduler.type=constant", "MAX_STEPS=6")
+    second = ("lr_scheduler.type=constant", "optimizer.lr=0.15", "MAX_STEPS=11")
     anew = ["alone.py", "--init-from", str(SHARDED), "--output", "fresh-alone"]
-    whole = ["sharded.py", *SERIAL, "--output", "fresh-sharded"]
-    start(folder, 1, ["--resume", str(ALONE)], anew, whole)
+    out, *_ = start(
+        folder,
+        1,
+        ["--resume", str(ALONE), *first],
+        ["--resume", str(ALONE), *second],
+        [*anew, *first],
+        ["--resume", "fresh-alone", *second],
+        ["sharded.py", *SERIAL, "--output", "fresh-sharded"],
+    )
+    assert "it changes within an epoch now, and only between epochs when" in out
     return folder
 
 

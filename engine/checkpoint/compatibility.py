@@ -111,6 +111,20 @@ def thread_change(training: TrainingState, device: str, now: int) -> list[str]:
     ]
 
 
+def rate_change(training: TrainingState, plan: Plan) -> list[str]:
+    """Return a line if the checkpoint is of a version in which a learning rate by epochs changed
+    only between epochs. Its settings lack lr_scheduler.warmup_by."""
+    before = dict(_flat(training.settings))
+    staircase = before.get("lr_scheduler.by") == "epoch" and "lr_scheduler.warmup_by" not in before
+    if not staircase or plan.settings.lr_scheduler.by != "epoch":
+        return []
+    return [
+        f"{plan.cite('lr_scheduler.by')}: the learning rate follows from the fraction of the "
+        "epoch; it changes within an epoch now, and only between epochs when the checkpoint was "
+        "saved"
+    ]
+
+
 def _is_data_setting(name: str) -> bool:
     return name in ("seed", "seq_len") or (name.startswith("data.") and name not in NOT_REPORTED)
 

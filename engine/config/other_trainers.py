@@ -68,9 +68,10 @@ SYNONYMS: Mapping[str, str] = {
     "lr_scheduler.type='cosine'": "cosine_decay decay_lr",
     "lr_scheduler.warmup": """
         lr_warmup lr_warmup_fraction lr_warmup_iters lr_warmup_steps num_warmup_steps warmup_epochs
-        warmup_iters warmup_num_steps warmup_ratio warmup_steps""",
+        warmup_iters warmup_num_steps warmup_ratio warmup_steps warmup_tokens""",
     "lr_scheduler.total": """
-        decay_steps lr_decay_iters lr_decay_steps num_training_steps total_num_steps""",
+        decay_steps final_tokens lr_decay_iters lr_decay_steps lr_decay_tokens num_training_steps
+        total_num_steps""",
     "lr_scheduler.eta_min": "lr_min min_learning_rate min_lr",
     "lr_scheduler.floor": "min_lr_factor min_lr_ratio min_lr_rate",
     "clip_grad_norm": """

@@ -37,4 +37,5 @@ DataPath = Annotated[str, IsPath((paths.FILE, paths.FOLDER))]
 Folder = Annotated[str, IsPath((paths.FOLDER,))]
 
 Precision = Literal["float32", "bf16", "fp16", "float64"]
+DataUnit = Literal["step", "epoch", "token"]
 OffloadTarget = Literal["cpu", "nvme"]

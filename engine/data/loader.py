@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from engine.data.consumed import Consumed
 from engine.data.sampler import Sampler
 from engine.data.source import Corpus, SourceRequest, Split, open_corpus
-from engine.errors import UserError
 from models.parallel.targets import IGNORED
 
 if TYPE_CHECKING:
@@ -131,27 +130,30 @@ class TrainBatches:
         rest._place = consumed.samples if samples is None else round(consumed.epochs * samples)
         return rest
 
-    def consumed(self, step: int) -> Consumed:
-        """Return the totals since step 1 of the run, up to the end of ``step``."""
+    def consumed(self, step: int, *, epochs: int | None = None) -> Consumed:
+        """Return the totals since step 1 of the run, up to the end of ``step`` or of the last of
+        ``epochs``, whichever is first."""
         before, split = self._before, self.corpus.train
         new = (step - before.step) * self.global_batch
+        if split.samples is not None and epochs is not None:
+            new = min(new, epochs * split.samples - self._place)
         return Consumed(
             step=step,
             samples=before.samples + new,
             tokens=before.tokens + new * split.seq_len,
-            epochs=before.epochs if split.samples is None else self._end_of(step) / split.samples,
+            epochs=before.epochs if split.samples is None else (self._place + new) / split.samples,
         )
 
-    def epoch(self, step: int) -> int:
-        """Return the epoch (from 0) of the first sample of ``step``. Raises UserError for endless
-        data, which has no epochs."""
-        samples = self.corpus.train.samples
-        if samples is None:
-            raise UserError(
-                "lr_scheduler.by='epoch' needs data with epochs, and this data is endless; "
-                "set lr_scheduler.by='step'"
-            )
-        return self._end_of(step - 1) // samples
+    @property
+    def per_step(self) -> Consumed:
+        """The data that one step consumes."""
+        split = self.corpus.train
+        return Consumed(
+            step=1,
+            samples=self.global_batch,
+            tokens=self.global_batch * split.seq_len,
+            epochs=self.global_batch / split.samples if split.samples else 0.0,
+        )
 
     def steps(self, epochs: int) -> int | None:
         """Return the steps until every sample was consumed ``epochs`` times; None for endless

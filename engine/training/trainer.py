@@ -10,7 +10,8 @@ from torch import Tensor
 
 from engine.data.loader import Batch, TrainBatches, pad_samples
 from engine.data.tokenizer import dump
-from engine.optim.lr_schedule import lr_factor
+from engine.errors import UserError
+from engine.optim.lr_schedule import LRSchedule
 from engine.optim.optimizer import Optimizer, ResidentOptimizer
 from engine.optim.registry import build_optimizer
 from engine.training.build import build_on_world, named_parameters
@@ -55,6 +56,7 @@ class Trainer:
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
         self.model = build_on_world(world, plan, matmul, offload)
+        self.lr_schedule = world.run_on_all(self._build_lr_schedule)
         self.pipeline = Pipeline(self.model, world.axes["pipeline"], settings.schedule)
         fp16 = settings.precision == "fp16"
         self.stepper = Stepper(
@@ -75,6 +77,28 @@ class Trainer:
         if offload is not None:
             return offload.optimizer(optimizer)
         return ResidentOptimizer(optimizer, self.model.named_parameters())
+
+    def _build_lr_schedule(self) -> LRSchedule:
+        """Return the schedule of the run. Raises UserError if it does not suit the data."""
+        settings, cite = self.plan.settings, self.plan.cite
+        epochs = None if settings.max_steps is not None else settings.num_epochs or 1
+        schedule = LRSchedule(
+            settings=settings.lr_scheduler,
+            per_step=self.batches.per_step,
+            end=self.batches.consumed(self.steps, epochs=epochs),
+        )
+        if (unused := schedule.endless_unit) is not None:
+            raise UserError(
+                f"{cite(f'lr_scheduler.{unused}')} needs data with epochs, but "
+                f"{cite('data.type')} is endless: use 'step' or 'token'"
+            )
+        if settings.lr_scheduler.total is not None and schedule.warmup >= schedule.total:
+            raise UserError(
+                f"{cite('lr_scheduler.warmup')} is {schedule.warmup:,.6g} in units of "
+                f"lr_scheduler.by={settings.lr_scheduler.by!r} and must be less than "
+                f"lr_scheduler.total={schedule.total:,.6g}"
+            )
+        return schedule
 
     @property
     def tokenizer(self) -> dict[str, Any] | None:
@@ -99,13 +123,10 @@ class Trainer:
         return result
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of ``step``, counted from 1. If the schedule is by epoch, a
-        step belongs to the epoch of its first sample, also after a resume."""
-        settings, scheduler = self.plan.settings, self.plan.settings.lr_scheduler
-        done, total = step - 1, self.steps
-        if scheduler.by == "epoch":
-            done, total = self.batches.epoch(step), self.batches.epoch(self.steps) + 1
-        return settings.optimizer.lr * lr_factor(done, total, scheduler)
+        """Return the learning rate of ``step``, counted from 1."""
+        return self.plan.settings.optimizer.lr * self.lr_schedule.factor(
+            self.batches.consumed(step)
+        )
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches of a step, of all accumulation rounds."""

@@ -107,6 +107,9 @@ EFFECTS = {
     "lr_scheduler.by": SettingEffect(
         change="lr_scheduler.by=epoch", probe=training, given=(*FROM_TEXT, *DECAYS)
     ),
+    "lr_scheduler.warmup_by": SettingEffect(
+        change="lr_scheduler.warmup_by=token", probe=training, given=("lr_scheduler.warmup=3",)
+    ),
     "clip_grad_norm": SettingEffect(change="clip_grad_norm=0.01", probe=training),
     "precision": SettingEffect(change="precision=bf16", probe=training),
     "loss_scale.initial": SettingEffect(change="loss_scale.initial=128.0", probe=scales),
@@ -181,6 +184,12 @@ FURTHER_VALUES = [  # values whose effect needs a probe of its own
         change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)
     ),
     SettingEffect(change="schedule=zero_bubble", probe=order),
+    SettingEffect(change="lr_scheduler.by=token", probe=training, given=DECAYS),
+    SettingEffect(
+        change="lr_scheduler.type=cosine_clamped",
+        probe=training,
+        given=("lr_scheduler=dict(type='cosine', floor=0.3)",),
+    ),
 ]
 ELSEWHERE = {
     "data.tokenizer_path": "engine/data/test_sentencepiece.py::"

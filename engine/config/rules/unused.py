@@ -50,6 +50,9 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     ),
     "lr_scheduler.total": _DECAYING,
     "lr_scheduler.floor": _DECAYING,
+    "lr_scheduler.warmup_by": Requirement(
+        lambda s: s.lr_scheduler.warmup > 0, ("lr_scheduler.warmup",), "a warm-up"
+    ),
     "data.path": Requirement(
         lambda s: s.data.type != "synthetic",
         ("data.type",),

@@ -8,7 +8,7 @@ from annotated_types import Ge, Le
 
 from engine.config.fields import Section, setting
 from engine.config.setting_types import (
-    Count,
+    DataUnit,
     LRScheduleName,
     NotNegative,
     OptimizerName,
@@ -40,10 +40,15 @@ class OptimizerSettings(Section):
 class LRScheduleSettings(Section):
     """The learning rate schedule."""
 
-    type: LRScheduleName = setting("shape after the warm-up", "constant")
-    warmup: NotNegative = setting("length of the linear warm-up, in units of by", 0)
-    total: Count | None = setting("end of the decay, in units of by; None: end of the run", None)
+    type: LRScheduleName = setting("shape of the decay", "constant")
+    by: DataUnit = setting(
+        "unit of total; by epochs (also fractions) and tokens, the rate of a step follows from the "
+        "data consumed by its end",
+        "step",
+    )
+    total: Positive | None = setting("end of the decay, in units of by; None: end of the run", None)
+    warmup: NotNegative = setting("length of the linear warm-up, in units of warmup_by", 0)
+    warmup_by: DataUnit = setting("unit of warmup", lambda given: given["by"], shown="by")
     floor: Annotated[float, Ge(0), Le(1)] = setting(
         "minimum learning rate, as a fraction of optimizer.lr", 0.0
     )
-    by: Literal["step", "epoch"] = setting("unit of warmup and total", "step")

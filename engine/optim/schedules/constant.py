@@ -1,9 +1,10 @@
-"""Constant decay: the peak learning rate until the end."""
+"""No decay: the peak learning rate until the end."""
 
 from __future__ import annotations
 
+AFTER_WARMUP = True
 
-def decay(progress: float) -> float:
-    """Return the position between floor (0) and peak (1). ``progress``: 0 at the end of the
-    warm-up, 1 at the end of the schedule."""
+
+def decay(progress: float, floor: float) -> float:
+    """Return the fraction of the peak learning rate: always 1."""
     return 1.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+AFTER_WARMUP = True
 
-def decay(progress: float) -> float:
-    """Return the position between floor (0) and peak (1). ``progress``: 0 at the end of the
-    warm-up, 1 at the end of the schedule."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+def decay(progress: float, floor: float) -> float:
+    """Return the fraction of the peak learning rate: 1 at progress 0, ``floor`` at 1."""
+    return floor + (1.0 - floor) * (0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+AFTER_WARMUP = True
 
-def decay(progress: float) -> float:
-    """Return the position between floor (0) and peak (1). ``progress``: 0 at the end of the
-    warm-up, 1 at the end of the schedule."""
-    return 1.0 - progress
+
+def decay(progress: float, floor: float) -> float:
+    """Return the fraction of the peak learning rate: 1 at progress 0, ``floor`` at 1."""
+    return floor + (1.0 - floor) * (1.0 - progress)

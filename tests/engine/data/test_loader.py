@@ -21,7 +21,6 @@ from engine.data.sampler import Sampler
 from engine.data.source import Corpus, SourceRequest
 from engine.data.sources.synthetic import MarkovChain
 from engine.data.split import Windows
-from engine.errors import UserError
 
 SEQ = 4
 
@@ -75,7 +74,12 @@ def test_every_sample_is_consumed_once_per_epoch() -> None:
     batches = TrainBatches(_corpus(), seed=5, batch_size=2, data_size=2)
     steps = batches.steps(3)
     assert steps == 18  # 69 samples, 4 a step
-    assert [batches.epoch(step) for step in (1, 6, 7, 12, 13)] == [0, 0, 1, 1, 2]
+    ends = [batches.consumed(step).epochs for step in (5, 6, 17, 18)]
+    assert ends == [20 / 23, 24 / 23, 68 / 23, 72 / 23]
+    assert batches.consumed(18, epochs=3) == Consumed(
+        step=18, samples=69, tokens=69 * SEQ, epochs=3.0
+    )
+    assert batches.per_step == Consumed(step=1, samples=4, tokens=4 * SEQ, epochs=4 / 23)
     seen = torch.cat([_step(batches, s, 2, 1) for s in range(1, steps + 1)])[:, 0]
     counts = Counter((seen[:69] // SEQ).tolist())
     assert counts == dict.fromkeys(range(23), 3)
@@ -109,16 +113,6 @@ def test_epochs_already_consumed_leave_no_steps() -> None:
     assert batches.resumed_at(batches.consumed(9)).steps(1) == 9
 
 
-@pytest.mark.parametrize(("samples", "batch"), [(100, 3), (9, 7), (3, 4), (1000, 7), (10, 10)])
-def test_epoch_of_a_step_is_that_of_its_first_sample(samples: int, batch: int) -> None:
-    batches = TrainBatches(_corpus(train=samples), seed=5, batch_size=batch)
-    steps = batches.steps(10)
-    assert steps is not None
-    epoch_of = [sample // samples for sample in range(10 * samples + batch)]  # one by one
-    found = [batches.epoch(step) for step in range(1, steps + 1)]
-    assert found == epoch_of[: steps * batch : batch]
-
-
 def test_epochs_accumulate_over_resumes_that_change_everything() -> None:
     """The resumes change the global batch, the data, the sequence length, and the data back."""
     whole = TrainBatches(_corpus(), seed=5, batch_size=4)
@@ -129,7 +123,6 @@ def test_epochs_accumulate_over_resumes_that_change_everything() -> None:
     data = TrainBatches(_corpus(train=230), seed=5, batch_size=10).resumed_at(second)
     third = data.consumed(13)
     assert third == Consumed(step=13, samples=74, tokens=74 * SEQ, epochs=(440 + 30) / 230)
-    assert [data.epoch(step) for step in (11, 12, 13, 14)] == [1, 1, 2, 2]
     assert data.steps(3) == 10 + 25  # 250 samples are left of three epochs
     order = Sampler(230, 5).order(440, 10) * SEQ
     assert data.batch(11, 0, 0)[0][:, 0].tolist() == order.tolist()
@@ -142,6 +135,7 @@ def test_epochs_accumulate_over_resumes_that_change_everything() -> None:
     assert fourth.epochs == (47 + 2) / 23
     back = TrainBatches(_corpus(), seed=5, batch_size=4).resumed_at(fourth)
     assert back.consumed(15) == fourth
+    assert back.consumed(99, epochs=3).epochs == 3.0, "the end of the run may be within a step"
 
 
 def test_endless_data_has_no_epochs() -> None:
@@ -153,10 +147,7 @@ def test_endless_data_has_no_epochs() -> None:
     again = TrainBatches(synthetic, seed=5, batch_size=4).resumed_at(text.consumed(4))
     assert again.consumed(5) == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=4 / 23)
     assert again.batch(5, 0, 0)[0][:, 0].tolist() == [16, 17, 18, 19]
-    with pytest.raises(
-        UserError, match="by='epoch' needs data with epochs, and this data is endless; set lr_s"
-    ):
-        batches.epoch(1)
+    assert batches.per_step.epochs == 0
 
 
 def test_global_batch_larger_than_an_epoch_repeats_samples() -> None:
