@@ -25,6 +25,9 @@ class GPTConfig:
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.02
+    init_residual: Literal["both", "mlp", "none"] = "both"
+    init_positions: Literal["normal", "zero"] = "normal"
+    scale_embedding: bool = False
 
     @classmethod
     def of(cls, model: object) -> Self:

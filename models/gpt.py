@@ -35,7 +35,8 @@ class Attention(nn.Module):
         width = config.n_head * config.head_dim
         self.head_dim, self.dropout = config.head_dim, config.attn_pdrop
         self.c_attn = Linear(parallel, up, config.n_embd, 3 * width, std=config.init_std)
-        self.c_proj = Linear(parallel, down, width, config.n_embd, std=residual_std(config))
+        std = residual_std(config, scaled=config.init_residual == "both")
+        self.c_proj = Linear(parallel, down, width, config.n_embd, std=std)
         self.dropout_site: tuple[int | str, ...] = (
             "attention",
             layer,
@@ -75,9 +76,8 @@ class MLP(nn.Module):
         self.c_fc = Linear(
             parallel, parallel.mode.up, config.n_embd, config.n_inner, std=config.init_std
         )
-        self.c_proj = Linear(
-            parallel, parallel.mode.down, config.n_inner, config.n_embd, std=residual_std(config)
-        )
+        std = residual_std(config, scaled=config.init_residual != "none")
+        self.c_proj = Linear(parallel, parallel.mode.down, config.n_inner, config.n_embd, std=std)
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +131,8 @@ class GPT(nn.Module):
                 parallel, config.vocab_size, config.n_embd, std=config.init_std
             )
         if self.first:
-            self.wpe = PositionEmbedding(
-                parallel, config.block_size, config.n_embd, std=config.init_std
-            )
+            std = config.init_std if config.init_positions == "normal" else 0.0
+            self.wpe = PositionEmbedding(parallel, config.block_size, config.n_embd, std=std)
             self.drop = Dropout(parallel, config.embd_pdrop, parallel.mode.outer, "embedding")
         self.h = nn.ModuleDict({str(n): Block(config, parallel, n) for n in layers})
         if self.last:
@@ -156,7 +155,9 @@ class GPT(nn.Module):
 
     def embed(self, ids: Tensor, seed: int = 0, start: int = 0) -> Tensor:
         """Return x [T_local, C_local] of ids [B, S] of a micro-batch, from position ``start``."""
-        x = self.wte(ids.flatten()) + self.wpe(*ids.shape, start)
+        tokens = self.wte(ids.flatten())
+        scale = self.config.n_embd**0.5 if self.config.scale_embedding else 1
+        x = torch.add(self.wpe(*ids.shape, start), tokens, alpha=scale)
         x = self.drop(x, seed)
         assert isinstance(x, Tensor)
         return x
@@ -192,7 +193,7 @@ class GPT(nn.Module):
         return self.parallel.matmul(x, self.output.weight.to(x.dtype).t())
 
 
-def residual_std(config: GPTConfig) -> float:
-    """Return the initial standard deviation of projections onto the residual stream: init_std
-    divided by sqrt of the number of such projections (GPT-2, section 2.3)."""
-    return float(config.init_std / (2 * config.n_layer) ** 0.5)
+def residual_std(config: GPTConfig, *, scaled: bool) -> float:
+    """Return the initial standard deviation of a projection onto the residual stream: init_std, if
+    ``scaled`` divided by sqrt of the number of such projections (GPT-2, section 2.3)."""
+    return float(config.init_std / (2 * config.n_layer) ** 0.5) if scaled else config.init_std

@@ -74,7 +74,8 @@ def to_hf(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig) -> Iterator[
     A tied head, which is the embedding under a second name, is omitted, as in Hugging Face's files.
 
     Raises:
-        ValueError: n_head x head_dim is not n_embd, which GPT-2's config cannot express.
+        ValueError: n_head x head_dim is not n_embd, or the embedding is scaled and also the head,
+            which GPT-2's config cannot express.
     """
     width = config.n_head * config.head_dim
     if width != config.n_embd:
@@ -82,10 +83,12 @@ def to_hf(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig) -> Iterator[
             f"n_head={config.n_head} x head_dim={config.head_dim} is {width}, not "
             f"n_embd={config.n_embd}: Hugging Face's GPT-2 cannot hold this model"
         )
-    return (
-        (hf_name(name), _parts_first(tensor, config) if QKV.fullmatch(name) else tensor)
-        for name, tensor in tensors
-    )
+    if config.scale_embedding and config.tie_embeddings:
+        raise ValueError(
+            "model.scale_embedding=True with model.tie_embeddings=True: Hugging Face's GPT-2 cannot "
+            "scale an embedding that is also the head; export to safetensors or pt"
+        )
+    return ((hf_name(name), _for_hf(name, tensor, config)) for name, tensor in tensors)
 
 
 def is_mask(name: str) -> bool:
@@ -98,6 +101,10 @@ def hf_name(name: str) -> str:
     return name if name == HEAD else PREFIX + name
 
 
-def _parts_first(tensor: Tensor, config: GPTConfig) -> Tensor:
-    part_major: Tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=config.n_head)
-    return part_major
+def _for_hf(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
+    """Return the tensor in the layout of GPT2LMHeadModel, which scales no embedding: the factor is
+    multiplied into the table."""
+    if QKV.fullmatch(name):
+        part_major: Tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=config.n_head)
+        return part_major
+    return tensor * config.n_embd**0.5 if name == EMBEDDING and config.scale_embedding else tensor

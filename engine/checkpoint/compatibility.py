@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from engine.checkpoint.manifest import SavedLayout, TrainingState
 from engine.config.schema import all_settings, user_name
 from engine.errors import UserError
@@ -19,7 +21,7 @@ from engine.plan import Plan
 ARCHITECTURE = (
     *(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "head_dim", "n_inner")),
     *(f"model.{name}" for name in ("vocab_size", "block_size", "tie_embeddings")),
-    *("model.activation", "model.layer_norm_epsilon"),
+    *("model.activation", "model.layer_norm_epsilon", "model.scale_embedding"),
 )
 """The settings that give the tensors of a checkpoint their shapes and their meaning."""
 FIXED = {*ARCHITECTURE, "optimizer.type"}
@@ -130,11 +132,15 @@ def _is_data_setting(name: str) -> bool:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the settings that both have and that differ, with their values in ``before``."""
+    """Yield the settings that differ, with their values in ``before``. A setting that ``before``
+    lacks is newer than the checkpoint and had its default."""
     old, new = dict(_flat(before)), dict(_flat(now))
-    for name in all_settings():
-        if name in old and old[name] != new[name]:
-            yield name, old[name]
+    for name, field in all_settings().items():
+        if name not in old and field.default_factory is not None:
+            continue  # derived from the settings before it
+        value = old[name] if name in old else to_jsonable_python(field.default)
+        if value != new[name]:
+            yield name, value
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -81,6 +81,9 @@ EFFECTS = {
         change="model.layer_norm_epsilon=0.1", probe=training
     ),
     "model.init_std": SettingEffect(change="model.init_std=0.1", probe=training),
+    "model.init_residual": SettingEffect(change="model.init_residual=none", probe=training),
+    "model.init_positions": SettingEffect(change="model.init_positions=zero", probe=training),
+    "model.scale_embedding": SettingEffect(change="model.scale_embedding=True", probe=training),
     "schedule": SettingEffect(change="schedule=gpipe", probe=order),
     "stages": SettingEffect(
         change="stages=balanced", probe=pieces, given=(*STAGES, "model.vocab_size=2000")
@@ -184,6 +187,9 @@ FURTHER_VALUES = [  # values whose effect needs a probe of its own
         change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)
     ),
     SettingEffect(change="schedule=zero_bubble", probe=order),
+    SettingEffect(
+        change="model.init_residual=mlp", probe=training, given=("model.init_residual=none",)
+    ),
     SettingEffect(change="lr_scheduler.by=token", probe=training, given=DECAYS),
     SettingEffect(
         change="lr_scheduler.type=cosine_clamped",

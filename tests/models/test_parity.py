@@ -53,6 +53,16 @@ def many_runs() -> Iterator[TrainingCase]:
         yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64, steps=3)
     for cut in smallest.values():
         yield TrainingCase(**cut._asdict(), compute=torch.bfloat16)
+        yield TrainingCase(
+            **cut._asdict(),
+            tied=cut.mode != "3d",
+            init_residual="mlp",
+            init_positions="zero",
+            scale_embedding=True,
+            dtype=torch.float64,
+            steps=3,
+        )
+    yield TrainingCase(pipeline=2, scale_embedding=True, dtype=torch.float64, steps=3)
 
 
 RUNS = list(many_runs())

@@ -79,6 +79,9 @@ class TrainingCase:
     inner: int = 28
     scale: float = 2.0**12
     gentle: bool = False
+    init_residual: Literal["both", "mlp", "none"] = "both"
+    init_positions: Literal["normal", "zero"] = "normal"
+    scale_embedding: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -108,6 +111,9 @@ class TrainingCase:
             attn_pdrop=self.dropout,
             tie_embeddings=self.tied,
             checkpoint=self.checkpoint,
+            init_residual=self.init_residual,
+            init_positions=self.init_positions,
+            scale_embedding=self.scale_embedding,
         )
 
     @property
@@ -127,6 +133,9 @@ class TrainingCase:
             flags.append("selective" if self.checkpoint == "selective" else "checkpoint")
         flags += ["keep"] * self.keep_gathers
         flags += [f"inner{self.inner}"] * (self.inner != 28)
+        flags += [f"residual-{self.init_residual}"] * (self.init_residual != "both")
+        flags += ["zero-positions"] * (self.init_positions == "zero")
+        flags += ["scaled-embedding"] * self.scale_embedding
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
@@ -144,6 +153,7 @@ class TrainingCase:
         recomputation."""
         whole = TrainingCase(heads=self.config.n_head, loss_chunk=None)
         model = "layers tied dtype compute dropout inner"
+        model += " init_residual init_positions scale_embedding"
         course = "samples length ignored steps clip scale gentle"
         shared = f"{model} {course}".split()
         return replace(whole, **{name: getattr(self, name) for name in shared})

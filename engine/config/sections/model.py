@@ -47,3 +47,14 @@ class ModelSettings(Section):
     )
     layer_norm_epsilon: Positive = setting("added to a layer norm's variance", 1e-5)
     init_std: NotNegative = setting("standard deviation of initial weights", 0.02)
+    init_residual: Literal["both", "mlp", "none"] = setting(
+        "projections onto the residual stream whose initial weights are divided by "
+        "sqrt(2 x n_layer): of attention and MLP, of the MLP only, or neither",
+        "both",
+    )
+    init_positions: Literal["normal", "zero"] = setting(
+        "initial position embeddings: drawn like other weights, or zero", "normal"
+    )
+    scale_embedding: bool = setting(
+        "multiply the token embedding's output by sqrt(n_embd), before positions are added", False
+    )

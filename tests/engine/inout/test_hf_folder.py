@@ -95,7 +95,12 @@ def test_checkpoint_of_any_layout_has_the_same_logits_in_transformers(
     assert same_logits(sizes, loaded(SavedCheckpoint(path), sizes), exported)
 
 
-@pytest.mark.parametrize("sizes", [SIZES, UNTIED], ids=["tied, tanh", "untied, erf"])
+SCALED = replace(UNTIED, scale_embedding=True)
+
+
+@pytest.mark.parametrize(
+    "sizes", [SIZES, UNTIED, SCALED], ids=["tied, tanh", "untied, erf", "scaled embedding"]
+)
 def test_random_parameters_give_the_same_logits_in_transformers(
     sizes: GPTConfig, tmp_path: Path
 ) -> None:
@@ -137,6 +142,12 @@ def test_import_then_export_changes_no_byte(
     differ = {name for name in expected if expected[name] != exported[name]}
     # GPT-2's ids are its default, and n_inner None is said in full
     assert differ <= {"bos_token_id", "eos_token_id", "n_inner", "transformers_version", "dtype"}
+
+
+def test_scaled_embedding_that_is_also_the_head_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scale_embedding=True with .*export to safetensors or pt"):
+        to_hf(trained(replace(SIZES, scale_embedding=True)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shard", [None, 9000])
