@@ -35,6 +35,7 @@ from engine.nvme.stores import tensornvme
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.optimizer import ResidentOptimizer
 from engine.optim.registry import NamedParameter, build_optimizer
+from engine.training.build import named_parameters
 from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
 from engine.training.pipeline import Pipeline
@@ -123,7 +124,7 @@ def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
     for number in range(max(1, parameters // WIDTH**2)):
         weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
         weight.grad = torch.full_like(weight, 1e-3)
-        named.append(NamedParameter(str(number), weight, True))
+        named.append(NamedParameter(str(number), weight, "linear"))
     size = sum(2 * one.parameter.nbytes for one in named)
     bench.work["copy"] = copier(bench.disk("copy"), size)
     bench.work["host update"] = build_optimizer(OptimizerSettings(), named).step
@@ -165,7 +166,7 @@ def add_training(bench: Bench) -> None:
         )
         model = ModelChunks([GPT(SIZES, parallel)])
         model.initialise(1)
-        named = [NamedParameter(name, p, p.dim() > 1) for name, p in model.named_parameters()]
+        named = named_parameters(model)
         optimizer = (
             ResidentOptimizer(build_optimizer(OptimizerSettings(), named), model.named_parameters())
             if where == "host"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from models.config import GPTConfig
 from models.parallel.mode import LinearSharding, Mode
@@ -15,11 +16,17 @@ from models.parallel.registry import modes
 from models.parallel.shard import PartitionSpec
 
 
+ParameterKind = Literal["linear", "embedding", "norm", "bias"]
+"""A linear weight (an untied head included), an embedding of tokens (a tied head included) or
+positions, a norm's weight, or the bias of a linear layer or norm."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     """``shape`` is global and unpadded; ``spec`` names the axes that shard each dimension."""
 
     name: str
+    kind: ParameterKind
     shape: tuple[int, ...]
     spec: PartitionSpec
 
@@ -37,16 +44,20 @@ def parameters(config: GPTConfig, mode: Mode, layers: range | None = None) -> It
     table_spec = (mode.up.weight_out, mode.up.weight_in)
     vocabulary_shape = (config.vocab_size, config.n_embd)
     if first or (last and config.tie_embeddings):
-        yield Parameter(name="wte.weight", shape=vocabulary_shape, spec=table_spec)
+        yield Parameter(
+            name="wte.weight", kind="embedding", shape=vocabulary_shape, spec=table_spec
+        )
     if first:
         positions = (config.block_size, config.n_embd)
-        yield Parameter(name="wpe.weight", shape=positions, spec=((), hidden))
+        yield Parameter(name="wpe.weight", kind="embedding", shape=positions, spec=((), hidden))
     for layer in layers:
         yield from _block(f"h.{layer}", config, mode)
     if last:
         yield from _norm("ln_f", config, mode)
         if not config.tie_embeddings:
-            yield Parameter(name="lm_head.weight", shape=vocabulary_shape, spec=table_spec)
+            yield Parameter(
+                name="lm_head.weight", kind="linear", shape=vocabulary_shape, spec=table_spec
+            )
 
 
 def parameter_count(model: object) -> int:
@@ -67,11 +78,11 @@ def _block(path: str, config: GPTConfig, mode: Mode) -> Iterator[Parameter]:
 
 def _linear(path: str, n_in: int, n_out: int, product: LinearSharding) -> Iterator[Parameter]:
     spec = (product.weight_in, product.weight_out)
-    yield Parameter(name=f"{path}.weight", shape=(n_in, n_out), spec=spec)
-    yield Parameter(name=f"{path}.bias", shape=(n_out,), spec=spec[1:])
+    yield Parameter(name=f"{path}.weight", kind="linear", shape=(n_in, n_out), spec=spec)
+    yield Parameter(name=f"{path}.bias", kind="bias", shape=(n_out,), spec=spec[1:])
 
 
 def _norm(path: str, config: GPTConfig, mode: Mode) -> Iterator[Parameter]:
-    for name in ("weight", "bias"):
-        spec = (mode.outer.hidden,)
-        yield Parameter(name=f"{path}.{name}", shape=(config.n_embd,), spec=spec)
+    shape, spec = (config.n_embd,), (mode.outer.hidden,)
+    yield Parameter(name=f"{path}.weight", kind="norm", shape=shape, spec=spec)
+    yield Parameter(name=f"{path}.bias", kind="bias", shape=shape, spec=spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,19 +13,27 @@ if TYPE_CHECKING:
     from torch import nn
 
     from engine.config.sections.optimizer import OptimizerSettings
+    from models.parameters import ParameterKind
 
 Group = dict[str, Any]
 """A parameter group of torch: 'params' as (name, parameter) pairs, 'weight_decay'."""
 
 
+DECAYING: Mapping[str, frozenset[ParameterKind]] = {
+    "linears": frozenset({"linear"}),
+    "matrices": frozenset({"linear", "embedding"}),
+    "weights": frozenset({"linear", "embedding", "norm"}),
+    "all": frozenset({"linear", "embedding", "norm", "bias"}),
+}
+"""The kinds of parameters with weight decay, by the value of optimizer.decay."""
+
+
 class NamedParameter(NamedTuple):
-    """A parameter with its name."""
+    """A parameter with its name and kind."""
 
     name: str
     parameter: nn.Parameter
-    is_matrix: bool
-    """True for a weight or an embedding, False for a bias or a norm. Taken from the global shape:
-    the local shape of a matrix may be a vector."""
+    kind: ParameterKind
 
 
 def build_optimizer(
@@ -52,9 +60,8 @@ def is_by_entry(settings: OptimizerSettings) -> bool:
 
 def decay_groups(settings: OptimizerSettings, parameters: Sequence[NamedParameter]) -> list[Group]:
     """Divide the parameters into a group with weight decay and one without, omitting empty ones."""
-    decays_all = settings.decay == "all"
-    decayed = [p for p in parameters if decays_all or p.is_matrix]
-    exempt = [p for p in parameters if not (decays_all or p.is_matrix)]
+    decayed = [p for p in parameters if p.kind in DECAYING[settings.decay]]
+    exempt = [p for p in parameters if p.kind not in DECAYING[settings.decay]]
     return [
         {"params": [(p.name, p.parameter) for p in group], "weight_decay": weight_decay}
         for group, weight_decay in ((decayed, settings.weight_decay), (exempt, 0.0))

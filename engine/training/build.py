@@ -19,7 +19,8 @@ from models.parallel.collectives import Axis
 from models.parallel.context import ParallelContext, WeightStore
 from models.parallel.mode import Mode
 from models.parallel.zero import Zero
-from models.stage_split import chunks_of
+from models.parameters import parameters
+from models.stage_split import chunks_of, virtual_stages
 
 if TYPE_CHECKING:
     from engine.nvme.offload import NvmeOffload
@@ -112,9 +113,6 @@ def build_on_world(
 
 
 def named_parameters(model: ModelChunks) -> list[NamedParameter]:
-    """Return all parameters with their names, and whether they are matrices by global shape."""
-    shards = model.shards()
-    return [
-        NamedParameter(name, parameter, len(shards[name].shape) == 2)
-        for name, parameter in model.named_parameters()
-    ]
+    """Return all parameters with their names and kinds."""
+    kinds = {p.name: p.kind for p in parameters(model.config, model.parallel.mode)}
+    return [NamedParameter(name, p, kinds[name]) for name, p in model.named_parameters()]

@@ -187,6 +187,14 @@ FURTHER_VALUES = [  # values whose effect needs a probe of its own
         change="model.checkpoint=selective", probe=matmuls, given=("model.checkpoint=True",)
     ),
     SettingEffect(change="schedule=zero_bubble", probe=order),
+    *(
+        SettingEffect(
+            change=f"optimizer.decay={more}",
+            probe=training,
+            given=("optimizer.weight_decay=0.5", f"optimizer.decay={fewer}"),
+        )
+        for fewer, more in (("linears", "matrices"), ("matrices", "weights"), ("weights", "all"))
+    ),
     SettingEffect(
         change="model.init_residual=mlp", probe=training, given=("model.init_residual=none",)
     ),

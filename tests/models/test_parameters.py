@@ -12,8 +12,9 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.context import ParallelContext
-from models.parallel.layers import named_shards
+from models.parallel.layers import Linear, PositionEmbedding, named_shards
 from models.parallel.mode import Mode
+from models.parallel.norm import LayerNorm
 from models.parallel.registry import modes
 from models.parameters import parameters
 
@@ -47,6 +48,22 @@ def test_parameter_list_equals_the_built_shards(mode: Mode, tied: bool, layers: 
     assert listed == named_shards(model)
     built = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert built == {name: box.local for name, box in listed.items()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_kind_of_a_parameter_is_that_of_its_layer(tied: bool) -> None:
+    sizes = dataclasses.replace(SMALL, tie_embeddings=tied)
+    part = ParallelContext.single_device(
+        torch.device("meta"), dtype=torch.float32, compute=torch.float32
+    )
+    model, kinds = GPT(sizes, part), {p.name: p.kind for p in parameters(sizes, modes()["serial"])}
+    of_layer = {Linear: "linear", LayerNorm: "norm", PositionEmbedding: "embedding"}
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters(path, recurse=False):
+            table = "linear" if path == "lm_head" else "embedding"
+            weight = of_layer.get(type(module), table)
+            assert kinds.pop(name) == ("bias" if name.endswith(".bias") else weight), name
+    assert not kinds
 
 
 def test_gpt2_small_has_the_published_parameter_count() -> None:

@@ -30,8 +30,9 @@ class OptimizerSettings(Section):
         shown="0.01 for adamw, else 0.0",
     )
     momentum: Share = setting("momentum of sgd", 0.0)
-    decay: Literal["matrices", "all"] = setting(
-        "parameters with weight decay: 'matrices' excludes biases and norms",
+    decay: Literal["linears", "matrices", "weights", "all"] = setting(
+        "parameters with weight decay: linear weights with an untied head; also embeddings and "
+        "positions; also weights of norms (all but biases); all",
         lambda given: "matrices" if given["type"] == "adamw" else "all",
         shown="'matrices' for adamw, else 'all'",
     )

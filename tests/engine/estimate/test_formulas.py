@@ -188,7 +188,7 @@ def test_bubble_equals_the_formula(p: int, m: int) -> None:
 def test_optimizer_has_the_declared_number_of_states(name: str, momentum: float) -> None:
     parameter = torch.nn.Parameter(torch.ones(8, 8))
     settings = OptimizerSettings(type=name, momentum=momentum)
-    optimizer = build_optimizer(settings, [NamedParameter("weight", parameter, True)])
+    optimizer = build_optimizer(settings, [NamedParameter("weight", parameter, "linear")])
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     kept = [state for state in optimizer.state[parameter].values() if state is not None]

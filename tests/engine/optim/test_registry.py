@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine import discover
 from engine.config.sections.optimizer import OptimizerSettings
 from engine.optim.registry import NamedParameter, build_optimizer, decay_groups
+from models.parameters import ParameterKind
 
 OPTIMIZERS = discover.module_names("engine.optim.optimizers")
 TORCH: dict[str, type[torch.optim.Optimizer]] = {
@@ -18,7 +19,12 @@ TORCH: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
 }
-SHAPES = {"weight": (7, 5), "bias": (5,), "norm": (7,), "embedding": (11, 7)}
+SHAPES: dict[ParameterKind, tuple[int, ...]] = {
+    "linear": (7, 5),
+    "bias": (5,),
+    "norm": (7,),
+    "embedding": (11, 7),
+}
 
 
 def settings(kind: str, **changes: Any) -> OptimizerSettings:
@@ -29,9 +35,9 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[NamedParameter]:
     generator = torch.Generator().manual_seed(1)
     return [
         NamedParameter(
-            name, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), len(shape) > 1
+            kind, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), kind
         )
-        for name, shape in SHAPES.items()
+        for kind, shape in SHAPES.items()
     ]
 
 
@@ -76,7 +82,7 @@ def test_fused_updates_equal_torchs_default_ones(kind, decay, dtype, tolerance):
     optimizer = build_optimizer(settings(kind, decay=decay, **options), ours)
     assert all(group["fused"] for group in optimizer.param_groups)
     run(optimizer, ours)
-    decayed = [decay == "all" or p.is_matrix for p in theirs]
+    decayed = [decay == "all" or p.kind in ("linear", "embedding") for p in theirs]
     run(plain(kind, theirs, decayed, **options), theirs)
     assert distance(ours, theirs) < tolerance
 
@@ -85,7 +91,7 @@ def test_adam_decays_by_l2_and_adamw_decoupled():
     """With a zero gradient AdamW's decay shrinks weights; Adam's becomes a full signed step."""
     for kind, expected in (("adamw", 2.0 * (1 - 1e-2 * 0.1)), ("adam", 2.0 - 1e-2)):
         parameter = nn.Parameter(torch.full((3, 3), 2.0))
-        optimizer = build_optimizer(settings(kind), [NamedParameter("w", parameter, True)])
+        optimizer = build_optimizer(settings(kind), [NamedParameter("w", parameter, "linear")])
         parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         assert torch.allclose(parameter, torch.full((3, 3), expected), rtol=1e-5)
@@ -100,10 +106,19 @@ def test_by_default_adamw_decays_matrices_and_the_others_all(kind, decayed):
     assert sum(len(group["params"]) for group in groups) == len(SHAPES)
 
 
-def test_a_matrix_is_recognised_by_its_global_shape():
-    piece = nn.Parameter(torch.zeros(4))  # a column of a matrix, say
-    (group,) = decay_groups(settings("adamw"), [NamedParameter("weight", piece, True)])
-    assert group["weight_decay"] == 0.1
+@pytest.mark.parametrize(
+    ("decay", "decayed"),
+    [
+        ("linears", {"linear"}),
+        ("matrices", {"linear", "embedding"}),
+        ("weights", {"linear", "embedding", "norm"}),
+        ("all", set(SHAPES)),
+    ],
+)
+def test_decay_chooses_parameters_by_their_kind(decay, decayed):
+    groups = decay_groups(settings("adamw", decay=decay), parameters())
+    found = {name for group in groups if group["weight_decay"] for name, _ in group["params"]}
+    assert found == decayed
 
 
 def test_states_are_saved_by_name():
@@ -115,7 +130,7 @@ def test_states_are_saved_by_name():
 
 def test_a_device_without_fused_kernels_uses_the_default_optimizer():
     parameter = nn.Parameter(torch.zeros(2, 2, device="meta"))
-    optimizer = build_optimizer(settings("adamw"), [NamedParameter("w", parameter, True)])
+    optimizer = build_optimizer(settings("adamw"), [NamedParameter("w", parameter, "linear")])
     assert not optimizer.param_groups[0]["fused"]
 
 
