@@ -85,8 +85,8 @@ def to_hf(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig) -> Iterator[
         )
     if config.scale_embedding and config.tie_embeddings:
         raise ValueError(
-            "model.scale_embedding=True with model.tie_embeddings=True: Hugging Face's GPT-2 cannot "
-            "scale an embedding that is also the head; export to safetensors or pt"
+            "model.scale_embedding=True with model.tie_embeddings=True: Hugging Face's GPT-2 "
+            "cannot scale an embedding that is also the head; export to safetensors or pt"
         )
     return ((hf_name(name), _for_hf(name, tensor, config)) for name, tensor in tensors)
 

@@ -15,7 +15,6 @@ from models.parallel.mode import LinearSharding, Mode
 from models.parallel.registry import modes
 from models.parallel.shard import PartitionSpec
 
-
 ParameterKind = Literal["linear", "embedding", "norm", "bias"]
 """A linear weight (an untied head included), an embedding of tokens (a tied head included) or
 positions, a norm's weight, or the bias of a linear layer or norm."""

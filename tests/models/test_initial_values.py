@@ -37,7 +37,7 @@ def test_only_the_chosen_residual_projections_are_scaled(scaled: str) -> None:
             continue
         divided = layer == "c_proj" and module in PROJECTIONS[scaled]
         std = 0.02 / (6**0.5 if divided else 1)
-        assert float(weight.std()) == pytest.approx(std, rel=5 / (2 * weight.numel()) ** 0.5), name
+        assert weight.std().item() == pytest.approx(std, rel=5 / (2 * weight.numel()) ** 0.5), name
 
 
 def test_other_initial_values_are_unchanged_by_the_scaling() -> None:

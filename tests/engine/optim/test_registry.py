@@ -34,9 +34,7 @@ def settings(kind: str, **changes: Any) -> OptimizerSettings:
 def parameters(dtype: torch.dtype = torch.float32) -> list[NamedParameter]:
     generator = torch.Generator().manual_seed(1)
     return [
-        NamedParameter(
-            kind, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), kind
-        )
+        NamedParameter(kind, nn.Parameter(torch.randn(shape, generator=generator).to(dtype)), kind)
         for kind, shape in SHAPES.items()
     ]
 
