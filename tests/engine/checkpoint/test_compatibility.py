@@ -72,7 +72,8 @@ def test_a_change_of_each_fixed_setting_is_rejected(tmp_path, before, name):
 
 
 def test_all_model_settings_are_fixed_except_those_used_only_in_training():
-    free = "embd_pdrop resid_pdrop attn_pdrop checkpoint num_chunks preset init_std".split()
+    free = "embd_pdrop resid_pdrop attn_pdrop checkpoint num_chunks preset".split()
+    free += ["init_std", "init_residual", "init_positions"]
     model = {name for name in all_settings() if name.startswith("model.")}
     assert model - FIXED == {f"model.{name}" for name in free}
 
@@ -129,9 +130,15 @@ def test_identical_samples_from_other_settings_need_no_option(tmp_path, before):
     assert lines(tmp_path, before, "data.tokenizer='char'") == []
 
 
-def test_settings_missing_in_a_checkpoint_count_as_unchanged(tmp_path, before):
-    del before.settings["eval"]
-    assert lines(tmp_path, before, "eval.every=3") == []
+def test_settings_missing_in_a_checkpoint_had_their_defaults(tmp_path, before):
+    """They are newer than the checkpoint."""
+    del before.settings["eval"], before.settings["model"]["scale_embedding"]
+    del before.settings["optimizer"]["betas"]
+    assert lines(tmp_path, before, "eval.every=None") == []
+    (line,) = lines(tmp_path, before, "eval.every=3")
+    assert line.endswith("eval.every=3; in the checkpoint eval.every is None")
+    with pytest.raises(UserError, match="scale_embedding=True; in .* model.scale_embedding is Fal"):
+        lines(tmp_path, before, "eval.every=None", "model.scale_embedding=True")
 
 
 def test_fixed_and_unreported_settings_exist_and_are_disjoint():
