@@ -20,7 +20,7 @@ from models.parallel.context import ParallelContext, WeightStore
 from models.parallel.mode import Mode
 from models.parallel.zero import Zero
 from models.parameters import parameters
-from models.stage_split import chunks_of, virtual_stages
+from models.stage_split import chunks_of
 
 if TYPE_CHECKING:
     from engine.nvme.offload import NvmeOffload

@@ -137,7 +137,7 @@ def test_settings_missing_in_a_checkpoint_had_their_defaults(tmp_path, before):
     assert lines(tmp_path, before, "eval.every=None") == []
     (line,) = lines(tmp_path, before, "eval.every=3")
     assert line.endswith("eval.every=3; in the checkpoint eval.every is None")
-    with pytest.raises(UserError, match="scale_embedding=True; in .* model.scale_embedding is Fal"):
+    with pytest.raises(UserError, match=r"scale_embedding=True; in .* is False"):
         lines(tmp_path, before, "eval.every=None", "model.scale_embedding=True")
 
 
