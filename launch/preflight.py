@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.config.derived import FILE_TYPES
 from engine.data.data_file import data_files
 from engine.data.detect_format import format_of
 from engine.data.source import TOKENS, default_cache
@@ -126,7 +127,7 @@ def needs(
             must_exist=True,
         )
     cache = Path(settings.data.cache) if settings.data.cache else default_cache(environ)
-    if settings.data.type != "synthetic" and not _is_filled(cache):
+    if settings.data.type in FILE_TYPES and not _is_filled(cache):
         yield FolderNeed(name=plan.cite("data.cache"), path=cache, what="tokens")
 
 

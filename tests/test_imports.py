@@ -26,6 +26,7 @@ engine.data engine.optim
 engine.estimate
 engine.world.coordination
 engine.world
+engine.prepare
 engine.nvme
 engine.training
 engine.checkpoint

@@ -12,6 +12,7 @@ from engine.errors import UserError
 
 TABLES = "convert it to JSON lines, such as by pandas' to_json(orient='records', lines=True)"
 TOKENS = "cuboid needs the text that they were made from"
+SHARDS = "for the shards of `cuboid prepare` set data.type='tokens'"
 TO_UTF8 = "iconv -f {encoding} -t UTF-8 {path} > NEW.txt"
 # (offset of the magic number, magic number, name, remedy)
 BINARY = (
@@ -26,7 +27,7 @@ BINARY = (
     (0, b"\x89HDF\r\n", "an HDF5 file", TABLES),
     (0, b"SQLite format 3\0", "an SQLite database", TABLES),
     (0, b"Obj\x01", "an Avro file", TABLES),
-    (0, b"\x93NUMPY", "a NumPy array", TOKENS),
+    (0, b"\x93NUMPY", "a NumPy array", SHARDS),
     (0, b"MMIDIDX", "the index of a Megatron data set of token ids", TOKENS),
     (0, b"\x80\x04\x95", "a Python pickle", TABLES),
     (0, b"GGUF", "a GGUF model", "data.path takes text, --init-from a model"),

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+
+
+class Tokens(Protocol):
+    """A row of token ids, in memory or in files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Any:
+        """Return the ids at ``places`` [...], or those of a slice as a row."""
 
 
 class Windows:
@@ -20,7 +29,7 @@ class Windows:
     the end are dropped.
     """
 
-    def __init__(self, tokens: NDArray[Any], seq_len: int) -> None:
+    def __init__(self, tokens: Tokens, seq_len: int) -> None:
         self.tokens = tokens
         self.seq_len = seq_len
 
@@ -40,7 +49,7 @@ class Windows:
 
 
 def split_tokens(
-    tokens: NDArray[Any], *, validation: float, seq_len: int, name: str
+    tokens: Tokens, *, validation: float, seq_len: int, name: str
 ) -> tuple[Windows, Windows]:
     """Return (train, validation). The tail is the fraction ``validation`` of the tokens, rounded
     down.

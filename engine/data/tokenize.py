@@ -91,21 +91,30 @@ def _builder(documents: Documents, request: SourceRequest) -> Build:
 
 def encode_stream(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDArray[np.uint32]]:
     """Encode a text in pieces, to the same ids as in one piece."""
+    for text in unbroken(pieces, tokenizer):
+        if text is None:
+            yield np.array([tokenizer.end_of_text], np.uint32)
+        else:
+            yield tokenizer.encode(text)
+
+
+def unbroken(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Divide a text anew, where no token crosses from one piece to the next."""
     rest = ""
     for piece in pieces:
         if piece is None:
             assert tokenizer.end_of_text is not None, "fit saw the end of a document"
-            yield tokenizer.encode(rest)
-            yield np.array([tokenizer.end_of_text], np.uint32)
+            yield rest
+            yield None
             rest = ""
         else:
             rest += piece
             boundary = tokenizer.boundary(rest) or (
                 len(rest) if len(rest) >= MAX_UNBROKEN_LENGTH else 0
             )
-            yield tokenizer.encode(rest[:boundary])
+            yield rest[:boundary]
             rest = rest[boundary:]
-    yield tokenizer.encode(rest)
+    yield rest
 
 
 def _check_ids(ids: NDArray[np.uint32], tokenizer: Tokenizer, request: SourceRequest) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 
+from engine.config.derived import FILE_TYPES
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import path_settings
 from engine.config.value_hints import nearest_multiples
 from engine.files import paths
 from models.presets import GPT2_VOCABULARY, PRESETS
 
-NEED_A_FILE = frozenset({"json", "jsonl"})
+NEED_A_FILE = frozenset({"json", "jsonl", "tokens"})
 NEED_A_MODEL = frozenset({"sentencepiece"})
 """The tokenizers that are read from data.tokenizer_path."""
 VOCABULARIES = {"gpt2": GPT2_VOCABULARY, "bytes": 257}
@@ -94,7 +95,9 @@ def source_has_a_file(context: RuleContext) -> Iterator[Finding]:
 def tokenizer_has_its_file(context: RuleContext) -> Iterator[Finding]:
     """Require data.tokenizer_path for a tokenizer that is a file."""
     data = context.settings.data
-    if data.type != "synthetic" and data.tokenizer in NEED_A_MODEL and data.tokenizer_path is None:
+    if data.type not in FILE_TYPES:  # shards have their tokenizer in their folder
+        return
+    if data.tokenizer in NEED_A_MODEL and data.tokenizer_path is None:
         yield context.error(
             "data.tokenizer",
             f"{context.cite('data.tokenizer')} needs a model file; set data.tokenizer_path",

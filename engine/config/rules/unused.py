@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from engine.config.derived import FILE_TYPES
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import Settings
 from engine.config.sections.loss import LossScaleSettings
@@ -72,7 +73,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "data.tokenizer='sentencepiece' and a data.type with text",
     ),
     "data.truncate": Requirement(
-        lambda s: s.data.type != "synthetic", ("data.type",), "a data.type with text"
+        lambda s: s.data.type in FILE_TYPES, ("data.type",), "a data.type that reads text"
     ),
     "eval.batches": Requirement(
         lambda s: s.eval.every != 0, ("eval.every",), "an eval.every other than 0"

@@ -15,12 +15,18 @@ def open_corpus(request: SourceRequest) -> Corpus:
         return text.open_corpus(request)
 
     def read(file: DataFile) -> Documents:
-        match format_of(file):
-            case "jsonl":
-                return jsonl.JsonLines(file, request.key)
-            case "json":
-                return json.JsonArray(file, request.key)
-            case _:
-                return text.TextFile(file)
+        return documents_of(file, request.key)
 
     return build_corpus(read_files(request.path, request.cache, read), request)
+
+
+def documents_of(file: DataFile, key: str) -> Documents:
+    """Return the documents of a file. ``key``: of the text in JSON objects. Raises UserError for an
+    unsupported format."""
+    match format_of(file):
+        case "jsonl":
+            return jsonl.JsonLines(file, key)
+        case "json":
+            return json.JsonArray(file, key)
+        case _:
+            return text.TextFile(file)

@@ -24,7 +24,8 @@ def ids_of(corpus: Corpus) -> NDArray[Any]:
     """Return all token ids [n] of a corpus: of the training split, then of the validation split."""
     assert isinstance(corpus.train, Windows)
     assert isinstance(corpus.validation, Windows)
-    return np.concatenate([corpus.train.tokens, corpus.validation.tokens])
+    splits = (corpus.train.tokens, corpus.validation.tokens)
+    return np.concatenate([tokens[np.arange(len(tokens))] for tokens in splits])
 
 
 def text_of(corpus: Corpus) -> str:

@@ -157,7 +157,10 @@ IDS = np.arange(20_000, 24_000)
         (b"\x28\xb5\x2f\xfd" + bytes(40), "is compressed by zstd, not text; zstd -d "),
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "is a PDF document, not text; pdftotext "),
         (b"PAR1\x15\x04", "is a Parquet file, not text; convert it to JSON lines, such as by "),
-        (of_numpy(IDS), "is a NumPy array, not text; cuboid needs the text that they were made"),
+        (
+            of_numpy(IDS),
+            "is a NumPy array, not text; for the shards of `cuboid prepare` set data.type",
+        ),
         (safetensors({"a": IDS}), "is a safetensors model, not text; "),
         (
             IDS.astype("<u2").tobytes(),

@@ -1,0 +1,51 @@
+"""Token ids that ``cuboid prepare`` wrote: one row of tokens in several shards.
+
+``data.path`` is the folder of ``tokens.json``, which has the lengths and hashes of the shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from engine.data.shards import MANIFEST, ShardedIds, open_shard, tokenizer_of_shards
+from engine.data.source import Corpus, SourceRequest
+from engine.data.split import split_tokens
+from engine.errors import UserError
+
+
+def open_corpus(request: SourceRequest) -> Corpus:
+    name = f"data.path={request.path!r}"
+    if not isinstance(request.path, str) or not Path(request.path).is_dir():
+        raise UserError(f"{name} must be one folder for data.type='tokens'")
+    folder = Path(request.path)
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = [(str(s["file"]), int(s["tokens"]), str(s["sha256"])) for s in content["shards"]]
+    except FileNotFoundError:
+        raise UserError(
+            f"{name} has no {MANIFEST}, which `cuboid prepare` writes when it has finished"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} cannot be read: {error}") from None
+    shards = [open_shard(folder / file) for file, _, _ in listed]
+    for shard, (_, tokens, _) in zip(shards, listed, strict=True):
+        if shard.tokens != tokens:
+            raise UserError(
+                f"{shard.path} has {shard.tokens:,} tokens, but {tokens:,} in {MANIFEST}"
+            )
+    tokenizer = tokenizer_of_shards(folder, request)
+    ids = ShardedIds.of(shards)
+    train, validation = split_tokens(
+        ids, validation=request.validation, seq_len=request.seq_len, name=name
+    )
+    content = [listed, request.seq_len, request.validation, tokenizer.state()]
+    return Corpus(
+        train=train,
+        validation=validation,
+        tokenizer=tokenizer,
+        description=f"{name}: {len(ids):,} tokens by {request.tokenizer}, vocabulary "
+        f"{tokenizer.size:,}",
+        fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    )

@@ -1,0 +1,131 @@
+"""The layouts in which ``cuboid prepare`` writes tokens: its own, and Languini's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from engine.data.data_file import COMPRESSED_SUFFIXES
+from engine.data.file_lists import list_path
+from engine.data.shards import MANIFEST
+from engine.errors import UserError
+from engine.files.atomic_write import atomic_file
+from engine.prepare.encoder import Block
+
+SHARD_TOKENS = 1 << 24
+
+
+class Layout(Protocol):
+    """Where the shards of some input files are, and which blocks each shard has."""
+
+    joins_files: bool
+    """Whether the files are one row of tokens, with the token between documents between files."""
+    source: str
+    """The data.type that reads it."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the bytes of the shards depend on."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the shards' names, which has the tokenizer: data.path."""
+
+    @property
+    def manifest(self) -> Path:
+        """The file that describes all shards, written at the end."""
+
+    def shard_name(self, number: int) -> str:
+        """Return the name of a shard (from 0), relative to ``folder``."""
+
+    def is_complete(self, block: Block, tokens: int) -> bool:
+        """Return whether a shard of ``tokens`` tokens ends with ``block``."""
+
+    def finish(self, shards: Sequence[dict[str, Any]]) -> None:
+        """Write what else the layout needs beside the shards."""
+
+
+@dataclass(frozen=True)
+class OwnLayout:
+    """One row of tokens in shards of about equal size; data.type='tokens' reads it."""
+
+    output: Path
+    shard_tokens: int = SHARD_TOKENS
+    joins_files = True
+    source = "tokens"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"source": self.source, "shard_tokens": self.shard_tokens}
+
+    @property
+    def folder(self) -> Path:
+        return self.output
+
+    @property
+    def manifest(self) -> Path:
+        return self.output / MANIFEST
+
+    def shard_name(self, number: int) -> str:
+        return f"{number:05}.npy"
+
+    def is_complete(self, block: Block, tokens: int) -> bool:
+        return tokens >= self.shard_tokens
+
+    def finish(self, shards: Sequence[dict[str, Any]]) -> None:
+        """Write nothing: the manifest is all that the source needs."""
+
+
+class LanguiniLayout:
+    """One shard per input file, and a list of the files of a split; data.type='lanes' reads it."""
+
+    joins_files = False
+    source = "lanes"
+
+    def __init__(self, output: Path, vocabulary: str, split: str, inputs: Sequence[Path]) -> None:
+        """``vocabulary``: name of the shards' folder below ``output``. Raises UserError if two
+        input files have one name."""
+        self.output, self.split = output, split
+        self._vocabulary = vocabulary
+        self._names = [f"files/{_stem(path)}.npy" for path in inputs]
+        first: dict[str, Path] = {}
+        for name, path in zip(self._names, inputs, strict=True):
+            if name in first:
+                raise UserError(
+                    f"{first[name]} and {path} would both become {name}; rename one of them"
+                )
+            first[name] = path
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"source": self.source, "shards": self._names}
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self._vocabulary
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / f"{self.split}-{MANIFEST}"
+
+    def shard_name(self, number: int) -> str:
+        return self._names[number]
+
+    def is_complete(self, block: Block, tokens: int) -> bool:
+        return block.ends_file
+
+    def finish(self, shards: Sequence[dict[str, Any]]) -> None:
+        """Write the file list."""
+        rows = np.array([[shard["file"], str(shard["tokens"])] for shard in shards])
+        with atomic_file(list_path(self.output, self.split)) as file:
+            np.save(file, rows, allow_pickle=False)
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a file without its last suffix, and without that of its compression."""
+    name = Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else Path(path.name)
+    return name.stem
