@@ -18,6 +18,7 @@ from engine.runs.data_remarks import data_remarks
 from engine.runs.metrics import step_metrics
 from engine.runs.reporter import Reporter, open_reporter
 from engine.runs.start_candidates import StartOptions
+from engine.runs.time_table import mean_over_ranks, time_table
 from engine.start import find_start
 from engine.training.build import choose_run_matmul
 from engine.training.step import DivergedError, unchanged_loss
@@ -92,12 +93,15 @@ def _train_in(folder: RunFolder, trainer: Trainer, first_step: int, fault: Fault
             raise
         with world.uninterruptible():
             save_weights(trainer, folder.weights)
+        times = mean_over_ranks(report.times, world.control_plane.all_gather)
         ending = ""
         if step < steps:
             ending = f"stopped by {world.stopped_by()} after step {step} of {steps}"
         if world.is_main:
             if ending:
                 report.print_line(ending)
+            for line in time_table(times, report.steps):
+                report.print_line(line)
             print_end_of_run(trainer, folder, report, finished=step == steps)
         if ending:
             report.finish("interrupted", ending)
@@ -108,6 +112,7 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: in
     """Train the steps after ``first_step``, up to the last one or until a stop is requested. Return
     the number of the last step done."""
     step = first_step
+    trainer.clock.restart()
     while step < trainer.steps:
         step, started = step + 1, time.perf_counter()
         trainer.world.begin_step(step)

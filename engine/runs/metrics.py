@@ -16,6 +16,7 @@ from engine.files.full_disk import name_file_in_errors
 
 if TYPE_CHECKING:
     from engine.training.step import StepResult
+    from engine.training.time_split import TimeSplit
     from engine.training.trainer import Trainer
 
 
@@ -32,6 +33,8 @@ class StepMetrics:
     """Unscaled, before clipping."""
     tokens: int
     """All tokens since the run began, over all ranks."""
+    accelerator_seconds: float | None = None
+    """The seconds that a reference accelerator takes for ``tokens``, at log.tokens_per_second."""
     tokens_per_second: float
     """Of this step, over all ranks."""
     seconds: float
@@ -46,6 +49,8 @@ class StepMetrics:
     """The steps skipped so far because of an overflow or a loss spike."""
     remark: str | None = None
     """The reason why this step was skipped."""
+    times: TimeSplit | None = None
+    """The seconds of rank 0 since the last row, by kind of work."""
     flops_per_second: float | None = None
     """FLOP/s of the model's matrix products, over all ranks. The reporter sets it."""
     mfu: float | None = None
@@ -55,6 +60,14 @@ class StepMetrics:
     def memory_bytes(self) -> int:
         """The largest peak of all ranks."""
         return max(self.memory_by_rank)
+
+    def seconds_by_part(self) -> dict[str, float]:
+        """Return the seconds of the step and of its validation, by kind of work."""
+        parts = {} if self.times is None else self.times.seconds()
+        parts.pop("other", None)
+        if self.val_loss is None:
+            parts.pop("validation", None)
+        return parts
 
     def record(self) -> dict[str, int | float | str | None]:
         """Return the line of log.jsonl as an object. NaN and infinity, which JSON does not have,
@@ -69,11 +82,15 @@ class StepMetrics:
             "memory_bytes": self.memory_bytes,
         }
         optional = {
+            "accelerator_seconds": self.accelerator_seconds,
             "val_loss": self.val_loss,
             "loss_scale": self.loss_scale,
             "skipped": self.skipped,
         }
         numbers |= {name: value for name, value in optional.items() if value is not None}
+        if self.times is not None:
+            numbers["seconds"] = self.seconds
+            numbers |= {f"seconds_{part}": spent for part, spent in self.seconds_by_part().items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         return finite | ({"remark": self.remark} if self.remark else {})
 
@@ -81,19 +98,22 @@ class StepMetrics:
 def step_metrics(
     trainer: Trainer, step: int, result: StepResult, *, seconds: float, val_loss: float | None
 ) -> StepMetrics:
-    """Collect the measurements of a step that took ``seconds``."""
+    """Collect the measurements of a step that took ``seconds``, and of its validation."""
     scale, spikes, plan = trainer.stepper.loss_scale, trainer.stepper.spikes, trainer.plan
     skipped = [component.skipped for component in (scale, spikes) if component is not None]
+    tokens, rate = trainer.batches.consumed(step).tokens, plan.settings.log.tokens_per_second
     return StepMetrics(
         step=step,
         loss=result.loss,
         lr=trainer.lr(step),
         grad_norm=result.grad_norm,
-        tokens=trainer.batches.consumed(step).tokens,
+        tokens=tokens,
+        accelerator_seconds=None if rate is None else tokens / rate,
         tokens_per_second=plan.tokens_per_step / seconds,
         seconds=seconds,
         memory_by_rank=result.memory_bytes,
         val_loss=val_loss,
+        times=trainer.time_split(),
         loss_scale=scale.scale if scale else None,
         skipped=sum(skipped) if skipped else None,
         remark=result.remark or None,
@@ -115,6 +135,7 @@ def curves(row: StepMetrics) -> dict[str, float]:
         "speed/model_TFLOP_per_second": None if flops is None else flops / 1e12,
         "speed/MFU": row.mfu,
     }
+    numbers |= {f"time_ms/{part}": 1000 * spent for part, spent in row.seconds_by_part().items()}
     for rank, peak in enumerate(row.memory_by_rank):
         numbers[f"memory_GiB/rank_{rank}"] = peak / 2**30
     return {name: value for name, value in numbers.items() if value is not None}

@@ -25,6 +25,7 @@ from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
 from engine.runs.sink import OpenSinks, SinkRun
 from engine.runs.terminal import StepTimer, Terminal, print_wrapped
 from engine.training.matmuls import cpu_capability
+from engine.training.time_split import TimeSplit
 from engine.world.processor import this_processor, usable_cores
 from models.parameters import parameter_count
 
@@ -73,7 +74,8 @@ class Reporter:
     """Reports each step to the terminal and the files. As a context manager it records in
     status.json how the run ended.
 
-    On ranks other than 0 it is constructed without arguments and reports nothing.
+    On ranks other than 0 it is constructed without arguments and reports nothing, but adds up the
+    rank's times.
     """
 
     def __init__(
@@ -92,10 +94,15 @@ class Reporter:
         self._step = first_step
         self.validation: StepMetrics | None = None
         """The last step with a validation."""
+        self.times, self.steps = TimeSplit(), 0
+        """The seconds of this rank in the steps reported so far, and their number."""
 
     def step(self, row: StepMetrics) -> None:
         """Report a step, and its validation if it has one."""
         self._step = row.step
+        self.steps += 1
+        if row.times is not None:
+            self.times += row.times
         if row.val_loss is not None:
             self.validation = row
         flops = self._flops_per_token * row.tokens_per_second

@@ -25,6 +25,7 @@ from engine.training.gradients import GradientReducer, local_grad_norm_squared, 
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
 from engine.training.pipeline import Pipeline
+from engine.training.time_split import FORWARD_BACKWARD, OPTIMIZER
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis
 from models.parallel.context import derive_seed
@@ -112,10 +113,13 @@ class Stepper:
                 is skipped instead, as long as the scale can shrink.
             DivergedError: more than loss_spike.max_skips consecutive steps had a loss spike.
         """
+        clock = self.world.traffic.clock
+        clock.start(FORWARD_BACKWARD)
         self.gradients.zero()
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
         loss = self.loss_hook(step, loss)
+        clock.start(OPTIMIZER)
         result = self.all_reduce_result(step, loss, scale, memory_bytes, stop(), save)
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=not result.finite)

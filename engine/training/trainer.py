@@ -21,11 +21,14 @@ from engine.training.loss_spikes import LossSpikes
 from engine.training.memory import keep_freed_memory, peak_bytes
 from engine.training.pipeline import Pipeline, scaled_loss
 from engine.training.step import Stepper, StepResult, unchanged_loss
+from engine.training.time_split import DATA, VALIDATION, TimeSplit
+from models.parallel.clock import OTHER
 
 if TYPE_CHECKING:
     from engine.nvme.offload import NvmeOffload
     from engine.plan import Plan
     from engine.world.world import World
+    from models.parallel.clock import PartClock
 
 
 class Trainer:
@@ -101,6 +104,11 @@ class Trainer:
         return schedule
 
     @property
+    def clock(self) -> PartClock:
+        """The clock that divides this rank's time."""
+        return self.world.traffic.clock
+
+    @property
     def tokenizer(self) -> dict[str, Any] | None:
         """Return the tokenizer of the token ids in the form that files store; None for ids
         without text."""
@@ -110,17 +118,25 @@ class Trainer:
     def step(self, step: int, *, save: bool = False) -> StepResult:
         """Train on the samples of ``step``, counted from 1. ``save``: whether this rank requests
         a checkpoint after it."""
+        self.clock.start(DATA)
+        batches, targets = list(self.micro_batches(step)), self.batches.targets(step)
         result = self.stepper.run(
             step,
-            list(self.micro_batches(step)),
-            targets=self.batches.targets(step),
+            batches,
+            targets=targets,
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
             stop=self.world.stop_requested,
             save=save,
         )
+        self.clock.start(OTHER)
         self.done = step
         return result
+
+    def time_split(self) -> TimeSplit:
+        """Return the seconds of this rank since the last call, up to the last step or validation.
+        The host does not wait for the device."""
+        return TimeSplit.of(self.clock.take())
 
     def lr(self, step: int) -> float:
         """Return the learning rate of ``step``, counted from 1."""
@@ -141,6 +157,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Return the mean loss over the validation samples; it does not depend on the layout."""
+        self.clock.start(VALIDATION)
         eval_batches = self.batches.validation
         batches = [
             micro_batch
@@ -151,7 +168,9 @@ class Trainer:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.pipeline.evaluate(batches, scaled_loss(1 / eval_batches.targets), loss)
         self.model.train()
-        return float(self.world.axes["world"].all_reduce(loss))
+        mean = float(self.world.axes["world"].all_reduce(loss))
+        self.clock.start(OTHER)
+        return mean
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         return micro_batches(self.plan, batch, self.device)

@@ -28,6 +28,7 @@ from engine.world.devices import DeviceAssignment, VisibleGpus, assign_devices
 from engine.world.network import wrong_interfaces
 from engine.world.signals import StopSignal, catch_stop_signals, stop_with_parent, unblock_signals
 from engine.world.world import World, raise_if_any
+from models.parallel.clock import clock_of
 from models.parallel.collectives import Axis, Traffic
 
 if TYPE_CHECKING:
@@ -197,14 +198,15 @@ def _open(
     colossal.open(plan.layout, launch_info.rank)
     colossal.set_timeouts(settings.start_timeout)
     _seed(settings.seed)
-    traffic = Traffic()
+    device = torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
+    traffic = Traffic(clock=clock_of(device))
     return World(
         plan=plan,
         rank=launch_info.rank,
         size=launch_info.size,
         local_rank=assignment.local_ranks[launch_info.rank],
         local_size=assignment.local_sizes[launch_info.rank],
-        device=torch.device("cpu") if gpu is None else torch.device("cuda", gpu),
+        device=device,
         backend=assignment.backend,
         axes=_axes(plan, colossal, launch_info.rank, traffic),
         traffic=traffic,

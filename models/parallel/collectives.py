@@ -17,6 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
+from models.parallel.clock import PartClock
 from models.parallel.tuning import SMALL_BYTES
 
 CPU = torch.device("cpu")
@@ -30,10 +31,12 @@ _reduce_scatter: Callable[..., object] = getattr(
 
 @dataclass
 class Traffic:
-    """Counts calls and the bytes that this rank sent, by (axis, collective)."""
+    """Counts calls and the bytes that this rank sent, by (axis, collective), and times the waits
+    for other ranks."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    clock: PartClock = field(default_factory=PartClock)
 
     def count(self, axis: str, collective: str, sent: int) -> None:
         self.calls[axis, collective] += 1
@@ -59,9 +62,11 @@ class Handle:
     def wait(self) -> None:
         """Block until the result is in place. Call it once; handles of an axis are waited for in
         the same order on all of its ranks."""
-        for work in self.works:
-            assert work is not None
-            self.axis._wait(work)
+        if self.works:
+            with self.axis.traffic.clock.waiting():
+                for work in self.works:
+                    assert work is not None
+                    self.axis._wait(work)
         if self.then is not None:
             self.then()
 
@@ -90,7 +95,8 @@ class Axis:
         if self._uses_gloo_pairs(x):
             self._exchange([x] * self.size, list(out)).wait()
         else:
-            _all_gather(out.view(-1), x.view(-1), group=self.group)
+            with self.traffic.clock.waiting():
+                _all_gather(out.view(-1), x.view(-1), group=self.group)
         return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
@@ -105,7 +111,8 @@ class Axis:
             self._exchange(list(x), list(parts)).wait()
             return _add(parts)
         out = x.new_empty(x.shape[1:])
-        _reduce_scatter(out.view(-1), x.view(-1), group=self.group)
+        with self.traffic.clock.waiting():
+            _reduce_scatter(out.view(-1), x.view(-1), group=self.group)
         return out
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -151,13 +158,13 @@ class Axis:
         self.traffic.count(self.name, "swap", x.nbytes)
         staged = self._staged(x)
         out = torch.empty_like(staged)
-        for work in dist.batch_isend_irecv(
+        works = dist.batch_isend_irecv(
             [
                 dist.P2POp(dist.isend, staged, group=self.group, group_peer=peer),
                 dist.P2POp(dist.irecv, out, group=self.group, group_peer=peer),
             ]
-        ):
-            self._wait(work)
+        )
+        Handle(axis=self, works=works).wait()
         return out.to(x.device)
 
     def start_send(self, x: Tensor, peer: int) -> Handle:

@@ -14,6 +14,7 @@ from tests.support.setting_effects import (
     OTHER,
     TEXT,
     SettingEffect,
+    accelerator_seconds,
     blocks_run,
     calls,
     compiled,
@@ -173,6 +174,9 @@ EFFECTS = {
     "eval.batches": SettingEffect(change="eval.batches=3", probe=validations),
     "log.every": SettingEffect(change="log.every=3", probe=files),
     "log.dir": SettingEffect(change="log.dir=elsewhere", probe=files),
+    "log.tokens_per_second": SettingEffect(
+        change="log.tokens_per_second=64.0", probe=accelerator_seconds
+    ),
     "log.tensorboard": SettingEffect(change="log.tensorboard=True", probe=files),
     "checkpoint.every": SettingEffect(change="checkpoint.every=2", probe=files),
     "seed": SettingEffect(change="seed=7", probe=training),

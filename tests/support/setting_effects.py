@@ -13,10 +13,11 @@ from unittest.mock import patch
 import torch
 
 from engine.plan import Plan, make_plan
+from engine.runs.metrics import step_metrics
 from engine.train import total_steps
 from engine.training.build import choose_run_matmul
 from engine.training.pipeline import Pipeline
-from engine.training.step import DivergedError, NonFiniteError
+from engine.training.step import DivergedError, NonFiniteError, StepResult
 from engine.world.world import World
 from models.gpt import Block
 from tests.support.jobs import Job
@@ -103,6 +104,13 @@ def skips(config: Path, overrides: Overrides) -> list[bool]:
 def overflowing(config: Path, overrides: Overrides) -> list[float]:
     """Return the loss scales from a scale at which all gradients overflow."""
     return scales(config, ("loss_scale.initial=1e9", "loss_scale.growth_interval=100", *overrides))
+
+
+def accelerator_seconds(config: Path, overrides: Overrides) -> float | None:
+    """Return the seconds of the reference accelerator that a row of the log has."""
+    run = open_run(0, 1, config, overrides)
+    result = StepResult(loss=1.0, grad_norm=1.0, memory_bytes=(1,), stop=False)
+    return step_metrics(run, 1, result, seconds=1.0, val_loss=None).accelerator_seconds
 
 
 def steps(config: Path, overrides: Overrides) -> int:

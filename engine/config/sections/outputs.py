@@ -17,6 +17,11 @@ class LogSettings(Section):
     )
     dir: NewPath | None = setting("folder of the run; None: runs/NAME-TIME", None)
     tensorboard: bool = setting("write TensorBoard's files", True)
+    tokens_per_second: Positive | None = setting(
+        "tokens per second of a reference accelerator: adds its seconds as an axis; None: no such "
+        "axis",
+        None,
+    )
     wandb: Literal["online", "offline"] | None = setting(
         "send the curves to Weights & Biases, or write them for `wandb sync`; None: neither", None
     )

@@ -28,21 +28,30 @@ def open_sink(run: SinkRun) -> TensorBoard:
 class TensorBoard:
     """Curves for ``tensorboard --logdir``. The constructor imports tensorboard.
 
-    TensorBoard sorts the groups by name; the loss is first. The tab Custom Scalars shows the memory
-    of all ranks in one chart, the tab Text the ``config``.
+    Losses are also drawn over the tokens, and over the seconds of a reference accelerator if
+    log.tokens_per_second is set: TensorBoard's axes are in steps, so those curves have tags of
+    their own. TensorBoard sorts the groups by name; the loss is first. The
+    tab Custom Scalars shows the memory of all ranks in one chart and the parts of a step's time in
+    another, the tab Text the ``config``.
     """
 
     def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides the later steps of the run that is resumed
+        self._make_writer = SummaryWriter
+        self._others: dict[str, SummaryWriter] = {}
+        """Writers of curves that are not drawn over steps, by axis."""
         with name_file_in_errors(folder):
             self._writer = SummaryWriter(str(folder), purge_step=last_step + 1, flush_secs=10)
         self._folder, self._report = folder, threading.excepthook
         threading.excepthook = self._thread_failed
         with name_file_in_errors(folder):
             self._writer.add_custom_scalars(
-                {"memory": {"GiB by rank": ["Multiline", ["memory_GiB/rank_.*"]]}}
+                {
+                    "memory": {"GiB by rank": ["Multiline", ["memory_GiB/rank_.*"]]},
+                    "time": {"ms by kind of work": ["Multiline", ["time_ms/.*"]]},
+                }
             )
             if config:
                 fenced = f"```\n{config.rstrip()}\n```"
@@ -58,12 +67,27 @@ class TensorBoard:
         with name_file_in_errors(self._folder):
             for tag, value in curves(row).items():
                 self._writer.add_scalar(tag, value, row.step)
+                if tag.startswith("loss/"):
+                    self._draw_over(f"{tag}_over_tokens", value, row.tokens)
+                    self._draw_over(f"{tag}_over_gpuseconds", value, row.accelerator_seconds)
+
+    def _draw_over(self, tag: str, value: float, x: float | None) -> None:
+        """Add a point at ``x`` to a curve that is not drawn over steps; None: no point."""
+        if x is None:
+            return
+        axis = tag.rpartition("_")[2]
+        if axis not in self._others:
+            # Files of their own: purge_step of the steps would hide all points at larger x.
+            folder = str(self._folder / f"over_{axis}")
+            self._others[axis] = self._make_writer(folder, purge_step=round(x), flush_secs=10)
+        self._others[axis].add_scalar(tag, value, round(x))
 
     def close(self) -> None:
         """Flush and close the files. Raises OSError."""
         try:
             with name_file_in_errors(self._folder):
-                self._writer.close()
+                for writer in (self._writer, *self._others.values()):
+                    writer.close()
         finally:
             threading.excepthook = self._report
 

@@ -68,8 +68,11 @@ class WeightsAndBiases:
         return "W&B", self._view
 
     def step(self, row: StepMetrics) -> None:
-        """Log the curves of a step."""
-        self._run.log({"step": row.step, "tokens": row.tokens, **curves(row)})
+        """Log the curves of a step, with the numbers that W&B can draw them over."""
+        axes: dict[str, float] = {"step": row.step, "tokens": row.tokens}
+        if row.accelerator_seconds is not None:
+            axes["accelerator_seconds"] = row.accelerator_seconds
+        self._run.log({**axes, **curves(row)})
 
     def close(self) -> None:
         """Finish the run of W&B."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.runs.metrics import JsonLinesLog
+from engine.training.time_split import TimeSplit
 from tests.support.metrics import row
 
 
@@ -31,6 +32,29 @@ def test_a_line_of_the_log_has_exactly_these_fields(tmp_path):
         "memory_bytes": 300,
     }
     assert second == first | {"step": 2, "loss": 1.5, "tokens": 1024, "val_loss": 2.5}
+
+
+def test_the_log_has_the_seconds_of_a_step_by_kind_of_work(tmp_path):
+    times = TimeSplit(
+        data=0.25,
+        forward_backward=1.0,
+        communication=0.5,
+        optimizer=0.125,
+        validation=4.0,
+        other=8.0,
+    )
+    log = JsonLinesLog(tmp_path / "log.jsonl")
+    log.step(row(1, times=times, seconds=1.875))
+    log.step(row(2, times=times, seconds=1.875, val_loss=2.5))
+    first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert {name: x for name, x in first.items() if name.startswith("seconds")} == {
+        "seconds": 1.875,
+        "seconds_data": 0.25,
+        "seconds_forward_backward": 1.0,
+        "seconds_communication": 0.5,
+        "seconds_optimizer": 0.125,
+    }
+    assert second["seconds_validation"] == 4.0
 
 
 def test_fp16_logs_the_loss_scale_and_the_skipped_steps(tmp_path):

@@ -13,7 +13,15 @@ from unittest.mock import patch
 import pytest
 
 from engine.runs.sinks.tensorboard import TensorBoard
+from engine.training.time_split import TimeSplit
 from tests.support.metrics import row
+
+
+@pytest.fixture(autouse=True)
+def numbered_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number the files of a test from 0: of one second, TensorBoard reads file 10 before file 9."""
+    files = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(files, "_global_uid", files.AtomicCounter(0))
 
 
 def events(folder: Path) -> Any:
@@ -55,9 +63,9 @@ def test_tensorboard_reads_every_curve(tmp_path):
     assert next(iter(found)).startswith("loss/"), "the loss is the first of the charts"
 
 
-def test_tensorboard_has_the_config_and_the_memory_of_all_ranks_in_one_chart(tmp_path):
+def test_tensorboard_has_the_config_and_charts_of_the_memory_and_the_time(tmp_path):
     board = TensorBoard(tmp_path, config="BATCH_SIZE = 4\n")
-    board.step(row(1))
+    board.step(row(1, times=TimeSplit(data=1.0, optimizer=0.125)))
     board.close()
     found = events(tmp_path)
     (text,) = found.Tensors("config/text_summary")
@@ -65,10 +73,16 @@ def test_tensorboard_has_the_config_and_the_memory_of_all_ranks_in_one_chart(tmp
     layout_pb2 = pytest.importorskip("tensorboard.plugins.custom_scalar.layout_pb2")
     (stored,) = found.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])
-    (chart,) = layout.category[0].chart
-    (tags,) = chart.multiline.tag
-    drawn = [tag for tag in found.Tags()["scalars"] if re.fullmatch(tags, tag)]
-    assert drawn == [f"memory_GiB/rank_{rank}" for rank in range(3)]
+    drawn = {}
+    for category in layout.category:
+        (chart,) = category.chart
+        (tags,) = chart.multiline.tag
+        drawn[category.title] = [tag for tag in found.Tags()["scalars"] if re.fullmatch(tags, tag)]
+    assert drawn["memory"] == [f"memory_GiB/rank_{rank}" for rank in range(3)]
+    assert drawn["time"] == [
+        f"time_ms/{part}" for part in "data forward_backward communication optimizer".split()
+    ]
+    assert found.Scalars("time_ms/optimizer")[0].value == 125.0
 
 
 def test_a_resume_hides_later_steps_in_tensorboard(tmp_path):
@@ -82,6 +96,33 @@ def test_a_resume_hides_later_steps_in_tensorboard(tmp_path):
     assert scalars(tmp_path / "tb")["loss/train"] == pytest.approx(
         {1: 3.0, 2: 1.5, 3: 1.0, 4: 0.75, 5: 9.0}
     )
+
+
+def test_losses_are_drawn_over_tokens_and_accelerator_seconds_also_after_a_resume(tmp_path):
+    """Each row has 512 tokens more, 2 seconds at 256 tokens per second."""
+    board = TensorBoard(tmp_path)
+    for step in range(1, 7):
+        board.step(row(step, accelerator_seconds=2.0 * step))
+    board.close()
+    board = TensorBoard(tmp_path, last_step=4)
+    board.step(row(5, loss=9.0, val_loss=7.0, accelerator_seconds=10.0))
+    board.close()
+    expected = {1: 3.0, 2: 1.5, 3: 1.0, 4: 0.75, 5: 9.0}
+    for axis, unit in (("tokens", 512), ("gpuseconds", 2)):
+        found = scalars(tmp_path / f"over_{axis}")
+        assert found == {
+            f"loss/train_over_{axis}": pytest.approx(
+                {unit * step: loss for step, loss in expected.items()}
+            ),
+            f"loss/validation_over_{axis}": {5 * unit: 7.0},
+        }
+
+
+def test_without_a_reference_accelerator_there_is_no_axis_of_its_seconds(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.step(row(1))
+    board.close()
+    assert not (tmp_path / "over_gpuseconds").exists()
 
 
 def test_a_disk_error_in_tensorboards_thread_is_raised_by_the_next_step(tmp_path, monkeypatch):
