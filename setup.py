@@ -41,7 +41,7 @@ setup(
         include=["engine", "engine.*", "launch", "launch.*", "models", "models.*"]
     ),
     py_modules=["evaluate_gpt", "train_gpt"],
-    package_data={"": ["py.typed"]},
+    package_data={"": ["py.typed"], "launch": ["slurm_job.sh"]},
     data_files=[("share/cuboid/gpt_configs", sorted(map(str, Path("gpt_configs").glob("*.py"))))],
     install_requires=[
         "torch>=2.11,<2.14",
