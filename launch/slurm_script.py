@@ -28,7 +28,7 @@ class SlurmJob:
     options: Mapping[str, str | int | None]
     """Further options of sbatch by name; those with the value None are left out."""
     flags: Sequence[str] = ()
-    """Further options of sbatch as the user wrote them, without dashes, such as 'mem=64G'."""
+    """Further options of sbatch as the user wrote them, without dashes, such as 'exclusive'."""
     setup: Sequence[str] = ()
     """Lines of shell code to run before the start."""
     environ: Mapping[str, str]
@@ -68,6 +68,14 @@ class SlurmJob:
             for name, value in sorted(self.environ.items())
             if name.startswith(NETWORK_VARIABLES)
         }
+        variables = {
+            "python": quote(self.python),
+            "program": quote(self.program),
+            "ranks_per_node": self.ranks_per_node,
+            "run": self.run_folder,
+            "start": f"({' '.join(self.start)})",
+            "resume": f"({' '.join(self.resume)})",
+        }
         lines = [
             "#!/bin/bash",
             f"# {' '.join(title.split())}; written by cuboid slurm",
@@ -76,11 +84,6 @@ class SlurmJob:
             *(f"export {name}={quote(value)}" for name, value in network.items()),
             f"export OMP_NUM_THREADS={self.cores_per_rank}",
             *self.setup,
-            f"python={quote(self.python)}",
-            f"program={quote(self.program)}",
-            f"ranks_per_node={self.ranks_per_node}",
-            f"run={self.run_folder}",
-            f"start=({' '.join(self.start)})",
-            f"resume=({' '.join(self.resume)})",
+            *(f"{name}={value}" for name, value in variables.items()),
         ]
         return "\n".join(lines) + "\n" + BODY.read_text(encoding="utf-8")

@@ -35,8 +35,8 @@ from launch.number_types import positive
 from launch.slurm_script import SlurmJob
 
 EXAMPLES = (
-    "cuboid slurm gpt_configs/gpt3_pp1d.py --nodes 2 --partition a100 --time 24:00:00",
-    "cuboid slurm gpt_configs/gpt2_2d.py --nodes 2 --gpus 16 MAX_STEPS=9000 --submit",
+    "cuboid slurm gpt_configs/gpt3_pp1d.py --nodes 2 --partition a100 --time 9:00",
+    "cuboid slurm gpt_configs/gpt2_2d.py --nodes 2 --gpus 16 MAX_STEPS=900 --submit",
 )
 SBATCH_OPTIONS = ("partition", "account", "qos", "time", "constraint")
 CORES_PER_GPU = 4
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION",
-        help="another option of sbatch, such as exclusive or mem=64G; repeat it for more",
+        help="another option of sbatch, such as exclusive or mail-type=END; repeat it for more",
     )
     parser.add_argument(
         "--setup",

@@ -20,6 +20,7 @@ from launch.arguments import (
     add_run,
     config_and_overrides,
     files_and_overrides,
+    output_file,
     run_and_overrides,
     run_arguments,
     start_options,
@@ -144,7 +145,7 @@ def test_path_options_are_expanded_and_checked(
         for bad in ("", "a\0b", "\udcff", "~nobody-here/x"):
             with pytest.raises(argparse.ArgumentTypeError):
                 action.type(bad)
-        given = "~/new" if action.dest == "map_svg" else "~/x"
+        given = "~/new" if action.type is output_file or action.dest == "map_svg" else "~/x"
         assert str(action.type(given)) == given.replace("~", str(tmp_path))
 
 

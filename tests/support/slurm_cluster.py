@@ -26,7 +26,7 @@ SlurmUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
 # A requeued job waits until the credentials of its earlier start have expired
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
