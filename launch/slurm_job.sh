@@ -5,17 +5,11 @@ if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && compgen -G "$run/checkpoints/step-*[
     start=("${resume[@]}")
 fi
 
-# torchrun runs with SIGUSR1 blocked, because it would kill its ranks 30 s after the signal. The ranks
-# unblock it.
-export block='import os, signal, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
-
-# One torchrun per node. Their rendezvous is on the first node, whose address Slurm passes on. Jobs
-# that share a node have different ports.
-export python ranks_per_node port=$((12000 + SLURM_JOB_ID % 20000))
+# One torchrun per node, which slurm_node.py starts. Their rendezvous is on the first node, whose
+# address Slurm passes on. Jobs that share a node have different ports.
+export python node ranks_per_node port=$((12000 + SLURM_JOB_ID % 20000))
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c '
-exec "$python" -c "$block" -m torch.distributed.run \
+exec "$python" -P "$node" \
     --nnodes="$SLURM_NNODES" --nproc_per_node="$ranks_per_node" \
     --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" \
     --rdzv_endpoint="$SLURM_LAUNCH_NODE_IPADDR:$port" --rdzv_conf=is_host=$((SLURM_NODEID == 0)) \

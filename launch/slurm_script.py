@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+NODE = Path(__file__).with_name("slurm_node.py")
 BODY = Path(__file__).with_name("slurm_job.sh")
 NETWORK_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "FI_", "UCX_")
 """Prefixes of the variables by which NCCL, gloo and the libraries below them choose a network."""
@@ -70,6 +71,7 @@ class SlurmJob:
         }
         variables = {
             "python": quote(self.python),
+            "node": quote(str(NODE)),
             "program": quote(self.program),
             "ranks_per_node": self.ranks_per_node,
             "run": self.run_folder,

@@ -41,18 +41,21 @@ cat "${0##*/}-says" && exit 0
 echo 'invalid partition' >&2
 exit 1
 """
-# In place of torchrun: records its arguments, and stops like a run if a signal is to come.
+# In place of torchrun: records its arguments.
+# If a signal is to come, it has a rank that waits for it.
 TORCHRUN = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, signal, subprocess, sys
 blocked = [number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
-folder = pathlib.Path("run")
+folder, rank = pathlib.Path("run"), None
 if os.path.exists("stops"):
+    wait = "import signal; signal.sigwait([signal.SIGUSR1])"
+    rank = subprocess.Popen([sys.executable, "-c", wait], start_new_session=True)
     (folder / "checkpoints" / "step-00000002").mkdir(parents=True, exist_ok=True)
     (folder / "status.json").write_text(json.dumps({"state": "interrupted"}, indent=2))
 pathlib.Path("torchrun.tmp").write_text(json.dumps([sys.argv[1:], blocked, dict(os.environ)]))
 os.rename("torchrun.tmp", "torchrun")
-if os.path.exists("stops"):
-    signal.sigwait([signal.SIGUSR1])
+if rank is not None:
+    rank.wait()
 sys.exit(int(os.environ["EXIT"]))
 """
 
