@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.config.check import check
 from engine.config.derived import derive_settings
+from engine.config.global_batch import derive_batch, gpus_of_batch
 from engine.config.reader import read
 from engine.config.resolve import SettingSource, SettingSources, cite, read_setting_sources
 from engine.config.rule_context import RuleContext, Severity
@@ -43,6 +44,8 @@ class Plan:
     """A line for each setting that costs time, memory or accuracy."""
     notes: tuple[str, ...] = ()
     """Other lines for the user."""
+    undetermined: frozenset[str] = frozenset()
+    """Settings whose value is found when the data is read; ``settings`` has their default."""
     source_of: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
     """Where the value of each setting comes from; derived settings included, defaults not."""
     sources: SettingSources = field(default_factory=lambda: SettingSources(""), repr=False)
@@ -75,6 +78,19 @@ class Plan:
         resolved = self.settings.model_dump(mode="json", exclude={"source"})
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
+    def with_vocabulary(self, size: int) -> Plan:
+        """Return the plan with model.vocab_size='data' determined as ``size``; the plan itself if
+        the config states a number. Raises ConfigError if a rule rejects that size."""
+        if "model.vocab_size" not in self.undetermined:
+            return self
+        stated = self.sources.settings["model.vocab_size"]
+        found = replace(stated, value=size, remark=f" ({size:,} ids)")
+        sources = replace(
+            self.sources, settings={**self.sources.settings, "model.vocab_size": found}
+        )
+        name, gpus = self.settings.name, self.layout.gpus
+        return plan_from(sources, name=name, gpus=gpus, config=self.config)
+
     def cite(self, name: str) -> str:
         """Format a setting with its origin and value: "gpt.py:12: data.path='corpus.txt'".
 
@@ -92,7 +108,7 @@ def make_plan(
     environ: Mapping[str, str],
 ) -> Plan:
     """Read and check a config, and lay it out on ``gpus``; None: on the fewest GPUs that its layout
-    needs.
+    and its batch need.
 
     Raises ConfigError with all problems.
     """
@@ -109,9 +125,12 @@ def plan_from(sources: SettingSources, *, name: str, gpus: int | None, config: C
         sources,
         settings=dict(sources.settings),
         conflicting=set(sources.conflicting),
+        undetermined=set(sources.undetermined),
         problems=list(sources.problems),
     )
     derive_settings(resolved)
+    gpus = gpus or gpus_of_batch(resolved)
+    derive_batch(resolved, gpus)
     checked = check(resolved, name, resolved.file)
     context = RuleContext(resolved.file, checked, resolved, gpus)
     findings = list(run_rules(context))
@@ -129,6 +148,7 @@ def plan_from(sources: SettingSources, *, name: str, gpus: int | None, config: C
         config=config,
         warnings=tuple(map(str, sorted(set(by_severity[Severity.WARNING])))),
         notes=tuple(map(str, sorted(set(notes)))),
+        undetermined=frozenset(resolved.undetermined),
         source_of=resolved.settings,
         sources=sources,
     )

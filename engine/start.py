@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -45,7 +46,9 @@ class StartPoint:
     """The resolved starting point of a run."""
 
     world: World
+    """With ``plan``."""
     plan: Plan
+    """With the vocabulary determined."""
     options: StartOptions
     candidate: StartCandidate
     """The chosen candidate."""
@@ -149,16 +152,23 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
             checkpoint = _newest_intact(world, candidate)
             model = None
             if checkpoint is not None:
+                plan = _with_vocabulary(world, plan, checkpoint.training.vocab_size)
                 if candidate.finished and str(checkpoint.path) == candidate.checkpoints[0]:
                     world.print_rank_0(candidate.finished)
                 corpus = _report_changes(world, plan, checkpoint, corpus, options)
             elif candidate.starts_over:
                 model = _open_initial_weights(world, plan, candidate, options)
+                saved = model.tokenizer if model else None
+                plan = _with_vocabulary(
+                    world, plan, partial(vocabulary.vocabulary_size, corpus, saved)
+                )
+                for line in initial_weights.notes(plan, model) if model else ():
+                    world.print_rank_0(line)
                 corpus = _corpus_for_initial_weights(world, plan, model, corpus)
             else:
                 continue
             return StartPoint(
-                world=world,
+                world=world if plan is world.plan else replace(world, plan=plan),
                 plan=plan,
                 options=options,
                 candidate=candidate,
@@ -168,6 +178,14 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
                 lock_stack=lock_stack.pop_all(),
             )
     return world.run_on_all(partial(_reject_resume, options))
+
+
+def _with_vocabulary(world: World, plan: Plan, find: Callable[[], int]) -> Plan:
+    """Return the plan with model.vocab_size='data' determined by ``find``, which returns the same
+    on all ranks, because all read the same data. Raises UserError."""
+    if not plan.undetermined:
+        return plan
+    return world.run_on_all(lambda: plan.with_vocabulary(find()))
 
 
 def _reject_resume(options: StartOptions) -> NoReturn:
@@ -215,8 +233,6 @@ def _open_initial_weights(
     model = world.run_on_all(lambda: initial_weights.open_initial(plan, Path(path)))
     problems = _gather_problems(world, model.verify(world.rank, world.size))
     world.run_on_all(lambda: _reject_corrupt_model(model, problems))
-    for line in initial_weights.notes(plan, model):
-        world.print_rank_0(line)
     return model
 
 

@@ -51,6 +51,7 @@ def train(
     """
     batches = open_data(world, cache=cache, notify=world.print_rank_0)
     start = find_start(world, plan, batches.corpus, options)
+    world, plan = start.world, start.plan
     batches = start.remaining_batches(batches)
     if world.is_main:  # reads the data files
         for line in data_remarks(plan, batches, begins=start.step == 0):

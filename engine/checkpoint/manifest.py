@@ -122,6 +122,11 @@ class TrainingState(_ManifestModel):
     trained_length: NonNegative | None = None
     """The positions trained so far: the longest SEQ_LEN of the run and its initial weights."""
 
+    def vocab_size(self) -> int:
+        """Return the model's number of token ids."""
+        size: int = self.settings["model"]["vocab_size"]
+        return size
+
     def dump(self) -> bytes:
         """Return the content of training.json."""
         return (self.model_dump_json(indent=1) + "\n").encode()

@@ -31,7 +31,8 @@ class Checked:
 
     @property
     def known(self) -> Settings:
-        """``settings`` for rules: reading one that is in ``invalid`` raises InvalidSettingError.
+        """``settings`` for rules: reading one that is in ``invalid``, or not determined yet, raises
+        InvalidSettingError.
 
         The cast lets rules be written, and type-checked, as if all settings were valid. A rule that
         reads an invalid setting ends there (run_rules.py), since its problem is already reported.
@@ -62,7 +63,7 @@ def check(sources: SettingSources, name: str, source: str) -> Checked:
     """
     fields = all_settings()
     required = {key for key, field in fields.items() if field.is_required()}
-    invalid = set(sources.conflicting)
+    invalid = sources.conflicting | sources.undetermined
     # Checked here, because pydantic before 2.14 computes defaults from missing fields.
     missing = [key for key in fields if key in required - invalid - sources.settings.keys()]
     problems = [_missing(key, fields[key], sources) for key in missing]

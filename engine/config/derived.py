@@ -7,6 +7,7 @@ from typing import TypeGuard
 
 from engine.config.fields import LARGEST
 from engine.config.resolve import Precedence, SettingSource, SettingSources
+from engine.config.sections.model import FROM_DATA
 from engine.errors import Problem
 from models.presets import PRESETS
 
@@ -18,6 +19,7 @@ def derive_settings(sources: SettingSources) -> None:
     """Add the settings that are not set and follow from others. Of those that are set, only
     ``data.type`` may change (``_data_type``)."""
     _sizes_of_preset(sources)
+    _vocabulary(sources)
     _width(sources)
     _positions(sources)
     _inner_width(sources)
@@ -36,7 +38,14 @@ def _sizes_of_preset(sources: SettingSources) -> None:
     for size in (*SIZES, "vocab_size", "block_size"):
         value = getattr(preset, size)
         if value is not None:
-            _imply(sources, f"model.{size}", chosen, value, f" of {chosen.value}")
+            imply(sources, f"model.{size}", chosen, value, f" of {chosen.value}")
+
+
+def _vocabulary(sources: SettingSources) -> None:
+    """Mark model.vocab_size='data' as undetermined."""
+    stated = sources.settings.get("model.vocab_size")
+    if stated and stated.value == FROM_DATA:
+        sources.undetermined.add("model.vocab_size")
 
 
 def _width(sources: SettingSources) -> None:
@@ -60,7 +69,7 @@ def _inner_width(sources: SettingSources) -> None:
     if (share := _number(ratio.value)) is None or not 0 < share <= LARGEST:
         sources.problems.append(ratio.problem("must be float > 0"))
     elif width and is_count(width.value):
-        _imply(sources, "model.n_inner", ratio, int(share * width.value))
+        imply(sources, "model.n_inner", ratio, int(share * width.value))
 
 
 def _min_lr(sources: SettingSources) -> None:
@@ -78,7 +87,7 @@ def _min_lr(sources: SettingSources) -> None:
             lowest.problem("is converted to a fraction of optimizer.lr; set that too")
         )
     elif highest:
-        _imply(sources, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
+        imply(sources, "lr_scheduler.floor", lowest, lr / highest, name=lowest.name)
 
 
 def _data_type(sources: SettingSources) -> None:
@@ -95,7 +104,7 @@ def _offload(sources: SettingSources) -> None:
     """Offload optimizer states to NVMe with the parameters, which are updated there."""
     weights = sources.settings.get("zero.offload_params")
     if weights and weights.value == "nvme":
-        _imply(sources, "zero.offload", weights, "nvme")
+        imply(sources, "zero.offload", weights, "nvme")
 
 
 def _require_sizes(sources: SettingSources) -> None:
@@ -115,12 +124,12 @@ def _copy(sources: SettingSources, cause: str, setting: str) -> None:
     for ``cause`` only."""
     stated = sources.settings.get(cause)
     if stated and is_count(stated.value):
-        _imply(sources, setting, stated, stated.value, f" ({stated.name})")
+        imply(sources, setting, stated, stated.value, f" ({stated.name})")
     elif stated and setting not in sources.settings:
         sources.conflicting.add(setting)
 
 
-def _imply(
+def imply(
     sources: SettingSources,
     setting: str,
     cause: SettingSource,

@@ -69,6 +69,14 @@ class IsPath:
             raise PydanticCustomError(BAD_PATH, "{reason}", {"reason": str(error)}) from None
 
 
+@dataclass(frozen=True)
+class OrWord:
+    """Marks a setting that also accepts a word. The word stands for a value that is found later, so
+    the schema never sees it."""
+
+    word: str
+
+
 def marks(field: FieldInfo) -> Iterator[Any]:
     """Yield the marks of a field beyond its types, such as ``Ge`` or ``IsPath``."""
     yield from field.metadata
@@ -145,7 +153,8 @@ def _choices(annotation: Any, marks: Sequence[Any] = ()) -> list[str]:
         return [f"tuple of {kinds[0]}" if Ellipsis in inner else f"tuple ({', '.join(kinds)})"]
     if annotation is type(None):
         return ["None"]
-    return [annotation.__name__ + _bounds(marks)]
+    words = [repr(mark.word) for mark in marks if isinstance(mark, OrWord)]
+    return [annotation.__name__ + _bounds(marks), *words]
 
 
 def _bounds(marks: Sequence[Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 # A setting, or a setting with its value -> its names elsewhere.
 SYNONYMS: Mapping[str, str] = {
+    "GLOBAL_BATCH_SIZE": "total_batch_size train_batch_size",
     "BATCH_SIZE": """
         local_batch_size per_device_train_batch_size per_gpu_batch_size per_gpu_train_batch_size
         train_micro_batch_size_per_gpu train_batch_size_per_gpu device_batch_size bs bsz""",
@@ -128,8 +129,6 @@ EXPLAINED: Mapping[str, str] = {
     "it is the number of processes that are started": """
         device_count devices gpus n_gpu n_gpus nproc num_devices num_gpus num_nodes num_processes
         world_size""",
-    "it is derived as BATCH_SIZE x gradient_accumulation x the data-parallel ranks": """
-        global_batch_size total_batch_size train_batch_size""",
     "it is derived as BATCH_SIZE / NUM_MICRO_BATCHES": """
         micro_batch_size mbs pipeline_parallel_microbatch_size""",
     "the rates are model.embd_pdrop, model.resid_pdrop and model.attn_pdrop": """

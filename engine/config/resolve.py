@@ -68,6 +68,9 @@ class SettingSources:
     """Settings that unknown names probably mean; they are not reported as missing."""
     conflicting: set[str] = field(default_factory=set)
     """Settings without a reliable value, whose problem is already reported."""
+    undetermined: set[str] = field(default_factory=set)
+    """Settings whose value is found when the data is read; until then they have their default, and
+    rules skip them."""
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
 

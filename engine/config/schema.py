@@ -37,8 +37,16 @@ class Settings(Section):
     name: str  # the file's stem
     source: str  # the file's path
 
+    global_batch_size: Count | None = setting(
+        "samples per update, over all data-parallel ranks and accumulation steps; "
+        "gradient_accumulation follows from it and BATCH_SIZE, or BATCH_SIZE from it",
+        None,
+        name="GLOBAL_BATCH_SIZE",
+    )
     batch_size: Count = setting(
-        "samples per data-parallel rank and accumulation step", name="BATCH_SIZE"
+        "samples per data-parallel rank and accumulation step; not required with "
+        "GLOBAL_BATCH_SIZE, from which it follows",
+        name="BATCH_SIZE",
     )
     seq_len: Count = setting("tokens per sample", name="SEQ_LEN")
     num_epochs: Count | None = setting("passes over the data", None, name="NUM_EPOCHS")
@@ -48,7 +56,11 @@ class Settings(Section):
     num_micro_batches: Count = setting(
         "micro-batches that BATCH_SIZE is split into", 1, name="NUM_MICRO_BATCHES"
     )
-    gradient_accumulation: Count = setting("batches of BATCH_SIZE per optimizer step", 1)
+    gradient_accumulation: Count = setting(
+        "batches of BATCH_SIZE per optimizer step",
+        1,
+        shown="1; from GLOBAL_BATCH_SIZE and BATCH_SIZE if both are set",
+    )
 
     tensor_parallel: RankCount = setting("tensor-parallel ranks", 1, name="TENSOR_PARALLEL")
     mode: ModeName = setting(

@@ -222,23 +222,9 @@ def load_batches(
     Raises:
         UserError: the data cannot be used.
     """
-    data = settings.data
-    request = SourceRequest(
-        path=data.path,
-        start=start,
-        key=data.key,
-        tokenizer=data.tokenizer,
-        tokenizer_path=data.tokenizer_path,
-        truncate=data.truncate,
-        validation=data.validation,
-        seq_len=settings.seq_len,
-        vocab_size=settings.model.vocab_size,
-        seed=settings.seed,
-        cache=Path(data.cache) if data.cache else cache,
-        notify=notify,
-    )
+    request = SourceRequest.of(settings, cache, start=start, notify=notify)
     return TrainBatches(
-        open_corpus(data.type, request),
+        open_corpus(settings.data.type, request),
         seed=settings.seed,
         batch_size=settings.batch_size,
         data_size=data_size,

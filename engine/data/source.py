@@ -1,6 +1,7 @@
 """Registry of data sources: every module in ``engine/data/sources`` is one, named by its file.
 
-A source is a module with one function, ``open_corpus(request: SourceRequest) -> Corpus``.
+A source is a module with a function ``open_corpus(request: SourceRequest) -> Corpus``, and if its
+data is text, ``open_documents(request: SourceRequest) -> Documents``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engine.config.schema import Settings
     from engine.data.tokenizer import Tokenizer
 
 
@@ -36,6 +38,33 @@ class SourceRequest:
     tokenizer_path: str | None = None  # of a tokenizer that has a file
     truncate: float = 1.0  # fraction of the characters that are read, from the first
     notify: Callable[[str], None] = lambda line: None  # called before work that takes long
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        cache: Path,
+        *,
+        start: str | None = None,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> SourceRequest:
+        """Make the request of a config. ``cache``: the folder for tokens, unless data.cache names
+        one."""
+        data = settings.data
+        return cls(
+            path=data.path,
+            start=start,
+            key=data.key,
+            tokenizer=data.tokenizer,
+            tokenizer_path=data.tokenizer_path,
+            truncate=data.truncate,
+            validation=data.validation,
+            seq_len=settings.seq_len,
+            vocab_size=settings.model.vocab_size,
+            seed=settings.seed,
+            cache=Path(data.cache) if data.cache else cache,
+            notify=notify,
+        )
 
 
 class Split(Protocol):

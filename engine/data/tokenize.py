@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from engine.data.data_file import DataFile
 from engine.data.documents import Documents, truncated
 from engine.data.source import TOKENS, Corpus, SourceRequest
 from engine.data.split import split_tokens
-from engine.data.token_cache import Build, Write, load_or_build
+from engine.data.token_cache import Build, Write, load_or_build, read
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
 from engine.errors import UserError
 
@@ -28,6 +29,16 @@ FORMAT = 1  # increase it when the same text is encoded to other ids than before
 MAX_UNBROKEN_LENGTH = 1 << 24  # characters
 
 
+def vocabulary_size(documents: Documents, request: SourceRequest) -> int:
+    """Return the number of ids of the tokenizer of ``documents``: from the cached tokens, else by
+    reading the text. Writes no tokens. Raises UserError if the text cannot be read."""
+    documents = truncated(documents, request.truncate)
+    cached = read(_token_path(documents, request)[0], verify=False)
+    if cached is not None:
+        return load(cached.about["tokenizer"]).size
+    return tokenizer_type(request.tokenizer).fit(documents.pieces(), request.tokenizer_path).size
+
+
 def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
     """Return the corpus of ``documents``; tokenise them if the cache does not have their tokens.
 
@@ -36,17 +47,7 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
     """
     name = request.tokenizer
     documents = truncated(documents, request.truncate)
-    content = {
-        "format": FORMAT,
-        "kind": documents.kind,
-        "content": documents.digest,
-        "bytes": documents.size,
-        "tokenizer": name,
-    }
-    if request.tokenizer_path is not None:
-        content["tokenizer_file"] = DataFile(request.tokenizer_path, TOKENIZER_PATH).digest
-    fingerprint = _digest(content)
-    path = request.cache / f"{name}-{fingerprint[:32]}{TOKENS}"
+    path, fingerprint = _token_path(documents, request)
     if not path.exists():  # on all ranks: any of them may build it, and not all of them print
         request.notify(
             f"tokenising {documents.name} ({documents.size / 1e6:,.1f} MB) by {name}, once; "
@@ -68,6 +69,21 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
             [fingerprint, request.seq_len, request.validation, tokenizer.state(), len(file.ids)]
         ),
     )
+
+
+def _token_path(documents: Documents, request: SourceRequest) -> tuple[Path, str]:
+    """Return the path of the cached tokens and the fingerprint of what determines them."""
+    content = {
+        "format": FORMAT,
+        "kind": documents.kind,
+        "content": documents.digest,
+        "bytes": documents.size,
+        "tokenizer": request.tokenizer,
+    }
+    if request.tokenizer_path is not None:
+        content["tokenizer_file"] = DataFile(request.tokenizer_path, TOKENIZER_PATH).digest
+    fingerprint = _digest(content)
+    return request.cache / f"{request.tokenizer}-{fingerprint[:32]}{TOKENS}", fingerprint
 
 
 def _builder(documents: Documents, request: SourceRequest) -> Build:

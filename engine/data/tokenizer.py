@@ -1,6 +1,7 @@
 """Registry of tokenizers: every module in ``engine/data/tokenizers`` is one, named by its file.
 
-A tokenizer is a module whose ``TOKENIZER`` is a class that implements ``Tokenizer``.
+A tokenizer is a module whose ``TOKENIZER`` is a class that implements ``Tokenizer``. The module
+of a vocabulary that depends on the text defines ``READS_TEXT``.
 """
 
 from __future__ import annotations
@@ -85,6 +86,13 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
 def dump(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a tokenizer as a JSON object, for ``load``. Its type is the name of its module."""
     return {"type": type(tokenizer).__module__.rpartition(".")[2], **tokenizer.state()}
+
+
+def fixed_size(name: str, path: str | None) -> int | None:
+    """Return the number of ids of a tokenizer, with its file at ``path`` if it has one; None if the
+    number depends on the text. Raises UserError if the file cannot be read."""
+    module = discover.load("engine.data.tokenizers", name)
+    return None if hasattr(module, "READS_TEXT") else tokenizer_type(name).fit((), path).size
 
 
 def read_saved(path: Path) -> dict[str, Any] | None:

@@ -80,6 +80,19 @@ def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus,
     )
 
 
+def vocabulary_size(corpus: Corpus, saved: dict[str, Any] | None = None) -> int:
+    """Return the number of ids of the corpus's tokenizer, joined with a ``saved`` one of the same
+    type. Raises UserError if the corpus has none."""
+    if not is_other_kind(corpus, saved):
+        corpus, _ = use_saved_ids(corpus, saved)
+    if corpus.tokenizer is None:
+        raise UserError(
+            f"model.vocab_size='data' is the number of ids of a tokenizer, and the data "
+            f"({corpus.description}) has none: set a number"
+        )
+    return corpus.tokenizer.size
+
+
 def corpus_for_model(
     corpus: Corpus,
     saved: dict[str, Any] | None = None,

@@ -236,6 +236,19 @@ def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str]
     return plan
 
 
+def evaluation_plan_of_run(
+    folder: RunFolder, *, gpus: int | None, overrides: Sequence[str] = ()
+) -> Plan:
+    """Make the plan of a run for an evaluation, as ``plan_of_run`` does. An evaluation makes no
+    update, so its ranks read batches of the size that the run's ranks had, whatever
+    GLOBAL_BATCH_SIZE is and however many ranks there are."""
+    settings = recorded_settings(folder)
+    if settings.global_batch_size is not None:
+        of_rank = ("GLOBAL_BATCH_SIZE=None", f"BATCH_SIZE={settings.batch_size}")
+        overrides = (*of_rank, *overrides)
+    return plan_of_run(folder, gpus=gpus, overrides=overrides)
+
+
 def _record_from_settings(folder: RunFolder, settings: Settings) -> RunRecord:
     """Make a record in which every setting that differs from its default is stated."""
     statements = {}

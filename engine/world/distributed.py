@@ -132,7 +132,8 @@ def _plan_of_restart(
     recorded, problem = _try_plan(lambda: restart.plan(record))
     if recorded is not None:
         ranks.set_timeout(recorded.settings.start_timeout)
-        is_new = plan is None or plan.fingerprint != recorded.fingerprint
+        size = recorded.settings.model.vocab_size
+        is_new = plan is None or plan.with_vocabulary(size).fingerprint != recorded.fingerprint
         if ranks.launch_info.rank == 0 and is_new:
             print(
                 f"{recorded.settings.source} or the environment has changed since the run began: "

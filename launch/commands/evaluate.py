@@ -9,7 +9,7 @@ from engine.evaluation_request import EvaluationRequest
 from engine.plan import Plan
 from engine.runs.folder import RunFolder
 from engine.runs.lookup import resolve_weights, run_with_weights
-from engine.runs.plan_from_run import plan_of_run
+from engine.runs.plan_from_run import evaluation_plan_of_run
 from engine.unsupported import require_supported
 from launch import torchrun
 from launch.arguments import add_ranks, add_step, given_options, run_and_overrides
@@ -76,7 +76,7 @@ def plan_on(
 ) -> Plan:
     """Plan the evaluation on ``gpus`` ranks (None: one copy of the model). Raises UserError or
     ConfigError."""
-    plan = plan_of_run(folder, gpus=gpus, overrides=overrides)
+    plan = evaluation_plan_of_run(folder, gpus=gpus, overrides=overrides)
     require_supported(plan)
     request.check(plan)
     return plan

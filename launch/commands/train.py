@@ -27,6 +27,7 @@ from launch.arguments import (
 from launch.machine import choose, count_gpus, this_machine
 from launch.number_types import not_negative
 from launch.preflight import run_preflight
+from launch.vocabulary import size_on_this_machine, with_size
 
 # The demo's config: in a checkout, or where an installation puts it.
 DEMOS = tuple(
@@ -100,7 +101,10 @@ def _plan_of_config(
         one_copy = make_plan(config, gpus=None, overrides=overrides, environ=environ)
         gpus = 0 if number else count_gpus()
         ranks = torchrun.processes(one_copy.layout.gpus, gpus, number)
-    return make_plan(config, gpus=ranks, overrides=overrides, environ=environ), overrides
+    plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
+    if plan.undetermined:
+        plan = with_size(plan, size_on_this_machine(plan, environ))
+    return plan, overrides
 
 
 def _plan_of_run(
@@ -110,9 +114,10 @@ def _plan_of_run(
     had, or fewer if this machine has too few GPUs."""
     one_copy = plan_of_run(folder, gpus=None, overrides=overrides)
     copies, gpus = read_record(folder).data_parallel, 0 if number else count_gpus()
-    ranks = one_copy.layout.gpus * copies
+    replica = one_copy.layout.tensor * one_copy.layout.pipeline
+    ranks = replica * copies
     if number or (gpus and gpus < ranks):
-        ranks = torchrun.processes(one_copy.layout.gpus, gpus, number)
+        ranks = torchrun.processes(replica, gpus, number)
     plan = plan_of_run(folder, gpus=ranks, overrides=overrides)
     data = environ.get("DATA")
     if data and data != plan.settings.data.path:

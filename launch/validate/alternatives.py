@@ -15,7 +15,7 @@ from functools import cached_property
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UserError
 from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
@@ -29,6 +29,7 @@ from launch.validate.candidates import (
     SearchSpace,
     spaces,
 )
+from launch.vocabulary import size_on_this_machine, with_size
 
 MAX_WORK = 800.0
 """Budget of a search: nominal milliseconds of its plans and estimates, as on a machine of 2025. It
@@ -49,12 +50,19 @@ class PlanRequest:
     def plan(self, further: Sequence[str] = (), gpus: int | None = None) -> Plan:
         """Make the plan, optionally with ``further`` overrides or on other ``gpus``. Raises
         ConfigError."""
-        return make_plan(
+        plan = make_plan(
             self.path,
             gpus=gpus or self.gpus,
             overrides=[*self.overrides, *further],
             environ=self.environ,
         )
+        return with_size(plan, self._vocabulary) if plan.undetermined else plan
+
+    @cached_property
+    def _vocabulary(self) -> int | UserError:
+        """The number of token ids of the data, which is read once for all plans."""
+        plan = make_plan(self.path, gpus=self.gpus, overrides=self.overrides, environ=self.environ)
+        return size_on_this_machine(plan, self.environ)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from engine.config.schema import user_name
 from engine.estimate.result import Memory
 from engine.plan import Plan
 from launch.validate.alternatives import Alternative
@@ -60,6 +61,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
             "tokens_per_step": plan.tokens_per_step,
         },
         "settings": settings.model_dump(mode="json", exclude={"name", "source"}),
+        "undetermined": sorted(map(user_name, plan.undetermined)),
     }
 
 

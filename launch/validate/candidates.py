@@ -1,8 +1,8 @@
 """The candidates of a search: other layouts and other values of the settings that determine memory,
 each with a cost, which measures how much it changes.
 
-The model is unchanged, and so are the samples of a step unless GPUs are added to the data axis or
-``micro_batches`` is changed.
+The model is unchanged, and so are the samples of a step if GLOBAL_BATCH_SIZE is set. If not, GPUs
+that are added to the data axis and a change of ``micro_batches`` change them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import product
 from math import log2
 from typing import Any, Literal, NamedTuple
 
+from engine.config.resolve import Precedence
 from engine.layout import Layout
 from engine.plan import Plan
 from models.parallel.mode import Mode
@@ -87,6 +88,12 @@ class SearchSpace:
         whole: int = self.batch_size // self.value("micro_batch", steps)
         return min(whole, self.value("micro_batches", steps) or whole)
 
+    @property
+    def _unchanged_batch_size(self) -> int:
+        """BATCH_SIZE on this layout without an override."""
+        settings = self.plan.settings
+        return self.batch_size if settings.global_batch_size else settings.batch_size
+
     def overrides(self, steps: KnobSteps) -> tuple[str, ...]:
         """Return the settings in which a candidate differs from the plan."""
         settings, layout = self.plan.settings, self.layout
@@ -101,7 +108,7 @@ class SearchSpace:
             ("MODE", layout.mode.name, settings.mode),
             ("DEPTH", layout.depth, settings.depth),
             ("PIPELINE", layout.pipeline, settings.pipeline),
-            ("BATCH_SIZE", count * self.value("micro_batch", steps), settings.batch_size),
+            ("BATCH_SIZE", count * self.value("micro_batch", steps), self._unchanged_batch_size),
             ("NUM_MICRO_BATCHES", count, settings.num_micro_batches),
             ("schedule", schedule, settings.schedule),
             ("model.num_chunks", chunks, settings.model.num_chunks),
@@ -182,7 +189,8 @@ def _layouts(plan: Plan, *, exactly: bool = True) -> Iterator[tuple[Layout, int]
     """Yield layouts, each with the samples of a data-parallel rank.
 
     On the plan's GPUs the global batch is kept, ``exactly`` or rounded up, and other modes are
-    tried. With more GPUs the samples of a rank are kept, so further copies add samples.
+    tried. With more GPUs the samples of a rank are kept, so further copies add samples. A
+    GLOBAL_BATCH_SIZE is always kept exactly.
     """
     planned = plan.layout
     pieces = plan.settings.model.n_layer // plan.settings.model.num_chunks
@@ -192,18 +200,32 @@ def _layouts(plan: Plan, *, exactly: bool = True) -> Iterator[tuple[Layout, int]
             data, rest = divmod(gpus, tensor * pipeline)
             if rest:
                 continue
-            batch_size, uneven = divmod(plan.settings.batch_size * planned.data, data)
-            if gpus > planned.gpus:
-                if tensor % planned.tensor or pipeline % planned.pipeline or data % planned.data:
-                    continue
-                batch_size, uneven = plan.settings.batch_size, 0
-            if uneven and exactly:
+            if gpus > planned.gpus and (
+                tensor % planned.tensor or pipeline % planned.pipeline or data % planned.data
+            ):
+                continue
+            batch_size, uneven = _rank_batch(plan, data, added=gpus > planned.gpus)
+            if uneven and (exactly or plan.settings.global_batch_size):
                 continue
             batch_size += bool(uneven)
             for mode, depth in _modes(planned, tensor, added=gpus > planned.gpus):
                 layout = Layout(mode=mode, tensor=tensor, pipeline=pipeline, data=data, depth=depth)
                 yield layout, batch_size
         gpus *= 2
+
+
+def _rank_batch(plan: Plan, data: int, *, added: bool) -> tuple[int, int]:
+    """Return BATCH_SIZE on ``data`` data-parallel ranks, rounded down, and the remainder.
+    ``added``: the layout has more GPUs than the plan's."""
+    settings = plan.settings
+    if settings.global_batch_size is None:
+        if added:
+            return settings.batch_size, 0
+        return divmod(settings.batch_size * plan.layout.data, data)
+    stated = plan.source_of["batch_size"]
+    if stated.precedence == Precedence.IMPLIED:
+        return divmod(settings.global_batch_size, data * settings.gradient_accumulation)
+    return settings.batch_size, settings.global_batch_size % (data * settings.batch_size)
 
 
 def _modes(planned: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int]]:

@@ -47,6 +47,7 @@ JUMPS = ("loss_spike.factor=1.001", "loss_spike.window=1", "optimizer.lr=1.0")
 DECAYS = ("lr_scheduler.type=linear",)
 
 EFFECTS = {
+    "global_batch_size": SettingEffect(change="GLOBAL_BATCH_SIZE=8", probe=micro_batches),
     "batch_size": SettingEffect(change="BATCH_SIZE=8", probe=micro_batches),
     "seq_len": SettingEffect(change="SEQ_LEN=6", probe=micro_batches),
     "num_epochs": SettingEffect(change="NUM_EPOCHS=3", probe=steps, given=EPOCHS),

@@ -49,8 +49,11 @@ def _unpadded(context: RuleContext, multiple: int) -> Iterator[str]:
     fewer = [n for n in range(count, 0, -1) if batch % (n * multiple) == n % round_size == 0]
     if fewer:
         yield f"NUM_MICRO_BATCHES={fewer[0]}"
-    yield f"BATCH_SIZE={-(-batch // (count * multiple)) * count * multiple}" + (
-        f" NUM_MICRO_BATCHES={count}" if fewer or count > 1 else ""
+    larger = -(-batch // (count * multiple)) * count * multiple
+    samples = larger * context.layout.data * settings.gradient_accumulation
+    yield f"BATCH_SIZE={larger}" + (
+        (f" NUM_MICRO_BATCHES={count}" if fewer or count > 1 else "")
+        + (f" GLOBAL_BATCH_SIZE={samples}" if settings.global_batch_size else "")
     )
 
 

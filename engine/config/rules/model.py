@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.config.derived import FILE_TYPES
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import path_settings
+from engine.config.sections.model import FROM_DATA
 from engine.config.value_hints import nearest_multiples
 from engine.files import paths
 from models.presets import GPT2_VOCABULARY, PRESETS
@@ -73,6 +74,17 @@ def vocabulary_holds_the_tokens(context: RuleContext) -> Iterator[Finding]:
         )
 
 
+def vocabulary_has_a_tokenizer(context: RuleContext) -> Iterator[Finding]:
+    """Require a number for model.vocab_size if the data has no tokenizer to take it from."""
+    stated = context.sources.settings.get("model.vocab_size")
+    if stated and stated.written == FROM_DATA and context.settings.data.type == "synthetic":
+        yield context.error(
+            "model.vocab_size",
+            f"{stated} is the number of ids of a tokenizer, and {context.cite('data.type')} has "
+            "none: set a number",
+        )
+
+
 def every_position_is_trained(context: RuleContext) -> Iterator[Finding]:
     """Note that a model.block_size above SEQ_LEN leaves positions untrained."""
     settings = context.settings
@@ -124,6 +136,7 @@ RULES = (
     heads_divide_the_width,
     preset_differs_from_the_published,
     vocabulary_holds_the_tokens,
+    vocabulary_has_a_tokenizer,
     every_position_is_trained,
     source_has_a_file,
     tokenizer_has_its_file,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from engine.config.fields import Section, setting
+from engine.config.fields import OrWord, Section, setting
 from engine.config.setting_types import Count, NotNegative, Positive, PresetName, RankCount, Share
 from models.presets import GPT2_VOCABULARY
+
+FROM_DATA = "data"
+"""The value of model.vocab_size that stands for the number of ids of the data's tokenizer."""
 
 
 class ModelSettings(Section):
@@ -28,7 +31,9 @@ class ModelSettings(Section):
     n_inner: Count = setting(
         "width of the MLP", lambda given: 4 * given["n_embd"], shown="4 x n_embd"
     )
-    vocab_size: Count = setting("number of token ids", GPT2_VOCABULARY)
+    vocab_size: Annotated[Count, OrWord(FROM_DATA)] = setting(
+        "number of token ids; 'data': that of the data's tokenizer", GPT2_VOCABULARY
+    )
     block_size: Count = setting(
         "maximum sequence length (positions)", shown="the type's, else SEQ_LEN"
     )

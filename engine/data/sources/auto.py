@@ -10,14 +10,18 @@ from engine.data.sources import json, jsonl, text
 from engine.data.tokenize import build_corpus
 
 
-def open_corpus(request: SourceRequest) -> Corpus:
+def open_documents(request: SourceRequest) -> Documents:
     if request.path is None:
-        return text.open_corpus(request)
+        return text.open_documents(request)
 
     def read(file: DataFile) -> Documents:
         return documents_of(file, request.key)
 
-    return build_corpus(read_files(request.path, request.cache, read), request)
+    return read_files(request.path, request.cache, read)
+
+
+def open_corpus(request: SourceRequest) -> Corpus:
+    return build_corpus(open_documents(request), request)
 
 
 def documents_of(file: DataFile, key: str) -> Documents:

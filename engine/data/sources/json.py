@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.data_file import DataFile
-from engine.data.documents import FileDocuments, read_files
+from engine.data.documents import Documents, FileDocuments, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.sources.jsonl import encodable, kind_of, text_in
 from engine.data.sources.text import TextFile
@@ -20,12 +20,14 @@ LONGEST_ESCAPE = len(r"\ud83d\ude42")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def open_corpus(request: SourceRequest) -> Corpus:
+def open_documents(request: SourceRequest) -> Documents:
     if request.path is None:
         raise UserError("data.type='json' needs a file; set DATA or data.path")
-    return build_corpus(
-        read_files(request.path, request.cache, lambda file: JsonArray(file, request.key)), request
-    )
+    return read_files(request.path, request.cache, lambda file: JsonArray(file, request.key))
+
+
+def open_corpus(request: SourceRequest) -> Corpus:
+    return build_corpus(open_documents(request), request)
 
 
 class JsonArray(FileDocuments):

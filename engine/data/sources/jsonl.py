@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from engine.data.data_file import DataFile
-from engine.data.documents import FileDocuments, read_files
+from engine.data.documents import Documents, FileDocuments, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece
@@ -16,12 +16,14 @@ BOM = b"\xef\xbb\xbf"
 MAX_LISTED = 12  # keys listed in a message
 
 
-def open_corpus(request: SourceRequest) -> Corpus:
+def open_documents(request: SourceRequest) -> Documents:
     if request.path is None:
         raise UserError("data.type='jsonl' needs a file; set DATA or data.path")
-    return build_corpus(
-        read_files(request.path, request.cache, lambda file: JsonLines(file, request.key)), request
-    )
+    return read_files(request.path, request.cache, lambda file: JsonLines(file, request.key))
+
+
+def open_corpus(request: SourceRequest) -> Corpus:
+    return build_corpus(open_documents(request), request)
 
 
 class JsonLines(FileDocuments):

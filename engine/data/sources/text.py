@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterator
 
 from engine.data.detect_format import not_text
-from engine.data.documents import FileDocuments, read_files
+from engine.data.documents import Documents, FileDocuments, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece
@@ -18,11 +18,14 @@ from engine.errors import UserError
 BOM = "\ufeff"
 
 
+def open_documents(request: SourceRequest) -> Documents:
+    if request.path is None:
+        return BuiltInText()
+    return read_files(request.path, request.cache, TextFile)
+
+
 def open_corpus(request: SourceRequest) -> Corpus:
-    documents = (
-        BuiltInText() if request.path is None else read_files(request.path, request.cache, TextFile)
-    )
-    return build_corpus(documents, request)
+    return build_corpus(open_documents(request), request)
 
 
 class TextFile(FileDocuments):

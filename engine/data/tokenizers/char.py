@@ -14,6 +14,7 @@ from engine.errors import UserError
 
 END_OF_TEXT = "\x03"  # U+0003, END OF TEXT by its Unicode name
 UNKNOWN = "\ufffd"
+READS_TEXT = True
 MAX_LISTED = 100  # characters listed in a message
 
 

@@ -13,6 +13,7 @@ from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import (
     RunRecord,
+    evaluation_plan_of_run,
     plan_of_run,
     read_record,
     recorded_config_path,
@@ -61,6 +62,7 @@ optimizer = dict(lr=0.1, weight_decay=0.5)
 lr_scheduler = dict(type="cosine", eta_min=0.01)
 loss = dict(type="GPTLMLoss")
 """
+GLOBAL = "GLOBAL_BATCH_SIZE = 16\nWIDTH = 32\nSEQ_LEN = 16"
 
 
 @pytest.fixture
@@ -112,6 +114,24 @@ def test_overrides_replace_recorded_settings(child, overrides, changed):
         name: pytest.approx(value) if isinstance(value, float) else value
         for name, value in changed.items()
     }
+
+
+def test_another_number_of_ranks_keeps_a_global_batch_size_in_training_only(tmp_path):
+    """An evaluation reads batches of the size that fitted on a rank of the run."""
+    config = tmp_path / "config.py"
+    config.write_text(CHILD.replace("from base import *\nBATCH_SIZE = 4", GLOBAL))
+    folder = record(tmp_path, make_plan(config, gpus=8, environ={}))
+    assert recorded_settings(folder).batch_size == 4
+    for gpus, batch_size in ((2, 16), (4, 8), (16, 2)):
+        again = plan_of_run(folder, gpus=gpus)
+        assert (again.global_batch, again.settings.batch_size) == (16, batch_size)
+        evaluation = evaluation_plan_of_run(folder, gpus=gpus)
+        assert evaluation.settings.batch_size == 4
+    with pytest.raises(ConfigError, match=r"GLOBAL_BATCH_SIZE=16 is not a multiple of 3 data"):
+        plan_of_run(folder, gpus=6)
+    assert evaluation_plan_of_run(folder, gpus=6).layout.data == 3
+    by_command_line = evaluation_plan_of_run(folder, gpus=6, overrides=["BATCH_SIZE=5"])
+    assert by_command_line.settings.batch_size == 5
 
 
 def test_an_override_of_the_model_is_rejected(child):

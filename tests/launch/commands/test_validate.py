@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,59 @@ def test_config_reads_an_environment_variable(tmp_path, capsys):
     path.write_text("import os\n" + CONFIG + "BATCH_SIZE = int(os.environ.get('B', '8'))\n")
     assert cli.main(["validate", str(path)], {"B": "12"}) == 0
     assert "12 samples x data 1" in capsys.readouterr().out
+
+
+FROM_DATA = CONFIG.replace("vocab_size=1000", "vocab_size='data'")
+TEXT = "data = dict(path='{folder}/text.txt', tokenizer='char')"
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """Return the only config of ``cuboid validate --json``."""
+    assert cli.main(["validate", "--json", *argv], {}) == 0
+    (found,) = json.loads(capsys.readouterr().out)["configs"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "size"), [("char", "abcdefg\n" * 90, 8), ("gpt2", None, 50257)]
+)
+def test_vocabulary_from_the_data_is_found_without_a_run(tmp_path, capsys, tokenizer, text, size):
+    """In the text of a file; the fixed size of a tokenizer is known without the file."""
+    data = TEXT.format(folder=tmp_path).replace("char", tokenizer)
+    path = tmp_path / "gpt.py"
+    path.write_text(FROM_DATA.replace("data = dict(type='synthetic')", data))
+    if text is not None:
+        (tmp_path / "text.txt").write_text(text)
+    cache = f"data.cache={tmp_path / 'cache'}"
+    found = inspected(capsys, str(path), cache)
+    assert found["plan"]["settings"]["model"]["vocab_size"] == size
+    assert found["plan"]["undetermined"] == []
+    same = inspected(capsys, str(path), cache, f"model.vocab_size={size}")
+    assert found["estimate"] == same["estimate"]
+    assert found["warnings"] == same["warnings"], "padding of the vocabulary among them"
+
+
+def test_vocabulary_of_data_on_another_machine_is_reported_as_undetermined(tmp_path, capsys):
+    path = tmp_path / "gpt.py"
+    data = TEXT.format(folder=tmp_path)
+    path.write_text(FROM_DATA.replace("data = dict(type='synthetic')", data))
+    found = inspected(capsys, str(path))
+    assert found["plan"]["undetermined"] == ["model.vocab_size"]
+    (note,) = (note for note in found["notes"] if "vocab_size" in note)
+    assert note.startswith(f"{path}:8: model.vocab_size='data' is not determined until the data")
+    assert "text.txt' does not exist" in note
+    assert note.endswith("parameters and memory are for 50,257 ids")
+
+
+def test_vocabulary_of_data_without_a_tokenizer_is_rejected(tmp_path, capsys):
+    path = tmp_path / "gpt.py"
+    path.write_text(FROM_DATA)
+    assert cli.main(["validate", str(path)], {}) == 2
+    assert capsys.readouterr().err == (
+        f"{path}:8: model.vocab_size='data' is the number of ids of a tokenizer, and "
+        "data.type='synthetic' has none: set a number\n"
+    )
 
 
 def test_problems_are_lines_on_stderr_and_exit_code_2(config, capsys):

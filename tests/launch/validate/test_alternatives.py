@@ -16,6 +16,7 @@ from launch.validate import alternatives as searching
 from launch.validate.alternatives import Alternative, alternatives, shortened
 from launch.validate.candidates import KnobSteps, SearchSpace, spaces
 from launch.validate.inspection import inspect_config
+from launch.validate.mode_comparison import compare_modes
 from tests.launch.validate.support import GIB, plan, request, write
 
 SHIPPED = Path(__file__).parents[3] / "gpt_configs"
@@ -105,6 +106,24 @@ def test_larger_model_group_uses_the_gpus_of_copies_and_preserves_the_global_bat
     assert (one.plan.layout.gpus, one.plan.layout.data) == (8, 8 // tensor)
     assert one.plan.micro_batch == asked.micro_batch
     assert one.command_words(asked) == " ".join(one.overrides)
+
+
+@pytest.mark.parametrize("factor", ["", "BATCH_SIZE = 16\n", "gradient_accumulation = 2\n"])
+def test_every_alternative_keeps_a_global_batch_size(tmp_path, factor):
+    """On the plan's GPUs and on more, and in the comparison of modes."""
+    path = write(tmp_path, LARGE.replace("BATCH_SIZE = 16\n", f"GLOBAL_BATCH_SIZE = 64\n{factor}"))
+    found, _, asked = answers(path, 0.4, "model.checkpoint=True", gpus=2, enough=8)
+    assert len({one.plan.layout.data for one in found}) > 1
+    for one in found:
+        assert one.plan.global_batch == asked.global_batch == 64
+        gpus = one.plan.layout.gpus
+        again = make_plan(
+            path, gpus=gpus, overrides=["model.checkpoint=True", *one.overrides], environ={}
+        )
+        assert again.fingerprint == one.plan.fingerprint
+    rows = compare_modes(request(path, gpus=2), plan(path, gpus=2))
+    assert len(rows) > 1
+    assert {row.plan.global_batch for row in rows} == {64}
 
 
 def test_more_gpus_are_suggested_if_there_are_no_copies(tmp_path):

@@ -1,0 +1,129 @@
+"""Derives BATCH_SIZE and gradient_accumulation from GLOBAL_BATCH_SIZE and the number of ranks.
+
+GLOBAL_BATCH_SIZE = BATCH_SIZE x gradient_accumulation x data-parallel ranks. A config that states
+it makes the same update on any number of ranks that divides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from engine.config.derived import imply, is_count
+from engine.config.resolve import SettingSources
+from engine.config.schema import user_name
+from engine.config.value_hints import nearest_multiples
+from engine.formatting import plural
+
+FACTORS = ("batch_size", "gradient_accumulation")
+"""The settings that follow from GLOBAL_BATCH_SIZE."""
+
+
+def gpus_of_batch(sources: SettingSources) -> int | None:
+    """Return the number of GPUs on which GLOBAL_BATCH_SIZE, BATCH_SIZE and gradient_accumulation
+    agree; None if they are not all stated, or agree on none."""
+    total, *factors = (_count(sources, name) for name in ("global_batch_size", *FACTORS))
+    if not total or not all(factors) or _weaker_factor(sources):
+        return None
+    ranks, rest = divmod(total, prod(n for n in factors if n))
+    replica = _replica(sources)
+    return None if rest or replica is None else ranks * replica
+
+
+def derive_batch(sources: SettingSources, gpus: int | None) -> None:
+    """Add BATCH_SIZE and gradient_accumulation if GLOBAL_BATCH_SIZE is stated.
+
+    One that is stated determines the other; without either, gradient_accumulation is 1. A number of
+    samples that does not divide evenly, or that contradicts both, becomes a problem. None for
+    ``gpus``: those of one copy of the model.
+    """
+    settings = sources.settings
+    stated = settings.get("global_batch_size")
+    if stated is None or stated.value is None:
+        return
+    weaker = _weaker_factor(sources)
+    if weaker:
+        del settings[weaker]
+    missing = {name for name in FACTORS if name not in settings}
+    ranks = _data_parallel_ranks(sources, gpus)
+    total, *factors = (_count(sources, name) for name in ("global_batch_size", *FACTORS))
+    if ranks is None or not total or any(n is None for n in factors):
+        sources.conflicting |= missing  # the problem of another setting is reported
+        return
+    batch, rounds = factors
+    if batch and rounds:
+        if batch * rounds * ranks != total:
+            sources.problems.append(stated.problem(_disagreement(sources, ranks)))
+        return
+    micro_batches = None if batch else _count(sources, "num_micro_batches")
+    causes = [name for name in FACTORS if name in settings]
+    causes += ["num_micro_batches"] if micro_batches and micro_batches > 1 else []
+    unit = prod(_count(sources, name) or 1 for name in causes) * ranks
+    if total % unit:
+        sources.problems.append(
+            stated.problem(
+                f"is not a multiple of {_product(sources, causes, ranks)}; "
+                f"nearest: {nearest_multiples(total, unit)}"
+            )
+        )
+        sources.conflicting |= missing
+        return
+    if not batch:
+        value = total // ((rounds or 1) * ranks)
+        imply(sources, "batch_size", stated, value, f" ({stated})", user_name("batch_size"))
+    else:
+        imply(sources, "gradient_accumulation", stated, total // unit, f" ({stated})")
+
+
+def _weaker_factor(sources: SettingSources) -> str | None:
+    """Return the factor that a stronger assignment replaces if all three are stated, or None: the
+    command line outranks the file, so GLOBAL_BATCH_SIZE or one factor given there changes the
+    factor that the file states."""
+    names = ("global_batch_size", *FACTORS)
+    if not all(_count(sources, name) for name in names):
+        return None
+    strength = {name: sources.settings[name].precedence for name in names}
+    weaker = min(reversed(FACTORS), key=lambda name: strength[name])
+    return weaker if strength[weaker] < max(strength.values()) else None
+
+
+def _disagreement(sources: SettingSources, ranks: int) -> str:
+    removed = " or ".join(sources.settings[name].name for name in FACTORS)
+    return (
+        f"differs from {_product(sources, FACTORS, ranks)}; correct one of them, or remove "
+        f"{removed}, which then follows"
+    )
+
+
+def _product(sources: SettingSources, names: Sequence[str], ranks: int) -> str:
+    """Format a product of settings and ranks: "BATCH_SIZE=8 x 2 data-parallel ranks = 16"."""
+    parts = [str(sources.settings[name]) for name in names]
+    if ranks > 1 or not parts:
+        parts.append(plural(ranks, "data-parallel rank"))
+    value = prod(_count(sources, name) or 1 for name in names) * ranks
+    return f"{' x '.join(parts)} = {value}" if len(parts) > 1 else parts[0]
+
+
+def _data_parallel_ranks(sources: SettingSources, gpus: int | None) -> int | None:
+    """Return the number of data-parallel ranks on ``gpus``; None if the layout does not fit."""
+    replica = _replica(sources)
+    if gpus is None or replica is None:
+        return None if replica is None else 1
+    ranks, rest = divmod(gpus, replica)
+    return None if rest else ranks
+
+
+def _replica(sources: SettingSources) -> int | None:
+    """Return the GPUs of one copy of the model; None if a setting is invalid."""
+    sizes = [_count(sources, name) for name in ("tensor_parallel", "pipeline")]
+    return None if None in sizes else prod(size or 1 for size in sizes)
+
+
+def _count(sources: SettingSources, name: str) -> int | None:
+    """Return the value of a count, 0 if it is not stated, None if it is invalid."""
+    stated = sources.settings.get(name)
+    if name in sources.conflicting:
+        return None
+    if stated is None:
+        return 0
+    return stated.value if is_count(stated.value) else None

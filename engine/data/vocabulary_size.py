@@ -1,0 +1,31 @@
+"""The number of token ids of a config's data, before a run reads it. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import discover
+from engine.data import tokenize, tokenizer
+from engine.data.source import SourceRequest
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from engine.config.schema import Settings
+
+
+def vocabulary_size(settings: Settings, cache: Path) -> int:
+    """Return the number of ids of the data's tokenizer: its fixed size, or the size that it has for
+    the text, which is read unless the cache has its tokens.
+
+    ``cache``: the folder for tokens, unless data.cache names one. Raises UserError if the text
+    cannot be read on this machine, or the source has none.
+    """
+    fixed = tokenizer.fixed_size(settings.data.tokenizer, settings.data.tokenizer_path)
+    if fixed is not None:
+        return fixed
+    source = discover.load("engine.data.sources", settings.data.type)
+    if not hasattr(source, "open_documents"):
+        raise UserError(f"data.type={settings.data.type!r} is not text")
+    request = SourceRequest.of(settings, cache)
+    return tokenize.vocabulary_size(source.open_documents(request), request)
