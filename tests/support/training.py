@@ -251,12 +251,14 @@ def gathered(model: ModelChunks, tensors: dict[str, Tensor], world: int) -> dict
     """Assemble full tensors from the shards of all ranks: NaN for an entry that no rank has. Fail
     if ranks with the same shard have different bits."""
     boxes = model.shards()
-    pieces = {name: (boxes[name], tensor.detach()) for name, tensor in tensors.items()}
+    # Arrays: torch would pickle each tensor as a file of its own, for most of a world's time.
+    pieces = {name: (boxes[name], tensor.detach().numpy()) for name, tensor in tensors.items()}
     everyone = [pieces] * world
     if world > 1:
         dist.all_gather_object(everyone, pieces)
     whole: dict[str, Tensor] = {}
-    for name, (theirs, piece) in ((name, held[name]) for held in everyone for name in held):
+    for name, (theirs, array) in ((name, held[name]) for held in everyone for name in held):
+        piece = torch.from_numpy(array)
         if name not in whole:
             whole[name] = piece.new_full(theirs.shape, torch.nan)
         full = whole[name]
