@@ -18,7 +18,7 @@ from tests.support.checkpoints import Trainee
 from tests.support.training import TrainingCase
 from tests.support.worlds import run_world
 
-WRITTEN, MORE = 2, 3  # steps before and after
+WRITTEN, MORE = 2, 2  # steps before and after
 SERIAL = "serial"
 LAYOUTS: dict[str, dict[str, Any]] = {
     SERIAL: {},
@@ -41,8 +41,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp1d zero2": {"mode": "1d", "tensor": 2, "pipeline": 2, "data": 2, "zero": 2},
 }
 NAMES = list(LAYOUTS)
-# Each layout writes for its two neighbours in the list, and reads what they wrote.
-CHAIN = {(NAMES[i - j], NAMES[i - 1 + j]) for i in range(len(NAMES)) for j in (0, 1)}
+# Each layout writes for the next one in the list, and the last for the first: files have no trace
+# of a layout, so that a fault of a writer or of a reader shows in every pair that it is part of.
+RING = {(NAMES[i - 1], NAMES[i]) for i in range(len(NAMES))}
 Pair = tuple[str, str]
 
 
@@ -108,7 +109,7 @@ class LayoutWorlds:
         return found
 
     def _read(self, size: int, everything: bool) -> dict[Pair, CheckpointState]:
-        pairs = product(NAMES, by_size()[size]) if everything else sorted(CHAIN)
+        pairs = product(NAMES, by_size()[size]) if everything else sorted(RING)
         mine = [pair for pair in pairs if pair[1] in by_size()[size]]
         found: dict[Pair, CheckpointState] = run_world(size, read_all, mine, self.path)[0]
         return found
@@ -122,7 +123,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> LayoutWorlds:
 @pytest.mark.parametrize(
     "pair",
     [
-        pytest.param(pair, marks=[] if pair in CHAIN else pytest.mark.slow, id=" to ".join(pair))
+        pytest.param(pair, marks=[] if pair in RING else pytest.mark.slow, id=" to ".join(pair))
         for pair in product(NAMES, NAMES)
     ],
 )
@@ -130,7 +131,7 @@ def test_a_checkpoint_of_one_layout_resumes_in_another(worlds: LayoutWorlds, pai
     writer, reader = pair
     written, serial = worlds.written()[writer], worlds.written()[SERIAL]
     size = run_of(reader).layout.gpus
-    found = worlds.read(size, everything=pair not in CHAIN)[pair]
+    found = worlds.read(size, everything=pair not in RING)[pair]
     assert found.tensors.keys() == written.tensors.keys() == serial.tensors.keys()
     different = [
         name
@@ -142,6 +143,6 @@ def test_a_checkpoint_of_one_layout_resumes_in_another(worlds: LayoutWorlds, pai
         assert abs(loss - expected) <= 1e-12
 
 
-def test_chain_of_resumes_contains_each_layout() -> None:
-    assert len(CHAIN) == 2 * len(NAMES)
-    assert {writer for writer, _ in CHAIN} == {reader for _, reader in CHAIN} == {*NAMES}
+def test_ring_of_resumes_contains_each_layout() -> None:
+    assert len(RING) == len(NAMES)
+    assert {writer for writer, _ in RING} == {reader for _, reader in RING} == {*NAMES}

@@ -28,7 +28,8 @@ from tests.support.mode_sizes import full_mode_sizes
 SAVED, DIES, STEPS = 2, 4, 4  # killed in the middle of step 4, after step 3 was logged
 DROPOUT = ("model.embd_pdrop=0.1", "model.resid_pdrop=0.1", "model.attn_pdrop=0.1")
 OFFLOADED, BESIDE = "zero.offload='cpu'", "checkpoint.asynchronous=True"
-PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", "PIPELINE=2", "NUM_MICRO_BATCHES=2", *DROPOUT)
+PP = ("PIPELINE=2", "NUM_MICRO_BATCHES=2", *DROPOUT)
+PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", *PP)
 
 
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -38,8 +39,9 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
         layout = (f"MODE='{cut.mode}'", f"TENSOR_PARALLEL={cut.tensor}", *depth)
         found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
-    for stage, more in enumerate([(OFFLOADED,), (), (BESIDE,)], 1):
-        found[f"pp1d zero{stage}"] = 8, (*PP1D, f"zero.stage={stage}", *more)
+    found["pp zero1"] = 4, (*PP, "zero.stage=1", OFFLOADED)
+    found["pp1d zero2"] = 8, (*PP1D, "zero.stage=2")
+    found["pp zero3"] = 4, (*PP, "zero.stage=3", BESIDE)
     overflows = ("loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
     fp16 = ("precision='fp16'", *overflows, "loss_scale.growth_interval=2")
     grows = ("loss_scale.growth_interval=1", "loss_scale.growth_factor=1e6")
