@@ -318,7 +318,9 @@ train() {
 
 check() {
     cd "$root"
-    ruff format --check . && ruff check . && mypy && exec pytest -q --durations=15 --durations-min=1 "$@"
+    ruff format --check . && ruff check . && mypy || exit
+    # A file's tests share worlds of ranks, so that one worker runs them all.
+    exec pytest -q -n logical --maxprocesses=4 --dist=loadfile --durations=15 --durations-min=1 "$@"
 }
 
 case ${1:-train} in

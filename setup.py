@@ -20,6 +20,7 @@ DEV = [
     "pre-commit>=4",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff==0.17.5",
     "types-jsonschema>=4.20",
     "types-psutil>=7",

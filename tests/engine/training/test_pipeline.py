@@ -28,7 +28,7 @@ from tests.support.training import (
 from tests.support.worlds import run_world
 
 SAMPLES = 16
-FEW_STEPS = 3  # in worlds of 16 ranks
+FEW_STEPS = 2  # in worlds of 16 ranks
 
 
 def run(
