@@ -142,7 +142,7 @@ def test_arguments_without_a_launcher_give_rank_size_and_address() -> None:
         ({"RANK": "0"}, {}, "RANK=0 in the environment, but no WORLD_SIZE"),
         ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 in the environment, but no RANK"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "but no OMPI_COMM_WORLD_RANK, which Open MPI sets"),
-        ({"SLURM_STEP_NUM_TASKS": "2"}, {}, "but no SLURM_PROCID, which Slurm sets too: unset"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}, "but no SLURM_PROCID, which Slurm sets too; unset"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, {}, "PMI_SIZE=2 in .* an MPI that is not Open MPI"),
         ({**SLURM, "WORLD_SIZE": "4"}, {}, "WORLD_SIZE=4 in .* contradicts SLURM_NTASKS=8"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, {}, "srun python train_gpt.py"),
