@@ -126,7 +126,9 @@ def pauses(run: Trainer, saver: Saver) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"step": [], "step beside a save": [], "pause": []}
     for step in range(1, STEPS + 1):
         duration = timed(lambda step=step: run.step(step))  # type: ignore[misc]
-        pause = timed(lambda step=step: saver.on_step_end(step, None, requested=False, last=False))  # type: ignore[misc]
+        pause = timed(
+            lambda step=step: saver.on_step_end(step, 0.0, None, requested=False, last=False)  # type: ignore[misc]
+        )
         if step > 1:
             seconds["step beside a save" if step % 4 == 1 else "step"].append(duration)
         if step % 4 == 0:

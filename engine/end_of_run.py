@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.checkpoint.directory import CheckpointDirectory
-from engine.config.sections.data import DataSettings
+from engine.config.schema import Settings
+from engine.config.splits import can_validate
 from engine.data.tokenizer import Tokenizer
 from engine.errors import RunError, UserError
 from engine.generate import SamplingOptions, generate_text, load_model
@@ -54,7 +55,7 @@ def print_end_of_run(
         print_line(f"continue    {command} train --resume {run}")
     elif CheckpointDirectory(folder.checkpoints).steps():
         print_line(f"train more  {command} train --resume {run} MAX_STEPS={2 * trainer.steps}")
-    options = evaluate_options(trainer.plan.settings.data)
+    options = evaluate_options(trainer.plan.settings)
     print_line(f"evaluate    {command} evaluate {run}{options}")
     print_line(f"export      {command} export {run} --to hf")
     if folder.tokenizer.is_file():
@@ -69,11 +70,11 @@ def _last_validation(trainer: Trainer, reporter: Reporter) -> str:
     return f"loss {last.val_loss:.4f} after step {last.step:,}, over {trainer.batches.validation}"
 
 
-def evaluate_options(data: DataSettings) -> str:
-    """Return the options that cuboid evaluate needs for a run on this data."""
-    if data.validation > 0:
+def evaluate_options(settings: Settings) -> str:
+    """Return the options that cuboid evaluate needs for a run with these settings."""
+    if can_validate(settings):
         return ""
-    return " --split train" + (" --samples 100" if data.type == "synthetic" else "")
+    return " --split train" + (" --samples 100" if settings.data.type == "synthetic" else "")
 
 
 def _print_sample(

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from engine.checkpoint.load import SavedCheckpoint
+from engine.checkpoint.compatibility import data_has_changed
 from engine.checkpoint.save import layout_of
 from engine.data import vocabulary
 from engine.data.loader import Batch, EvalBatches, TrainBatches
 from engine.data.source import Corpus
+from engine.data.text_units import TextUnits
 from engine.errors import RunError, UserError
 from engine.evaluation_request import TOPS, Evaluation, EvaluationRequest
-from engine.inout.open_model import open_saved_model
+from engine.inout.open_model import CheckpointModel, open_saved_model
 from engine.inout.saved_model import SavedModel
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
@@ -66,13 +67,14 @@ def evaluate(
     batches = batches.with_corpus(
         world.run_on_all(lambda: _corpus_for_weights(plan, saved, batches.corpus))
     )
-    eval_batches = _eval_batches(batches, request)
+    eval_batches = world.run_on_all(lambda: _eval_batches(batches, request, plan))
     with open_offload(plan, world) as offload:
         model = build_on_world(world, plan, choose_run_matmul(world), offload)
         _load_verified(world, model, saved)
         _warn(world, saved, batches.corpus.fingerprint)
-        sums = _measure(world, model, eval_batches, request.last_n, bytes_per_token(world, batches))
-    targets, text_bytes, loss, *hits = sums
+        units = TextUnits(batches.corpus.tokenizer)
+        sums = _measure(world, model, eval_batches, request.last_n, units)
+    targets, text_bytes, characters, loss, *hits = sums
     if not math.isfinite(loss):
         raise RunError(f"{path}: the loss is {loss}")
     tokenizer = batches.corpus.tokenizer
@@ -80,13 +82,14 @@ def evaluate(
         run=str(folder.path),
         weights=str(path),
         step=_step_of_weights(folder, saved),
-        split=request.split,
+        split=eval_batches.name,
         samples=eval_batches.samples,
         split_samples=eval_batches.split.samples,
         seq_len=plan.settings.seq_len,
         last_n=request.last_n,
         targets=int(targets),
         bytes=None if tokenizer is None else int(text_bytes),
+        characters=None if tokenizer is None else int(characters),
         loss=loss / targets,
         top_1=hits[0] / targets,
         top_10=hits[1] / targets,
@@ -100,12 +103,13 @@ def evaluate(
 def _warn(world: World, saved: SavedModel, corpus: str) -> None:
     """Warn of samples that the weights were not trained for: longer ones, or of changed data."""
     plan, path = world.plan, saved.path
+    training = saved.checkpoint.training if isinstance(saved, CheckpointModel) else None
     if plan.settings.seq_len > saved.length:
         world.print_to_stderr(
             f"warning: {plan.cite('seq_len')} is longer than the {saved.length:,} positions that "
             f"{path} was trained with: targets beyond them are predicted from untrained positions"
         )
-    if _data_changed(plan, path, corpus):
+    if training is not None and data_has_changed(plan, corpus, training):
         world.print_to_stderr(
             f"warning: the data has changed since {path} was trained and validated on it"
         )
@@ -139,22 +143,20 @@ def _corpus_for_weights(plan: Plan, saved: SavedModel, corpus: Corpus) -> Corpus
     )[0]
 
 
-def _eval_batches(batches: TrainBatches, request: EvaluationRequest) -> EvalBatches:
-    """Return the batches of the requested samples."""
-    corpus = batches.corpus
-    split = corpus.train if request.split == "train" else corpus.validation
-    limits = [n for n in (split.samples, request.samples) if n is not None]
-    assert limits, "EvaluationRequest.check rejects all samples of an endless split"
-    return batches.eval_batches(split, min(limits))
-
-
-def _data_changed(plan: Plan, path: Path, corpus: str) -> bool:
-    """Return whether the data of a checkpoint has changed though its settings are the same."""
-    if not path.is_dir():
-        return False
-    saved, now = SavedCheckpoint(path).training, plan.settings.model_dump(mode="json")
-    same = all(saved.settings.get(name) == now[name] for name in ("data", "seq_len", "seed"))
-    return same and saved.corpus != corpus
+def _eval_batches(batches: TrainBatches, request: EvaluationRequest, plan: Plan) -> EvalBatches:
+    """Return the batches of the requested samples. Raises UserError if there are none."""
+    name = request.split_of(plan)
+    if batches.corpus.split(name).samples is None and request.samples is None:
+        raise UserError(
+            f"the split {name!r} of {plan.cite('data.type')} is endless: pass --samples N"
+        )
+    found = batches.eval_batches(name, request.samples)
+    if found.samples == 0:
+        raise UserError(
+            f"{batches.corpus.description}: there is no split {name!r}; use --split with one of "
+            f"{', '.join(batches.corpus.splits)}"
+        )
+    return found
 
 
 def _measure(
@@ -162,10 +164,10 @@ def _measure(
     model: ModelChunks,
     eval_batches: EvalBatches,
     last_n: int | None,
-    bytes_per_id: Tensor,
+    units: TextUnits,
 ) -> list[float]:
-    """Return, summed over all batches and ranks: targets, their UTF-8 bytes, loss, and the targets
-    among the top k for each k of TOPS."""
+    """Return, summed over all batches and ranks: targets, their UTF-8 bytes and characters, loss,
+    and the targets among the top k for each k of TOPS."""
     plan, data, device = world.plan, world.axes["data"], world.device
     pipeline = Pipeline(model, world.axes["pipeline"], plan.settings.schedule)
     model.train(False)
@@ -173,12 +175,11 @@ def _measure(
     def measure(chunk: GPT, x: Tensor, targets: Tensor) -> Tensor:
         return chunk.loss_and_top_k(x, targets, TOPS)
 
-    counts = torch.zeros(2, dtype=torch.int64)
+    counts = torch.zeros(3, dtype=torch.int64)
     sums = torch.zeros(1 + len(TOPS), dtype=torch.float64, device=device)
     for number in _with_progress_bar(eval_batches.batches, world):
         ids, targets = mask_all_but_last(eval_batches.batch(number, data.index), last_n)
-        evaluated = targets[targets != IGNORED]
-        counts += torch.stack([torch.tensor(len(evaluated)), bytes_per_id[evaluated].sum()])
+        counts += units.count(targets)
         pipeline.evaluate(list(micro_batches(plan, (ids, targets), device)), measure, sums)
     total_counts = data.all_reduce(counts.to(device))
     total_sums = world.axes["world"].all_reduce(sums)
@@ -193,14 +194,6 @@ def mask_all_but_last(batch: Batch, last_n: int | None) -> Batch:
         return batch
     early = torch.arange(targets.shape[1]) < targets.shape[1] - last_n
     return ids, targets.masked_fill(early, IGNORED)
-
-
-def bytes_per_token(world: World, batches: TrainBatches) -> Tensor:
-    """Return the number of UTF-8 bytes of each id [ids]; 0 if tokens have no text."""
-    tokenizer = batches.corpus.tokenizer
-    if tokenizer is None:
-        return torch.zeros(world.plan.settings.model.vocab_size, dtype=torch.int64)
-    return torch.from_numpy(tokenizer.byte_counts())
 
 
 def _step_of_weights(folder: RunFolder, saved: SavedModel) -> int | None:

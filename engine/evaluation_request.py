@@ -7,11 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from engine.config.splits import TRAIN, VALIDATION, holds_out, known_splits
 from engine.errors import UserError
 from engine.plan import Plan
+from engine.text_loss import TextLoss
 
+DERIVED = ("bits_per_byte", "loss_per_byte", "loss_per_character", "perplexity_per_character")
+"""Numbers of a result that follow from its fields."""
 TOPS = (1, 10)
 """The k of each top-k accuracy."""
 
@@ -20,29 +24,41 @@ TOPS = (1, 10)
 class EvaluationRequest:
     """The samples and targets to evaluate."""
 
-    split: Literal["train", "validation"] = "validation"
+    split: str | None = None
+    """The name of the split; None: the one of eval.split."""
     samples: int | None = None
     """Number of samples, from the first of the split; None: all."""
     last_n: int | None = None
     """Only the targets at the last N positions of each sample count; None: all."""
 
+    def split_of(self, plan: Plan) -> str:
+        """Return the name of the split to evaluate."""
+        return self.split or plan.settings.eval.split
+
     def check(self, plan: Plan) -> None:
-        """Raise UserError if the plan's data cannot satisfy the request."""
-        settings = plan.settings
+        """Raise UserError if the plan's data cannot satisfy the request, as far as that is known
+        before the data is opened."""
+        settings, split = plan.settings, self.split_of(plan)
         if self.last_n is not None and self.last_n > settings.seq_len:
             raise UserError(f"--last-n {self.last_n} is more than {plan.cite('seq_len')}")
-        if self.split == "validation" and settings.data.validation == 0:
+        known = known_splits(settings)
+        if known and split not in known:
+            raise UserError(
+                f"there is no split {split!r} of {plan.cite('data.type')}; splits: "
+                f"{', '.join(known)}"
+            )
+        if split == VALIDATION and not holds_out(settings):
             raise UserError(
                 f"{plan.cite('data.validation')}, so there is no validation split; "
                 "use --split train"
             )
-        endless = settings.data.type == "synthetic" and self.split == "train"
+        endless = settings.data.type == "synthetic" and split == TRAIN
         if endless and self.samples is None:
             raise UserError(f"{plan.cite('data.type')} is endless; pass --samples N")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(TextLoss):
     """The result of an evaluation."""
 
     run: str
@@ -56,12 +72,6 @@ class Evaluation:
     """Samples in the split; None: endless."""
     seq_len: int
     last_n: int | None
-    targets: int
-    """Targets evaluated."""
-    bytes: int | None
-    """UTF-8 bytes of the targets; None if tokens have no text."""
-    loss: float
-    """Mean over the targets, in nats."""
     top_1: float
     """Fraction of the targets that were the most likely token; in a tie the lower id is."""
     top_10: float
@@ -71,21 +81,9 @@ class Evaluation:
     overrides: Sequence[str]
     seconds: float
 
-    @property
-    def perplexity(self) -> float:
-        """e^loss; infinity if that overflows a float."""
-        return math.exp(self.loss) if self.loss < 709 else math.inf
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """Loss in bits per UTF-8 byte of the targets; None if tokens have no text."""
-        if not self.bytes:
-            return None
-        return self.loss * self.targets / math.log(2) / self.bytes
-
     def as_json(self) -> str:
         """Format the result as a JSON object."""
-        fields: dict[str, Any] = {**asdict(self), "bits_per_byte": self.bits_per_byte}
+        fields: dict[str, Any] = asdict(self) | {name: getattr(self, name) for name in DERIVED}
         fields["perplexity"] = self.perplexity if math.isfinite(self.perplexity) else None
         return json.dumps(fields, indent=2)
 
@@ -95,11 +93,12 @@ class Evaluation:
         is_all = self.samples == self.split_samples
         first = f"{self.samples:,} samples" if is_all else f"the first {self.samples:,} samples"
         part = f", the last {self.last_n} of {self.seq_len} positions" if self.last_n else ""
-        bits = self.bits_per_byte
         rows = {
             "loss": f"{self.loss:.4f}",
             "perplexity": f"{self.perplexity:,.2f}",
-            "bits/byte": "- (its tokens have no text)" if bits is None else f"{bits:.4f}",
+            "bits/byte": _per_unit(self.bits_per_byte),
+            "loss/byte": _per_unit(self.loss_per_byte),
+            "loss/char": _per_unit(self.loss_per_character),
             "top-1": f"{self.top_1:.2%}",
             "top-10": f"{self.top_10:.2%}",
         }
@@ -117,3 +116,7 @@ class Evaluation:
         part = f"-last-{self.last_n}" if self.last_n else ""
         part += "" if self.samples == self.split_samples else f"-first-{self.samples}"
         return folder / f"evaluate-{step}-{self.split}{part}.json"
+
+
+def _per_unit(number: float | None) -> str:
+    return "- (its tokens have no text)" if number is None else f"{number:.4f}"

@@ -125,12 +125,19 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: in
         stopped = outcome.stop and step < trainer.steps
         # Launchers kill a stopped process after about 30 s: that time is for saving
         validates = trainer.validates_after(step, last=last) and not stopped
-        val_loss = trainer.validate() if validates else None
-        report.step(step_metrics(trainer, step, outcome, seconds=seconds, val_loss=val_loss))
+        validation = trainer.validate() if validates else None
+        report.step(step_metrics(trainer, step, outcome, seconds=seconds, validation=validation))
         if outcome.remark:
             report.print_line(f"step {step}: {outcome.remark}")
         with trainer.world.uninterruptible():
-            saver.on_step_end(step, val_loss, requested=outcome.save, last=last, stopped=stopped)
+            saver.on_step_end(
+                step,
+                outcome.loss,
+                validation.loss if validation else None,
+                requested=outcome.save,
+                last=last,
+                stopped=stopped,
+            )
         if outcome.stop:
             break
     return step
@@ -140,6 +147,9 @@ def total_steps(plan: Plan, batches: TrainBatches, done: int = 0) -> int:
     """Return MAX_STEPS, or the steps of NUM_EPOCHS with this data. Raises UserError if MAX_STEPS is
     less than ``done``, or NUM_EPOCHS is set for endless data."""
     settings = plan.settings
+    for epochs in (settings.eval.epochs, settings.checkpoint.epochs):
+        if epochs is not None:
+            batches.ends_interval(done + 1, epochs)  # raises for endless data
     if settings.max_steps is not None:
         if settings.max_steps < done:
             raise UserError(

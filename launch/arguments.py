@@ -258,7 +258,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
         default="latest",
         metavar="latest|best|N",
         help="which checkpoint: latest (default; the final weights if the run saved no "
-        "checkpoint), best (lowest validation loss) or a step number",
+        "checkpoint), best (lowest loss, see checkpoint.best_by) or a step number",
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.derived import FILE_TYPES
+from engine.config.sections.data import FILE_TYPES
 from engine.data.data_file import data_files
 from engine.data.detect_format import format_of
 from engine.data.source import TOKENS, default_cache

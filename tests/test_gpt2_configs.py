@@ -105,7 +105,7 @@ def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
     without sharding, activation checkpointing or offloading."""
     overrides = [*SMALL, f"BATCH_SIZE={samples}", "model.checkpoint=False", *optimizer]
     run = open_run(0, 1, CONFIGS / "gpt2_vanilla.py", overrides, steps=2)
-    return [run.step(step).loss for step in (1, 2)], run.validate()
+    return [run.step(step).loss for step in (1, 2)], run.validate().loss
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ TOPS = ("evaluate_gpt", "train_gpt", "launch", "engine", "models")
 ORDER = """
 models.parallel
 models
-engine.errors
+engine.errors engine.text_loss
 engine.formatting engine.discover engine.files
 engine.layout engine.pipeline engine.step_message
 engine.config

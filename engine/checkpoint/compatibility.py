@@ -71,6 +71,13 @@ def check_compatible(
     ]
 
 
+def data_has_changed(plan: Plan, corpus: str, training: TrainingState) -> bool:
+    """Return whether the data, of the fingerprint ``corpus``, has other samples than the
+    checkpoint's, although ``plan`` has the same settings of the data."""
+    changed = _changed(training.settings, plan.settings.model_dump(mode="json"))
+    return corpus != training.corpus and not any(_is_data_setting(name) for name, _ in changed)
+
+
 def layout_change(before: SavedLayout, now: SavedLayout) -> str | None:
     """Return a line on the effects of resuming in another layout; None if it is unchanged."""
     if before == now:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from engine.checkpoint.manifest import CorruptCheckpointError, read_training
+from engine.checkpoint.manifest import CorruptCheckpointError, TrainingState, read_training
 from engine.files.atomic_write import rename_durably
 from engine.files.full_disk import fsync_folder
 
@@ -88,16 +88,18 @@ class CheckpointDirectory:
         """List archived and partial checkpoints."""
         return sorted([*self.path.glob("step-*.aside*"), *self.path.glob("step-*.tmp")])
 
-    def validation_losses(self) -> dict[int, float | None]:
-        """Map each step to its validation loss, in ascending order; None where no validation
-        followed the step or the checkpoint is corrupt."""
-        losses: dict[int, float | None] = {}
+    def losses(self) -> dict[int, float | None]:
+        """Map each step to the loss that selects the best checkpoint, in ascending order: the one
+        that checkpoint.best_by names in the latest. None where the checkpoint has no such loss,
+        since no validation followed the step, or is corrupt."""
+        states: dict[int, TrainingState | None] = {}
         for step in self.steps():
             try:
-                losses[step] = read_training(self.folder(step)).val_loss
+                states[step] = read_training(self.folder(step))
             except CorruptCheckpointError:
-                losses[step] = None
-        return losses
+                states[step] = None
+        best_by = next((s.best_by for s in reversed(states.values()) if s), "")
+        return {step: s.loss_by(best_by) if s else None for step, s in states.items()}
 
 
 def _always(step: int) -> bool:
@@ -107,7 +109,7 @@ def _always(step: int) -> bool:
 def best_step(
     losses: Mapping[int, float | None], is_intact: Callable[[int], bool] = _always
 ) -> int | None:
-    """Return the step of the lowest validation loss (of equal losses the latest step) whose
+    """Return the step of the lowest loss (of equal losses the latest step) whose
     checkpoint is intact; None where there is none."""
     validated = [(loss, -step) for step, loss in losses.items() if loss is not None]
     return next((-step for _, step in sorted(validated) if is_intact(-step)), None)

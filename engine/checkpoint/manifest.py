@@ -106,6 +106,9 @@ class TrainingState(_ManifestModel):
     """The epochs read so far."""
     val_loss: float | None
     """The loss of a validation right after ``step``; None if there was none."""
+    train_loss: float | None = None
+    """The mean training loss of the steps since the checkpoint before, or since the start or the
+    resume of the run."""
     loss_scale: LossScaleState | None
     matmul: str
     """The library of matrix products, a key of ``engine.training.matmuls.MATMULS``."""
@@ -126,6 +129,16 @@ class TrainingState(_ManifestModel):
         """Return the model's number of token ids."""
         size: int = self.settings["model"]["vocab_size"]
         return size
+
+    @property
+    def best_by(self) -> str:
+        """The run's checkpoint.best_by; older runs select by the validation."""
+        section = self.settings.get("checkpoint")
+        return str(section.get("best_by", "validation")) if section else "validation"
+
+    def loss_by(self, best_by: str) -> float | None:
+        """Return the loss that ``best_by`` names; None if the checkpoint has none."""
+        return self.train_loss if best_by == "train" else self.val_loss
 
     def dump(self) -> bytes:
         """Return the content of training.json."""

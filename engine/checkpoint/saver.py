@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
+from statistics import fmean
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
@@ -34,10 +35,10 @@ EXIT_WAIT_SECONDS = 5.0
 
 
 class Saver:
-    """Saves a checkpoint every ``checkpoint.every`` steps or ``checkpoint.minutes``, on request,
-    and at the end of the run.
+    """Saves a checkpoint every ``checkpoint.every`` steps, ``checkpoint.epochs`` or
+    ``checkpoint.minutes``, on request, and at the end of the run.
 
-    Without these two settings it saves only when the run is stopped early, and at the end of a
+    Without these three settings it saves only when the run is stopped early, and at the end of a
     resumed run, because an older checkpoint must not remain the latest of a finished run. As a
     context manager it waits on exit for a running asynchronous save.
     """
@@ -55,6 +56,7 @@ class Saver:
         self._settings = trainer.plan.settings.checkpoint
         self._resumed = trainer.done > 0
         self._since = clock()
+        self._losses: list[float] = []  # of the steps since the last checkpoint
         self._background, self._staging = Background(), HostStaging()
         self._group = trainer.world.cpu_group
         if self._settings.is_enabled and self._settings.asynchronous:
@@ -75,6 +77,7 @@ class Saver:
     def on_step_end(
         self,
         step: int,
+        loss: float,
         val_loss: float | None,
         *,
         requested: bool,
@@ -91,8 +94,9 @@ class Saver:
         Raises:
             RunError: this save, or the running asynchronous one before it, failed.
         """
-        every = self._settings.every
-        due = requested or last or (every is not None and step % every == 0)
+        self._losses.append(loss)
+        due = requested or last
+        due = due or self._trainer.ends_interval(step, self._settings.every, self._settings.epochs)
         if not (stopped or (self._resumed and last) or (self._settings.is_enabled and due)):
             return
         state, training = self._state_tensors(), self._training_state(step, val_loss)
@@ -105,6 +109,7 @@ class Saver:
         else:
             self._write(state, training)
         self._since = self._clock()
+        self._losses.clear()
 
     def _state_tensors(self) -> Tensors:
         """Collect this rank's shards of all tensors."""
@@ -117,12 +122,13 @@ class Saver:
 
     def _training_state(self, step: int, val_loss: float | None) -> TrainingState:
         """Collect the state of training apart from tensors."""
-        trainer = self._trainer
+        trainer, finite = self._trainer, [x for x in self._losses if math.isfinite(x)]
         return TrainingState(
             tokenizer=trainer.tokenizer,
             trained_length=trainer.trained_length,
             **asdict(trainer.batches.consumed(step)),
             val_loss=val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+            train_loss=fmean(finite) if finite else None,
             loss_scale=_recorded_state(trainer.stepper.loss_scale, LossScaleState),
             matmul=trainer.matmul,
             device=trainer.device.type,
@@ -146,7 +152,7 @@ class Saver:
 
     def _prune(self) -> None:
         """Delete older checkpoints. Called once the new one has been verified."""
-        losses, settings = self._checkpoints.validation_losses(), self._settings
+        losses, settings = self._checkpoints.losses(), self._settings
         for step in checkpoints_to_delete(losses, keep=settings.keep, best=settings.best):
             try:
                 self._checkpoints.remove(step)

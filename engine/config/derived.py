@@ -7,11 +7,12 @@ from typing import TypeGuard
 
 from engine.config.fields import LARGEST
 from engine.config.resolve import Precedence, SettingSource, SettingSources
+from engine.config.sections.data import FILE_TYPES
 from engine.config.sections.model import FROM_DATA
+from engine.config.splits import VALIDATION
 from engine.errors import Problem
 from models.presets import PRESETS
 
-FILE_TYPES = ("auto", "text", "json", "jsonl")
 SIZES = ("n_layer", "n_head", "n_embd")
 
 
@@ -25,6 +26,7 @@ def derive_settings(sources: SettingSources) -> None:
     _inner_width(sources)
     _min_lr(sources)
     _data_type(sources)
+    _held_out(sources)
     _offload(sources)
     _require_sizes(sources)
 
@@ -98,6 +100,21 @@ def _data_type(sources: SettingSources) -> None:
     path, kind = (sources.settings.get(f"data.{key}") for key in ("path", "type"))
     if path and kind and path.precedence > kind.precedence and kind.value in FILE_TYPES:
         sources.settings["data.type"] = replace(path, value="auto")
+
+
+def _held_out(sources: SettingSources) -> None:
+    """Hold out no tokens of the training data if other data is there to validate on: that of
+    data.validation_path, or another split than 'validation'."""
+    fraction, path = (
+        sources.settings.get(f"data.{name}") for name in ("validation", "validation_path")
+    )
+    split = sources.settings.get("eval.split")
+    if path and path.value is not None:
+        if fraction and path.precedence > fraction.precedence:
+            del sources.settings["data.validation"]
+        imply(sources, "data.validation", path, 0.0)
+    elif split and split.value != VALIDATION:
+        imply(sources, "data.validation", split, 0.0)
 
 
 def _offload(sources: SettingSources) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config.derived import FILE_TYPES
+from engine.config.sections.data import FILE_TYPES
 from engine.files import paths
 from engine.files.compression import compression_of
 

@@ -98,8 +98,14 @@ SYNONYMS: Mapping[str, str] = {
         train_file train_files""",
     "data.tokenizer": "tokenizer_name tokenizer_type",
     "data.validation": "split test_size val_fraction val_split validation_split",
+    "data.validation_path": """
+        dev_file eval_data eval_dataset eval_file test_file val_data val_dataset val_file val_path
+        valid_data valid_data_path valid_file validation_data validation_file""",
     "data.cache": "cache_dir data_cache_path",
     "eval.every": "eval_freq eval_interval eval_steps val_check_interval val_freq val_interval",
+    "eval.epochs": "check_val_every_n_epoch eval_epochs val_epochs",
+    "eval.samples": "eval_samples max_eval_samples val_samples",
+    "eval.split": "eval_data_split eval_split val_split_name",
     "eval.batches": "eval_batches eval_iters limit_val_batches val_batches",
     "log.every": """
         log_every log_every_n_steps log_freq log_interval logging_steps print_every print_freq
@@ -113,6 +119,8 @@ SYNONYMS: Mapping[str, str] = {
     "checkpoint.every": """
         always_save_checkpoint checkpoint_every checkpoint_interval ckpt_interval
         every_n_train_steps save_every save_freq save_interval save_steps""",
+    "checkpoint.epochs": "every_n_epochs save_epochs save_every_n_epochs",
+    "checkpoint.best_by": "metric_for_best_model",
     "checkpoint.keep": "keep_latest_k max_checkpoints save_top_k save_total_limit",
     "checkpoint.asynchronous": "async_mode async_save",
     "seed": "manual_seed random_seed rng_seed",

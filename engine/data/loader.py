@@ -9,9 +9,9 @@ continues at its position in the order: epochs consumed so far times samples per
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.config.splits import VALIDATION
 from engine.data.consumed import Consumed
 from engine.data.sampler import Sampler
-from engine.data.source import Corpus, SourceRequest, Split, open_corpus
+from engine.data.source import Corpus, SourceRequest, Split
+from engine.data.validation_files import open_with_validation
+from engine.errors import UserError
 from models.parallel.targets import IGNORED
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ Batch = tuple[Tensor, Tensor]
 class EvalBatches:
     """The first ``samples`` of a split, each once, in the order of the split."""
 
+    name: str
+    """The name of the split."""
     split: Split
     samples: int
     batch_size: int
@@ -56,9 +61,12 @@ class EvalBatches:
 
     def __str__(self) -> str:
         total = self.split.samples
+        which = "samples" if self.name == VALIDATION else f"samples of the split {self.name!r}"
+        if total == 0:
+            return f"no {which}"
         if self.samples == total:
-            return f"all {total:,} samples"
-        return f"the first {self.samples:,} of {total:,} samples" if total else "no samples"
+            return f"all {total:,} {which}"
+        return f"the first {self.samples:,}{f' of {total:,}' if total else ''} {which}"
 
     def batch(self, i: int, data_rank: int) -> Batch:
         """Return a data-parallel rank's part of batch ``i`` (from 0). The last batches are padded
@@ -82,26 +90,35 @@ class TrainBatches:
         batch_size: int,
         data_size: int = 1,
         rounds: int = 1,
-        validation_batches: int | None = None,
+        validation_split: str = VALIDATION,
+        validation_samples: int | None = None,
     ) -> None:
-        """Divide ``corpus`` into batches. ``validation_batches`` is in global batches of G samples;
-        None: the whole split."""
+        """Divide ``corpus`` into batches. A validation covers the first ``validation_samples`` of
+        its split; None: all.
+
+        Raises UserError if there is no such split, or the whole of an endless one is asked for.
+        """
         self.corpus = corpus
         self._before = Consumed()  # before the first of these batches
         self._place = 0  # position of the first of these batches in the order of samples
         self._batch_size, self._data_size, self._rounds = batch_size, data_size, rounds
         self._sampler = Sampler(corpus.train.samples, seed)
-        held_out = corpus.validation.samples
-        assert held_out is not None, "a validation split is finite"
-        limit = math.inf if validation_batches is None else validation_batches * self.global_batch
         # Counted in samples, so that every layout validates on the same ones
-        self.validation = self.eval_batches(corpus.validation, int(min(held_out, limit)))
+        self.validation = self.eval_batches(validation_split, validation_samples)
 
-    def eval_batches(self, split: Split, samples: int) -> EvalBatches:
-        """Return the first ``samples`` of a split, in batches of the size that training uses."""
+    def eval_batches(self, name: str, samples: int | None) -> EvalBatches:
+        """Return the first ``samples`` of a split (None: all, of a split that is not endless), in
+        batches of the size that training uses. Raises UserError if there is no such split."""
+        split = self.corpus.split(name)
+        limits = [n for n in (split.samples, samples) if n is not None]
+        if not limits:
+            raise UserError(
+                f"the split {name!r} of this data is endless; state a number of samples"
+            )
         return EvalBatches(
+            name=name,
             split=split,
-            samples=samples,
+            samples=min(limits),
             batch_size=self._batch_size,
             data_size=self._data_size,
         )
@@ -115,7 +132,7 @@ class TrainBatches:
         """Return the batches of ``corpus``, which has the same samples with other ids."""
         batches = copy.copy(self)
         batches.corpus = corpus
-        batches.validation = replace(self.validation, split=corpus.validation)
+        batches.validation = replace(self.validation, split=corpus.split(self.validation.name))
         return batches
 
     def resumed_at(self, consumed: Consumed) -> TrainBatches:
@@ -154,6 +171,18 @@ class TrainBatches:
             tokens=self.global_batch * split.seq_len,
             epochs=self.global_batch / split.samples if split.samples else 0.0,
         )
+
+    def ends_interval(self, step: int, epochs: float) -> bool:
+        """Return whether a multiple of ``epochs`` epochs ends in ``step``. Raises UserError for
+        endless data."""
+        samples = self.corpus.train.samples
+        if samples is None:
+            raise UserError(
+                f"{self.corpus.description}: the data is endless, so it has no epochs; set "
+                "eval.every or checkpoint.every in place of eval.epochs or checkpoint.epochs"
+            )
+        interval = Fraction(repr(epochs)) * samples  # exact: 3 x 0.1 is 0.3
+        return self._end_of(step) // interval > self._end_of(step - 1) // interval
 
     def steps(self, epochs: int) -> int | None:
         """Return the steps until every sample was consumed ``epochs`` times; None for endless
@@ -224,10 +253,14 @@ def load_batches(
     """
     request = SourceRequest.of(settings, cache, start=start, notify=notify)
     return TrainBatches(
-        open_corpus(settings.data.type, request),
+        open_with_validation(settings.data.type, request, settings.data.validation_path),
         seed=settings.seed,
         batch_size=settings.batch_size,
         data_size=data_size,
         rounds=settings.gradient_accumulation,
-        validation_batches=settings.eval.batches,
+        validation_split=settings.eval.split,
+        validation_samples=settings.eval.max_samples(
+            global_batch=settings.batch_size * data_size * settings.gradient_accumulation,
+            seq_len=settings.seq_len,
+        ),
     )

@@ -7,11 +7,12 @@ data is text, ``open_documents(request: SourceRequest) -> Documents``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine import discover
+from engine.config.splits import TRAIN, VALIDATION
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,10 +91,41 @@ class Corpus:
     """The data of a run, as a source opens it."""
 
     train: Split
-    validation: Split  # never endless
+    validation: Split  # never endless; without samples if nothing is held out
     tokenizer: Tokenizer | None  # None: the tokens have no text
     description: str  # one line for the user
-    fingerprint: str  # equal on two ranks if and only if they read the same samples
+    fingerprint: str  # equal on two ranks if and only if they read the same samples, of all splits
+    other_splits: Mapping[str, Split] = field(default_factory=dict)
+    """Further splits that the source offers, by name, such as "test"; never endless."""
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Map the name of each split that has samples to it."""
+        named = {TRAIN: self.train, VALIDATION: self.validation, **self.other_splits}
+        return {name: split for name, split in named.items() if split.samples != 0}
+
+    def split(self, name: str) -> Split:
+        """Return a split by its name; 'validation' may have no samples. Raises UserError if there
+        is no such split."""
+        if name == VALIDATION:
+            return self.validation
+        if name not in self.splits:
+            raise UserError(
+                f"{self.description}: there is no split {name!r} (eval.split, --split); splits: "
+                f"{', '.join(self.splits)}"
+            )
+        return self.splits[name]
+
+    def with_splits(self, change: Callable[[Split], Split], **changes: Any) -> Corpus:
+        """Return the corpus with every split replaced by ``change(split)``, and other fields by
+        ``changes``."""
+        return replace(
+            self,
+            train=change(self.train),
+            validation=change(self.validation),
+            other_splits={name: change(split) for name, split in self.other_splits.items()},
+            **changes,
+        )
 
 
 def names() -> list[str]:

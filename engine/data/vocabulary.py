@@ -7,7 +7,7 @@ another text. A model must keep the meaning of the ids it was trained with.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from json import dumps
 from typing import Any
@@ -69,12 +69,8 @@ def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus,
         return corpus, new
     digest = sha256(dumps([corpus.fingerprint, joined.state()]).encode()).hexdigest()
     return (
-        replace(
-            corpus,
-            train=RemappedSplit(corpus.train, table),
-            validation=RemappedSplit(corpus.validation, table),
-            tokenizer=joined,
-            fingerprint=digest,
+        corpus.with_splits(
+            lambda split: RemappedSplit(split, table), tokenizer=joined, fingerprint=digest
         ),
         new,
     )

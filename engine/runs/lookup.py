@@ -29,14 +29,14 @@ def run_with_weights(path: Path | None, root: Path = Path("runs")) -> RunFolder:
 
 
 def resolve_checkpoint(folder: RunFolder, which: str) -> Path:
-    """Return the folder of a checkpoint: the 'latest', the 'best' by validation loss, or that of a
-    step number. Raises UserError if there is none."""
+    """Return the folder of a checkpoint: the 'latest', the 'best' by the loss that
+    checkpoint.best_by names, or that of a step number. Raises UserError if there is none."""
     checkpoints = CheckpointDirectory(folder.checkpoints)
     steps = checkpoints.steps()
     if which == "latest" and steps:
         return checkpoints.folder(steps[-1])
     if which == "best":
-        step = best_step(checkpoints.validation_losses())
+        step = best_step(checkpoints.losses())
         if step is None:
             raise UserError(f"{folder.path}: no checkpoint was saved right after a validation")
         return checkpoints.folder(step)

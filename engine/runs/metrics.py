@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import name_file_in_errors
+from engine.text_loss import exponential
 
 if TYPE_CHECKING:
+    from engine.text_loss import TextLoss
     from engine.training.step import StepResult
     from engine.training.time_split import TimeSplit
     from engine.training.trainer import Trainer
@@ -43,6 +45,10 @@ class StepMetrics:
     """The peak memory of each rank so far, bytes."""
     val_loss: float | None = None
     """The loss of a validation right after this step."""
+    val_loss_per_byte: float | None = None
+    """The same in nats per UTF-8 byte of the targets; None if tokens have no text."""
+    val_loss_per_character: float | None = None
+    """The same in nats per character, as ``engine.text_loss`` counts them."""
     loss_scale: float | None = None
     """The loss scale of fp16 for the next step."""
     skipped: int | None = None
@@ -60,6 +66,11 @@ class StepMetrics:
     def memory_bytes(self) -> int:
         """The largest peak of all ranks."""
         return max(self.memory_by_rank)
+
+    @property
+    def val_perplexity(self) -> float | None:
+        """e^val_loss."""
+        return None if self.val_loss is None else exponential(self.val_loss)
 
     def seconds_by_part(self) -> dict[str, float]:
         """Return the seconds of the step and of its validation, by kind of work."""
@@ -84,6 +95,9 @@ class StepMetrics:
         optional = {
             "accelerator_seconds": self.accelerator_seconds,
             "val_loss": self.val_loss,
+            "val_perplexity": self.val_perplexity,
+            "val_loss_per_byte": self.val_loss_per_byte,
+            "val_loss_per_character": self.val_loss_per_character,
             "loss_scale": self.loss_scale,
             "skipped": self.skipped,
         }
@@ -96,7 +110,12 @@ class StepMetrics:
 
 
 def step_metrics(
-    trainer: Trainer, step: int, result: StepResult, *, seconds: float, val_loss: float | None
+    trainer: Trainer,
+    step: int,
+    result: StepResult,
+    *,
+    seconds: float,
+    validation: TextLoss | None,
 ) -> StepMetrics:
     """Collect the measurements of a step that took ``seconds``, and of its validation."""
     scale, spikes, plan = trainer.stepper.loss_scale, trainer.stepper.spikes, trainer.plan
@@ -112,8 +131,10 @@ def step_metrics(
         tokens_per_second=plan.tokens_per_step / seconds,
         seconds=seconds,
         memory_by_rank=result.memory_bytes,
-        val_loss=val_loss,
         times=trainer.time_split(),
+        val_loss=validation.loss if validation else None,
+        val_loss_per_byte=validation.loss_per_byte if validation else None,
+        val_loss_per_character=validation.loss_per_character if validation else None,
         loss_scale=scale.scale if scale else None,
         skipped=sum(skipped) if skipped else None,
         remark=result.remark or None,
@@ -126,6 +147,9 @@ def curves(row: StepMetrics) -> dict[str, float]:
     numbers = {
         "loss/train": row.loss,
         "loss/validation": row.val_loss,
+        "validation/perplexity": row.val_perplexity,
+        "validation/loss_per_byte": row.val_loss_per_byte,
+        "validation/loss_per_character": row.val_loss_per_character,
         "optimizer/learning_rate": row.lr,
         "optimizer/gradient_norm": row.grad_norm,
         "optimizer/loss_scale": row.loss_scale,

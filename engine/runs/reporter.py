@@ -257,12 +257,15 @@ def _guessed_time(info: RunInfo, seconds: float | None) -> dict[str, str]:
 
 def _validation_text(trainer: Trainer) -> str:
     """Return the table's row on validation: its samples, and how often it is run."""
-    every, eval_batches = trainer.plan.settings.eval.every, trainer.batches.validation
-    if every == 0 or eval_batches.batches == 0:
+    settings, eval_batches = trainer.plan.settings.eval, trainer.batches.validation
+    if settings.every == 0 or eval_batches.batches == 0:
         return "none"
-    return f"{eval_batches}, " + (
-        "at the end" if every is None else f"every {plural(every, 'step')}"
-    )
+    intervals = []
+    if settings.every is not None:
+        intervals.append(f"every {plural(settings.every, 'step')}")
+    if settings.epochs is not None:
+        intervals.append(f"every {settings.epochs:g} epochs")
+    return f"{eval_batches}, {' and '.join(intervals) or 'at the end'}"
 
 
 def _matmul_text(trainer: Trainer, *, cuda: bool) -> str:

@@ -193,7 +193,14 @@ def format_row(row: StepMetrics, total_steps: int, eta: str) -> str:
 
 def format_validation(row: StepMetrics, total_steps: int) -> str:
     """Return the row of a validation."""
-    return f"{_step_column(row, total_steps)}  val loss {row.val_loss:.4f}"
+    cells = [_step_column(row, total_steps), f"val loss {row.val_loss:.4f}"]
+    numbers = {
+        "perplexity": row.val_perplexity,
+        "loss/byte": row.val_loss_per_byte,
+        "loss/char": row.val_loss_per_character,
+    }
+    cells += [f"{name} {number:.5g}" for name, number in numbers.items() if number is not None]
+    return "  ".join(cells)
 
 
 def _step_column(row: StepMetrics, total_steps: int) -> str:

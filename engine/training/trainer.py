@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from engine.data.loader import Batch, TrainBatches, pad_samples
+from engine.data.text_units import TextUnits
 from engine.data.tokenizer import dump
 from engine.errors import UserError
 from engine.optim.lr_schedule import LRSchedule
 from engine.optim.optimizer import Optimizer, ResidentOptimizer
 from engine.optim.registry import build_optimizer
+from engine.text_loss import TextLoss
 from engine.training.build import build_on_world, named_parameters
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from engine.plan import Plan
     from engine.world.world import World
     from models.parallel.clock import PartClock
+
+BATCHES_AT_ONCE = 8
+"""Batches of a validation that are in memory at once: few pipeline bubbles, bounded memory."""
 
 
 class Trainer:
@@ -55,6 +60,8 @@ class Trainer:
         self.device, self.data_rank = world.device, world.axes["data"].index
         self.matmul = matmul
         self.done = 0  # steps
+        self._validation_text: tuple[int, int] | None = None
+        """Bytes and characters of the validation targets, once they have been counted."""
         self.trained_length = settings.seq_len  # positions; initial weights may have more
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
@@ -151,26 +158,48 @@ class Trainer:
 
     def validates_after(self, step: int, *, last: bool) -> bool:
         """Return whether a validation follows ``step``."""
-        every = self.plan.settings.eval.every
-        due = last if every is None else every > 0 and (last or step % every == 0)
-        return due and self.batches.validation.batches > 0
+        settings = self.plan.settings.eval
+        if settings.every == 0 or self.batches.validation.batches == 0:
+            return False
+        return last or self.ends_interval(step, settings.every, settings.epochs)
 
-    def validate(self) -> float:
-        """Return the mean loss over the validation samples; it does not depend on the layout."""
+    def ends_interval(self, step: int, every: int | None, epochs: float | None) -> bool:
+        """Return whether a multiple of ``every`` steps or of ``epochs`` epochs ends in ``step``."""
+        by_steps = every is not None and step % every == 0
+        return by_steps or (epochs is not None and self.batches.ends_interval(step, epochs))
+
+    def validate(self) -> TextLoss:
+        """Return the loss over the validation samples; it does not depend on the layout."""
         self.clock.start(VALIDATION)
         eval_batches = self.batches.validation
-        batches = [
-            micro_batch
-            for number in range(eval_batches.batches)
-            for micro_batch in self._split(eval_batches.batch(number, self.data_rank))
-        ]
-        self.model.train(False)
+        counts_text = self._validation_text is None and self._is_first_of_replica
+        units = TextUnits(self.batches.corpus.tokenizer) if counts_text else None
+        counts = torch.zeros(3, dtype=torch.int64)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.pipeline.evaluate(batches, scaled_loss(1 / eval_batches.targets), loss)
+        self.model.train(False)
+        for first in range(0, eval_batches.batches, BATCHES_AT_ONCE):
+            numbers = range(first, min(first + BATCHES_AT_ONCE, eval_batches.batches))
+            batches = [eval_batches.batch(number, self.data_rank) for number in numbers]
+            if units is not None:
+                counts += sum(units.count(targets) for _, targets in batches)
+            split = [micro_batch for batch in batches for micro_batch in self._split(batch)]
+            self.pipeline.evaluate(split, scaled_loss(1 / eval_batches.targets), loss)
         self.model.train()
-        mean = float(self.world.axes["world"].all_reduce(loss))
+        message = torch.stack([loss, *counts[1:].to(loss)])
+        mean, in_bytes, characters = self.world.axes["world"].all_reduce(message).tolist()
         self.clock.start(OTHER)
-        return mean
+        self._validation_text = self._validation_text or (int(in_bytes), int(characters))
+        return TextLoss(
+            loss=mean,
+            targets=eval_batches.targets,
+            bytes=self._validation_text[0] or None,
+            characters=self._validation_text[1] or None,
+        )
+
+    @property
+    def _is_first_of_replica(self) -> bool:
+        """Return whether this rank is the first of those that read the same samples."""
+        return all(self.world.axes[name].index == 0 for name in ("tensor", "pipeline"))
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         return micro_batches(self.plan, batch, self.device)

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="prune: number of latest checkpoints to keep, in addition to the one with the "
-        "lowest validation loss; default: the run's checkpoint.keep",
+        "lowest loss; default: the run's checkpoint.keep",
     )
 
 
@@ -107,7 +107,7 @@ def _prune(checkpoints: CheckpointDirectory, keep: int) -> int:
 
     Raises UserError if no checkpoint is intact.
     """
-    losses = checkpoints.validation_losses()
+    losses = checkpoints.losses()
     is_intact = cache(lambda step: _verify(checkpoints, step))
     deleted = checkpoints_to_delete(losses, keep=keep, best=True, is_intact=is_intact)
     if len(deleted) == len(losses):

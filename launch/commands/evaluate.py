@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_step(parser)
     parser.add_argument(
         "--split",
-        choices=["train", "validation"],
-        default="validation",
-        help="split to evaluate; default: validation",
+        metavar="NAME",
+        help="split to evaluate: validation, train, or another one that the data has; default: the "
+        "run's eval.split",
     )
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="evaluate the first N samples; default: all"
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     one_copy = plan_on(None, folder, overrides, request)
     ranks = torchrun.processes(one_copy.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
     plan_on(ranks, folder, overrides, request)
-    arguments = [str(folder.path), *overrides, f"--step={args.step}", f"--split={args.split}"]
-    arguments += given_options(args, "samples", "last_n", "backend")
+    arguments = [str(folder.path), *overrides, f"--step={args.step}"]
+    arguments += given_options(args, "split", "samples", "last_n", "backend")
     return torchrun.run(ranks, arguments + ["--json"] * args.json, program="evaluate_gpt")
 
 

@@ -51,7 +51,10 @@ LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
             *("PIPELINE=2", "model.num_chunks=2", "NUM_MICRO_BATCHES=2"),
             "schedule=interleaved",
         ),
-        "1d in a pipeline": ("PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d", "loss_chunk=3"),
+        "1d in a pipeline, validation from a file": (
+            *("PIPELINE=2", "TENSOR_PARALLEL=2", "MODE=1d", "loss_chunk=3"),
+            "data.validation_path=tail.txt",
+        ),
     },
     8: {"3d": ("TENSOR_PARALLEL=8", "MODE=3d", "BATCH_SIZE=3")},
 }
@@ -68,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder that contains a run with checkpoints of steps 20 and 40."""
     path = tmp_path_factory.mktemp("evaluated")
     (path / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    (path / "tail.txt").write_text(TEXT[-(len(TEXT) // 10) :], encoding="utf-8")
     (path / "tiny.py").write_text(TINY)
     (ended,) = run(Job(folder=path, overrides=OVERRIDES))
     assert ended.error == "", ended.err
@@ -107,7 +111,7 @@ def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
     cut = len(TEXT) - len(TEXT) // 10
     text = TEXT[:cut] if subject.split == "train" else TEXT[cut:]
     samples = min((len(text) - 1) // SEQ, subject.samples or 10**9)
-    loss, tops, count, size = 0.0, [0, 0], 0, 0
+    loss, tops, count, size, characters = 0.0, [0, 0], 0, 0, 0
     for start in range(0, samples * SEQ, SEQ):
         ids = torch.from_numpy(words.encode(text[start : start + SEQ + 1]).astype("int64"))
         logits = model.logits(model(model.embed(ids[None, :-1]), SEQ))
@@ -119,15 +123,19 @@ def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
             tops[1] += target in order
             count += 1
             size += len(text[start + 1 + place].encode())
+            characters += 1
     return {
         "samples": samples,
         "targets": count,
         "bytes": size,
+        "characters": characters,
         "loss": loss / count,
         "top_1": tops[0] / count,
         "top_10": tops[1] / count,
         "perplexity": math.exp(loss / count),
         "bits_per_byte": loss / math.log(2) / size,
+        "loss_per_byte": loss / size,
+        "perplexity_per_character": math.exp(loss / characters),
     }
 
 
@@ -145,9 +153,13 @@ def test_every_layout_gives_the_result_of_full_logits(folder: Path, size: int, n
         assert 0 < expected["top_1"] < expected["top_10"] < 1
         for found in evaluations(folder, size):
             one = found[name, subject]
-            assert (one.step, one.split, one.last_n) == (20, subject.split, subject.last_n)
+            assert (one.step, one.split, one.last_n) == (
+                20,
+                subject.split or "validation",
+                subject.last_n,
+            )
             for key, value in expected.items():
-                exact = key in ("samples", "targets", "bytes", "top_1", "top_10")
+                exact = key in ("samples", "targets", "bytes", "characters", "top_1", "top_10")
                 tolerance = 0 if exact else 1e-12
                 assert getattr(one, key) == pytest.approx(value, rel=tolerance, abs=0), key
 
@@ -156,7 +168,9 @@ def test_loss_of_the_validation_split_is_that_of_the_run(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     one = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
     assert one.samples == one.split_samples == 20
-    assert one.loss == pytest.approx(rows[19]["val_loss"], rel=1e-12)
+    numbers = (one.loss, one.perplexity, one.loss_per_byte, one.loss_per_character)
+    keys = ("val_loss", "val_perplexity", "val_loss_per_byte", "val_loss_per_character")
+    assert [rows[19][key] for key in keys] == pytest.approx(numbers, rel=1e-12)
 
 
 def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +252,7 @@ FOUND = Evaluation(
     last_n=None,
     targets=512,
     bytes=1024,
+    characters=256,
     loss=math.log(4),
     top_1=0.25,
     top_10=0.5,
@@ -254,11 +269,13 @@ def test_result_as_table_and_json() -> None:
         "  loss        1.3863",
         "  perplexity  4.00",
         "  bits/byte   1.0000",
+        "  loss/byte   0.6931",
+        "  loss/char   2.7726",
         "  top-1       25.00%",
         "  top-10      50.00%",
         "  serial, bf16, 1.0 s",
     ]
-    part = replace(FOUND, samples=3, last_n=2, bytes=None, step=None, loss=1000.0)
+    part = replace(FOUND, samples=3, last_n=2, bytes=None, characters=None, step=None, loss=1000.0)
     assert "the first 3 samples, 512 targets, the last 2 of 8 positions" in part.table()
     assert "its tokens have no text" in part.table()
     assert "perplexity  inf" in part.table()

@@ -11,6 +11,7 @@ import pytest
 from engine.config.schema import all_settings
 from tests.support.setting_effects import (
     CONFIG,
+    HELD_OUT,
     OTHER,
     TEXT,
     SettingEffect,
@@ -21,6 +22,7 @@ from tests.support.setting_effects import (
     determinism,
     files,
     first_ids,
+    held_out_ids,
     homes,
     library,
     loss_chunks,
@@ -168,11 +170,22 @@ EFFECTS = {
     "data.validation": SettingEffect(
         change="data.validation=0.01", probe=validations, given=FROM_TEXT
     ),
+    "data.validation_path": SettingEffect(
+        change="data.validation_path={folder}/held-out", probe=held_out_ids, given=FROM_TEXT
+    ),
     "data.cache": SettingEffect(
         change="data.cache={folder}/mine", probe=tokenised_in, given=FROM_TEXT
     ),
     "eval.every": SettingEffect(change="eval.every=2", probe=validations),
+    "eval.split": SettingEffect(
+        change="eval.split=train", probe=held_out_ids, given=(*FROM_TEXT, "data.validation=0.01")
+    ),
+    "eval.epochs": SettingEffect(
+        change="eval.epochs=0.02", probe=validations, given=(*FROM_TEXT, "eval.every=None")
+    ),
     "eval.batches": SettingEffect(change="eval.batches=3", probe=validations),
+    "eval.samples": SettingEffect(change="eval.samples=5", probe=validations),
+    "eval.tokens": SettingEffect(change="eval.tokens=17", probe=validations),
     "log.every": SettingEffect(change="log.every=3", probe=files),
     "log.dir": SettingEffect(change="log.dir=elsewhere", probe=files),
     "log.tokens_per_second": SettingEffect(
@@ -220,6 +233,9 @@ ELSEWHERE = {
     "zero.nvme_store": "engine/nvme/test_store.py::"
     "test_the_fallback_of_io_uring_is_libaio_and_then_threads",
     "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
+    "checkpoint.epochs": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
+    "checkpoint.best_by": "engine/checkpoint/test_directory.py::"
+    "test_the_setting_of_the_latest_checkpoint_selects_the_loss",
     "checkpoint.keep": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"
@@ -245,6 +261,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "small.py").write_text(CONFIG)
     (path / "text").write_text(TEXT)
     (path / "other").write_text(OTHER)
+    (path / "held-out").write_text(HELD_OUT)
     return path
 
 

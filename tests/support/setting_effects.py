@@ -37,6 +37,7 @@ log = dict(tensorboard=False)
 eval = dict(every=0)
 """
 TEXT = "One text, of which some is kept to validate with. " * 40
+HELD_OUT = "some text to validate with. " * 40
 OTHER = "Another. " * 200
 
 
@@ -67,7 +68,7 @@ def training(config: Path, overrides: Overrides) -> list[float]:
     """Return losses and norms of four steps, and of a validation."""
     run = open_run(0, 1, config, overrides, steps=4)
     outcomes = [run.step(step) for step in range(1, 5)]
-    return [*(o.loss for o in outcomes), *(o.grad_norm for o in outcomes), run.validate()]
+    return [*(o.loss for o in outcomes), *(o.grad_norm for o in outcomes), run.validate().loss]
 
 
 def micro_batches(config: Path, overrides: Overrides) -> list[torch.Size]:
@@ -78,6 +79,13 @@ def micro_batches(config: Path, overrides: Overrides) -> list[torch.Size]:
 def first_ids(config: Path, overrides: Overrides) -> list[Any]:
     """Return the token ids that a step reads."""
     return [ids.tolist() for ids, _ in open_run(0, 1, config, overrides).micro_batches(1)]
+
+
+def held_out_ids(config: Path, overrides: Overrides) -> list[Any]:
+    """Return the first token ids that a validation reads."""
+    ids, _ = open_run(0, 1, config, overrides).batches.validation.batch(0, 0)
+    found: list[Any] = ids.tolist()
+    return found
 
 
 def scales(config: Path, overrides: Overrides) -> list[float]:
@@ -110,7 +118,7 @@ def accelerator_seconds(config: Path, overrides: Overrides) -> float | None:
     """Return the seconds of the reference accelerator that a row of the log has."""
     run = open_run(0, 1, config, overrides)
     result = StepResult(loss=1.0, grad_norm=1.0, memory_bytes=(1,), stop=False)
-    return step_metrics(run, 1, result, seconds=1.0, val_loss=None).accelerator_seconds
+    return step_metrics(run, 1, result, seconds=1.0, validation=None).accelerator_seconds
 
 
 def steps(config: Path, overrides: Overrides) -> int:

@@ -1,25 +1,48 @@
-"""Rules for checkpoints."""
+"""Rules for the intervals of checkpoints and validations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
 
 
 def checkpoints_follow_a_validation(context: RuleContext) -> Iterator[Finding]:
-    """Note that some checkpoints cannot be the best, as checkpoint.every is no multiple of
-    eval.every. Only a checkpoint saved right after a validation has a loss to compare."""
+    """Note that some checkpoints cannot be the best, as their interval is no multiple of the
+    validations' in the same unit. Only a checkpoint saved right after a validation has a loss to
+    compare."""
     settings = context.settings
-    saves, validates = settings.checkpoint.every, settings.eval.every
-    if settings.checkpoint.best and saves and validates and saves % validates:
-        yield context.note(
-            "checkpoint.every",
-            f"{context.cite('checkpoint.every')} is not a multiple of "
-            f"{context.cite('eval.every')}: a checkpoint saved without a validation cannot be the "
-            f"best; nearest: {nearest_multiples(saves, validates)}",
-        )
+    if not settings.checkpoint.best or settings.checkpoint.best_by != "validation":
+        return
+    for unit in ("every", "epochs"):
+        saves, validates = getattr(settings.checkpoint, unit), getattr(settings.eval, unit)
+        if saves and validates and Fraction(repr(saves)) % Fraction(repr(validates)):
+            yield context.note(
+                f"checkpoint.{unit}",
+                f"{context.cite(f'checkpoint.{unit}')} is not a multiple of "
+                f"{context.cite(f'eval.{unit}')}: a checkpoint saved without a validation cannot "
+                f"be the best{_nearest(saves, validates)}",
+            )
 
 
-RULES = (checkpoints_follow_a_validation,)
+def _nearest(saves: float, validates: float) -> str:
+    is_count = isinstance(saves, int) and isinstance(validates, int)
+    return f"; nearest: {nearest_multiples(int(saves), int(validates))}" if is_count else ""
+
+
+def intervals_in_epochs_need_epochs(context: RuleContext) -> Iterator[Finding]:
+    """Require intervals in steps for synthetic data, which has no epochs."""
+    if context.settings.data.type != "synthetic":
+        return
+    for name in ("eval", "checkpoint"):
+        if getattr(context.settings, name).epochs is not None:
+            yield context.error(
+                f"{name}.epochs",
+                f"{context.cite(f'{name}.epochs')} needs data with epochs, but "
+                f"{context.cite('data.type')} is endless; use {name}.every",
+            )
+
+
+RULES = (checkpoints_follow_a_validation, intervals_in_epochs_need_epochs)

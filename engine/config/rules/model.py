@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 
-from engine.config.derived import FILE_TYPES
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import path_settings
+from engine.config.sections.data import FILE_TYPES
 from engine.config.sections.model import FROM_DATA
 from engine.config.value_hints import nearest_multiples
 from engine.files import paths

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from engine.config.derived import FILE_TYPES
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import Settings
+from engine.config.sections.data import FILE_TYPES
 from engine.config.sections.loss import LossScaleSettings
+from engine.config.splits import can_validate
 
 
 class Requirement(NamedTuple):
@@ -19,6 +20,13 @@ class Requirement(NamedTuple):
     """Settings that the message cites as the cause."""
     text: str
     """The requirement in words."""
+
+
+def _validates(settings: Settings) -> bool:
+    """Return whether validations come before the end of the run."""
+    validation = settings.eval
+    is_periodic = validation.every != 0 and bool(validation.every or validation.epochs)
+    return is_periodic and can_validate(settings)
 
 
 _ADAM = Requirement(
@@ -33,8 +41,14 @@ _DECAYING = Requirement(
 )
 _SAVING = Requirement(
     lambda s: s.checkpoint.is_enabled,
-    ("checkpoint.every", "checkpoint.minutes"),
-    "checkpoint.every or checkpoint.minutes",
+    ("checkpoint.every", "checkpoint.epochs", "checkpoint.minutes"),
+    "checkpoint.every, checkpoint.epochs or checkpoint.minutes",
+)
+_VALIDATING = Requirement(
+    lambda s: s.eval.every != 0, ("eval.every",), "an eval.every other than 0"
+)
+_HELD_OUT = Requirement(
+    can_validate, ("data.validation",), "a data.validation above 0, or a data.validation_path"
 )
 _PIPELINE = Requirement(lambda s: s.pipeline > 1, ("pipeline",), "PIPELINE of 2 or more")
 
@@ -76,12 +90,19 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         lambda s: s.data.type in FILE_TYPES, ("data.type",), "a data.type that reads text"
     ),
     "eval.batches": Requirement(
-        lambda s: s.eval.every != 0, ("eval.every",), "an eval.every other than 0"
+        lambda s: s.eval.every != 0 and s.eval.samples is None and s.eval.tokens is None,
+        ("eval.every", "eval.samples", "eval.tokens"),
+        "an eval.every other than 0, and neither eval.samples nor eval.tokens",
+    ),
+    "eval.samples": _VALIDATING,
+    "eval.tokens": _VALIDATING,
+    "eval.epochs": Requirement(
+        lambda s: s.eval.every != 0 and can_validate(s),
+        ("eval.every", *_HELD_OUT.depends_on),
+        f"{_VALIDATING.text}, and {_HELD_OUT.text}",
     ),
     "eval.every": Requirement(
-        lambda s: not s.eval.every or s.data.validation > 0,
-        ("data.validation",),
-        "a data.validation above 0",
+        lambda s: not s.eval.every or can_validate(s), _HELD_OUT.depends_on, _HELD_OUT.text
     ),
     "log.wandb_project": Requirement(
         lambda s: s.log.wandb is not None, ("log.wandb",), "log.wandb='online' or 'offline'"
@@ -89,9 +110,14 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "checkpoint.keep": _SAVING,
     "checkpoint.asynchronous": _SAVING,
     "checkpoint.best": Requirement(
-        lambda s: s.checkpoint.is_enabled and bool(s.eval.every) and s.data.validation > 0,
-        (*_SAVING.depends_on, "eval.every", "data.validation"),
-        f"{_SAVING.text}, and validations by eval.every",
+        lambda s: s.checkpoint.is_enabled and (s.checkpoint.best_by == "train" or _validates(s)),
+        (*_SAVING.depends_on, "eval.every", "eval.epochs", "data.validation"),
+        f"{_SAVING.text}, and validations by eval.every or eval.epochs",
+    ),
+    "checkpoint.best_by": Requirement(
+        lambda s: s.checkpoint.is_enabled and s.checkpoint.best,
+        (*_SAVING.depends_on, "checkpoint.best"),
+        f"{_SAVING.text}, and checkpoint.best=True",
     ),
     "matmul": Requirement(
         lambda s: s.precision == "float32", ("precision",), "precision='float32'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
@@ -13,11 +13,15 @@ from engine.config.setting_types import (
     DataFile,
     DataPath,
     NewPath,
+    Positive,
     PositiveShare,
     Share,
     SourceName,
     TokenizerName,
 )
+
+FILE_TYPES = ("auto", "text", "json", "jsonl")
+"""The sources of text in files."""
 
 
 class DataSettings(Section):
@@ -40,7 +44,14 @@ class DataSettings(Section):
     truncate: PositiveShare = setting(
         "fraction of the characters of the text that is used, from the first", 1.0
     )
-    validation: Share = setting("fraction of the tokens used for validation", 0.1)
+    validation: Share = setting(
+        "fraction of the tokens, from their end, held out as the split 'validation'",
+        0.1,
+        shown="0.1; 0 with data.validation_path or another eval.split",
+    )
+    validation_path: DataPath | Annotated[tuple[DataPath, ...], MinLen(1)] | None = setting(
+        "like data.path, of other files, which become the split 'validation'", None
+    )
     cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)
 
 
@@ -48,6 +59,26 @@ class EvalSettings(Section):
     """Validation."""
 
     every: CountOrNone | None = setting(
-        "steps between validations; None: at the end; 0: never", None
+        "steps between validations; None: not by steps, but at the end; 0: never", None
+    )
+    epochs: Positive | None = setting(
+        "epochs between validations, such as 0.5; None: not by epochs", None
     )
     batches: Count = setting("global batches per validation", 8)
+    samples: Count | Literal["all"] | None = setting(
+        "samples per validation, 'all': the whole split; takes precedence over eval.batches", None
+    )
+    tokens: Count | None = setting(
+        "tokens per validation, rounded up to samples; takes precedence over eval.batches", None
+    )
+    split: str = setting(
+        "split to validate on: 'validation', 'train', or one that the source offers", "validation"
+    )
+
+    def max_samples(self, *, global_batch: int, seq_len: int) -> int | None:
+        """Return the largest number of samples of a validation; None: all of the split."""
+        if self.samples is not None:
+            return None if self.samples == "all" else self.samples
+        if self.tokens is not None:
+            return -(-self.tokens // seq_len)
+        return self.batches * global_batch

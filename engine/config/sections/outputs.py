@@ -32,13 +32,22 @@ class CheckpointSettings(Section):
     """Checkpoints of a run."""
 
     every: Count | None = setting("steps between checkpoints; None: not by steps", None)
+    epochs: Positive | None = setting(
+        "epochs between checkpoints, such as 0.5; None: not by epochs", None
+    )
     minutes: Positive | None = setting("minutes between checkpoints; None: not by the clock", None)
     keep: Count = setting("number of newest checkpoints to keep", 3)
-    best: bool = setting("also keep the checkpoint with the lowest validation loss", True)
+    best: bool = setting("also keep the checkpoint with the lowest loss", True)
+    best_by: Literal["validation", "train"] = setting(
+        "loss that selects the best checkpoint: of the validation right after its step, or the "
+        "mean of training since the checkpoint before",
+        "validation",
+    )
     asynchronous: bool = setting("write in the background, from a copy in host memory", False)
 
     @property
     def is_enabled(self) -> bool:
         """True if a run saves periodically and at its end. If not, it only saves when it is
         stopped, and at the end of a run that was resumed."""
-        return self.every is not None or self.minutes is not None
+        intervals = self.every, self.epochs, self.minutes
+        return any(interval is not None for interval in intervals)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.directory import CheckpointDirectory, checkpoints_to_delete
+from engine.checkpoint.directory import CheckpointDirectory, best_step, checkpoints_to_delete
 from engine.checkpoint.manifest import TRAINING
 from tests.support.checkpoints import training_at
 
 
-def fill(directory: CheckpointDirectory, step: int, val_loss: float | None = None) -> Path:
+def fill(
+    directory: CheckpointDirectory, step: int, val_loss: float | None = None, **more: Any
+) -> Path:
     """Create the files of a checkpoint that CheckpointDirectory reads."""
     draft = directory.temporary(step)
     draft.mkdir(parents=True)
-    (draft / TRAINING).write_text(training_at(step, val_loss=val_loss).dump().decode())
+    (draft / TRAINING).write_text(training_at(step, val_loss=val_loss, **more).dump().decode())
     directory.commit(step)
     return directory.folder(step)
 
@@ -91,7 +94,19 @@ def test_validation_losses_are_read_per_step(directory):
     fill(directory, 10, 2.5)
     fill(directory, 9)
     (fill(directory, 11) / TRAINING).write_text("{")
-    assert directory.validation_losses() == {9: None, 10: 2.5, 11: None}
+    assert directory.losses() == {9: None, 10: 2.5, 11: None}
+
+
+def test_the_setting_of_the_latest_checkpoint_selects_the_loss(directory):
+    by_training = {"checkpoint": {"best_by": "train"}}
+    fill(directory, 1, 3.0, train_loss=1.5, settings={"checkpoint": {}})
+    fill(directory, 2, 2.0, train_loss=1.6)
+    assert directory.losses() == {1: 3.0, 2: 2.0}
+    fill(directory, 3, None, train_loss=1.7, settings=by_training)
+    assert directory.losses() == {1: 1.5, 2: 1.6, 3: 1.7}
+    assert best_step(directory.losses()) == 1
+    (fill(directory, 4) / TRAINING).write_text("{")
+    assert directory.losses() == {1: 1.5, 2: 1.6, 3: 1.7, 4: None}
 
 
 @pytest.mark.parametrize(

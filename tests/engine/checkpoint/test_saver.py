@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from engine.checkpoint.load import SavedCheckpoint
 from engine.runs.folder import RunFolder
 from engine.runs.start_candidates import StartOptions
+from engine.text_loss import TextLoss
 from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.jobs import RUN, Ended, checkpoints_of, into_run, run, run_all
@@ -25,7 +27,7 @@ LOSSES = [5.0, 1.0, 4.0, float("nan"), 2.0, 3.0]
 @contextlib.contextmanager
 def validating(world: World) -> Iterator[None]:
     losses = iter(LOSSES)
-    with patch.object(Trainer, "validate", lambda self: next(losses)):
+    with patch.object(Trainer, "validate", lambda self: TextLoss(loss=next(losses), targets=1)):
         yield
 
 
@@ -37,6 +39,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, End
         "never": ("checkpoint.every=None",),
         "steps": ("checkpoint.every=4", "checkpoint.keep=9"),
         "end": ("checkpoint.every=3", "checkpoint.keep=9"),
+        "epochs": (
+            *("checkpoint.every=None", "checkpoint.epochs=0.75", "checkpoint.keep=9"),
+            *("data.type=text", "data.tokenizer=char", "data.path=text", "data.validation=0"),
+        ),
         "minutes": ("checkpoint.every=None", "checkpoint.minutes=1e-9", "checkpoint.keep=9"),
         "hours": ("checkpoint.every=None", "checkpoint.minutes=600.0"),
         "best": ("checkpoint.every=1", "checkpoint.keep=2", "eval.every=1"),
@@ -52,6 +58,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, End
         into_run(root / name, "MAX_STEPS=6", *overrides, planted=validating)
         for name, overrides in settings.items()
     ]
+    (root / "epochs" / "text").write_text("sixteen samples " * 8 + "!")  # four steps an epoch
     ended = [of_ranks[0] for of_ranks in run_all(jobs)]
     assert [one.error for one in ended] == [""] * len(ended)
     return {name: (root / name, one) for name, one in zip(settings, ended, strict=True)}
@@ -63,6 +70,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, End
         ("never", []),
         ("steps", [4, 6]),  # and at the end
         ("end", [3, 6]),  # once
+        ("epochs", [3, 6]),
         ("minutes", [1, 2, 3, 4, 5, 6]),
         ("hours", [6]),
         ("best", [2, 5, 6]),
@@ -80,7 +88,15 @@ def test_settings_determine_saved_steps(saved, name, steps):
 
 
 def test_a_nan_loss_is_never_the_best(saved):
-    assert checkpoints_of(saved["best"][0]).validation_losses() == {2: 1.0, 5: 2.0, 6: 3.0}
+    assert checkpoints_of(saved["best"][0]).losses() == {2: 1.0, 5: 2.0, 6: 3.0}
+
+
+def test_the_training_loss_of_a_checkpoint_is_the_mean_since_the_one_before(saved):
+    folder, _ = saved["steps"]
+    rows = [json.loads(line)["loss"] for line in (folder / RUN / "log.jsonl").open()]
+    found = [SavedCheckpoint(checkpoints_of(folder).folder(step)).training for step in (4, 6)]
+    expected = [sum(rows[:4]) / 4, sum(rows[4:]) / 2]
+    assert [state.train_loss for state in found] == pytest.approx(expected, rel=1e-12)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from engine.data.sampler import Sampler
 from engine.data.source import Corpus, SourceRequest
 from engine.data.sources.synthetic import MarkovChain
 from engine.data.split import Windows
+from engine.errors import UserError
 
 SEQ = 4
 
@@ -168,7 +169,7 @@ def test_validation_evaluates_each_sample_once(
         batch_size=batch_size,
         data_size=data,
         rounds=rounds,
-        validation_batches=limit,
+        validation_samples=None if limit is None else limit * 12,
     )
     first: list[int] = []
     targets = 0
@@ -315,3 +316,16 @@ def test_data_cache_overrides_the_default_cache(tmp_path: Path) -> None:
     load_batches(settings, data_size=1, cache=tmp_path / "default")
     assert list((tmp_path / "mine").glob("*.tokens"))
     assert not (tmp_path / "default").exists()
+
+
+def test_intervals_in_epochs_end_in_the_step_that_reads_their_last_sample() -> None:
+    batches = TrainBatches(_corpus(train=30), seed=5, batch_size=1)
+    steps = [step for step in range(1, 61) if batches.ends_interval(step, 0.1)]
+    assert steps == list(range(3, 61, 3))  # 3 x 0.1 > 0.3 in floating point
+    large = TrainBatches(_corpus(train=30), seed=5, batch_size=7)
+    assert [step for step in range(1, 14) if large.ends_interval(step, 1.5)] == [7, 13]
+    resumed = batches.resumed_at(batches.consumed(10))
+    assert [step for step in range(11, 25) if resumed.ends_interval(step, 0.5)] == [15]
+    endless = replace(_corpus(), train=_Endless(), description="it")
+    with pytest.raises(UserError, match="it: the data is endless, so it has no epochs"):
+        TrainBatches(endless, seed=5, batch_size=4).ends_interval(1, 1.0)

@@ -20,7 +20,7 @@ def steps(path: Path) -> list[int]:
 def test_a_line_of_the_log_has_exactly_these_fields(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.step(row(1, mfu=0.4, flops_per_second=1e9))
-    log.step(row(2, val_loss=2.5))
+    log.step(row(2, val_loss=2.5, val_loss_per_byte=1.25))
     first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert first == {
         "step": 1,
@@ -31,7 +31,14 @@ def test_a_line_of_the_log_has_exactly_these_fields(tmp_path):
         "tokens_per_second": 1000.0,
         "memory_bytes": 300,
     }
-    assert second == first | {"step": 2, "loss": 1.5, "tokens": 1024, "val_loss": 2.5}
+    assert second == first | {
+        "step": 2,
+        "loss": 1.5,
+        "tokens": 1024,
+        "val_loss": 2.5,
+        "val_perplexity": math.exp(2.5),
+        "val_loss_per_byte": 1.25,
+    }
 
 
 def test_the_log_has_the_seconds_of_a_step_by_kind_of_work(tmp_path):

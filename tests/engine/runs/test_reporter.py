@@ -113,7 +113,7 @@ def test_a_finished_run_has_status_log_curves_and_table(plan, folder):
             ]
             for line in text.splitlines()[-3:-2]
         ),
-        "step 2/20 val loss 2.5000".split(),
+        "step 2/20 val loss 2.5000 perplexity 12.182".split(),
     ]
     assert text.splitlines()[-1] == "a word"
 

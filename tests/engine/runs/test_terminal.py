@@ -57,10 +57,14 @@ def test_header_row_and_validation_are_aligned():
         format_header(row(7), 2000),
         format_row(row(7), 2000, "1:02"),
         format_validation(row(7, val_loss=2.5), 2000),
+        format_validation(
+            row(7, val_loss=2.5, val_loss_per_byte=0.625, val_loss_per_character=0.75), 2000
+        ),
     ] == [
         "                  loss      lr    norm tok/s ms/step   memory      ETA",
         "step    7/2000  2.3457 3.0e-04   0.835 12.3K      41  512 MiB     1:02",
-        "step    7/2000  val loss 2.5000",
+        "step    7/2000  val loss 2.5000  perplexity 12.182",
+        "step    7/2000  val loss 2.5000  perplexity 12.182  loss/byte 0.625  loss/char 0.75",
     ]
 
 

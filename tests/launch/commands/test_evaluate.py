@@ -118,6 +118,10 @@ def test_options_are_passed_to_the_ranks(started):
         ),
         (["--gpus", "3"], "gpt.py:4: 3 GPUs are not a multiple of 2"),
         (["compile=True"], "command line: compile=True passes"),
+        (
+            ["--split", "tset"],
+            "there is no split 'tset' of gpt.py:8: data.type='synthetic'; splits:",
+        ),
         (["SEQ_LENGTH=3"], "command line: SEQ_LENGTH is not a setting"),
         (["--samples", "0"], "--samples"),
     ],

@@ -30,7 +30,7 @@ log = dict(tensorboard=False)
 
 def losses(rank: int, size: int, config: Path, overrides: tuple[str, ...]) -> list[float]:
     run = open_run(rank, size, config, overrides, steps=3)
-    return [*(run.step(step).loss for step in range(1, 4)), run.validate()]
+    return [*(run.step(step).loss for step in range(1, 4)), run.validate().loss]
 
 
 @pytest.fixture

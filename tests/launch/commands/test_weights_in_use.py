@@ -95,7 +95,7 @@ def test_run_generates_at_each_checkpoint(
     folder = RunFolder(Path("runs/x-20260101-000000"))
     losses = {
         step: loss
-        for step, loss in CheckpointDirectory(folder.checkpoints).validation_losses().items()
+        for step, loss in CheckpointDirectory(folder.checkpoints).losses().items()
         if loss is not None
     }
     best = min(losses, key=lambda step: losses[step])

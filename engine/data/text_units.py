@@ -1,0 +1,32 @@
+"""Counts the units of text that targets stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.parallel.targets import IGNORED
+
+if TYPE_CHECKING:
+    from engine.data.tokenizer import Tokenizer
+
+
+class TextUnits:
+    """Counts bytes and characters of targets, as ``engine.text_loss.TextLoss`` defines them."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        """Without a tokenizer all counts of text are 0."""
+        self._tokenizer = tokenizer
+        self._bytes = None if tokenizer is None else torch.from_numpy(tokenizer.byte_counts())
+
+    def count(self, targets: Tensor) -> Tensor:
+        """Return the number of the targets [samples, seq_len] that are not IGNORED, of their UTF-8
+        bytes and of their characters, int64 [3]."""
+        samples = [row[row != IGNORED] for row in targets]
+        counts = [sum(map(len, samples)), 0, 0]
+        if self._tokenizer is not None and self._bytes is not None:
+            counts[1] = sum(int(self._bytes[ids].sum()) for ids in samples)
+            counts[2] = sum(len(self._tokenizer.decode(ids.numpy())) for ids in samples)
+        return torch.tensor(counts)

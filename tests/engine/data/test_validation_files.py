@@ -1,0 +1,107 @@
+"""The split 'validation' is made of the files of data.validation_path, or is a named split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.data.loader import TrainBatches
+from engine.data.source import Corpus
+from engine.data.split import Windows
+from engine.data.tokenizers.char import Char
+from engine.data.validation_files import open_with_validation
+from engine.data.vocabulary import use_saved_ids
+from engine.errors import UserError
+from tests.engine.data.support import Ask, tokenizer_of
+
+TRAINED = "the quick brown fox jumps over the lazy dog; "
+HELD_OUT = "xylophone jazz; "
+
+
+def inputs_of(corpus: Corpus, name: str) -> str:
+    """Decode the inputs of all samples of a split."""
+    split = corpus.split(name)
+    assert split.samples
+    ids, _ = split.batch(np.arange(split.samples))
+    return tokenizer_of(corpus).decode(ids.ravel())
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+def test_other_files_are_validated_on_and_all_of_the_data_is_trained_on(
+    ask: Ask, tmp_path: Path, tokenizer: str
+) -> None:
+    train, held_out = tmp_path / "train.txt", tmp_path / "held-out.txt"
+    train.write_text(TRAINED * 9)
+    held_out.write_text(HELD_OUT * 9)
+    request = ask(train, tokenizer=tokenizer, validation=0.0, seq_len=4)
+    corpus = open_with_validation("auto", request, str(held_out))
+    for name, text in (("train", TRAINED * 9), ("validation", HELD_OUT * 9)):
+        decoded = inputs_of(corpus, name)
+        assert text.startswith(decoded)
+        assert len(text) - len(decoded) <= 16  # the last token is only a target; the rest of 4
+    alone = open_with_validation("auto", request, None)
+    assert tokenizer_of(alone).state() == tokenizer_of(corpus).state()
+    assert alone.splits.keys() == {"train"}
+
+
+def test_the_fingerprint_covers_both_files(ask: Ask, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("one", "two")}
+    for name, file in files.items():
+        file.write_text(TRAINED * 9 + name)
+
+    def fingerprint(train: str, held_out: str | None) -> str:
+        path = str(files[held_out]) if held_out else None
+        request = ask(files[train], tokenizer="gpt2", validation=0.0)
+        return open_with_validation("text", request, path).fingerprint
+
+    pairs = [("one", None), ("one", "one"), ("one", "two"), ("two", "one")]
+    assert len({fingerprint(*pair) for pair in pairs}) == 4
+    before = fingerprint("one", "two")
+    files["two"].write_text(TRAINED * 9 + "tow")
+    assert fingerprint("one", "two") != before
+
+
+def test_files_that_cannot_be_validated_on_are_rejected(ask: Ask, tmp_path: Path) -> None:
+    train, other = tmp_path / "train.txt", tmp_path / "other.txt"
+    train.write_text(TRAINED * 9)
+    request = ask(train, validation=0.0)
+    other.write_text("Ünknown " * 9)
+    with pytest.raises(UserError, match=r"^data.validation_path=.*other.txt.* has no ids for 'Ü'$"):
+        open_with_validation("auto", request, str(other))
+    other.write_text("a fox")
+    with pytest.raises(UserError, match=r"^data.validation_path=.*other.txt' is too short"):
+        open_with_validation("auto", request, str(other))
+    with pytest.raises(UserError, match=r"^data.validation_path=.*none.txt"):
+        open_with_validation("auto", request, str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match=r"no text; choose one of its splits by eval\.split"):
+        open_with_validation("synthetic", ask(), str(other))
+
+
+NAMED = Corpus(
+    train=Windows(np.arange(13), 4),
+    validation=Windows(np.arange(0), 4),
+    other_splits={"test": Windows(np.arange(20, 41), 4), "empty": Windows(np.arange(0), 4)},
+    tokenizer=Char("".join(map(chr, range(50, 100)))),
+    description="books",
+    fingerprint="f",
+)
+
+
+def test_a_named_split_is_validated_on() -> None:
+    batches = TrainBatches(NAMED, seed=1, batch_size=2, validation_split="test")
+    validation = batches.validation
+    assert (validation.samples, str(validation)) == (5, "all 5 samples of the split 'test'")
+    assert validation.batch(0, 0)[0].tolist() == [[20, 21, 22, 23], [24, 25, 26, 27]]
+    mapped, new = use_saved_ids(
+        NAMED, {"type": "char", "characters": "".join(map(chr, range(99, 49, -1)))}
+    )
+    assert not new
+    again = batches.with_corpus(mapped).validation
+    assert again.batch(0, 0)[0].tolist() == [[29, 28, 27, 26], [25, 24, 23, 22]]
+    assert str(TrainBatches(NAMED, seed=1, batch_size=2).validation) == "no samples"
+
+
+def test_an_unknown_split_is_rejected_with_the_names_of_all() -> None:
+    for name in ("tset", "empty"):
+        with pytest.raises(UserError, match=f"books: there is no split '{name}'.*: train, test$"):
+            TrainBatches(NAMED, seed=1, batch_size=2, validation_split=name)
