@@ -68,7 +68,9 @@ def assign_devices(
             if without
             else f"{format_ranks(sharing)} share one"
         )
-        raise UserError(f"backend='nccl' needs a GPU for each rank, and {fault}; 'gloo' works")
+        raise UserError(
+            f"backend='nccl' needs a GPU for each rank, and {fault}; use backend='gloo'"
+        )
     gpu_per_rank = not without and not sharing
     return DeviceAssignment(
         local_ranks=tuple(local_ranks),

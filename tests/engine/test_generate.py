@@ -116,7 +116,7 @@ LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()  # of these probabilities
 
 
 @pytest.mark.parametrize(
-    ("more", "wanted"),
+    ("more", "expected"),
     [
         ({}, [0.1, 0.4, 0.2, 0.3]),
         ({"temperature": 0.5}, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),  # squares

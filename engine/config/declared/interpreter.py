@@ -201,7 +201,9 @@ class Interpreter:
             self._bind_symbol(alias.asname or first, symbol, node)
         elif rest and not alias.asname:
             parent, _, name = alias.name.rpartition(".")
-            raise ConfigValueError(f"import a config file with 'from {parent} import {name}'")
+            raise ConfigValueError(
+                f"{alias.name} has no name here; write 'from {parent} import {name}'"
+            )
         else:
             self._bind_module(alias.asname or first, located, node)
 

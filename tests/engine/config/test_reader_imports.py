@@ -136,7 +136,10 @@ def message_of(path: str) -> str:
         ("from .bsae import X", "no config file bsae.py in gpt_configs"),
         ("from ..bsae import X", "no config file bsae.py in project"),
         ("from . import bsae", "no config file bsae.py in gpt_configs"),
-        ("import gpt_configs.base", "import a config file with 'from gpt_configs import base'"),
+        (
+            "import gpt_configs.base",
+            "gpt_configs.base has no name here; write 'from gpt_configs import base'",
+        ),
         ("import gpt_configs", "gpt_configs is a folder; import a config file in it"),
         ("from bsae import *", "bsae is not a config file; import its names one by one"),
         ("from .base import NOPE", "gpt_configs/base.py does not define NOPE"),
