@@ -203,8 +203,8 @@ class _PipelineRun:
                     self.reducer.add(weight, gradient)
 
     def _final_backward(self, action: Action) -> AbstractContextManager[None]:
-        """Return the reducer's context for complete gradients if this is the last micro-batch, else a
-        context without effect."""
+        """Return the reducer's context for complete gradients if this is the last micro-batch, else
+        a context without effect."""
         assert self.reducer is not None
         last = action.micro_batch == len(self.batches) - 1
         return self.reducer.final_backward() if last else nullcontext()

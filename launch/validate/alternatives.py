@@ -189,8 +189,8 @@ class Search:
         return [(space, steps) for _, _, space, steps in sorted(fitting, key=lambda one: one[:2])]
 
     def nearest(self) -> tuple[Alternative, ...]:
-        """Return the candidates that need the least memory; of several that need as much, the one of
-        the lowest cost."""
+        """Return the candidates that need the least memory; of several that need as much, the one
+        of the lowest cost."""
         smallest: dict[float, tuple[SearchSpace, KnobSteps]] = {}
         for (space, steps), size in self.sizes.items():
             other = smallest.setdefault(size, (space, steps))
