@@ -18,7 +18,7 @@ models.parallel
 models
 engine.errors engine.text_loss
 engine.formatting engine.discover engine.files
-engine.layout engine.pipeline engine.step_message
+engine.layout engine.step_message engine.pipeline
 engine.config
 engine.plan
 engine.unsupported engine.evaluation_request

@@ -100,7 +100,7 @@ class Trainer:
         if (unused := schedule.endless_unit) is not None:
             raise UserError(
                 f"{cite(f'lr_scheduler.{unused}')} needs data with epochs, but "
-                f"{cite('data.type')} is endless: use 'step' or 'token'"
+                f"{cite('data.type')} is endless; use 'step' or 'token'"
             )
         if settings.lr_scheduler.total is not None and schedule.warmup >= schedule.total:
             raise UserError(

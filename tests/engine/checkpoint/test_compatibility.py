@@ -164,10 +164,10 @@ def test_another_layout_is_reported(tmp_path):
     [
         ((), 4, None),  # 4 ranks x 4 samples
         (("BATCH_SIZE=8",), 2, None),
-        ((), 2, "8 samples per step, 16 at the checkpoint: gradient_accumulation=2"),
-        (("gradient_accumulation=3",), 1, ", 16 at the checkpoint: gradient_accumulation=4"),
-        (("BATCH_SIZE=6",), 4, "24 samples per step, 16 at the checkpoint: BATCH_SIZE=4"),
-        ((), 3, ", 16 at the checkpoint: no integer setting restores it"),
+        ((), 2, "8 samples per step, 16 at the checkpoint; gradient_accumulation=2"),
+        (("gradient_accumulation=3",), 1, ", 16 at the checkpoint; gradient_accumulation=4"),
+        (("BATCH_SIZE=6",), 4, "24 samples per step, 16 at the checkpoint; BATCH_SIZE=4"),
+        ((), 3, ", 16 at the checkpoint; no integer setting restores it"),
     ],
 )
 def test_another_global_batch_is_reported_with_the_setting_that_restores_it(

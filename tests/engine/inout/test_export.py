@@ -115,7 +115,7 @@ def test_force_keeps_files_that_no_export_wrote(tmp_path: Path) -> None:
     to("hf", trained(), out)
     (out / "thesis.tex").touch()
     with pytest.raises(
-        UserError, match=r"out contains thesis\.tex, which --force does not remove: name another"
+        UserError, match=r"out contains thesis\.tex, which --force does not remove; name another"
     ):
         to("hf", trained(), out, force=True)
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_force_keeps_files_that_no_export_wrote(tmp_path: Path) -> None:
     ):
         to("pt", trained(), out, force=True)
     with pytest.raises(
-        UserError, match=r"thesis\.tex is a file, but this format writes a folder: name"
+        UserError, match=r"thesis\.tex is a file, but this format writes a folder; name"
     ):
         to("hf", trained(), out / "thesis.tex", force=True)
     assert len([*out.iterdir()]) == 4

@@ -110,7 +110,7 @@ def test_options_are_passed_to_the_ranks(started):
         (["--split", "train"], "gpt.py:8: data.type='synthetic' is endless; pass --samples N"),
         (
             ["data.validation=0.0"],
-            "command line: data.validation=0.0, so there is no validation split: use",
+            "command line: data.validation=0.0, so there is no validation split; use",
         ),
         (
             ["model.n_layer=3"],
