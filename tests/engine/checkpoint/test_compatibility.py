@@ -178,7 +178,7 @@ def test_another_global_batch_is_reported_with_the_setting_that_restores_it(
     assert len(found) == (message is not None)
     assert all(message in line for line in found)
     if found and "no integer" not in found[0]:
-        keeps = found[0].partition("checkpoint: ")[2].split()[0]
+        keeps = found[0].partition("checkpoint; ")[2].split()[0]
         kept = plan_with(tmp_path, *overrides, keeps, gpus=gpus)
         assert batch_change(before, layout, kept) == []
 
