@@ -22,7 +22,8 @@ engine.layout engine.step_message engine.pipeline
 engine.config
 engine.plan
 engine.unsupported engine.evaluation_request
-engine.data engine.optim
+engine.data
+engine.optim
 engine.estimate
 engine.world.coordination
 engine.world

@@ -84,7 +84,7 @@ def vocabulary_size(corpus: Corpus, saved: dict[str, Any] | None = None) -> int:
     if corpus.tokenizer is None:
         raise UserError(
             f"model.vocab_size='data' is the number of ids of a tokenizer, and the data "
-            f"({corpus.description}) has none: set a number"
+            f"({corpus.description}) has none; set a number"
         )
     return corpus.tokenizer.size
 

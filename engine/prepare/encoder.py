@@ -50,7 +50,8 @@ class ParallelEncoder:
     """Processes that encode blocks by the tokenizer in a file."""
 
     def __init__(self, tokenizer: Path, dtype: np.dtype[Any], processes: int) -> None:
-        """``tokenizer``: file of a tokenizer, as ``engine.data.tokenizer.dump`` returns it."""
+        """Prepare the processes. ``tokenizer``: a file with the JSON object of
+        ``engine.data.tokenizer.dump``."""
         self._tokenizer, self._dtype = str(tokenizer), dtype.str
         self._ahead = AHEAD * processes
         self._pool = ProcessPoolExecutor(

@@ -87,8 +87,8 @@ class LanguiniLayout:
     source = "lanes"
 
     def __init__(self, output: Path, vocabulary: str, split: str, inputs: Sequence[Path]) -> None:
-        """``vocabulary``: name of the shards' folder below ``output``. Raises UserError if two
-        input files have one name."""
+        """Name the shards of the inputs. ``vocabulary``: name of their folder below ``output``.
+        Raises UserError if two input files have one name."""
         self.output, self.split = output, split
         self._vocabulary = vocabulary
         self._names = [f"files/{_stem(path)}.npy" for path in inputs]

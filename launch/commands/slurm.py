@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     sbatch = shutil.which("sbatch", path=environ.get("PATH"))
     if args.submit and sbatch is None:
         raise UserError(
-            "--submit needs sbatch, which is not on PATH: run this where jobs are submitted, or "
+            "--submit needs sbatch, which is not on PATH; run this where jobs are submitted, or "
             "leave out --submit and run sbatch there"
         )
     arguments = [

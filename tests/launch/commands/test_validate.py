@@ -103,7 +103,7 @@ def test_vocabulary_of_data_without_a_tokenizer_is_rejected(tmp_path, capsys):
     assert cli.main(["validate", str(path)], {}) == 2
     assert capsys.readouterr().err == (
         f"{path}:8: model.vocab_size='data' is the number of ids of a tokenizer, and "
-        "data.type='synthetic' has none: set a number\n"
+        "data.type='synthetic' has none; set a number\n"
     )
 
 
