@@ -81,7 +81,7 @@ def vocabulary_has_a_tokenizer(context: RuleContext) -> Iterator[Finding]:
         yield context.error(
             "model.vocab_size",
             f"{stated} is the number of ids of a tokenizer, and {context.cite('data.type')} has "
-            "none: set a number",
+            "none; set a number",
         )
 
 
