@@ -96,7 +96,7 @@ def test_a_model_that_overflows_is_not_sampled(tmp_path: Path) -> None:
     assert printed_sample(tmp_path, torch.inf) == ""
 
 
-def test_a_stopped_run_prints_the_command_that_continues_it(tmp_path: Path) -> None:
+def test_a_stopped_run_prints_the_command_to_continue(tmp_path: Path) -> None:
     folder, overrides = RunFolder(tmp_path / "my run"), ("data.validation=0.0",)
     lines = end_lines(tmp_path, folder, *overrides, finished=False, val_loss=2.34567)
     assert lines[1].startswith("validation  loss 2.3457 after step 300, over ")
@@ -106,7 +106,7 @@ def test_a_stopped_run_prints_the_command_that_continues_it(tmp_path: Path) -> N
     ]
 
 
-def test_a_stopped_run_on_several_machines_prints_the_option_that_continues_it(
+def test_a_stopped_run_on_several_machines_prints_the_option_to_continue(
     tmp_path: Path,
 ) -> None:
     folder = RunFolder(tmp_path / "run")

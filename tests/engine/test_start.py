@@ -245,7 +245,7 @@ def trying_to_lock_during_training(world: World) -> Iterator[None]:
         yield
 
 
-def test_a_run_locks_its_folder_while_it_trains(folder):
+def test_a_training_run_locks_its_folder(folder):
     (again,) = run(job(folder, "MAX_STEPS=7", resume="run", planted=trying_to_lock_during_training))
     assert (again.error, list(again.batches)) == ("", [7])
     shutil.rmtree(folder / RUN)

@@ -71,7 +71,7 @@ def test_a_change_of_each_fixed_setting_is_rejected(tmp_path, before, name):
         lines(tmp_path, before)
 
 
-def test_all_model_settings_are_fixed_except_those_used_only_in_training():
+def test_all_model_settings_except_training_options_are_fixed():
     free = "embd_pdrop resid_pdrop attn_pdrop checkpoint num_chunks preset".split()
     free += ["init_std", "init_residual", "init_positions"]
     model = {name for name in all_settings() if name.startswith("model.")}

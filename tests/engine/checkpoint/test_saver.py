@@ -91,7 +91,7 @@ def test_a_nan_loss_is_never_the_best(saved):
     assert checkpoints_of(saved["best"][0]).losses() == {2: 1.0, 5: 2.0, 6: 3.0}
 
 
-def test_the_training_loss_of_a_checkpoint_is_the_mean_since_the_one_before(saved):
+def test_the_training_loss_of_a_checkpoint_is_the_mean_since_the_previous_checkpoint(saved):
     folder, _ = saved["steps"]
     rows = [json.loads(line)["loss"] for line in (folder / RUN / "log.jsonl").open()]
     found = [SavedCheckpoint(checkpoints_of(folder).folder(step)).training for step in (4, 6)]

@@ -246,7 +246,7 @@ def test_data_parallelism_is_derived(tmp_path: Path, gpus: int) -> None:
 
 @pytest.mark.parametrize("mode", modes())
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_size_is_legal_exactly_if_the_mode_has_axes_for_it(
+def test_size_is_legal_exactly_if_the_mode_has_axes_of_this_size(
     tmp_path: Path, mode: str, depth: int
 ) -> None:
     path = tmp_path / "config.py"

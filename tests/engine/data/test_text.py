@@ -118,7 +118,7 @@ def test_file_without_permission_is_rejected(tmp_path: Path, ask: Ask) -> None:
         open_corpus(ask(path))
 
 
-def test_file_changed_while_it_is_read_is_rejected(tmp_path: Path, ask: Ask) -> None:
+def test_file_changed_during_reading_is_rejected(tmp_path: Path, ask: Ask) -> None:
     path = _write(tmp_path, "ab" * 100)
     documents = TextFile(data_file.DataFile(path))
     assert documents.digest

@@ -76,7 +76,7 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     assert load_or_build(path, build_ids).ids.tolist() == IDS.tolist()
 
 
-def test_reader_keeps_its_file_while_it_is_replaced(tmp_path: Path) -> None:
+def test_reader_keeps_a_replaced_file(tmp_path: Path) -> None:
     path = tmp_path / "a.tokens"
     first = load_or_build(path, build_ids)
     token_cache._write(path, build_backwards)

@@ -108,7 +108,7 @@ def ranks_to_measure(plan: Plan) -> list[int]:
     return [stage * tensor + (1 if tensor > 1 else 0) for stage in range(plan.layout.pipeline)]
 
 
-def test_estimated_message_of_a_step_has_the_bytes_of_the_real_one(config: Path) -> None:
+def test_bytes_of_the_message_of_a_step_equal_the_estimate(config: Path) -> None:
     """The measurements above replace the real message, whose contents would be undefined."""
     plan = make_plan(config, gpus=3, environ={})
     with world_of_one(1, 3):

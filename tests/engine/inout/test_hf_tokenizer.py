@@ -165,7 +165,7 @@ def test_byte_tokenizer_is_loaded_by_transformers_and_read_back(tmp_path: Path) 
     assert hf_tokenizer.read(tmp_path) == saved
 
 
-def test_sentencepiece_model_is_exported_as_it_is() -> None:
+def test_sentencepiece_model_is_exported_unchanged() -> None:
     from engine.inout import hf_tokenizer
 
     saved = {"type": "sentencepiece", "model": "AAECAw=="}

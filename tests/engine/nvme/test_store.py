@@ -233,7 +233,7 @@ print(tensornvme._allows_uring(), tensornvme.problem(), tensornvme._backend())
 
 
 @pytest.mark.skipif(tensornvme.problem() is not None, reason="TensorNVMe does not work here")
-def test_io_uring_is_not_tried_if_a_container_forbids_it() -> None:
+def test_io_uring_is_not_tried_in_a_container_that_forbids_io_uring() -> None:
     """TensorNVMe would crash the process."""
     done = subprocess.run(
         [sys.executable, "-c", FORBIDDEN],

@@ -30,7 +30,7 @@ def test_the_command_is_run_sh_if_its_environment_is_not_active(root, monkeypatc
     assert cuboid({}, own, root) == f"'{root}/run.sh'"
 
 
-def test_the_command_is_cuboid_if_it_is_on_the_path(root):
+def test_the_command_is_cuboid_if_cuboid_is_on_the_path(root):
     own = str(root / ".venv")
     assert cuboid({"VIRTUAL_ENV": own}, own, root) == "cuboid", "activated"
     assert cuboid({"CONDA_PREFIX": "/conda"}, "/conda", root) == "cuboid"

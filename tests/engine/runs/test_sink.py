@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "tiny.py"
 
 
-def test_a_module_is_a_sink_once_its_file_is_there(config, tmp_path, monkeypatch):
+def test_a_new_file_in_sinks_registers_a_sink(config, tmp_path, monkeypatch):
     """The sink of the file `every.py` is enabled by log.every."""
     package = tmp_path / "more_sinks"
     package.mkdir()

@@ -67,7 +67,7 @@ def test_seconds_are_taken_once_and_the_running_part_later(time, clock):
     assert clock.take() == {}
 
 
-def test_a_restart_forgets_what_was_before(time, clock):
+def test_a_restart_discards_earlier_times(time, clock):
     clock.start("a")
     time.pass_by(1)
     clock.restart()

@@ -118,7 +118,7 @@ def test_losses_are_drawn_over_tokens_and_accelerator_seconds_also_after_a_resum
         }
 
 
-def test_without_a_reference_accelerator_there_is_no_axis_of_its_seconds(tmp_path):
+def test_axis_of_accelerator_seconds_needs_a_reference_accelerator(tmp_path):
     board = TensorBoard(tmp_path)
     board.step(row(1))
     board.close()

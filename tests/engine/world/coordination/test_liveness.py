@@ -107,7 +107,7 @@ def test_poll_rate_of_many_ranks_stays_below_its_limit() -> None:
     assert 250 / interval_between_polls(250) <= POLLS_PER_SECOND
 
 
-def test_rank_that_exits_after_a_failure_answers_that_it_is_not_to_blame() -> None:
+def test_rank_that_exits_after_the_failure_of_another_rank_is_not_blamed() -> None:
     store = HashStore()
     leaving = monitor(1, store=store)
     leaving.start()
