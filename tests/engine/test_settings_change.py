@@ -225,7 +225,7 @@ FURTHER_VALUES = [  # values whose effect needs a probe of its own
 ]
 ELSEWHERE = {
     "data.tokenizer_path": "engine/data/test_sentencepiece.py::"
-    "test_the_source_reads_the_model_of_the_setting",
+    "test_text_source_uses_the_tokenizer_file_of_the_setting",
     "data.key": "engine/data/test_detect_format.py::test_data_key_selects_the_text",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"

@@ -139,7 +139,7 @@ def _open(content: bytes) -> tuple[Any, Any, Any]:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
     except ImportError as error:
         raise UserError(
-            "data.tokenizer='sentencepiece' needs SentencePiece: pip install sentencepiece"
+            "data.tokenizer='sentencepiece' needs SentencePiece; pip install sentencepiece"
         ) from error
     model, encoding, decoding = (
         sentencepiece_model_pb2.ModelProto.FromString(content) for _ in range(3)

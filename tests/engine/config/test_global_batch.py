@@ -129,7 +129,7 @@ def test_the_command_line_outranks_the_factors_of_the_file(tmp_path, file, overr
     assert factors(plan(tmp_path, f"{file}\n", *overrides, gpus=1)) == expected
 
 
-def test_factors_of_equal_strength_must_agree(tmp_path):
+def test_batch_factors_of_equal_precedence_must_agree(tmp_path):
     text = "GLOBAL_BATCH_SIZE = 8\n"
     message = problem(tmp_path, text, "BATCH_SIZE=3", "gradient_accumulation=2", gpus=1)
     assert message.startswith("GLOBAL_BATCH_SIZE=8 differs from BATCH_SIZE=3")

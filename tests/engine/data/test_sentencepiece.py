@@ -106,7 +106,7 @@ def test_state_is_the_model_file_and_loads_again() -> None:
         load({"type": "sentencepiece", "model": "AAAA"})
 
 
-def test_the_source_reads_the_model_of_the_setting(ask: Ask, tmp_path: Path) -> None:
+def test_text_source_uses_the_tokenizer_file_of_the_setting(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The cat <D> sat. " * 30)
     (tmp_path / "b.txt").write_text("The dog. " * 30)
     model = tmp_path / "my.model"
@@ -126,7 +126,7 @@ def test_the_source_reads_the_model_of_the_setting(ask: Ask, tmp_path: Path) -> 
     )
 
 
-def test_mistakes_have_a_clear_error(
+def test_invalid_model_files_and_text_are_rejected(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def message(**changes: Any) -> str:
@@ -145,6 +145,6 @@ def test_mistakes_have_a_clear_error(
     )
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     missing = message(tokenizer_path=str(tmp_path / "no.model"))
-    assert missing.endswith("needs SentencePiece: pip install sentencepiece")
+    assert missing.endswith("needs SentencePiece; pip install sentencepiece")
     with pytest.raises(UserError, match=r"U\+DC80 is half of a surrogate pair"):
         languini()[0].encode("\udc80")

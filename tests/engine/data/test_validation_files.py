@@ -27,7 +27,7 @@ def inputs_of(corpus: Corpus, name: str) -> str:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
-def test_other_files_are_validated_on_and_all_of_the_data_is_trained_on(
+def test_validation_on_other_files_leaves_all_data_for_training(
     ask: Ask, tmp_path: Path, tokenizer: str
 ) -> None:
     train, held_out = tmp_path / "train.txt", tmp_path / "held-out.txt"
@@ -61,7 +61,7 @@ def test_the_fingerprint_covers_both_files(ask: Ask, tmp_path: Path) -> None:
     assert fingerprint("one", "two") != before
 
 
-def test_files_that_cannot_be_validated_on_are_rejected(ask: Ask, tmp_path: Path) -> None:
+def test_unusable_validation_files_are_rejected(ask: Ask, tmp_path: Path) -> None:
     train, other = tmp_path / "train.txt", tmp_path / "other.txt"
     train.write_text(TRAINED * 9)
     request = ask(train, validation=0.0)
@@ -87,7 +87,7 @@ NAMED = Corpus(
 )
 
 
-def test_a_named_split_is_validated_on() -> None:
+def test_validation_uses_a_named_split() -> None:
     batches = TrainBatches(NAMED, seed=1, batch_size=2, validation_split="test")
     validation = batches.validation
     assert (validation.samples, str(validation)) == (5, "all 5 samples of the split 'test'")

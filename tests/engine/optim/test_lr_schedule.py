@@ -200,7 +200,7 @@ def table(text: str) -> list[tuple[int, float, float]]:
     return found
 
 
-def test_image_gpt_rates_after_each_epoch_and_batch():
+def test_image_gpt_rates_equal_the_published_ones():
     settings = schedule(**IMAGES)
     for epoch, rate, unit in table(AFTER_EPOCH):
         assert abs(3e-3 * factor(settings, Consumed(epochs=epoch)) - rate) <= unit, epoch
@@ -221,7 +221,7 @@ def test_image_gpt_rates_by_tokens_equal_those_by_epochs():
         assert factor(by_token, at) == pytest.approx(factor(schedule(**IMAGES), at), rel=1e-12)
 
 
-def test_rates_of_a_model_of_billions_by_tokens():
+def test_rates_by_tokens_equal_the_published_ones():
     """One sample of 128 tokens a step; the decay ends after two epochs of 8,647 samples."""
     settings = schedule(
         type="cosine_clamped", floor=0.1, by="token", warmup=10_240, total=2_213_632
@@ -247,7 +247,7 @@ def test_rates_of_a_model_of_billions_by_tokens():
         (500000, "200 5.999997655e-04, 250000 3.03e-04"),
     ],
 )
-def test_rates_of_the_compute_classes(total, rates):
+def test_rates_of_the_compute_classes_equal_the_published_ones(total, rates):
     settings = schedule(type="cosine_from_start", warmup=200, total=total, floor=0.01)
     for step, rate, unit in table(rates):
         assert abs(6e-4 * factor(settings, Consumed(step=step)) - rate) <= unit, step

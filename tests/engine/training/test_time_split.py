@@ -160,7 +160,7 @@ def the_update_is_counted_as_backward() -> AbstractContextManager[Any]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_division_is_detected(config, fault):
+def test_a_planted_fault_in_the_time_split_is_detected(config, fault):
     assert wrong(run_world(2, measure, config, "1d", fault)) != set()
 
 

@@ -63,7 +63,9 @@ def test_books_are_prepared_and_trained_on_in_any_layout(
     assert alone[2] < alone[0]
 
 
-def test_mistakes_are_rejected_in_one_line(books: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_of_prepare_are_one_line(
+    books: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def message(*words: str) -> str:
         assert cli.main(["prepare", "--output", "out", *words]) == 2
         return capsys.readouterr().err

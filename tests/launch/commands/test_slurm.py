@@ -224,7 +224,7 @@ def test_failed_run_is_not_requeued_and_gives_its_exit_code(cluster):
     assert (ended.code, ended.calls) == (3, [])
 
 
-def test_network_variables_and_setup_precede_the_start(cluster, monkeypatch):
+def test_network_variables_and_setup_commands_precede_torchrun(cluster, monkeypatch):
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0,eth 1")
     write("--nodes=1", "--setup", 'export SEEN="$NCCL_SOCKET_IFNAME"', "--setup", "touch prepared")
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")

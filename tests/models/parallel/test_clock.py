@@ -76,7 +76,7 @@ def test_a_restart_discards_earlier_times(time, clock):
     assert clock.take() == {Activity(OTHER): 2}
 
 
-def test_an_error_ends_the_waiting(time, clock):
+def test_an_error_ends_the_time_of_waiting(time, clock):
     def fail() -> None:
         with clock.waiting():
             raise ValueError
