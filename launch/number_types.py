@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from contextlib import suppress
 
@@ -28,6 +29,15 @@ def _at_least(least: int, text: str) -> int:
         if number >= least:
             return number
     raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+
+
+def above_zero(text: str) -> float:
+    """Parse a finite number above 0 (type for argparse)."""
+    with suppress(ValueError):
+        number = float(text)
+        if 0 < number < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
 
 
 def byte_size(text: str) -> int:

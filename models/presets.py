@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 GPT2_VOCABULARY = 50_257
@@ -11,7 +11,7 @@ GPT2_VOCABULARY = 50_257
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The sizes of a named model. n_head divides n_embd; n_inner is 4 x n_embd.
+    """The settings of a named model; a field that is None keeps the default of its setting.
 
     ``block_size`` None: SEQ_LEN positions. ``published``: the preset that other projects mean by
     this name, where it differs.
@@ -22,11 +22,38 @@ class Preset:
     n_embd: int
     block_size: int | None = 1024
     vocab_size: int = GPT2_VOCABULARY
+    head_dim: int | None = None
+    n_inner: int | None = None
+    tie_embeddings: bool | None = None
+    init_residual: str | None = None
+    scale_embedding: bool | None = None
     published: str | None = None
+
+    @property
+    def settings(self) -> dict[str, int | str | bool]:
+        """The settings of the section ``model`` that the preset determines."""
+        values = asdict(self)
+        del values["published"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _titans(n_layer: int, n_head: int, n_embd: int, published: str | None = None) -> Preset:
     return Preset(n_layer=n_layer, n_head=n_head, n_embd=n_embd, published=published)
+
+
+def _languini(n_layer: int, n_head: int, n_embd: int, head_dim: int) -> Preset:
+    return Preset(
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        head_dim=head_dim,
+        n_inner=4 * n_embd,
+        block_size=None,
+        vocab_size=16_384,
+        tie_embeddings=False,
+        init_residual="mlp",
+        scale_embedding=True,
+    )
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -67,5 +94,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "gpt-mini": Preset(n_layer=6, n_head=6, n_embd=192, block_size=None),
         "gpt-micro": Preset(n_layer=4, n_head=4, n_embd=128, block_size=None),
         "gpt-nano": Preset(n_layer=3, n_head=3, n_embd=48, block_size=None),
+        # Languini Kitchen's GPT (languini/projects/gpt/configs.py)
+        "languini-mini": _languini(4, 8, 512, head_dim=32),
+        "languini-tiny": _languini(4, 12, 768, head_dim=64),
+        "languini-small": _languini(12, 12, 768, head_dim=64),
+        "languini-medium": _languini(24, 16, 1024, head_dim=64),
+        "languini-large": _languini(24, 16, 1536, head_dim=96),
+        "languini-xl": _languini(24, 24, 2048, head_dim=128),
     }
 )

@@ -32,7 +32,7 @@ def derive_settings(sources: SettingSources) -> None:
 
 
 def _sizes_of_preset(sources: SettingSources) -> None:
-    """Set the sizes of the model's preset."""
+    """Set the sizes of the model's preset, and its other settings."""
     chosen = sources.settings.get("model.preset")
     preset = PRESETS.get(str(chosen.value)) if chosen else None
     if chosen is None or preset is None:
@@ -48,6 +48,8 @@ def _vocabulary(sources: SettingSources) -> None:
     stated = sources.settings.get("model.vocab_size")
     if stated and stated.value == FROM_DATA:
         sources.undetermined.add("model.vocab_size")
+    for name, value in preset.settings.items():
+        _imply(sources, f"model.{name}", chosen, value, f" of {chosen.value}")
 
 
 def _width(sources: SettingSources) -> None:

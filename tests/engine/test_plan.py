@@ -17,6 +17,11 @@ CONFIGS = sorted((ROOT / "gpt_configs").glob("*.py"))
 # config -> (GPUs it is meant for, data, pipeline, tensor, samples of a step, ZeRO, offload)
 MEANT = {
     "demo": (4, 1, 1, 4, 32, 0, None),
+    "languini_6h": (1, 1, 1, 1, 128, 0, None),
+    "languini_12h": (1, 1, 1, 1, 128, 0, None),
+    "languini_24h": (1, 1, 1, 1, 256, 0, None),
+    "languini_48h": (1, 1, 1, 1, 256, 0, None),
+    "languini_96h": (1, 1, 1, 1, 256, 0, None),
     "gpt2_1d": (2, 1, 1, 2, 1, 0, None),
     "gpt2_2d": (4, 1, 1, 4, 1, 0, None),
     "gpt2_2p5d": (2, 1, 1, 2, 1, 0, None),
@@ -36,6 +41,7 @@ MEANT = {
     "gpt3_zero3": (96, 96, 1, 1, 192, 3, None),
     "gpt3_zero3_min": (64, 64, 1, 1, 192, 3, None),
 }
+SYNTHETIC = "data.type=synthetic"
 BASE = "BATCH_SIZE = 8\nSEQ_LEN = 64\nMAX_STEPS = 9\nmodel = dict(n_layer=4, n_head=4, n_embd=64)\n"
 
 
@@ -57,7 +63,7 @@ def test_shipped_config_gives_its_plan(path: Path) -> None:
     assert (layout.data, layout.pipeline, layout.tensor) == (data, pipeline, tensor)
     assert found.global_batch == samples
     assert (settings.zero.stage, settings.zero.offload) == (stage, offload)
-    if path.stem != "demo":
+    if path.stem.startswith("gpt"):
         gpt3 = path.stem.startswith("gpt3")
         assert settings.precision == "fp16"
         assert settings.model.checkpoint is True
@@ -107,9 +113,37 @@ def test_presets_have_the_published_parameter_counts(tmp_path: Path, name: str, 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_gives_a_plan(tmp_path: Path, name: str) -> None:
-    model = plan(tmp_path, "", f"model={{'type': {name!r}}}").settings.model
-    assert model.n_head * model.head_dim == model.n_embd
+    model = plan(tmp_path, "", f"model={{'type': {name!r}}}", SYNTHETIC).settings.model
+    if not name.startswith("languini"):
+        assert model.n_head * model.head_dim == model.n_embd
+        assert model.tie_embeddings
     assert model.n_inner == 4 * model.n_embd
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "without_tables"),
+    [
+        ("mini", 27_549_696, 10_772_480),
+        ("tiny", 53_912_064, 28_746_240),
+        ("small", 110_615_040, 85_449_216),
+        ("medium", 336_390_144, 302_835_712),
+        ("large", 731_077_632, 680_745_984),
+        ("xl", 1_478_160_384, 1_411_051_520),
+    ],
+)
+def test_languini_presets_have_the_published_parameter_counts(
+    tmp_path: Path, name: str, count: int, without_tables: int
+) -> None:
+    overrides = f"model={{'type': 'languini-{name}'}}", "SEQ_LEN=512", SYNTHETIC
+    model = plan(tmp_path, "", *overrides).settings.model
+    assert parameter_count(model) == count
+    assert parameter_count(model) - 2 * 16_384 * model.n_embd == without_tables
+    assert (model.tie_embeddings, model.init_residual, model.scale_embedding) == (
+        False,
+        "mlp",
+        True,
+    )
+    assert model.activation == "gelu_tanh"
 
 
 def test_plan_has_the_batch_sizes_of_its_settings(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_help_fits_the_terminal_and_its_examples_parse(name, capsys, monkeypatch
         args = cli.parser_of(name).parse_intermixed_args(words)
         for config in (word for word in words if word.endswith(".py")):
             _, overrides = config_and_overrides(args)
-            make_plan(ROOT / config, gpus=args.gpus, overrides=overrides, environ={})
+            make_plan(ROOT / config, gpus=vars(args).get("gpus"), overrides=overrides, environ={})
 
 
 @pytest.mark.parametrize("script", [train_gpt, evaluate_gpt])

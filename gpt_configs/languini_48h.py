@@ -1,0 +1,19 @@
+"""Languini's compute class of 48 hours of an RTX 3090: GPT medium on books, 2,871,590,400 tokens.
+
+MAX_STEPS is from `cuboid steps --hours 48 --tokens-per-second 16618 --batch 256 --seq 512`.
+"""
+
+BATCH_SIZE = 8
+gradient_accumulation = 32
+SEQ_LEN = 512
+MAX_STEPS = 21908
+
+model = dict(type="languini-medium")
+data = dict(type="tokens", path="data/books", tokenizer="sentencepiece")  # of cuboid prepare
+optimizer = dict(type="adam", lr=6e-4, betas=(0.9, 0.95))
+lr_scheduler = dict(type="cosine_from_start", warmup=200, total=MAX_STEPS, floor=0.01)
+precision = "fp16"
+loss_scale = dict(growth_interval=2000)
+eval = dict(every=1000)
+checkpoint = dict(every=5000)
+seed = 0
