@@ -3,8 +3,8 @@
 MAX_STEPS is from `cuboid steps --hours 12 --tokens-per-second 55416 --batch 128 --seq 512`.
 """
 
-BATCH_SIZE = 32
-gradient_accumulation = 4
+GLOBAL_BATCH_SIZE = 128
+BATCH_SIZE = 32  # of a rank and accumulation round
 SEQ_LEN = 512
 MAX_STEPS = 36529
 

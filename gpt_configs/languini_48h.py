@@ -3,8 +3,8 @@
 MAX_STEPS is from `cuboid steps --hours 48 --tokens-per-second 16618 --batch 256 --seq 512`.
 """
 
-BATCH_SIZE = 8
-gradient_accumulation = 32
+GLOBAL_BATCH_SIZE = 256
+BATCH_SIZE = 8  # of a rank and accumulation round
 SEQ_LEN = 512
 MAX_STEPS = 21908
 

@@ -37,10 +37,8 @@ def _sizes_of_preset(sources: SettingSources) -> None:
     preset = PRESETS.get(str(chosen.value)) if chosen else None
     if chosen is None or preset is None:
         return
-    for size in (*SIZES, "vocab_size", "block_size"):
-        value = getattr(preset, size)
-        if value is not None:
-            imply(sources, f"model.{size}", chosen, value, f" of {chosen.value}")
+    for name, value in preset.settings.items():
+        imply(sources, f"model.{name}", chosen, value, f" of {chosen.value}")
 
 
 def _vocabulary(sources: SettingSources) -> None:
@@ -48,8 +46,6 @@ def _vocabulary(sources: SettingSources) -> None:
     stated = sources.settings.get("model.vocab_size")
     if stated and stated.value == FROM_DATA:
         sources.undetermined.add("model.vocab_size")
-    for name, value in preset.settings.items():
-        _imply(sources, f"model.{name}", chosen, value, f" of {chosen.value}")
 
 
 def _width(sources: SettingSources) -> None:

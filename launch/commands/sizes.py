@@ -63,10 +63,16 @@ def _model(
 ) -> ModelSettings:
     """Return the model of a preset or of a config file. Raises UserError, ConfigError."""
     if not _is_config(name):
-        return ModelSettings(**{"block_size": seq_len, **PRESETS[name].settings})
+        return ModelSettings.model_validate({"block_size": seq_len, **PRESETS[name].settings})
     if not Path(name).exists():
         raise UserError(f"{name} is neither a preset nor a file; cuboid sizes lists the presets")
-    return make_plan(name, gpus=None, overrides=overrides, environ=environ).settings.model
+    plan = make_plan(name, gpus=None, overrides=overrides, environ=environ)
+    if plan.undetermined:
+        raise UserError(
+            f"{plan.cite('model.vocab_size')} is known after the data is read; pass "
+            "model.vocab_size=N"
+        )
+    return plan.settings.model
 
 
 def _sizes(model: ModelSettings) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from launch import cli
 from models.config import GPTConfig
 from models.presets import PRESETS
 
+DEMO = str(Path(__file__).parents[3] / "gpt_configs" / "demo.py")
 CONFIG = """
 BATCH_SIZE = 1
 SEQ_LEN = 16
@@ -130,6 +132,7 @@ def test_bytes_are_those_of_an_exported_file(capsys, tmp_path):
     ("words", "message"),
     [
         (["gpt2_smal"], "gpt2_smal is neither a preset nor a file"),
+        ([DEMO, "model.vocab_size=data"], "known after the data is read; pass model.vocab_size=N"),
         (["gpt2_small", "model.n_layer=3"], "model.n_layer=3 needs a config file"),
     ],
 )
