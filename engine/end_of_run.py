@@ -12,6 +12,7 @@ import torch
 
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.config.schema import Settings
+from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.splits import can_validate
 from engine.data.tokenizer import Tokenizer
 from engine.errors import RunError, UserError
@@ -74,7 +75,7 @@ def evaluate_options(settings: Settings) -> str:
     """Return the options that cuboid evaluate needs for a run with these settings."""
     if can_validate(settings):
         return ""
-    return " --split train" + (" --samples 100" if settings.data.type == "synthetic" else "")
+    return " --split train" + (" --samples 100" if settings.data.type in ENDLESS_TYPES else "")
 
 
 def _print_sample(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.splits import TRAIN, VALIDATION, holds_out, known_splits
 from engine.errors import UserError
 from engine.plan import Plan
@@ -52,7 +53,7 @@ class EvaluationRequest:
                 f"{plan.cite('data.validation')}, so there is no validation split; "
                 "use --split train"
             )
-        endless = settings.data.type == "synthetic" and split == TRAIN
+        endless = settings.data.type in ENDLESS_TYPES and split == TRAIN
         if endless and self.samples is None:
             raise UserError(f"{plan.cite('data.type')} is endless; pass --samples N")
 

@@ -274,6 +274,7 @@ def _report_changes(
     """Check that the checkpoint can be resumed, and print all changes since it was saved. Return
     the corpus, encoded with the checkpoint's token ids. Raises UserError."""
     training, saved_layout = checkpoint.training, checkpoint.manifest.layout
+    batch_change = compatibility.batch_change(training, saved_layout, plan)
 
     def compare() -> tuple[Corpus, list[str], list[str]]:
         remedy = f"begin a new run with --init-from {checkpoint.path}"
@@ -291,6 +292,7 @@ def _report_changes(
             training,
             path=checkpoint.path,
             new_data=options.new_data,
+            new_order=batch_change if encoded.ordered_by_batch else (),
         )
         return encoded, changes, new_tokens + rest_of_epoch(training, encoded)
 
@@ -303,7 +305,7 @@ def _report_changes(
         f"resuming from {checkpoint.path}",
         *([ignored] if options.init_from else []),
         *([layout_change] if layout_change else []),
-        *compatibility.batch_change(training, saved_layout, plan),
+        *([] if encoded.ordered_by_batch else batch_change),
         *compatibility.thread_change(training, world.device.type, threads),
         *compatibility.rate_change(training, plan),
         *changes,

@@ -6,7 +6,7 @@ need --allow-new-data. All other differences are only reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -36,11 +36,19 @@ ALLOW_NEW_DATA = "--allow-new-data"
 
 
 def check_compatible(
-    plan: Plan, corpus: str, training: TrainingState, *, path: object, new_data: bool
+    plan: Plan,
+    corpus: str,
+    training: TrainingState,
+    *,
+    path: object,
+    new_data: bool,
+    new_order: Sequence[str] = (),
 ) -> list[str]:
     """Compare ``plan`` with the checkpoint at ``path`` and return a line per changed setting.
 
     ``corpus`` is the fingerprint of the present data; ``new_data`` allows it to differ.
+    ``new_order``: lines on changes, apart from settings of the data, that are another order of the
+    samples.
 
     Raises:
         UserError: the checkpoint cannot be resumed; lists every difference that prevents it.
@@ -54,7 +62,8 @@ def check_compatible(
         ]
         raise UserError("\n".join([*lines, *(_cited(plan, *item) for item in fixed.items())]))
     data = {name: old for name, old in changed.items() if _is_data_setting(name)}
-    new = [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []
+    new = [f"  {line}" for line in new_order]
+    new += [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []
     if corpus != training.corpus:
         new += [_cited(plan, *item) for item in data.items()] or ["  the data has changed"]
     if new and not new_data:

@@ -19,7 +19,7 @@ TRAIN, VALIDATION = "train", "validation"
 def known_splits(settings: Settings) -> tuple[str, ...]:
     """Return the names of the splits of a source without further ones; () if only the data itself
     has their names."""
-    plain = settings.data.type in (*FILE_TYPES, "synthetic")
+    plain = settings.data.type in (*FILE_TYPES, "tokens", "synthetic")
     return (TRAIN, VALIDATION) if plain else ()
 
 

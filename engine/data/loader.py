@@ -251,7 +251,10 @@ def load_batches(
     Raises:
         UserError: the data cannot be used.
     """
-    request = SourceRequest.of(settings, cache, start=start, notify=notify)
+    global_batch = settings.batch_size * data_size * settings.gradient_accumulation
+    request = SourceRequest.of(
+        settings, cache, global_batch=global_batch, start=start, notify=notify
+    )
     return TrainBatches(
         open_with_validation(settings.data.type, request, settings.data.validation_path),
         seed=settings.seed,
@@ -260,7 +263,6 @@ def load_batches(
         rounds=settings.gradient_accumulation,
         validation_split=settings.eval.split,
         validation_samples=settings.eval.max_samples(
-            global_batch=settings.batch_size * data_size * settings.gradient_accumulation,
-            seq_len=settings.seq_len,
+            global_batch=global_batch, seq_len=settings.seq_len
         ),
     )

@@ -38,6 +38,8 @@ class SourceRequest:
     key: str = "text"  # of the text in JSON objects
     tokenizer_path: str | None = None  # of a tokenizer that has a file
     truncate: float = 1.0  # fraction of the characters that are read, from the first
+    global_batch: int = 1  # samples per step over all ranks
+    eval_lanes: int = 1  # lanes of a split that is evaluated
     notify: Callable[[str], None] = lambda line: None  # called before work that takes long
 
     @classmethod
@@ -46,6 +48,7 @@ class SourceRequest:
         settings: Settings,
         cache: Path,
         *,
+        global_batch: int = 1,
         start: str | None = None,
         notify: Callable[[str], None] = lambda line: None,
     ) -> SourceRequest:
@@ -59,6 +62,8 @@ class SourceRequest:
             tokenizer=data.tokenizer,
             tokenizer_path=data.tokenizer_path,
             truncate=data.truncate,
+            global_batch=global_batch,
+            eval_lanes=settings.eval.lanes,
             validation=data.validation,
             seq_len=settings.seq_len,
             vocab_size=settings.model.vocab_size,
@@ -97,6 +102,8 @@ class Corpus:
     fingerprint: str  # equal on two ranks if and only if they read the same samples, of all splits
     other_splits: Mapping[str, Split] = field(default_factory=dict)
     """Further splits that the source offers, by name, such as "test"; never endless."""
+    ordered_by_batch: bool = False
+    """Whether another number of samples per step is another order of the samples."""
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from engine.config.max_samples import max_samples
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import user_name
+from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.value_hints import nearest_multiples
 
 
@@ -82,7 +83,7 @@ def run_ends(context: RuleContext) -> Iterator[Finding]:
         )
         hint = next(hints, "")
         yield context.error("num_epochs", f"the run has no end; set NUM_EPOCHS or MAX_STEPS{hint}")
-    elif settings.data.type == "synthetic":
+    elif settings.data.type in ENDLESS_TYPES:
         yield context.error(
             "num_epochs",
             f"{context.cite('data.type')} has no epochs, so {context.cite('num_epochs')} cannot "

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from engine.config.rule_context import Finding, RuleContext
+from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.value_hints import nearest_multiples
 
 
@@ -34,7 +35,7 @@ def _nearest(saves: float, validates: float) -> str:
 
 def intervals_in_epochs_need_epochs(context: RuleContext) -> Iterator[Finding]:
     """Require intervals in steps for synthetic data, which has no epochs."""
-    if context.settings.data.type != "synthetic":
+    if context.settings.data.type not in ENDLESS_TYPES:
         return
     for name in ("eval", "checkpoint"):
         if getattr(context.settings, name).epochs is not None:

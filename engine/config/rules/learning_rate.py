@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.rule_context import Finding, RuleContext
+from engine.config.sections.data import ENDLESS_TYPES
 
 
 def warmup_ends_before_the_decay(context: RuleContext) -> Iterator[Finding]:
@@ -76,7 +77,7 @@ def decay_is_at_least_one_step(context: RuleContext) -> Iterator[Finding]:
 def epochs_need_finite_data(context: RuleContext) -> Iterator[Finding]:
     """Require units other than epochs for synthetic data, which has no epochs."""
     settings = context.settings
-    if settings.data.type != "synthetic":
+    if settings.data.type not in ENDLESS_TYPES:
         return
     for name in ("by", "warmup_by"):
         if getattr(settings.lr_scheduler, name) == "epoch":

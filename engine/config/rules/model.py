@@ -14,7 +14,7 @@ from engine.config.value_hints import nearest_multiples
 from engine.files import paths
 from models.presets import GPT2_VOCABULARY, PRESETS
 
-NEED_A_FILE = frozenset({"json", "jsonl", "tokens"})
+NEED_A_FILE = frozenset({"json", "jsonl", "lanes", "tokens"})
 NEED_A_MODEL = frozenset({"sentencepiece"})
 """The tokenizers that are read from data.tokenizer_path."""
 VOCABULARIES = {"gpt2": GPT2_VOCABULARY, "bytes": 257}

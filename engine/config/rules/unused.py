@@ -101,6 +101,9 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         ("eval.every", *_HELD_OUT.depends_on),
         f"{_VALIDATING.text}, and {_HELD_OUT.text}",
     ),
+    "eval.lanes": Requirement(
+        lambda s: s.data.type == "lanes", ("data.type",), "data.type='lanes'"
+    ),
     "eval.every": Requirement(
         lambda s: not s.eval.every or can_validate(s), _HELD_OUT.depends_on, _HELD_OUT.text
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.rule_context import Finding, RuleContext
-from engine.config.sections.data import FILE_TYPES
+from engine.config.sections.data import ENDLESS_TYPES, FILE_TYPES
 from engine.config.splits import TRAIN, known_splits
 
 
@@ -59,7 +59,7 @@ def size_is_stated_once(context: RuleContext) -> Iterator[Finding]:
 def whole_split_is_finite(context: RuleContext) -> Iterator[Finding]:
     """Require a number of samples to validate on an endless split."""
     settings = context.settings
-    endless = settings.data.type == "synthetic" and settings.eval.split == TRAIN
+    endless = settings.data.type in ENDLESS_TYPES and settings.eval.split == TRAIN
     if endless and settings.eval.samples == "all":
         yield context.error(
             "eval.samples",

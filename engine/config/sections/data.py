@@ -22,6 +22,8 @@ from engine.config.setting_types import (
 
 FILE_TYPES = ("auto", "text", "json", "jsonl")
 """The sources of text in files."""
+ENDLESS_TYPES = ("synthetic", "lanes")
+"""The sources whose training data has no end, and so no epochs."""
 
 
 class DataSettings(Section):
@@ -71,6 +73,7 @@ class EvalSettings(Section):
     tokens: Count | None = setting(
         "tokens per validation, rounded up to samples; takes precedence over eval.batches", None
     )
+    lanes: Count = setting("lanes of a split of data.type='lanes' when it is evaluated", 16)
     split: str = setting(
         "split to validate on: 'validation', 'train', or one that the source offers", "validation"
     )

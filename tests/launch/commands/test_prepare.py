@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,21 @@ log = dict(tensorboard=False)
 """
 
 
+LANES = (
+    "data.type=lanes",
+    "data.path=data/bytes",
+    "data.validation=0",
+    "eval.split=test",
+    "eval.lanes=2",
+    "eval.samples=all",
+)
+
+
 def losses(rank: int, size: int, config: Path, overrides: tuple[str, ...]) -> list[float]:
+    """Return the loss of a validation, of three steps and of another validation."""
     run = open_run(rank, size, config, overrides, steps=3)
-    return [*(run.step(step).loss for step in range(1, 4)), run.validate().loss]
+    trained = [run.validate().loss, *(run.step(step).loss for step in range(1, 4))]
+    return [*trained, run.validate().loss]
 
 
 @pytest.fixture
@@ -54,13 +67,37 @@ def test_books_are_prepared_and_trained_on_in_any_layout(
     assert f"encoding: {size:,} of {size:,} bytes" in printed.err
     ids = np.load("shards/00000.npy")
     assert bytes(ids[ids != 256].astype(np.uint8)) == "".join(TEXTS).encode()
-    config = books / "small.py"
-    config.write_text(CONFIG.replace('"shards"', repr(str(books / "shards"))))
-    alone = losses(0, 1, config, ())
-    for overrides in (("TENSOR_PARALLEL=2", "MODE=1d"), ("BATCH_SIZE=2",)):
-        for found in run_world(2, losses, config, overrides):
+    alone = losses(0, 1, written(books), ())
+    for found in run_world(2, losses, books / "small.py", ("TENSOR_PARALLEL=2", "MODE=1d")):
+        np.testing.assert_allclose(found, alone, rtol=2e-5)
+    assert alone[-1] < alone[0]
+
+
+def written(folder: Path) -> Path:
+    """Write the config, with absolute paths, and return its path."""
+    path = folder / "small.py"
+    path.write_text(CONFIG.replace('"shards"', repr(str(folder / "shards"))))
+    return path
+
+
+def test_books_in_languinis_layout_are_trained_on_in_any_layout(books: Path) -> None:
+    options = ["--tokenizer", "bytes", "--output", "data", "--layout", "languini"]
+    assert cli.main(["prepare", "books", *options, "--workers", "1"]) == 0
+    (books / "held").mkdir()
+    for name, text in (("a.txt", "A short test of books. " * 3), ("b.txt", "Another.")):
+        (books / "held" / name).write_text(text)
+    assert cli.main(["prepare", "held", *options, "--split", "test", "--workers", "1"]) == 0
+    lanes = tuple(word.replace("data/bytes", str(books / "data/bytes")) for word in LANES)
+    alone = losses(0, 1, written(books), lanes)
+    # Only the targets of the texts count, not the padding behind the shorter of eval.lanes=2
+    assert alone[0] == pytest.approx(math.log(257), abs=0.05)
+    run = open_run(0, 1, books / "small.py", lanes)
+    assert run.batches.validation.targets == len("A short test of books. " * 3 + "Another.")
+    assert run.batches.targets(1) == 8 * 16
+    for layout in (("TENSOR_PARALLEL=2", "MODE=1d"), ("BATCH_SIZE=2",)):
+        for found in run_world(2, losses, books / "small.py", (*lanes, *layout)):
             np.testing.assert_allclose(found, alone, rtol=2e-5)
-    assert alone[2] < alone[0]
+    assert alone[-1] < alone[0]
 
 
 def test_invalid_arguments_of_prepare_are_one_line(
