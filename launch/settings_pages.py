@@ -14,7 +14,7 @@ from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.schema import Settings, all_settings, user_name
 
 # Values to try converters with: each of them accepts at least one.
-SAMPLES = ("x", "half", "naive", 1, None)
+SAMPLES = ("x", "half", "naive", 1, None, True, "ddp", "deepspeed_stage_3_offload_nvme")
 
 
 def settings_page() -> str:
@@ -43,8 +43,9 @@ def names_page() -> str:
                 "`cuboid settings --names` generates this page. cuboid's own settings are in "
                 "[settings](settings.md).",
                 "## Accepted",
-                "Config files for Colossal-AI need no change. Each of these names is an alias of a "
-                "setting.",
+                "Config files for Colossal-AI need no change. Each of these names, of Colossal-AI, "
+                "Lightning and minGPT, is an alias of settings. [Coming from another "
+                "trainer](other-trainers.md) lists the flags of four trainers one by one.",
                 _table(("name", "setting"), sorted(_accepted())),
                 "## Accepted without effect",
                 "A note states the reason. A value that would change the training is rejected.",

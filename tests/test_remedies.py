@@ -69,11 +69,17 @@ def pages() -> dict[str, str]:
     said = re.findall(r"(?:say|refuse|fail) \"(.*?)\"", script)
     paths = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]
     texts = {
-        str(path.relative_to(ROOT)): "\n".join(code_of(path.read_text(encoding="utf-8")))
+        str(path.relative_to(ROOT)): "\n".join(code_of(without_names_of_others(path)))
         for path in paths
         if path.name != "CHANGELOG.md"
     }
     return texts | {"run.sh": "\n".join([*usage, *said])}
+
+
+def without_names_of_others(path: Path) -> str:
+    """Return a page without the first column of the tables of other trainers' flags."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"^\|[^|]*\|", "|", text, flags=re.M) if path.stem == "other-trainers" else text
 
 
 def code_of(page: str) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""All spellings of each setting: its own name, and its names in Colossal-AI's config files.
+"""All spellings of each setting: its own name, and its names in the config files of Colossal-AI,
+Lightning and minGPT.
 
 A key of ``ALIASES`` is the user's spelling, dotted. Its value is the schema's name of the setting,
 or a converter from the value to settings.
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from engine.config import colossalai_values
+from engine.config import colossalai_values, lightning_values
 from engine.config.colossalai_values import Converter, translates
 from engine.config.schema import all_settings, user_name
 
@@ -109,6 +110,49 @@ _ZERO: dict[str, str | Converter] = {
     **{f"optimizer_config.{key}": value for key, value in _LOSS_SCALE.items()},
 }
 
+_LIGHTNING: dict[str, str | Converter] = {
+    "accumulate_grad_batches": "gradient_accumulation",
+    "gradient_clip_val": colossalai_values.clip,
+    "log_every_n_steps": "log.every",
+    "max_epochs": "num_epochs",
+    "strategy": lightning_values.strategy,
+}
+
+# minGPT's TrainerConfig, and the sections of minGPT-ddp's file
+_TRAINER: dict[str, str | Converter] = {
+    "max_epochs": "num_epochs",
+    "grad_norm_clip": colossalai_values.clip,
+    "save_every": "checkpoint.epochs",
+    "use_amp": lightning_values.use_amp,
+    "distributed_method": lightning_values.distributed_method,
+    "cpu_offload": lightning_values.cpu_offload,
+}
+_MINGPT: dict[str, str | Converter] = {
+    **_TRAINER,
+    **{f"trainer_config.{key}": value for key, value in _TRAINER.items()},
+    "trainer_config.lr_decay": lightning_values.lr_decay,
+    "trainer_config.warmup_tokens": lightning_values.warmup_tokens,
+    "trainer_config.final_tokens": "lr_scheduler.total",
+    "trainer_config.batch_size": "batch_size",
+    "trainer_config.learning_rate": "optimizer.lr",
+    "trainer_config.betas": "optimizer.betas",
+    "trainer_config.weight_decay": "optimizer.weight_decay",
+    "data_config.path": "data.path",
+    "data_config.block_size": "seq_len",
+    "data_config.truncate": "data.truncate",
+    "data_config.train_split": lightning_values.train_split,
+    "gpt_config.model_type": colossalai_values.preset,
+    **{
+        f"gpt_config.{name}": f"model.{name}"
+        for name in (
+            *("n_layer", "n_head", "n_embd", "vocab_size", "block_size"),
+            *("embd_pdrop", "resid_pdrop", "attn_pdrop"),
+        )
+    },
+    "optimizer_config.learning_rate": "optimizer.lr",
+    "optimizer_config.weight_decay": "optimizer.weight_decay",
+}
+
 ALIASES: Mapping[str, str | Converter] = MappingProxyType(
     {
         **_OWN,
@@ -116,6 +160,8 @@ ALIASES: Mapping[str, str | Converter] = MappingProxyType(
         **_PARALLEL,
         **_MODEL,
         **_OPTIMIZER,
+        **_LIGHTNING,
+        **_MINGPT,
         **{f"{name}.{key}": value for name in ("fp16", "amp") for key, value in _FP16.items()},
         "fp16": colossalai_values.amp_type,
         "amp": colossalai_values.amp_type,

@@ -7,6 +7,7 @@ to reject under the setting's name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from engine.config.value_hints import closest_spelling
 from engine.config.values import Symbol
@@ -32,6 +33,16 @@ SCHEDULES: ValueMap = {
     "LinearWarmupLR": "linear",
 }
 PRECISIONS: ValueMap = {
+    16: "fp16",
+    32: "float32",
+    64: "float64",
+    "16": "fp16",
+    "16-mixed": "fp16",
+    "32": "float32",
+    "32-true": "float32",
+    "64": "float64",
+    "64-true": "float64",
+    "bf16-mixed": "bf16",
     "bfloat16": "bf16",
     "double": "float64",
     "float": "float32",
@@ -72,6 +83,13 @@ MODELS: ValueMap = {
 MODEL_CLASSES = ("GPT", "PipelineGPT", "GPT2LMHeadModel")
 
 
+@dataclass(frozen=True)
+class Implied:
+    """The value of a setting that a converter sets only if the user does not."""
+
+    value: object
+
+
 class UnsupportedValueError(Exception):
     """A value without a counterpart; the message continues after "SETTING=VALUE "."""
 
@@ -79,7 +97,9 @@ class UnsupportedValueError(Exception):
 def translate(mapping: ValueMap, value: object) -> object:
     """Return the translation of a symbol or string; ``value`` itself if there is none."""
     name = last_name(value)
-    return mapping[name] if isinstance(name, (str, bool)) and name in mapping else value
+    same = (key for key in mapping if key == name and type(key) is type(name))  # 1 is not True
+    key = next(same, None)
+    return value if key is None else mapping[key]
 
 
 def last_name(value: object) -> object:

@@ -118,6 +118,8 @@ def accepts(field: FieldInfo) -> str:
 
 def takes(field: FieldInfo, value: object) -> bool:
     """Return whether a setting accepts ``value``."""
+    if any(isinstance(mark, OrWord) and mark.word == value for mark in field.metadata):
+        return True
     kind: Any = Annotated[field.annotation, *field.metadata, None]
     try:
         TypeAdapter(kind, config=Section.model_config).validate_python(value)

@@ -29,6 +29,8 @@ _ONE_ADAM = IgnoredKey("Adam always has bias correction", only=(True,))
 _LAUNCH = IgnoredKey("the launcher sets it")
 _CUDNN = IgnoredKey("a GPT has no convolutions; use deterministic=True")
 
+_READING = IgnoredKey("samples are read without worker processes")
+
 _OFFLOAD = {"pin_memory": _PINNED, "fast_init": _BUFFERS, "buffer_count": _BUFFERS}
 
 _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
@@ -100,6 +102,7 @@ _SECTIONS: Mapping[str, Mapping[str, IgnoredKey]] = {
         "param_persistence_threshold": _PREFETCH,
         "aio_config": IgnoredKey("TensorNVMe chooses the size of its transfers"),
     },
+    "trainer_config": {"num_workers": _READING, "data_loader_workers": _READING},
     "zero.offload_optimizer_config": _OFFLOAD | {"pipeline": _OVERLAP},
     "zero.offload_param_config": _OFFLOAD | {"buffer_size": _BUFFERS, "max_in_cpu": _BUFFERS},
     "zero.model_config": {

@@ -18,18 +18,18 @@ SYNONYMS: Mapping[str, str] = {
     "SEQ_LEN": """
         block_size context context_length context_size ctx_len max_length max_seq_len
         max_seq_length seq seq_length sequence_len sequence_length""",
-    "NUM_EPOCHS": "epochs max_epochs n_epochs num_train_epochs train_epochs",
+    "NUM_EPOCHS": "epochs n_epochs num_train_epochs train_epochs",
     "MAX_STEPS": """
-        iterations iters max_iters num_iterations num_steps num_train_steps steps total_steps
-        train_iters train_steps training_steps""",
+        iterations iters max_iters max_train_steps num_iterations num_steps num_train_steps steps
+        total_steps train_iters train_steps training_steps""",
     "NUM_MICRO_BATCHES": """
         micro_batches n_micro_batches pipeline_parallel_microbatches""",
     "gradient_accumulation": """
-        accum_steps accumulate_grad_batches accumulation_steps grad_accum grad_accum_steps
+        accum_steps accumulation_steps grad_accum grad_accum_steps
         grad_accumulation gradient_accumulation_steps""",
     "TENSOR_PARALLEL": """
         model_parallel model_parallel_size mp_size tensor_model_parallel_size
-        tensor_parallel_degree tensor_parallel_size tp tp_degree tp_size""",
+        tensor_parallel_degree tensor_parallel_size tp tp_degree tp_size enable_model_parallel""",
     "MODE": "tensor_parallel_mode",
     "PIPELINE": """
         pipeline_model_parallel_size pipeline_parallel pipeline_parallel_degree
@@ -38,9 +38,10 @@ SYNONYMS: Mapping[str, str] = {
     "model.type": "arch architecture flavor model.name model_name model_size model_type",
     "model.n_layer": "layers n_layers num_hidden_layers num_layer num_layers",
     "model.n_head": "heads n_heads num_attention_heads num_head num_heads",
-    "model.n_embd": "d_model dim embed_dim emb_dim embedding_dim embedding_size hidden_dim n_embed",
+    "model.n_embd": """
+        d_model dim embed_dim emb_dim embedding_dim embedding_size h_dim hidden_dim n_embed""",
     "model.head_dim": "head_size kv_channels",
-    "model.n_inner": "d_ff ffn_dim ffn_hidden_size intermediate_size",
+    "model.n_inner": "mlp_dim d_ff ffn_dim ffn_hidden_size intermediate_size",
     "model.vocab_size": "padded_vocab_size vocabulary_size n_vocab",
     "model.block_size": "max_position_embeddings max_positions n_ctx n_positions",
     "model.embd_pdrop": "embedding_dropout embed_dropout",
@@ -58,7 +59,7 @@ SYNONYMS: Mapping[str, str] = {
     "model.activation": "act activation_function activation_func hidden_act",
     "model.layer_norm_epsilon": "layernorm_epsilon layer_norm_eps ln_eps norm_eps norm_epsilon",
     "model.init_std": "init_method_std initializer_range",
-    "optimizer": "optimizer_config optimizer_params",
+    "optimizer": "optimizer_params",
     "optimizer.type": "optim optimizer_name optimizer_type",
     "optimizer.lr": "base_lr initial_lr learning_rate max_learning_rate max_lr peak_lr",
     "optimizer.betas": "adam_beta1 adam_beta2 beta beta1 beta2",
@@ -66,7 +67,7 @@ SYNONYMS: Mapping[str, str] = {
     "optimizer.weight_decay": "decay_rate l2 wd",
     "lr_scheduler": "learning_rate_scheduler lr_schedule scheduler",
     "lr_scheduler.type": "decay_type lr_decay_style lr_scheduler_type lr_scheduler_name",
-    "lr_scheduler.type='cosine'": "cosine_decay decay_lr",
+    "lr_scheduler.type='cosine'": "cosine_decay decay_lr lr_decay",
     "lr_scheduler.warmup": """
         lr_warmup lr_warmup_fraction lr_warmup_iters lr_warmup_steps num_warmup_steps warmup_epochs
         warmup_iters warmup_num_steps warmup_ratio warmup_steps warmup_tokens""",
@@ -76,49 +77,50 @@ SYNONYMS: Mapping[str, str] = {
     "lr_scheduler.eta_min": "lr_min min_learning_rate min_lr",
     "lr_scheduler.floor": "min_lr_factor min_lr_ratio min_lr_rate",
     "clip_grad_norm": """
-        clip clip_grad grad_clip grad_clip_norm grad_norm_clip gradient_clip gradient_clip_val
-        gradient_clipping max_grad_norm max_norm""",
+        clip clip_grad grad_clip grad_clip_norm gradient_clip gradient_clipping max_grad_norm
+        max_norm""",
     "precision": """
         compute_dtype dtype mixed_precision mixed_precision_param param_dtype torch_dtype""",
     "precision='bf16'": "bf16 bfloat16 use_bf16",
-    "precision='fp16'": "half use_amp use_fp16",
+    "precision='fp16'": "half use_fp16 enable_amp_mode",
     "loss_scale.initial": "initial_loss_scale initial_scale",
     "loss_scale.growth_interval": "loss_scale_window scale_window",
     "loss_scale.min": "min_loss_scale",
     "zero": "zero_config zero_optimization zero_optimizer",
     "zero.stage": "sharding_stage zero_level zero_stage",
-    "zero.stage=1": "distributed_optimizer use_distributed_optimizer",
+    "zero.stage=1": "distributed_optimizer use_distributed_optimizer enable_zero_optim",
     "zero.stage=3": "fsdp full_shard fully_shard use_fsdp sharding_strategy fsdp_config",
-    "zero.offload": "cpu_offload offload_optimizer offload_optimizer_device optimizer_offload",
+    "zero.offload": "offload_optimizer offload_optimizer_device optimizer_offload",
     "zero.offload_params": "offload_param offload_param_device param_offload",
     "zero.nvme_path": "nvme_dir nvme_folder swap_folder",
     "data": "dataset_config train_dataset",
     "data.path": """
-        data_dir data_file data_path dataset dataset_path input_file train_data train_data_path
-        train_file train_files""",
+        data_dir data_file data_path data_root dataset dataset_path input_file train_data
+        train_data_path train_file train_files""",
     "data.tokenizer": "tokenizer_name tokenizer_type",
     "data.validation": "split test_size val_fraction val_split validation_split",
     "data.validation_path": """
         dev_file eval_data eval_dataset eval_file test_file val_data val_dataset val_file val_path
         valid_data valid_data_path valid_file validation_data validation_file""",
     "data.cache": "cache_dir data_cache_path",
-    "eval.every": "eval_freq eval_interval eval_steps val_check_interval val_freq val_interval",
+    "eval.every": """
+        eval_every eval_freq eval_interval eval_steps val_check_interval val_freq val_interval""",
     "eval.epochs": "check_val_every_n_epoch eval_epochs val_epochs",
     "eval.samples": "eval_samples max_eval_samples val_samples",
     "eval.split": "eval_data_split eval_split val_split_name",
-    "eval.batches": "eval_batches eval_iters limit_val_batches val_batches",
+    "eval.batches": "eval_batches eval_iters limit_val_batches max_eval_steps val_batches",
     "log.every": """
-        log_every log_every_n_steps log_freq log_interval logging_steps print_every print_freq
+        log_every log_freq log_interval log_terminal_every logging_steps print_every print_freq
         steps_per_print""",
     "log.dir": """
-        default_root_dir dump_folder log_dir logging_dir out_dir output output_dir run_dir
-        wandb_run_name work_dir""",
+        default_root_dir dump_folder hydra log_dir logging_dir out_dir output output_dir
+        relative_log_path run_dir wandb_run_name work_dir""",
     "log.tensorboard": "enable_tensorboard tensorboard tensorboard_dir use_tensorboard",
-    "log.wandb": "enable_wandb report_to use_wandb wandb wandb_log",
+    "log.wandb": "logger_type enable_wandb report_to use_wandb wandb wandb_log",
     "log.wandb_project": "wandb_project wandb_project_name",
     "checkpoint.every": """
         always_save_checkpoint checkpoint_every checkpoint_interval ckpt_interval
-        every_n_train_steps save_every save_freq save_interval save_steps""",
+        every_n_train_steps log_ckpt_every save_freq save_interval save_steps""",
     "checkpoint.epochs": "every_n_epochs save_epochs save_every_n_epochs",
     "checkpoint.best_by": "metric_for_best_model",
     "checkpoint.keep": "keep_latest_k max_checkpoints save_top_k save_total_limit",
@@ -146,7 +148,7 @@ EXPLAINED: Mapping[str, str] = {
         from_pretrained init_from load_checkpoint model_name_or_path pretrained resume resume_from
         resume_from_checkpoint""",
     "a rank uses a GPU if there is one, else the CPU": "accelerator cuda device use_cuda",
-    "cuboid evaluate RUN evaluates a trained model": "do_eval eval_only evaluate_only",
+    "cuboid evaluate RUN evaluates a trained model": "do_eval eval_only evaluate evaluate_only",
     "attention always uses torch's fused kernels": """
         attn_implementation flash flash_attention flash_attn use_flash use_flash_attention
         use_flash_attn""",
@@ -158,5 +160,19 @@ EXPLAINED: Mapping[str, str] = {
         norm_type normalization num_experts num_key_value_heads num_kv_heads pos_emb
         position_embedding_type rope rope_scaling rope_theta rotary_base swiglu""",
     "samples are read without worker processes": """
-        dataloader_num_workers dataloader_workers num_data_workers num_workers""",
+        dataloader_num_workers dataloader_workers num_data_workers num_workers
+        workers""",
+    "log.dir or --output sets the folder of a run and its checkpoints, --resume continues it": """
+        checkpoint_path ckpt_path snapshot_path""",
+    "it is the number of batches of an epoch; set MAX_STEPS, the steps of the run": """
+        limit_train_batches""",
+    "MAX_STEPS=1 trains a single step": "fast_dev_run",
+    "checkpoint.every or checkpoint.minutes saves checkpoints": "callbacks enable_checkpointing",
+    "a resumed run continues at its own epoch": "start_epoch",
+    "a GPT predicts one of model.vocab_size token ids": "num_classes",
+    "the launcher sets it": "dist_url",
+    "CUDA_VISIBLE_DEVICES chooses the GPUs": "gpu",
+    "torchrun and cuboid train start one process per GPU": "multiprocessing_distributed",
+    "the ranks of one copy of the model always read the same batch": "enable_one_data_group",
+    "a validation reads batches of the size of training": "eval_batch_size test_batch_size",
 }

@@ -227,8 +227,16 @@ def _meanings(source: SettingSource, sources: SettingSources) -> list[tuple[str,
                 key for key in all_settings() if user_name(key) == source.name
             )
         else:
-            meanings += [(name, replace(source, value=value)) for name, value in converted.items()]
+            meanings += [
+                (name, _converted(name, value, source)) for name, value in converted.items()
+            ]
     return meanings
+
+
+def _converted(setting: str, value: object, source: SettingSource) -> SettingSource:
+    if isinstance(value, colossalai_values.Implied):
+        return _implied(setting, value.value, source)
+    return replace(source, value=value)
 
 
 def _implied(setting: str, value: object, cause: SettingSource) -> SettingSource:

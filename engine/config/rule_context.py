@@ -8,8 +8,8 @@ from functools import cached_property
 from math import prod
 
 from engine.config.check import Checked, InvalidSettingError
-from engine.config.resolve import SettingSources, cite
-from engine.config.schema import Settings
+from engine.config.resolve import Precedence, SettingSources, cite
+from engine.config.schema import Settings, user_name
 from engine.errors import Problem
 from engine.layout import Layout
 from models.parallel.mode import Mode
@@ -91,6 +91,14 @@ class RuleContext:
     def is_stated(self, name: str) -> bool:
         """Return whether the user set a setting, or another that implies it."""
         return name in self.sources.settings
+
+    def is_stated_by_user(self, name: str) -> bool:
+        """Return whether the user set a setting, by one of its names, and no default of another
+        trainer did."""
+        stated = self.sources.settings.get(name)
+        if stated is None:
+            return False
+        return stated.precedence > Precedence.IMPLIED or stated.name != user_name(name)
 
     def cite(self, *names: str) -> str:
         """Format settings with their values in the user's spelling: "MODE='2d', DEPTH=2"."""

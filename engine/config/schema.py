@@ -44,9 +44,7 @@ class Settings(Section):
         name="GLOBAL_BATCH_SIZE",
     )
     batch_size: Count = setting(
-        "samples per data-parallel rank and accumulation step; not required with "
-        "GLOBAL_BATCH_SIZE, from which it follows",
-        name="BATCH_SIZE",
+        "samples per data-parallel rank and accumulation step", name="BATCH_SIZE"
     )
     seq_len: Count = setting("tokens per sample", name="SEQ_LEN")
     num_epochs: Count | None = setting("passes over the data", None, name="NUM_EPOCHS")

@@ -153,7 +153,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
 def settings_have_an_effect(context: RuleContext) -> Iterator[Finding]:
     """Note each setting that was set and has no effect, with the cause and the requirement."""
     for name, requirement in REQUIREMENTS.items():
-        if context.is_stated(name) and not requirement.is_met(context.settings):
+        if context.is_stated_by_user(name) and not requirement.is_met(context.settings):
             yield context.note(
                 name,
                 f"{context.cite(name)} has no effect with "
