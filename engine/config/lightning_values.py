@@ -46,24 +46,24 @@ STRATEGIES: Mapping[str, dict[str, object]] = {
 """Lightning's strategies, with the settings that do the same."""
 
 
-def named(table: Mapping[str, dict[str, object]]) -> Converter:
+def named(table: Mapping[str, Mapping[str, object]]) -> Converter:
     """Make a converter for a key whose values are the names in ``table``."""
 
     def convert(value: object) -> dict[str, object]:
         if not isinstance(value, str) or value not in table:
             raise UnsupportedValueError(f"must be {', '.join(map(repr, table))}")
-        return table[value]
+        return dict(table[value])
 
     return convert
 
 
-def switches(on: dict[str, object], off: dict[str, object]) -> Converter:
+def switches(on: Mapping[str, object], off: Mapping[str, object]) -> Converter:
     """Make a converter for a key that is True or False."""
 
     def convert(value: object) -> dict[str, object]:
         if not isinstance(value, bool):
             raise UnsupportedValueError("must be True or False")
-        return on if value else off
+        return dict(on if value else off)
 
     return convert
 
