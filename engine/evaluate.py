@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.checkpoint.compatibility import data_has_changed
 from engine.checkpoint.save import layout_of
 from engine.data import vocabulary
+from engine.data.images.codebook import Codebook
 from engine.data.loader import Batch, EvalBatches, TrainBatches
 from engine.data.source import Corpus
 from engine.data.text_units import TextUnits
@@ -78,6 +79,7 @@ def evaluate(
     if not math.isfinite(loss):
         raise RunError(f"{path}: the loss is {loss}")
     tokenizer = batches.corpus.tokenizer
+    codebook = tokenizer if isinstance(tokenizer, Codebook) else None
     return Evaluation(
         run=str(folder.path),
         weights=str(path),
@@ -88,8 +90,9 @@ def evaluate(
         seq_len=plan.settings.seq_len,
         last_n=request.last_n,
         targets=int(targets),
-        bytes=None if tokenizer is None else int(text_bytes),
-        characters=None if tokenizer is None else int(characters),
+        bytes=None if tokenizer is None or codebook else int(text_bytes),
+        characters=None if tokenizer is None or codebook else int(characters),
+        dimension=None if codebook is None else f"the code of a pixel, one of {codebook.size:,}",
         loss=loss / targets,
         top_1=hits[0] / targets,
         top_10=hits[1] / targets,

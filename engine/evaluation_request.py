@@ -15,7 +15,10 @@ from engine.errors import UserError
 from engine.plan import Plan
 from engine.text_loss import TextLoss
 
-DERIVED = ("bits_per_byte", "loss_per_byte", "loss_per_character", "perplexity_per_character")
+DERIVED = (
+    *("bits_per_byte", "bits_per_dimension"),
+    *("loss_per_byte", "loss_per_character", "perplexity_per_character"),
+)
 """Numbers of a result that follow from its fields."""
 TOPS = (1, 10)
 """The k of each top-k accuracy."""
@@ -73,6 +76,9 @@ class Evaluation(TextLoss):
     """Samples in the split; None: endless."""
     seq_len: int
     last_n: int | None
+    dimension: str | None = None
+    """Unit of the bits per dimension of images, which is a target; None if the tokens are no
+    pixels."""
     top_1: float
     """Fraction of the targets that were the most likely token; in a tie the lower id is."""
     top_10: float
@@ -81,6 +87,11 @@ class Evaluation(TextLoss):
     precision: str
     overrides: Sequence[str]
     seconds: float
+
+    @property
+    def bits_per_dimension(self) -> float | None:
+        """Loss in bits per ``dimension``; None if the tokens are no pixels."""
+        return None if self.dimension is None else self.loss / math.log(2)
 
     def as_json(self) -> str:
         """Format the result as a JSON object."""
@@ -97,9 +108,7 @@ class Evaluation(TextLoss):
         rows = {
             "loss": f"{self.loss:.4f}",
             "perplexity": f"{self.perplexity:,.2f}",
-            "bits/byte": _per_unit(self.bits_per_byte),
-            "loss/byte": _per_unit(self.loss_per_byte),
-            "loss/char": _per_unit(self.loss_per_character),
+            **self._per_unit(),
             "top-1": f"{self.top_1:.2%}",
             "top-10": f"{self.top_10:.2%}",
         }
@@ -111,13 +120,23 @@ class Evaluation(TextLoss):
             ]
         )
 
+    def _per_unit(self) -> dict[str, str]:
+        """Return the rows of the loss per unit that targets stand for."""
+        if self.bits_per_dimension is not None:
+            return {"bits/dim": f"{self.bits_per_dimension:.4f} (a dimension is {self.dimension})"}
+        rows = {
+            "bits/byte": self.bits_per_byte,
+            "loss/byte": self.loss_per_byte,
+            "loss/char": self.loss_per_character,
+        }
+        return {
+            name: "- (its tokens have no text)" if number is None else f"{number:.4f}"
+            for name, number in rows.items()
+        }
+
     def path(self, folder: Path) -> Path:
         """Return the path to save the result at; repeating the evaluation replaces it."""
         step = "weights" if self.step is None else str(self.step)
         part = f"-last-{self.last_n}" if self.last_n else ""
         part += "" if self.samples == self.split_samples else f"-first-{self.samples}"
         return folder / f"evaluate-{step}-{self.split}{part}.json"
-
-
-def _per_unit(number: float | None) -> str:
-    return "- (its tokens have no text)" if number is None else f"{number:.4f}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.data import tokenizer
+from engine.data.images.codebook import Codebook
 from engine.data.tokenizer import Tokenizer
 from engine.errors import RunError, UserError
 from engine.inout.saved_model import SavedModel
@@ -64,8 +65,16 @@ def probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
 
 
 def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """Verify a saved model and load it, unsharded, on ``device``. Return it and its tokenizer. It
-    has only the positions that were trained.
+    """Load a model of text as ``load_any_model`` does. Raises UserError for one of images."""
+    model, model_tokenizer = load_any_model(saved, device)
+    if isinstance(model_tokenizer, Codebook):
+        raise UserError(f"{saved.path} is a model of images, not of text")
+    return model, model_tokenizer
+
+
+def load_any_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer | Codebook]:
+    """Verify a saved model and load it, unsharded, on ``device``. Return it and its tokenizer or
+    codebook of images. It has only the positions that were trained.
 
     It computes in the dtype of its parameters, at least float32: casting them for every token costs
     more time than a smaller dtype gains.
@@ -76,7 +85,7 @@ def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]
     """
     if saved.tokenizer is None:
         raise UserError(f"{saved.path} has no tokenizer, so its tokens cannot be decoded to text")
-    model_tokenizer = tokenizer.load(saved.tokenizer)
+    model_tokenizer = tokenizer.load_any(saved.tokenizer)
     if problems := saved.verify(0, 1):
         raise RunError(f"{saved.path}: {'; '.join(problems)}")
     dtype = torch.promote_types(saved.dtype, torch.float32)

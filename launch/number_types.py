@@ -47,3 +47,11 @@ def byte_size(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 80GiB or 24GB")
     return int(number)
+
+
+def share(text: str) -> float:
+    """Parse a number in (0, 1] (type for argparse)."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return number

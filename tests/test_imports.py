@@ -34,7 +34,7 @@ engine.checkpoint
 engine.runs
 engine.inout
 engine.open_data engine.generate engine.faults
-engine.start engine.end_of_run engine.evaluate
+engine.start engine.end_of_run engine.evaluate engine.generate_images
 engine.train
 launch
 train_gpt evaluate_gpt

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge, Lt
 from pydantic.fields import FieldInfo
 
 from engine.config.fields import IsPath, Section, marks, setting
@@ -28,6 +27,7 @@ from engine.config.setting_types import (
     Positive,
     Precision,
     RankCount,
+    Seed,
 )
 
 
@@ -103,7 +103,7 @@ class Settings(Section):
     log: LogSettings = LogSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
 
-    seed: Annotated[int, Ge(0), Lt(2**63)] = setting("of weights, sample order and dropout", 42)
+    seed: Seed = setting("of weights, sample order and dropout", 42)
     deterministic: bool = setting("bitwise reproducible results, on CUDA too; slower", False)
     matmul: Literal["torch", "onednn"] | None = setting(
         "library for float32 matmuls on a CPU; None: chosen by processor and shapes", None

@@ -15,6 +15,8 @@ from models.presets import PRESETS
 
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 CountOrNone = Annotated[int, Ge(0), Le(LARGEST)]
+CodebookSize = Annotated[int, Ge(2), Le(2**16)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
 Bytes = Annotated[int, Ge(2**20), Le(2**40)]
 RankCount = Annotated[int, Ge(1), Le(2**16)]
 Positive = Annotated[float, Gt(0)]

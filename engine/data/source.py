@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.config.schema import Settings
+    from engine.data.images.codebook import Codebook
     from engine.data.tokenizer import Tokenizer
 
 
@@ -35,11 +36,15 @@ class SourceRequest:
     seed: int
     cache: Path  # folder for tokens
     start: str | None = None  # identifies this start of the run, the same on all ranks
-    key: str = "text"  # of the text in JSON objects
+    key: str = "text"  # of the text in JSON objects, or of the array in an .npz
     tokenizer_path: str | None = None  # of a tokenizer that has a file
     truncate: float = 1.0  # fraction of the characters that are read, from the first
     global_batch: int = 1  # samples per step over all ranks
     eval_lanes: int = 1  # lanes of a split that is evaluated
+    codes: int | None = None  # of an image source: size of its codebook
+    codebook: str | None = None  # path of a codebook to use
+    trained_with: dict[str, Any] | None = None  # saved tokenizer of the training data, if not it
+    pixel_order: int | None = None  # seed of the order of pixels
     notify: Callable[[str], None] = lambda line: None  # called before work that takes long
 
     @classmethod
@@ -59,6 +64,9 @@ class SourceRequest:
             path=data.path,
             start=start,
             key=data.key,
+            codes=data.codes,
+            codebook=data.codebook,
+            pixel_order=data.pixel_order,
             tokenizer=data.tokenizer,
             tokenizer_path=data.tokenizer_path,
             truncate=data.truncate,
@@ -97,7 +105,7 @@ class Corpus:
 
     train: Split
     validation: Split  # never endless; without samples if nothing is held out
-    tokenizer: Tokenizer | None  # None: the tokens have no text
+    tokenizer: Tokenizer | Codebook | None  # None: the tokens stand for nothing
     description: str  # one line for the user
     fingerprint: str  # equal on two ranks if and only if they read the same samples, of all splits
     other_splits: Mapping[str, Split] = field(default_factory=dict)

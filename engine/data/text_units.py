@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.data.images.codebook import Codebook
 from models.parallel.targets import IGNORED
 
 if TYPE_CHECKING:
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 class TextUnits:
     """Counts bytes and characters of targets, as ``engine.text_loss.TextLoss`` defines them."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        """Without a tokenizer all counts of text are 0."""
-        self._tokenizer = tokenizer
-        self._bytes = None if tokenizer is None else torch.from_numpy(tokenizer.byte_counts())
+    def __init__(self, tokenizer: Tokenizer | Codebook | None) -> None:
+        """Without a tokenizer of text all counts of text are 0."""
+        self._tokenizer = text = None if isinstance(tokenizer, Codebook) else tokenizer
+        self._bytes = None if text is None else torch.from_numpy(text.byte_counts())
 
     def count(self, targets: Tensor) -> Tensor:
         """Return the number of the targets [samples, seq_len] that are not IGNORED, of their UTF-8

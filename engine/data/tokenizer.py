@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engine.data.images.codebook import Codebook
+
 FILE_NAME = "tokenizer.json"
 """The file of a run's folder that has its tokenizer, as ``dump`` returns it."""
 
@@ -83,8 +85,9 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
     return tokenizer
 
 
-def dump(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a tokenizer as a JSON object, for ``load``. Its type is the name of its module."""
+def dump(tokenizer: Tokenizer | Codebook) -> dict[str, Any]:
+    """Return a tokenizer as a JSON object, for ``load_any``. Its type is the name of its module; a
+    codebook's is IMAGES, which its state contains."""
     return {"type": type(tokenizer).__module__.rpartition(".")[2], **tokenizer.state()}
 
 
@@ -110,7 +113,8 @@ def read_saved(path: Path) -> dict[str, Any] | None:
 
 
 def load(saved: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer that ``dump`` saved. Raises UserError if it is corrupt."""
+    """Return the tokenizer that ``dump`` saved. Raises UserError if it is corrupt, or not of
+    text."""
     state = dict(saved)
     return tokenizer_type(str(state.pop("type", None))).load(state)
 
@@ -125,3 +129,17 @@ def utf_8(text: str) -> bytes:
         raise UserError(
             f"{point} is half of a surrogate pair, or a byte that is not UTF-8"
         ) from None
+
+
+IMAGES = "images"
+"""The type of a codebook, which is stored where a tokenizer is."""
+
+
+def load_any(saved: dict[str, Any]) -> Tokenizer | Codebook:
+    """Return the tokenizer or the codebook of images that ``dump`` saved. Raises UserError if it is
+    corrupt."""
+    if saved.get("type") != IMAGES:
+        return load(saved)
+    from engine.data.images.codebook import Codebook
+
+    return Codebook.load(saved)

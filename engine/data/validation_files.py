@@ -29,13 +29,15 @@ def open_with_validation(
             f"data.validation_path={validation_path!r}: data.type={source!r} has no text; choose "
             "one of its splits by eval.split"
         )
+    saved = dump(corpus.tokenizer)
+    other_request = replace(
+        request, path=validation_path, validation=0.0, truncate=1.0, trained_with=saved
+    )
     try:
-        other = open_corpus(
-            source, replace(request, path=validation_path, validation=0.0, truncate=1.0)
-        )
+        other = open_corpus(source, other_request)
     except UserError as error:
         raise UserError(_with_own_name(str(error))) from None
-    encoded, new = use_saved_ids(other, dump(corpus.tokenizer))
+    encoded, new = use_saved_ids(other, saved)
     if new:
         raise UserError(
             f"{_with_own_name(other.description)}: the training data ({corpus.description}) has no "

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data import tokenizer
+from engine.data.images.codebook import Codebook
 from engine.data.source import Corpus, Split
 from engine.errors import UserError
 from models.parallel.targets import IGNORED
@@ -54,13 +55,19 @@ def is_other_kind(corpus: Corpus, saved: dict[str, Any] | None) -> bool:
     no text match every type."""
     if corpus.tokenizer is None or saved is None:
         return False
-    return type(corpus.tokenizer) is not type(tokenizer.load(saved))
+    return type(corpus.tokenizer) is not type(tokenizer.load_any(saved))
 
 
 def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[str]]:
     """Map the corpus to the ids of a saved tokenizer of the same type. Return it and the tokens
-    that the saved tokenizer lacks, in the order of their new ids, which follow the saved ones."""
+    that the saved tokenizer lacks, in the order of their new ids, which follow the saved ones.
+
+    Raises UserError for images of another codebook: their ids cannot be mapped.
+    """
     if corpus.tokenizer is None or saved is None:
+        return corpus, []
+    if isinstance(corpus.tokenizer, Codebook):
+        Codebook.load(saved).require_like(corpus.tokenizer)
         return corpus, []
     known = tokenizer.load(saved)
     joined, table = known.joined(corpus.tokenizer)
@@ -112,6 +119,10 @@ def corpus_for_model(
     """
     if is_other_kind(corpus, saved):
         assert saved is not None
+        assert corpus.tokenizer is not None
+        if tokenizer.IMAGES in (saved["type"], corpus.tokenizer.state().get("type")):
+            kind = "pixels" if saved["type"] == tokenizer.IMAGES else "text"
+            raise UserError(f"{cite('data.type')}: the tokens of {path} are {kind}, its are not")
         raise UserError(
             f"{cite('data.tokenizer')} differs from the tokenizer of {path}, {saved['type']!r}; "
             f"set data.tokenizer={saved['type']!r}"

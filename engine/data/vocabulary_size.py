@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 
 def vocabulary_size(settings: Settings, cache: Path) -> int:
-    """Return the number of ids of the data's tokenizer: its fixed size, or the size that it has for
-    the text, which is read unless the cache has its tokens.
+    """Return the number of ids of the data: that of its source, if it has its own ids, else the
+    tokenizer's fixed size, or its size for the text, which is read unless the cache has its tokens.
 
     ``cache``: the folder for tokens, unless data.cache names one. Raises UserError if the text
     cannot be read on this machine, or the source has none.
     """
+    source = discover.load("engine.data.sources", settings.data.type)
+    request = SourceRequest.of(settings, cache)
+    if hasattr(source, "vocabulary_size"):
+        found: int = source.vocabulary_size(request)
+        return found
     fixed = tokenizer.fixed_size(settings.data.tokenizer, settings.data.tokenizer_path)
     if fixed is not None:
         return fixed
-    source = discover.load("engine.data.sources", settings.data.type)
     if not hasattr(source, "open_documents"):
         raise UserError(f"data.type={settings.data.type!r} is not text")
-    request = SourceRequest.of(settings, cache)
     return tokenize.vocabulary_size(source.open_documents(request), request)

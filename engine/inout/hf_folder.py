@@ -38,7 +38,7 @@ TRAINED_LENGTH = "trained_length"
 """Key that cuboid adds to config.json, which transformers preserves: trained positions."""
 NAMES = (
     r"(generation_|tokenizer_)?config\.json|special_tokens_map\.json|vocab\.json|merges\.txt|"
-    r"tokenizer\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"tokenizer\.json|codebook\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 """Regular expression of the file names that transformers writes for a GPT-2."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data import tokenizer
+from engine.data.images.load_codebook import HF_FILE_NAME
 from engine.data.tokenizers import gpt2
 from engine.data.tokenizers.bytes import BYTES, Bytes
 from engine.data.tokenizers.char import END_OF_TEXT, Char
@@ -26,7 +27,10 @@ BY_CHARACTER: Mapping[str, Any] = {
 
 def read(folder: Path) -> dict[str, Any] | None:
     """Return the tokenizer of a folder, as ``engine.data.tokenizer.dump`` does; None if it is
-    neither GPT-2's nor a byte or character tokenizer as ``files`` writes them."""
+    neither GPT-2's, nor a byte or character tokenizer as ``files`` writes them, nor a codebook of
+    images."""
+    if (codebook := tokenizer.read_saved(folder / HF_FILE_NAME)) is not None:
+        return codebook
     ids = _load(folder / VOCABULARY)
     if ids is not None:
         known = ids == json.loads(gpt2.vocabulary())
@@ -53,6 +57,8 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
     positions of the model."""
     if saved is None:
         return {}
+    if saved["type"] == tokenizer.IMAGES:
+        return {HF_FILE_NAME: as_json(saved)}
     config: dict[str, Any] = {"model_max_length": length}
     fast = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
     match saved["type"]:
@@ -81,7 +87,10 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
 def special_ids(saved: dict[str, Any] | None) -> dict[str, int | None]:
     """Return the ids that begin and end a text, as config.json names them. They are None rather
     than missing, because transformers reads missing ones as GPT-2's."""
-    end = None if saved is None else tokenizer.load(saved).end_of_text
+    if saved is None or saved["type"] == tokenizer.IMAGES:
+        end = None
+    else:
+        end = tokenizer.load(saved).end_of_text
     return {"bos_token_id": end, "eos_token_id": end}
 
 

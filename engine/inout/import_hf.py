@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+from engine.data.tokenizer import IMAGES
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_path
 from engine.inout.saved_model import SavedModel, architecture_of
@@ -44,9 +45,13 @@ def import_model(model: SavedModel, out: Path) -> str:
 def config_for(model: SavedModel, folder: Path) -> str:
     """Return the text of a config that trains the model, for the user to edit."""
     fields = [f"    {name}={value!r}," for name, value in architecture_of(model.config).items()]
-    if _has_tokenizer(model):
-        tokenizer = (model.tokenizer or {"type": "gpt2"})["type"]
-        data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{tokenizer}")']
+    saved = model.tokenizer or {"type": "gpt2"}
+    if saved["type"] == IMAGES:
+        order = saved["pixel_order"]
+        line = f'data = dict(type="images", codebook={str(folder)!r}, pixel_order={order!r})'
+        data = ["NUM_EPOCHS = 1", "", line]
+    elif _has_tokenizer(model):
+        data = ["NUM_EPOCHS = 1", "", f'data = dict(tokenizer="{saved["type"]}")']
     else:
         data = ["MAX_STEPS = 100", "", 'data = dict(type="synthetic")  # its tokenizer is unknown']
     lines = [
@@ -66,6 +71,8 @@ def config_for(model: SavedModel, folder: Path) -> str:
 def train_command(model: SavedModel, folder: Path) -> str:
     """Return the command that trains the model, on a text if its tokenizer is known."""
     command = ["cuboid", "train", f"{folder / folder.name}.py", "--init-from", f"{folder}"]
+    if model.tokenizer is not None and model.tokenizer["type"] == IMAGES:
+        return shlex.join([*command, "data.path=my-images"])
     return shlex.join([*command, "data.path=my.txt"] if _has_tokenizer(model) else command)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.config.max_samples import max_samples
 from engine.config.resolve import Precedence
+from engine.data.images.codebook import Codebook
 from models.config import GPTConfig
 from models.parameters import parameter_count
 
@@ -35,7 +36,7 @@ def data_remarks(plan: Plan, batches: TrainBatches, *, begins: bool) -> Iterator
         yield from _on_vocabulary(plan, batches.corpus.tokenizer)
 
 
-def _on_vocabulary(plan: Plan, tokenizer: Tokenizer) -> Iterator[str]:
+def _on_vocabulary(plan: Plan, tokenizer: Tokenizer | Codebook) -> Iterator[str]:
     """Warn of a vocabulary far larger than the tokenizer's, whose other parameters are unused."""
     config = GPTConfig.of(plan.settings.model)
     if config.vocab_size < FAR_LARGER * tokenizer.size:
@@ -43,10 +44,12 @@ def _on_vocabulary(plan: Plan, tokenizer: Tokenizer) -> Iterator[str]:
     stated = plan.source_of.get("model.vocab_size")
     by_user = stated is not None and stated.precedence > Precedence.IMPLIED
     fewer = parameter_count(replace(config, vocab_size=tokenizer.size))
+    tokens = f"data.tokenizer={plan.settings.data.tokenizer!r} has {tokenizer.size:,} tokens"
+    if isinstance(tokenizer, Codebook):
+        tokens = f"the codebook of the images has {tokenizer.size:,} codes"
     yield (
         f"{'note' if by_user else 'warning'}: {plan.cite('model.vocab_size')}, and "
-        f"data.tokenizer={plan.settings.data.tokenizer!r} has {tokenizer.size:,} tokens: the other "
-        f"ids never occur, and {parameter_count(config) - fewer:,} of the "
+        f"{tokens}: the other ids never occur, and {parameter_count(config) - fewer:,} of the "
         f"{parameter_count(config):,} parameters are theirs; model.vocab_size={tokenizer.size} "
         "leaves them out"
     )

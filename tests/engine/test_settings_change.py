@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.config.schema import all_settings
@@ -43,6 +44,7 @@ TESTS = Path(__file__).parents[1]
 
 FROM_TEXT = ("data.type=text", "data.tokenizer=char", "data.path={folder}/text", "SEQ_LEN=4")
 EPOCHS = (*FROM_TEXT, "MAX_STEPS=None", "NUM_EPOCHS=2")
+DIGITS = ("data.type=images", "data.path={folder}/grey.npy", "SEQ_LEN=15", "model.vocab_size=256")
 ONE_D = ("TENSOR_PARALLEL=2", "MODE=1d")
 STAGES = ("PIPELINE=2", "NUM_MICRO_BATCHES=4")
 JUMPS = ("loss_spike.factor=1.001", "loss_spike.window=1", "optimizer.lr=1.0")
@@ -167,6 +169,11 @@ EFFECTS = {
         given=(*FROM_TEXT, "model.vocab_size=50257"),
     ),
     "data.truncate": SettingEffect(change="data.truncate=0.5", probe=steps, given=EPOCHS),
+    "data.codes": SettingEffect(change="data.codes=5", probe=first_ids, given=DIGITS),
+    "data.codebook": SettingEffect(
+        change="data.codebook={folder}/levels.npy", probe=first_ids, given=DIGITS
+    ),
+    "data.pixel_order": SettingEffect(change="data.pixel_order=3", probe=first_ids, given=DIGITS),
     "data.validation": SettingEffect(
         change="data.validation=0.01", probe=validations, given=FROM_TEXT
     ),
@@ -263,6 +270,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "small.py").write_text(CONFIG)
     (path / "text").write_text(TEXT)
     (path / "other").write_text(OTHER)
+    np.save(path / "grey.npy", np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4))
+    np.save(path / "levels.npy", np.array([[0.0], [99.0], [255.0]]))
     (path / "held-out").write_text(HELD_OUT)
     return path
 

@@ -64,7 +64,7 @@ def vocabulary_holds_the_tokens(context: RuleContext) -> Iterator[Finding]:
     not depend on a file."""
     settings = context.settings
     tokens = VOCABULARIES.get(settings.data.tokenizer)
-    if settings.data.type == "synthetic" or tokens is None:
+    if settings.data.type in ("images", "synthetic") or tokens is None:
         return
     if settings.model.vocab_size < tokens:
         yield context.error(

@@ -11,6 +11,9 @@ from engine.config.sections.data import FILE_TYPES
 from engine.config.sections.loss import LossScaleSettings
 from engine.config.splits import can_validate
 
+WITHOUT_TEXT = ("images", "synthetic")
+"""Sources whose tokens are no text."""
+
 
 class Requirement(NamedTuple):
     """Condition under which a setting has an effect."""
@@ -50,6 +53,9 @@ _VALIDATING = Requirement(
 _HELD_OUT = Requirement(
     can_validate, ("data.validation",), "a data.validation above 0, or a data.validation_path"
 )
+_TEXT = Requirement(
+    lambda s: s.data.type not in WITHOUT_TEXT, ("data.type",), "a data.type with text"
+)
 _PIPELINE = Requirement(lambda s: s.pipeline > 1, ("pipeline",), "PIPELINE of 2 or more")
 
 REQUIREMENTS: Mapping[str, Requirement] = {
@@ -74,21 +80,25 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "a data.type that reads files, such as 'auto'",
     ),
     "data.key": Requirement(
-        lambda s: s.data.type in ("auto", "json", "jsonl") and s.data.path is not None,
+        lambda s: s.data.type in ("auto", "images", "json", "jsonl") and s.data.path is not None,
         ("data.type", "data.path"),
-        "a data.path and a data.type that reads JSON",
+        "a data.path and a data.type that reads JSON or images",
     ),
-    "data.tokenizer": Requirement(
-        lambda s: s.data.type != "synthetic", ("data.type",), "a data.type with text"
-    ),
+    "data.tokenizer": _TEXT,
     "data.tokenizer_path": Requirement(
-        lambda s: s.data.type != "synthetic" and s.data.tokenizer == "sentencepiece",
+        lambda s: s.data.type not in WITHOUT_TEXT and s.data.tokenizer == "sentencepiece",
         ("data.type", "data.tokenizer"),
         "data.tokenizer='sentencepiece' and a data.type with text",
     ),
     "data.truncate": Requirement(
         lambda s: s.data.type in FILE_TYPES, ("data.type",), "a data.type that reads text"
     ),
+    **{
+        f"data.{name}": Requirement(
+            lambda s: s.data.type == "images", ("data.type",), "data.type='images'"
+        )
+        for name in ("codes", "codebook", "pixel_order")
+    },
     "eval.batches": Requirement(
         lambda s: s.eval.every != 0 and s.eval.samples is None and s.eval.tokens is None,
         ("eval.every", "eval.samples", "eval.tokens"),

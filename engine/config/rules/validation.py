@@ -21,15 +21,15 @@ def validation_data_is_stated_once(context: RuleContext) -> Iterator[Finding]:
         )
 
 
-def validation_files_are_text(context: RuleContext) -> Iterator[Finding]:
-    """Require a source of text for data.validation_path: the files are encoded with the ids of the
-    training data."""
-    data = context.settings.data
-    if data.validation_path is not None and data.type not in FILE_TYPES:
+def validation_files_can_be_encoded(context: RuleContext) -> Iterator[Finding]:
+    """Require a source of text or images for data.validation_path: the files are encoded with the
+    ids of the training data."""
+    data, encodable = context.settings.data, (*FILE_TYPES, "images")
+    if data.validation_path is not None and data.type not in encodable:
         yield context.error(
             "data.validation_path",
-            f"{context.cite('data.validation_path')} needs a data.type that reads text "
-            f"({', '.join(FILE_TYPES)}), not {context.cite('data.type')}; a split of that source "
+            f"{context.cite('data.validation_path')} needs a data.type that reads text or images "
+            f"({', '.join(encodable)}), not {context.cite('data.type')}; a split of that source "
             "is chosen by eval.split",
         )
 
@@ -70,7 +70,7 @@ def whole_split_is_finite(context: RuleContext) -> Iterator[Finding]:
 
 RULES = (
     validation_data_is_stated_once,
-    validation_files_are_text,
+    validation_files_can_be_encoded,
     split_exists,
     size_is_stated_once,
     whole_split_is_finite,

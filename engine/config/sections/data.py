@@ -8,6 +8,7 @@ from annotated_types import MinLen
 
 from engine.config.fields import Section, setting
 from engine.config.setting_types import (
+    CodebookSize,
     Count,
     CountOrNone,
     DataFile,
@@ -15,6 +16,7 @@ from engine.config.setting_types import (
     NewPath,
     Positive,
     PositiveShare,
+    Seed,
     Share,
     SourceName,
     TokenizerName,
@@ -35,10 +37,12 @@ class DataSettings(Section):
     )
     path: DataPath | Annotated[tuple[DataPath, ...], MinLen(1)] | None = setting(
         "files, folders (with all files below) and glob patterns; gzip, bzip2 and xz are "
-        "decompressed; None: a text that comes with Python",
+        "decompressed; None: a text that comes with Python, or the digits of scikit-learn",
         None,
     )
-    key: str = setting("key of the text in a JSON object", "text")
+    key: str = setting(
+        "key of the text in a JSON object, or of the images in an .npz with several arrays", "text"
+    )
     tokenizer: TokenizerName = setting("tokenizer of the text", "gpt2")
     tokenizer_path: DataFile | None = setting(
         "model file of the tokenizer 'sentencepiece'; it is stored with the run", None
@@ -54,7 +58,21 @@ class DataSettings(Section):
     validation_path: DataPath | Annotated[tuple[DataPath, ...], MinLen(1)] | None = setting(
         "like data.path, of other files, which become the split 'validation'", None
     )
-    cache: NewPath | None = setting("folder of tokenised text; None: the user's cache folder", None)
+    cache: NewPath | None = setting(
+        "folder of tokenised text and encoded images; None: the user's cache folder", None
+    )
+    codes: CodebookSize | None = setting(
+        "size of the codebook of images; None: 512 colours, or 256 grey levels (17 of the digits)",
+        None,
+    )
+    codebook: DataPath | None = setting(
+        "codebook to encode images with: a run, an export, or a .npy or .pt file of colours "
+        "[size, 3]; None: fitted to the training images",
+        None,
+    )
+    pixel_order: Seed | None = setting(
+        "seed of a random order of the pixels, the same in all images; None: row by row", None
+    )
 
 
 class EvalSettings(Section):

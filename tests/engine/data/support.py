@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.images.codebook import Codebook
 from engine.data.source import Corpus, SourceRequest
 from engine.data.split import Windows
 from engine.data.token_cache import Write
@@ -17,6 +18,7 @@ Ask = Callable[..., SourceRequest]
 
 def tokenizer_of(corpus: Corpus) -> Tokenizer:
     assert corpus.tokenizer is not None
+    assert not isinstance(corpus.tokenizer, Codebook)
     return corpus.tokenizer
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
+from engine.data.images.codebook import Codebook
 from engine.data.loader import load_batches
 from engine.data.source import Corpus
 from engine.data.split import Windows
@@ -125,6 +126,7 @@ def test_batches_decode_to_the_text_by_the_saved_ids(both: Path) -> None:
     adopted = batches.with_corpus(use_saved_ids(batches.corpus, saved)[0])
     words, plain = words_of(both, 4), batches.corpus.tokenizer
     assert plain is not None
+    assert not isinstance(plain, Codebook)
     for step in (1, 2, 7):
         for ours, theirs in zip(adopted.batch(step, 0, 0), batches.batch(step, 0, 0), strict=True):
             for one, other in zip(ours.numpy(), theirs.numpy(), strict=True):

@@ -42,7 +42,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             calls["message"] = calls.get("message", "") + captured.err
 
     monkeypatch.setattr(opening, "open_saved_model", open_trained)
-    monkeypatch.setattr(generate, "load_model", open_model)
+    monkeypatch.setattr(generate, "load_any_model", open_model)
     monkeypatch.setattr(generate, "generate_text", continue_text)
     return calls
 
