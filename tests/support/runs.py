@@ -21,7 +21,7 @@ from engine.training.trainer import Trainer
 from engine.world.world import World
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis, Traffic
-from tests.support.training import open_axes
+from tests.support.training import axes_by_name, open_axes
 
 T = TypeVar("T")
 
@@ -73,14 +73,8 @@ def pretended(rank: int, size: int) -> Iterator[None]:
 
 def lonely_axes(layout: Layout, rank: int) -> dict[str, Axis]:
     """Return a rank's axes, with groups if a process group is open."""
-    tensor_axes = tuple(layout.tensor_axes)
-    axes_by_name: dict[str, tuple[str, ...]] = {
-        axis: (axis,) for axis in ("data", "pipeline", *tensor_axes)
-    }
     axes, traffic = {}, Traffic()
-    for name, along in (
-        axes_by_name | {"tensor": tensor_axes, "world": tuple(layout.axes)}
-    ).items():
+    for name, along in axes_by_name(layout).items():
         ranks = next(ranks for ranks in layout.groups(*along) if rank in ranks)
         group = dist.new_group(ranks) if dist.is_initialized() and len(ranks) > 1 else None
         index = ranks.index(rank)

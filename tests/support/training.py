@@ -177,15 +177,17 @@ def process_group(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
     return group
 
 
+def axes_by_name(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """Map the name of each axis of a world to the axes of the layout along which it runs."""
+    tensor_axes = tuple(layout.tensor_axes)
+    single = {axis: (axis,) for axis in ("data", "pipeline", *tensor_axes)}
+    return {**single, "tensor": tensor_axes, "world": tuple(layout.axes)}
+
+
 def open_axes(layout: Layout, rank: int, traffic: Traffic) -> dict[str, Axis]:
     """Return this rank's axes over new torch groups."""
-    tensor_axes = tuple(layout.tensor_axes)
-    axes_by_name: dict[str, tuple[str, ...]] = {
-        axis: (axis,) for axis in ("data", "pipeline", *tensor_axes)
-    }
-    axes_by_name |= {"tensor": tensor_axes, "world": tuple(layout.axes)}
     axes = {}
-    for name, along in axes_by_name.items():
+    for name, along in axes_by_name(layout).items():
         for ranks in layout.groups(*along):
             group = process_group(tuple(ranks))
             if rank in ranks:
