@@ -38,7 +38,7 @@ ENVIRONMENT = re.compile(r"environ(?:\.get\(|\[)[\"'](\w+)|\$\{(\w+):-|^  (\w+)=
 OF_LIBRARIES = ("NCCL_", "GLOO_", "OMP_", "PYTORCH_", "CUDA_", "TORCHDYNAMO_")
 # Keys that messages compare or cite: sizes of a model, Hugging Face's config.
 CITED = {"n_embd", "n_head", "head_dim", "vocab_size", "model_type", "activation_function"}
-OF_OTHER_PROGRAMS = {"--logdir", "--signal"}  # TensorBoard, Slurm
+OF_OTHER_PROGRAMS = {"--dist", "--logdir", "--signal"}  # pytest-xdist, TensorBoard, Slurm
 ARGUMENT = re.compile(r" *(?:\[|--|[A-Z]{2,}\b|\.?/)")
 
 

@@ -90,7 +90,7 @@ def vocabulary_size(corpus: Corpus, saved: dict[str, Any] | None = None) -> int:
         corpus, _ = use_saved_ids(corpus, saved)
     if corpus.tokenizer is None:
         raise UserError(
-            f"model.vocab_size='data' is the number of ids of a tokenizer, and the data "
+            f"model.vocab_size is to be the number of ids of a tokenizer, and the data "
             f"({corpus.description}) has none; set a number"
         )
     return corpus.tokenizer.size

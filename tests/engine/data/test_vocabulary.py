@@ -194,12 +194,12 @@ def test_too_small_vocabulary_is_rejected_with_working_remedies(tmp_path: Path) 
     tokens = f"{size + 1} tokens, of which {checkpoint} lacks '😀' "
     refused = f"command line: {small} is too small for {tokens}"
     assert f"is too small for {size} tokens (" in ended[0].err
-    assert ended[0].err.endswith(f": set {small}\n")
+    assert ended[0].err.endswith(f"; set {small}\n")
     assert ended[1].error == "", ended[1].err
     assert ended[2].err.startswith(refused)
-    assert ended[2].err.endswith(f": begin a new run with --init-from {checkpoint} {larger}\n")
+    assert ended[2].err.endswith(f"; begin a new run with --init-from {checkpoint} {larger}\n")
     assert ended[3].err.startswith(refused)
-    assert ended[3].err.endswith(f": set {larger}\n")
+    assert ended[3].err.endswith(f"; set {larger}\n")
     assert ended[4].error == "", ended[4].err
     assert words_of(tmp_path, 1, "new").characters == "".join(sorted(set(FIRST))) + "😀"
     line = f"data.tokenizer='gpt2': its ids have other meanings than in {checkpoint}"
