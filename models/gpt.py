@@ -10,6 +10,7 @@ replays the allocations of each layer. Change them together with this file; test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,13 @@ from models.config import GPTConfig
 from models.kv_cache import KVCache, LayerKVCache
 from models.parallel.activation_checkpointing import recompute
 from models.parallel.context import ParallelContext, derive_seed
-from models.parallel.layers import Dropout, Linear, PositionEmbedding, TokenEmbedding
+from models.parallel.layers import (
+    Dropout,
+    Linear,
+    PositionEmbedding,
+    TokenEmbedding,
+    initialise,
+)
 from models.parallel.loss import Head, HeadLoss, loss_and_top_k
 from models.parallel.norm import LayerNorm
 
@@ -197,3 +204,31 @@ def residual_std(config: GPTConfig, *, scaled: bool) -> float:
     """Return the initial standard deviation of a projection onto the residual stream: init_std, if
     ``scaled`` divided by sqrt of the number of such projections (GPT-2, section 2.3)."""
     return float(config.init_std / (2 * config.n_layer) ** 0.5) if scaled else config.init_std
+
+
+def check_dummy_batch() -> None:
+    """Pass a batch of random ids forward and backward through a small model on the CPU, and print
+    the shape of the logits, the loss and the number of parameters with a gradient."""
+    config = GPTConfig(
+        n_layer=2, n_head=8, n_embd=128, head_dim=16, n_inner=256, vocab_size=666, block_size=512
+    )
+    parallel = ParallelContext.single_device(
+        torch.device("cpu"), dtype=torch.float32, compute=torch.float32
+    )
+    model = GPT(config, parallel)
+    initialise(model, seed=0)
+    ids = torch.randint(config.vocab_size, (8, 513), generator=torch.Generator().manual_seed(0))
+    ids, targets = ids[:, :-1], ids[:, 1:]
+    y = model(model.embed(ids), ids.shape[1])
+    loss = model.loss(y, targets, 1 / targets.numel())
+    loss.backward()
+    parameters = list(model.parameters())
+    with_gradient = sum(bool(p.grad is not None and p.grad.any()) for p in parameters)
+    logits = model.logits(y.detach()).view(*ids.shape, -1)
+    print(f"logits.shape={list(logits.shape)}")
+    print(f"loss={loss.item():.4f} (log of the vocabulary: {math.log(config.vocab_size):.4f})")
+    print(f"{with_gradient} of {len(parameters)} parameters have a gradient")
+
+
+if __name__ == "__main__":
+    check_dummy_batch()
