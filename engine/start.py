@@ -25,6 +25,7 @@ from engine.inout import initial_weights
 from engine.inout.saved_model import SavedModel
 from engine.runs.folder import RunFolder, claim_folder
 from engine.runs.plan_from_run import write_record
+from engine.runs.run_name import run_name
 from engine.runs.start_candidates import (
     StartCandidate,
     StartOptions,
@@ -106,7 +107,7 @@ class StartPoint:
     def _open_run_folder(self) -> RunFolder:
         """Create and lock a new folder, or prepare the existing one: write the record of this plan,
         delete temporaries, and archive the checkpoints after the one that is resumed."""
-        candidate, name, run_id = self.candidate, self.plan.settings.name, self.world.run_id
+        candidate, name, run_id = self.candidate, run_name(self.plan), self.world.run_id
         if candidate.run_folder is None:
             folder = claim_folder(name, run_id, output=chosen_output(self.plan, self.options))
             self.lock_stack.enter_context(folder.lock())

@@ -27,6 +27,8 @@ from engine.errors import UserError
 from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import FULL, name_file_in_errors
 
+NAME_SEPARATOR = "--"
+"""Separates the name of a config from the settings that log.name='auto' appends."""
 LOCK_SECONDS = 0.5
 """How long to wait for the lock of a folder: a command that reads it may lock it briefly."""
 
@@ -220,7 +222,8 @@ def claim_folder(
 
 
 def list_runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
-    """List the folders NAME-TIME under ``root``, of all names by default, the newest first."""
+    """List the folders NAME-TIME under ``root``, the newest first: those of all configs, or of the
+    config ``name``, also if settings are appended to the name."""
     return [RunFolder(path) for _, _, path in sorted(_dated(root, name), reverse=True)]
 
 
@@ -244,7 +247,8 @@ def _create(folder: RunFolder, run_id: str) -> bool:
 
 def _dated(root: Path, name: str | None = None) -> Iterator[tuple[str, int, Path]]:
     """Yield time and number from the name of each run's folder, and its path."""
-    pattern = re.compile(rf"({re.escape(name) if name else '.*'})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
+    names = rf"{re.escape(name)}(?:{NAME_SEPARATOR}.*)?" if name else ".*"
+    pattern = re.compile(rf"({names})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
     for folder in _folders(root, "*"):
         parts = pattern.fullmatch(folder.path.name)
         if parts is not None:

@@ -249,6 +249,7 @@ ELSEWHERE = {
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"
     "test_a_failed_save_ends_the_run_and_preserves_the_previous_checkpoint",
+    "log.name": "engine/runs/test_run_name.py::test_automatic_name_has_the_main_settings",
     **dict.fromkeys(
         ("log.wandb", "log.wandb_project"),
         "engine/runs/sinks/test_wandb.py::"

@@ -117,6 +117,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "eval.every": Requirement(
         lambda s: not s.eval.every or can_validate(s), _HELD_OUT.depends_on, _HELD_OUT.text
     ),
+    "log.name": Requirement(lambda s: s.log.dir is None, ("log.dir",), "a log.dir of None"),
     "log.wandb_project": Requirement(
         lambda s: s.log.wandb is not None, ("log.wandb",), "log.wandb='online' or 'offline'"
     ),

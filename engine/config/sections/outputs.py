@@ -16,6 +16,11 @@ class LogSettings(Section):
         None,
     )
     dir: NewPath | None = setting("folder of the run; None: runs/NAME-TIME", None)
+    name: Literal["auto"] | None = setting(
+        "NAME of the run's folder: 'auto' appends the main settings to the config's name; None: "
+        "the config's name",
+        None,
+    )
     tensorboard: bool = setting("write TensorBoard's files", True)
     tokens_per_second: Positive | None = setting(
         "tokens per second of a reference accelerator: adds its seconds as an axis; None: no such "
