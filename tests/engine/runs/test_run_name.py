@@ -23,7 +23,7 @@ def test_automatic_name_has_the_main_settings() -> None:
             (8, ["log.name=auto", "TENSOR_PARALLEL=2", "MODE=1d", "PIPELINE=2", "zero.stage=1"]),
         )
     ]
-    model = "languini_6h--l12-w768-mlp3072-h12x64-books-batch128-seq512"
+    model = "languini_6h--l12-w768-mlp3072-h12x64-books_16384-batch128-seq512"
     rate = "adam-lr0.0006-cosine_from_start-to6e-06-steps18265"
     assert named == [
         "languini_6h",
