@@ -28,7 +28,7 @@ from engine.estimate.flops import smallest_matmul_flops
 from engine.pipeline.schedule import Costs, PipelineShape, actions, idle_fraction
 from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul
-from engine.training.pipeline import Pipeline, _PipelineRun, scaled_loss
+from engine.training.pipeline import Observe, Pipeline, _PipelineRun, scaled_loss, unobserved
 from models.chunks import ModelChunks
 from models.config import GPTConfig
 from models.gpt import GPT
@@ -59,7 +59,12 @@ class Watched(Pipeline):
     watch = WaitTimer()
 
     def train(
-        self, batches: Sequence[Batch], seeds: Sequence[int], scale: float, sums: GradientReducer
+        self,
+        batches: Sequence[Batch],
+        seeds: Sequence[int],
+        scale: float,
+        reducer: GradientReducer,
+        observe: Observe = unobserved,
     ) -> Tensor:
         watch = self.watch
 
@@ -70,7 +75,7 @@ class Watched(Pipeline):
                 watch.waited += time.perf_counter() - started
                 return tensor
 
-        one = Timed(self, batches, seeds, scaled_loss(scale), sums)
+        one = Timed(self, batches, seeds, scaled_loss(scale), reducer, observe=observe)
         return one.run(self.plan(len(batches), True))
 
 

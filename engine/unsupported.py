@@ -13,6 +13,11 @@ UNSUPPORTED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
         lambda s: s.compile and (s.mode != "serial" or s.zero.stage > 0),
         "compile=False, or MODE=None with zero.stage=0",
     ),
+    "log.statistics": (
+        lambda s: s.log.statistics is not None and s.zero.offload_params == "nvme",
+        "log.statistics=None, or zero.offload_params='cpu': statistics of an update need a copy of "
+        "the weights in memory",
+    ),
 }
 """Setting -> (whether the settings use it in an unsupported way, settings to use instead)."""
 

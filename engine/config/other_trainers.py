@@ -115,6 +115,7 @@ SYNONYMS: Mapping[str, str] = {
     "log.dir": """
         default_root_dir dump_folder hydra log_dir logging_dir out_dir output output_dir
         relative_log_path run_dir wandb_run_name work_dir""",
+    "log.statistics": "log_activations_every log_grads_every",
     "log.tensorboard": "enable_tensorboard tensorboard tensorboard_dir use_tensorboard",
     "log.wandb": "logger_type enable_wandb report_to use_wandb wandb wandb_log",
     "log.wandb_project": "wandb_project wandb_project_name",

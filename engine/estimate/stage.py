@@ -189,6 +189,8 @@ class RankSimulation:
                 reduce_at_step_end(ledger, self.shapes, weight)
         ledger.transient(MemoryKind.BUFFERS, self.state.sums)
         ledger.transient(MemoryKind.BUFFERS, self.state.tied)
+        if self.shapes.settings.log.statistics:  # a copy of the weights, for the update
+            ledger.transient(MemoryKind.BUFFERS, self.state.between_steps[MemoryKind.PARAMETERS])
 
     def _send(self, message: Message) -> None:
         """Queue a send; the payload is freed once IN_FLIGHT newer sends are queued."""

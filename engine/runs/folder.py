@@ -1,8 +1,8 @@
 """The folder of a run: its files, its lock and its status.
 
 RUN/config.py, statements.json, resolved.json, environment.json, tokenizer.json, initial.json,
-log.jsonl, events.out.tfevents.* (TensorBoard's), checkpoints/, model.safetensors, status.json.
-Rank 0 claims the folder and sends its path to the other ranks.
+log.jsonl, statistics.jsonl, events.out.tfevents.* (TensorBoard's), checkpoints/, model.safetensors,
+status.json. Rank 0 claims the folder and sends its path to the other ranks.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from engine.text_loss import exponential
 
 if TYPE_CHECKING:
     from engine.text_loss import TextLoss
+    from engine.training.moments import Statistics
     from engine.training.step import StepResult
     from engine.training.time_split import TimeSplit
     from engine.training.trainer import Trainer
@@ -55,6 +57,8 @@ class StepMetrics:
     """The steps skipped so far because of an overflow or a loss spike."""
     remark: str | None = None
     """The reason why this step was skipped."""
+    statistics: Mapping[str, Statistics] | None = None
+    """Statistics of the step's tensors by name, if log.statistics asks for them."""
     times: TimeSplit | None = None
     """The seconds of rank 0 since the last row, by kind of work."""
     flops_per_second: float | None = None
@@ -131,6 +135,7 @@ def step_metrics(
         tokens_per_second=plan.tokens_per_step / seconds,
         seconds=seconds,
         memory_by_rank=result.memory_bytes,
+        statistics=result.statistics,
         times=trainer.time_split(),
         val_loss=validation.loss if validation else None,
         val_loss_per_byte=validation.loss_per_byte if validation else None,
@@ -160,6 +165,8 @@ def curves(row: StepMetrics) -> dict[str, float]:
         "speed/MFU": row.mfu,
     }
     numbers |= {f"time_ms/{part}": 1000 * spent for part, spent in row.seconds_by_part().items()}
+    for name, found in (row.statistics or {}).items():
+        numbers |= {f"{name}/{kind}": x for kind, x in dataclasses.asdict(found).items()}
     for rank, peak in enumerate(row.memory_by_rank):
         numbers[f"memory_GiB/rank_{rank}"] = peak / 2**30
     return {name: value for name, value in numbers.items() if value is not None}
@@ -177,7 +184,11 @@ class JsonLinesLog:
         self._path, self._file = path, path.open("ab", buffering=0)
 
     def step(self, row: StepMetrics) -> None:
-        line = json.dumps(row.record()).encode() + b"\n"
+        self.write(row.record())
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """Append an object, which has a ``step``."""
+        line = json.dumps(record).encode() + b"\n"
         with name_file_in_errors(self._path):
             if self._file.write(line) < len(line):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -155,22 +155,26 @@ def replicated_axes(shard: Shard, axes: Mapping[str, Axis]) -> tuple[str, ...]:
     return tuple(a for a, axis in axes.items() if axis.size > 1 and a not in shard.sharded_axes)
 
 
-@torch.no_grad()
-def local_grad_norm_squared(model: ModelChunks) -> Tensor:
-    """Return this rank's share of the squared global gradient norm, in float64. The sum of the
-    shares of all ranks is ||g||^2.
+def counted_parameters(model: ModelChunks) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the names and parameters that this rank counts in sums over the whole model.
 
     Several ranks may hold the same shard. Only the one with index 0 on all axes over which the
     parameter is replicated counts it, and only the first copy of a tied table is counted.
     """
     shards, axes, copies = model.shards(), model.parallel.summed_axes, model.copies
-    grads = [
-        parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-        and name not in copies
-        and all(axes[axis].index == 0 for axis in replicated_axes(shards[name], axes))
-    ]
+    for name, parameter in model.named_parameters():
+        held_by = replicated_axes(shards[name], axes)
+        if name not in copies and all(axes[axis].index == 0 for axis in held_by):
+            yield name, parameter
+
+
+@torch.no_grad()
+def local_grad_norm_squared(model: ModelChunks) -> Tensor:
+    """Return this rank's share of the squared global gradient norm, in float64. The sum of the
+    shares of all ranks is ||g||^2.
+
+    """
+    grads = [p.grad for _, p in counted_parameters(model) if p.grad is not None]
     if not grads:
         return torch.zeros((), dtype=torch.float64, device=model.parallel.device)
     # Offloaded weights have gradients on another device.

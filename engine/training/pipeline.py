@@ -26,6 +26,15 @@ Measure = Callable[[GPT, Tensor, Tensor], Tensor]
 [samples, seq_len] -> numbers, which are summed over micro-batches and ranks."""
 
 
+Observe = Callable[[GPT, Tensor], AbstractContextManager[object]]
+"""A function of a chunk and the targets of a micro-batch: the context of its forward pass."""
+
+
+def unobserved(chunk: GPT, targets: Tensor) -> AbstractContextManager[object]:
+    """Return the context of a forward pass that nothing observes."""
+    return nullcontext()
+
+
 class WorkKey(NamedTuple):
     """A micro-batch in one of this rank's chunks."""
 
@@ -74,15 +83,21 @@ class Pipeline:
         self.plan = cache(self._plan)
 
     def train(
-        self, batches: Sequence[Batch], seeds: Sequence[int], scale: float, reducer: GradientReducer
+        self,
+        batches: Sequence[Batch],
+        seeds: Sequence[int],
+        scale: float,
+        reducer: GradientReducer,
+        observe: Observe = unobserved,
     ) -> Tensor:
         """Accumulate the gradients of all ``batches`` and return this rank's share of the scaled
         loss, float64.
 
         seeds: of the dropout masks, one per micro-batch.
         reducer: starts the all-reduce of gradients as soon as they are complete.
+        observe: opens the context of each forward pass.
         """
-        run = _PipelineRun(self, batches, seeds, scaled_loss(scale), reducer)
+        run = _PipelineRun(self, batches, seeds, scaled_loss(scale), reducer, observe=observe)
         return run.run(self.plan(len(batches), True))
 
     @torch.no_grad()
@@ -120,11 +135,12 @@ class _PipelineRun:
         measure: Measure,
         reducer: GradientReducer | None,
         total: Tensor | None = None,
+        observe: Observe = unobserved,
     ) -> None:
         """Start with no tensors. ``reducer``: None for a run without a backward pass."""
         self.model, self.axis = pipeline.model, pipeline.axis
         self.batches, self.seeds, self.reducer = batches, seeds, reducer
-        self.measure = measure
+        self.measure, self.observe = measure, observe
         zero = torch.zeros((), dtype=torch.float64, device=self.model.parallel.device)
         self.total = zero if total is None else total
         self.saved: dict[WorkKey, SavedForward] = {}
@@ -166,9 +182,11 @@ class _PipelineRun:
         else:
             x = self._received(MessageKey("forward", *key))
             y = x.requires_grad_(self.reducer is not None)
-        y = chunk(y, ids.shape[1], seed)
+        with self.observe(chunk, targets):
+            y = chunk(y, ids.shape[1], seed)
+            if chunk.last:
+                y = self.measure(chunk, y, targets)
         if chunk.last:
-            y = self.measure(chunk, y, targets)
             self.total += y.detach()
         else:
             self.outgoing[MessageKey("forward", *key)] = y.detach()

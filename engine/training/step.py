@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +25,9 @@ from engine.step_message import (
 from engine.training.gradients import GradientReducer, local_grad_norm_squared, unscale_and_clip
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
+from engine.training.moments import Statistics
 from engine.training.pipeline import Pipeline
+from engine.training.statistics import StepStatistics
 from engine.training.time_split import FORWARD_BACKWARD, OPTIMIZER
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis
@@ -53,6 +56,9 @@ class StepResult:
     """True if any rank was asked to stop."""
     save: bool = False
     """True if any rank requests a checkpoint after this step."""
+    statistics: Mapping[str, Statistics] | None = None
+    """Statistics of the step's tensors by name; None if they were not asked for, or the optimizer
+    was not run."""
     remark: str = ""
     """The reason for which the optimizer was not run; "" if it was."""
 
@@ -85,6 +91,8 @@ class Stepper:
     seed: int
     """Seed of the dropout masks."""
     clip_grad_norm: float | None = None
+    statistics_every: int | None = None
+    """Steps between statistics of the step's tensors; None for no statistics."""
     loss_scale: LossScale | None = None
     spikes: LossSpikes | None = None
     loss_hook: Callable[[int, Tensor], Tensor] = unchanged_loss
@@ -117,7 +125,8 @@ class Stepper:
         clock.start(FORWARD_BACKWARD)
         self.gradients.zero()
         scale = self.loss_scale.scale if self.loss_scale else 1.0
-        loss = self.accumulate(step, micro_batches, scale / max(targets, 1))
+        statistics = self._statistics(step)
+        loss = self.accumulate(step, micro_batches, scale / max(targets, 1), statistics)
         loss = self.loss_hook(step, loss)
         clock.start(OPTIMIZER)
         result = self.all_reduce_result(step, loss, scale, memory_bytes, stop(), save)
@@ -138,17 +147,37 @@ class Stepper:
         unscale_and_clip(self.model, result.grad_norm, self.clip_grad_norm, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        with statistics.update() if statistics else nullcontext():
+            self.optimizer.step()
         self.model.parallel.zero.clear_gathered()
-        return result
+        return replace(result, statistics=statistics.result()) if statistics else result
 
-    def accumulate(self, step: int, micro_batches: Sequence[Batch], scale: float) -> Tensor:
+    def _statistics(self, step: int) -> StepStatistics | None:
+        """Return the collector of the statistics of ``step``; None if they are not due."""
+        every = self.statistics_every
+        due = every is not None and step % every == 0
+        return StepStatistics(self.model, self.world) if due else None
+
+    def accumulate(
+        self,
+        step: int,
+        micro_batches: Sequence[Batch],
+        scale: float,
+        statistics: StepStatistics | None = None,
+    ) -> Tensor:
         """Accumulate the gradients of all micro-batches, reduce them over the ranks, and return
-        this rank's share of the loss. Both are multiplied by ``scale``."""
+        this rank's share of the loss. Both are multiplied by ``scale``. ``statistics`` observe the
+        forward passes."""
         seeds = [
             derive_seed(self.seed, step, number) for number in range(1, len(micro_batches) + 1)
         ]
-        loss = self.pipeline.train(micro_batches, seeds, scale, self.gradients)
+        if statistics is None:
+            loss = self.pipeline.train(micro_batches, seeds, scale, self.gradients)
+        else:
+            with statistics.eagerly():
+                loss = self.pipeline.train(
+                    micro_batches, seeds, scale, self.gradients, statistics.forward
+                )
         self.gradients.wait()
         return loss
 

@@ -77,6 +77,7 @@ class Trainer:
             world=world.axes["world"],
             seed=settings.seed,
             clip_grad_norm=settings.clip_grad_norm,
+            statistics_every=settings.log.statistics,
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,
             spikes=LossSpikes(settings.loss_spike) if settings.loss_spike.factor else None,
             loss_hook=loss_hook,

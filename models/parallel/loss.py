@@ -7,8 +7,8 @@ over the inner hidden axis (vocabulary-parallel cross-entropy, Shoeybi et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Head:
     shard: Shard
     weight_sharding: WeightSharding
     chunk: int | None = None
+    observers: list[Callable[[Tensor, Tensor], None]] = field(default_factory=list)
+    """Called with the logits [rows, vocabulary_local] and targets [rows] of each part of a loss."""
 
     @property
     def vocabulary(self) -> Axis | None:
@@ -134,6 +136,8 @@ class HeadLoss(torch.autograd.Function):
             x_gathered = gathered_x(x[chunk], up, parallel)
             logits = head.logits(x_gathered, w_gathered)
             for block, ids in head.blocks(logits, targets[rows]):
+                for observe in head.observers:
+                    observe(block, ids)
                 block_loss = cross_entropy(block, ids, scale, head, needs_grad)
                 if head.counts_loss:
                     loss += block_loss

@@ -34,6 +34,7 @@ from tests.support.setting_effects import (
     pieces,
     scales,
     skips,
+    statistics_of,
     steps,
     tokenised_in,
     training,
@@ -195,6 +196,7 @@ EFFECTS = {
     "eval.tokens": SettingEffect(change="eval.tokens=17", probe=validations),
     "log.every": SettingEffect(change="log.every=3", probe=files),
     "log.dir": SettingEffect(change="log.dir=elsewhere", probe=files),
+    "log.statistics": SettingEffect(change="log.statistics=2", probe=statistics_of),
     "log.tokens_per_second": SettingEffect(
         change="log.tokens_per_second=64.0", probe=accelerator_seconds
     ),

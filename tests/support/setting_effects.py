@@ -114,6 +114,12 @@ def overflowing(config: Path, overrides: Overrides) -> list[float]:
     return scales(config, ("loss_scale.initial=1e9", "loss_scale.growth_interval=100", *overrides))
 
 
+def statistics_of(config: Path, overrides: Overrides) -> list[bool]:
+    """Return which of two steps have statistics."""
+    run = open_run(0, 1, config, overrides)
+    return [run.step(step).statistics is not None for step in (1, 2)]
+
+
 def accelerator_seconds(config: Path, overrides: Overrides) -> float | None:
     """Return the seconds of the reference accelerator that a row of the log has."""
     run = open_run(0, 1, config, overrides)

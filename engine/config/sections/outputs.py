@@ -22,6 +22,11 @@ class LogSettings(Section):
         None,
     )
     tensorboard: bool = setting("write TensorBoard's files", True)
+    statistics: Count | None = setting(
+        "steps between statistics (mean, max, min, l2) of gradients, weights, updates, activations "
+        "and logits; None: no statistics",
+        None,
+    )
     tokens_per_second: Positive | None = setting(
         "tokens per second of a reference accelerator: adds its seconds as an axis; None: no such "
         "axis",

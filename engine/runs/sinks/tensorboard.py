@@ -28,11 +28,11 @@ def open_sink(run: SinkRun) -> TensorBoard:
 class TensorBoard:
     """Curves for ``tensorboard --logdir``. The constructor imports tensorboard.
 
-    Losses are also drawn over the tokens, and over the seconds of a reference accelerator if
-    log.tokens_per_second is set: TensorBoard's axes are in steps, so those curves have tags of
-    their own. TensorBoard sorts the groups by name; the loss is first. The
-    tab Custom Scalars shows the memory of all ranks in one chart and the parts of a step's time in
-    another, the tab Text the ``config``.
+    Losses and validations are also drawn over the tokens, and over the seconds of a reference
+    accelerator if log.tokens_per_second is set: TensorBoard's axes are in steps, so those curves
+    have tags of their own. TensorBoard sorts the groups by name; the loss is first. The tab Custom
+    Scalars shows the memory of all ranks in one chart and the parts of a step's time in another,
+    the tab Text the ``config``.
     """
 
     def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
@@ -67,7 +67,7 @@ class TensorBoard:
         with name_file_in_errors(self._folder):
             for tag, value in curves(row).items():
                 self._writer.add_scalar(tag, value, row.step)
-                if tag.startswith("loss/"):
+                if tag.startswith(("loss/", "validation/")):
                     self._draw_over(f"{tag}_over_tokens", value, row.tokens)
                     self._draw_over(f"{tag}_over_gpuseconds", value, row.accelerator_seconds)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,7 +13,9 @@ import pytest
 from engine.plan import make_plan
 from engine.runs import sink
 from engine.runs.folder import RunFolder
+from engine.runs.metrics import curves
 from engine.runs.sink import OpenSinks, SinkRun, enabled_sinks, missing_packages
+from engine.training.moments import Statistics
 from tests.support.jobs import TINY
 from tests.support.metrics import row
 
@@ -72,6 +76,27 @@ def test_a_sink_that_fails_is_reported_once_and_left_out(config, tmp_path):
     assert sinks.views == []
     sinks.close()
     assert len(warnings) == 1
+
+
+def test_statistics_are_in_a_file_of_their_own_and_among_the_curves(config, tmp_path):
+    """A resume deletes the later ones."""
+    plan = make_plan(config, gpus=1, overrides=("log.statistics=2",), environ={})
+    found = {"Grads/global": Statistics(mean=0.5, max=2.0, min=-1.0, l2=math.inf)}
+
+    def opened(first_step: int) -> OpenSinks:
+        run = SinkRun(folder=RunFolder(tmp_path), settings=plan.settings, first_step=first_step)
+        return OpenSinks.open(run, warn=pytest.fail)
+
+    sinks = opened(0)
+    for step in range(1, 5):
+        sinks.step(row(step, statistics=found if step % 2 == 0 else None))
+    sinks.close()
+    sinks = opened(3)
+    sinks.close()
+    lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
+    values = {"mean": 0.5, "max": 2.0, "min": -1.0, "l2": None}
+    assert lines == [{"step": 2, "Grads/global": values}]
+    assert curves(row(2, statistics=found))["Grads/global/max"] == 2.0
 
 
 def test_packages_of_disabled_sinks_are_not_needed(config):

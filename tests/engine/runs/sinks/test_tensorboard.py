@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import re
 import threading
 from pathlib import Path
@@ -115,6 +116,7 @@ def test_losses_are_drawn_over_tokens_and_accelerator_seconds_also_after_a_resum
                 {unit * step: loss for step, loss in expected.items()}
             ),
             f"loss/validation_over_{axis}": {5 * unit: 7.0},
+            f"validation/perplexity_over_{axis}": {5 * unit: pytest.approx(math.exp(7))},
         }
 
 

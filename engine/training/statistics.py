@@ -1,0 +1,96 @@
+"""Statistics of the tensors of one step, of the whole tensors in any layout: gradients, weights,
+updates, activations and logits.
+
+Each rank takes the moments of its shards, without padding and without shards that another rank
+counts; one all-gather at the end of the step merges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from engine.training.activations import activation_names, observed
+from engine.training.gradients import counted_parameters
+from engine.training.moments import Statistics, merge, moments, no_moments
+from models.chunks import ModelChunks
+from models.gpt import GPT
+from models.parallel.collectives import Axis
+from models.parameters import parameters
+
+GROUPS = "Grads", "Weights", "Step"
+"""Of parameters: gradients after unscaling and clipping, weights after the update, and the update
+itself."""
+
+
+class StepStatistics:
+    """Collects the statistics of a step. All ranks collect those of the same steps."""
+
+    def __init__(self, model: ModelChunks, world: Axis) -> None:
+        self.model, self.world = model, world
+        self._shards = model.shards()
+        self._moments: dict[str, Tensor] = {}
+
+    def eagerly(self) -> AbstractContextManager[object]:
+        """Return a context in which compiled blocks run without compilation: hooks inside of them
+        would not be called."""
+        blocks = [block for chunk in self.model for block in chunk.h.values()]
+        if all(block._compiled_call_impl is None for block in blocks):
+            return nullcontext()
+        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eager
+
+    def forward(self, chunk: GPT, targets: Tensor) -> AbstractContextManager[None]:
+        """Return the context of the forward pass of a micro-batch with these ``targets``."""
+        return observed(chunk, targets, self.add)
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Observe the gradients, and the update in the enclosed block. It needs a copy of the
+        rank's weights."""
+        counted = dict(counted_parameters(self.model))
+        for name, parameter in counted.items():
+            assert parameter.grad is not None
+            self.add(f"Grads/{name}", self._valid(name, parameter.grad))
+        before = {name: self._weight(name, weight).clone() for name, weight in counted.items()}
+        yield
+        for name, parameter in counted.items():
+            weight = self._weight(name, parameter)
+            self.add(f"Weights/{name}", weight)
+            self.add(f"Step/{name}", weight - before.pop(name))
+
+    def result(self) -> dict[str, Statistics]:
+        """Merge the moments of all ranks, and return the statistics by name."""
+        config, mode, device = self.model.config, self.model.parallel.mode, self._device
+        of_parameters = [p.name for p in parameters(config, mode)]
+        groups = {group: [f"{group}/{name}" for name in of_parameters] for group in GROUPS}
+        names = [*(name for group in groups.values() for name in group), *activation_names(config)]
+        none = no_moments(device)
+        local = torch.stack([self._moments.get(name, none) for name in names])
+        merged = dict(zip(names, merge(self.world.all_gather(local)).cpu(), strict=True))
+        for group, members in groups.items():
+            merged[f"{group}/global"] = merge(torch.stack([merged[name] for name in members]))
+        return {name: Statistics.of(found.tolist()) for name, found in merged.items()}
+
+    @property
+    def _device(self) -> torch.device:
+        """The device of the moments."""
+        return self.model.parallel.device
+
+    @torch.no_grad()
+    def add(self, name: str, x: Tensor) -> None:
+        """Add a shard, or the shard of a micro-batch, to the tensor ``name``."""
+        found = moments(x).to(self._device)
+        if (earlier := self._moments.get(name)) is not None:
+            found = merge(torch.stack((earlier, found)))
+        self._moments[name] = found
+
+    def _weight(self, name: str, parameter: nn.Parameter) -> Tensor:
+        return self._valid(name, self.model.parallel.read(parameter))
+
+    def _valid(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the shard of a parameter without padding."""
+        return tensor[self._shards[name].valid_slices]
