@@ -10,6 +10,7 @@ import pytest
 
 from docs.draw_pipeline_schedules import timetable
 from docs.draw_sharding import PICTURE, picture
+from docs.tabulate_billions import PAGE, page
 from engine.pipeline.schedule import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 def test_drawing_of_the_sharding_is_current():
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python docs/draw_sharding.py"
+
+
+def test_table_of_billions_is_current():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python docs/tabulate_billions.py"
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
