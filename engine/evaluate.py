@@ -151,7 +151,7 @@ def _eval_batches(batches: TrainBatches, request: EvaluationRequest, plan: Plan)
     name = request.split_of(plan)
     if batches.corpus.split(name).samples is None and request.samples is None:
         raise UserError(
-            f"the split {name!r} of {plan.cite('data.type')} is endless: pass --samples N"
+            f"the split {name!r} of {plan.cite('data.type')} is endless; pass --samples N"
         )
     found = batches.eval_batches(name, request.samples)
     if found.samples == 0:
