@@ -26,7 +26,7 @@ CONFIGS = ("bad_configs", "foreign_configs")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
-COMMAND = re.compile(r"(\./run\.sh|\. |nohup|pip|cuboid|python|torchrun|ruff|mypy|-)")
+COMMAND = re.compile(r"(\./run\.sh|\. |nohup|pip |cuboid|python|torchrun|ruff|mypy|-)")
 PATH = re.compile(r"[\w.*/-]*/[\w.*/-]*|[\w*-]+\.(?:py|md|txt|toml|jsonl|json|sh)\b")
 DOTTED = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 CALL = re.compile(r"(?<![\w.])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\(\)")
