@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.shards import Shard, open_shard
+from engine.data.shards import TokenShard, open_shard
 from engine.errors import UserError
 
 PREFIX = "file_list_"
@@ -26,7 +26,7 @@ LISTS = {
 class Book:
     """A document of a file list."""
 
-    shard: Shard
+    shard: TokenShard
     listed: int
     """Its number of tokens in the list, which decides its lane. The list may have been made with
     another vocabulary than the shard."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.file_lists import Book
-from engine.data.shards import Shard, check_ids
+from engine.data.shards import TokenShard, check_ids
 from models.parallel.targets import IGNORED
 
 
@@ -35,7 +35,7 @@ def assign(lengths: Sequence[int], lanes: int) -> list[list[int]]:
 class Lane:
     """The tokens of some documents, each followed by a separator."""
 
-    def __init__(self, shards: Sequence[Shard], separator: int, vocabulary: int) -> None:
+    def __init__(self, shards: Sequence[TokenShard], separator: int, vocabulary: int) -> None:
         self._shards, self._separator, self._vocabulary = shards, separator, vocabulary
         ends = np.cumsum([shard.tokens + 1 for shard in shards], dtype=np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])

@@ -32,7 +32,7 @@ def dtype_of(vocabulary: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class TokenShard:
     """A file of token ids, of which only the header has been read."""
 
     path: Path
@@ -59,7 +59,7 @@ class Shard:
         return ids.astype(np.int64)
 
 
-def open_shard(path: Path) -> Shard:
+def open_shard(path: Path) -> TokenShard:
     """Read the header of a shard. Raises UserError if it is no complete array of ids."""
     try:
         with path.open("rb") as handle:
@@ -77,7 +77,7 @@ def open_shard(path: Path) -> Shard:
             f"{path} is not a row of token ids: an array of {dtype} and shape {shape}; it must "
             "have one dimension of uint16 or uint32"
         )
-    shard = Shard(path=path, dtype=dtype, tokens=shape[0], offset=offset)
+    shard = TokenShard(path=path, dtype=dtype, tokens=shape[0], offset=offset)
     if size != shard.bytes:
         raise UserError(f"{path} is incomplete: it has {size:,} of {shard.bytes:,} bytes")
     return shard
@@ -94,7 +94,7 @@ class ShardedIds:
         self._first, self._length = first, length
 
     @classmethod
-    def of(cls, shards: Sequence[Shard]) -> Self:
+    def of(cls, shards: Sequence[TokenShard]) -> Self:
         """Open all ids of some shards."""
         parts = [
             np.memmap(shard.path, shard.dtype, "r", shard.offset, (shard.tokens,))
@@ -122,7 +122,7 @@ class ShardedIds:
         return ids
 
 
-def check_ids(ids: NDArray[np.int64], vocabulary: int, shard: Shard) -> None:
+def check_ids(ids: NDArray[np.int64], vocabulary: int, shard: TokenShard) -> None:
     """Raise UserError if an id that was read from ``shard`` is outside the vocabulary."""
     if ids.size and (largest := int(ids.max())) >= vocabulary:
         raise UserError(

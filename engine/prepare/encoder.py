@@ -25,7 +25,7 @@ AHEAD = 3  # blocks per process that are encoded or wait: memory is bounded and 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class TextBlock:
     """Text that one process encodes at once."""
 
     file: int
@@ -40,7 +40,7 @@ class Block:
 class EncodedBlock:
     """The token ids of a block."""
 
-    block: Block
+    block: TextBlock
     ids: NDArray[Any]
     bytes: int
     """UTF-8 bytes of its text."""
@@ -69,10 +69,10 @@ class ParallelEncoder:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def encode(self, blocks: Iterable[Block]) -> Generator[EncodedBlock, None, None]:
+    def encode(self, blocks: Iterable[TextBlock]) -> Generator[EncodedBlock, None, None]:
         """Yield the blocks with their ids, in order. Raises UserError for text without ids, and
         RunError if a process was killed."""
-        waiting: deque[tuple[Block, Future[tuple[NDArray[Any], int]]]] = deque()
+        waiting: deque[tuple[TextBlock, Future[tuple[NDArray[Any], int]]]] = deque()
         try:
             for block in blocks:
                 if len(waiting) == self._ahead:
@@ -88,7 +88,7 @@ class ParallelEncoder:
             ) from None
 
 
-def _result(block: Block, job: Future[tuple[NDArray[Any], int]]) -> EncodedBlock:
+def _result(block: TextBlock, job: Future[tuple[NDArray[Any], int]]) -> EncodedBlock:
     ids, size = job.result()
     return EncodedBlock(block=block, ids=ids, bytes=size)
 

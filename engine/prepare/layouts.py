@@ -14,12 +14,12 @@ from engine.data.file_lists import list_path
 from engine.data.shards import MANIFEST
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_file
-from engine.prepare.encoder import Block
+from engine.prepare.encoder import TextBlock
 
 SHARD_TOKENS = 1 << 24
 
 
-class Layout(Protocol):
+class ShardLayout(Protocol):
     """Where the shards of some input files are, and which blocks each shard has."""
 
     joins_files: bool
@@ -42,7 +42,7 @@ class Layout(Protocol):
     def shard_name(self, number: int) -> str:
         """Return the name of a shard (from 0), relative to ``folder``."""
 
-    def is_complete(self, block: Block, tokens: int) -> bool:
+    def is_complete(self, block: TextBlock, tokens: int) -> bool:
         """Return whether a shard of ``tokens`` tokens ends with ``block``."""
 
     def finish(self, shards: Sequence[dict[str, Any]]) -> None:
@@ -73,7 +73,7 @@ class OwnLayout:
     def shard_name(self, number: int) -> str:
         return f"{number:05}.npy"
 
-    def is_complete(self, block: Block, tokens: int) -> bool:
+    def is_complete(self, block: TextBlock, tokens: int) -> bool:
         return tokens >= self.shard_tokens
 
     def finish(self, shards: Sequence[dict[str, Any]]) -> None:
@@ -115,7 +115,7 @@ class LanguiniLayout:
     def shard_name(self, number: int) -> str:
         return self._names[number]
 
-    def is_complete(self, block: Block, tokens: int) -> bool:
+    def is_complete(self, block: TextBlock, tokens: int) -> bool:
         return block.ends_file
 
     def finish(self, shards: Sequence[dict[str, Any]]) -> None:

@@ -34,9 +34,9 @@ from engine.data.tokenizer import (
 )
 from engine.errors import UserError
 from engine.files.atomic_write import write_atomically
-from engine.prepare.encoder import Block, EncodedBlock, ParallelEncoder
+from engine.prepare.encoder import EncodedBlock, ParallelEncoder, TextBlock
 from engine.prepare.journal import Journal
-from engine.prepare.layouts import Layout
+from engine.prepare.layouts import ShardLayout
 from engine.prepare.shard_writer import ShardWriter
 
 BLOCK = 1 << 20  # characters
@@ -69,7 +69,7 @@ class Prepared:
 
 def prepare(
     files: Sequence[DataFile],
-    layout: Layout,
+    layout: ShardLayout,
     choice: TokenizerChoice,
     *,
     key: str = "text",
@@ -107,13 +107,13 @@ def prepare(
         return _report(journal.shards, len(inputs), resumed)
 
 
-def journal_path(layout: Layout) -> Path:
+def journal_path(layout: ShardLayout) -> Path:
     """Return the path of the journal of unfinished work."""
     return layout.manifest.with_suffix(".unfinished")
 
 
 def _request(
-    inputs: Sequence[Documents], layout: Layout, choice: TokenizerChoice
+    inputs: Sequence[Documents], layout: ShardLayout, choice: TokenizerChoice
 ) -> dict[str, Any]:
     """Return all that the bytes of the shards depend on."""
     model = choice.path and DataFile(choice.path, "--tokenizer-path").digest
@@ -126,7 +126,7 @@ def _request(
     }
 
 
-def _prepared_before(layout: Layout, request: dict[str, Any]) -> Prepared:
+def _prepared_before(layout: ShardLayout, request: dict[str, Any]) -> Prepared:
     """Return the result of an earlier command. Raises UserError if that was another one."""
     content = json.loads(layout.manifest.read_text(encoding="utf-8"))
     if content["request"] != request:
@@ -138,7 +138,9 @@ def _prepared_before(layout: Layout, request: dict[str, Any]) -> Prepared:
     return _report(shards, len(request["inputs"]), len(shards))
 
 
-def _tokenizer(inputs: Sequence[Documents], layout: Layout, choice: TokenizerChoice) -> Tokenizer:
+def _tokenizer(
+    inputs: Sequence[Documents], layout: ShardLayout, choice: TokenizerChoice
+) -> Tokenizer:
     """Return the tokenizer in the folder; fit it and write it there if there is none. Raises
     UserError if it is another one."""
     path = layout.folder / FILE_NAME
@@ -166,9 +168,9 @@ def _tokenizer(inputs: Sequence[Documents], layout: Layout, choice: TokenizerCho
 def _remaining_blocks(
     inputs: Sequence[Documents],
     tokenizer: Tokenizer,
-    layout: Layout,
+    layout: ShardLayout,
     done: Sequence[dict[str, Any]],
-) -> Iterator[Block]:
+) -> Iterator[TextBlock]:
     """Return the blocks of the shards that are not in ``done``."""
     if not layout.joins_files:  # a shard per file
         rest = range(len(done), len(inputs))
@@ -179,7 +181,7 @@ def _remaining_blocks(
     return itertools.islice(blocks, sum(shard["blocks"] for shard in done), None)
 
 
-def _blocks_of(pieces: Iterator[Piece], tokenizer: Tokenizer, *, file: int) -> Iterator[Block]:
+def _blocks_of(pieces: Iterator[Piece], tokenizer: Tokenizer, *, file: int) -> Iterator[TextBlock]:
     """Yield a stream of text in blocks of ``BLOCK`` characters or more; the last may be shorter."""
     texts: list[Piece] = []
     size = 0
@@ -187,14 +189,14 @@ def _blocks_of(pieces: Iterator[Piece], tokenizer: Tokenizer, *, file: int) -> I
         texts.append(text)
         size += len(text or "")
         if size >= BLOCK:
-            yield Block(file=file, texts=tuple(texts))
+            yield TextBlock(file=file, texts=tuple(texts))
             texts, size = [], 0
-    yield Block(file=file, texts=tuple(texts), ends_file=True)
+    yield TextBlock(file=file, texts=tuple(texts), ends_file=True)
 
 
 def _write_shards(
     blocks: Iterator[EncodedBlock],
-    layout: Layout,
+    layout: ShardLayout,
     dtype: np.dtype[Any],
     journal: Journal,
     progress: Callable[[int], None],

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # Only now: NumPy and the readers of data are not needed for help
     from engine.data.data_file import data_files
     from engine.data.source import default_cache
-    from engine.prepare.layouts import SHARD_TOKENS, LanguiniLayout, Layout, OwnLayout
+    from engine.prepare.layouts import SHARD_TOKENS, LanguiniLayout, OwnLayout, ShardLayout
     from engine.prepare.prepare import TokenizerChoice, prepare
     from launch.progress_lines import ProgressLines
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     choice = TokenizerChoice(
         name=args.tokenizer, path=args.tokenizer_path and str(args.tokenizer_path)
     )
-    layout: Layout = OwnLayout(args.output, args.shard_tokens or SHARD_TOKENS)
+    layout: ShardLayout = OwnLayout(args.output, args.shard_tokens or SHARD_TOKENS)
     if args.layout == "languini":
         vocabulary = args.tokenizer_path.stem if args.tokenizer_path else args.tokenizer
         inputs = [file.path for file in files]
