@@ -44,13 +44,13 @@ class ConfigRow:
 
     @property
     def name(self) -> str:
-        return f"{self.config}-{self.processes}"
+        return f"{self.config}-{self.processes}" + " under torchrun" * self.torchrun
 
 
 ROWS = [
     ConfigRow(config="gpt2_vanilla", processes=1),
     ConfigRow(config="gpt2_vanilla", processes=2, slow=True),
-    ConfigRow(config="gpt2_1d", processes=2),
+    ConfigRow(config="gpt2_1d", processes=2, torchrun=True),
     ConfigRow(config="gpt2_2d", processes=4, slow=True),
     ConfigRow(config="gpt2_2p5d", processes=2),
     ConfigRow(config="gpt2_2p5d_8", processes=8, slow=True),
@@ -59,7 +59,8 @@ ROWS = [
     ConfigRow(config="gpt2_zero2", processes=1),
     ConfigRow(config="gpt2_zero3", processes=1),
     ConfigRow(config="gpt2_nvme", processes=1),
-    ConfigRow(config="gpt2_pp1d", processes=8, torchrun=True),  # as the README prints it
+    ConfigRow(config="gpt2_pp1d", processes=8),
+    ConfigRow(config="gpt2_pp1d", processes=8, torchrun=True, slow=True),  # as in the README
     ConfigRow(config="gpt2_zero3_pp1d", processes=8, slow=True),
 ]
 

@@ -45,7 +45,7 @@ def compare(folder: Path, *overrides: str) -> list[float]:
 
 
 def test_main_job_begins_with_the_validation_loss_of_one_process(tmp_path: Path) -> None:
-    losses = compare(tmp_path, "MAX_STEPS=24", "BATCH_SIZE=16", "eval.every=12", "eval.batches=2")
+    losses = compare(tmp_path, "MAX_STEPS=12", "BATCH_SIZE=16", "eval.every=6", "eval.batches=2")
     assert losses[-1] < losses[0] < 4.7  # ln(103) = 4.63: it has begun to learn
 
 
