@@ -43,7 +43,7 @@ setup(
     packages=find_packages(
         include=["engine", "engine.*", "launch", "launch.*", "models", "models.*"]
     ),
-    py_modules=["evaluate_gpt", "train_gpt"],
+    py_modules=["evaluate_gpt", "throughput_gpt", "train_gpt"],
     package_data={"": ["py.typed"], "launch": ["slurm_job.sh"]},
     data_files=[("share/cuboid/gpt_configs", sorted(map(str, Path("gpt_configs").glob("*.py"))))],
     install_requires=[

@@ -9,7 +9,7 @@ import pytest
 from tests.support.import_graph import Graph, cycles, import_graph, path_to
 
 ROOT = Path(__file__).parents[1]
-TOPS = ("evaluate_gpt", "train_gpt", "launch", "engine", "models")
+TOPS = ("evaluate_gpt", "throughput_gpt", "train_gpt", "launch", "engine", "models")
 # Packages, modules at the root of engine/, and programs, lowest first. A module imports only from
 # its own line's node and from the lines above it. `engine.a` includes its subpackages, unless they
 # have a line of their own.
@@ -34,10 +34,10 @@ engine.checkpoint
 engine.runs
 engine.inout
 engine.open_data engine.generate engine.faults
-engine.start engine.end_of_run engine.evaluate engine.generate_images
+engine.start engine.end_of_run engine.evaluate engine.generate_images engine.throughput
 engine.train
 launch
-train_gpt evaluate_gpt
+train_gpt evaluate_gpt throughput_gpt
 benchmarks
 """
 LEVELS = {node: level for level, line in enumerate(ORDER.splitlines()) for node in line.split()}
