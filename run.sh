@@ -35,6 +35,12 @@ The environment is the active one if that has torch 2.11 to 2.13, otherwise
   NPROC=N          number of processes to train with
   PYTHON=PATH      Python (3.11 or 3.12) that creates .venv
   TORCH_INDEX=URL  pip index to install torch from
+Variables of NCCL and gloo that select the network of several machines:
+  NCCL_SOCKET_IFNAME=NAME  network interface of NCCL, such as eth0
+  NCCL_IB_HCA=NAMES        InfiniBand adapters of NCCL, such as mlx5_0,mlx5_1
+  NCCL_IB_DISABLE=1        use TCP instead of InfiniBand
+  NCCL_DEBUG=INFO          print the interfaces and links that NCCL chose
+  GLOO_SOCKET_IFNAME=NAME  network interface of gloo
 EOF
 }
 
