@@ -37,8 +37,19 @@ STATED = re.compile(
 ENVIRONMENT = re.compile(r"environ(?:\.get\(|\[)[\"'](\w+)|\$\{(\w+):-|^  (\w+)=", re.MULTILINE)
 OF_LIBRARIES = ("NCCL_", "GLOO_", "OMP_", "PYTORCH_", "CUDA_", "TORCHDYNAMO_")
 # Keys that messages compare or cite: sizes of a model, Hugging Face's config.
-CITED = {"n_embd", "n_head", "head_dim", "vocab_size", "model_type", "activation_function"}
-OF_OTHER_PROGRAMS = {"--dist", "--logdir", "--signal"}  # pytest-xdist, TensorBoard, Slurm
+CITED = {
+    "is_host",
+    "n_embd",
+    "n_head",
+    "head_dim",
+    "vocab_size",
+    "model_type",
+    "activation_function",
+}
+# Of pytest-xdist, TensorBoard, Slurm and TorchX.
+OF_OTHER_PROGRAMS = {"--dist", "--logdir", "--signal", "--scheduler"}
+# By command: options of the program that its ranks run, which the command itself does not have.
+OF_STARTED_PROGRAMS = {"throughput": frozenset({"--result"})}
 ARGUMENT = re.compile(r" *(?:\[|--|[A-Z]{2,}\b|\.?/)")
 
 
@@ -168,6 +179,7 @@ def variables() -> frozenset[str]:
 def test_messages_name_existing_commands_options_and_settings(file: Path) -> None:
     command = file.stem if file.parent.name == "commands" else None
     known = options(command) if command in commands() else all_options()
+    known |= OF_STARTED_PROGRAMS.get(str(command), frozenset())
     wrong = []
     for text in messages(file):
         wrong += [*wrong_commands(text), *wrong_settings(text)]

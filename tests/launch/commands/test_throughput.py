@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 import pytest
 import torch
 
@@ -18,7 +19,6 @@ import throughput_gpt
 from engine.training.trainer import Trainer
 from launch import machine, torchrun
 from launch.cli import main
-from launch.commands import throughput
 from launch.commands.throughput import sweep
 from launch.throughput_rows import COLUMNS
 from tests.support.programs import by_hand
@@ -52,7 +52,7 @@ def test_sweep_finds_the_largest_size_that_fits(unit, limit, memory, largest):
 
     def fits(size: int) -> bool:
         tried.append(size)
-        return size <= memory
+        return bool(size <= memory)
 
     sweep(fits, unit=unit, limit=limit)
     assert max((size for size in tried if size <= memory), default=None) == largest
@@ -134,7 +134,7 @@ def test_rows_have_one_schema_and_the_figures_of_the_steps(folder, monkeypatch, 
 def test_sizes_beyond_the_available_memory_are_not_started_on_a_cpu(folder, monkeypatch, capsys):
     starts = stand_in(monkeypatch, lambda size: (0, measured(size)))
     monkeypatch.setattr(
-        throughput.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 22, total=1 << 30)
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 22, total=1 << 30)
     )
     assert main(["throughput", "tiny.py"]) == 0
     assert "not measured: needs" in capsys.readouterr().out
