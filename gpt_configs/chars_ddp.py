@@ -24,4 +24,4 @@ optimizer = dict(type="adamw", lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, dec
 clip_grad_norm = 1.0
 precision = "fp16"
 eval = dict(epochs=1)
-checkpoint = dict(epochs=2)
+checkpoint = dict(epochs=2, auto_resume=True)

@@ -25,4 +25,4 @@ clip_grad_norm = 1.0
 precision = "fp16"
 zero = dict(stage=3)
 eval = dict(epochs=1)
-checkpoint = dict(epochs=2)
+checkpoint = dict(epochs=2, auto_resume=True)

@@ -53,6 +53,8 @@ def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator
 
     Raises UserError if --resume names no run, a run without a checkpoint, or a finished run.
     """
+    if options.resume == "none" and plan.settings.checkpoint.auto_resume:
+        options = replace(options, resume="auto")
     output = chosen_output(plan, options)
     named, source = parse_resume_option(options.resume)
     run_folder = folder_of_launch(run_id, plan.settings.name, output, options.resume)

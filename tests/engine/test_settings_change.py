@@ -247,6 +247,8 @@ ELSEWHERE = {
     "checkpoint.epochs": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.best_by": "engine/checkpoint/test_directory.py::"
     "test_the_setting_of_the_latest_checkpoint_selects_the_loss",
+    "checkpoint.auto_resume": "engine/runs/test_start_candidates.py::"
+    "test_a_config_that_resumes_continues_its_newest_run",
     "checkpoint.keep": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.best": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.asynchronous": "engine/checkpoint/test_async_save.py::"

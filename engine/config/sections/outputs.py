@@ -54,6 +54,11 @@ class CheckpointSettings(Section):
         "validation",
     )
     asynchronous: bool = setting("write in the background, from a copy in host memory", False)
+    auto_resume: bool = setting(
+        "continue the newest run of the config file, as --resume auto does; a --resume that names "
+        "a run takes precedence",
+        False,
+    )
 
     @property
     def is_enabled(self) -> bool:

@@ -69,6 +69,17 @@ def test_auto_tries_runs_of_the_name_newest_first_and_checkpoints_by_step(plan):
     ]
 
 
+def test_a_config_that_resumes_continues_its_newest_run(plan, tmp_path):
+    make(OLD, steps=(3, 5))
+    make(NEW, steps=(9,))
+    resuming = make_plan("tiny.py", gpus=1, overrides=["checkpoint.auto_resume=True"], environ={})
+    assert (
+        found(resuming, "none") == found(plan, "auto") == [(NEW, [9]), (OLD, [5, 3]), (None, OVER)]
+    )
+    assert found(resuming, OLD) == found(plan, OLD) == [(OLD, [5, 3])]
+    assert found(resuming, "none", output="runs/new") == [(None, OVER)]
+
+
 def test_a_restart_continues_in_its_folder_whatever_the_options(plan):
     make(OLD, "mine", steps=(3,))
     make(NEW, steps=(9,))
