@@ -4,6 +4,7 @@ one process, and on 8 ranks it has the published sizes and wastes nothing."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def alone(folder: Path) -> list[float]:
 
 
 def check(
-    ranks: int, configs: dict[str, tuple[str, ...]], folder: Path, alone: list[float]
+    ranks: int, configs: Mapping[str, tuple[str, ...]], folder: Path, alone: list[float]
 ) -> None:
     """Train each config on ``ranks`` and compare its losses with those of one process."""
     commands = [
