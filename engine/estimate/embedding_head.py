@@ -102,11 +102,9 @@ class EmbeddingHeadMemory:
         if shapes.settings.model.embd_pdrop:
             ledger.transient(MemoryKind.BUFFERS, dx * c)
             ledger.free(MemoryKind.ACTIVATIONS, dx * c)
-        scaled = dx * c if shapes.settings.model.scale_embedding else 0
-        ledger.allocate(MemoryKind.BUFFERS, scaled)  # the gradient of the scaled rows
+        # The second dx of model.scale_embedding is less than the backward of a block needs
         with ledger.temporarily(MemoryKind.BUFFERS, dx * p if shapes.casts else 0):
             ledger.allocate(MemoryKind.BUFFERS, self.positions * p)
-        ledger.free(MemoryKind.BUFFERS, scaled)
         if first and not shapes.summed_axes(((), shapes.mode.outer.hidden)):
             ledger.allocate(MemoryKind.GRADIENTS, self.positions * p)
         ledger.free(MemoryKind.BUFFERS, self.positions * p)

@@ -98,9 +98,9 @@ class Trainer:
             per_step=self.batches.per_step,
             end=self.batches.consumed(self.steps, epochs=epochs),
         )
-        if (unused := schedule.endless_unit) is not None:
+        if (unit := schedule.endless_unit) is not None:
             raise UserError(
-                f"{cite(f'lr_scheduler.{unused}')} needs data with epochs, but "
+                f"{cite(f'lr_scheduler.{unit}')} needs data with epochs, but "
                 f"{cite('data.type')} is endless; use 'step' or 'token'"
             )
         if settings.lr_scheduler.total is not None and schedule.warmup >= schedule.total:

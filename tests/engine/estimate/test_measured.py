@@ -42,8 +42,6 @@ SETTINGS = [
     ["model.checkpoint='selective'", "keep_gathers=True"],
     ["keep_gathers=True", "SEQ_LEN=16", "model.vocab_size=8000", "gradient_accumulation=2"],
 ]
-# The most is allocated in the backward of the embedding.
-EMBEDDING = ["model.scale_embedding=True", "model.block_size=8000"]
 PIPELINE = ["PIPELINE=2", "NUM_MICRO_BATCHES=4"]
 SCHEDULES = [
     ["schedule=gpipe", "model.checkpoint=True"],
@@ -61,8 +59,6 @@ def cases() -> Iterator[tuple[int, list[str]]]:
     yield 1, alone
     yield 1, ["model.resid_pdrop=0.1", "model.embd_pdrop=0.1", "model.attn_pdrop=0.1"]
     yield 1, ["model.n_inner=300", "model.head_dim=24", "loss_chunk=None"]
-    yield 1, EMBEDDING
-    yield 1, [*EMBEDDING, "precision=bf16"]
     for settings in SETTINGS:
         yield 2, settings
     for cut in full_mode_sizes():
