@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.data.source import default_cache
 from engine.evaluate import evaluate
+from engine.evaluation_request import Evaluation
 from engine.files.atomic_write import write_atomically
 from engine.plan import Plan
 from engine.runs.lookup import run_with_weights
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     def work(args: argparse.Namespace, world: World) -> None:
         run, overrides = run_and_overrides(args)
         folder, request = run_with_weights(run), evaluation_request(args)
-        result = evaluate(
+        results = evaluate(
             world,
             folder,
             args.step,
@@ -42,9 +43,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
             overrides=overrides,
         )
         if world.is_main:
-            print(result.as_json() if args.json else result.table(), flush=True)
+            print(report(results, as_json=args.json), flush=True)
             try:
-                write_atomically(result.path(folder.path), result.as_json() + "\n")
+                for result in results:
+                    write_atomically(result.path(folder.path), result.as_json() + "\n")
             except OSError as error:  # a run of another user can be evaluated, too
                 print(
                     f"{folder.path}: cannot write the result there: {error.strerror}",
@@ -52,6 +54,15 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
                 )
 
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)
+
+
+def report(results: Sequence[Evaluation], *, as_json: bool) -> str:
+    """Format the results for stdout: a table for each split, or one JSON value, a list for several
+    splits."""
+    texts = [result.as_json() if as_json else result.table() for result in results]
+    if as_json and len(texts) > 1:
+        return f"[{', '.join(texts)}]"
+    return "\n".join(texts)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -18,10 +18,10 @@ from engine.checkpoint.save import layout_of
 from engine.data import vocabulary
 from engine.data.images.codebook import Codebook
 from engine.data.loader import Batch, EvalBatches, TrainBatches
-from engine.data.source import Corpus
+from engine.data.source import Corpus, SlidingSplit
 from engine.data.text_units import TextUnits
 from engine.errors import RunError, UserError
-from engine.evaluation_request import TOPS, Evaluation, EvaluationRequest
+from engine.evaluation_request import TOPS, Evaluation, EvaluationRequest, Measured
 from engine.inout.open_model import CheckpointModel, open_saved_model
 from engine.inout.saved_model import SavedModel
 from engine.nvme.offload import open_offload
@@ -48,8 +48,9 @@ def evaluate(
     *,
     cache: Path,
     overrides: Sequence[str] = (),
-) -> Evaluation:
-    """Evaluate the weights of a run and return the result on every rank. All ranks call it.
+) -> list[Evaluation]:
+    """Evaluate the weights of a run and return the result of each split on every rank. All ranks
+    call it.
 
     Args:
         step: of the weights: 'latest', 'best' or a number.
@@ -57,10 +58,11 @@ def evaluate(
         overrides: of the run's settings, already applied in the world's plan; recorded.
 
     Raises:
-        UserError: there are no such weights or samples, or the weights lack a token of the data.
-        RunError: the weights are corrupt, or the loss is not finite.
+        UserError: there are no such weights or samples, the weights are corrupt, or they lack a
+            token of the data.
+        RunError: the weights cannot be read, or the loss is not finite.
     """
-    plan, started = world.plan, time.perf_counter()
+    plan = world.plan
     world.run_on_all(lambda: request.check(plan))
     path = Path(world.run_on_rank_0(lambda: str(resolve_weights(folder, step))))
     saved = world.run_on_all(lambda: open_saved_model(path))
@@ -68,39 +70,47 @@ def evaluate(
     batches = batches.with_corpus(
         world.run_on_all(lambda: _corpus_for_weights(plan, saved, batches.corpus))
     )
-    eval_batches = world.run_on_all(lambda: _eval_batches(batches, request, plan))
+    splits = world.run_on_all(lambda: _eval_batches(batches, request, plan))
+    saved.require_intact(world)
+    _warn(world, saved, batches.corpus.fingerprint)
+    units = TextUnits(batches.corpus.tokenizer)
+    results = []
     with open_offload(plan, world) as offload:
         model = build_on_world(world, plan, choose_run_matmul(world), offload)
-        _load_verified(world, model, saved)
-        _warn(world, saved, batches.corpus.fingerprint)
-        units = TextUnits(batches.corpus.tokenizer)
-        sums = _measure(world, model, eval_batches, request.last_n, units)
-    targets, text_bytes, characters, loss, *hits = sums
-    if not math.isfinite(loss):
-        raise RunError(f"{path}: the loss is {loss}")
-    tokenizer = batches.corpus.tokenizer
-    codebook = tokenizer if isinstance(tokenizer, Codebook) else None
-    return Evaluation(
-        run=str(folder.path),
-        weights=str(path),
-        step=_step_of_weights(folder, saved),
-        split=eval_batches.name,
-        samples=eval_batches.samples,
-        split_samples=eval_batches.split.samples,
-        seq_len=plan.settings.seq_len,
-        last_n=request.last_n,
-        targets=int(targets),
-        bytes=None if tokenizer is None or codebook else int(text_bytes),
-        characters=None if tokenizer is None or codebook else int(characters),
-        dimension=None if codebook is None else f"the code of a pixel, one of {codebook.size:,}",
-        loss=loss / targets,
-        top_1=hits[0] / targets,
-        top_10=hits[1] / targets,
-        layout=str(layout_of(plan.settings, plan.layout.data)),
-        precision=plan.settings.precision,
-        overrides=tuple(overrides),
-        seconds=time.perf_counter() - started,
-    )
+        _load(model, saved)
+        for eval_batches in splits:
+            started = time.perf_counter()
+            sums = _measure(world, model, eval_batches, request.last_n, units)
+            if not math.isfinite(sums.loss):
+                raise RunError(f"{path}: the loss is {sums.loss}")
+            results.append(
+                Evaluation(
+                    run=str(folder.path),
+                    weights=str(path),
+                    step=_step_of_weights(folder, saved),
+                    split=eval_batches.name,
+                    samples=eval_batches.samples,
+                    split_samples=eval_batches.split.samples,
+                    seq_len=plan.settings.seq_len,
+                    last_n=request.last_n,
+                    sliding=request.sliding,
+                    dimension=_dimension(batches.corpus),
+                    **vars(sums),
+                    layout=str(layout_of(plan.settings, plan.layout.data)),
+                    precision=plan.settings.precision,
+                    overrides=tuple(overrides),
+                    seconds=time.perf_counter() - started,
+                )
+            )
+    return results
+
+
+def _dimension(corpus: Corpus) -> str | None:
+    """Return the unit of the bits per dimension of images; None for other data."""
+    codebook = corpus.tokenizer
+    if not isinstance(codebook, Codebook):
+        return None
+    return f"the code of a pixel, one of {codebook.size:,}"
 
 
 def _warn(world: World, saved: SavedModel, corpus: str) -> None:
@@ -118,10 +128,8 @@ def _warn(world: World, saved: SavedModel, corpus: str) -> None:
         )
 
 
-def _load_verified(world: World, model: ModelChunks, saved: SavedModel) -> None:
-    """Verify the weights, each rank a share of the files, and load them. Raises RunError."""
-    if problems := saved.verify(world.rank, world.size):
-        raise RunError(f"{saved.path}: {'; '.join(problems)}")
+def _load(model: ModelChunks, saved: SavedModel) -> None:
+    """Load the weights. Raises RunError."""
     try:
         saved.load(model)
     except ValueError as error:
@@ -130,35 +138,42 @@ def _load_verified(world: World, model: ModelChunks, saved: SavedModel) -> None:
 
 def _corpus_for_weights(plan: Plan, saved: SavedModel, corpus: Corpus) -> Corpus:
     """Map the corpus to the ids of the weights. Raises UserError if they lack a token of it."""
-    if not vocabulary.is_other_kind(corpus, saved.tokenizer):
-        _, new = vocabulary.use_saved_ids(corpus, saved.tokenizer)
-        if new:
-            raise UserError(
-                f"{corpus.description}: {saved.path} has no ids for {vocabulary.list_tokens(new)}; "
-                "set data.path=... to text without them"
-            )
     return vocabulary.corpus_for_model(
         corpus,
         saved.tokenizer,
         vocab_size=plan.settings.model.vocab_size,
         cite=plan.cite,
         path=saved.path,
+        extend=False,
     )[0]
 
 
-def _eval_batches(batches: TrainBatches, request: EvaluationRequest, plan: Plan) -> EvalBatches:
-    """Return the batches of the requested samples. Raises UserError if there are none."""
-    name = request.split_of(plan)
-    if batches.corpus.split(name).samples is None and request.samples is None:
-        raise UserError(
-            f"the split {name!r} of {plan.cite('data.type')} is endless; pass --samples N"
-        )
-    found = batches.eval_batches(name, request.samples)
-    if found.samples == 0:
-        raise UserError(
-            f"{batches.corpus.description}: there is no split {name!r}; use --split with one of "
-            f"{', '.join(batches.corpus.splits)}"
-        )
+def _eval_batches(
+    batches: TrainBatches, request: EvaluationRequest, plan: Plan
+) -> list[EvalBatches]:
+    """Return the batches of the requested samples of each split. Raises UserError if there are
+    none."""
+    corpus, found = batches.corpus, []
+    for name in request.splits(plan, corpus.splits):
+        split = corpus.split(name)
+        if split.samples is None and request.samples is None:
+            raise UserError(
+                f"the split {name!r} of {plan.cite('data.type')} is endless; pass --samples N"
+            )
+        if split.samples == 0:
+            raise UserError(
+                f"{corpus.description}: there is no split {name!r}; use --split with one of "
+                f"{', '.join(corpus.splits)}"
+            )
+        if request.sliding:
+            if not isinstance(split, SlidingSplit):
+                raise UserError(
+                    f"the samples of {plan.cite('data.type')} are not windows of a text, so they "
+                    "cannot overlap; leave out --sliding"
+                )
+            assert request.last_n is not None, "EvaluationRequest.check requires it"
+            split = split.sliding(request.last_n)
+        found.append(batches.eval_batches(name, request.samples, split))
     return found
 
 
@@ -168,9 +183,8 @@ def _measure(
     eval_batches: EvalBatches,
     last_n: int | None,
     units: TextUnits,
-) -> list[float]:
-    """Return, summed over all batches and ranks: targets, their UTF-8 bytes and characters, loss,
-    and the targets among the top k for each k of TOPS."""
+) -> Measured:
+    """Return the loss and the accuracy over all batches, equal on all ranks."""
     plan, data, device = world.plan, world.axes["data"], world.device
     pipeline = Pipeline(model, world.axes["pipeline"], plan.settings.schedule)
     model.train(False)
@@ -184,9 +198,16 @@ def _measure(
         ids, targets = mask_all_but_last(eval_batches.batch(number, data.index), last_n)
         counts += units.count(targets)
         pipeline.evaluate(list(micro_batches(plan, (ids, targets), device)), measure, sums)
-    total_counts = data.all_reduce(counts.to(device))
-    total_sums = world.axes["world"].all_reduce(sums)
-    return [*total_counts.tolist(), *total_sums.tolist()]
+    targets, in_bytes, characters = data.all_reduce(counts.to(device)).tolist()
+    loss, *hits = (world.axes["world"].all_reduce(sums) / max(targets, 1)).tolist()
+    return Measured(
+        loss=loss if targets else math.nan,
+        targets=targets,
+        bytes=in_bytes if units.has_text else None,
+        characters=characters if units.has_text else None,
+        top_1=hits[0],
+        top_10=hits[1],
+    )
 
 
 def mask_all_but_last(batch: Batch, last_n: int | None) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ DERIVED = (
     *("loss_per_byte", "loss_per_character", "perplexity_per_character"),
 )
 """Numbers of a result that follow from its fields."""
+ALL = "all"
 TOPS = (1, 10)
 """The k of each top-k accuracy."""
 
@@ -29,40 +30,58 @@ class EvaluationRequest:
     """The samples and targets to evaluate."""
 
     split: str | None = None
-    """The name of the split; None: the one of eval.split."""
+    """The name of a split, or several separated by commas; "all": every split but 'train'; None:
+    the one of eval.split."""
     samples: int | None = None
-    """Number of samples, from the first of the split; None: all."""
+    """Number of samples, from the first of each split; None: all."""
     last_n: int | None = None
     """Only the targets at the last N positions of each sample count; None: all."""
+    sliding: bool = False
+    """Samples overlap: each begins ``last_n`` tokens after the one before, so that every target but
+    the first ones of a split counts."""
 
-    def split_of(self, plan: Plan) -> str:
-        """Return the name of the split to evaluate."""
-        return self.split or plan.settings.eval.split
+    def splits(self, plan: Plan, offered: Iterable[str] = ()) -> list[str]:
+        """Return the names of the splits to evaluate; "all" stands for those of ``offered``."""
+        if self.split == ALL:
+            return [name for name in offered if name != TRAIN]
+        return (self.split or plan.settings.eval.split).split(",")
 
     def check(self, plan: Plan) -> None:
         """Raise UserError if the plan's data cannot satisfy the request, as far as that is known
         before the data is opened."""
-        settings, split = plan.settings, self.split_of(plan)
+        settings, known = plan.settings, known_splits(plan.settings)
         if self.last_n is not None and self.last_n > settings.seq_len:
             raise UserError(f"--last-n {self.last_n} is more than {plan.cite('seq_len')}")
-        known = known_splits(settings)
-        if known and split not in known:
-            raise UserError(
-                f"there is no split {split!r} of {plan.cite('data.type')}; splits: "
-                f"{', '.join(known)}"
-            )
-        if split == VALIDATION and not holds_out(settings):
-            raise UserError(
-                f"{plan.cite('data.validation')}, so there is no validation split; "
-                "use --split train"
-            )
-        endless = settings.data.type in ENDLESS_TYPES and split == TRAIN
-        if endless and self.samples is None:
-            raise UserError(f"{plan.cite('data.type')} is endless; pass --samples N")
+        if self.sliding and self.last_n is None:
+            raise UserError("--sliding needs --last-n N, by which the samples advance")
+        for split in self.splits(plan, known):
+            if known and split not in known:
+                raise UserError(
+                    f"there is no split {split!r} of {plan.cite('data.type')}; splits: "
+                    f"{', '.join(known)}"
+                )
+            if split == VALIDATION and not holds_out(settings):
+                raise UserError(
+                    f"{plan.cite('data.validation')}, so there is no validation split; "
+                    "use --split train"
+                )
+            endless = settings.data.type in ENDLESS_TYPES and split == TRAIN
+            if endless and self.samples is None:
+                raise UserError(f"{plan.cite('data.type')} is endless; pass --samples N")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(TextLoss):
+class Measured(TextLoss):
+    """The loss and the accuracy over some targets."""
+
+    top_1: float
+    """Fraction of the targets that were the most likely token; in a tie the lower id is."""
+    top_10: float
+    """Fraction of the targets that were among the ten most likely tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Measured):
     """The result of an evaluation."""
 
     run: str
@@ -76,13 +95,10 @@ class Evaluation(TextLoss):
     """Samples in the split; None: endless."""
     seq_len: int
     last_n: int | None
+    sliding: bool
     dimension: str | None = None
     """Unit of the bits per dimension of images, which is a target; None if the tokens are no
     pixels."""
-    top_1: float
-    """Fraction of the targets that were the most likely token; in a tie the lower id is."""
-    top_10: float
-    """Fraction of the targets that were among the ten most likely tokens."""
     layout: str
     precision: str
     overrides: Sequence[str]
@@ -105,6 +121,7 @@ class Evaluation(TextLoss):
         is_all = self.samples == self.split_samples
         first = f"{self.samples:,} samples" if is_all else f"the first {self.samples:,} samples"
         part = f", the last {self.last_n} of {self.seq_len} positions" if self.last_n else ""
+        part += ", sliding" if self.sliding else ""
         rows = {
             "loss": f"{self.loss:.4f}",
             "perplexity": f"{self.perplexity:,.2f}",
@@ -138,5 +155,6 @@ class Evaluation(TextLoss):
         """Return the path to save the result at; repeating the evaluation replaces it."""
         step = "weights" if self.step is None else str(self.step)
         part = f"-last-{self.last_n}" if self.last_n else ""
+        part += "-sliding" if self.sliding else ""
         part += "" if self.samples == self.split_samples else f"-first-{self.samples}"
         return folder / f"evaluate-{step}-{self.split}{part}.json"

@@ -80,14 +80,12 @@ def load_any_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokeni
     more time than a smaller dtype gains.
 
     Raises:
-        UserError: the model has no tokenizer.
-        RunError: the model is corrupt.
+        UserError: the model has no tokenizer, or is corrupt.
     """
     if saved.tokenizer is None:
         raise UserError(f"{saved.path} has no tokenizer, so its tokens cannot be decoded to text")
     model_tokenizer = tokenizer.load_any(saved.tokenizer)
-    if problems := saved.verify(0, 1):
-        raise RunError(f"{saved.path}: {'; '.join(problems)}")
+    saved.require_intact()
     dtype = torch.promote_types(saved.dtype, torch.float32)
     config = replace(saved.config, block_size=saved.length)
     model = GPT(config, ParallelContext.single_device(device, dtype=dtype, compute=dtype)).eval()

@@ -207,17 +207,11 @@ def _newest_intact(world: World, candidate: StartCandidate) -> SavedCheckpoint |
         world.print_rank_0(f"skipping {candidate.run_folder}: it has no checkpoint")
     for path in candidate.checkpoints:
         checkpoint = SavedCheckpoint(Path(path))
-        problems = _gather_problems(world, checkpoint.verify(world.rank, world.size))
+        problems = world.gather_problems(checkpoint.verify(world.rank, world.size))
         if not problems:
             return checkpoint
         world.print_rank_0(f"skipping corrupt checkpoint {path}: {'; '.join(problems)}")
     return None
-
-
-def _gather_problems(world: World, problems: list[str]) -> list[str]:
-    """Return the distinct problems of all ranks."""
-    of_ranks = world.control_plane.all_gather(json.dumps(problems))
-    return list(dict.fromkeys(problem for text in of_ranks for problem in json.loads(text)))
 
 
 def _open_initial_weights(
@@ -232,14 +226,8 @@ def _open_initial_weights(
     if not path:
         return None
     model = world.run_on_all(lambda: initial_weights.open_initial(plan, Path(path)))
-    problems = _gather_problems(world, model.verify(world.rank, world.size))
-    world.run_on_all(lambda: _reject_corrupt_model(model, problems))
+    model.require_intact(world)
     return model
-
-
-def _reject_corrupt_model(model: SavedModel, problems: list[str]) -> None:
-    if problems:
-        raise UserError(f"{model.path} is corrupt: {'; '.join(problems)}")
 
 
 def _corpus_for_initial_weights(

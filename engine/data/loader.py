@@ -106,10 +106,17 @@ class TrainBatches:
         # Counted in samples, so that every layout validates on the same ones
         self.validation = self.eval_batches(validation_split, validation_samples)
 
-    def eval_batches(self, name: str, samples: int | None) -> EvalBatches:
+    def eval_batches(
+        self, name: str, samples: int | None, split: Split | None = None
+    ) -> EvalBatches:
         """Return the first ``samples`` of a split (None: all, of a split that is not endless), in
-        batches of the size that training uses. Raises UserError if there is no such split."""
-        split = self.corpus.split(name)
+        batches of the size that training uses.
+
+        ``split``: other samples of the split of that name, such as overlapping ones.
+
+        Raises UserError if there is no such split.
+        """
+        split = split or self.corpus.split(name)
         limits = [n for n in (split.samples, samples) if n is not None]
         if not limits:
             raise UserError(

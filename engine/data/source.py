@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from engine import discover
 from engine.config.splits import TRAIN, VALIDATION
@@ -97,6 +97,15 @@ class Split(Protocol):
 
     def count_targets(self, indices: NDArray[np.int64]) -> int:
         """Return how many targets of these samples are not IGNORED, without reading them."""
+
+
+@runtime_checkable
+class SlidingSplit(Split, Protocol):
+    """A split whose samples are windows of one row of tokens, so that they can also overlap."""
+
+    def sliding(self, stride: int) -> Split:
+        """Return the tokens in windows of seq_len that each begin ``stride`` tokens after the one
+        before, up to the one that contains the last token. Targets beyond it are IGNORED."""
 
 
 @dataclass(frozen=True, kw_only=True)

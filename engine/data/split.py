@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+from models.parallel.targets import IGNORED
 
 
 class Tokens(Protocol):
@@ -46,6 +47,40 @@ class Windows:
 
     def count_targets(self, indices: NDArray[np.int64]) -> int:
         return len(indices) * self.seq_len
+
+    def sliding(self, stride: int) -> SlidingWindows:
+        return SlidingWindows(self.tokens, self.seq_len, stride)
+
+
+class SlidingWindows:
+    """Overlapping samples of a row of tokens: each begins ``stride`` tokens after the one before.
+
+    The last ``stride`` targets of the samples are, each once, all tokens but the first
+    seq_len - stride + 1, and each of these targets has a context of more than seq_len - stride
+    tokens. Targets beyond the end are IGNORED, their inputs 0.
+    """
+
+    def __init__(self, tokens: Tokens, seq_len: int, stride: int) -> None:
+        assert 1 <= stride <= seq_len
+        self.tokens, self.seq_len, self._stride = tokens, seq_len, stride
+
+    @property
+    def samples(self) -> int:
+        scored = len(self.tokens) - 1 - (self.seq_len - self._stride)
+        return max(0, -(-scored // self._stride))
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (ids, targets) [n, seq_len]."""
+        assert np.all((indices >= 0) & (indices < self.samples)), "no such sample"
+        places = indices[:, None] * self._stride + np.arange(self.seq_len + 1)
+        beyond = places >= len(self.tokens)
+        window = self.tokens[np.where(beyond, 0, places)].astype(np.int64)
+        ids = np.where(beyond, 0, window)[:, :-1]
+        return ids, np.where(beyond, IGNORED, window)[:, 1:]
+
+    def count_targets(self, indices: NDArray[np.int64]) -> int:
+        left = len(self.tokens) - 1 - indices * self._stride
+        return int(np.minimum(left, self.seq_len).sum())
 
 
 def split_tokens(

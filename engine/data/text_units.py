@@ -22,6 +22,11 @@ class TextUnits:
         self._tokenizer = text = None if isinstance(tokenizer, Codebook) else tokenizer
         self._bytes = None if text is None else torch.from_numpy(text.byte_counts())
 
+    @property
+    def has_text(self) -> bool:
+        """Return whether the tokens encode text."""
+        return self._tokenizer is not None
+
     def count(self, targets: Tensor) -> Tensor:
         """Return the number of the targets [samples, seq_len] that are not IGNORED, of their UTF-8
         bytes and of their characters, int64 [3]."""

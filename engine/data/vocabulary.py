@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.data import tokenizer
 from engine.data.images.codebook import Codebook
-from engine.data.source import Corpus, Split
+from engine.data.source import Corpus, SlidingSplit, Split
 from engine.errors import UserError
 from models.parallel.targets import IGNORED
 
@@ -50,6 +50,21 @@ class RemappedSplit:
         return self.split.count_targets(indices)
 
 
+class RemappedSlidingSplit(RemappedSplit):
+    """A ``SlidingSplit``, remapped."""
+
+    split: SlidingSplit
+
+    def sliding(self, stride: int) -> RemappedSplit:
+        return RemappedSplit(self.split.sliding(stride), self.table)
+
+
+def remapped(split: Split, table: NDArray[np.int64]) -> RemappedSplit:
+    """Return a split with every id i replaced by ``table[i]``."""
+    kind = RemappedSlidingSplit if isinstance(split, SlidingSplit) else RemappedSplit
+    return kind(split, table)
+
+
 def is_other_kind(corpus: Corpus, saved: dict[str, Any] | None) -> bool:
     """Return whether the corpus and the saved tokenizer are of different types. Ids that stand for
     no text match every type."""
@@ -77,7 +92,7 @@ def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus,
     digest = sha256(dumps([corpus.fingerprint, joined.state()]).encode()).hexdigest()
     return (
         corpus.with_splits(
-            lambda split: RemappedSplit(split, table), tokenizer=joined, fingerprint=digest
+            lambda split: remapped(split, table), tokenizer=joined, fingerprint=digest
         ),
         new,
     )
@@ -104,6 +119,7 @@ def corpus_for_model(
     cite: Callable[[str], str],
     path: object = None,
     remedy: str = "set",
+    extend: bool = True,
 ) -> tuple[Corpus, list[str]]:
     """Map the corpus to the ids of the run's model. Return it and lines about new tokens.
 
@@ -113,9 +129,11 @@ def corpus_for_model(
         cite: as ``Plan.cite``.
         path: of those weights.
         remedy: precedes ``model.vocab_size=N`` in the message for a vocabulary that is too small.
+        extend: whether tokens that the saved tokenizer lacks get new ids.
 
     Raises:
-        UserError: the tokenizers are of different types or the model's vocabulary is too small.
+        UserError: the tokenizers are of different types, the model's vocabulary is too small, or
+            the saved one lacks a token and is not extended.
     """
     if is_other_kind(corpus, saved):
         assert saved is not None
@@ -128,6 +146,11 @@ def corpus_for_model(
             f"set data.tokenizer={saved['type']!r}"
         )
     mapped, new = use_saved_ids(corpus, saved)
+    if new and not extend:
+        raise UserError(
+            f"{corpus.description}: {path} has no ids for {list_tokens(new)}; set data.path=... to "
+            "text without them"
+        )
     size = 0 if mapped.tokenizer is None else mapped.tokenizer.size
     if size > vocab_size:
         lacking = f", of which {path} lacks {list_tokens(new)}" if new else ""

@@ -65,8 +65,7 @@ def export(
     """
     path = out or _default_path(model, to)
     _require_writable(path, to, force)
-    if problems := model.verify(0, 1):
-        raise UserError(f"{model.path} is corrupt: {'; '.join(problems)}")
+    model.require_intact()
     needs = total_bytes(model.shapes, options.dtype)
     try:
         with atomic_path(path, required_bytes=needs, replace=force, remedy=EXISTING_REMEDY) as new:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -19,12 +19,16 @@ from torch import Tensor
 
 from engine.checkpoint.manifest import first_problem
 from engine.config.sections.model import ModelSettings
+from engine.errors import UserError
 from engine.inout.tensor_writers import Shapes
 from models import load_state
 from models.chunks import ModelChunks
 from models.config import GPTConfig
 from models.parallel.registry import modes
 from models.parameters import parameters
+
+if TYPE_CHECKING:
+    from engine.world.world import World
 
 TRAINING_ONLY = {"checkpoint"}
 """Fields of GPTConfig that only training uses; files do not store them."""
@@ -58,6 +62,20 @@ class SavedModel(ABC):
         """Return how the files differ from what was written, a line per problem. Formats without
         hashes cannot be verified. Of ``of`` ranks, each verifies one ``share`` of the files."""
         return []
+
+    def require_intact(self, world: World | None = None) -> None:
+        """Verify the files; the ranks of ``world``, which all call this, verify a share each.
+
+        Raises UserError if a file is corrupt, on all ranks.
+        """
+        if world is None:
+            return self._reject(self.verify())
+        problems = world.gather_problems(self.verify(world.rank, world.size))
+        return world.run_on_all(lambda: self._reject(problems))
+
+    def _reject(self, problems: Sequence[str]) -> None:
+        if problems:
+            raise UserError(f"{self.path} is corrupt: {'; '.join(problems)}")
 
     def load(self, model: ModelChunks, *, resize: Collection[str] = ()) -> None:
         """Fill this rank's shards of ``model``. Parameters named in ``resize`` may have another

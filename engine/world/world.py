@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -97,6 +98,11 @@ class World:
     def barrier(self) -> None:
         """Wait until all ranks have called this."""
         self.control_plane.all_gather("")
+
+    def gather_problems(self, problems: Sequence[str]) -> list[str]:
+        """Return the distinct problems of all ranks."""
+        of_ranks = self.control_plane.all_gather(json.dumps(problems))
+        return list(dict.fromkeys(problem for text in of_ranks for problem in json.loads(text)))
 
     def require_same(self, value: str, message: str) -> None:
         """Raise UserError on all ranks if any has another ``value`` than rank 0: its ranks, then

@@ -18,6 +18,7 @@ from launch.number_types import positive
 
 EXAMPLES = (
     "cuboid evaluate --step best",
+    "cuboid evaluate --split all --last-n 128 --sliding",
     "cuboid evaluate runs/demo-20260101-120000 TENSOR_PARALLEL=1 MODE=serial",
 )
 
@@ -35,14 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="split to evaluate: validation, train, or another one that the data has; default: the "
-        "run's eval.split",
+        help="split to evaluate: validation, train, or another one that the data has; several with "
+        "commas, or all (every split but train); default: the run's eval.split",
     )
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="evaluate the first N samples; default: all"
     )
     parser.add_argument(
         "--last-n", type=positive, metavar="N", help="score only the last N positions of a sample"
+    )
+    parser.add_argument(
+        "--sliding",
+        action="store_true",
+        help="with --last-n N: samples overlap, N tokens apart, so that N of SEQ_LEN positions "
+        "score every target but the first SEQ_LEN - N",
     )
     add_ranks(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -64,11 +71,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     plan_on(ranks, folder, overrides, request)
     arguments = [str(folder.path), *overrides, f"--step={args.step}"]
     arguments += given_options(args, "split", "samples", "last_n", "backend")
-    return torchrun.run(ranks, arguments + ["--json"] * args.json, program="evaluate_gpt")
+    arguments += ["--sliding"] * args.sliding + ["--json"] * args.json
+    return torchrun.run(ranks, arguments, program="evaluate_gpt")
 
 
 def evaluation_request(args: argparse.Namespace) -> EvaluationRequest:
-    return EvaluationRequest(split=args.split, samples=args.samples, last_n=args.last_n)
+    return EvaluationRequest(
+        split=args.split, samples=args.samples, last_n=args.last_n, sliding=args.sliding
+    )
 
 
 def plan_on(

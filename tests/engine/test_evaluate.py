@@ -22,6 +22,7 @@ from engine.generate import load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from engine.runs.lookup import resolve_weights
+from launch import cli
 from tests.support.evaluation import failed_evaluation, world_of_run
 from tests.support.jobs import TINY, Job, run
 from tests.support.worlds import free_port, run_world
@@ -61,9 +62,9 @@ LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
 SUBJECTS = (
     EvaluationRequest(),
     EvaluationRequest(samples=5, last_n=SEQ - 1),
-    EvaluationRequest(split="train", samples=30, last_n=1),
+    EvaluationRequest(split="validation,train", samples=60, last_n=3, sliding=True),
 )
-Found = dict[tuple[str, EvaluationRequest], Evaluation]
+Found = dict[tuple[str, EvaluationRequest], list[Evaluation]]
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +105,23 @@ def evaluations(path: Path, size: int) -> list[Found]:
 
 
 @torch.no_grad()
-def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
+def plainly(path: Path, subject: EvaluationRequest, split: str) -> dict[str, float]:
     """Compute the expected result from full logits, a sample at a time, and from the text."""
     folder = RunFolder(path / "run")
     model, words = load_model(open_saved_model(folder.path, "20"), torch.device("cpu"))
     cut = len(TEXT) - len(TEXT) // 10
-    text = TEXT[:cut] if subject.split == "train" else TEXT[cut:]
-    samples = min((len(text) - 1) // SEQ, subject.samples or 10**9)
+    text = TEXT[:cut] if split == "train" else TEXT[cut:]
+    scored, stride = subject.last_n or SEQ, SEQ
+    starts = range(0, len(text) - SEQ, SEQ)
+    if subject.sliding:
+        stride = scored
+        starts = range(0, len(text) - 1 - (SEQ - stride), stride)
+    starts = starts[: subject.samples]
     loss, tops, count, size, characters = 0.0, [0, 0], 0, 0, 0
-    for start in range(0, samples * SEQ, SEQ):
+    for start in starts:
         ids = torch.from_numpy(words.encode(text[start : start + SEQ + 1]).astype("int64"))
-        logits = model.logits(model(model.embed(ids[None, :-1]), SEQ))
-        for place in range(SEQ - (subject.last_n or SEQ), SEQ):
+        logits = model.logits(model(model.embed(ids[None, :-1]), len(ids) - 1))
+        for place in range(SEQ - scored, len(ids) - 1):
             target = int(ids[1 + place])
             loss += float(F.cross_entropy(logits[place], ids[1 + place]))
             order = logits[place].topk(10).indices.tolist()
@@ -124,8 +130,10 @@ def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
             count += 1
             size += len(text[start + 1 + place].encode())
             characters += 1
+    if subject.sliding and split == "validation":
+        assert count == len(text) - 1 - (SEQ - stride), "each target once, but the first ones"
     return {
-        "samples": samples,
+        "samples": len(starts),
         "targets": count,
         "bytes": size,
         "characters": characters,
@@ -149,24 +157,38 @@ def plainly(path: Path, subject: EvaluationRequest) -> dict[str, float]:
 )
 def test_every_layout_gives_the_result_of_full_logits(folder: Path, size: int, name: str) -> None:
     for subject in SUBJECTS:
-        expected = plainly(folder, subject)
-        assert 0 < expected["top_1"] < expected["top_10"] < 1
+        splits = subject.split.split(",") if subject.split else ["validation"]
+        expected = [plainly(folder, subject, split) for split in splits]
         for found in evaluations(folder, size):
-            one = found[name, subject]
-            assert (one.step, one.split, one.last_n) == (
-                20,
-                subject.split or "validation",
-                subject.last_n,
-            )
-            for key, value in expected.items():
-                exact = key in ("samples", "targets", "bytes", "characters", "top_1", "top_10")
-                tolerance = 0 if exact else 1e-12
-                assert getattr(one, key) == pytest.approx(value, rel=tolerance, abs=0), key
+            results = found[name, subject]
+            assert [(one.step, one.split, one.last_n, one.sliding) for one in results] == [
+                (20, split, subject.last_n, subject.sliding) for split in splits
+            ]
+            for one, numbers in zip(results, expected, strict=True):
+                assert 0 < numbers["top_1"] < numbers["top_10"] < 1
+                for key, value in numbers.items():
+                    exact = key in ("samples", "targets", "bytes", "characters", "top_1", "top_10")
+                    tolerance = 0 if exact else 1e-12
+                    assert getattr(one, key) == pytest.approx(value, rel=tolerance, abs=0), key
+
+
+def test_the_command_evaluates_all_splits_under_torchrun(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder / "cache")}
+    options = ["--step", "20", "--gpus", "1", "--split", "all", "--json"]
+    assert cli.main(["evaluate", "run", *options], environ) == 0
+    found = json.loads(capfd.readouterr().out)
+    (expected,) = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
+    assert (found["split"], found["loss"]) == ("validation", expected.loss)
+    written = (folder / "run" / "evaluate-20-validation.json").read_text()
+    assert json.loads(written)["characters"] == expected.characters
 
 
 def test_loss_of_the_validation_split_is_that_of_the_run(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-    one = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
+    (one,) = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
     assert one.samples == one.split_samples == 20
     numbers = (one.loss, one.perplexity, one.loss_per_byte, one.loss_per_character)
     keys = ("val_loss", "val_perplexity", "val_loss_per_byte", "val_loss_per_character")
@@ -182,6 +204,12 @@ def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.M
         "run/checkpoints/step-00000040 has no ids for '!', '?'; set data.path=... to text without"
         in error
     )
+    assert "--sliding needs --last-n N" in failed_evaluation(
+        folder, subject=EvaluationRequest(sliding=True)
+    )
+    synthetic = EvaluationRequest(sliding=True, last_n=3)
+    error = failed_evaluation(folder, "data.type=synthetic", "data.path=None", subject=synthetic)
+    assert "data.type='synthetic' are not windows of a text, so they cannot overlap" in error
     assert "--last-n 9 is more than tiny.py:3: SEQ_LEN=8" in failed_evaluation(
         folder, subject=EvaluationRequest(last_n=9)
     )
@@ -195,7 +223,7 @@ def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.M
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])
-    assert f"step-00000040: {data.name}" in failed_evaluation(folder)
+    assert f"step-00000040 is corrupt: {data.name}" in failed_evaluation(folder)
     (damaged / "training.json").write_text("{}")
     assert "step-00000040: training.json" in failed_evaluation(folder)
 
@@ -250,6 +278,7 @@ FOUND = Evaluation(
     split_samples=64,
     seq_len=8,
     last_n=None,
+    sliding=False,
     targets=512,
     bytes=1024,
     characters=256,
@@ -290,6 +319,7 @@ def test_result_file_is_named_by_step_split_and_part() -> None:
         for one in (
             FOUND,
             replace(FOUND, last_n=2),
+            replace(FOUND, last_n=2, sliding=True),
             replace(FOUND, samples=3),
             replace(FOUND, step=None),
         )
@@ -297,6 +327,7 @@ def test_result_file_is_named_by_step_split_and_part() -> None:
     assert names == [
         "evaluate-1200-validation.json",
         "evaluate-1200-validation-last-2.json",
+        "evaluate-1200-validation-last-2-sliding.json",
         "evaluate-1200-validation-first-3.json",
         "evaluate-weights-validation.json",
     ]

@@ -62,3 +62,34 @@ def test_no_sample_wraps_around() -> None:
     for wrong in (-1, 3):
         with pytest.raises(AssertionError):
             windows.batch(np.array([wrong]))
+
+
+def row_of_books() -> list[int]:
+    """Return books of several lengths in one row: book k has ids 100 k, 100 k + 1 ..., then 2."""
+    lengths = (7, 5, 9, 4, 6, 3)
+    return [
+        token
+        for book, length in enumerate(lengths, start=1)
+        for token in (*range(100 * book, 100 * book + length), 2)
+    ]
+
+
+@pytest.mark.parametrize(("stride", "scored"), [(8, 39), (4, 35), (2, 33), (1, 32)])
+def test_sliding_windows_score_each_target_once_with_the_context_before_it(
+    stride: int, scored: int
+) -> None:
+    row = np.array(row_of_books())
+    windows = Windows(row, 8).sliding(stride)
+    ids, targets = windows.batch(np.arange(windows.samples))
+    found = [
+        (list(sample[: place + 1]), int(target))
+        for sample, answers in zip(ids.tolist(), targets, strict=True)
+        for place, target in enumerate(answers)
+        if place >= 8 - stride and target != -100
+    ]
+    assert len(found) == scored == len(row) - 1 - (8 - stride)
+    for end, (context, target) in enumerate(found, start=len(row) - scored):
+        assert target == row[end]
+        assert context == row[end - len(context) : end].tolist()
+        assert len(context) > 8 - stride
+    assert windows.count_targets(np.arange(windows.samples)) == int((targets != -100).sum())

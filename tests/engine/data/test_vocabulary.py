@@ -165,7 +165,7 @@ def test_evaluation_uses_the_ids_of_the_checkpoint(
     (both / "first.txt").write_text(FIRST)
     val_loss = SavedCheckpoint(checkpoints_of(both).folder(2)).training.val_loss
     with free_port() as port, world_of_run(0, 1, port, ("data.path=first.txt",)) as world:
-        found = evaluate(
+        (found,) = evaluate(
             world, RunFolder(Path(RUN)), "2", EvaluationRequest(), cache=both / "cache"
         )
     assert found.loss == pytest.approx(val_loss, rel=1e-6)
