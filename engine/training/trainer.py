@@ -134,7 +134,7 @@ class Trainer:
             targets=targets,
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
-            stop=self.world.stop_requested,
+            stop=self.world.poll_stop,
             save=save,
         )
         self.clock.start(OTHER)

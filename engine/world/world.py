@@ -52,11 +52,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def stop_requested(self) -> bool:
-        """Return whether this rank got a signal that stops a run; the ranks combine their values at
-        the end of a step. Defer signals from the first call on: no rank passes the first all-reduce
-        before all ranks have called this, so none is interrupted while another one reports the
-        first step as done."""
+    def poll_stop(self) -> bool:
+        """Defer signals from the first call on, and return whether this rank got one that stops the
+        run; the ranks combine their values at the end of a step. No rank passes the first
+        all-reduce before all ranks have called this, so none is interrupted while another one
+        reports the first step as done."""
         self.stop.deferred = True
         return self.stop.requested is not None
 

@@ -182,7 +182,7 @@ def insisting(world: World) -> Iterator[None]:
     healthy = CheckpointDirectory.commit
 
     def publish(self: CheckpointDirectory, step: int) -> None:
-        if world.stop_requested():
+        if world.poll_stop():
             os.kill(os.getpid(), signal.Signals[str(world.stop.requested)])
         healthy(self, step)
 

@@ -193,7 +193,7 @@ class ControlPlane:
                 suppress(OSError),
                 lost_pids_file.open("a") as file,
             ):  # the launcher may have exited
-                file.writelines(f"{pid}\n" for pid in error.processes)
+                file.writelines(f"{pid}\n" for pid in error.pids)
 
     def shutdown(self) -> None:
         """End the use of the store; the last call. Rank 0 waits for the other ranks, since its

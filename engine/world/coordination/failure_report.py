@@ -46,12 +46,12 @@ class LostRankError(RunError):
     Attributes:
         reports_for_rank_0: this rank reports the failure, and rank 0 is among the lost ranks, so it
             cannot record it.
-        processes: the PIDs of the lost ranks.
+        pids: of the lost ranks.
     """
 
-    def __init__(self, message: str, *, reports_for_rank_0: bool, processes: Sequence[int]) -> None:
+    def __init__(self, message: str, *, reports_for_rank_0: bool, pids: Sequence[int]) -> None:
         super().__init__(message)
-        self.reports_for_rank_0, self.processes = reports_for_rank_0, processes
+        self.reports_for_rank_0, self.pids = reports_for_rank_0, pids
 
 
 class FailureReporter:
@@ -92,7 +92,7 @@ class FailureReporter:
         return LostRankError(
             text,
             reports_for_rank_0=self._is_first() and 0 in ranks,
-            processes=[self.liveness.processes[rank].pid for rank in ranks],
+            pids=[self.liveness.processes[rank].pid for rank in ranks],
         )
 
     def report(self, error: BaseException) -> bool:
