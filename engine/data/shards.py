@@ -16,14 +16,19 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from engine.data.source import SourceRequest
-from engine.data.tokenizer import FILE_NAME, Tokenizer, load, read_saved, tokenizer_type
+from engine.data.tokenizer import (
+    FILE_NAME,
+    Tokenizer,
+    fixed_size,
+    load,
+    read_saved,
+    tokenizer_type,
+)
 from engine.errors import UserError
 
 MANIFEST = "tokens.json"
 """The file that describes the shards of a folder."""
 DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
-FITTED = ("char",)
-"""The tokenizers whose vocabulary is that of a text, so that only the shards' folder has it."""
 
 
 def dtype_of(vocabulary: int) -> np.dtype[Any]:
@@ -136,7 +141,7 @@ def tokenizer_of_shards(folder: Path, request: SourceRequest) -> Tokenizer:
     the one of the settings. Raises UserError if both are there and differ."""
     name, saved = request.tokenizer, read_saved(folder / FILE_NAME)
     if saved is None:
-        if name in FITTED:
+        if fixed_size(name, request.tokenizer_path) is None:
             raise UserError(
                 f"{folder} has no {FILE_NAME}, so the characters of its ids are unknown; "
                 "set data.tokenizer to the tokenizer that its ids were made by"

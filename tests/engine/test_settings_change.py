@@ -236,7 +236,7 @@ ELSEWHERE = {
     "data.tokenizer_path": "engine/data/test_sentencepiece.py::"
     "test_text_source_uses_the_tokenizer_file_of_the_setting",
     "eval.lanes": "launch/commands/test_prepare.py::"
-    "test_books_in_languinis_layout_are_trained_on_in_any_layout",
+    "test_compute_class_trains_on_prepared_books_in_any_layout",
     "data.key": "engine/data/test_detect_format.py::test_data_key_selects_the_text",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"

@@ -22,12 +22,12 @@ from engine.data.file_lists import Book, list_path, lists_in, read_list
 from engine.data.lanes import LaneSplit
 from engine.data.shards import tokenizer_of_shards
 from engine.data.source import Corpus, SourceRequest
+from engine.data.tokenizer import Tokenizer
 from engine.errors import UserError
 
 
 def open_corpus(request: SourceRequest) -> Corpus:
-    folder = _folder(request)
-    tokenizer = tokenizer_of_shards(folder, request)
+    folder, tokenizer = _folder(request), open_tokenizer(request)
     if tokenizer.end_of_text is None:
         raise UserError(
             f"data.tokenizer={request.tokenizer!r} has no token that separates documents, which "
@@ -76,6 +76,16 @@ def open_corpus(request: SourceRequest) -> Corpus:
         fingerprint=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         ordered_by_batch=True,
     )
+
+
+def open_tokenizer(request: SourceRequest) -> Tokenizer:
+    """Return the tokenizer of data.path or of the settings. Raises UserError."""
+    return tokenizer_of_shards(_folder(request), request)
+
+
+def vocabulary_size(request: SourceRequest) -> int:
+    """Return the number of ids of the tokenizer. Raises UserError."""
+    return open_tokenizer(request).size
 
 
 def _folder(request: SourceRequest) -> Path:

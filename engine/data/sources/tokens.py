@@ -12,14 +12,12 @@ from pathlib import Path
 from engine.data.shards import MANIFEST, ShardedIds, open_shard, tokenizer_of_shards
 from engine.data.source import Corpus, SourceRequest
 from engine.data.split import split_tokens
+from engine.data.tokenizer import Tokenizer
 from engine.errors import UserError
 
 
 def open_corpus(request: SourceRequest) -> Corpus:
-    name = f"data.path={request.path!r}"
-    if not isinstance(request.path, str) or not Path(request.path).is_dir():
-        raise UserError(f"{name} must be one folder for data.type='tokens'")
-    folder = Path(request.path)
+    name, folder = f"data.path={request.path!r}", _folder(request)
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         listed = [(str(s["file"]), int(s["tokens"]), str(s["sha256"])) for s in content["shards"]]
@@ -35,7 +33,7 @@ def open_corpus(request: SourceRequest) -> Corpus:
             raise UserError(
                 f"{shard.path} has {shard.tokens:,} tokens, but {tokens:,} in {MANIFEST}"
             )
-    tokenizer = tokenizer_of_shards(folder, request)
+    tokenizer = open_tokenizer(request)
     ids = ShardedIds.of(shards)
     train, validation = split_tokens(
         ids, validation=request.validation, seq_len=request.seq_len, name=name
@@ -49,3 +47,20 @@ def open_corpus(request: SourceRequest) -> Corpus:
         f"{tokenizer.size:,}",
         fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
+
+
+def open_tokenizer(request: SourceRequest) -> Tokenizer:
+    """Return the tokenizer of data.path. Raises UserError."""
+    return tokenizer_of_shards(_folder(request), request)
+
+
+def vocabulary_size(request: SourceRequest) -> int:
+    """Return the number of ids of the tokenizer. Raises UserError."""
+    return open_tokenizer(request).size
+
+
+def _folder(request: SourceRequest) -> Path:
+    """Return data.path, which must be one folder. Raises UserError."""
+    if not isinstance(request.path, str) or not Path(request.path).is_dir():
+        raise UserError(f"data.path={request.path!r} must be one folder for data.type='tokens'")
+    return Path(request.path)

@@ -1,5 +1,6 @@
 """Lanes, compared with the samples that Languini's reader draws from six short books."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from engine.data.lanes import LaneSplit, assign
 from engine.data.loader import TrainBatches
 from engine.data.shards import open_shard
 from engine.data.source import Corpus
+from engine.data.tokenizer import dump
+from engine.data.tokenizers.char import Char
+from engine.data.vocabulary_size import vocabulary_size
 from engine.errors import UserError
+from engine.plan import make_plan
 from models.parallel.targets import IGNORED
 from tests.engine.data.support import Ask
 from tests.support.books import FIXTURE, fixture_books, write_books
@@ -186,6 +191,18 @@ def test_fingerprint_depends_on_names_and_sizes_and_reads_no_tokens(
     np.save(tmp_path / "file_list_train.npy", rows[::-1])
     changed.add(open_lanes(ask, folder).fingerprint)
     assert len(changed - {first.fingerprint}) == 4
+
+
+def test_vocabulary_size_is_that_of_the_tokenizer_beside_the_shards(tmp_path: Path) -> None:
+    folder = write_books(tmp_path, {"train": [[1, 2]]})
+    (folder / "tokenizer.json").write_text(json.dumps(dump(Char("\x03ab"))))
+    (tmp_path / "lanes.py").write_text(
+        f"BATCH_SIZE = 1\nSEQ_LEN = 4\nMAX_STEPS = 1\n"
+        f"data = dict(type='lanes', path={str(folder)!r}, tokenizer='char')\n"
+        "model = dict(n_layer=1, n_head=1, n_embd=8, vocab_size='data')\n"
+    )
+    plan = make_plan(tmp_path / "lanes.py", gpus=1, environ={})
+    assert vocabulary_size(plan.settings, tmp_path) == 3
 
 
 def test_mistakes_have_a_clear_error(tmp_path: Path, ask: Ask) -> None:

@@ -29,14 +29,20 @@ log = dict(tensorboard=False)
 """
 
 
-LANES = (
-    "data.type=lanes",
-    "data.path=data/bytes",
-    "data.validation=0",
-    "eval.split=test",
-    "eval.lanes=2",
-    "eval.samples=all",
+LANGUINI = Path(__file__).parents[3] / "gpt_configs" / "languini_6h.py"
+SMALL = (
+    *("GLOBAL_BATCH_SIZE=8", "SEQ_LEN=16", "MAX_STEPS=3", "precision=float32"),
+    *("model.n_layer=2", "model.n_head=4", "model.head_dim=8", "model.n_embd=16"),
+    *("model.n_inner=64", "model.vocab_size=257", "data.tokenizer=bytes"),
+    *(
+        "optimizer.lr=6e-3",
+        "lr_scheduler.warmup=1",
+        "eval.lanes=2",
+        "eval.tokens=None",
+        "eval.samples=all",
+    ),
 )
+"""Overrides of a compute class that make it small."""
 
 
 def losses(rank: int, size: int, config: Path, overrides: tuple[str, ...]) -> list[float]:
@@ -80,22 +86,22 @@ def written(folder: Path) -> Path:
     return path
 
 
-def test_books_in_languinis_layout_are_trained_on_in_any_layout(books: Path) -> None:
+def test_compute_class_trains_on_prepared_books_in_any_layout(books: Path) -> None:
     options = ["--tokenizer", "bytes", "--output", "data", "--layout", "languini"]
     assert cli.main(["prepare", "books", *options, "--workers", "1"]) == 0
     (books / "held").mkdir()
     for name, text in (("a.txt", "A short test of books. " * 3), ("b.txt", "Another.")):
         (books / "held" / name).write_text(text)
     assert cli.main(["prepare", "held", *options, "--split", "test", "--workers", "1"]) == 0
-    lanes = tuple(word.replace("data/bytes", str(books / "data/bytes")) for word in LANES)
-    alone = losses(0, 1, written(books), lanes)
+    small = (*SMALL, f"data.path={books / 'data/bytes'}")
+    alone = losses(0, 1, LANGUINI, (*small, "BATCH_SIZE=4"))
     # Only the targets of the texts count, not the padding behind the shorter of eval.lanes=2
     assert alone[0] == pytest.approx(math.log(257), abs=0.05)
-    run = open_run(0, 1, books / "small.py", lanes)
+    run = open_run(0, 1, LANGUINI, (*small, "BATCH_SIZE=8"))
     assert run.batches.validation.targets == len("A short test of books. " * 3 + "Another.")
     assert run.batches.targets(1) == 8 * 16
-    for layout in (("TENSOR_PARALLEL=2", "MODE=1d"), ("BATCH_SIZE=2",)):
-        for found in run_world(2, losses, books / "small.py", (*lanes, *layout)):
+    for layout in (("TENSOR_PARALLEL=2", "MODE=1d", "BATCH_SIZE=4"), ("BATCH_SIZE=2",)):
+        for found in run_world(2, losses, LANGUINI, (*small, *layout)):
             np.testing.assert_allclose(found, alone, rtol=2e-5)
     assert alone[-1] < alone[0]
 
