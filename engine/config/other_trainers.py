@@ -160,6 +160,7 @@ EXPLAINED: Mapping[str, str] = {
         expert_model_parallel_size ffn_type moe multiple_of n_experts n_kv_head n_kv_heads norm
         norm_type normalization num_experts num_key_value_heads num_kv_heads pos_emb
         position_embedding_type rope rope_scaling rope_theta rotary_base swiglu""",
+    "log.jsonl and the curves have every step": "log_metrics_every",
     "samples are read without worker processes": """
         dataloader_num_workers dataloader_workers num_data_workers num_workers
         workers""",
