@@ -166,7 +166,8 @@ def sample_pixels(blocks: Iterator[Pixels]) -> NDArray[np.int64]:
 
 def fit_colours(pixels: NDArray[np.int64], size: int) -> NDArray[np.float32]:
     """Return ``size`` colours [size, 3] that are near to packed pixels [n], by k-means (Lloyd 1982)
-    from random pixels. A colour to which no pixel is nearest is replaced by a random pixel.
+    from random pixels. scikit-learn moves a colour to which no pixel is nearest onto the pixel that
+    is farthest from its colour.
 
     Of no more than ``size`` distinct colours, each is in the result.
 
@@ -180,11 +181,8 @@ def fit_colours(pixels: NDArray[np.int64], size: int) -> NDArray[np.float32]:
     with warnings.catch_warnings():  # of too few iterations, which do for colours
         warnings.simplefilter("ignore")
         kmeans = cluster.KMeans(size, init="random", n_init=1, max_iter=ROUNDS, random_state=0)
-        nearest = kmeans.fit_predict(points)
+        kmeans.fit(points)
     colours: NDArray[np.float32] = kmeans.cluster_centers_.astype(np.float32)
-    dead = np.flatnonzero(np.bincount(nearest, minlength=size) == 0)
-    redrawn = distinct[permutation(len(distinct), 0, PIXELS)[: len(dead)]]
-    colours[dead] = unpack(redrawn, 3)
     return colours
 
 
