@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.data import tokenizer
 from engine.data.images.codebook import Codebook
+from engine.data.images.load_codebook import load_any
 from engine.data.tokenizer import Tokenizer
 from engine.errors import RunError, UserError
 from engine.inout.saved_model import SavedModel
@@ -84,7 +84,7 @@ def load_any_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokeni
     """
     if saved.tokenizer is None:
         raise UserError(f"{saved.path} has no tokenizer, so its tokens cannot be decoded to text")
-    model_tokenizer = tokenizer.load_any(saved.tokenizer)
+    model_tokenizer = load_any(saved.tokenizer)
     saved.require_intact()
     dtype = torch.promote_types(saved.dtype, torch.float32)
     config = replace(saved.config, block_size=saved.length)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from engine.data.images.codebook import Codebook
-
 FILE_NAME = "tokenizer.json"
 """The file of a run's folder that has its tokenizer, as ``dump`` returns it."""
 
@@ -85,9 +83,16 @@ def tokenizer_type(name: str) -> type[Tokenizer]:
     return tokenizer
 
 
-def dump(tokenizer: Tokenizer | Codebook) -> dict[str, Any]:
-    """Return a tokenizer as a JSON object, for ``load_any``. Its type is the name of its module; a
-    codebook's is IMAGES, which its state contains."""
+class HasState(Protocol):
+    """A tokenizer, or a codebook of images."""
+
+    def state(self) -> dict[str, Any]:
+        """Return a JSON object from which ``load`` makes the object again."""
+
+
+def dump(tokenizer: HasState) -> dict[str, Any]:
+    """Return a tokenizer or a codebook as a JSON object, for ``load`` and ``load_any``. The type of
+    a tokenizer is the name of its module; a codebook's is IMAGES, which its state contains."""
     return {"type": type(tokenizer).__module__.rpartition(".")[2], **tokenizer.state()}
 
 
@@ -133,13 +138,3 @@ def utf_8(text: str) -> bytes:
 
 IMAGES = "images"
 """The type of a codebook, which is stored where a tokenizer is."""
-
-
-def load_any(saved: dict[str, Any]) -> Tokenizer | Codebook:
-    """Return the tokenizer or the codebook of images that ``dump`` saved. Raises UserError if it is
-    corrupt."""
-    if saved.get("type") != IMAGES:
-        return load(saved)
-    from engine.data.images.codebook import Codebook
-
-    return Codebook.load(saved)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.data import tokenizer
 from engine.data.images.codebook import Codebook
+from engine.data.images.load_codebook import load_any
 from engine.data.source import Corpus, SlidingSplit, Split
 from engine.errors import UserError
 from models.parallel.targets import IGNORED
@@ -70,7 +71,7 @@ def is_other_kind(corpus: Corpus, saved: dict[str, Any] | None) -> bool:
     no text match every type."""
     if corpus.tokenizer is None or saved is None:
         return False
-    return type(corpus.tokenizer) is not type(tokenizer.load_any(saved))
+    return type(corpus.tokenizer) is not type(load_any(saved))
 
 
 def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[str]]:

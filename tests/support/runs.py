@@ -40,7 +40,7 @@ class StandInWorld:
     def run_on_all(self, task: Callable[[], T]) -> T:
         return task()
 
-    def stop_requested(self) -> bool:
+    def poll_stop(self) -> bool:
         return False
 
 

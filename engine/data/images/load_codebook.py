@@ -1,4 +1,5 @@
-"""Reads the codebook of a run, of an export or of a file of colours."""
+"""Reads the codebook of a run, of an export or of a file of colours, and saved tokenizers that may
+be codebooks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.images.codebook import Codebook
-from engine.data.tokenizer import FILE_NAME, IMAGES, read_saved
+from engine.data.tokenizer import FILE_NAME, IMAGES, Tokenizer, load, read_saved
 from engine.errors import UserError
 
 HF_FILE_NAME = "codebook.json"
@@ -19,6 +20,14 @@ HF_FILE_NAME = "codebook.json"
 CHECKPOINT_FILE_NAME = "training.json"
 """The file of a checkpoint that has the codebook."""
 SHAPES = "[size, 3] or [size, 1], of values from 0 to 255"
+
+
+def load_any(saved: dict[str, Any]) -> Tokenizer | Codebook:
+    """Return the tokenizer or the codebook of images that ``tokenizer.dump`` saved.
+
+    Raises UserError if it is corrupt.
+    """
+    return Codebook.load(saved) if saved.get("type") == IMAGES else load(saved)
 
 
 def load_colours(path: str) -> NDArray[np.float32]:
