@@ -225,7 +225,7 @@ def check_dummy_batch() -> None:
     parameters = list(model.parameters())
     with_gradient = sum(bool(p.grad is not None and p.grad.any()) for p in parameters)
     logits = model.logits(y.detach()).view(*ids.shape, -1)
-    print(f"logits.shape={list(logits.shape)}")
+    print(f"logits {list(logits.shape)}")
     print(f"loss={loss.item():.4f} (log of the vocabulary: {math.log(config.vocab_size):.4f})")
     print(f"{with_gradient} of {len(parameters)} parameters have a gradient")
 

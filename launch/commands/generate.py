@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "cuboid generate --prompt 'Once upon a time' --tokens 100",
     "cuboid generate runs/demo-20260101-120000 --temperature 0.5 --num 3",
-    "cuboid generate --complete my-images --num 8 --top-k 100 --out completed.png",
+    "cuboid generate --complete path/images --num 8 --top-k 100 --out completed.png",
 )
 
 

@@ -17,9 +17,9 @@ from launch.arguments import file_or_folder, path
 from launch.number_types import positive
 
 EXAMPLES = (
-    "cuboid prepare books/ --tokenizer gpt2 --output data/books",
-    "cuboid prepare a.jsonl.gz --key content --tokenizer bytes --output web",
-    "cuboid prepare books/ --tokenizer gpt2 --output data --layout languini",
+    "cuboid prepare path/books --tokenizer gpt2 --output data/books",
+    "cuboid prepare path/a.jsonl.gz --key content --tokenizer bytes --output web",
+    "cuboid prepare path/books --tokenizer gpt2 --output data --layout languini",
 )
 
 

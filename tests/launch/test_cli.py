@@ -61,7 +61,7 @@ def test_help_fits_the_terminal_and_its_examples_parse(name, capsys, monkeypatch
         program, command, *words = shlex.split(example)
         assert (program, command) == ("cuboid", name)
         for folder in (word for word in words if word.startswith(("runs/", "path/"))):
-            Path(folder).mkdir(parents=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
         args = cli.parser_of(name).parse_intermixed_args(words)
         for config in (word for word in words if word.endswith(".py")):
             _, overrides = config_and_overrides(args)

@@ -18,7 +18,13 @@ from models.presets import PRESETS
 
 OWN = {user_name(name): field for name, field in all_settings().items()}
 # Settings whose name outside of their section is better known as another's.
-OTHERS_FIRST = {"model.block_size": "SEQ_LEN", "zero.depth": "DEPTH"}
+OTHERS_FIRST = {
+    "model.block_size": "SEQ_LEN",
+    "zero.depth": "DEPTH",
+    "eval.epochs": "NUM_EPOCHS",
+    "checkpoint.epochs": "NUM_EPOCHS",
+    "eval.split": "data.validation",
+}
 SECTIONS = {name.rpartition(".")[0] for name in OWN}
 
 
