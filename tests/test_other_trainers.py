@@ -64,7 +64,11 @@ def test_the_page_lists_the_flags_of_four_trainers() -> None:
     assert all(any(flag in trainer for trainer in TRAINERS) for flag in ("--epochs", "--strategy"))
 
 
-@pytest.mark.parametrize(("flag", "settings"), rows(), ids=lambda item: str(item)[:30])
+@pytest.mark.parametrize(
+    ("flag", "settings"),
+    rows(),
+    ids=lambda item: str(sorted(item) if isinstance(item, set) else item)[:30],
+)
 def test_a_flag_leads_to_the_setting_of_its_row(flag: str, settings: set[str]) -> None:
     assert settings <= OWN | {"lr_scheduler.eta_min"}, "a setting of the row does not exist"
     found = settings_of(flag)
