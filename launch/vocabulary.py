@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.data.source import default_cache
-from engine.data.vocabulary_size import vocabulary_size
 from engine.errors import UserError
 from engine.plan import Plan
 
 
 def size_on_this_machine(plan: Plan, environ: Mapping[str, str]) -> int | UserError:
     """Return the number of token ids of the plan's data, or the reason why it is unknown here."""
+    from engine.data.vocabulary_size import vocabulary_size  # numpy: only if data has to be read
+
     try:
         return vocabulary_size(plan.settings, default_cache(environ))
     except UserError as error:

@@ -146,7 +146,7 @@ def test_settings_that_name_files_are_paths() -> None:
     spoken = {
         name
         for name, field in all_settings().items()
-        if re.search(r"(^|[._])(path|dir|file|folder|cache)s?$", name)
+        if re.search(r"(^|[._])(path|dir|file|folder|cache|codebook)s?$", name)
         or re.match(r"(file|folder|path)\b", field.description or "")
     }
     assert spoken == {*path_settings()}
