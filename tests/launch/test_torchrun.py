@@ -349,7 +349,7 @@ def test_ranks_fill_the_gpus_unless_a_number_is_requested(
 
 
 def test_too_few_gpus_are_rejected() -> None:
-    with pytest.raises(UserError, match="needs 4 GPUs, but this machine has 2: --gpus 4 lets"):
+    with pytest.raises(UserError, match="needs 4 GPUs, but this machine has 2; --gpus 4 lets"):
         processes(4, 2)
 
 
