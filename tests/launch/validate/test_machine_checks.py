@@ -48,7 +48,7 @@ def test_number_of_ranks_equals_that_of_train(config, gpus, asked, started):
 def test_too_few_gpus_are_reported(config):
     found = look(machine(1), config)
     assert found.problems == (
-        f"{config}: TENSOR_PARALLEL x PIPELINE needs 2 GPUs, but this machine has 1: "
+        f"{config}: TENSOR_PARALLEL x PIPELINE needs 2 GPUs, but this machine has 1; "
         "--gpus 2 lets ranks share them, which is slow",
     )
     assert ranks(found) == 2
