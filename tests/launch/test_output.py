@@ -6,11 +6,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import patch
 
 import evaluate_gpt
+import throughput_gpt
 import train_gpt
 from engine import discover
 from launch import cli, torchrun
@@ -35,8 +37,21 @@ DONE = {
     "generate": ["generate", "run", "--tokens=20"],
     "export": ["export", "run", "--to=hf", "--out=exported"],
     "import": ["import", "exported", "--from=hf"],
+    "prepare": ["prepare", "text.txt", "--tokenizer=bytes", "--output=shards", "--workers=1"],
+    "sizes": ["sizes", "gpt2_small"],
+    "slurm": ["slurm", "tiny.py", "--nodes=1", "--cpu", "--script=job.sh"],
+    "steps": ["steps", "--hours=1", "--tokens-per-second=1000", "--batch=8", "--seq=64"],
+    "throughput": ["throughput", "tiny.py", "--max-batch=1", "--steps=1", "--warmup=1"],
 }
-MADE = ["run/model.safetensors", "exported/model.safetensors", "imported/exported"]
+MADE = [
+    *("run/model.safetensors", "exported/model.safetensors", "imported/exported"),
+    *("shards/tokens.json", "job.sh", "throughput.csv"),
+]
+PROGRAMS = {
+    "": train_gpt.main,
+    "evaluate_gpt": evaluate_gpt.main,
+    "throughput_gpt": throughput_gpt.main,
+}
 
 
 def closed_pipe() -> TextIO:
@@ -73,9 +88,8 @@ def one_rank(streams: Streams) -> Callable[..., int]:
     """Run one rank as torchrun does, with separate streams but in this process."""
 
     def run(ranks: int, arguments: Sequence[str], *, program: str = "", restarts: int = 0) -> int:
-        main = evaluate_gpt.main if program == "evaluate_gpt" else train_gpt.main
         with standard(streams):
-            return main(arguments, {})
+            return PROGRAMS[program](arguments, {})
 
     return run
 
@@ -92,6 +106,7 @@ def exit_code(argv: Sequence[str], environ: Mapping[str, str]) -> int | str:
 def all_commands(rank: int, size: int, folder: Path) -> dict[str, dict[str, int | str]]:
     """Return the exit code of every command line, by kind of stream."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # prepare has workers
     lines = [["--help"], ["--version"], ["nonsense"], *DONE.values()]
     lines += [[name, "--help"] for name in DONE] + [[name, "--nonsense"] for name in DONE]
     codes: dict[str, dict[str, int | str]] = {}

@@ -106,7 +106,8 @@ def test_a_full_disk_is_rejected_before_the_first_step(tmp_path: Path) -> None:
         ended = run(job(tmp_path, disk, "model.n_embd=64"), ranks=2)
         assert [one.error for one in ended] == ["UserError", "UserError"]
         (line,) = [line for one in ended for line in one.err.splitlines() if "offloads" in line]
-        assert f"zero.nvme_path={str(disk)!r}: a rank offloads" in line
+        assert "zero.nvme_path=" in line
+        assert f"{disk.name}': a rank offloads" in line
         assert "64 KiB are free, and 2 ranks of this machine share it" in line
         assert list(disk.iterdir()) == []
     assert not (tmp_path / "runs").exists()

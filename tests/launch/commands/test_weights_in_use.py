@@ -117,10 +117,10 @@ def test_corrupt_weights_are_rejected(
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    assert cli.main(["generate", "--step", "10", "--prompt", "the "], {}) == 1
+    assert cli.main(["generate", "--step", "10", "--prompt", "the "], {}) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "step-00000010: " in captured.err
+    assert "step-00000010 is corrupt: " in captured.err
     assert file.name in captured.err
 
 
