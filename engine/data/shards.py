@@ -136,6 +136,16 @@ def check_ids(ids: NDArray[np.int64], vocabulary: int, shard: TokenShard) -> Non
         )
 
 
+def folder_of_shards(request: SourceRequest, source: str, content: str = "") -> Path:
+    """Return data.path, which must be one folder. ``source``: the value of data.type; ``content``:
+    the end of the message, if it has to say which folder. Raises UserError."""
+    if not isinstance(request.path, str) or not Path(request.path).is_dir():
+        raise UserError(
+            f"data.path={request.path!r} must be one folder for data.type={source!r}{content}"
+        )
+    return Path(request.path)
+
+
 def tokenizer_of_shards(folder: Path, request: SourceRequest) -> Tokenizer:
     """Return the tokenizer of the shards in a folder: the one that the folder contains, otherwise
     the one of the settings. Raises UserError if both are there and differ."""

@@ -102,47 +102,47 @@ def as_json(content: Mapping[str, Any]) -> bytes:
 def _by_character(characters: str) -> dict[str, Any]:
     """Return tokenizer.json of a character tokenizer. Its ``unk_token`` is not in the vocabulary:
     so the tokenizers library rejects an unknown character, as cuboid does."""
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": BY_CHARACTER,
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": {
-            "type": "WordLevel",
-            "vocab": {c: number for number, c in enumerate(characters)},
-            "unk_token": "[UNK]",
-        },
+    model: dict[str, Any] = {
+        "type": "WordLevel",
+        "vocab": {c: number for number, c in enumerate(characters)},
+        "unk_token": "[UNK]",
     }
+    return _tokenizer_json(BY_CHARACTER, {"type": "Fuse"}, model)
 
 
 def _by_byte() -> dict[str, Any]:
     """Return tokenizer.json of the byte tokenizer: byte-pair encoding without merges."""
     ids = gpt2.byte_of_character()
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": ids | {gpt2.END_OF_TEXT: BYTES},
+        "merges": [],
+    }
+    by_byte = {**level, "use_regex": False}
+    return _tokenizer_json(by_byte, by_byte, model)
+
+
+def _tokenizer_json(
+    pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return tokenizer.json of a tokenizer that neither changes the text nor adds tokens."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [],
         "normalizer": None,
-        "pre_tokenizer": {**level, "use_regex": False},
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
-        "decoder": {**level, "use_regex": False},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": ids | {gpt2.END_OF_TEXT: BYTES},
-            "merges": [],
-        },
+        "decoder": decoder,
+        "model": model,
     }
 
 

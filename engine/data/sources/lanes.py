@@ -20,14 +20,14 @@ from typing import Any
 from engine.config.splits import TRAIN, VALIDATION
 from engine.data.file_lists import Book, list_path, lists_in, read_list
 from engine.data.lanes import LaneSplit
-from engine.data.shards import tokenizer_of_shards
+from engine.data.shards import folder_of_shards, tokenizer_of_shards
 from engine.data.source import Corpus, SourceRequest
-from engine.data.tokenizer import Tokenizer
 from engine.errors import UserError
 
 
 def open_corpus(request: SourceRequest) -> Corpus:
-    folder, tokenizer = _folder(request), open_tokenizer(request)
+    folder = _folder(request)
+    tokenizer = tokenizer_of_shards(folder, request)
     if tokenizer.end_of_text is None:
         raise UserError(
             f"data.tokenizer={request.tokenizer!r} has no token that separates documents, which "
@@ -78,24 +78,15 @@ def open_corpus(request: SourceRequest) -> Corpus:
     )
 
 
-def open_tokenizer(request: SourceRequest) -> Tokenizer:
-    """Return the tokenizer of data.path or of the settings. Raises UserError."""
-    return tokenizer_of_shards(_folder(request), request)
-
-
 def vocabulary_size(request: SourceRequest) -> int:
     """Return the number of ids of the tokenizer. Raises UserError."""
-    return open_tokenizer(request).size
+    return tokenizer_of_shards(_folder(request), request).size
 
 
 def _folder(request: SourceRequest) -> Path:
     """Return data.path, which must be one folder. Raises UserError."""
-    if not isinstance(request.path, str) or not Path(request.path).is_dir():
-        raise UserError(
-            f"data.path={request.path!r} must be one folder for data.type='lanes': that of the "
-            "vocabulary, below the folder of the file lists"
-        )
-    return Path(request.path)
+    content = ": that of the vocabulary, below the folder of the file lists"
+    return folder_of_shards(request, "lanes", content)
 
 
 def _hold_out(books: list[Book], share: float) -> tuple[list[Book], list[Book]]:

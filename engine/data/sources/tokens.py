@@ -9,10 +9,15 @@ import hashlib
 import json
 from pathlib import Path
 
-from engine.data.shards import MANIFEST, ShardedIds, open_shard, tokenizer_of_shards
+from engine.data.shards import (
+    MANIFEST,
+    ShardedIds,
+    folder_of_shards,
+    open_shard,
+    tokenizer_of_shards,
+)
 from engine.data.source import Corpus, SourceRequest
 from engine.data.split import split_tokens
-from engine.data.tokenizer import Tokenizer
 from engine.errors import UserError
 
 
@@ -33,7 +38,7 @@ def open_corpus(request: SourceRequest) -> Corpus:
             raise UserError(
                 f"{shard.path} has {shard.tokens:,} tokens, but {tokens:,} in {MANIFEST}"
             )
-    tokenizer = open_tokenizer(request)
+    tokenizer = tokenizer_of_shards(folder, request)
     ids = ShardedIds.of(shards)
     train, validation = split_tokens(
         ids, validation=request.validation, seq_len=request.seq_len, name=name
@@ -49,18 +54,11 @@ def open_corpus(request: SourceRequest) -> Corpus:
     )
 
 
-def open_tokenizer(request: SourceRequest) -> Tokenizer:
-    """Return the tokenizer of data.path. Raises UserError."""
-    return tokenizer_of_shards(_folder(request), request)
-
-
 def vocabulary_size(request: SourceRequest) -> int:
     """Return the number of ids of the tokenizer. Raises UserError."""
-    return open_tokenizer(request).size
+    return tokenizer_of_shards(_folder(request), request).size
 
 
 def _folder(request: SourceRequest) -> Path:
     """Return data.path, which must be one folder. Raises UserError."""
-    if not isinstance(request.path, str) or not Path(request.path).is_dir():
-        raise UserError(f"data.path={request.path!r} must be one folder for data.type='tokens'")
-    return Path(request.path)
+    return folder_of_shards(request, "tokens")
