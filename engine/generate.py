@@ -74,10 +74,10 @@ def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]
 
 def load_any_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer | Codebook]:
     """Verify a saved model and load it, unsharded, on ``device``. Return it and its tokenizer or
-    codebook of images. It has only the positions that were trained.
+    codebook of images. The model has only the positions that were trained.
 
-    It computes in the dtype of its parameters, at least float32: casting them for every token costs
-    more time than a smaller dtype gains.
+    The model computes in the dtype of its parameters, at least float32: casting them for every
+    token costs more time than a smaller dtype gains.
 
     Raises:
         UserError: the model has no tokenizer, or is corrupt.

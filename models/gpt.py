@@ -201,8 +201,9 @@ class GPT(nn.Module):
 
 
 def residual_std(config: GPTConfig, *, scaled: bool) -> float:
-    """Return the initial standard deviation of a projection onto the residual stream: init_std, if
-    ``scaled`` divided by sqrt of the number of such projections (GPT-2, section 2.3)."""
+    """Return the initial standard deviation of a projection onto the residual stream: init_std,
+    divided by the square root of the number of such projections if ``scaled`` (GPT-2, section
+    2.3)."""
     return float(config.init_std / (2 * config.n_layer) ** 0.5) if scaled else config.init_std
 
 

@@ -124,7 +124,7 @@ class Corpus:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Map the name of each split that has samples to it."""
+        """Return the splits that have samples, by name."""
         named = {TRAIN: self.train, VALIDATION: self.validation, **self.other_splits}
         return {name: split for name, split in named.items() if split.samples != 0}
 

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise UserError(candidate.finished)
     output = chosen_output(plan, options)
     if args.resume == "none" and output is not None and RunFolder(output).read_status():
-        raise UserError(f"{output} contains a run: --resume {quote(str(output))} continues it")
+        raise UserError(f"{output} contains a run; --resume {quote(str(output))} continues it")
     sbatch = shutil.which("sbatch", path=environ.get("PATH"))
     if args.submit and sbatch is None:
         raise UserError(

@@ -25,8 +25,10 @@ def open_corpus(request: SourceRequest) -> Corpus:
 
 
 def documents_of(file: DataFile, key: str) -> Documents:
-    """Return the documents of a file. ``key``: of the text in JSON objects. Raises UserError for an
-    unsupported format."""
+    """Return the documents of a file. Raises UserError for an unsupported format.
+
+    ``key``: the key of the text in JSON objects.
+    """
     match format_of(file):
         case "jsonl":
             return jsonl.JsonLines(file, key)
