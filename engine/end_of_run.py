@@ -16,7 +16,7 @@ from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.splits import can_validate
 from engine.data.tokenizer import IMAGES, Tokenizer, read_saved
 from engine.errors import RunError, UserError
-from engine.generate import SamplingOptions, generate_text, load_model
+from engine.generation.text import SamplingOptions, generate_text, load_model
 from engine.inout.open_model import open_saved_model
 from engine.inout.tensor_writers import total_bytes
 from engine.runs.folder import RunFolder

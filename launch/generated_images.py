@@ -17,7 +17,7 @@ from launch.number_types import share
 
 if TYPE_CHECKING:
     from engine.data.images.codebook import Codebook
-    from engine.generate import SamplingOptions
+    from engine.generation.text import SamplingOptions
     from models.gpt import GPT
 
 HELD_OUT: Literal[True] = True
@@ -78,28 +78,28 @@ def write_images(
     """
     import numpy as np
 
-    from engine import generate_images
     from engine.data.images.grid import write_png
+    from engine.generation import images
 
     folder = folder_of(path)
     if request.complete is None:
         if request.given is not None:
             raise UserError("--given needs --complete")
-        starts = generate_images.draw_starts(codebook, request.number, sampling.seed)
-        parts = generate_images.complete(model, codebook, starts, sampling)
-        pixels = generate_images.draw(codebook, np.concatenate(list(parts)))
+        starts = images.draw_starts(codebook, request.number, sampling.seed)
+        parts = images.complete(model, codebook, starts, sampling)
+        pixels = images.draw(codebook, np.concatenate(list(parts)))
         out = out or folder / "generated.png"
     else:
         if request.complete is HELD_OUT:
             plan = plan_of_run(RunFolder(folder), gpus=None)
-            true = generate_images.held_out_images(plan, request.number, codebook, environ)
+            true = images.held_out_images(plan, request.number, codebook, environ)
         else:
             files = str(request.complete)
-            true = generate_images.images_in_files(files, request.number, codebook)
-        given = generate_images.given_part(codebook, true, request.given or GIVEN)
-        parts = generate_images.complete(model, codebook, given, sampling)
+            true = images.images_in_files(files, request.number, codebook)
+        given = images.given_part(codebook, true, request.given or GIVEN)
+        parts = images.complete(model, codebook, given, sampling)
         completed = np.concatenate(list(parts))
-        pixels = generate_images.draw_completions(codebook, given.shape[1], completed, true)
+        pixels = images.draw_completions(codebook, given.shape[1], completed, true)
         print("from left to right: given, completed, true", file=sys.stderr, flush=True)
         out = out or folder / "completed.png"
     write_png(out, pixels)

@@ -16,12 +16,12 @@ TOPS = ("evaluate_gpt", "throughput_gpt", "train_gpt", "launch", "engine", "mode
 ORDER = """
 models.parallel
 models
-engine.errors engine.text_loss
+engine.errors
 engine.formatting engine.discover engine.files
 engine.layout engine.step_message engine.pipeline
 engine.config
 engine.plan
-engine.unsupported engine.evaluation_request
+engine.unsupported
 engine.data
 engine.optim
 engine.estimate
@@ -33,8 +33,9 @@ engine.training
 engine.checkpoint
 engine.runs
 engine.inout
-engine.open_data engine.generate engine.faults
-engine.start engine.end_of_run engine.evaluate engine.generate_images engine.throughput
+engine.open_data engine.faults
+engine.evaluation engine.generation
+engine.start engine.end_of_run engine.throughput
 engine.train
 launch
 train_gpt evaluate_gpt throughput_gpt

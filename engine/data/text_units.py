@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TextUnits:
-    """Counts bytes and characters of targets, as ``engine.text_loss.TextLoss`` defines them."""
+    """Counts bytes and characters of targets, as ``TextLoss`` defines them."""
 
     def __init__(self, tokenizer: Tokenizer | Codebook | None) -> None:
         """Without a tokenizer of text all counts of text are 0."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.data.text_loss import exponential
 from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import name_file_in_errors
-from engine.text_loss import exponential
 
 if TYPE_CHECKING:
-    from engine.text_loss import TextLoss
+    from engine.data.text_loss import TextLoss
     from engine.training.moments import Statistics
     from engine.training.step import StepResult
     from engine.training.time_split import TimeSplit
@@ -50,7 +50,7 @@ class StepMetrics:
     val_loss_per_byte: float | None = None
     """The same in nats per UTF-8 byte of the targets; None if tokens have no text."""
     val_loss_per_character: float | None = None
-    """The same in nats per character, as ``engine.text_loss`` counts them."""
+    """The same in nats per character, as ``engine.data.text_loss`` counts them."""
     loss_scale: float | None = None
     """The loss scale of fp16 for the next step."""
     skipped: int | None = None

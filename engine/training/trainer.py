@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from engine.data.loader import Batch, TrainBatches, pad_samples
+from engine.data.text_loss import TextLoss
 from engine.data.text_units import TextUnits
 from engine.data.tokenizer import dump
 from engine.errors import UserError
 from engine.optim.lr_schedule import LRSchedule
 from engine.optim.optimizer import Optimizer, ResidentOptimizer
 from engine.optim.registry import build_optimizer
-from engine.text_loss import TextLoss
 from engine.training.build import build_on_world, named_parameters
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from engine.evaluation_request import EvaluationRequest
+from engine.evaluation.request import EvaluationRequest
 from engine.plan import Plan
 from engine.runs.folder import RunFolder
 from engine.runs.lookup import resolve_weights, run_with_weights

@@ -17,7 +17,7 @@ from launch.standard_streams import reader_left
 
 if TYPE_CHECKING:
     from engine.data.tokenizer import Tokenizer
-    from engine.generate import SamplingOptions
+    from engine.generation.text import SamplingOptions
     from engine.inout.saved_model import SavedModel
     from models.gpt import GPT
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     import torch  # only now: a wrong folder is rejected without waiting for this import
 
     from engine.data.images.codebook import Codebook
-    from engine.generate import SamplingOptions, load_any_model
+    from engine.generation.text import SamplingOptions, load_any_model
     from engine.inout.open_model import open_saved_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -118,7 +118,7 @@ def print_texts(
     args: argparse.Namespace,
 ) -> int:
     """Print each text, beginning with the prompt, while it is generated."""
-    from engine.generate import generate_text
+    from engine.generation.text import generate_text
 
     prompt, number_of_texts = args.prompt or "", args.num or 1
     for number in range(number_of_texts):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine.errors import RunError, UserError
-from engine.evaluate import evaluate
-from engine.evaluation_request import EvaluationRequest
+from engine.evaluation.evaluate import evaluate
+from engine.evaluation.request import EvaluationRequest
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run
 from engine.world.coordination.launch_environment import LOOPBACK, LaunchInfo

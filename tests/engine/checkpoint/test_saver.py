@@ -14,9 +14,9 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
+from engine.data.text_loss import TextLoss
 from engine.runs.folder import RunFolder
 from engine.runs.start_candidates import StartOptions
-from engine.text_loss import TextLoss
 from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.jobs import RUN, Ended, checkpoints_of, into_run, run, run_all

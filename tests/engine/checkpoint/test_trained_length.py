@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.evaluate import evaluate
-from engine.evaluation_request import EvaluationRequest
+from engine.evaluation.evaluate import evaluate
+from engine.evaluation.request import EvaluationRequest
 from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder

@@ -22,8 +22,8 @@ from engine.data.tokenizer import dump
 from engine.data.tokenizer import load as load_tokenizer
 from engine.data.tokenizers.char import Char
 from engine.data.vocabulary import corpus_for_model, use_saved_ids
-from engine.evaluate import evaluate
-from engine.evaluation_request import EvaluationRequest
+from engine.evaluation.evaluate import evaluate
+from engine.evaluation.request import EvaluationRequest
 from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder

@@ -14,7 +14,7 @@ from engine.data.tokenizer import dump
 from engine.data.tokenizers.bytes import Bytes
 from engine.data.tokenizers.char import Char
 from engine.errors import UserError
-from engine.generate import SamplingOptions, generate_ids, load_model
+from engine.generation.text import SamplingOptions, generate_ids, load_model
 from engine.inout.export import ExportOptions, export, exporter
 from engine.inout.import_hf import config_for
 from engine.inout.open_model import open_saved_model

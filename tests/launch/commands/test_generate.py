@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine import generate
 from engine.errors import UserError
+from engine.generation import text
 from engine.inout import open_model as opening
 from engine.runs.folder import RunFolder
 from launch import cli
@@ -42,8 +42,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             calls["message"] = calls.get("message", "") + captured.err
 
     monkeypatch.setattr(opening, "open_saved_model", open_trained)
-    monkeypatch.setattr(generate, "load_any_model", open_model)
-    monkeypatch.setattr(generate, "generate_text", continue_text)
+    monkeypatch.setattr(text, "load_any_model", open_model)
+    monkeypatch.setattr(text, "generate_text", continue_text)
     return calls
 
 
@@ -64,7 +64,7 @@ def test_prompt_and_text_are_printed_piece_by_piece(opened, capsys, tmp_path, mo
     assert opened["printed"] == ["The a", "b", "c"]
     assert capsys.readouterr().out == "\n"
     assert (opened["path"], opened["which"]) == (folder, "latest")
-    assert opened["sampling"] == generate.SamplingOptions(
+    assert opened["sampling"] == text.SamplingOptions(
         tokens=3, temperature=0.5, top_k=7, top_p=0.9, seed=9
     )
     assert opened["number"] == 0

@@ -14,7 +14,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.data.tokenizer import load
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.generate import SamplingOptions, generate_text
+from engine.generation.text import SamplingOptions, generate_text
 from engine.inout.export import ExportOptions, export, exporter
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import recorded_settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.generate import SamplingOptions, generate_text, load_model
+from engine.generation.text import SamplingOptions, generate_text, load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from tests.support.jobs import TINY, Job, run

@@ -13,7 +13,7 @@ import torch
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import RunError, UserError
-from engine.generate import SamplingOptions, generate_ids, generate_text, probabilities
+from engine.generation.text import SamplingOptions, generate_ids, generate_text, probabilities
 from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.hf_state_dict import to_hf
@@ -178,7 +178,7 @@ def fake_ids(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> dict[str, A
         asked.update(prompt=prompt, vocabulary=vocabulary, number=number)
         yield from ids
 
-    monkeypatch.setattr("engine.generate.generate_ids", say)
+    monkeypatch.setattr("engine.generation.text.generate_ids", say)
     return asked
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.splits import TRAIN, VALIDATION, holds_out, known_splits
+from engine.data.text_loss import TextLoss
 from engine.errors import UserError
 from engine.plan import Plan
-from engine.text_loss import TextLoss
 
 DERIVED = (
     *("bits_per_byte", "bits_per_dimension"),

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
-from engine.evaluate import evaluate, mask_all_but_last
-from engine.evaluation_request import Evaluation, EvaluationRequest
-from engine.generate import load_model
+from engine.evaluation.evaluate import evaluate, mask_all_but_last
+from engine.evaluation.request import Evaluation, EvaluationRequest
+from engine.generation.text import load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder
 from engine.runs.lookup import resolve_weights

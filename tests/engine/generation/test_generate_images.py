@@ -15,8 +15,8 @@ from engine.data.images.codebook import Codebook, grey_levels
 from engine.data.images.load_codebook import load_colours
 from engine.data.sources.images import digits as built_in_digits
 from engine.errors import UserError
-from engine.generate import SamplingOptions, generate_ids
-from engine.generate_images import complete, draw_starts, given_part
+from engine.generation.images import complete, draw_starts, given_part
+from engine.generation.text import SamplingOptions, generate_ids
 from engine.inout.open_model import open_saved_model
 from launch import cli
 from tests.support.jobs import TINY, Job, run
@@ -40,7 +40,7 @@ def test_each_image_continues_as_it_would_alone(given: int) -> None:
 def test_images_beyond_one_batch_are_numbered_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.random.default_rng(0).integers(0, 29, (5, 2))
     (whole,) = complete(small_gpt(), BOOK, ids, SamplingOptions())
-    monkeypatch.setattr("engine.generate_images.AT_ONCE", 2)
+    monkeypatch.setattr("engine.generation.images.AT_ONCE", 2)
     parts = list(complete(small_gpt(), BOOK, ids, SamplingOptions()))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert np.array_equal(np.concatenate(parts), whole)

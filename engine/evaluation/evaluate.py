@@ -21,7 +21,7 @@ from engine.data.loader import Batch, EvalBatches, TrainBatches
 from engine.data.source import Corpus, SlidingSplit
 from engine.data.text_units import TextUnits
 from engine.errors import RunError, UserError
-from engine.evaluation_request import TOPS, Evaluation, EvaluationRequest, Measured
+from engine.evaluation.request import TOPS, Evaluation, EvaluationRequest, Measured
 from engine.inout.open_model import CheckpointModel, open_saved_model
 from engine.inout.saved_model import SavedModel
 from engine.nvme.offload import open_offload

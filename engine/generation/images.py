@@ -16,7 +16,7 @@ from engine.data.images.image_split import ImageSplit
 from engine.data.loader import load_batches
 from engine.data.source import default_cache
 from engine.errors import RunError, UserError
-from engine.generate import SamplingOptions, probabilities
+from engine.generation.text import SamplingOptions, probabilities
 from engine.plan import Plan
 from models.gpt import GPT
 from models.kv_cache import KVCache
