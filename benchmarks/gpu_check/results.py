@@ -19,6 +19,7 @@ class CaseResult:
 
     ``text``: the line of the table.
     ``passed``: None if the row only reports a measurement.
+    ``seconds``: the duration of the case; 0, printed as blank, if it was not measured.
     ``numbers``: the measurements in full precision.
     """
 
@@ -30,7 +31,8 @@ class CaseResult:
 
     def line(self) -> str:
         mark = {True: "ok", False: "FAILED", None: "-"}[self.passed]
-        return f"{self.case:{WIDTH}} {mark:6} {self.seconds:6.1f}  {self.text}"
+        seconds = f"{self.seconds:.1f}" if self.seconds else ""
+        return f"{self.case:{WIDTH}} {mark:6} {seconds:>6}  {self.text}"
 
 
 class Results:
