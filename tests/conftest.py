@@ -2,6 +2,7 @@
 compute on one thread each; what is cached is not the user's, and is gone at the end; tests marked
 gpu need one."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -49,6 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = TemporaryDirectory(prefix="cuboid-cache-", ignore_cleanup_errors=True)
     os.environ["XDG_CACHE_HOME"] = cache.name
     config.add_cleanup(cache.cleanup)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collections_skip_older_objects() -> None:
+    """Exempt all objects from garbage collection that exist before a module's tests: thousands of
+    tests and the modules of torch would make each collection last half a second."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -184,13 +185,17 @@ class Axis:
     def _staged(self, x: Tensor) -> Tensor:
         """Return x on the device that the backend can send from: gloo has no point-to-point for
         CUDA tensors, and NCCL nothing for CPU tensors such as gradients of offloaded weights."""
-        backend = dist.get_backend(self.group)
-        if backend == "gloo":
+        if self._backend == "gloo":
             return x.cpu()
-        return x.cuda() if backend == "nccl" else x
+        return x.cuda() if self._backend == "nccl" else x
+
+    @cached_property
+    def _backend(self) -> str:
+        """Name of the group's backend. torch computes it anew in each call."""
+        return str(dist.get_backend(self.group))
 
     def _uses_gloo_pairs(self, x: Tensor) -> bool:
-        return x.device.type == "cpu" and dist.get_backend(self.group) == "gloo"
+        return x.device.type == "cpu" and self._backend == "gloo"
 
     def _exchange(self, send: list[Tensor], receive: list[Tensor]) -> Handle:
         """Start to send send[j] to index j and to receive receive[j] from it, for all j."""
@@ -207,7 +212,7 @@ class Axis:
 
     def _wait(self, work: dist.Work) -> None:
         assert self.group is not None
-        if dist.get_backend(self.group) == "gloo":
+        if self._backend == "gloo":
             # The default timeout of gloo's point-to-point is the one at the group's creation.
             work.wait(self.group._get_backend(CPU).options._timeout)
         else:

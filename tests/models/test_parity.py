@@ -16,7 +16,6 @@ from tests.support.parity import Parity
 from tests.support.training import TrainingCase
 
 LARGEST = 8
-FEW_STEPS = 3  # in worlds of more than two ranks, which take most of the time
 
 
 def is_common(cut: ModeSize) -> bool:
@@ -44,7 +43,6 @@ def many_runs() -> Iterator[TrainingCase]:
             checkpoint=checkpoint,
             keep_gathers=keep,
             dtype=torch.float64,
-            steps=5 if cut.tensor * data <= 2 else FEW_STEPS,
         )
     smallest: dict[str, ModeSize] = {}
     for cut in common:
@@ -52,7 +50,7 @@ def many_runs() -> Iterator[TrainingCase]:
             yield TrainingCase(**cut._asdict())
             smallest.setdefault(cut.mode, cut)
     for cut in full_mode_sizes():  # an MLP width that no mode divides
-        yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64, steps=FEW_STEPS)
+        yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64)
     for cut in smallest.values():
         yield TrainingCase(**cut._asdict(), compute=torch.bfloat16)
         yield TrainingCase(
@@ -62,9 +60,8 @@ def many_runs() -> Iterator[TrainingCase]:
             init_positions="zero",
             scale_embedding=True,
             dtype=torch.float64,
-            steps=FEW_STEPS,
         )
-    yield TrainingCase(pipeline=2, scale_embedding=True, dtype=torch.float64, steps=FEW_STEPS)
+    yield TrainingCase(pipeline=2, scale_embedding=True, dtype=torch.float64)
 
 
 RUNS = list(many_runs())

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -126,12 +127,16 @@ def allocated(profiler: profile, what: str) -> tuple[int, int]:
     assert profiler.profiler is not None
     results = profiler.profiler.kineto_results
     assert results is not None
-    events = sorted(results.events(), key=lambda event: event.start_ns())
-    start = next(event.start_ns() for event in events if event.name() == what)
+    events = [(event.name(), event) for event in results.events()]
+    start = next(event.start_ns() for name, event in events if name == what)
+    changes = [
+        (event.start_ns(), event.nbytes())  # type: ignore[attr-defined]  # its stub knows no memory
+        for name, event in events
+        if name == "[memory]"
+    ]
     live = most = 0
-    for event in events:
-        if event.name() == "[memory]":
-            live += event.nbytes()  # type: ignore[attr-defined]  # its stub knows no memory
-            if event.start_ns() > start:
-                most = max(most, live)
+    for moment, change in sorted(changes, key=itemgetter(0)):
+        live += change
+        if moment > start:
+            most = max(most, live)
     return most, live

@@ -45,6 +45,7 @@ class TrainingCase:
         samples: per step, over all ranks and rounds.
         ignored: number of targets at the start that are padding: some ranks have no other target.
         micro_batches: per rank and round.
+        steps: the second starts from updated parameters and optimizer states.
         scale: initial loss scale of fp16.
         disk: state that is offloaded to a disk; "weights" includes the optimizer states.
     """
@@ -71,7 +72,7 @@ class TrainingCase:
     samples: int = 12
     length: int = 10
     ignored: int = 37
-    steps: int = 5
+    steps: int = 2
     clip: float | None = 0.5
     loss_chunk: int | None = 5
     dropout: float = 0.0

@@ -144,6 +144,8 @@ def _rank_main(
     torch.set_num_threads(1)
     if sys.platform == "linux":  # the host's name need not resolve where tests run
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        # gloo's thread polls while its rank sends. A rank that is woken would interrupt a sender.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         function, args = pickle.loads(job)
         if store is not None:

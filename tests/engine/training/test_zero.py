@@ -26,15 +26,13 @@ def run(zero: int, **more: Any) -> TrainingCase:
     )
 
 
-def few(zero: int, **more: Any) -> TrainingCase:
-    return run(zero, **{"steps": 3, **more})
-
-
 def by_mode() -> Iterator[TrainingCase]:
     """Yield every stage in every mode on the smallest grid with all of its axes, up to 16 ranks,
-    with tied tables and untied ones."""
+    with tied tables and untied ones; in 2.5d the first stages on grids of one."""
     for cut, zero in product(full_mode_sizes(), STAGES):
-        large = {"accumulation": 1, "steps": 2 if cut.tensor == 8 else 5} if cut.tensor > 2 else {}
+        if cut.mode == "2.5d" and zero < 3:
+            continue
+        large = {"accumulation": 1} if cut.tensor > 2 else {}
         yield run(zero, **cut._asdict(), tied=zero != 2, **large)
     for zero in STAGES:  # depth two, each a grid of one: weights are summed over depth
         yield run(zero, mode="2.5d", tensor=2, depth=2, tied=False)
@@ -49,35 +47,35 @@ def over_depth() -> Iterator[TrainingCase]:
     for zero in STAGES:
         yield run(zero, **pair, data=1, tied=zero != 2)
         yield run(zero, **pair, tied=zero == 2)
-        yield run(zero, **{**pair, "tensor": 8}, data=1, accumulation=1, steps=2)
-        yield few(zero, **{**pair, "tensor": 3, "depth": 3}, data=1, clip=None)
-        yield few(zero, **pair, data=1, pipeline=2, micro_batches=2, accumulation=1)
-        yield few(zero, **pair, data=1, offload=True, clip=0.01)
-    yield few(1, **pair, data=3, accumulation=1, tied=False)
-    yield few(2, **pair, dtype=torch.float32, compute=torch.float16)
-    yield few(3, **pair, schedule="zero_bubble", pipeline=2, micro_batches=2, accumulation=1)
+        yield run(zero, **{**pair, "tensor": 8}, data=1, accumulation=1)
+        yield run(zero, **{**pair, "tensor": 3, "depth": 3}, data=1, clip=None)
+        yield run(zero, **pair, data=1, pipeline=2, micro_batches=2, accumulation=1)
+        yield run(zero, **pair, data=1, offload=True, clip=0.01)
+    yield run(1, **pair, data=3, accumulation=1, tied=False)
+    yield run(2, **pair, dtype=torch.float32, compute=torch.float16)
+    yield run(3, **pair, schedule="zero_bubble", pipeline=2, micro_batches=2, accumulation=1)
 
 
 def by_option() -> Iterator[TrainingCase]:
-    """Yield cases of the options that ZeRO may be combined with, of three steps each: three ranks,
-    over which no width divides; a single rank; offloading; activation checkpointing; saved gathers;
-    clipping; pipelines; half precision."""
+    """Yield cases of the options that ZeRO may be combined with: three ranks, over which no width
+    divides; a single rank; offloading; activation checkpointing; saved gathers; clipping;
+    pipelines; half precision."""
     for zero in STAGES:
-        yield few(zero, data=3)
-        yield few(zero, data=3, mode="1d", tensor=2, accumulation=1)
-        yield few(zero, data=1, offload=True)
-        yield few(zero, offload=True, checkpoint=True)
-        yield few(zero, offload=True, mode="2.5d", tensor=2, depth=2)
-        yield few(zero, checkpoint="selective", clip=None)
-        yield few(zero, keep_gathers=True, clip=0.01)
-        for schedule in SCHEDULES:
+        yield run(zero, data=3)
+        yield run(zero, data=3, mode="1d", tensor=2, accumulation=1)
+        yield run(zero, data=1, offload=True)
+        yield run(zero, offload=True, checkpoint=True)
+        yield run(zero, offload=True, mode="2.5d", tensor=2, depth=2)
+        yield run(zero, checkpoint="selective", clip=None)
+        yield run(zero, keep_gathers=True, clip=0.01)
+        for schedule in SCHEDULES if zero > 1 else ("1f1b",):
             chunks = 2 if schedule == "interleaved" else 1
             pipeline = {"pipeline": 2, "chunks": chunks, "layers": 2 * chunks, "samples": 16}
-            yield few(zero, schedule=schedule, micro_batches=2, **pipeline)
-        yield few(zero, mode="1d", tensor=2, pipeline=2, samples=16, micro_batches=4)
+            yield run(zero, schedule=schedule, micro_batches=2, **pipeline)
+        yield run(zero, mode="1d", tensor=2, pipeline=2, samples=16, micro_batches=4)
         for compute in (torch.bfloat16, torch.float16):
-            yield few(zero, dtype=torch.float32, compute=compute)
-        yield few(zero, dtype=torch.float32, compute=torch.float16, pipeline=2)
+            yield run(zero, dtype=torch.float32, compute=compute)
+        yield run(zero, dtype=torch.float32, compute=torch.float16, pipeline=2)
 
 
 RUNS = list(dict.fromkeys([*by_mode(), *over_depth(), *by_option()]))
