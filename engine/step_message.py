@@ -6,9 +6,10 @@ peak memory and the flag "not finite", so that the sum lists the values by rank.
 
 from __future__ import annotations
 
-LOSS, SQUARED_NORM, STOP, SAVE = range(4)
-"""Loss, squared gradient norm, and the number of ranks that request a stop or a save."""
-SUMS = 4
+LOSS, SQUARED_NORM, STOP, SAVE, HOST_MEMORY = range(5)
+"""Loss, squared gradient norm, the number of ranks that request a stop or a save, and the peak host
+memory in bytes, 0 unless an epoch ends."""
+SUMS = 5
 
 
 def memory_entry(rank: int) -> int:

@@ -16,7 +16,7 @@ from engine.config.name_hints import known as known_setting
 from engine.errors import UserError
 from engine.files import paths
 from engine.runs.folder import RunFolder
-from engine.runs.start_candidates import StartOptions, parse_resume_option
+from engine.runs.start_candidates import StartOptions, names_run, parse_resume_option
 from launch.number_types import positive
 
 
@@ -171,7 +171,7 @@ def run_to_resume(args: argparse.Namespace) -> RunFolder:
     Raises:
         UserError: --resume names no run.
     """
-    if args.resume in ("auto", "none"):
+    if not names_run(args.resume):
         raise UserError(
             "no config file given; pass --config FILE, or --resume RUN to use the settings that "
             "the run recorded"
@@ -194,10 +194,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         type=resume,
-        default="none",
         metavar="auto|none|PATH",
-        help="checkpoint to resume from: auto (newest run of this config file), none (default), or "
-        "a run or checkpoint folder",
+        help="checkpoint to resume from: auto (newest run of this config file), none, or a run or "
+        "checkpoint folder; default: auto with checkpoint.auto_resume=True, else none",
     )
     parser.add_argument(
         "--init-from",
@@ -268,10 +267,10 @@ def run_arguments(
     """Return the arguments for the ranks: the config (None: that of the run to resume), the
     overrides and the options of ``add_run``."""
     arguments = [] if config is None else [f"--config={config}"]
-    arguments += [*overrides, f"--resume={args.resume}"]
+    arguments += overrides
     if args.allow_new_data:
         arguments.append("--allow-new-data")
-    return arguments + given_options(args, "output", "backend", "init_from")
+    return arguments + given_options(args, "resume", "output", "backend", "init_from")
 
 
 def given_options(args: argparse.Namespace, *names: str) -> list[str]:
@@ -294,7 +293,7 @@ def _split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def start_options(args: argparse.Namespace) -> StartOptions:
     """Return the options that decide where the run starts. Raises UserError if they conflict."""
-    if args.init_from is not None and args.resume not in ("none", "auto"):
+    if args.init_from is not None and names_run(args.resume):
         raise UserError(
             f"--resume={args.resume} continues a run, but --init-from={args.init_from} starts a "
             "new one; pass only one of them"

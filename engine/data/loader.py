@@ -191,6 +191,14 @@ class TrainBatches:
         interval = Fraction(repr(epochs)) * samples  # exact: 3 x 0.1 is 0.3
         return self._end_of(step) // interval > self._end_of(step - 1) // interval
 
+    def epoch_ended_by(self, step: int) -> int | None:
+        """Return the number, from 1, of the last epoch that ends in ``step``; None if none does."""
+        samples = self.corpus.train.samples
+        if samples is None:
+            return None
+        before, after = (self._end_of(number) // samples for number in (step - 1, step))
+        return after if after > before else None
+
     def steps(self, epochs: int) -> int | None:
         """Return the steps until every sample was consumed ``epochs`` times; None for endless
         data."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from engine.data.text_loss import exponential
@@ -18,6 +19,7 @@ from engine.files.full_disk import name_file_in_errors
 
 if TYPE_CHECKING:
     from engine.data.text_loss import TextLoss
+    from engine.runs.epochs import EpochSummary
     from engine.training.moments import Statistics
     from engine.training.step import StepResult
     from engine.training.time_split import TimeSplit
@@ -45,6 +47,10 @@ class StepMetrics:
     """The duration of this step."""
     memory_by_rank: tuple[int, ...]
     """The peak memory of each rank so far, bytes."""
+    ended_epoch: int | None = None
+    """The last epoch that ends in this step, from 1."""
+    host_memory_bytes: int = 0
+    """The peak host memory so far, mean over all ranks, if an epoch ends in this step."""
     val_loss: float | None = None
     """The loss of a validation right after this step."""
     val_loss_per_byte: float | None = None
@@ -61,6 +67,8 @@ class StepMetrics:
     """Statistics of the step's tensors by name, if log.statistics asks for them."""
     times: TimeSplit | None = None
     """The seconds of rank 0 since the last row, by kind of work."""
+    epoch: EpochSummary | None = None
+    """The summary of ``ended_epoch``. The reporter sets it."""
     flops_per_second: float | None = None
     """FLOP/s of the model's matrix products, over all ranks. The reporter sets it."""
     mfu: float | None = None
@@ -70,6 +78,11 @@ class StepMetrics:
     def memory_bytes(self) -> int:
         """The largest peak of all ranks."""
         return max(self.memory_by_rank)
+
+    @property
+    def mean_memory_bytes(self) -> int:
+        """The mean of the peaks of all ranks."""
+        return round(fmean(self.memory_by_rank))
 
     @property
     def val_perplexity(self) -> float | None:
@@ -84,7 +97,7 @@ class StepMetrics:
             parts.pop("validation", None)
         return parts
 
-    def record(self) -> dict[str, int | float | str | None]:
+    def record(self) -> dict[str, object]:
         """Return the line of log.jsonl as an object. NaN and infinity, which JSON does not have,
         become null. Fields without a value are left out."""
         numbers = {
@@ -109,8 +122,12 @@ class StepMetrics:
         if self.times is not None:
             numbers["seconds"] = self.seconds
             numbers |= {f"seconds_{part}": spent for part, spent in self.seconds_by_part().items()}
-        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        return finite | ({"remark": self.remark} if self.remark else {})
+        line: dict[str, object] = {
+            name: x if math.isfinite(x) else None for name, x in numbers.items()
+        }
+        if self.epoch is not None:
+            line["epoch"] = self.epoch.record()
+        return line | ({"remark": self.remark} if self.remark else {})
 
 
 def step_metrics(
@@ -135,6 +152,8 @@ def step_metrics(
         tokens_per_second=plan.tokens_per_step / seconds,
         seconds=seconds,
         memory_by_rank=result.memory_bytes,
+        ended_epoch=trainer.batches.epoch_ended_by(step),
+        host_memory_bytes=result.host_memory_bytes,
         statistics=result.statistics,
         times=trainer.time_split(),
         val_loss=validation.loss if validation else None,

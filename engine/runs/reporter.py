@@ -19,6 +19,7 @@ from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.formatting import format_count, format_duration, plural
 from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
+from engine.runs.epochs import EpochMeter, EpochSummary
 from engine.runs.folder import RunFolder, RunStatus
 from engine.runs.metrics import JsonLinesLog, StepMetrics
 from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
@@ -91,14 +92,14 @@ class Reporter:
     ) -> None:
         self._folder, self._terminal, self._log, self._sinks = folder, terminal, log, sinks
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._step = first_step
+        self._step, self._epoch = first_step, EpochMeter()
         self.validation: StepMetrics | None = None
         """The last step with a validation."""
         self.times, self.steps = TimeSplit(), 0
         """The seconds of this rank in the steps reported so far, and their number."""
 
     def step(self, row: StepMetrics) -> None:
-        """Report a step, and its validation if it has one."""
+        """Report a step, and the validation and the epoch that end with it."""
         self._step = row.step
         self.steps += 1
         if row.times is not None:
@@ -107,13 +108,25 @@ class Reporter:
             self.validation = row
         flops = self._flops_per_token * row.tokens_per_second
         mfu = None if self._peak_flops is None else flops / self._peak_flops
-        row = replace(row, flops_per_second=flops, mfu=mfu)
+        row = replace(row, flops_per_second=flops, mfu=mfu, epoch=self._ended_epoch(row))
         if self._log is not None:
             self._log.step(row)
         if self._sinks is not None:
             self._sinks.step(row)
         if self._terminal is not None:
             self._terminal.step(row)
+
+    def _ended_epoch(self, row: StepMetrics) -> EpochSummary | None:
+        """Add a step to the present epoch. Return the epoch's summary if the step ends it."""
+        seconds = 0.0 if row.times is None else row.times.total
+        self._epoch.add(row.step, seconds=seconds, loss=row.loss, val_loss=row.val_loss)
+        if row.ended_epoch is None:
+            return None
+        return self._epoch.end(
+            row.ended_epoch,
+            memory_bytes=row.mean_memory_bytes,
+            host_memory_bytes=row.host_memory_bytes,
+        )
 
     def print_line(self, text: str) -> None:
         """Print a line on the terminal."""

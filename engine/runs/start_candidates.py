@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from shlex import quote
+from typing import TypeGuard
 
 from engine.checkpoint.directory import CheckpointDirectory, step_of
 from engine.errors import UserError
@@ -22,8 +23,9 @@ MAX_LISTED = 3
 class StartOptions:
     """The user's options on where a run starts."""
 
-    resume: str = "none"
-    """'auto', 'none', or the path of a run's folder or of one of its checkpoints."""
+    resume: str | None = None
+    """'auto', 'none', or the path of a run's folder or of one of its checkpoints; None: 'auto' if
+    checkpoint.auto_resume is set, else 'none'."""
     output: Path | None = None
     """The folder of the run."""
     new_data: bool = False
@@ -53,19 +55,18 @@ def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator
 
     Raises UserError if --resume names no run, a run without a checkpoint, or a finished run.
     """
-    if options.resume == "none" and plan.settings.checkpoint.auto_resume:
-        options = replace(options, resume="auto")
+    resume = resume_or_default(options, plan)
     output = chosen_output(plan, options)
-    named, source = parse_resume_option(options.resume)
-    run_folder = folder_of_launch(run_id, plan.settings.name, output, options.resume)
+    named, source = parse_resume_option(resume)
+    run_folder = folder_of_launch(run_id, plan.settings.name, output, resume)
     if run_folder is not None:
         yield _candidate_in(run_folder)
         if source and run_folder != named:
             yield StartCandidate(run_folder=str(run_folder), checkpoints=source)
         yield StartCandidate(run_folder=str(run_folder), checkpoints=[], starts_over=True)
-    elif options.resume == "none":
+    elif resume == "none":
         yield StartCandidate(run_folder=None, checkpoints=[], starts_over=True)
-    elif options.resume != "auto":
+    elif resume != "auto":
         if named is not None:
             _require_continuable(plan, named, source)
         stays = named is not None and output in (None, named)
@@ -84,7 +85,20 @@ def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator
         yield from _runs_of_config(plan)
 
 
-def folder_of_launch(run_id: str, name: str, output: Path | None, resume: str) -> Path | None:
+def resume_or_default(options: StartOptions, plan: Plan) -> str:
+    """Return --resume; without it 'auto' or 'none', as the config states."""
+    default = "auto" if plan.settings.checkpoint.auto_resume else "none"
+    return options.resume or default
+
+
+def names_run(resume: str | None) -> TypeGuard[str]:
+    """Return whether --resume is the path of a run or of a checkpoint."""
+    return resume not in (None, "auto", "none")
+
+
+def folder_of_launch(
+    run_id: str, name: str, output: Path | None, resume: str | None
+) -> Path | None:
     """Find the folder of a restarted launch (by torchrun, a queue); None if the launch is new."""
     named = run_of_resume_option(resume)
     chosen = [path for path in (output, named) if path is not None]
@@ -94,10 +108,10 @@ def folder_of_launch(run_id: str, name: str, output: Path | None, resume: str) -
     return None
 
 
-def run_of_resume_option(resume: str) -> Path | None:
+def run_of_resume_option(resume: str | None) -> Path | None:
     """Find the run that --resume names by its folder or one of its checkpoints; None if it names
     no run."""
-    if resume in ("auto", "none"):
+    if not names_run(resume):
         return None
     path = Path(resume)
     run = path.parent.parent if _is_checkpoint(path) else path
@@ -176,7 +190,7 @@ def _candidate_in(run_folder: Path, *, remarks: list[str] | None = None) -> Star
 def parse_resume_option(resume: str) -> tuple[Path | None, list[str]]:
     """Return the run that --resume names, if any, and the checkpoints to try. Raises UserError if
     it names neither a run nor a checkpoint."""
-    if resume in ("auto", "none"):
+    if not names_run(resume):
         return None, []
     path, named = Path(resume), run_of_resume_option(resume)
     if _is_checkpoint(path):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from engine.formatting import format_bytes, format_count, format_duration
+from engine.runs.epochs import EpochSummary
 from engine.runs.metrics import StepMetrics
 
 REFRESH_SECONDS = 0.2
@@ -67,7 +68,8 @@ class StepTimer:
 
 class Terminal:
     """Prints a row every ``every`` steps (None: about thirty rows in all), at the first and the
-    last step, and at each validation. On a terminal a progress bar below shows every step.
+    last step, and at each validation. On a terminal a progress bar below shows every step. An epoch
+    has a line, unless it has fewer than ``every`` steps and ends at none of these rows.
 
     ``advise`` is called once, when the timer is reliable, with seconds per step and steps left; its
     text is printed.
@@ -106,8 +108,11 @@ class Terminal:
         eta, last = format_duration(timer.seconds_left), row.step == timer.total_steps
         if self._bar is not None:
             self._bar.update(self._task, completed=row.step, eta=eta, loss=f"loss {row.loss:.4f}")
-        if row.step % self._every == 0 or first or last or row.val_loss is not None:
+        due = row.step % self._every == 0 or first or last or row.val_loss is not None
+        if due:
             self._print_row(row, eta)
+        if row.epoch is not None and (due or row.epoch.steps >= self._every):
+            self.print_text(format_epoch(row.epoch))
         self._give_advice()
         if self._bar is not None and (last or timer.clock() - self._drawn >= REFRESH_SECONDS):
             self._drawn = timer.clock()
@@ -200,6 +205,20 @@ def format_validation(row: StepMetrics, total_steps: int) -> str:
         "loss/char": row.val_loss_per_character,
     }
     cells += [f"{name} {number:.5g}" for name, number in numbers.items() if number is not None]
+    return "  ".join(cells)
+
+
+def format_epoch(epoch: EpochSummary) -> str:
+    """Return the line of an epoch."""
+    cells = [
+        f"epoch {epoch.epoch}",
+        f"steps {epoch.first_step}-{epoch.last_step}",
+        f"{epoch.seconds:.1f} s",
+    ]
+    losses = {"loss": epoch.train_loss, "val loss": epoch.val_loss}
+    cells += [f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None]
+    device, host = format_bytes(epoch.memory_bytes), format_bytes(epoch.host_memory_bytes)
+    cells += [f"memory {device}", *([] if device == host else [f"host memory {host}"])]
     return "  ".join(cells)
 
 

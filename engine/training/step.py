@@ -14,6 +14,7 @@ from engine.data.loader import Batch
 from engine.errors import RunError
 from engine.optim.optimizer import Optimizer
 from engine.step_message import (
+    HOST_MEMORY,
     LOSS,
     SAVE,
     SQUARED_NORM,
@@ -52,6 +53,8 @@ class StepResult:
     """Norm of the global gradient before clipping."""
     memory_bytes: tuple[int, ...]
     """Peak memory, by rank."""
+    host_memory_bytes: int = 0
+    """Peak host memory, mean over the ranks; 0 unless an epoch ends."""
     stop: bool
     """True if any rank was asked to stop."""
     save: bool = False
@@ -106,6 +109,7 @@ class Stepper:
         targets: int,
         lr: float,
         memory_bytes: int = 0,
+        host_memory_bytes: int = 0,
         stop: Callable[[], bool] = lambda: False,
         save: bool = False,
     ) -> StepResult:
@@ -113,6 +117,7 @@ class Stepper:
 
         targets: number of targets in the global batch.
         memory_bytes: peak memory of this rank.
+        host_memory_bytes: peak host memory of this rank, if an epoch ends in this step.
         stop: returns whether this rank was asked to stop; called just before the all-reduce.
         save: whether this rank requests a checkpoint after the step.
 
@@ -129,7 +134,8 @@ class Stepper:
         loss = self.accumulate(step, micro_batches, scale / max(targets, 1), statistics)
         loss = self.loss_hook(step, loss)
         clock.start(OPTIMIZER)
-        result = self.all_reduce_result(step, loss, scale, memory_bytes, stop(), save)
+        message = self.host_message(memory_bytes, host_memory_bytes, stop=stop(), save=save)
+        result = self.all_reduce_result(step, loss, scale, message)
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=not result.finite)
             if not result.finite:
@@ -181,24 +187,36 @@ class Stepper:
         self.gradients.wait()
         return loss
 
+    def host_message(
+        self,
+        memory_bytes: int = 0,
+        host_memory_bytes: int = 0,
+        *,
+        stop: bool = False,
+        save: bool = False,
+    ) -> Tensor:
+        """Return the message of a step with the entries of this rank that are known on the host."""
+        message = torch.zeros(message_entries(self.world.size), dtype=torch.float64)
+        message[STOP], message[SAVE], message[HOST_MEMORY] = stop, save, host_memory_bytes
+        message[memory_entry(self.world.index)] = memory_bytes
+        return message
+
     def all_reduce_result(
-        self, step: int, loss: Tensor, scale: float, memory_bytes: int, stop: bool, save: bool
+        self, step: int, loss: Tensor, scale: float, message: Tensor
     ) -> StepResult:
-        """Sum loss, squared gradient norm, flags and memory over all ranks, in one all-reduce, the
-        only one of a step. Raises NonFiniteError."""
+        """Sum loss, squared gradient norm, and the numbers in ``message`` over all ranks, in one
+        all-reduce, the only one of a step. Raises NonFiniteError."""
         world, squares = self.world, local_grad_norm_squared(self.model)
-        message = torch.zeros(message_entries(world.size), dtype=torch.float64)
-        message[STOP], message[SAVE] = stop, save
-        message[memory_entry(world.index)] = memory_bytes
         message = message.to(loss.device)
         message[LOSS], message[SQUARED_NORM] = loss, squares
         finite = torch.isfinite(loss) & torch.isfinite(squares)
         message[non_finite_entry(world.index, world.size)] = ~finite
-        total, square, stops, saves, *by_rank = world.all_reduce(message).tolist()
+        total, square, stops, saves, host, *by_rank = world.all_reduce(message).tolist()
         result = StepResult(
             loss=total / scale,
             grad_norm=math.sqrt(abs(square)) / scale,
             memory_bytes=tuple(int(n) for n in by_rank[: world.size]),
+            host_memory_bytes=round(host / world.size),
             stop=stops > 0,
             save=saves > 0,
         )

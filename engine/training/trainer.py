@@ -20,7 +20,7 @@ from engine.training.build import build_on_world, named_parameters
 from engine.training.gradients import GradientReducer
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
-from engine.training.memory import keep_freed_memory, peak_bytes
+from engine.training.memory import keep_freed_memory, peak_bytes, peak_resident_bytes
 from engine.training.pipeline import Pipeline, scaled_loss
 from engine.training.step import Stepper, StepResult, unchanged_loss
 from engine.training.time_split import DATA, VALIDATION, TimeSplit
@@ -128,12 +128,14 @@ class Trainer:
         a checkpoint after it."""
         self.clock.start(DATA)
         batches, targets = list(self.micro_batches(step)), self.batches.targets(step)
+        ends_epoch = self.batches.epoch_ended_by(step) is not None
         result = self.stepper.run(
             step,
             batches,
             targets=targets,
             lr=self.lr(step),
             memory_bytes=peak_bytes(self.device),
+            host_memory_bytes=peak_resident_bytes() if ends_epoch else 0,
             stop=self.world.poll_stop,
             save=save,
         )

@@ -77,8 +77,8 @@ def _configured_keep(folder: RunFolder) -> int:
 def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
     """Yield the header of the table, then a line per checkpoint. The line of a corrupt checkpoint
     has its problem in place of the columns."""
-    row = "{:>8}  {:19}  {:>10}  {:>15}  {}".format
-    yield row("step", "written", "size", "validation loss", "layout")
+    row = "{:>8}  {:19}  {:>10}  {:>13}  {:>15}  {}".format
+    yield row("step", "written", "size", "training loss", "validation loss", "layout")
     for step in checkpoints.steps():
         folder = checkpoints.folder(step)
         try:
@@ -86,10 +86,13 @@ def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
         except CorruptCheckpointError as error:
             yield f"{step:8}  {error}"
             continue
-        loss = "" if training.val_loss is None else f"{training.val_loss:.4f}"
+        losses = [
+            "" if loss is None else f"{loss:.4f}"
+            for loss in (training.train_loss, training.val_loss)
+        ]
         total = format_bytes(sum(file.bytes for file in manifest.files.values()))
         written = manifest.written[:19].replace("T", " ")
-        yield row(step, written, total, loss, manifest.layout)
+        yield row(step, written, total, *losses, manifest.layout)
 
 
 def _verify(checkpoints: CheckpointDirectory, step: int) -> bool:

@@ -19,7 +19,13 @@ from engine.formatting import plural
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run
-from engine.runs.start_candidates import StartCandidate, chosen_output, start_candidates
+from engine.runs.start_candidates import (
+    StartCandidate,
+    chosen_output,
+    names_run,
+    resume_or_default,
+    start_candidates,
+)
 from engine.unsupported import require_supported
 from launch.arguments import (
     add_config,
@@ -103,7 +109,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if candidate.finished:
         raise UserError(candidate.finished)
     output = chosen_output(plan, options)
-    if args.resume == "none" and output is not None and RunFolder(output).read_status():
+    starts_anew = resume_or_default(options, plan) == "none"
+    if starts_anew and output is not None and RunFolder(output).read_status():
         raise UserError(f"{output} contains a run; --resume {quote(str(output))} continues it")
     sbatch = shutil.which("sbatch", path=environ.get("PATH"))
     if args.submit and sbatch is None:
@@ -200,11 +207,11 @@ def _job(
 def _folder_arguments(args: argparse.Namespace, candidate: StartCandidate) -> list[str]:
     """Return the arguments, quoted for the shell, with which a run that is not requeued starts in
     its folder, whose path is in the variable ``run`` of the script."""
-    if args.resume in ("none", "auto"):
-        known = candidate.run_folder is not None
+    known = candidate.run_folder is not None
+    if not names_run(args.resume):
         return ['--resume="$run"'] if known else ['--output="$run"', "--resume=auto"]
     resume = f"--resume={quote(args.resume)}"
-    return [resume] if candidate.run_folder is not None else [resume, '--output="$run"']
+    return [resume] if known else [resume, '--output="$run"']
 
 
 def _remarks(plan: Plan, args: argparse.Namespace) -> list[str]:

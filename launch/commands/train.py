@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.plan import Plan, make_plan
 from engine.runs.folder import RunFolder
 from engine.runs.plan_from_run import plan_of_run, read_record
-from engine.runs.start_candidates import start_candidates
+from engine.runs.start_candidates import names_run, start_candidates
 from engine.unsupported import require_supported
 from engine.world.processor import usable_cores
 from launch import torchrun
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     config, overrides = config_and_overrides(args)
     options = start_options(args)  # rejects options that conflict
     number = args.gpus or _requested_ranks(environ)
-    if config is None and options.resume not in ("auto", "none"):
+    if config is None and names_run(options.resume):
         plan = _plan_of_run(run_to_resume(args), overrides, number, environ)
     else:
         config = config or _demo()

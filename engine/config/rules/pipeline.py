@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
 from engine.pipeline.schedule import PipelineShape, ideal_bubble
+
+if TYPE_CHECKING:
+    from engine.config.schema import Settings
 
 MAX_BUBBLE = 0.25  # of a step; more is worth a warning
 
@@ -70,24 +73,31 @@ def interleaving_needs_rounds(context: RuleContext) -> Iterator[Finding]:
 
 def micro_batches_fill_the_pipeline(context: RuleContext) -> Iterator[Finding]:
     """Warn if pipeline ranks are idle for more than MAX_BUBBLE of a step."""
-    settings = context.settings
-    shape = PipelineShape(
-        ranks=settings.pipeline,
-        micro_batches=settings.num_micro_batches * settings.gradient_accumulation,
-        chunks=settings.model.num_chunks,
-    )
-    bubble = ideal_bubble(settings.schedule, shape)
+    settings, rounds = context.settings, context.settings.gradient_accumulation
+    bubble = _bubble(settings, settings.num_micro_batches)
     if bubble <= MAX_BUBBLE:
         return
-    for enough in count(shape.ranks, shape.ranks):
-        smaller = ideal_bubble(settings.schedule, replace(shape, micro_batches=enough))
-        if smaller <= MAX_BUBBLE:
-            break
+    candidates = count(settings.pipeline, settings.pipeline)
+    enough = next(n for n in candidates if _bubble(settings, n) <= MAX_BUBBLE)
+    stated = context.cite("num_micro_batches")
+    if rounds > 1:
+        stated += f" with {context.cite('gradient_accumulation')}"
     yield context.warning(
         "num_micro_batches",
-        f"{context.cite('num_micro_batches')} leaves the ranks of {context.cite('pipeline')} idle "
-        f"for {bubble:.0%} of a step (the pipeline bubble); {enough} would leave {smaller:.0%}",
+        f"{stated} leaves the ranks of {context.cite('pipeline')} idle for {bubble:.0%} of a step "
+        f"(the pipeline bubble); {enough} would leave {_bubble(settings, enough):.0%}",
     )
+
+
+def _bubble(settings: Settings, micro_batches: int) -> float:
+    """Return the bubble of a step with ``micro_batches`` in each accumulation round. The schedule
+    runs all rounds without a break."""
+    shape = PipelineShape(
+        ranks=settings.pipeline,
+        micro_batches=micro_batches * settings.gradient_accumulation,
+        chunks=settings.model.num_chunks,
+    )
+    return ideal_bubble(settings.schedule, shape)
 
 
 def chunks_need_a_pipeline(context: RuleContext) -> Iterator[Finding]:

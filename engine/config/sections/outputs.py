@@ -55,8 +55,8 @@ class CheckpointSettings(Section):
     )
     asynchronous: bool = setting("write in the background, from a copy in host memory", False)
     auto_resume: bool = setting(
-        "continue the newest run of the config file, as --resume auto does; a --resume that names "
-        "a run takes precedence",
+        "continue the newest run of the config file, as --resume auto does; the option --resume "
+        "takes precedence",
         False,
     )
 

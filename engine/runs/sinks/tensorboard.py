@@ -30,9 +30,9 @@ class TensorBoard:
 
     Losses and validations are also drawn over the tokens, and over the seconds of a reference
     accelerator if log.tokens_per_second is set: TensorBoard's axes are in steps, so those curves
-    have tags of their own. TensorBoard sorts the groups by name; the loss is first. The tab Custom
-    Scalars shows the memory of all ranks in one chart and the parts of a step's time in another,
-    the tab Text the ``config``.
+    have tags of their own. The numbers of an epoch are drawn over epochs. TensorBoard sorts the
+    groups by name; the loss is first. The tab Custom Scalars shows the memory of all ranks in one
+    chart and the parts of a step's time in another, the tab Text the ``config``.
     """
 
     def __init__(self, folder: Path, last_step: int = 0, config: str = "") -> None:
@@ -64,18 +64,21 @@ class TensorBoard:
 
     def step(self, row: StepMetrics) -> None:
         """Write the curves of a step. Raises OSError, also for the writing of an earlier one."""
+        axes = {"tokens": row.tokens, "gpuseconds": row.accelerator_seconds}
         with name_file_in_errors(self._folder):
             for tag, value in curves(row).items():
                 self._writer.add_scalar(tag, value, row.step)
                 if tag.startswith(("loss/", "validation/")):
-                    self._draw_over(f"{tag}_over_tokens", value, row.tokens)
-                    self._draw_over(f"{tag}_over_gpuseconds", value, row.accelerator_seconds)
+                    for axis, x in axes.items():
+                        self._draw_over(axis, x, f"{tag}_over_{axis}", value)
+            if row.epoch is not None:
+                for tag, value in row.epoch.curves().items():
+                    self._draw_over("epochs", row.epoch.epoch, tag, value)
 
-    def _draw_over(self, tag: str, value: float, x: float | None) -> None:
+    def _draw_over(self, axis: str, x: float | None, tag: str, value: float) -> None:
         """Add a point at ``x`` to a curve that is not drawn over steps; None: no point."""
         if x is None:
             return
-        axis = tag.rpartition("_")[2]
         if axis not in self._others:
             # Files of their own: purge_step of the steps would hide all points at larger x.
             folder = str(self._folder / f"over_{axis}")

@@ -59,6 +59,7 @@ class WeightsAndBiases:
             ),
         )
         self._run.define_metric("*", step_metric="step")
+        self._run.define_metric("epoch/*", step_metric="epoch")
         files = quote(str(Path(self._run.settings.sync_dir)))
         self._view = f"wandb sync {files}" if offline else str(self._run.url)
 
@@ -72,7 +73,10 @@ class WeightsAndBiases:
         axes: dict[str, float] = {"step": row.step, "tokens": row.tokens}
         if row.accelerator_seconds is not None:
             axes["accelerator_seconds"] = row.accelerator_seconds
-        self._run.log({**axes, **curves(row)})
+        epoch: dict[str, float] = {}
+        if row.epoch is not None:
+            epoch = {"epoch": row.epoch.epoch, **row.epoch.curves()}
+        self._run.log({**axes, **curves(row), **epoch})
 
     def close(self) -> None:
         """Finish the run of W&B."""

@@ -56,6 +56,11 @@ def test_plain_config_has_no_warnings_or_notes(tmp_path: Path) -> None:
             "NUM_MICRO_BATCHES=4 leaves the ranks of PIPELINE=4 idle for 43% of a step (the "
             "pipeline bubble); 12 would leave 20%",
         ),
+        (  # 8 micro-batches in a step, then 16
+            "BATCH_SIZE = 4\nGLOBAL_BATCH_SIZE = 8\nPIPELINE = 4\nNUM_MICRO_BATCHES = 4\n",
+            "NUM_MICRO_BATCHES=4 with gradient_accumulation=2 (GLOBAL_BATCH_SIZE=8) leaves the "
+            "ranks of PIPELINE=4 idle for 27% of a step (the pipeline bubble); 8 would leave 16%",
+        ),
         (
             "BATCH_SIZE = 9\nPIPELINE = 3\nNUM_MICRO_BATCHES = 9\n",
             "model.n_layer=4 is not a multiple of PIPELINE=3 x model.num_chunks=1 = 3: model "

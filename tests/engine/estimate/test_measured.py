@@ -111,7 +111,7 @@ def test_bytes_of_the_message_of_a_step_equal_the_estimate(config: Path) -> None
         run = open_run(1, 3, config, ())
         run.stepper.gradients.zero()
         run.world.traffic.reset()
-        run.stepper.all_reduce_result(1, torch.tensor(1.0), 1.0, 0, stop=False, save=False)
+        run.stepper.all_reduce_result(1, torch.tensor(1.0), 1.0, run.stepper.host_message())
     sent = run.world.traffic.bytes["world", "all_reduce"]
     with patch.object(LocalShapes, "uses_gloo_pairs", False):
         assert estimated_sends(estimate(plan, device="cpu"))["world", "all_reduce"] == (1, sent)

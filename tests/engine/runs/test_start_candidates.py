@@ -32,7 +32,7 @@ def make(name: str, run_id: str = "other", steps: tuple[int, ...] = ()) -> RunFo
     return folder
 
 
-def found(plan: Plan, resume: str, output: str | None = None) -> list[object]:
+def found(plan: Plan, resume: str | None, output: str | None = None) -> list[object]:
     """Return (folder, steps) of each candidate; 'starts over' in place of the steps."""
     asked = StartOptions(resume=resume, output=Path(output) if output else None)
     return [
@@ -73,11 +73,10 @@ def test_a_config_that_resumes_continues_its_newest_run(plan, tmp_path):
     make(OLD, steps=(3, 5))
     make(NEW, steps=(9,))
     resuming = make_plan("tiny.py", gpus=1, overrides=["checkpoint.auto_resume=True"], environ={})
-    assert (
-        found(resuming, "none") == found(plan, "auto") == [(NEW, [9]), (OLD, [5, 3]), (None, OVER)]
-    )
+    assert found(resuming, None) == found(plan, "auto") == [(NEW, [9]), (OLD, [5, 3]), (None, OVER)]
     assert found(resuming, OLD) == found(plan, OLD) == [(OLD, [5, 3])]
-    assert found(resuming, "none", output="runs/new") == [(None, OVER)]
+    assert found(resuming, None, output="runs/new") == [(None, OVER)]
+    assert found(resuming, "none") == found(plan, "none") == found(plan, None) == [(None, OVER)]
 
 
 def test_a_restart_continues_in_its_folder_whatever_the_options(plan):

@@ -24,7 +24,7 @@ def write_all(rank: int, size: int, path: Path) -> None:
     trainee = Trainee.make(TrainingCase(data=2, zero=1), rank)
     for step, loss in LOSSES.items():
         trainee.train([step])
-        trainee.save(CheckpointDirectory(path), step, val_loss=loss)
+        trainee.save(CheckpointDirectory(path), step, val_loss=loss, train_loss=step + 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,10 @@ def test_checkpoint_ls_has_a_row_per_checkpoint(folder, capsys):
     assert command("ls") == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert title == f"{folder.path} (running at step 0)"
-    assert header.split() == "step written size validation loss layout".split()
+    assert header.split() == "step written size training loss validation loss layout".split()
     assert [row.split()[0] for row in rows] == ["1", "2", "3", "4"]
-    assert "1.5000" in rows[1]
+    assert rows[0].split()[5:7] == ["1.2500", "tensor"]
+    assert rows[1].split()[5:7] == ["2.2500", "1.5000"]
     assert "tensor 1 (serial) x pipeline 1 x data 2, ZeRO 1" in rows[1]
     assert "manifest.json is not JSON" in rows[2]
 

@@ -12,11 +12,23 @@ import pytest
 from engine.config.schema import Settings
 from engine.config.sections.model import ModelSettings
 from engine.config.sections.outputs import LogSettings
+from engine.runs.epochs import EpochSummary
 from engine.runs.folder import RunFolder
 from engine.runs.sink import OpenSinks, SinkRun
 from tests.support.metrics import row
 
 wandb = pytest.importorskip("wandb")
+
+EPOCH = EpochSummary(
+    epoch=7,
+    first_step=2,
+    last_step=3,
+    seconds=1.0,
+    train_loss=2.75,
+    val_loss=None,
+    memory_bytes=1,
+    host_memory_bytes=1,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +97,7 @@ def test_offline_wandb_has_every_curve_the_settings_and_one_id_over_a_resume(tmp
     files = Path(command.removeprefix("wandb sync "))
     files.rename(f"{files}-first")  # W&B gives two starts within a second one folder
     sinks = OpenSinks.open(sink_run(folder, "offline", first_step=2), warnings.append)
-    sinks.step(row(3, loss=9.0, val_loss=2.5))
+    sinks.step(row(3, loss=9.0, val_loss=2.5, epoch=EPOCH))
     sinks.close()
     wandb.teardown()  # its process writes the rest of the file
     assert warnings == []
@@ -106,6 +118,9 @@ def test_offline_wandb_has_every_curve_the_settings_and_one_id_over_a_resume(tmp
     assert config["seed"] == 77
     axes = {one.metric.glob_name or one.metric.name: one.metric for one in records(folder)}
     assert axes["*"].step_metric == "step"
+    assert axes["epoch/*"].step_metric == "epoch"
+    assert (found[-1]["epoch"], found[-1]["epoch/loss_train"]) == (7, 2.75)
+    assert "epoch" not in found[0]
 
 
 def test_wandb_without_a_login_is_reported_and_left_out(tmp_path, monkeypatch):
