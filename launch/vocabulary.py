@@ -25,8 +25,12 @@ def with_size(plan: Plan, size: int | UserError) -> Plan:
     it is unknown. Raises ConfigError if a rule rejects that size."""
     if not isinstance(size, UserError):
         return plan.with_vocabulary(size)
-    note = (
-        f"{plan.cite('model.vocab_size')} is not determined until the data is read ({size}); "
+    return replace(plan, notes=(*plan.notes, unknown_size(plan, size)))
+
+
+def unknown_size(plan: Plan, reason: UserError) -> str:
+    """Return the note on a vocabulary whose size is unknown for a ``reason``."""
+    return (
+        f"{plan.cite('model.vocab_size')} is not determined until the data is read ({reason}); "
         f"parameters and memory are for {plan.settings.model.vocab_size:,} ids"
     )
-    return replace(plan, notes=(*plan.notes, note))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine.config.sections.model import ModelSettings
@@ -13,6 +14,7 @@ from engine.formatting import format_bytes
 from engine.plan import make_plan
 from launch.arguments import add_config, files_and_overrides
 from launch.number_types import positive
+from launch.vocabulary import size_on_this_machine, unknown_size
 from models.parameters import parameter_count
 from models.presets import PRESETS
 
@@ -20,6 +22,7 @@ EXAMPLES = (
     "cuboid sizes",
     "cuboid sizes gpt2_small languini-xl --seq-len 512",
     "cuboid sizes gpt_configs/gpt2_2d.py model.n_layer=24",
+    "cuboid sizes gpt_configs/*.py",
 )
 BYTES = {"float64": 8, "float32": 4, "bf16, fp16": 2}
 """Bytes of a parameter in a file, by precision."""
@@ -39,10 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print a line per preset or config and return 0. Raises UserError, ConfigError."""
+    """Print a line per preset or config and return 0. A vocabulary that follows from data that
+    cannot be read here is reported. Raises UserError, ConfigError."""
     names, overrides = files_and_overrides(args)
+    notes: list[str] = []
     models = {
-        str(name): _model(str(name), overrides, environ, seq_len=args.seq_len)
+        str(name): _model(str(name), overrides, environ, seq_len=args.seq_len, note=notes.append)
         for name in names or PRESETS
     }
     if overrides and not any(_is_config(name) for name in models):
@@ -51,6 +56,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(json.dumps({name: _sizes(model) for name, model in models.items()}, indent=2))
     else:
         print(*_table(models), sep="\n")
+        if not names:
+            print("\nConfig files: cuboid sizes gpt_configs/*.py")
+    for text in notes:
+        print(f"note: {text}", file=sys.stderr)
     return 0
 
 
@@ -59,19 +68,26 @@ def _is_config(name: str) -> bool:
 
 
 def _model(
-    name: str, overrides: Sequence[str], environ: Mapping[str, str], *, seq_len: int
+    name: str,
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    seq_len: int,
+    note: Callable[[str], None],
 ) -> ModelSettings:
-    """Return the model of a preset or of a config file. Raises UserError, ConfigError."""
+    """Return the model of a preset or of a config file; ``note`` receives a line about a vocabulary
+    that is unknown here. Raises UserError, ConfigError."""
     if not _is_config(name):
         return ModelSettings.model_validate({"block_size": seq_len, **PRESETS[name].settings})
     if not Path(name).exists():
         raise UserError(f"{name} is neither a preset nor a file; cuboid sizes lists the presets")
     plan = make_plan(name, gpus=None, overrides=overrides, environ=environ)
     if plan.undetermined:
-        raise UserError(
-            f"{plan.cite('model.vocab_size')} is known after the data is read; pass "
-            "model.vocab_size=N"
-        )
+        size = size_on_this_machine(plan, environ)
+        if isinstance(size, UserError):
+            note(unknown_size(plan, size))
+        else:
+            plan = plan.with_vocabulary(size)
     return plan.settings.model
 
 

@@ -94,9 +94,28 @@ def test_every_preset_is_listed_by_default(capsys):
     assert found["gpt2"]["parameters"] == 124_439_808
     assert found["languini-xl"]["parameters"] == 1_478_160_384
     cli.main(["sizes"])
-    header, *lines = capsys.readouterr().out.splitlines()
+    table, end = capsys.readouterr().out.split("\n\n")
+    header, *lines = table.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     assert {len(line) for line in lines} == {len(header)}
+    assert end == "Config files: cuboid sizes gpt_configs/*.py\n"
+
+
+def test_a_vocabulary_from_the_data_is_read_where_the_data_is(tmp_path, capsys):
+    """The rows of other configs are complete in any case."""
+    data = CONFIG.replace("vocab_size=65", "vocab_size='data'")
+    for name in ("here", "missing"):
+        text = f"dict(type='text', tokenizer='char', path={str(tmp_path / name) + '.txt'!r})"
+        (tmp_path / f"{name}.py").write_text(data.replace('dict(type="synthetic")', text))
+    (tmp_path / "here.txt").write_text("to be or not to be")
+    names = [str(tmp_path / f"{name}.py") for name in ("here", "missing")]
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert cli.main(["sizes", "--json", *names, "gpt2_small"], environ) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [one["vocab_size"] for one in found.values()] == [7, 50257, 50257]
+    assert captured.err.count("\n") == 1
+    assert f"note: {names[1]}:5: model.vocab_size='data' is not determined" in captured.err
 
 
 def test_bytes_are_those_of_an_exported_file(capsys, tmp_path):
@@ -132,7 +151,6 @@ def test_bytes_are_those_of_an_exported_file(capsys, tmp_path):
     ("words", "message"),
     [
         (["gpt2_smal"], "gpt2_smal is neither a preset nor a file"),
-        ([DEMO, "model.vocab_size=data"], "known after the data is read; pass model.vocab_size=N"),
         (["gpt2_small", "model.n_layer=3"], "model.n_layer=3 needs a config file"),
     ],
 )
