@@ -22,15 +22,15 @@ def validation_data_is_stated_once(context: RuleContext) -> Iterator[Finding]:
 
 
 def validation_files_can_be_encoded(context: RuleContext) -> Iterator[Finding]:
-    """Require a source of text or images for data.validation_path: the files are encoded with the
+    """Require a source of text, images or token shards for data.validation_path: the files have the
     ids of the training data."""
-    data, encodable = context.settings.data, (*FILE_TYPES, "images")
+    data, encodable = context.settings.data, (*FILE_TYPES, "images", "tokens")
     if data.validation_path is not None and data.type not in encodable:
         yield context.error(
             "data.validation_path",
-            f"{context.cite('data.validation_path')} needs a data.type that reads text or images "
-            f"({', '.join(encodable)}), not {context.cite('data.type')}; a split of that source "
-            "is chosen by eval.split",
+            f"{context.cite('data.validation_path')} needs a data.type that reads text, images or "
+            f"token shards ({', '.join(encodable)}), not {context.cite('data.type')}; a split of "
+            "that source is chosen by eval.split",
         )
 
 

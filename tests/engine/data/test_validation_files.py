@@ -1,18 +1,22 @@
 """The split 'validation' is made of the files of data.validation_path, or is a named split."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine.data.images.codebook import Codebook
 from engine.data.loader import TrainBatches
 from engine.data.source import Corpus
 from engine.data.split import Windows
+from engine.data.tokenizer import dump
 from engine.data.tokenizers.char import Char
 from engine.data.validation_files import open_with_validation
-from engine.data.vocabulary import use_saved_ids
+from engine.data.vocabulary import use_saved_ids, vocabulary_size
 from engine.errors import UserError
 from tests.engine.data.support import Ask, tokenizer_of
+from tests.support.image_data import drawn
 
 TRAINED = "the quick brown fox jumps over the lazy dog; "
 HELD_OUT = "xylophone jazz; "
@@ -75,6 +79,57 @@ def test_unusable_validation_files_are_rejected(ask: Ask, tmp_path: Path) -> Non
         open_with_validation("auto", request, str(tmp_path / "none.txt"))
     with pytest.raises(UserError, match=r"no text; choose one of its splits by eval\.split"):
         open_with_validation("synthetic", ask(), str(other))
+
+
+def write_shards(folder: Path, text: str) -> Path:
+    """Write the characters of a text in two shards, as `cuboid prepare` does."""
+    folder.mkdir()
+    tokenizer = Char.fit([text])
+    (folder / "tokenizer.json").write_text(json.dumps(dump(tokenizer)))
+    shards = []
+    for name, ids in zip("ab", np.array_split(tokenizer.encode(text), 2), strict=True):
+        np.save(folder / f"{name}.npy", ids.astype("<u2"))
+        shards.append({"file": f"{name}.npy", "tokens": len(ids), "sha256": name})
+    (folder / "tokens.json").write_text(json.dumps({"shards": shards}))
+    return folder
+
+
+def test_validation_on_other_shards_uses_the_ids_of_the_training_data(
+    ask: Ask, tmp_path: Path
+) -> None:
+    train = write_shards(tmp_path / "train", TRAINED * 9)
+    other = write_shards(tmp_path / "other", HELD_OUT * 9)
+    request = ask(train, validation=0.0, seq_len=4)
+    corpus = open_with_validation("tokens", request, str(other))
+    for name, text in (("train", TRAINED * 9), ("validation", HELD_OUT * 9)):
+        assert inputs_of(corpus, name) == text[: (len(text) - 1) // 4 * 4]
+    assert vocabulary_size(corpus) == len(set(TRAINED))
+    unknown = write_shards(tmp_path / "unknown", "0123456789")
+    with pytest.raises(UserError, match=r"^data.validation_path=.* no ids for '0', '1'"):
+        open_with_validation("tokens", request, str(unknown))
+
+
+def test_validation_on_other_images_uses_the_codebook_of_the_training_images(
+    ask: Ask, tmp_path: Path
+) -> None:
+    """The nearest colour of each pixel, by its definition; few colours, so that it is not exact."""
+    pytest.importorskip("sklearn")
+    images = {"train": drawn(20, 4, 4), "validation": drawn(7, 4, 4, seed=5)}
+    for name, pixels in images.items():
+        np.save(tmp_path / f"{name}.npy", pixels)
+    request = ask(tmp_path / "train.npy", validation=0.0, seq_len=15, codes=8)
+    corpus = open_with_validation("images", request, str(tmp_path / "validation.npy"))
+    assert isinstance(corpus.tokenizer, Codebook)
+    assert vocabulary_size(corpus) == 8
+    colours = corpus.tokenizer.colours.astype(np.float64)
+    for name, pixels in images.items():
+        split = corpus.split(name)
+        assert split.samples == len(pixels)
+        ids, targets = split.batch(np.arange(len(pixels)))
+        found = colours[np.concatenate([ids, targets[:, -1:]], axis=1)]
+        given = pixels.reshape(len(pixels), 16, 3).astype(np.float64)
+        squares = ((given[:, :, None] - colours) ** 2).sum(-1)
+        assert np.allclose(((given - found) ** 2).sum(-1), squares.min(-1))
 
 
 NAMED = Corpus(
