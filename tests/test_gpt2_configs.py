@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.plan import make_plan
+from engine.training.step import StepResult
 from tests.support.programs import by_hand
 from tests.support.runs import open_run
 
@@ -31,6 +32,9 @@ SMALL = (
 )
 WITHIN = 2e-3
 """Of a loss in fp16, after two steps of Adam."""
+NORM_WITHIN = 1e-2
+"""Of the norm of a gradient. It shows a sum of gradients that is missing: two steps hardly show it
+in the losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +105,12 @@ def under_torchrun(processes: int, arguments: list[str], folder: Path) -> None:
 
 
 @cache
-def alone(samples: int, *optimizer: str) -> tuple[list[float], float]:
-    """Return the losses of two steps and of a validation of as many samples, in this process,
-    without sharding, activation checkpointing or offloading."""
+def alone(samples: int, *optimizer: str) -> tuple[list[StepResult], float]:
+    """Return the results of two steps and the loss of a validation of as many samples, in this
+    process, without sharding, activation checkpointing or offloading."""
     overrides = [*SMALL, f"BATCH_SIZE={samples}", "model.checkpoint=False", *optimizer]
     run = open_run(0, 1, CONFIGS / "gpt2_vanilla.py", overrides, steps=2)
-    return [run.step(step).loss for step in (1, 2)], run.validate().loss
+    return [run.step(step) for step in (1, 2)], run.validate().loss
 
 
 @pytest.mark.parametrize(
@@ -119,10 +123,12 @@ def test_shipped_config_trains_the_same_model_as_one_process(
     first, second = train(row, tmp_path)
     plan = make_plan(CONFIGS / f"{row.config}.py", gpus=row.processes, overrides=SMALL, environ={})
     optimizer = plan.settings.optimizer
-    losses, validation = alone(
+    expected, validation = alone(
         plan.global_batch, f"optimizer.type={optimizer.type}", f"optimizer.decay={optimizer.decay}"
     )
-    assert [first["loss"], second["loss"]] == pytest.approx(losses, rel=WITHIN)
+    for found, step in zip((first, second), expected, strict=True):
+        assert found["loss"] == pytest.approx(step.loss, rel=WITHIN)
+        assert found["grad_norm"] == pytest.approx(step.grad_norm, rel=NORM_WITHIN)
     assert second["val_loss"] == pytest.approx(validation, rel=WITHIN)
     assert (first["skipped"], second["skipped"]) == (0, 0)
     assert first["tokens"] == 32 * plan.global_batch

@@ -39,11 +39,18 @@ ALWAYS = Few(data=2, zero=3, accumulation=2)
 DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, zero=1, accumulation=2)
 OVER_DEPTH = Few(mode="2.5d", tensor=2, depth=2, zero=3, zero_depth=True, accumulation=2)
 FP16 = TrainingCase(pipeline=2, samples=16, steps=2, compute=torch.float16)
-RUNS = [STAGES, DRAIN, BUBBLE, ONCE, UNEVEN, ALWAYS, DEEP, OVER_DEPTH, FP16]
+SHARDED = Few(mode="1d", tensor=2, pipeline=2, micro_batches=2, samples=8)
+RUNS = [STAGES, SHARDED, DRAIN, BUBBLE, ONCE, UNEVEN, ALWAYS, DEEP, OVER_DEPTH, FP16]
 
 
 @shown_by(STAGES)
 def tied_gradients_are_not_swapped() -> Iterator[None]:
+    with patch.object(GradientReducer, "_all_reduce_tied", lambda self: None):
+        yield
+
+
+@shown_by(SHARDED)
+def tied_shards_of_a_table_are_not_summed() -> Iterator[None]:
     with patch.object(GradientReducer, "_all_reduce_tied", lambda self: None):
         yield
 

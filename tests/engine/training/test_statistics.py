@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import engine.training.step
 from engine.training import activations, statistics
@@ -218,3 +219,26 @@ def faulty() -> dict[str, Found]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_detected(faulty, fault):
     assert differing(faulty[fault], observe(0, 1, COLUMNS.alone)[0]) != set()
+
+
+def test_statistics_of_compiled_blocks_equal_those_of_eager_ones():
+    """A compiled block has no hooks inside: the steps with statistics run it eagerly, the others
+    compiled."""
+    case, found = replace(COLUMNS.alone, steps=2), []
+    for compiled in (False, True):
+        model = build(case, open_partition(case, 0))
+        runs = CompileCounter()
+        for block in model[0].h.values():
+            if compiled:
+                block.compile(backend=runs)
+        stepper = replace(
+            make_stepper(case, model, model.parallel.axes["world"]), statistics_every=2
+        )
+        for step in (1, 2):
+            batch = samples(case, step)
+            count = int((batch[1] != -100).sum())
+            result = stepper.run(step, rounds(case, batch, 0), targets=count, lr=case.lr)
+        assert result.statistics is not None
+        found.append([dict(result.statistics)])
+        assert (runs.op_count > 0) == compiled
+    assert differing(found[1], found[0]) == set()
