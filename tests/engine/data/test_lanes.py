@@ -10,7 +10,7 @@ import pytest
 from engine.data import source
 from engine.data.file_lists import Book
 from engine.data.lanes import LaneSplit, assign
-from engine.data.loader import TrainBatches
+from engine.data.loader import TrainBatches, load_batches
 from engine.data.shards import open_shard
 from engine.data.source import Corpus
 from engine.data.tokenizer import dump
@@ -113,6 +113,34 @@ def test_ranks_and_rounds_read_their_lanes_which_repeat(tmp_path: Path) -> None:
     assert read(3) == [[[602, 2, 200, 201]], [[503, 504, 505, 2]]]
     assert batches.targets(3) == 16
     assert train.samples is None
+
+
+@pytest.mark.parametrize("data", [1, 2, 4])
+def test_steps_of_a_run_have_the_same_lanes_on_any_number_of_ranks(
+    tmp_path: Path, data: int
+) -> None:
+    """By their numbers of tokens the books go to lane 1, 2, 3, 4, 4, 2, each followed by 50256."""
+    folder = write_books(tmp_path, {"train": fixture_books()})
+    (tmp_path / "lanes.py").write_text(
+        f"GLOBAL_BATCH_SIZE = 4\nBATCH_SIZE = 1\nSEQ_LEN = 4\nMAX_STEPS = 2\n"
+        f"data = dict(type='lanes', path={str(folder)!r}, tokenizer='gpt2', validation=0.0)\n"
+        "model = dict(n_layer=1, n_head=1, n_embd=8)\n"
+    )
+    settings = make_plan(tmp_path / "lanes.py", gpus=data, environ={}).settings
+    batches = load_batches(settings, data_size=data, cache=tmp_path)
+    rounds = settings.gradient_accumulation
+    assert rounds * data == 4
+    read = [
+        batches.batch(2, accumulation, rank)[0].tolist()
+        for accumulation in range(rounds)
+        for rank in range(data)
+    ]
+    assert [ids for (ids,) in read] == [
+        [104, 105, 106, 50256],
+        [204, 50256, 600, 601],
+        [304, 305, 306, 307],
+        [50256, 500, 501, 502],
+    ]
 
 
 @pytest.mark.parametrize(("lanes", "seq_len"), [(1, 3), (2, 4), (3, 5), (4, 16), (8, 2)])
