@@ -184,6 +184,8 @@ def test_last_books_are_held_out_unless_a_list_has_the_validation(tmp_path: Path
     _, targets = corpus.validation.batch(np.arange(corpus.validation.samples or 0))
     held_out = targets[targets != IGNORED]
     assert set(held_out.tolist()) == {*range(501, 506), 50256, *range(600, 603)}
+    trained, _ = corpus.train.batch(np.arange(2 * 34))  # each of two lanes more than once
+    assert set(trained.ravel().tolist()) == {50256}.union(*fixture_books()[:4])
     folder = write_books(tmp_path / "b", {"train": fixture_books(), "validation": [[7, 8, 9]]})
     listed = open_lanes(ask, folder, validation=0.1)
     assert listed.validation.batch(np.arange(1))[0].tolist() == [[7, 8, 9, 50256]]

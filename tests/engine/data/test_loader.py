@@ -149,6 +149,7 @@ def test_endless_data_has_no_epochs() -> None:
     assert again.consumed(5) == Consumed(step=5, samples=20, tokens=20 * SEQ, epochs=4 / 23)
     assert again.batch(5, 0, 0)[0][:, 0].tolist() == [16, 17, 18, 19]
     assert batches.per_step.epochs == 0
+    assert batches.epoch_ended_by(1) is None
 
 
 def test_global_batch_larger_than_an_epoch_repeats_samples() -> None:
@@ -316,6 +317,16 @@ def test_data_cache_overrides_the_default_cache(tmp_path: Path) -> None:
     load_batches(settings, data_size=1, cache=tmp_path / "default")
     assert list((tmp_path / "mine").glob("*.tokens"))
     assert not (tmp_path / "default").exists()
+
+
+def test_an_epoch_ends_in_the_step_that_reads_its_last_sample() -> None:
+    """Also after a resume, and if a step reads several epochs."""
+    batches = TrainBatches(_corpus(train=10), seed=5, batch_size=4)
+    assert [batches.epoch_ended_by(step) for step in range(1, 6)] == [None, None, 1, None, 2]
+    rest = batches.resumed_at(batches.consumed(2))
+    assert [rest.epoch_ended_by(step) for step in range(3, 6)] == [1, None, 2]
+    large = TrainBatches(_corpus(train=10), seed=5, batch_size=25)
+    assert [large.epoch_ended_by(step) for step in (1, 2)] == [2, 5]
 
 
 def test_intervals_in_epochs_end_in_the_step_that_reads_their_last_sample() -> None:
