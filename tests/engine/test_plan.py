@@ -108,6 +108,13 @@ def test_compile_is_supported_only_without_sharding(tmp_path: Path) -> None:
     assert found.startswith("command line: compile=True passes `cuboid validate`, but cannot be ")
 
 
+def test_statistics_are_rejected_only_with_weights_on_a_disk(tmp_path: Path) -> None:
+    disk = ("log.statistics=2", "zero.stage=3", "zero.offload=nvme", f"zero.nvme_path={tmp_path}")
+    assert unsupported_settings(plan(tmp_path, "", *disk)) == []
+    (found,) = unsupported_settings(plan(tmp_path, "", *disk, "zero.offload_params=nvme"))
+    assert found.startswith("command line: log.statistics=2 passes `cuboid validate`, but cannot ")
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [

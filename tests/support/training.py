@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -293,15 +295,23 @@ def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
 def train(rank: int, size: int, run: TrainingCase) -> TrainingResult:
     """Train ``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
     assert size == run.layout.gpus, f"{run.layout.gpus} ranks wanted"
+    with open_training(run, rank) as (model, stepper):
+        return train_model(run, model, stepper)
+
+
+@contextmanager
+def open_training(run: TrainingCase, rank: int) -> Iterator[tuple[ModelChunks, Stepper]]:
+    """Build the model and the stepper of a rank, with a disk if the case has one."""
     parallel = open_partition(run, rank)
+    world = parallel.axes["world"]
     if run.disk is None:
         model = build(run, parallel)
-        return train_model(run, model, make_stepper(run, model, parallel.axes["world"]))
+        yield model, make_stepper(run, model, world)
+        return
     with open_offloaded(rank, weights=run.disk == "weights") as offloaded:
         model = build(run, replace(parallel, store=offloaded.weights))
-        stepper = make_stepper(run, model, parallel.axes["world"])
         streamed = offloaded.optimizer(build_adamw(run, model))
-        return train_model(run, model, replace(stepper, optimizer=streamed))
+        yield model, replace(make_stepper(run, model, world), optimizer=streamed)
 
 
 def train_model(run: TrainingCase, model: ModelChunks, stepper: Stepper) -> TrainingResult:

@@ -30,6 +30,7 @@ from tests.support.training import (
     gathered,
     make_stepper,
     open_partition,
+    open_training,
     rounds,
     samples,
 )
@@ -40,24 +41,24 @@ COLUMNS = Few(mode="1d", tensor=2, accumulation=2)
 GRID = Few(mode="2d", tensor=4, samples=6, accumulation=2)  # three a round: one is added
 STAGES = Few(pipeline=2, data=2, zero=3, micro_batches=3, checkpoint=True)
 CUBE = Few(mode="3d", tensor=8, inner=28)
+ON_DISK = Few(zero=1, disk="states")
 HALF = Few(dtype=torch.float32, compute=torch.float16, clip=None, steps=1)
 Found = list[dict[str, Statistics]]
 
 
 def observe(rank: int, size: int, case: TrainingCase) -> tuple[Found, list[float]]:
     """Return the statistics and the gradient norm of each step."""
-    parallel = open_partition(case, rank)
-    model = build(case, parallel)
-    stepper = replace(make_stepper(case, model, parallel.axes["world"]), statistics_every=1)
     found, norms = [], []
-    for step in range(1, case.steps + 1):
-        batch = samples(case, step)
-        count = int((batch[1] != -100).sum())
-        shares = rounds(case, batch, parallel.axes["data"].index)
-        result = stepper.run(step, shares, targets=count, lr=case.lr)
-        assert result.statistics is not None
-        found.append(dict(result.statistics))
-        norms.append(result.grad_norm)
+    with open_training(case, rank) as (model, stepper):
+        stepper = replace(stepper, statistics_every=1)
+        for step in range(1, case.steps + 1):
+            batch = samples(case, step)
+            count = int((batch[1] != -100).sum())
+            shares = rounds(case, batch, model.parallel.axes["data"].index)
+            result = stepper.run(step, shares, targets=count, lr=case.lr)
+            assert result.statistics is not None
+            found.append(dict(result.statistics))
+            norms.append(result.grad_norm)
     return found, norms
 
 
@@ -84,7 +85,7 @@ def differing(found: Found, expected: Found) -> set[str]:
     return wrong
 
 
-@pytest.mark.parametrize("case", [COLUMNS, GRID, STAGES, CUBE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [COLUMNS, GRID, STAGES, CUBE, ON_DISK], ids=lambda case: case.name)
 def test_statistics_of_a_layout_equal_those_of_one_process(case):
     by_rank = [found for found, _ in run_world(case.layout.gpus, observe, case)]
     expected, _ = observe(0, 1, case.alone)
