@@ -34,7 +34,8 @@ from engine.nvme.store import KINDS, SlotStore, open_store
 from engine.nvme.stores import tensornvme
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.optimizer import ResidentOptimizer
-from engine.optim.registry import NamedParameter, build_optimizer
+from engine.optim.parameter_groups import NamedParameter
+from engine.optim.registry import build_optimizer
 from engine.training.build import named_parameters
 from engine.training.gradients import GradientReducer
 from engine.training.matmuls import MATMULS, choose_matmul

@@ -24,7 +24,7 @@ STOPPED = "stopped"
 """The line that a rank appends to the lost-PIDs file if a signal stopped the run early."""
 
 
-def processes(model_ranks: int, gpus: int, requested: int | None = None) -> int:
+def ranks_to_start(model_ranks: int, gpus: int, requested: int | None = None) -> int:
     """Return the number of ranks to start: ``requested`` if given, one copy of the model without
     GPUs, else as many whole copies as there are GPUs for.
 

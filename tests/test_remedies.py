@@ -14,8 +14,8 @@ from torch.distributed.run import get_args_parser
 
 from engine import discover
 from engine.config.aliases import ALIASES
-from engine.config.declared.limits import Budget
 from engine.config.fields import takes
+from engine.config.language.limits import Budget
 from engine.config.overrides import parse
 from engine.config.schema import all_settings
 from engine.errors import Problem

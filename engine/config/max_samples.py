@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.config.sections.data import FILE_TYPES
 from engine.files import paths
-from engine.files.compression import compression_of
+from engine.files.compression import is_compressed
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
@@ -33,7 +33,7 @@ def _max_bytes(given: str | Sequence[str]) -> int | None:
     whose content would have to be read."""
     total = 0
     for path in map(Path, [given] if isinstance(given, str) else given):
-        if paths.problem_at(path, paths.FILE) or compression_of(path) is not None:
+        if paths.problem_at(path, paths.FILE) or is_compressed(path):
             return None
         total += path.stat().st_size
     return total

@@ -5,10 +5,10 @@ import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine.config.declared.expressions import Evaluator, UnresolvedValueError
-from engine.config.declared.limits import STRING_LENGTH, Budget, ConfigValueError
-from engine.config.declared.operations import shown
-from engine.config.declared.sources import Source
+from engine.config.language.expressions import Evaluator, UnresolvedValueError
+from engine.config.language.limits import STRING_LENGTH, Budget, ConfigValueError
+from engine.config.language.operations import shown
+from engine.config.language.source_text import Source
 from engine.config.values import COMMAND_LINE, Origin, Path, TrackedDict
 from engine.errors import ConfigError, Problem
 from engine.files import paths

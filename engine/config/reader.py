@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.config import overrides as command_line
-from engine.config.declared.expressions import Evaluator, Module, UnresolvedValueError
-from engine.config.declared.interpreter import Interpreter
-from engine.config.declared.limits import (
+from engine.config.language.expressions import Evaluator, Module, UnresolvedValueError
+from engine.config.language.interpreter import Interpreter
+from engine.config.language.limits import (
     FILES,
     INHERITANCE_DEPTH,
     PROBLEMS,
@@ -21,7 +21,7 @@ from engine.config.declared.limits import (
     BudgetExceededError,
     ConfigValueError,
 )
-from engine.config.declared.sources import load
+from engine.config.language.source_text import load
 from engine.config.values import COMMAND_LINE, Document, Origin, TrackedDict, origins_of, plain
 from engine.errors import ConfigError, Problem
 

@@ -10,9 +10,9 @@ from operator import attrgetter
 
 from engine.config import colossalai_values
 from engine.config.aliases import ALIASES, IMPLIED
-from engine.config.declared.limits import PROBLEMS
 from engine.config.fields import takes
 from engine.config.ignored_keys import IGNORED_KEYS
+from engine.config.language.limits import PROBLEMS
 from engine.config.name_hints import closest, known, unknown_setting
 from engine.config.schema import all_settings, user_name
 from engine.config.values import COMMAND_LINE, Document, Origin, Path

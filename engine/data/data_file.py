@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import lzma
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from engine.data import stat_cache
 from engine.errors import UserError
 from engine.files import paths
-from engine.files.compression import compression_of
+from engine.files.compression import CORRUPTION_ERRORS, open_decompressed
 
 BLOCK = 1 << 20  # bytes
 MIN_CACHED_BYTES = 1 << 20  # the hash of a smaller file takes a millisecond and is not cached
 HEAD = 1 << 16  # bytes that identify the format
-DECOMPRESSORS: dict[
-    str, Callable[[Path], BufferedIOBase]
-] = {  # of engine.files.compression.COMPRESSIONS
-    "gzip": gzip.GzipFile,
-    "bzip2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
-}
-COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
-CORRUPTION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 class DataFile:
@@ -100,18 +86,12 @@ class DataFile:
     def _pieces(self, size: int | None) -> Iterator[bytes]:
         """Yield the content in blocks of ``size`` bytes; line by line if None."""
         try:
-            with self._open() as handle:
+            with open_decompressed(self.path) as handle:
                 yield from handle if size is None else iter(partial(handle.read, size), b"")
         except CORRUPTION_ERRORS as error:
             raise UserError(f"{self.name} is a corrupt compressed file: {error}") from None
         except OSError as error:
             raise UserError(f"{self.name} cannot be read: {error.strerror or error}") from error
-
-    def _open(self) -> BufferedIOBase:
-        compression = compression_of(self.path)
-        if compression is None:
-            return self.path.open("rb")
-        return DECOMPRESSORS[compression](self.path)
 
 
 def data_files(given: str | Sequence[str], *, records: Path | None = None) -> list[DataFile]:

@@ -7,8 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
-from engine.data.data_file import COMPRESSED_SUFFIXES, DataFile
+from engine.data.data_file import DataFile
 from engine.errors import UserError
+from engine.files.compression import COMPRESSED_SUFFIXES
 
 TABLES = "convert it to JSON lines, such as by pandas' to_json(orient='records', lines=True)"
 TOKENS = "cuboid needs the text that they were made from"

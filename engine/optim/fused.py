@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.optim.registry import Group
+    from engine.optim.parameter_groups import Group
 
 DEVICES = frozenset({"cpu", "cuda"})
 

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from engine import discover
+from engine.optim.parameter_groups import NamedParameter, decay_groups
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from engine.config.sections.optimizer import OptimizerSettings
-    from models.parameters import ParameterKind
-
-Group = dict[str, Any]
-"""A parameter group of torch: 'params' as (name, parameter) pairs, 'weight_decay'."""
-
-
-DECAYING: Mapping[str, frozenset[ParameterKind]] = {
-    "linears": frozenset({"linear"}),
-    "matrices": frozenset({"linear", "embedding"}),
-    "weights": frozenset({"linear", "embedding", "norm"}),
-    "all": frozenset({"linear", "embedding", "norm", "bias"}),
-}
-"""The kinds of parameters with weight decay, by the value of optimizer.decay."""
-
-
-class NamedParameter(NamedTuple):
-    """A parameter with its name and kind."""
-
-    name: str
-    parameter: nn.Parameter
-    kind: ParameterKind
 
 
 def build_optimizer(
@@ -56,17 +35,6 @@ def is_by_entry(settings: OptimizerSettings) -> bool:
     """Return whether the optimizer updates each entry independently of the others, so that
     parameters can be updated in slices. True only if its module states BY_ENTRY."""
     return getattr(_module(settings), "BY_ENTRY", False)
-
-
-def decay_groups(settings: OptimizerSettings, parameters: Sequence[NamedParameter]) -> list[Group]:
-    """Divide the parameters into a group with weight decay and one without, omitting empty ones."""
-    decayed = [p for p in parameters if p.kind in DECAYING[settings.decay]]
-    exempt = [p for p in parameters if p.kind not in DECAYING[settings.decay]]
-    return [
-        {"params": [(p.name, p.parameter) for p in group], "weight_decay": weight_decay}
-        for group, weight_decay in ((decayed, settings.weight_decay), (exempt, 0.0))
-        if group
-    ]
 
 
 def _module(settings: OptimizerSettings) -> ModuleType:

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.data.data_file import COMPRESSED_SUFFIXES
 from engine.data.file_lists import list_path
 from engine.data.shards import MANIFEST
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_file
-from engine.prepare.encoder import TextBlock
+from engine.files.compression import COMPRESSED_SUFFIXES
+from engine.prepare.parallel_encoder import TextBlock
 
 SHARD_TOKENS = 1 << 24
 

@@ -34,9 +34,9 @@ from engine.data.tokenizer import (
 )
 from engine.errors import UserError
 from engine.files.atomic_write import write_atomically
-from engine.prepare.encoder import EncodedBlock, ParallelEncoder, TextBlock
 from engine.prepare.journal import Journal
 from engine.prepare.layouts import ShardLayout
+from engine.prepare.parallel_encoder import EncodedBlock, ParallelEncoder, TextBlock
 from engine.prepare.shard_writer import ShardWriter
 
 BLOCK = 1 << 20  # characters

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engine.checkpoint.compatibility import FIXED
 from engine.checkpoint.manifest import first_problem
 from engine.config import overrides as command_line
-from engine.config.declared.limits import Budget, ConfigValueError
+from engine.config.language.limits import Budget, ConfigValueError
 from engine.config.resolve import Precedence, SettingSource, read_setting_sources, show
 from engine.config.schema import Settings, all_settings, user_name
 from engine.config.values import (

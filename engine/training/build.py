@@ -10,7 +10,7 @@ import torch
 from engine.config.schema import Settings
 from engine.config.virtual_stages import virtual_stages_of
 from engine.estimate.flops import smallest_matmul_flops
-from engine.optim.registry import NamedParameter
+from engine.optim.parameter_groups import NamedParameter
 from engine.training.matmuls import MATMULS, choose_matmul
 from models.chunks import ModelChunks
 from models.config import GPTConfig

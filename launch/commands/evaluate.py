@@ -67,7 +67,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     folder, request = run_with_weights(run), evaluation_request(args)
     resolve_weights(folder, args.step)
     one_copy = plan_on(None, folder, overrides, request)
-    ranks = torchrun.processes(one_copy.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus)
+    ranks = torchrun.ranks_to_start(
+        one_copy.layout.gpus, 0 if args.gpus else count_gpus(), args.gpus
+    )
     plan_on(ranks, folder, overrides, request)
     arguments = [str(folder.path), *overrides, f"--step={args.step}"]
     arguments += given_options(args, "split", "samples", "last_n", "backend")

@@ -93,7 +93,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             f"{one_copy.cite('model.vocab_size')} is known once the data is read, which is not "
             "read here: pass model.vocab_size=N"
         )
-    ranks = torchrun.processes(one_copy.layout.gpus, 0 if args.gpus else machine.gpus, args.gpus)
+    ranks = torchrun.ranks_to_start(
+        one_copy.layout.gpus, 0 if args.gpus else machine.gpus, args.gpus
+    )
     options = [f"--steps={args.steps}", f"--warmup={args.warmup}", *given_options(args, "backend")]
 
     def fits(size: int) -> bool:

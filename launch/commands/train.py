@@ -100,7 +100,7 @@ def _plan_of_config(
     else:
         one_copy = make_plan(config, gpus=None, overrides=overrides, environ=environ)
         gpus = 0 if number else count_gpus()
-        ranks = torchrun.processes(one_copy.layout.gpus, gpus, number)
+        ranks = torchrun.ranks_to_start(one_copy.layout.gpus, gpus, number)
     plan = make_plan(config, gpus=ranks, overrides=overrides, environ=environ)
     if plan.undetermined:
         plan = with_size(plan, size_on_this_machine(plan, environ))
@@ -117,7 +117,7 @@ def _plan_of_run(
     replica = one_copy.layout.tensor * one_copy.layout.pipeline
     ranks = replica * copies
     if number or (gpus and gpus < ranks):
-        ranks = torchrun.processes(replica, gpus, number)
+        ranks = torchrun.ranks_to_start(replica, gpus, number)
     plan = plan_of_run(folder, gpus=ranks, overrides=overrides)
     data = environ.get("DATA")
     if data and data != plan.settings.data.path:

@@ -34,7 +34,7 @@ def inspect_on(
     except (ConfigError, UserError):
         return inspect_config(request)
     try:
-        ranks = torchrun.processes(one_copy.layout.gpus, machine.gpus, request.gpus)
+        ranks = torchrun.ranks_to_start(one_copy.layout.gpus, machine.gpus, request.gpus)
     except UserError as error:
         problems.append(f"{request.path}: {error}")
         ranks = one_copy.layout.gpus

@@ -18,7 +18,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from engine.errors import UserError
-from launch.torchrun import command, exit_code, processes
+from launch.torchrun import command, exit_code, ranks_to_start
 from tests.support.programs import Start, run_ranks
 from tests.support.worlds import free_port
 
@@ -345,12 +345,12 @@ def test_ranks_of_other_launchers_train(
 def test_ranks_fill_the_gpus_unless_a_number_is_requested(
     model_ranks: int, gpus: int, asked: int | None, expected: int
 ) -> None:
-    assert processes(model_ranks, gpus, asked) == expected
+    assert ranks_to_start(model_ranks, gpus, asked) == expected
 
 
 def test_too_few_gpus_are_rejected() -> None:
     with pytest.raises(UserError, match="needs 4 GPUs, but this machine has 2; --gpus 4 lets"):
-        processes(4, 2)
+        ranks_to_start(4, 2)
 
 
 def test_torchrun_command_has_ranks_restarts_signals_and_logs() -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from engine.config.sections.optimizer import OptimizerSettings
-    from engine.optim.registry import Group
+    from engine.optim.parameter_groups import Group
 
 BY_ENTRY = True  # each entry is updated independently of the others
 

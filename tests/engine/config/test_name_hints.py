@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engine.config.aliases import ALIASES
-from engine.config.declared.limits import Budget
 from engine.config.fields import takes
+from engine.config.language.limits import Budget
 from engine.config.name_hints import assignment, closest, fold, known, unknown_setting
 from engine.config.other_trainers import EXPLAINED, SYNONYMS
 from engine.config.overrides import parse

@@ -15,7 +15,8 @@ from engine import discover
 from engine.config.sections.optimizer import OptimizerSettings
 from engine.estimate.estimate import estimate
 from engine.estimate.result import Memory
-from engine.optim.registry import NamedParameter, build_optimizer, states_of
+from engine.optim.parameter_groups import NamedParameter
+from engine.optim.registry import build_optimizer, states_of
 from engine.plan import make_plan
 from models.presets import PRESETS
 from tests.engine.estimate.plans import GPT2, SMALL, plan

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from engine import discover
 from engine.config.sections.optimizer import OptimizerSettings
-from engine.optim.registry import NamedParameter, build_optimizer, decay_groups
+from engine.optim.parameter_groups import NamedParameter, decay_groups
+from engine.optim.registry import build_optimizer
 from models.parameters import ParameterKind
 
 OPTIMIZERS = discover.module_names("engine.optim.optimizers")

@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from engine.config.declared.limits import SOURCE_BYTES, ConfigValueError
+from engine.config.language.limits import SOURCE_BYTES, ConfigValueError
 from engine.config.values import COMMAND_LINE, Origin
 from engine.errors import ConfigError, Problem
 from engine.files import paths

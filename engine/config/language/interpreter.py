@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.config.declared import operations
-from engine.config.declared.expressions import UNRESOLVED, Evaluator, Module, UnresolvedValueError
-from engine.config.declared.forbidden_syntax import (
+from engine.config.language import operations
+from engine.config.language.expressions import UNRESOLVED, Evaluator, Module, UnresolvedValueError
+from engine.config.language.forbidden_syntax import (
     MODEL_SIZES,
     NOT_ALLOWED,
     name_of,
     names_in_model,
 )
-from engine.config.declared.limits import ConfigValueError
-from engine.config.declared.sources import file_in, locate
+from engine.config.language.limits import ConfigValueError
+from engine.config.language.source_text import file_in, locate
 from engine.config.values import Origin, Symbol, TrackedDict
 
 

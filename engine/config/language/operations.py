@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.config.declared.limits import (
+from engine.config.language.limits import (
     INTEGER_BITS,
     STRING_LENGTH,
     VALUE_WEIGHT,

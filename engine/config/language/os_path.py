@@ -7,7 +7,7 @@ reads the config again. ``~`` is expanded with the environment given to the read
 import os
 from collections.abc import Callable, Mapping
 
-from engine.config.declared.limits import STRING_LENGTH, ConfigValueError
+from engine.config.language.limits import STRING_LENGTH, ConfigValueError
 
 TEXT: Mapping[str, Callable[..., object]] = {
     "os.getcwd": os.getcwd,

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable, Mapping
 
-from engine.config.declared import operations, os_path
-from engine.config.declared.forbidden_syntax import NOT_ALLOWED
-from engine.config.declared.limits import ConfigValueError
+from engine.config.language import operations, os_path
+from engine.config.language.forbidden_syntax import NOT_ALLOWED
+from engine.config.language.limits import ConfigValueError
 from engine.config.values import Symbol, TrackedDict
 
 ENVIRON = Symbol("os.environ")

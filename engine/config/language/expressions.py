@@ -9,10 +9,10 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from engine.config.declared import calls, operations
-from engine.config.declared.forbidden_syntax import NOT_ALLOWED, name_of
-from engine.config.declared.limits import EXPRESSION_DEPTH, Budget, ConfigValueError
-from engine.config.declared.sources import Source
+from engine.config.language import calls, operations
+from engine.config.language.forbidden_syntax import NOT_ALLOWED, name_of
+from engine.config.language.limits import EXPRESSION_DEPTH, Budget, ConfigValueError
+from engine.config.language.source_text import Source
 from engine.config.values import COMMAND_LINE, Symbol, TrackedDict
 from engine.errors import Problem
 
