@@ -31,8 +31,8 @@ class ImageRequest:
 
     number: int
     complete: Path | Literal[True] | None
-    """Path of the images to complete; HELD_OUT: those that the run validates on; None: whole images
-    are generated."""
+    """Path of the images to complete; HELD_OUT: images of the split that the run validates on;
+    None: generate whole images."""
     given: float | None
     """Share of each image to complete that is given; None: GIVEN."""
 

@@ -126,7 +126,7 @@ def check_columns(path: Path) -> None:
         header = next(csv.reader(file), [])
     if header != COLUMNS:
         raise UserError(
-            f"{path} has other columns than cuboid throughput writes: name another file by --csv"
+            f"{path} has other columns than cuboid throughput writes; name another file by --csv"
         )
 
 

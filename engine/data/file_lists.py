@@ -28,8 +28,8 @@ class Book:
 
     shard: TokenShard
     listed: int
-    """Its number of tokens in the list, which decides its lane. The list may have been made with
-    another vocabulary than the shard."""
+    """The number of tokens that the list states, by which books are assigned to lanes. It may
+    differ from ``shard.tokens``: the list may have been made with another vocabulary."""
 
 
 def list_path(root: Path, split: str) -> Path:
@@ -51,7 +51,9 @@ def read_list(path: Path, folder: Path) -> list[Book]:
     books = []
     for name, length in rows.tolist():
         if not length.isdecimal():
-            raise UserError(f"{path}: the number of tokens of {name!r} is {length!r}")
+            raise UserError(
+                f"{path}: the number of tokens of {name!r} is {length!r}, not a whole number"
+            )
         books.append(Book(shard=open_shard(folder / name), listed=int(length)))
     return books
 

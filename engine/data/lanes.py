@@ -42,7 +42,8 @@ class Lane:
         self.tokens = int(ends[-1]) if shards else 0
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """Return the tokens [start, start + count); after the last one follows the first."""
+        """Return the tokens [start, start + count) [count]; the lane repeats after its last
+        token."""
         pieces, rest, place = [], count, start % max(1, self.tokens)
         while rest > 0:
             number = int(np.searchsorted(self._starts, place, "right")) - 1
@@ -65,9 +66,10 @@ class LaneSplit:
     def __init__(
         self, lanes: Sequence[Lane], *, seq_len: int, repeats: bool, last_n: int | None = None
     ) -> None:
-        """Read ``lanes``. With ``last_n`` only the last targets of a sample are not IGNORED, and a
-        step is ``last_n`` tokens after the previous one: every target is preceded by at least
-        seq_len - last_n tokens, except that the first of a lane are never evaluated."""
+        """Read ``lanes``. With ``last_n`` the samples of a lane overlap: each begins ``last_n``
+        tokens after the previous one, and all but its last ``last_n`` targets are IGNORED. So every
+        target that counts has a context of more than seq_len - last_n tokens, and the first
+        seq_len - last_n targets of a lane never count."""
         self.lanes, self.seq_len, self._repeats = lanes, seq_len, repeats
         self._stride = last_n or seq_len
         self._skipped = seq_len - self._stride  # targets of a sample that are not evaluated
@@ -84,7 +86,7 @@ class LaneSplit:
         vocabulary: int,
         repeats: bool,
     ) -> Self:
-        """Put books into lanes."""
+        """Assign books to ``lanes`` lanes, by their listed numbers of tokens."""
         assigned = assign([book.listed for book in books], lanes)
         rows = [
             Lane([books[i].shard for i in indices], separator, vocabulary) for indices in assigned

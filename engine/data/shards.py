@@ -27,7 +27,7 @@ from engine.data.tokenizer import (
 from engine.errors import UserError
 
 MANIFEST = "tokens.json"
-"""The file that describes the shards of a folder."""
+"""The manifest of the shards of a folder: tokens, bytes of text and SHA-256 of each."""
 DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 
 
@@ -100,7 +100,7 @@ class ShardedIds:
 
     @classmethod
     def of(cls, shards: Sequence[TokenShard]) -> Self:
-        """Open all ids of some shards."""
+        """Memory-map the ids of ``shards``, in this order."""
         parts = [
             np.memmap(shard.path, shard.dtype, "r", shard.offset, (shard.tokens,))
             for shard in shards
@@ -137,8 +137,10 @@ def check_ids(ids: NDArray[np.int64], vocabulary: int, shard: TokenShard) -> Non
 
 
 def folder_of_shards(request: SourceRequest, source: str, content: str = "") -> Path:
-    """Return data.path, which must be one folder. ``source``: the value of data.type; ``content``:
-    the end of the message, if it has to say which folder. Raises UserError."""
+    """Return data.path, which must be one folder. Raises UserError.
+
+    ``source``: the value of data.type, for the message; ``content``: the end of the message, which
+    describes the folder."""
     if not isinstance(request.path, str) or not Path(request.path).is_dir():
         raise UserError(
             f"data.path={request.path!r} must be one folder for data.type={source!r}{content}"

@@ -1,4 +1,4 @@
-"""Counts the units of text that targets stand for."""
+"""Counts the bytes and characters of the text that targets encode."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class EmbeddingHeadMemory:
         return self._lookups * bytes_per_lookup + self.shapes.rows(self.shapes.mode.outer) * INDEX
 
     def embed(self, ledger: Ledger) -> None:
-        """Simulate token ids -> x, among the buffers."""
+        """Simulate the lookup of token ids; x is allocated among the buffers."""
         shapes, x, c = self.shapes, self.shapes.x, self.shapes.compute
         ledger.allocate(MemoryKind.ACTIVATIONS, self.kept_ids)
         together = not shapes.zero and self.table.axis.size == 1

@@ -41,7 +41,8 @@ class EvaluationRequest:
     the first ones of a split counts."""
 
     def splits(self, plan: Plan, offered: Iterable[str] = ()) -> list[str]:
-        """Return the names of the splits to evaluate; "all" stands for those of ``offered``."""
+        """Return the names of the splits to evaluate; "all" stands for all of ``offered`` but
+        'train'."""
         if self.split == ALL:
             return [name for name in offered if name != TRAIN]
         return (self.split or plan.settings.eval.split).split(",")
@@ -87,7 +88,7 @@ class Evaluation(Measured):
     run: str
     weights: str
     step: int | None
-    """After which the weights were saved, if known."""
+    """The step after which the weights were saved, if known."""
     split: str
     samples: int
     """Samples evaluated."""
@@ -97,8 +98,8 @@ class Evaluation(Measured):
     last_n: int | None
     sliding: bool
     dimension: str | None = None
-    """Unit of the bits per dimension of images, which is a target; None if the tokens are no
-    pixels."""
+    """The unit of ``bits_per_dimension`` in words: one target of an image. None if the tokens are
+    not pixels."""
     layout: str
     precision: str
     overrides: Sequence[str]
@@ -106,7 +107,7 @@ class Evaluation(Measured):
 
     @property
     def bits_per_dimension(self) -> float | None:
-        """Loss in bits per ``dimension``; None if the tokens are no pixels."""
+        """Loss in bits per ``dimension``; None if the tokens are not pixels."""
         return None if self.dimension is None else self.loss / math.log(2)
 
     def as_json(self) -> str:

@@ -43,14 +43,14 @@ def held_out_images(plan: Plan, number: int, codebook: Codebook, environ: Mappin
     batches = load_batches(plan.settings, data_size=1, cache=default_cache(environ))
     split, own = batches.validation.split, batches.corpus.tokenizer
     if not isinstance(split, ImageSplit) or not isinstance(own, Codebook):
-        raise UserError(f"{plan.cite('data.type')} has no images: name files of images")
+        raise UserError(f"{plan.cite('data.type')} has no images; name files with --complete PATH")
     codebook.require_like(own)
     return split.images[:number].astype(np.int64)
 
 
 def draw_starts(codebook: Codebook, number: int, seed: int) -> Ids:
-    """Return first ids [number, 1], drawn with probabilities proportional to how often each is
-    the first id of a training image, plus 1."""
+    """Draw first ids of images [number, 1]. The probability of an id is proportional to its count
+    as the first id of a training image, plus 1."""
     counts = np.zeros(codebook.size) if codebook.first is None else codebook.first
     weights = torch.from_numpy(counts + 1.0)
     generator = torch.Generator().manual_seed(derive_seed("first", seed))
@@ -80,8 +80,8 @@ def complete(
 def _complete(
     model: GPT, codebook: Codebook, ids: Tensor, sampling: SamplingOptions, number: int
 ) -> Tensor:
-    """Return ids [n, pixels] that begin with ``ids`` [n, given]. Image i of them has its own
-    generator, number + i, so that its pixels do not depend on the others."""
+    """Return ids [n, pixels] that begin with ``ids`` [n, given]. Image i of the n is number
+    ``number`` + i of all images, and draws from a generator of its own."""
     device, cache = model.parallel.device, KVCache(codebook.pixels - 1)
     generators = [
         torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number + i))
@@ -106,8 +106,8 @@ def _complete(
 
 
 def given_part(codebook: Codebook, images: Ids, share: float) -> Ids:
-    """Return the given ids of images: a share of the rows of pixels, or of all pixels if their
-    order is random. At least one id is given, and at least one is not."""
+    """Return the first ids of images, which a completion is given: a share of the rows of pixels,
+    or of all pixels if their order is random; at least one id, and never all."""
     row = codebook.width if codebook.pixel_order is None else 1
     given = round(share * codebook.pixels / row) * row
     return images[:, : min(max(given, 1), codebook.pixels - 1)]

@@ -31,7 +31,8 @@ class Buffer:
         self._pages = mmap.mmap(-1, max(size, PAGE))
 
     def tensor(self, start: int, count: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Return ``count`` entries from byte ``start`` on [count], with a storage of just them."""
+        """Return a view [count] of the memory from byte ``start`` on. Its storage holds just these
+        entries, not the whole buffer."""
         if count == 0:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start)

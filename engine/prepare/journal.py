@@ -1,5 +1,5 @@
-"""The journal of an unfinished ``cuboid prepare``: what it was asked for, and the shards that are
-complete. It holds the lock on the folder."""
+"""The journal of an unfinished ``cuboid prepare``: its request and its complete shards. The lock on
+this file is the lock on the folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Journal:
     """A file of JSON lines: the request, then one line per complete shard."""
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
-        """Open and lock the journal; begin it if there is none.
+        """Open and lock the journal at ``path``; write ``request`` to it if it is new.
 
         Raises UserError if another process has it locked, or if it belongs to another request.
         """
@@ -61,7 +61,7 @@ class Journal:
         self.shards.append(shard)
 
     def remove(self) -> None:
-        """Delete the journal: all shards are complete, and described elsewhere."""
+        """Delete the journal, after the manifest of the complete shards has been written."""
         self.path.unlink()
 
     def _append(self, line: dict[str, Any]) -> None:

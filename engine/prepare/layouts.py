@@ -1,4 +1,4 @@
-"""The layouts in which ``cuboid prepare`` writes tokens: its own, and Languini's."""
+"""The layouts of the folder that ``cuboid prepare`` writes: its own, and Languini's."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ SHARD_TOKENS = 1 << 24
 
 
 class ShardLayout(Protocol):
-    """Where the shards of some input files are, and which blocks each shard has."""
+    """The names of the shards of some input files, and the blocks at which each shard ends."""
 
     joins_files: bool
-    """Whether the files are one row of tokens, with the token between documents between files."""
+    """Whether all input files become one row of tokens, with the token between documents between
+    files; otherwise each file becomes a shard."""
     source: str
     """The data.type that reads it."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the bytes of the shards depend on."""
+        """Options of the layout on which the bytes of the shards depend, as a JSON object."""
 
     @property
     def folder(self) -> Path:
-        """The folder of the shards' names, which has the tokenizer: data.path."""
+        """The folder to which the names of shards are relative, and which has the tokenizer. It is
+        data.path of a config."""
 
     @property
     def manifest(self) -> Path:
-        """The file that describes all shards, written at the end."""
+        """The path of the manifest of all shards, which is written at the end."""
 
     def shard_name(self, number: int) -> str:
         """Return the name of a shard (from 0), relative to ``folder``."""
@@ -46,7 +48,7 @@ class ShardLayout(Protocol):
         """Return whether a shard of ``tokens`` tokens ends with ``block``."""
 
     def finish(self, shards: Sequence[dict[str, Any]]) -> None:
-        """Write what else the layout needs beside the shards."""
+        """Write the further files of the layout, such as a file list, after the last shard."""
 
 
 @dataclass(frozen=True)

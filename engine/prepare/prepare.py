@@ -54,7 +54,7 @@ class TokenizerChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The result: what was written in all, also by earlier commands."""
+    """The result of a command. The counts include the shards that earlier commands wrote."""
 
     files: int
     shards: int
@@ -115,7 +115,7 @@ def journal_path(layout: ShardLayout) -> Path:
 def _request(
     inputs: Sequence[Documents], layout: ShardLayout, choice: TokenizerChoice
 ) -> dict[str, Any]:
-    """Return all that the bytes of the shards depend on."""
+    """Return everything on which the bytes of the shards depend, as a JSON object."""
     model = choice.path and DataFile(choice.path, "--tokenizer-path").digest
     return {
         "format": FORMAT,
@@ -127,7 +127,7 @@ def _request(
 
 
 def _prepared_before(layout: ShardLayout, request: dict[str, Any]) -> Prepared:
-    """Return the result of an earlier command. Raises UserError if that was another one."""
+    """Return the result of an earlier command. Raises UserError if its request was different."""
     content = json.loads(layout.manifest.read_text(encoding="utf-8"))
     if content["request"] != request:
         raise UserError(
@@ -142,7 +142,7 @@ def _tokenizer(
     inputs: Sequence[Documents], layout: ShardLayout, choice: TokenizerChoice
 ) -> Tokenizer:
     """Return the tokenizer in the folder; fit it and write it there if there is none. Raises
-    UserError if it is another one."""
+    UserError if it differs from ``choice``."""
     path = layout.folder / FILE_NAME
     if saved := read_saved(path):
         found = load(saved)
@@ -160,7 +160,9 @@ def _tokenizer(
     # The separator is in the vocabulary also if the text has one document
     tokenizer = tokenizer_type(choice.name).fit(itertools.chain(joined, [None]), choice.path)
     if tokenizer.end_of_text is None:
-        raise UserError(f"--tokenizer {choice.name}: no token separates documents")
+        raise UserError(
+            f"--tokenizer {choice.name} has no token that separates documents; choose another"
+        )
     write_atomically(path, json.dumps(dump(tokenizer)))
     return tokenizer
 
@@ -171,7 +173,7 @@ def _remaining_blocks(
     layout: ShardLayout,
     done: Sequence[dict[str, Any]],
 ) -> Iterator[TextBlock]:
-    """Return the blocks of the shards that are not in ``done``."""
+    """Return the blocks of the shards that are not complete. ``done``: the complete shards."""
     if not layout.joins_files:  # a shard per file
         rest = range(len(done), len(inputs))
         files = (_blocks_of(inputs[i].pieces(), tokenizer, file=i) for i in rest)
@@ -227,7 +229,7 @@ def _write_shards(
 
 
 def _report(shards: Sequence[dict[str, Any]], files: int, resumed: int) -> Prepared:
-    """Return the result that these shards are."""
+    """Sum up complete shards. ``files``: the number of input files."""
     lines = "".join(f"{shard['sha256']}  {shard['file']}\n" for shard in shards)
     return Prepared(
         files=files,

@@ -63,7 +63,7 @@ def missing_packages(plan: Plan) -> Iterator[str]:
         spec = find_spec(package)
         if spec is None or spec.origin is None:  # a folder of that name is no package
             yield (
-                f"{plan.cite(f'log.{name}')} needs the package {package}, which is not installed: "
+                f"{plan.cite(f'log.{name}')} needs the package {package}, which is not installed; "
                 f"pip install {package}"
             )
 

@@ -70,9 +70,9 @@ class _Observer:
         (inner,) = self.parallel.shard((self.config.n_inner,), (mode.up.weight_out,)).size
         self.features = slice(0, inner)  # without padding
 
-    def _rows(self, layout: ActivationSharding, counted: Tensor) -> Tensor:
-        """Return which rows of an activation in this layout are counted."""
-        return counted[self.parallel.rows(len(counted), layout.tokens)]
+    def _rows(self, sharding: ActivationSharding, counted: Tensor) -> Tensor:
+        """Return the part of the mask ``counted`` for this rank's rows of an activation."""
+        return counted[self.parallel.rows(len(counted), sharding.tokens)]
 
     def hooks(self, block: Block, name: str) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Register the hooks of a block and yield them."""

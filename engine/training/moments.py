@@ -47,7 +47,8 @@ def no_moments(device: torch.device) -> Tensor:
 
 
 def merge(pieces: Tensor) -> Tensor:
-    """Return the moments [..., 5] of tensors of which ``pieces`` [shards, ..., 5] are shards."""
+    """Merge the moments of shards, ``pieces`` [shards, ..., 5], to the moments [..., 5] of the
+    whole tensors."""
     return torch.cat(
         (
             pieces[..., :3].sum(0),

@@ -22,12 +22,13 @@ from models.parallel.collectives import Axis
 from models.parameters import parameters
 
 GROUPS = "Grads", "Weights", "Step"
-"""Of parameters: gradients after unscaling and clipping, weights after the update, and the update
-itself."""
+"""Tensors of each parameter: the gradient after unscaling and clipping, the weight after the
+update, and the update itself."""
 
 
 class StepStatistics:
-    """Collects the statistics of a step. All ranks collect those of the same steps."""
+    """Collects the statistics of one step. All ranks collect in the same step, because ``result``
+    is collective."""
 
     def __init__(self, model: ModelChunks, world: Axis) -> None:
         self.model, self.world = model, world
@@ -35,8 +36,8 @@ class StepStatistics:
         self._moments: dict[str, Tensor] = {}
 
     def eagerly(self) -> AbstractContextManager[object]:
-        """Return a context in which compiled blocks run without compilation: hooks inside of them
-        would not be called."""
+        """Return a context in which compiled blocks run uncompiled: the hooks of modules inside a
+        compiled block would not be called."""
         blocks = [block for chunk in self.model for block in chunk.h.values()]
         if all(block._compiled_call_impl is None for block in blocks):
             return nullcontext()
@@ -49,8 +50,8 @@ class StepStatistics:
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """Observe the gradients, and the update in the enclosed block. It needs a copy of the
-        rank's weights."""
+        """Observe the gradients at the start of the enclosed block, which is the optimizer's step,
+        and the weights and updates at its end. A copy of the rank's weights is kept meanwhile."""
         counted = dict(counted_parameters(self.model))
         for name, parameter in counted.items():
             assert parameter.grad is not None
@@ -82,7 +83,8 @@ class StepStatistics:
 
     @torch.no_grad()
     def add(self, name: str, x: Tensor) -> None:
-        """Add a shard, or the shard of a micro-batch, to the tensor ``name``."""
+        """Merge the moments of ``x`` into those of the tensor ``name``. ``x``: the rank's shard, of
+        an activation one shard per micro-batch."""
         found = moments(x).to(self._device)
         if (earlier := self._moments.get(name)) is not None:
             found = merge(torch.stack((earlier, found)))

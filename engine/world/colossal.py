@@ -38,16 +38,16 @@ class ColossalContext:
         try:
             installed = version("colossalai")
         except PackageNotFoundError:
-            raise UserError(f"Colossal-AI is not installed: {INSTALL}") from None
+            raise UserError(f"Colossal-AI is not installed; {INSTALL}") from None
         if installed != VERSION:
-            raise UserError(f"Colossal-AI {installed} is installed, {VERSION} is needed: {INSTALL}")
+            raise UserError(f"Colossal-AI {installed} is installed, {VERSION} is needed; {INSTALL}")
         try:
             with _stub_packages():
                 core = importlib.import_module("colossalai.legacy.core")
                 modes = importlib.import_module("colossalai.legacy.context.parallel_mode")
                 variables = importlib.import_module("colossalai.legacy.global_variables")
         except ImportError as error:
-            raise UserError(f"Colossal-AI cannot be imported ({error}): {INSTALL}") from error
+            raise UserError(f"Colossal-AI cannot be imported ({error}); {INSTALL}") from error
         self.context: Any = core.global_context
         self.modes: Any = modes.ParallelMode
         self._variables: Any = variables.tensor_parallel_env

@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", choices=["own", "languini"], default="own", help="default: own")
     parser.add_argument(
-        "--split", metavar="NAME", default="train", help="languini's split; default: train"
+        "--split",
+        metavar="NAME",
+        default="train",
+        help="name of the split, in the languini layout; default: train",
     )
     parser.add_argument("--key", default="text", help="as data.key; default: text")
     parser.add_argument(
@@ -92,7 +95,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         f"{prepared.tokens:,} tokens in {plural(prepared.shards, 'shard')}, "
         f"{format_duration(seconds)}"
     )
-    print(f"sha256  {prepared.sha256}  of the lines of sha256sum in {layout.folder}")
+    print(
+        f"sha256  {prepared.sha256}  of the output of sha256sum for the shards in {layout.folder}"
+    )
     print(f"shards  {layout.manifest}: tokens, bytes and SHA-256 of each")
     stated = {"type": layout.source, "path": str(layout.folder), "tokenizer": args.tokenizer}
     print("data = dict(" + ", ".join(f"{key}={value!r}" for key, value in stated.items()) + ")")

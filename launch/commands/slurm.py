@@ -126,7 +126,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     job = _job(args, plan, candidate, arguments, environ)
     script = args.script or Path(f"{plan.settings.name}.sbatch")
     if script.exists() and not args.force:
-        raise UserError(f"{script} exists: --force replaces it, --script FILE writes another")
+        raise UserError(
+            f"{script} exists; replace it with --force, or write another with --script FILE"
+        )
     write_atomically(script, job.text(f"{plan.settings.source}, {plan.layout.gpus} ranks"))
     devices = "GPU" if job.gpus else "CPU rank"
     print(f"{script}: {plural(job.nodes, 'node')} x {plural(job.ranks_per_node, devices)}")

@@ -36,7 +36,8 @@ HOST_SHARE = 0.8
 """Without GPUs: the share of the available host memory up to which sizes are measured. The kernel
 would kill other processes, too, if memory ran out."""
 FINENESS = 8
-"""The largest size is found to 1 part in this number."""
+"""The bisection ends when its step would be less than 1 / FINENESS of the largest size that
+fits."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """
     config, overrides = config_and_overrides(args)
     if config is None:
-        raise UserError("no config file given: cuboid throughput FILE")
+        raise UserError("no config file given; run `cuboid throughput FILE`")
     check_columns(args.csv)
     machine, rows = this_machine(), list[ThroughputRow]()
 
@@ -90,8 +91,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     one_copy = plan(None, overrides)
     if one_copy.undetermined:
         raise UserError(
-            f"{one_copy.cite('model.vocab_size')} is known once the data is read, which is not "
-            "read here: pass model.vocab_size=N"
+            f"{one_copy.cite('model.vocab_size')} is known after the data is read; pass "
+            "model.vocab_size=N"
         )
     ranks = torchrun.ranks_to_start(
         one_copy.layout.gpus, 0 if args.gpus else machine.gpus, args.gpus
@@ -115,7 +116,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     sweep(fits, unit=one_copy.settings.num_micro_batches, limit=args.max_batch)
     measured = [row for row in rows if row.tokens_per_second is not None]
     if not measured:
-        raise RunError("the smallest batch does not fit into memory: cuboid validate lists changes")
+        raise RunError(
+            "the smallest batch does not fit into memory; run cuboid validate FILE with "
+            "--gpu-memory, which lists changes that fit"
+        )
     best = max(measured, key=lambda row: row.tokens_per_second or 0)
     print(
         f"best: BATCH_SIZE={best.batch_size} with {best.tokens_per_second:,} tokens/s; "
@@ -126,8 +130,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def sweep(fits: Callable[[int], bool], *, unit: int, limit: int | None) -> None:
     """Call ``fits`` for the sizes unit, 2 unit, 4 unit ... up to the first that does not fit, then
-    bisect between it and the largest that does, to 1 part in ``FINENESS``. Sizes above ``limit``
-    are taken not to fit."""
+    bisect between it and the largest that fits (see ``FINENESS``). No size above ``limit`` is
+    tried."""
     largest, size = 0, unit
     too_large = None if limit is None else limit - limit % unit + unit
     while too_large is None or size < too_large:
@@ -174,7 +178,7 @@ def _measure(ranks: int, arguments: Sequence[str]) -> dict[str, Any] | None:
         return None
     if code or text is None:
         kind = UserError if code == 2 else RunError
-        raise kind("the measurement failed: see the message of the rank above")
+        raise kind("the measurement failed; see the message of the rank above")
     measured: dict[str, Any] = json.loads(text)
     return measured
 

@@ -137,7 +137,7 @@ def _demo() -> Path:
     demo = next((path for path in DEMOS if path.is_file()), None)
     if demo is None:
         raise UserError(
-            "no config file given, and the demo is not installed here: cuboid train FILE"
+            "no config file given, and the demo is not installed here; run `cuboid train FILE`"
         )
     here = Path.cwd()
     return demo.relative_to(here) if demo.is_relative_to(here) else demo

@@ -103,7 +103,7 @@ def _config_files(named: Sequence[Path]) -> list[Path]:
         UserError: nothing is named, or a folder has no config.
     """
     if not named:
-        raise UserError("no config file given: cuboid validate FILE|FOLDER...")
+        raise UserError("no config file given; run `cuboid validate FILE|FOLDER...`")
     return list(dict.fromkeys(file for path in named for file in _files_of(path)))
 
 

@@ -112,7 +112,7 @@ def tensor_shape_agrees(context: RuleContext) -> Iterator[Finding]:
         yield context.warning(
             "tensor_shape",
             f"{context.cite('tensor_shape')} differs from {shape}, the shape for "
-            f"{context.cite(*causes)}; it is only checked, so correct or remove it",
+            f"{context.cite(*causes)}; correct or remove it: it is only checked, never used",
         )
 
 

@@ -51,8 +51,8 @@ class Codebook:
         return cls(colours=colours, height=height, width=width, pixel_order=order, first=counts)
 
     def state(self) -> dict[str, Any]:
-        """Return a JSON object from which ``load`` makes the codebook again. Its type is that of
-        the saved tokenizer, in whose place it is stored."""
+        """Return a JSON object from which ``load`` makes the codebook again. It is stored in place
+        of a saved tokenizer; its ``type`` distinguishes the two."""
         return {
             "type": IMAGES,
             "height": self.height,
@@ -81,14 +81,15 @@ class Codebook:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """The pixel at each position of an image's ids [pixels]; pixels count row by row."""
+        """The index of the pixel at each position of an image's ids [pixels]; pixels are numbered
+        row by row."""
         if self.pixel_order is None:
             return np.arange(self.pixels)
         return permutation(self.pixels, self.pixel_order, ORDER)
 
     def encode(self, images: Pixels) -> NDArray[np.uint16]:
-        """Encode images [n, height, width, channels] to ids [n, pixels]: to the nearest colour, of
-        several the first."""
+        """Encode images [n, height, width, channels] to ids [n, pixels]: each pixel to the id of
+        the nearest colour, the lowest id if several are equally near."""
         assert images.shape[1:3] == (self.height, self.width)
         ids = self._nearest(images).reshape(len(images), self.pixels)
         found: NDArray[np.uint16] = ids[:, self.order]
@@ -109,7 +110,7 @@ class Codebook:
         """Raise UserError unless the images that ``other`` encodes have this codebook."""
         if not self.encodes_like(other):
             raise UserError(
-                f"the images have another codebook ({other}) than the model ({self}): set "
+                f"the images have another codebook ({other}) than the model ({self}); set "
                 "data.codebook to the model's run or export, and data.pixel_order as it is there"
             )
 
@@ -194,13 +195,14 @@ def require_sklearn(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise UserError(
-            "scikit-learn is missing, which fits codebooks and has the built-in digits: "
+            "scikit-learn is missing, which fits codebooks and has the built-in digits; "
             "pip install scikit-learn"
         ) from None
 
 
 def require_size(codebook: Codebook, shape: tuple[int, int, int], name: str) -> None:
-    """Raise UserError unless a codebook is of images of this shape."""
+    """Raise UserError unless the images of a codebook have this height and width. ``name``: of the
+    other images, for the message."""
     if (codebook.height, codebook.width) != shape[:2]:
         raise UserError(
             f"{name} has images of {size_of(shape)} pixels, the model is of "

@@ -63,7 +63,7 @@ class ImageFiles:
 
     def with_channels(self, channels: int) -> ImageFiles:
         """Return the images with this number of channels. Raises UserError for images in colour
-        that would have to be grey."""
+        if the number is 1."""
         if channels < self.shape[2]:
             raise UserError(f"{self.name} has images in colour, and the codebook has grey levels")
         return replace(self, shape=(*self.shape[:2], channels))
@@ -93,7 +93,7 @@ def open_images(
     .npz whose names contain "test" or "val", are splits of those names.
 
     Args:
-        key: of the array in an .npz that has several.
+        key: name of the array to read from an .npz that has several arrays of images.
         records: a folder that caches digests.
 
     Raises:
@@ -115,7 +115,7 @@ def open_images(
         if other.shape[:2] != (height, width):
             raise UserError(
                 f"{other.name}: its images have {size_of(other.shape)} pixels, those of "
-                f"{found[0].name} {size_of(found[0].shape)}: resize them to one size"
+                f"{found[0].name} {size_of(found[0].shape)}; resize them to one size"
             )
     shape = height, width, max(file.shape[2] for file in found)
     splits = {file.split: [f for f in found if f.split == file.split] for file in found}
@@ -224,7 +224,7 @@ def _npy_header(name: str, head: bytes) -> tuple[tuple[int, ...], np.dtype[np.ge
     except ValueError as error:
         raise UserError(f"{name} is no valid NumPy array: {error}") from None
     if fortran and len(dims) > 1:
-        raise UserError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
+        raise UserError(f"{name} is in Fortran order; save numpy.ascontiguousarray of it")
     return dims, dtype, stream.tell()
 
 
@@ -253,7 +253,7 @@ def _npz(file: DataFile, key: str) -> list[ImageFile]:
         return [replace(arrays[key], split=TRAIN)]
     if len({file.split for file in arrays.values()}) < len(arrays):
         raise UserError(
-            f"{file.name} has several arrays of images: set data.key to one of "
+            f"{file.name} has several arrays of images; set data.key to one of "
             f"{', '.join(map(repr, arrays))}"
         )
     return list(arrays.values())
@@ -289,7 +289,7 @@ def _picture(file: DataFile) -> ImageFile:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{file.name} cannot be decoded: {error}") from None
     if found.startswith(("I", "F")):
-        raise UserError(f"{file.name} has more than 8 bits per channel: convert it to 8 bits")
+        raise UserError(f"{file.name} has more than 8 bits per channel; convert it to 8 bits")
     mode = "L" if found in ("1", "L", "LA") else "RGB"
     return ImageFile(
         name=file.name,

@@ -42,7 +42,7 @@ def require_seq_len(seq_len: int, height: int, width: int) -> None:
     pixels = height * width
     if seq_len not in (pixels - 1, pixels):
         raise UserError(
-            f"SEQ_LEN={seq_len} does not fit images of {height} x {width} pixels: set "
+            f"SEQ_LEN={seq_len} does not fit images of {height} x {width} pixels; set "
             f"SEQ_LEN={pixels - 1}, in which every position has a target, or SEQ_LEN={pixels}, in "
             "which the last has none"
         )

@@ -118,7 +118,7 @@ def _codebook(request: SourceRequest, train: ImageFiles) -> Codebook:
         if request.codes not in (None, len(colours)):
             raise UserError(
                 f"data.codes={request.codes} differs from the {len(colours)} codes of "
-                f"data.codebook={request.codebook!r}: remove one of them"
+                f"data.codebook={request.codebook!r}; remove one of them"
             )
     elif channels == 1:
         default = DIGITS_LEVELS if request.path is None else GREY_LEVELS

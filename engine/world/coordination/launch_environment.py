@@ -83,7 +83,10 @@ def find_launch_info(
     if "OMPI_COMM_WORLD_RANK" in environ:
         return _check(_open_mpi(environ, host, port))
     if host is not None or port is not None:
-        raise UserError("--host and --port also need --rank and --world_size, Slurm or Open MPI")
+        raise UserError(
+            "--host and --port need the rank and the number of ranks; add --rank and --world_size, "
+            "or start with Slurm or Open MPI"
+        )
     _require_complete_launch(environ)
     return LaunchInfo(rank=0, size=1, launcher="alone")
 

@@ -69,8 +69,8 @@ def test_plain_config_has_no_warnings_or_notes(tmp_path: Path) -> None:
         (
             "BATCH_SIZE = 8\nMODE = '2d'\nTENSOR_PARALLEL = 4\nTENSOR_SHAPE = (8, 64, 64)\n",
             "TENSOR_SHAPE=(8, 64, 64) differs from (4, 64, 32), the shape for BATCH_SIZE=8, "
-            "NUM_MICRO_BATCHES=1, SEQ_LEN=64, model.n_embd=64, MODE='2d'; it is only checked, so "
-            "correct or remove it",
+            "NUM_MICRO_BATCHES=1, SEQ_LEN=64, model.n_embd=64, MODE='2d'; correct or "
+            "remove it: it is only checked, never used",
         ),
         (
             "BATCH_SIZE = 8\ndata = dict(path='no/such/file.txt')\n",

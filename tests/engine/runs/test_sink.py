@@ -47,7 +47,7 @@ def test_a_new_file_in_sinks_registers_a_sink(config, tmp_path, monkeypatch):
     assert enabled_sinks(plan.settings) == ["every"]
     (line,) = missing_packages(plan)
     assert line.endswith(
-        "log.every=5 needs the package no_such_package, which is not installed: "
+        "log.every=5 needs the package no_such_package, which is not installed; "
         "pip install no_such_package"
     )
     run = SinkRun(folder=RunFolder(tmp_path), settings=plan.settings)

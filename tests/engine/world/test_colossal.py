@@ -33,13 +33,13 @@ def test_missing_colossalai_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(colossal, "version", version)
-    with pytest.raises(UserError, match=r"^Colossal-AI is not installed: pip install --no-deps"):
+    with pytest.raises(UserError, match=r"^Colossal-AI is not installed; pip install --no-deps"):
         colossal.ColossalContext()
 
 
 def test_wrong_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colossal, "version", lambda name: "0.4.0")
-    with pytest.raises(UserError, match=r"0\.4\.0 is installed, 0\.5\.0 is needed: pip install"):
+    with pytest.raises(UserError, match=r"0\.4\.0 is installed, 0\.5\.0 is needed; pip install"):
         colossal.ColossalContext()
 
 

@@ -334,7 +334,7 @@ def lose_colossal_ai(rank: int, size: int, case: WorldCase) -> RankResult:
 def test_wrong_colossalai_on_one_machine_is_rejected_on_all(config: str, port: int) -> None:
     case = WorldCase(body=nothing, config=config, port=port, overrides=ONE_D)
     outcomes = run_world(2, lose_colossal_ai, case, open_group=False)
-    refused(outcomes, "rank 1: Colossal-AI 0.5.0 is installed, 0.5.1 is needed: pip install")
+    refused(outcomes, "rank 1: Colossal-AI 0.5.0 is installed, 0.5.1 is needed; pip install")
 
 
 def test_nccl_without_gpus_is_rejected(config: str, port: int) -> None:

@@ -126,5 +126,5 @@ def test_corrupt_state_is_rejected(codebook: Codebook, change: dict[str, object]
 
 def test_missing_scikit_learn_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(UserError, match=r"scikit-learn is missing.*: pip install scikit-learn"):
+    with pytest.raises(UserError, match=r"scikit-learn is missing.*; pip install scikit-learn"):
         fit_colours(np.arange(10), 3)

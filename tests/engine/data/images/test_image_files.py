@@ -168,7 +168,7 @@ def test_unusable_files_are_rejected_by_name(tmp_path: Path) -> None:
         ("floats.npy", r"is float32 \[4, 6, 6, 3\]; images are uint8"),
         ("matrix.npy", r"is uint8 \[4, 108\]; images are uint8"),
         ("fortran.npy", "is in Fortran order"),
-        ("two.npz", "several arrays of images: set data.key to one of 'a', 'b'"),
+        ("two.npz", "several arrays of images; set data.key to one of 'a', 'b'"),
         ("none.npz", "contains no array of images"),
         ("short.npy", "is truncated: 1 of its 4 images are missing"),
         ("cut.png", "cannot be decoded"),
