@@ -120,7 +120,7 @@ class Corpus:
     other_splits: Mapping[str, Split] = field(default_factory=dict)
     """Further splits that the source offers, by name, such as "test"; never endless."""
     ordered_by_batch: bool = False
-    """Whether another number of samples per step is another order of the samples."""
+    """Whether the order of the samples depends on the number of samples per step."""
 
     @property
     def splits(self) -> dict[str, Split]:
