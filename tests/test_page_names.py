@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ PATH = re.compile(r"[\w.*/-]*/[\w.*/-]*|[\w*-]+\.(?:py|md|txt|toml|jsonl|json|sh
 DOTTED = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 CALL = re.compile(r"(?<![\w.])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\(\)")
 CLASS = re.compile(r"_?[A-Z][a-z]+[A-Z]?\w*")
-PLACEHOLDER = re.compile(r"NAME|TheClass|name_of_the_rule|KEY|VALUE|step-N")
+# utils.py: a name that no file may have.
+PLACEHOLDER = re.compile(r"NAME|TheClass|name_of_the_rule|KEY|VALUE|step-N|utils\.py")
 OF_OTHERS = {"torch", "dist", "math", "pytest", "patch.object", "lambda", "optimizer.step"}
 BUILT_IN = {*dir(builtins), "Iterator", "Path", "def", "assert", "return"}
 
@@ -127,9 +129,18 @@ def wrong_paths(paths: list[str], folder: Path) -> Iterator[str]:
             if text == "." or (PLACEHOLDER.search(path) and not (ROOT / text).exists()):
                 continue
         at = [ROOT, folder]
-        beside = "/" not in text and (*ROOT.glob(f"*/**/{text}"),)
-        if not beside and not any([*base.glob(text)] for base in at):
+        if fnmatch.filter(file_names(), text):  # only a name without a folder can match
+            continue
+        if not any([*base.glob(text)] for base in at):
             yield path
+
+
+@cache
+def file_names() -> set[str]:
+    """Return the names of all files and folders below the folders of the tree, but for hidden ones,
+    such as an environment."""
+    tops = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return {path.name for top in tops for path in top.rglob("*")}
 
 
 def wrong_python(code: str) -> Iterator[str]:

@@ -93,6 +93,7 @@ def wait_for_steps(
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.slow  # test_restarted_run_resumes_from_the_last_checkpoint ends in the same way
 def test_finished_run_exits_with_0(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -102,7 +103,11 @@ def test_finished_run_exits_with_0(
     assert process.returncode == 0, err
     assert "step 2/2" in out
     assert err == ""
-    left = [*tmp_path.glob("torchelastic_*"), *tmp_path.glob("cuboid-*")]
+    assert_no_folder_left(tmp_path)
+
+
+def assert_no_folder_left(folder: Path) -> None:
+    left = [*folder.glob("torchelastic_*"), *folder.glob("cuboid-*")]
     assert not left, "a folder of the launcher was left behind"
 
 
@@ -130,6 +135,7 @@ def test_user_error_under_plain_torchrun_is_printed_once(
     assert "train_gpt.py" not in ours, "a rank's traceback"
 
 
+@pytest.mark.slow  # exit code and stderr of ranks are passed on as in the test above
 def test_unknown_option_of_a_rank_is_one_line_and_exit_code_2(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -302,6 +308,9 @@ def test_restarted_run_resumes_from_the_last_checkpoint(
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 10))
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert "step 9/9" in out
+    if launcher[: len(CUBOID)] == CUBOID:
+        assert_no_folder_left(tmp_path)
 
 
 def by_hand(rank: int, port: int) -> Start:

@@ -24,7 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     SERIAL: {},
     "1d": {"mode": "1d", "tensor": 4},
     "2d": {"mode": "2d", "tensor": 4},
-    "2.5d": {"mode": "2.5d", "tensor": 8, "depth": 2},
+    "2.5d": {"mode": "2.5d", "tensor": 2, "depth": 2, "data": 2},
     "3d": {"mode": "3d", "tensor": 8},
     "pp": {"pipeline": 2, "chunks": 2, "schedule": "interleaved", "data": 2, "micro_batches": 2},
     "zero1": {"data": 4, "zero": 1},

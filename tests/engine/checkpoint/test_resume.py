@@ -23,24 +23,24 @@ from engine.training.trainer import Trainer
 from engine.world.world import World
 from tests.support.checkpoints import everything
 from tests.support.jobs import TINY, Ended, Job, run, run_all
-from tests.support.mode_sizes import full_mode_sizes
+from tests.support.mode_sizes import ModeSize, full_mode_sizes
 
 SAVED, DIES, STEPS = 2, 4, 4  # killed in the middle of step 4, after step 3 was logged
 DROPOUT = ("model.embd_pdrop=0.1", "model.resid_pdrop=0.1", "model.attn_pdrop=0.1")
 OFFLOADED, BESIDE = "zero.offload='cpu'", "checkpoint.asynchronous=True"
 PP = ("PIPELINE=2", "NUM_MICRO_BATCHES=2", *DROPOUT)
-PP1D = ("MODE='1d'", "TENSOR_PARALLEL=2", *PP)
 
 
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """Return ranks and overrides by name: each mode, and each feature that has a state."""
     found: dict[str, tuple[int, tuple[str, ...]]] = {}
-    for cut in full_mode_sizes():
+    pair = ModeSize("2.5d", 2, 2)  # its grids are sharded as in 2d
+    for cut in (pair if size.mode == "2.5d" else size for size in full_mode_sizes()):
         depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
         layout = (f"MODE='{cut.mode}'", f"TENSOR_PARALLEL={cut.tensor}", *depth)
         found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
     found["pp zero1"] = 4, (*PP, "zero.stage=1", OFFLOADED)
-    found["pp1d zero2"] = 8, (*PP1D, "zero.stage=2")
+    found["1d zero2"] = 4, ("MODE='1d'", "TENSOR_PARALLEL=2", "zero.stage=2", *DROPOUT)
     found["pp zero3"] = 4, (*PP, "zero.stage=3", BESIDE)
     overflows = ("loss_scale.initial=1e9", "loss_scale.backoff_factor=1e-4")
     fp16 = ("precision='fp16'", *overflows, "loss_scale.growth_interval=2")

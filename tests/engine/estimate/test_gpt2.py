@@ -1,4 +1,5 @@
-"""The estimate of GPT-2 small at its full size, compared with fake tensors."""
+"""The estimate of GPT-2 small at its full size, compared with fake tensors. In small sizes
+test_measured.py compares every setting."""
 
 from __future__ import annotations
 
@@ -49,11 +50,19 @@ def most_alive(plan: Plan) -> int:
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
-        ({}, {}),
-        ({"checkpoint": True, "tie_embeddings": False}, {"precision": "bf16"}),
-        ({"checkpoint": "selective"}, {"precision": "bf16", "num_micro_batches": 2}),
+        pytest.param({}, {}, id="float32", marks=pytest.mark.slow),
+        pytest.param(
+            {"checkpoint": True, "tie_embeddings": False},
+            {"precision": "bf16"},
+            id="checkpoint-bf16",
+        ),
+        pytest.param(
+            {"checkpoint": "selective"},
+            {"precision": "bf16", "num_micro_batches": 2},
+            id="selective-bf16",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["float32", "checkpoint-bf16", "selective-bf16"],
 )
 def test_estimate_of_gpt2_small_equals_its_allocations(
     model: dict[str, Any], settings: dict[str, Any]

@@ -28,7 +28,7 @@ from tests.support.jobs import TINY, Job, run
 from tests.support.worlds import free_port, run_world
 
 SEQ = 8
-TEXT = "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich; " * 30
+TEXT = "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich; " * 15
 OVERRIDES = (
     "data.type=text",
     "data.tokenizer=char",
@@ -41,7 +41,7 @@ OVERRIDES = (
     "checkpoint.every=20",
     "log.dir=run",
 )
-# By ranks. The 20 samples of the validation split do not fill the last batch of some.
+# By ranks. The 10 samples of the validation split do not fill the last batch of some.
 LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
     1: {"serial": (), "other batches": ("BATCH_SIZE=6", "NUM_MICRO_BATCHES=3", "loss_chunk=5")},
     4: {
@@ -62,7 +62,7 @@ LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
 SUBJECTS = (
     EvaluationRequest(),
     EvaluationRequest(samples=5, last_n=SEQ - 1),
-    EvaluationRequest(split="validation,train", samples=60, last_n=3, sliding=True),
+    EvaluationRequest(split="validation,train", samples=30, last_n=3, sliding=True),
 )
 Found = dict[tuple[str, EvaluationRequest], list[Evaluation]]
 
@@ -189,7 +189,7 @@ def test_the_command_evaluates_all_splits_under_torchrun(
 def test_loss_of_the_validation_split_is_that_of_the_run(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     (one,) = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
-    assert one.samples == one.split_samples == 20
+    assert one.samples == one.split_samples == 10
     numbers = (one.loss, one.perplexity, one.loss_per_byte, one.loss_per_character)
     keys = ("val_loss", "val_perplexity", "val_loss_per_byte", "val_loss_per_character")
     assert [rows[19][key] for key in keys] == pytest.approx(numbers, rel=1e-12)

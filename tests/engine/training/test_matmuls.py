@@ -102,13 +102,15 @@ def test_processor_is_read_from_linux(tmp_path):
     assert this_processor(tmp_path / "missing") == UNKNOWN
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_eight_runs_write_one_weight_file(tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("runs", "ranks"), [(8, 1), (3, 4), pytest.param(8, 4, marks=pytest.mark.slow)]
+)
+def test_equal_runs_write_one_weight_file(tmp_path, runs, ranks):
     """Half of them set deterministic=True, which has no effect on a CPU."""
     layout = ("TENSOR_PARALLEL=4", "MODE=2d") if ranks == 4 else ()
     jobs = [
         into_run(tmp_path / f"{number}", *WIDE, *layout, f"deterministic={number % 2 == 1}")
-        for number in range(8)
+        for number in range(runs)
     ]
     for ended in run_all(jobs, ranks):
         assert {rank.error for rank in ended} == {""}, ended[0].err

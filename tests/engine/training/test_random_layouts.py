@@ -8,7 +8,7 @@ from models.parallel.registry import modes
 from tests.support.parity import Parity
 from tests.support.random_layouts import draw
 
-FEW, MANY = 50, 500
+FEW, MANY = 30, 500
 RUNS = [draw(number) for number in range(FEW)]
 SLOW_RUNS = [draw(number) for number in range(FEW, FEW + MANY)]
 PARITY = Parity(RUNS)
