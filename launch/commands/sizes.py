@@ -22,7 +22,6 @@ EXAMPLES = (
     "cuboid sizes",
     "cuboid sizes gpt2_small languini-xl --seq-len 512",
     "cuboid sizes gpt_configs/gpt2_2d.py model.n_layer=24",
-    "cuboid sizes gpt_configs/*.py",
 )
 BYTES = {"float64": 8, "float32": 4, "bf16, fp16": 2}
 """Bytes of a parameter in a file, by precision."""

@@ -86,8 +86,8 @@ def test_epochs_of_a_sharded_run_equal_the_means_of_its_log_also_after_a_resume(
             first = last_before_resume if begin < last_before_resume < end else begin
             covered = rows[first:end]
             found = dict(rows[end - 1]["epoch"])
-            parts = [spent for one in covered for name, spent in one.items() if "seconds_" in name]
-            assert found.pop("seconds") >= 0.999 * sum(parts) > 0
+            spent = [value for one in covered for name, value in one.items() if "seconds_" in name]
+            assert found.pop("seconds") >= 0.999 * sum(spent) > 0
             assert found == {
                 "epoch": epoch,
                 "first_step": first + 1,
