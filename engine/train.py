@@ -113,6 +113,7 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: in
     """Train the steps after ``first_step``, up to the last one or until a stop is requested. Return
     the number of the last step done."""
     step = first_step
+    trainer.world.barrier()  # rank 0 has opened the logs; others would count that as communication
     trainer.clock.restart()
     while step < trainer.steps:
         step, started = step + 1, time.perf_counter()

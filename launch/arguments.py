@@ -7,8 +7,9 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from engine.config.name_hints import Hint
@@ -39,18 +40,31 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Reject the first unknown option; argparse would first take its value for a positional."""
-        for word in sys.argv[1:] if args is None else args:
-            if word == "--":
-                break
-            option = _OPTION.match(word)
-            if option and not any(
-                known_option.startswith(option[0]) for known_option in self._option_string_actions
-            ):
-                self.error(self._unknown(option[0]))
+        """Reject unknown options, all at once; argparse would first take their values for
+        positionals."""
+        words = sys.argv[1:] if args is None else list(args)
+        if problems := [self._unknown(option, value) for option, value in self._strangers(words)]:
+            self.error(f"\n{self.prog}: ".join(problems))
         return super().parse_known_args(args, namespace)
 
-    def _unknown(self, option: str) -> str:
+    def _strangers(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield each unknown option and its value: behind the equals sign, or the next word if it
+        is neither an option, a setting nor a config file; "" without a value."""
+        for place, word in enumerate(words):
+            if word == "--":
+                return
+            option = _OPTION.match(word)
+            if option is None or any(
+                known_option.startswith(option[0]) for known_option in self._option_string_actions
+            ):
+                continue
+            _, equals, value = word.partition("=")
+            following = words[place + 1] if len(words) > place + 1 else "--"
+            if not equals and not _NO_VALUE.match(following):
+                value = following
+            yield option[0], value
+
+    def _unknown(self, option: str, value: str) -> str:
         """Return the message for an unknown option. It suggests an option whose words are all in
         the unknown one, else a setting of that name, else an option of similar spelling."""
         parts = set(option.strip("-").split("-"))
@@ -62,7 +76,10 @@ class Parser(argparse.ArgumentParser):
         if hint.why:
             return f"{option} is not an option: {hint.why}"
         if hint.settings:
-            shown = " or ".join(name if "=" in name else f"{name}=..." for name in hint.settings)
+            given = quote(value) if value else "..."
+            shown = " or ".join(
+                name if "=" in name else f"{name}={given}" for name in hint.settings
+            )
             return f"{option} is not an option; settings have no dashes: did you mean {shown}?"
         near = near or difflib.get_close_matches(option, options, n=1, cutoff=0.7)
         return f"{option} is not an option; " + (
@@ -115,7 +132,9 @@ def _existing(text: str, *kinds: str) -> Path:
 
 
 _OPTION = re.compile(r"--?[A-Za-z][^=\s]*(?=$|=)")
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+_OVERRIDE = re.compile(r"(?:\+\+?)?([A-Za-z_][\w.]*=.*)", re.DOTALL)
+"""A setting; hydra's users write + before a key that their file lacks, and ++ before any."""
+_NO_VALUE = re.compile(rf"{_OPTION.pattern}|{_OVERRIDE.pattern}|.*\.py$|--$")
 
 
 def add_config(
@@ -161,7 +180,10 @@ def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[st
     """
     files, overrides = files_and_overrides(args)
     if len(files) > 1:
-        raise UserError(f"expected one config file, got {len(files)}: {' '.join(map(str, files))}")
+        message = f"expected one config file, got {len(files)}: {' '.join(map(str, files))}"
+        if data := [file for file in files if file.suffix != ".py"]:
+            message += f"; if the data is in {data[0]}, set data.path={quote(str(data[0]))}"
+        raise UserError(message)
     return (files[0] if files else None), overrides
 
 
@@ -284,7 +306,7 @@ def given_options(args: argparse.Namespace, *names: str) -> list[str]:
 
 def _split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Split words into paths and overrides. Raises UserError for a word that is neither."""
-    overrides = [word for word in words if _OVERRIDE.match(word)]
+    overrides = [override[1] for word in words if (override := _OVERRIDE.match(word))]
     try:
         return [path(word) for word in words if not _OVERRIDE.match(word)], overrides
     except argparse.ArgumentTypeError as error:

@@ -18,10 +18,46 @@ from launch.settings_pages import SAMPLES
 PAGE = (Path(__file__).parents[1] / "docs" / "other-trainers.md").read_text(encoding="utf-8")
 TRAINERS = PAGE.split("\n## ")[1:]
 OWN = {user_name(name) for name in all_settings()}
-NAME = re.compile(r"`-*([A-Za-z_][\w.-]*)`")
+NAME = re.compile(r"`(?:\w+\.py )?-*([A-Za-z_][\w.-]+)`")
 ROW = re.compile(r"^\| (`.*?) \| ?(.*?) ?\| ?(.*?) ?\|$", re.MULTILINE)
 NOT_KEYS = {"DIR", "CONFIG"}  # positional arguments
 AMBIGUOUS = {"batch_size"}  # of a rank in one trainer, of all ranks in another
+
+# All flags of each trainer, in the order of the page.
+FLAGS = (
+    """
+    DIR -j --workers --epochs --start-epoch -b --batch-size --lr --learning-rate --momentum --wd
+    --weight-decay -p --print-freq --resume -e --evaluate --pretrained --num-classes --world-size
+    --rank --dist-url --dist-backend --seed --gpu --multiprocessing-distributed
+    --enable-model-parallel --enable-one-data-group --enable-amp-mode --enable-zero-optim --n-layer
+    --n-head --n-embd""",
+    """
+    data_config.path data_config.block_size data_config.train_split data_config.truncate
+    gpt_config.n_layer gpt_config.n_head gpt_config.n_embd gpt_config.model_type
+    gpt_config.vocab_size gpt_config.block_size gpt_config.embd_pdrop gpt_config.resid_pdrop
+    gpt_config.attn_pdrop optimizer_config.learning_rate optimizer_config.weight_decay
+    trainer_config.max_epochs trainer_config.batch_size trainer_config.data_loader_workers
+    trainer_config.grad_norm_clip trainer_config.snapshot_path trainer_config.save_every
+    trainer_config.use_amp trainer_config.distributed_method trainer_config.cpu_offload
+    hydra.run.dir""",
+    """
+    --n_layer --n_head --n_embd --learning_rate --block_size --batch_size --num_workers --gpus
+    --num_nodes --devices --accelerator --precision --strategy --max_epochs --gradient_clip_val
+    --callbacks --limit_train_batches --accumulate_grad_batches --log_every_n_steps
+    --default_root_dir --fast_dev_run --enable_checkpointing --checkpoint --save_top_k
+    evaluate.py&--checkpoint evaluate.py&--num_workers evaluate.py&--batch_size
+    benchmark.py&--cpu_offload""",
+    """
+    CONFIG --data_root --dataset --vocab_size --relative_log_path --comment --debug --seed
+    --train_batch_size --gradient_accumulation_steps --eval_batch_size --test_batch_size --seq_len
+    --max_eval_steps --max_train_steps --decay_steps --max_lr --min_lr --grad_clip_norm
+    --tokens_per_second --eval_every --log_terminal_every --log_metrics_every --log_grads_every
+    --log_activations_every --log_ckpt_every --logger_type --wandb_project_name --use_flash
+    --n_layers --h_dim --mlp_dim --head_dim --n_heads --compile eval.py&--checkpoint_file
+    eval.py&--config_file eval.py&--wandb_run eval.py&--data_root eval.py&--eval_data_split
+    eval.py&--last_n throughput.py&--compile throughput.py&--results_pickle_file
+    throughput_sweep.py&--gpu throughput_sweep.py&--batch_size_step""",
+)
 
 
 def rows() -> list[tuple[str, set[str]]]:
@@ -62,6 +98,12 @@ def test_the_page_lists_the_flags_of_four_trainers() -> None:
     assert len(TRAINERS) == 4
     assert len(rows()) > 80
     assert all(any(flag in trainer for trainer in TRAINERS) for flag in ("--epochs", "--strategy"))
+
+
+@pytest.mark.parametrize(("trainer", "flags"), [*zip(TRAINERS, FLAGS, strict=True)])
+def test_every_flag_of_a_trainer_is_in_its_table(trainer: str, flags: str) -> None:
+    listed = {flag for row in ROW.findall(trainer) for flag in re.findall(r"`(.*?)`", row[0])}
+    assert {flag.replace("&", " ") for flag in flags.split()} - listed == set()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from engine.formatting import plural
 
 FACTORS = ("batch_size", "gradient_accumulation")
 """The settings that follow from GLOBAL_BATCH_SIZE."""
+ROUNDS = 1000
+"""Numbers of accumulation rounds that are tried for a message."""
 
 
 def gpus_of_batch(sources: SettingSources) -> int | None:
@@ -60,11 +62,11 @@ def derive_batch(sources: SettingSources, gpus: int | None) -> None:
     causes += ["num_micro_batches"] if micro_batches and micro_batches > 1 else []
     unit = prod(_count(sources, name) or 1 for name in causes) * ranks
     if total % unit:
+        remedy = f"nearest: {nearest_multiples(total, unit)}"
+        if batch and (smaller := _dividing_batch(sources, total, batch, ranks)):
+            remedy += f"; or set {sources.settings['batch_size'].name}={smaller}"
         sources.problems.append(
-            stated.problem(
-                f"is not a multiple of {_product(sources, causes, ranks)}; "
-                f"nearest: {nearest_multiples(total, unit)}"
-            )
+            stated.problem(f"is not a multiple of {_product(sources, causes, ranks)}; {remedy}")
         )
         sources.conflicting |= missing
         return
@@ -85,6 +87,16 @@ def _weaker_factor(sources: SettingSources) -> str | None:
     strength = {name: sources.settings[name].precedence for name in names}
     weaker = min(reversed(FACTORS), key=lambda name: strength[name])
     return weaker if strength[weaker] < max(strength.values()) else None
+
+
+def _dividing_batch(sources: SettingSources, total: int, batch: int, ranks: int) -> int | None:
+    """Return the largest BATCH_SIZE up to ``batch`` with which ``total`` samples divide evenly over
+    the ranks; None if few accumulation rounds find none."""
+    samples, rest = divmod(total, ranks)
+    fewest = -(-samples // batch)
+    sizes = (samples // rounds for rounds in range(fewest, fewest + ROUNDS) if not samples % rounds)
+    parts = _count(sources, "num_micro_batches") or 1
+    return None if rest else next((size for size in sizes if size and not size % parts), None)
 
 
 def _disagreement(sources: SettingSources, ranks: int) -> str:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from engine.config.aliases import ALIASES
 from engine.config.ignored_keys import IGNORED_KEYS
-from engine.config.other_trainers import EXPLAINED, SYNONYMS
+from engine.config.other_trainers import AMBIGUOUS, EXPLAINED, SYNONYMS
 from engine.config.schema import all_settings, user_name
 
 LISTED = 4  # settings of one name, such as eval.every, that fit on a line
@@ -34,12 +34,10 @@ class Hint:
         return bool(self.settings or self.why)
 
     @property
-    def meant(self) -> str | None:
-        """The schema's name of the only setting in ``settings``; None if there are several
-        or none."""
-        if len(self.settings) != 1:
-            return None
-        return _OWN.get(self.settings[0].partition("=")[0])
+    def meant(self) -> frozenset[str]:
+        """The schema's names of ``settings``."""
+        names = (setting.partition("=")[0] for setting in self.settings)
+        return frozenset(_OWN[name] for name in names if name in _OWN)
 
 
 def fold(name: str) -> str:
@@ -52,6 +50,8 @@ def known(name: str) -> Hint:
     section, or its name in another trainer."""
     whole = fold(name)
     section, _, last = whole.rpartition(".")
+    if last in _AMBIGUOUS:
+        return Hint(_AMBIGUOUS[last])
     if whole in _BY_WHOLE:
         return Hint((_BY_WHOLE[whole],))
     for key in (whole, last):
@@ -150,6 +150,7 @@ def _targets() -> dict[str, str]:
     }
 
 
+_AMBIGUOUS = {fold(name): settings for name, settings in AMBIGUOUS.items()}
 _EXPLAINED, _SYNONYMS = _by_name(EXPLAINED), _by_name(SYNONYMS)
 _BY_WHOLE = {fold(name): name for name in (*_targets(), *_SECTIONS, *_OWN)}
 _BY_LAST = _by_last({name: name for name in _OWN})

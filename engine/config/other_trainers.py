@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# A name with several meanings elsewhere -> the settings.
+AMBIGUOUS: Mapping[str, tuple[str, ...]] = {
+    "batch_size": ("BATCH_SIZE", "GLOBAL_BATCH_SIZE"),  # of a rank, of all ranks
+}
+
 # A setting, or a setting with its value -> its names elsewhere.
 SYNONYMS: Mapping[str, str] = {
     "GLOBAL_BATCH_SIZE": "total_batch_size train_batch_size",
@@ -137,9 +142,11 @@ EXPLAINED: Mapping[str, str] = {
     "it is derived as GPUS / (TENSOR_PARALLEL x PIPELINE)": """
         data_parallel data_parallel_degree data_parallel_replicate_degree
         data_parallel_shard_degree data_parallel_size dp dp_degree dp_size parallel.data""",
-    "it is the number of processes that are started": """
-        device_count devices gpus n_gpu n_gpus nproc num_devices num_gpus num_nodes num_processes
+    "it is the number of processes that are started; cuboid train FILE --gpus N sets it": """
+        device_count devices gpus n_gpu n_gpus nproc num_devices num_gpus num_processes
         world_size""",
+    "torchrun --nnodes N or cuboid slurm FILE --nodes N starts several machines": """
+        num_nodes nnodes""",
     "it is derived as BATCH_SIZE / NUM_MICRO_BATCHES": """
         micro_batch_size mbs pipeline_parallel_microbatch_size""",
     "the rates are model.embd_pdrop, model.resid_pdrop and model.attn_pdrop": """
@@ -176,5 +183,12 @@ EXPLAINED: Mapping[str, str] = {
     "CUDA_VISIBLE_DEVICES chooses the GPUs": "gpu",
     "torchrun and cuboid train start one process per GPU": "multiprocessing_distributed",
     "the ranks of one copy of the model always read the same batch": "enable_one_data_group",
-    "a validation reads batches of the size of training": "eval_batch_size test_batch_size",
+    "cuboid evaluate RUN --step latest|best|N reads a checkpoint of a run": "checkpoint_file",
+    "cuboid evaluate RUN --last-n N --sliding scores the last positions of a sample": "last_n",
+    "a run folder has the settings that it was trained with": "config_file wandb_run",
+    "a validation reads batches of the size of training; with data.type='lanes', eval.lanes": """
+        eval_batch_size test_batch_size""",
+    "log.name='auto' names a run by its settings, --output DIR by any name": "comment debug",
+    "cuboid throughput FILE --csv FILE writes a table": "results_pickle_file",
+    "cuboid throughput doubles BATCH_SIZE until memory runs out": "batch_size_step",
 }

@@ -77,7 +77,7 @@ class SettingSources:
     def own_name_for(self, setting: str) -> str | None:
         """Return the first of the file's own names that probably means ``setting``."""
         names = islice(self.own, PROBLEMS)  # comparing strings is slow
-        return next((name for name in names if closest(name).meant == setting), None)
+        return next((name for name in names if setting in closest(name).meant), None)
 
 
 def read_setting_sources(
@@ -200,8 +200,7 @@ def _unknown(document: Document, path: Path, value: object, sources: SettingSour
     if len(sources.problems) < PROBLEMS:  # comparing strings is slow
         hint = closest(name)
     _report(sources, origin, unknown_setting(name, hint, in_file=origin.file != COMMAND_LINE))
-    if hint.meant:
-        sources.meant.add(hint.meant)
+    sources.meant |= hint.meant
 
 
 def _dotted(path: Path) -> str:

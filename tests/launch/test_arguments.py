@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_config_is_optional_and_its_path_may_contain_an_equals_sign():
 def test_two_config_files_are_rejected():
     with pytest.raises(UserError, match=r"expected one config file, got 2: a\.py b\.py"):
         parse("--config a.py b.py")
+    with pytest.raises(
+        UserError, match=r"got 2: a\.py data; if the data is in data, set data\.path=d"
+    ):
+        parse("a.py data")
+
+
+def test_plus_signs_of_hydra_are_accepted():
+    assert parse("a.py +seed=1 ++optimizer.lr=3e-4") == (
+        Path("a.py"),
+        ["seed=1", "optimizer.lr=3e-4"],
+    )
 
 
 def test_files_are_returned_in_the_order_given():
@@ -201,8 +213,9 @@ def test_named_pipe_is_rejected_in_one_line_without_waiting(
         ("generate --max-tokens 100", "did you mean --tokens?"),
         ("generate --topk 3", "did you mean --top-k?"),
         ("evaluate --num-gpus=2", "did you mean --gpus?"),
-        ("train a.py --learning-rate 3e-4", "did you mean optimizer.lr=...?"),
-        ("train a.py --batch-size=8", "did you mean BATCH_SIZE=...?"),
+        ("train a.py --learning-rate 3e-4", "did you mean optimizer.lr=3e-4?"),
+        ("train --learning-rate a.py", "did you mean optimizer.lr=...?"),
+        ("train a.py --batch-size=8", "did you mean BATCH_SIZE=8 or GLOBAL_BATCH_SIZE=8?"),
         ("train a.py --bf16", "did you mean precision='bf16'?"),
         ("train a.py --device cuda", "a rank uses a GPU if there is one, else the CPU"),
         ("validate a.py --frobnicate 3", "cuboid validate --help lists them"),
@@ -216,6 +229,20 @@ def test_unknown_option_is_rejected_with_a_suggestion(line, expected, capsys):
     assert "is not an option" in message
     assert message.endswith(f"{expected}\n")
     assert message.count("\n") == 1
+
+
+def test_unknown_options_are_rejected_together_with_their_values(capsys):
+    line = "train a.py --n_layer 15 --enable-amp-mode --strategy 'my ddp' --gpus 2 --bf16 seed=1"
+    assert cli.main(shlex.split(line)) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"cuboid train: {option} is not an option; settings have no dashes: did you mean {setting}?"
+        for option, setting in (
+            ("--n_layer", "model.n_layer=15"),
+            ("--enable-amp-mode", "precision='fp16'"),
+            ("--strategy", "strategy='my ddp'"),
+            ("--bf16", "precision='bf16'"),
+        )
+    ]
 
 
 def test_abbreviated_option_and_value_with_dashes_are_accepted():

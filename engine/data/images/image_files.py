@@ -102,14 +102,21 @@ def open_images(
     named = f"data.path={path if isinstance(path, str) else list(path)!r}"
     given = {path} if isinstance(path, str) else set(path)
     found: list[ImageFile] = []
+    names: set[str] = set()
     for file in data_files(path, records=records):
         try:
             found += open_file(file, key)
+            names.add(file.path.name)
         except NotImagesError as error:
             if str(file.path) in given:
                 raise UserError(f"{file.name} {error}") from None
     if not found:
         raise UserError(f"{named}: no images are there; cuboid reads {FORMATS}")
+    if any(f"{name}.bin" in names for name in names):
+        raise UserError(
+            f"{named} has both versions of CIFAR-10, so every image twice; set data.path to the "
+            "folder of one version"
+        )
     height, width, _ = found[0].shape
     for other in found:
         if other.shape[:2] != (height, width):

@@ -84,9 +84,16 @@ def vocabulary_size(request: SourceRequest) -> int:
 
 
 def _folder(request: SourceRequest) -> Path:
-    """Return data.path, which must be one folder. Raises UserError."""
+    """Return data.path, which must be the folder of one vocabulary. Raises UserError."""
     content = ": that of the vocabulary, below the folder of the file lists"
-    return folder_of_shards(request, "lanes", content)
+    folder = folder_of_shards(request, "lanes", content)
+    if lists_in(folder):
+        inner = sorted(str(each) for each in folder.iterdir() if each.is_dir())
+        raise UserError(
+            f"data.path={str(folder)!r} is the folder of the file lists; set data.path to the "
+            f"folder of a vocabulary in it: {' or '.join(map(repr, inner)) or 'there is none'}"
+        )
+    return folder
 
 
 def _hold_out(books: list[Book], share: float) -> tuple[list[Book], list[Book]]:

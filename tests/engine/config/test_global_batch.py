@@ -60,7 +60,11 @@ def test_every_number_of_ranks_either_keeps_the_update_or_is_rejected(tmp_path):
     for gpus, batch in product(range(1, 9), range(1, 9)):
         text = f"GLOBAL_BATCH_SIZE = 24\nBATCH_SIZE = {batch}\n"
         if 24 % (gpus * batch):
-            assert "is not a multiple of" in problem(tmp_path, text, gpus=gpus)
+            message = problem(tmp_path, text, gpus=gpus)
+            assert "is not a multiple of" in message
+            fitting = [n for n in range(1, batch) if 24 % (gpus * n) == 0]
+            remedy = f"; or set BATCH_SIZE={max(fitting)}" if fitting else ""
+            assert message.partition("; or")[1:] == remedy.partition("; or")[1:]
         else:
             assert factors(plan(tmp_path, text, gpus=gpus)) == (batch, 24 // gpus // batch, gpus)
 

@@ -248,6 +248,10 @@ def test_mistakes_have_a_clear_error(tmp_path: Path, ask: Ask) -> None:
         "data.path='DATA/vocabulary/files': DATA/vocabulary/file_list_train.npy is missing; "
         "`cuboid prepare` writes it"
     )
+    assert message(tmp_path) == (
+        "data.path='DATA' is the folder of the file lists; set data.path to the folder of a "
+        "vocabulary in it: 'DATA/vocabulary'"
+    )
     assert "has 4 books to train on, fewer than the 6 samples of a step" in message(global_batch=6)
     book = folder / "files/train-2.epub.npy"
     content = book.read_bytes()

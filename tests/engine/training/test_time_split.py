@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
 
+from engine.checkpoint.saver import Saver
 from engine.data.loader import EvalBatches, TrainBatches
 from engine.optim.optimizer import ResidentOptimizer
+from engine.runs.reporter import Reporter
+from engine.train import train_steps
 from engine.training import time_split
 from engine.training.pipeline import _PipelineRun
 from engine.training.step import Stepper
@@ -162,6 +165,19 @@ def the_update_is_counted_as_backward() -> AbstractContextManager[Any]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_in_the_time_split_is_detected(config, fault):
     assert wrong(run_world(2, measure, config, "1d", fault)) != set()
+
+
+def test_clocks_start_after_rank_0_has_opened_the_logs(config):
+    """A rank that waits for W&B's start on rank 0 would count that as communication."""
+    trainer, calls = open_run(0, 1, config, ()), list[str]()
+    with (
+        patch.object(
+            type(trainer.world), "barrier", lambda _: calls.append("barrier"), create=True
+        ),
+        patch.object(trainer.clock, "restart", lambda: calls.append("restart")),
+    ):
+        train_steps(trainer, Reporter(), cast(Saver, None), first_step=trainer.steps)
+    assert calls == ["barrier", "restart"]
 
 
 def test_the_sums_over_ranks_and_steps_are_exact():

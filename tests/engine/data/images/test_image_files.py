@@ -70,6 +70,17 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
     assert np.array_equal(train_of(path), images)
 
 
+def test_both_versions_of_cifar_in_one_folder_are_rejected(tmp_path: Path) -> None:
+    images = drawn(2)
+    for name in ("python", "binary"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "python/data_batch_1").write_bytes(pickle.dumps({"data": planes_of(images)}, 2))
+    write_cifar(tmp_path / "binary/data_batch_1.bin", images)
+    with pytest.raises(UserError, match="both versions of CIFAR-10, so every image twice"):
+        train_of(tmp_path)
+    assert np.array_equal(train_of(tmp_path / "python"), images)
+
+
 class Evil:
     """Creates a file when it is unpickled."""
 
