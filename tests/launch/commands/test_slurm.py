@@ -253,7 +253,7 @@ def test_rejected_submission_exits_with_1(cluster, capsys):
         (["--nodes=3", "--gpus=6"], "TENSOR_PARALLEL"),
         (["--nodes=2", "--submit"], "--submit needs sbatch"),
         (["--nodes=2", "--output=old"], "--resume old continues it"),
-        (["--nodes=2"], "--force replaces it"),
+        (["--nodes=2"], "replace it with --force"),
     ],
 )
 def test_invalid_requests_are_rejected_and_nothing_is_written(

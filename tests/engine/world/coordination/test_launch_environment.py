@@ -133,7 +133,7 @@ def test_arguments_without_a_launcher_give_rank_size_and_address() -> None:
         ({}, {**BY_HAND, "port": None}, "ranks started by hand need all of"),
         ({}, {**BY_HAND, "rank": 2}, "rank 2 is not one of 2 ranks"),
         ({}, {**BY_HAND, "port": 65536}, "port 65536 is not a port"),
-        ({}, {"host": "node7"}, "--host and --port also need"),
+        ({}, {"host": "node7"}, "--host and --port need the rank"),
         (TORCHRUN, BY_HAND, "leave them out"),
         ({**TORCHRUN, "RANK": "x"}, {}, "RANK=x in the environment is not a whole number"),
         ({**TORCHRUN, "MASTER_ADDR": ""}, {}, "MASTER_ADDR is not in the environment"),
