@@ -70,7 +70,7 @@ def test_at_full_length_the_last_position_has_no_target(ask: Ask, cifar: Path) -
 def test_another_length_is_rejected_with_the_ones_that_fit(
     ask: Ask, cifar: Path, seq_len: int
 ) -> None:
-    message = rf"SEQ_LEN={seq_len} does not fit images of 32 x 32 pixels: .*=1023, .*=1024, "
+    message = rf"SEQ_LEN={seq_len} does not fit images of 32 x 32 pixels; .*=1023, .*=1024, "
     with pytest.raises(UserError, match=message):
         open_corpus(ask(cifar, seq_len=seq_len))
 
