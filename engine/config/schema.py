@@ -133,14 +133,17 @@ def all_settings(section: type[Section] = Settings, prefix: str = "") -> Mapping
     return MappingProxyType(fields)
 
 
-def path_settings() -> dict[str, IsPath]:
+@cache
+def path_settings() -> Mapping[str, IsPath]:
     """Map each setting that is a path to the kind of file it needs."""
-    return {
-        name: mark
-        for name, field in all_settings().items()
-        for mark in marks(field)
-        if isinstance(mark, IsPath)
-    }
+    return MappingProxyType(
+        {
+            name: mark
+            for name, field in all_settings().items()
+            for mark in marks(field)
+            if isinstance(mark, IsPath)
+        }
+    )
 
 
 def user_name(name: str) -> str:

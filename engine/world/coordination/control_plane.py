@@ -166,6 +166,8 @@ class ControlPlane:
     def diagnose(self, error: BaseException) -> BaseException:
         """Return an error for users if ``error`` has a known cause, such as a lost rank; else
         ``error``. Kill suspended ranks of this machine if they are the cause."""
+        if self.failure_reporter.liveness is not None:
+            self.failure_reporter.liveness.rank_failed = True
         return (
             self._explain(error)
             or self.failure_reporter.diagnose(error, self._step_timeout)

@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from types import FrameType
 from typing import TypeVar
 
 import psutil
-import torch.distributed
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, Store, distributed_c10d
 
 from models.parallel import collectives
 
@@ -37,8 +35,9 @@ EXIT_SECONDS = 20.0
 """Time for a blocked rank to exit after another rank failed, before its process is ended."""
 CLOCK_SECONDS = 5.0
 """Tolerance for start times: a clock that is set shifts them."""
-WAITING_MODULES = (torch.distributed.__name__, collectives.__name__, __package__)
-"""Modules, and packages with all their modules, in which a rank waits for other ranks."""
+WAITING_MODULES = (distributed_c10d.__name__, collectives.__name__, __package__)
+"""Modules, and packages with all their modules, whose functions wait for other ranks. A rank also
+waits while they wait for a thread of their own, but not while they run a task of their caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ class LivenessMonitor:
         self._failed, self._main = failed, threading.main_thread().ident
         self._period = poll_interval(POLL_SECONDS, len(processes))
         self._stopped = threading.Event()
-        self.failure_seen = False
+        self.failure_seen = self.rank_failed = False
         self.on_forced_exit: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._respond, daemon=True)
 
@@ -202,19 +201,26 @@ class LivenessMonitor:
                 os._exit(1)
 
     def _current_line(self) -> str:
-        """Return the source line of the main thread; '' if it waits for other ranks."""
-        frame = sys._current_frames().get(self._main or 0)
-        stack = [frame for frame, _ in traceback.walk_stack(frame)] if frame else []
-        if not stack or any(map(_waits, stack)):
+        """Return the source line of the main thread; '' if it waits for other ranks, or cleans up
+        after a failure of its own."""
+        if self.rank_failed:
             return ""
-        code = stack[0].f_code
-        return f"{code.co_filename}:{stack[0].f_lineno}, in {code.co_name}"
+        frame = sys._current_frames().get(self._main or 0)
+        while frame and _module(frame) == threading.__name__:
+            frame = frame.f_back
+        if frame is None or _waits(frame):
+            return ""
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
 
 
 def _waits(frame: FrameType) -> bool:
-    """Return whether a function of ``WAITING_MODULES`` runs in this frame."""
-    module = f"{frame.f_globals.get('__name__', '')}."
+    """Return whether the function of this frame belongs to ``WAITING_MODULES``."""
+    module = f"{_module(frame)}."
     return any(module.startswith(f"{waiting}.") for waiting in WAITING_MODULES)
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def poll_interval(minimum: float, ranks: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -9,14 +10,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore
-from torch.distributed.c10d_logger import _exception_logger
+from torch.distributed.checkpoint import DefaultSavePlanner, save
 
 from engine.world.coordination import liveness
 from engine.world.coordination.control_plane import ControlPlane
@@ -28,7 +32,7 @@ from engine.world.coordination.liveness import (
     RankProcess,
     poll_interval,
 )
-from models.parallel.collectives import Axis, Traffic
+from models.parallel.collectives import Axis, Handle, Traffic
 from tests.support.runs import pretended
 
 THIS = RankProcess.current()
@@ -121,52 +125,92 @@ def test_rank_that_exits_after_the_failure_of_another_rank_is_not_blamed() -> No
 # The source line of the main thread
 
 
-def published_line(wait: Callable[[Callable[..., Any]], object]) -> str:
-    """Return the line that a rank would publish while its main thread is in ``wait(call)``, at the
-    moment when that runs ``call``."""
+Act = Callable[[Callable[[], None]], object]
+
+
+def published_line(act: Act, rank: LivenessMonitor | None = None) -> str:
+    """Return the line that ``rank`` would publish while its main thread runs ``act(join)``, at the
+    moment when that calls ``join()``: it joins a thread, which waits for this moment."""
     lines: list[str] = []
+    begun: list[bool] = []
+    main = threading.main_thread().ident or 0
 
-    def call(*args: object, **more: object) -> None:
-        thread = threading.Thread(target=lambda: lines.append(monitor()._current_line()))
-        thread.start()
-        thread.join()
+    def observe() -> None:
+        while not begun or sys._current_frames()[main].f_globals["__name__"] != threading.__name__:
+            time.sleep(0.001)
+        lines.append((rank or monitor())._current_line())
 
-    wait(call)
+    observer = threading.Thread(target=observe, daemon=True)
+    observer.start()
+    begun.append(True)
+    act(observer.join)
     return lines[0]
 
 
-def wait_in_collective(call: Callable[..., Any]) -> None:
-    with pytest.MonkeyPatch.context() as patch, pretended(0, 2):
-        group = dist.group.WORLD
-        axis = Axis(name="data", size=2, index=0, group=group, traffic=Traffic())
-        patch.setattr(dist, "irecv", call)
-        axis.start_receive(torch.ones(1), 1)
+def wait_in_axis(join: Callable[[], None]) -> None:
+    with pretended(0, 2):
+        axis = Axis(name="data", size=2, index=0, group=dist.group.WORLD, traffic=Traffic())
+        work: Any = SimpleNamespace(wait=join)
+        Handle(axis=axis, works=[work]).wait()
 
 
-def wait_in_torch(call: Callable[..., Any]) -> None:
-    _exception_logger(call)()  # around every collective of torch.distributed
+def wait_in_torch(join: Callable[[], None]) -> None:
+    work = SimpleNamespace(wait=join)
+    with pretended(0, 2), patch.object(dist.ProcessGroup, "barrier", lambda *_, **__: work):
+        dist.barrier()
 
 
-def wait_in_control_plane(call: Callable[..., Any]) -> None:
-    info = LaunchInfo(rank=0, size=2, launcher="by hand")
-    plane = ControlPlane(info, stop_requested=lambda: False, explain=lambda error: None)
+def control_plane(rank: int, size: int) -> ControlPlane:
+    info = LaunchInfo(rank=rank, size=size, launcher="by hand")
+    return ControlPlane(info, stop_requested=lambda: False, explain=lambda error: None)
+
+
+def wait_in_control_plane(join: Callable[[], None]) -> None:
+    """Wait for an answer of the store, which a thread requests."""
+
+    def check(keys: list[str]) -> bool:
+        join()
+        return True
+
+    plane: Any = control_plane(1, 2)
     plane.set_timeout(3600.0)
-
-    def sleep(seconds: float) -> None:
-        call()
-        plane.store.set("1/1", "")  # the value that rank 0 waits for
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "sleep", sleep)
-        plane.all_gather("")
+    plane._prefixed = SimpleNamespace(set=print, check=check, get=lambda key: b"[]")
+    plane.all_gather("")
 
 
-@pytest.mark.parametrize("wait", [wait_in_collective, wait_in_torch, wait_in_control_plane])
-def test_rank_that_waits_for_others_publishes_no_line(
-    wait: Callable[[Callable[..., Any]], object],
-) -> None:
+@pytest.mark.parametrize("wait", [wait_in_axis, wait_in_torch, wait_in_control_plane])
+def test_rank_that_waits_for_others_publishes_no_line(wait: Act) -> None:
     assert published_line(wait) == ""
 
 
-def test_busy_rank_publishes_its_line() -> None:
-    assert re.search(r"\.py:\d+, in \w+$", published_line(lambda call: call()))
+def work_alone(join: Callable[[], None]) -> None:
+    join()
+
+
+def work_in_run_on_all(join: Callable[[], None]) -> None:
+    control_plane(0, 1).run_on_all(lambda: work_alone(join))
+
+
+def work_in_checkpoint(join: Callable[[], None]) -> None:
+    class Slow(DefaultSavePlanner):
+        def create_local_plan(self) -> Any:
+            work_alone(join)
+            return super().create_local_plan()
+
+    with TemporaryDirectory() as folder:
+        save({"x": torch.ones(1)}, checkpoint_id=folder, planner=Slow(), no_dist=True)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("work", [work_alone, work_in_run_on_all, work_in_checkpoint])
+def test_busy_rank_publishes_its_line(work: Act) -> None:
+    assert re.search(r"test_liveness\.py:\d+, in work_alone$", published_line(work))
+
+
+def test_rank_that_has_failed_itself_publishes_no_line() -> None:
+    """It closes its connections, which is no wait for others."""
+    plane = control_plane(1, 2)
+    plane.failure_reporter.liveness = failing = monitor(1)
+    assert published_line(work_alone, failing) != ""
+    plane.diagnose(OSError(errno.ENOSPC, "no space left"))
+    assert published_line(work_alone, failing) == ""
