@@ -324,9 +324,20 @@ train() {
 
 check() {
     cd "$root"
-    ruff format --check . && ruff check . && mypy || exit
+    ruff format --check . && ruff check . || exit
+    types=$(mktemp)
+    mypy >"$types" 2>&1 & # while the tests run: it uses one core for a minute
+    checking=$!
+    trap 'kill "$checking" 2>/dev/null || :; rm -f "$types"' EXIT
+    trap 'exit 130' INT TERM
+    tested=0 typed=0
     # A file's tests share worlds of ranks, so that one worker runs them all.
-    exec pytest -q -n logical --maxprocesses=4 --dist=loadfile --durations=15 --durations-min=1 "$@"
+    pytest -q -n logical --maxprocesses=4 --dist=loadfile --durations=15 --durations-min=1 "$@" ||
+        tested=$?
+    wait "$checking" || typed=$?
+    cat "$types"
+    [ "$tested" = 0 ] || exit "$tested"
+    exit "$typed"
 }
 
 case ${1:-train} in

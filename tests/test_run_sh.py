@@ -219,3 +219,21 @@ def test_gpu_check_uses_an_installed_torch_and_installs_nothing(checkout):
     assert [call for call in checkout.calls("") if "-m pip" in call or "-m venv" in call] == []
     code, out, err = checkout.run("gpu-check", TORCH="2.10.0", PYTHON=str(python))
     assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"), [("", 0), ("ruff", 3), ("mypy", 3), ("pytest", 3)]
+)
+def test_lint_types_and_tests_determine_the_exit_code_of_the_tests(checkout, failing, expected):
+    commands = ("ruff", "mypy", "pytest")
+    for name in commands:
+        file = checkout.active / "bin" / name
+        file.write_text(f'#!/bin/sh\necho "{name} $*"\nexit {3 * (name == failing)}\n')
+        file.chmod(0o755)
+    assert checkout.run("setup", "dev")[0] == 0
+    code, out, _ = checkout.run("test", "-k", "x")
+    assert code == expected
+    started = [line.split()[0] for line in out.splitlines()]
+    assert started == (["ruff"] if failing == "ruff" else ["ruff", "ruff", "pytest", "mypy"])
+    if failing != "ruff":
+        assert "-k x" in out
