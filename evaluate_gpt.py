@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
             overrides=overrides,
         )
         if world.is_main:
-            print(report(results, as_json=args.json), flush=True)
+            several = request.names_several_splits
+            print(report(results, as_json=args.json, as_list=several), flush=True)
             try:
                 for result in results:
                     write_atomically(result.path(folder.path), result.as_json() + "\n")
@@ -56,11 +57,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     return run_rank(argv, environ, parse=parse, plan=plan, work=work)
 
 
-def report(results: Sequence[Evaluation], *, as_json: bool) -> str:
-    """Format the results for stdout: a table for each split, or one JSON value, a list for several
-    splits."""
+def report(results: Sequence[Evaluation], *, as_json: bool, as_list: bool) -> str:
+    """Format the results for stdout: a table for each split, or one JSON value, which is a list if
+    the options name several splits."""
     texts = [result.as_json() if as_json else result.table() for result in results]
-    if as_json and len(texts) > 1:
+    if as_json and as_list:
         return f"[{', '.join(texts)}]"
     return "\n".join(texts)
 

@@ -4,6 +4,7 @@ and offloaded, to the losses of one process, with the vocabulary of the text."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def test_parameters_are_those_of_the_model_that_the_config_reproduces(
     plan = make_plan(CONFIGS / f"{config}.py", gpus=1, overrides=overrides, environ={})
     assert parameter_count(plan.settings.model) == parameters
     assert plan.settings.loss_scale.hysteresis == (2 if config in BILLIONS else 1)
+
+
+def test_character_configs_make_as_many_updates_as_ten_epochs_of_all_windows() -> None:
+    """minGPT-ddp on 5% of tiny Shakespeare, one GPU: 90% of the 55,641 windows, in steps of 216."""
+    settings = make_plan(CONFIGS / "chars_ddp.py", gpus=1, environ={}).settings
+    characters = int(0.05 * 1_115_394)
+    samples = int((1 - settings.data.validation) * characters - 1) // settings.seq_len
+    epochs = settings.num_epochs
+    assert epochs is not None
+    updates = epochs * samples / settings.batch_size
+    assert updates == pytest.approx(10 * math.ceil(int(0.9 * (characters - 128)) / 216), rel=0.01)
+    assert (settings.eval.epochs, settings.checkpoint.epochs) == (epochs / 10, epochs / 5)

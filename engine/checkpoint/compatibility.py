@@ -60,7 +60,8 @@ def check_compatible(
             f"{path} was saved with a different model or optimizer and cannot be resumed "
             "with this config:"
         ]
-        raise UserError("\n".join([*lines, *(_cited(plan, *item) for item in fixed.items())]))
+        lines += [_cited(plan, *item) for item in fixed.items()]
+        raise UserError("\n".join([*lines, "restore them, or begin a new run with --resume none"]))
     data = {name: old for name, old in changed.items() if _is_data_setting(name)}
     new = [f"  {line}" for line in new_order]
     new += [_cited(plan, "seed", data.pop("seed"))] if "seed" in data else []

@@ -40,6 +40,11 @@ class EvaluationRequest:
     """Samples overlap: each begins ``last_n`` tokens after the one before, so that every target but
     the first ones of a split counts."""
 
+    @property
+    def names_several_splits(self) -> bool:
+        """Whether several splits are asked for: the JSON is a list then, however many there are."""
+        return self.split == ALL or "," in (self.split or "")
+
     def splits(self, plan: Plan, offered: Iterable[str] = ()) -> list[str]:
         """Return the names of the splits to evaluate; "all" stands for all of ``offered`` but
         'train'."""

@@ -277,7 +277,9 @@ def _validation_text(trainer: Trainer) -> str:
     if settings.every is not None:
         intervals.append(f"every {plural(settings.every, 'step')}")
     if settings.epochs is not None:
-        intervals.append(f"every {settings.epochs:g} epochs")
+        intervals.append(
+            f"every {settings.epochs:g} epochs" if settings.epochs != 1 else "every epoch"
+        )
     return f"{eval_batches}, {' and '.join(intervals) or 'at the end'}"
 
 

@@ -168,7 +168,8 @@ def test_another_architecture_is_rejected_without_changes(folder, resume):
     before = snapshot(folder)
     (ended,) = run(job(folder, "MAX_STEPS=9", "model.n_layer=4", resume=resume))
     assert ended.error == "UserError"
-    first, second = ended.err.splitlines()
+    first, second, remedy = ended.err.splitlines()
+    assert remedy == "restore them, or begin a new run with --resume none"
     assert first.endswith(
         "was saved with a different model or optimizer and cannot be resumed with this config:"
     )

@@ -179,7 +179,7 @@ def test_the_command_evaluates_all_splits_under_torchrun(
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder / "cache")}
     options = ["--step", "20", "--gpus", "1", "--split", "all", "--json"]
     assert cli.main(["evaluate", "run", *options], environ) == 0
-    found = json.loads(capfd.readouterr().out)
+    (found,) = json.loads(capfd.readouterr().out)
     (expected,) = evaluations(folder, 1)[0]["serial", EvaluationRequest()]
     assert (found["split"], found["loss"]) == ("validation", expected.loss)
     written = (folder / "run" / "evaluate-20-validation.json").read_text()
