@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, lcm, prod
+from math import prod
 
 from models.parallel.mode import Mode
+from models.parallel.rows import RowOrder
 from models.parallel.shard import PartitionSpec, Shard, shard_of
 
 
@@ -77,19 +78,6 @@ class Layout:
         """Return the number of shards of a dimension that is sharded over ``axes``."""
         return prod(self.axes[axis] for axis in axes)
 
-    def padded_samples(self, samples: int, seq_len: int) -> int:
-        """Return the samples of a micro-batch after padding to a multiple of
-        ``sample_multiple``."""
-        multiple = self.sample_multiple(seq_len)
-        return -(-samples // multiple) * multiple
-
-    def sample_multiple(self, seq_len: int) -> int:
-        """Return the multiple to which a micro-batch's samples are padded, so that the mode shards
-        tokens evenly: by whole samples if attention needs them local, by tokens otherwise."""
-        multiple = 1
-        for activation in (self.mode.outer, self.mode.inner):
-            shards = self.num_shards(activation.tokens)
-            if not self.mode.whole_samples:
-                shards //= gcd(shards, seq_len)
-            multiple = lcm(multiple, shards)
-        return multiple
+    def row_order(self, samples: int, seq_len: int) -> RowOrder:
+        """Return the order of the rows of a micro-batch, padding included."""
+        return RowOrder.of(self.mode, self.axes, samples * seq_len, seq_len)

@@ -19,6 +19,7 @@ from engine.config.run_rules import run_rules
 from engine.config.schema import Settings
 from engine.errors import ConfigError
 from engine.layout import Layout
+from models.parallel.rows import RowOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,10 @@ class Plan:
         """Samples per micro-batch of a data-parallel rank."""
         return self.settings.batch_size // self.settings.num_micro_batches
 
-    @property
-    def padded_micro_batch(self) -> int:
-        """``micro_batch``, padded to a multiple that the mode splits evenly."""
-        return self.layout.padded_samples(self.micro_batch, self.settings.seq_len)
+    @cached_property
+    def row_order(self) -> RowOrder:
+        """The order of the rows of a micro-batch; it has their number, padding included."""
+        return self.layout.row_order(self.micro_batch, self.settings.seq_len)
 
     @property
     def global_batch(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.config import GPTConfig
 from models.kv_cache import KVCache, LayerKVCache
 from models.parallel.activation_checkpointing import recompute
+from models.parallel.attention import AttentionDropout, GroupAttention, SampleGroup
 from models.parallel.context import ParallelContext, derive_seed
 from models.parallel.layers import (
     Dropout,
@@ -31,6 +32,7 @@ from models.parallel.layers import (
 )
 from models.parallel.loss import Head, HeadLoss, loss_and_top_k
 from models.parallel.norm import LayerNorm
+from models.parallel.targets import IGNORED
 
 
 class Attention(nn.Module):
@@ -40,6 +42,7 @@ class Attention(nn.Module):
         super().__init__()
         up, down = parallel.mode.up, parallel.mode.down
         width = config.n_head * config.head_dim
+        self.parallel, self.layer = parallel, layer
         self.head_dim, self.dropout = config.head_dim, config.attn_pdrop
         self.c_attn = Linear(parallel, up, config.n_embd, 3 * width, std=config.init_std)
         std = residual_std(config, scaled=config.init_residual == "both")
@@ -53,15 +56,35 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
     ) -> Tensor:
-        qkv = rearrange(
-            self.c_attn(x), "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim
-        )
-        q, k, v = qkv.unbind(0)
-        if past is not None:
-            k, v = past.extend(k, v)
-        y = self.attend(q, k, v, seed=seed)
-        out: Tensor = self.c_proj(rearrange(y, "b h s d -> (b s) (h d)"))
+        qkv: Tensor = self.c_attn(x)
+        shards = self.parallel.num_shards(self.parallel.mode.inner.tokens)
+        order = self.parallel.row_order(shards * len(qkv), length)
+        if order.is_whole:
+            parts = rearrange(qkv, "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim)
+            q, k, v = parts.unbind(0)
+            if past is not None:
+                k, v = past.extend(k, v)
+            y = rearrange(self.attend(q, k, v, seed=seed), "b h s d -> (b s) (h d)")
+        else:
+            group = SampleGroup(order, self.parallel)
+            y = GroupAttention.apply(qkv, self.head_dim, group, self.dropout_by_token(seed))
+        out: Tensor = self.c_proj(y)
         return out
+
+    def dropout_by_token(self, seed: int) -> AttentionDropout | None:
+        """Return the dropout of samples that several ranks hold; None if there is none."""
+        if not self.training or self.dropout == 0.0:
+            return None
+        parallel = self.parallel
+        first_head = sum(
+            parallel.index[axis] * (self.c_attn.bias.numel() // (3 * self.head_dim))
+            for axis in parallel.mode.inner.hidden
+        )
+        return AttentionDropout(
+            p=self.dropout,
+            seed=derive_seed(seed, "attention", self.layer, parallel.index["data"]),
+            first_head=first_head,
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
         """Return softmax(q k^T / sqrt(d)) v with a causal mask. q, k, v [B, heads, S, d]. If q has
@@ -162,7 +185,8 @@ class GPT(nn.Module):
 
     def embed(self, ids: Tensor, seed: int = 0, start: int = 0) -> Tensor:
         """Return x [T_local, C_local] of ids [B, S] of a micro-batch, from position ``start``."""
-        tokens = self.wte(ids.flatten())
+        rows = self.parallel.arrange(ids.flatten(), ids.shape[1], padding=0)
+        tokens = self.wte(rows)
         scale = self.config.n_embd**0.5 if self.config.scale_embedding else 1
         x = torch.add(self.wpe(*ids.shape, start), tokens, alpha=scale)
         x = self.drop(x, seed)
@@ -186,13 +210,15 @@ class GPT(nn.Module):
     def loss(self, x: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Return this rank's share of ``scale`` x the summed cross-entropy of targets [B, S].
         Targets of -100 are ignored."""
-        share: Tensor = HeadLoss.apply(x, self.output.weight, targets.flatten(), scale, self.head)
+        rows = self.parallel.arrange(targets.flatten(), targets.shape[1], padding=IGNORED)
+        share: Tensor = HeadLoss.apply(x, self.output.weight, rows, scale, self.head)
         return share
 
     def loss_and_top_k(self, x: Tensor, targets: Tensor, tops: Sequence[int]) -> Tensor:
         """Return this rank's share of the summed cross-entropy and, for each k of ``tops``, of the
         number of targets among the k most likely tokens: float64 [1 + len(tops)]."""
-        return loss_and_top_k(x, self.output.weight, targets.flatten(), self.head, tops)
+        rows = self.parallel.arrange(targets.flatten(), targets.shape[1], padding=IGNORED)
+        return loss_and_top_k(x, self.output.weight, rows, self.head, tops)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [T, vocabulary] of x [T, C]; only for a model that is not sharded."""

@@ -136,7 +136,7 @@ def test_micro_batch_runs_forward_and_backward_through_a_stage(name: str, place:
     with pretended(rank, layout.gpus):
         model = build_empty(found, rank)
         (chunk,) = model
-        ids = torch.empty(found.padded_micro_batch, LENGTH, dtype=torch.int64, device=META)
+        ids = torch.empty(found.micro_batch, LENGTH, dtype=torch.int64, device=META)
         x = torch.empty(X[name], dtype=torch.float16, device=META, requires_grad=True)
         y = chunk(chunk.embed(ids) if chunk.first else x, LENGTH)
         assert (y.shape, y.dtype) == (x.shape, torch.float16)

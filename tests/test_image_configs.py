@@ -101,9 +101,9 @@ def test_every_config_is_tested() -> None:
 def test_configs_have_the_published_sizes_and_waste_nothing(name: str, gpus: int) -> None:
     overrides = TWO_RANKS[name] if gpus == 2 else ()
     plan = make_plan(CONFIGS / f"{name}.py", gpus=gpus, overrides=overrides, environ={})
-    settings, layout = plan.settings, plan.layout
+    settings = plan.settings
     assert estimate(plan, device="cpu").parameters == 10_001_664
     assert plan.global_batch == BATCHES[name]
-    samples = settings.batch_size / settings.num_micro_batches
-    assert samples % layout.sample_multiple(settings.seq_len) == 0, "padded"
+    assert plan.row_order.is_whole, "samples are sharded"
+    assert plan.row_order.rows == plan.micro_batch * settings.seq_len, "padded"
     assert not [line for line in plan.warnings if "pad" in line]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from engine.estimate.attention import GroupAttentionMemory
 from engine.estimate.ledger import Ledger, MemoryKind
 from engine.estimate.linear import (
     ForwardMode,
@@ -49,6 +50,11 @@ class BlockMemory:
         """The linear layers fc and proj."""
         model, shapes = self.shapes.settings.model, self.shapes
         return shapes.up(model.n_embd, model.n_inner), shapes.down(model.n_inner, model.n_embd)
+
+    @cached_property
+    def group(self) -> GroupAttentionMemory | None:
+        """Attention over samples that several ranks hold; None if samples are whole."""
+        return None if self.shapes.order.is_whole else GroupAttentionMemory(shapes=self.shapes)
 
     @cached_property
     def x(self) -> int:
@@ -89,6 +95,8 @@ class BlockMemory:
     def attention_output(self) -> int:
         """Bytes of the attention's output, which is the saved input of the projection, and
         ``scores``."""
+        if self.group:
+            return self.group.saved
         return self.attention[1].x * self.shapes.compute + self.scores
 
     @property
@@ -111,7 +119,9 @@ class BlockMemory:
 
         norm_forward(ledger, shapes, kind)
         linear_forward(ledger, shapes, qkv, run, kind)
-        if run != ForwardMode.RECOMPUTE_FROM_MATMULS:
+        if self.group:
+            self.group.forward(ledger, run, kind)
+        elif run != ForwardMode.RECOMPUTE_FROM_MATMULS:
             ledger.allocate(
                 MemoryKind.ACTIVATIONS if run == ForwardMode.MATMULS else kind,
                 self.attention_output,
@@ -121,7 +131,7 @@ class BlockMemory:
         self._free_unneeded_x(ledger, kind, qkv, run)
         if not run.keeps:
             free_matmul_output(ledger, shapes, qkv, run)
-        if run == ForwardMode.NOTHING:
+        if run == ForwardMode.NOTHING or (self.group and run == ForwardMode.MATMULS):
             ledger.free(kind, self.attention_output)
         self._add(ledger, proj, run, to=kind)
 
@@ -161,19 +171,28 @@ class BlockMemory:
         self._join(ledger, out, later=later)
 
         self._split(ledger, proj, first=first, later=later)
-        dqkv = qkv.y * shapes.compute
-        ledger.allocate(MemoryKind.BUFFERS, dqkv)
-        ledger.transient(MemoryKind.BUFFERS, self._backward_scores)
-        ledger.free(MemoryKind.BUFFERS, proj.x * shapes.compute)
-        ledger.free(saved, dqkv + self.attention_output)
+        self._attention_backward(ledger)
         if later and self._keeps_x(proj):
             ledger.allocate(saved, proj.x * shapes.compute)  # it was never freed
-        ledger.transient(
-            MemoryKind.BUFFERS, dqkv
-        )  # dq, dk and dv are stacked, then laid out as qkv is
         linear_backward(ledger, shapes, qkv, first=first, later=later)
         self._free(ledger, qkv, later=later)
         self._join(ledger, proj, later=later)
+
+    def _attention_backward(self, ledger: Ledger) -> None:
+        """Simulate dy -> dqkv, among the buffers; free the saved tensors."""
+        qkv, proj = self.attention
+        dqkv = qkv.y * self.shapes.compute
+        if self.group:
+            self.group.backward(ledger)
+            ledger.free(MemoryKind.ACTIVATIONS, dqkv)
+            return
+        ledger.allocate(MemoryKind.BUFFERS, dqkv)
+        ledger.transient(MemoryKind.BUFFERS, self._backward_scores)
+        ledger.free(MemoryKind.BUFFERS, proj.x * self.shapes.compute)
+        ledger.free(MemoryKind.ACTIVATIONS, dqkv + self.attention_output)
+        ledger.transient(
+            MemoryKind.BUFFERS, dqkv
+        )  # dq, dk and dv are stacked, then laid out as qkv is
 
     def weights(self, ledger: Ledger, before: int, *, first: bool) -> tuple[int, int]:
         """Simulate the deferred gradients of weights.

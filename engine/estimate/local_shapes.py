@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from models.parallel.mode import ActivationSharding, Gather, LinearSharding, Mode
+from models.parallel.rows import RowOrder
 from models.parallel.shard import PartitionSpec, shard_sizes
 
 if TYPE_CHECKING:
@@ -83,18 +84,22 @@ class LocalLinear:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalShapes:
-    """Shapes on one rank for a micro-batch of ``tokens`` tokens."""
+    """Shapes on one rank for a micro-batch."""
 
     settings: Settings
     layout: Layout
-    tokens: int
+    order: RowOrder
     device: DeviceType
 
     @classmethod
     def of(cls, plan: Plan, device: DeviceType) -> LocalShapes:
         """Return the shapes of a plan on a type of device."""
-        tokens = plan.padded_micro_batch * plan.settings.seq_len
-        return cls(settings=plan.settings, layout=plan.layout, tokens=tokens, device=device)
+        return cls(settings=plan.settings, layout=plan.layout, order=plan.row_order, device=device)
+
+    @property
+    def tokens(self) -> int:
+        """Rows of a micro-batch on all ranks of a tensor group, padding included."""
+        return self.order.rows
 
     @property
     def mode(self) -> Mode:

@@ -119,6 +119,11 @@ def block_traffic(shapes: LocalShapes) -> PredictedTraffic:
     for linear in (*parts.attention, *parts.mlp):
         _forward(forward, linear)
         _backward(traffic, linear)
+    for axis, size in parts.group.pieces() if parts.group else ():
+        forward.gather(axis, size)
+        if not shapes.settings.keep_gathers:
+            traffic.gather(axis, size)
+        traffic.scatter(axis, size)
     traffic.add(forward, 2 if shapes.settings.model.checkpoint else 1)
     return traffic
 

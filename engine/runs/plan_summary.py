@@ -22,7 +22,7 @@ def plan_summary(plan: Plan) -> dict[str, str]:
     flops = flops_per_token(model, settings.seq_len)
     axes = " ".join(f"{axis}={size}" for axis, size in layout.tensor_axes.items())
     ranks, batch = plural(layout.gpus, "process", "es"), plural(plan.global_batch, "sample")
-    padding = plan.padded_micro_batch - plan.micro_batch
+    padding = plan.row_order.rows - plan.micro_batch * settings.seq_len
     return {
         "config": settings.source,
         "model": f"{model.n_layer} layers, {model.n_head} heads of {model.head_dim}, "
@@ -32,7 +32,7 @@ def plan_summary(plan: Plan) -> dict[str, str]:
         "batch": f"{plural(settings.batch_size, 'sample')} x data {layout.data} x accumulation "
         f"{settings.gradient_accumulation} = {batch} of {settings.seq_len} "
         f"tokens per step, in micro-batches of {plan.micro_batch}"
-        + (f" padded by {padding}" if padding else ""),
+        + (f" padded by {plural(padding, 'row')}" if padding else ""),
         "work": f"{plan.tokens_per_step:,} tokens and "
         f"{format_count(flops * plan.tokens_per_step)}FLOPs per "
         f"step, {format_count(flops)}FLOPs per token; {settings.precision}",

@@ -45,7 +45,9 @@ def activation_names(config: GPTConfig) -> list[str]:
 def observed(chunk: GPT, targets: Tensor, observe: Observe) -> Iterator[None]:
     """Pass the activations and logits of the enclosed forward pass of a micro-batch to ``observe``.
     A pass that recomputes activations later is not observed. ``targets``: [samples, seq_len]."""
-    observer = _Observer(chunk, (targets != IGNORED).flatten(), observe)
+    counted = (targets != IGNORED).flatten()
+    counted = chunk.parallel.arrange(counted, targets.shape[1], padding=False)
+    observer = _Observer(chunk, counted, observe)
     with ExitStack() as stack:
         for name, block in chunk.h.items():
             assert isinstance(block, Block)

@@ -89,7 +89,7 @@ def choose_run_matmul(world: World) -> str:
     """Choose the matmul library of a run on rank 0 and return it on all ranks, whose processors
     may differ. Raises UserError if the setting names a library that does not work."""
     plan = world.plan
-    settings, tokens = plan.settings, plan.padded_micro_batch * plan.settings.seq_len
+    settings, tokens = plan.settings, plan.row_order.rows
     return world.run_on_rank_0(
         lambda: choose_matmul(
             DTYPES[settings.precision][1],

@@ -247,6 +247,8 @@ class _PipelineRun:
     def _empty_activation(self, chunk: GPT, micro_batch: int) -> Tensor:
         """Return an uninitialised x of a micro-batch, in the outer layout."""
         parallel, outer = chunk.parallel, chunk.parallel.mode.outer
-        tokens = self.batches[micro_batch][0].numel() // parallel.num_shards(outer.tokens)
+        samples, length = self.batches[micro_batch][0].shape
+        order = parallel.row_order(samples * length, length)
+        rows = order.rows // parallel.num_shards(outer.tokens)
         hidden = chunk.config.n_embd // parallel.num_shards(outer.hidden)
-        return torch.empty(tokens, hidden, dtype=parallel.compute, device=parallel.device)
+        return torch.empty(rows, hidden, dtype=parallel.compute, device=parallel.device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.data.loader import Batch, TrainBatches, pad_samples
+from engine.data.loader import Batch, TrainBatches
 from engine.data.text_loss import TextLoss
 from engine.data.text_units import TextUnits
 from engine.data.tokenizer import dump
@@ -209,10 +209,7 @@ class Trainer:
 
 
 def micro_batches(plan: Plan, batch: Batch, device: torch.device) -> Iterator[Batch]:
-    """Split a rank's batch into micro-batches on ``device``. Each is padded with ignored samples
-    to a multiple that the mode can shard."""
-    multiple = plan.layout.sample_multiple(plan.settings.seq_len)
+    """Split a rank's batch into micro-batches on ``device``."""
     parts = (tensor.chunk(plan.settings.num_micro_batches) for tensor in batch)
     for ids, targets in zip(*parts, strict=True):
-        ids, targets = pad_samples(ids, targets, multiple)
         yield ids.to(device, non_blocking=True), targets.to(device, non_blocking=True)

@@ -279,11 +279,11 @@ def _knobs(plan: Plan, layout: Layout, batch_size: int) -> KnobValues:
 
 def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
     """Return sizes of a micro-batch in samples: the plan's, or the nearest that divides the batch,
-    then each at most half of the one before. Of sizes that are padded to the same multiple, only
-    the largest is listed."""
+    then each at most half of the one before. Of sizes that are padded to equal rows, only the
+    largest is listed."""
 
     def padded(samples: int) -> int:
-        return layout.padded_samples(samples, plan.settings.seq_len)
+        return layout.row_order(samples, plan.settings.seq_len).rows
 
     largest = {padded(n): n for n in _divisors(batch_size) if padded(n) <= padded(plan.micro_batch)}
     is_planned = layout == plan.layout

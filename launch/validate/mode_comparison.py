@@ -41,7 +41,8 @@ class ModeEstimate:
     @property
     def padding(self) -> float:
         """The share of the work that is padding."""
-        return 1 - self.plan.micro_batch / self.plan.padded_micro_batch
+        tokens = self.plan.micro_batch * self.plan.settings.seq_len
+        return 1 - tokens / self.plan.row_order.rows
 
 
 def compare_modes(

@@ -11,11 +11,13 @@ from math import prod
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.mode import ActivationSharding, Mode
 from models.parallel.registry import modes
+from models.parallel.rows import RowOrder
 from models.parallel.shard import PartitionSpec, Shard, shard_of
 from models.parallel.zero import Zero
 
@@ -157,6 +159,20 @@ class ParallelContext:
             values = torch.empty(weight.shape, dtype=weight.dtype)
             yield values
             self.store.put(weight, values)
+
+    def row_order(self, tokens: int, length: int) -> RowOrder:
+        """Return the order of the rows of a micro-batch in samples of ``length`` tokens."""
+        return RowOrder.of(self.mode, self.sizes, tokens, length)
+
+    def arrange(self, x: Tensor, length: int, *, padding: int) -> Tensor:
+        """Return x [tokens] of a whole micro-batch in the order of its rows, with ``padding`` in
+        rows without a token. Returns x itself if that changes nothing."""
+        order = self.row_order(len(x), length)
+        if order.rows > len(x):
+            x = F.pad(x, (0, order.rows - len(x)), value=padding)
+        if order.group == 1:
+            return x
+        return torch.cat([x[tokens.start : tokens.stop] for tokens in order.tokens()])
 
     def rows(self, tokens: int, axes: tuple[str, ...]) -> slice:
         """Return this rank's rows of a [tokens, ...] tensor that ``axes`` shard."""

@@ -155,7 +155,7 @@ class TokenEmbedding(ShardedModule):
         self.as_lookup = WeightSharding(dim="H", inputs=inputs, axis=lookup.gather_w)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows of ids [T], all tokens of the micro-batch: [T_local, hidden_local] in the
+        """Return the rows of ids [T], all rows of the micro-batch: [T_local, hidden_local] in the
         outer layout.
 
         Each rank looks up the ids in its shard of the vocabulary. Rows of other ids are zero, and
@@ -240,9 +240,11 @@ class PositionEmbedding(ShardedModule):
     def forward(self, batch: int, length: int, start: int = 0) -> Tensor:
         """Return the rows [T_local, hidden_local] for a micro-batch of ``batch`` samples of
         ``length`` tokens that begin at position ``start``."""
-        rows = self.parallel.rows(batch * length, self.parallel.mode.outer.tokens)
-        row = torch.arange(rows.start, rows.stop, device=self.weight.device)
-        return F.embedding(start + row % length, self.weight).to(self.parallel.compute)
+        order = self.parallel.row_order(batch * length, length)
+        token = torch.arange(order.rows, device=self.weight.device)
+        token = self.parallel.arrange(token, length, padding=0)
+        token = token[self.parallel.rows(order.rows, self.parallel.mode.outer.tokens)]
+        return F.embedding(start + token % length, self.weight).to(self.parallel.compute)
 
 
 class Dropout(nn.Module):

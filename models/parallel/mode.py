@@ -89,8 +89,6 @@ class Mode:
     lookup: EmbeddingSharding
     colossal_groups: dict[str, str]
     """Axis -> Colossal-AI's ``ParallelMode`` with its process groups, slowest axis first."""
-    whole_samples: bool = True
-    """Attention needs whole samples on a rank: the outer layout shards tokens by samples."""
     uses_depth: bool = False
     """The setting DEPTH applies."""
 

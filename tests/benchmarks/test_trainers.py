@@ -17,8 +17,8 @@ def test_ways_to_train_have_an_equal_batch_without_padding(ranks: int) -> None:
         overrides = [f"GLOBAL_BATCH_SIZE={trainers.BATCH}", *way]
         plan = plans[name] = make_plan(trainers.CONFIG, gpus=ranks, overrides=overrides, environ={})
         assert plan.global_batch == 16
-        multiple = plan.layout.sample_multiple(plan.settings.seq_len)
-        assert plan.settings.batch_size % multiple == 0, name
+        assert plan.row_order.is_whole, name
+        assert plan.row_order.rows == plan.micro_batch * plan.settings.seq_len, name
         assert plan.layout.gpus == ranks
         assert (plan.settings.precision == "fp16") == ("AMP" in name)
         assert (plan.settings.zero.stage == 1) == ("ZeRO" in name)

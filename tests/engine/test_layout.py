@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from math import prod
 
 import numpy as np
 import pytest
@@ -114,15 +113,3 @@ def test_shards_over_a_faster_axis_stay_within_those_of_the_slower_axis() -> Non
             coarse = shard_of((n,), (("c",),), {"c": 3}, {"c": c})
             assert coarse.offset[0] <= fine.offset[0]
             assert fine.offset[0] + fine.size[0] <= coarse.offset[0] + coarse.size[0]
-
-
-@each_layout
-@pytest.mark.parametrize("length", [1, 10, 12, 128])
-def test_padded_micro_batches_are_sharded_evenly(layout: Layout, length: int) -> None:
-    """They are sharded by whole samples if the mode requires that, else by tokens. No smaller
-    multiple works."""
-    unit = 1 if layout.mode.whole_samples else length
-    cuts = [activation.tokens for activation in (layout.mode.outer, layout.mode.inner)]
-    pieces = [prod(layout.axes[axis] for axis in axes) for axes in cuts]
-    even = [n for n in range(1, 100) if all(n * unit % p == 0 for p in pieces)]
-    assert layout.sample_multiple(length) == even[0]

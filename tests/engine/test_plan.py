@@ -175,7 +175,7 @@ def test_plan_has_the_batch_sizes_of_its_settings(tmp_path: Path) -> None:
         "model={'type': 'gpt-mini', 'n_head': 9, 'n_embd': 216}",
         gpus=54,
     )
-    assert (found.micro_batch, found.padded_micro_batch) == (2, 9)
+    assert (found.micro_batch, found.row_order.rows) == (2, 135)
     assert found.global_batch == 4 * 2 * 3
     assert found.tokens_per_step == 24 * 64
 

@@ -5,7 +5,9 @@ Modes are read from the registry, so a new mode is tested without a change here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -44,6 +46,7 @@ def many_runs() -> Iterator[TrainingCase]:
             keep_gathers=keep,
             dtype=torch.float64,
         )
+    yield from sharded_samples()
     smallest: dict[str, ModeSize] = {}
     for cut in common:
         if cut.tensor > 1:
@@ -62,6 +65,24 @@ def many_runs() -> Iterator[TrainingCase]:
             dtype=torch.float64,
         )
     yield TrainingCase(pipeline=2, scale_embedding=True, dtype=torch.float64)
+
+
+def sharded_samples() -> Iterator[TrainingCase]:
+    """Yield micro-batches whose samples no rank has whole, of lengths that nothing divides."""
+    shapes = itertools.cycle([(1, 11), (3, 7), (5, 13), (2, 5)])
+    choices: list[bool | Literal["selective"]] = ["selective", False, True]
+    ways = itertools.cycle(choices)
+    for cut, (samples, length), way in zip(full_mode_sizes() * 2, shapes, ways, strict=False):
+        yield TrainingCase(
+            **cut._asdict(),
+            samples=samples,
+            length=length,
+            ignored=2,
+            checkpoint=way,
+            keep_gathers=samples == 3,
+            dtype=torch.float64,
+            steps=2,
+        )
 
 
 RUNS = list(many_runs())

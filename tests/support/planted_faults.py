@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import engine.training.step
-from engine.data.loader import Batch
 from engine.training import gradients
 from engine.training.gradients import GradientReducer
 from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.parallel import layers, loss, matmul
+from models.parallel import attention, attention_blocks, layers, loss, matmul
 from models.parallel.collectives import Axis, gather
 from models.parallel.context import ParallelContext
 from models.parallel.initialise import init_normal_
@@ -28,16 +27,18 @@ from models.parallel.layers import Linear, PositionEmbedding, ShardedModule
 from models.parallel.mode import Gather, Mode
 from models.parallel.norm import LayerNorm
 from models.parallel.registry import modes
+from models.parallel.rows import RowOrder, Segment
 from models.parallel.shard import Shard
 from tests.support import training
 from tests.support.training import TrainingCase
 
 Few = partial(TrainingCase, dtype=torch.float64, steps=2)
 COLUMNS = Few(mode="1d", tensor=2, data=2, accumulation=2)
-GRID = Few(mode="2d", tensor=4, samples=6, accumulation=2)  # three a round: one is added
+GRID = Few(mode="2d", tensor=4, samples=6, accumulation=2)
 DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, tied=False)
 CUBE = Few(mode="3d", tensor=8)
-RUNS = [COLUMNS, GRID, DEEP, CUBE]
+SHARED = Few(mode="2d", tensor=4, samples=3, length=7, ignored=2)  # a row is added
+RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +202,75 @@ def targets_are_looked_up_at_the_wrong_offset() -> Iterator[None]:
         yield
 
 
-@shown_by(GRID)
-def padded_samples_count() -> Iterator[None]:
-    def pad(ids: Tensor, targets: Tensor, multiple: int) -> Batch:
-        missing = -len(ids) % multiple
-        return F.pad(ids, (0, 0, 0, missing)), F.pad(targets, (0, 0, 0, missing))
+@shown_by(SHARED)
+def rows_without_a_token_count() -> Iterator[None]:
+    healthy = ParallelContext.arrange
 
-    with patch.object(training, "pad_samples", pad):
+    def arrange(self: ParallelContext, x: Tensor, length: int, *, padding: int) -> Tensor:
+        return healthy(self, x, length, padding=max(padding, 0))
+
+    with patch.object(ParallelContext, "arrange", arrange):
+        yield
+
+
+@shown_by(SHARED)
+def keys_come_from_another_sample() -> Iterator[None]:
+    healthy = RowOrder.segments
+
+    def shifted(self: RowOrder, member: int) -> list[Segment]:
+        return [
+            replace(segment, first=max(0, segment.first - self.length))
+            for segment in healthy(self, member)
+        ]
+
+    with patch.object(RowOrder, "segments", shifted):
+        yield
+
+
+@shown_by(SHARED)
+def positions_are_off_by_one_at_the_border_of_a_shard() -> Iterator[None]:
+    healthy = RowOrder.segments
+
+    def shifted(self: RowOrder, member: int) -> list[Segment]:
+        return [
+            replace(segment, start=segment.start - 1, stop=segment.stop - 1)
+            if segment.start and segment.row
+            else segment
+            for segment in healthy(self, member)
+        ]
+
+    with patch.object(RowOrder, "segments", shifted):
+        yield
+
+
+@shown_by(SHARED)
+def gradients_of_gathered_keys_are_not_summed() -> Iterator[None]:
+    with patch.object(attention, "scatter", lambda x, axis, dim: x.chunk(axis.size)[axis.index]):
+        yield
+
+
+@shown_by(SHARED)
+def late_pieces_are_not_in_reverse_order() -> Iterator[None]:
+    healthy = RowOrder.pieces
+
+    def forward_only(self: RowOrder, member: int) -> tuple[range, ...]:
+        early, late = healthy(self, member)
+        start = self.group * self.early + member * len(late)
+        return early, range(start, start + len(late))
+
+    with patch.object(RowOrder, "pieces", forward_only):
+        yield
+
+
+@shown_by(SHARED)
+def blocks_of_keys_are_merged_in_half_precision() -> Iterator[None]:
+    healthy = attention_blocks.merge
+
+    def rounded(*results: Tensor) -> Any:
+        out, lse, other, other_lse = results
+        return healthy(out, lse.bfloat16().to(lse), other, other_lse.bfloat16().to(lse))
+
+    with patch.object(attention, "merge", rounded):
         yield
 
 

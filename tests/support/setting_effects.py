@@ -219,7 +219,7 @@ def calls(config: Path, overrides: Overrides) -> dict[Any, int]:
     plan = plan_of(config, overrides)
     with pretended(0, 8):
         model = build_empty(plan, 0)
-        ids = torch.empty(plan.padded_micro_batch, 8, dtype=torch.int64, device="meta")
+        ids = torch.empty(plan.micro_batch, 8, dtype=torch.int64, device="meta")
         chunk = model[0]
         y = chunk(chunk.embed(ids), 8)
         y.backward(torch.empty_like(y))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.config.sections.loss import LossScaleSettings
-from engine.data.loader import Batch, pad_samples
+from engine.data.loader import Batch
 from engine.layout import Layout
 from engine.optim.optimizer import ResidentOptimizer
 from engine.training.gradients import GradientReducer
@@ -135,6 +135,8 @@ class TrainingCase:
         if self.checkpoint:
             flags.append("selective" if self.checkpoint == "selective" else "checkpoint")
         flags += ["keep"] * self.keep_gathers
+        if (self.samples, self.length) != (12, 10):
+            flags.append(f"{self.samples}x{self.length}")
         flags += [f"inner{self.inner}"] * (self.inner != 28)
         flags += [f"residual-{self.init_residual}"] * (self.init_residual != "both")
         flags += ["zero-positions"] * (self.init_positions == "zero")
@@ -236,9 +238,7 @@ def samples(run: TrainingCase, step: int) -> Batch:
 
 
 def rounds(run: TrainingCase, batch: Batch, index: int) -> list[Batch]:
-    """Return the micro-batches of data-parallel rank ``index``, padded to a size that the mode can
-    shard."""
-    multiple = run.layout.sample_multiple(run.length)
+    """Return the micro-batches of data-parallel rank ``index``."""
     share, rest = divmod(run.samples, run.data * run.accumulation * run.micro_batches)
     assert not rest, "micro-batches are equal"
     starts = [
@@ -246,10 +246,7 @@ def rounds(run: TrainingCase, batch: Batch, index: int) -> list[Batch]:
         for turn in range(run.accumulation)
         for number in range(run.micro_batches)
     ]
-    return [
-        pad_samples(batch[0][start : start + share], batch[1][start : start + share], multiple)
-        for start in starts
-    ]
+    return [(batch[0][start : start + share], batch[1][start : start + share]) for start in starts]
 
 
 def gathered(model: ModelChunks, tensors: dict[str, Tensor], world: int) -> dict[str, Tensor]:

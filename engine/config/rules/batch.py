@@ -9,6 +9,7 @@ from engine.config.rule_context import Finding, RuleContext
 from engine.config.schema import user_name
 from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.value_hints import nearest_multiples
+from models.parallel.rows import row_multiple
 
 
 def batch_divides_into_micro_batches(context: RuleContext) -> Iterator[Finding]:
@@ -22,40 +23,22 @@ def batch_divides_into_micro_batches(context: RuleContext) -> Iterator[Finding]:
         )
 
 
-def micro_batches_need_no_padding(context: RuleContext) -> Iterator[Finding]:
-    """Warn if micro-batches are padded, because the mode cannot shard their samples evenly."""
+def rows_are_sharded_evenly(context: RuleContext) -> Iterator[Finding]:
+    """Note rows without a token, which a micro-batch has if its tokens cannot be sharded evenly."""
     settings = context.settings
     if settings.batch_size % settings.num_micro_batches:
         return
     samples = settings.batch_size // settings.num_micro_batches
-    multiple = context.layout.sample_multiple(settings.seq_len)
-    padded = context.layout.padded_samples(samples, settings.seq_len)
-    if padded == samples:
-        return
-    yield context.warning(
-        "batch_size",
-        f"{context.cite('batch_size', 'num_micro_batches')}: micro-batches of {samples} samples "
-        f"are padded to {padded} samples, a multiple of {multiple}, for "
-        f"{context.cite('mode', 'tensor_parallel', 'seq_len')}: {(padded - samples) / padded:.0%} "
-        f"of the work is padding; to avoid it, set {', or '.join(_unpadded(context, multiple))}",
-    )
-
-
-def _unpadded(context: RuleContext, multiple: int) -> Iterator[str]:
-    """Yield overrides that leave no padding: the same batch in fewer micro-batches, if it divides
-    into multiples of ``multiple``, then the next larger batch."""
-    settings = context.settings
-    batch, count = settings.batch_size, settings.num_micro_batches
-    round_size = settings.pipeline if settings.schedule == "interleaved" else 1
-    fewer = [n for n in range(count, 0, -1) if batch % (n * multiple) == n % round_size == 0]
-    if fewer:
-        yield f"NUM_MICRO_BATCHES={fewer[0]}"
-    larger = -(-batch // (count * multiple)) * count * multiple
-    samples = larger * context.layout.data * settings.gradient_accumulation
-    yield f"BATCH_SIZE={larger}" + (
-        (f" NUM_MICRO_BATCHES={count}" if fewer or count > 1 else "")
-        + (f" GLOBAL_BATCH_SIZE={samples}" if settings.global_batch_size else "")
-    )
+    tokens = samples * settings.seq_len
+    rows = context.layout.row_order(samples, settings.seq_len).rows
+    if rows > tokens:
+        yield context.note(
+            "batch_size",
+            f"{context.cite('batch_size', 'num_micro_batches', 'seq_len')}: the {tokens:,} tokens "
+            f"of a micro-batch are padded to {rows:,} rows, a multiple of "
+            f"{row_multiple(context.mode, context.axes)}, for "
+            f"{context.cite('mode', 'tensor_parallel')}",
+        )
 
 
 def samples_fit_the_positions(context: RuleContext) -> Iterator[Finding]:
@@ -103,7 +86,7 @@ def tensor_shape_agrees(context: RuleContext) -> Iterator[Finding]:
     outer = context.mode.outer
     samples = settings.batch_size // settings.num_micro_batches
     width = settings.model.n_embd // context.num_shards(*outer.hidden)
-    if context.mode.whole_samples:
+    if context.mode.inner.tokens:
         grids = settings.depth if context.mode.uses_depth else 1
         samples //= context.num_shards(*outer.tokens) // grids
     shape = (samples, settings.seq_len, width)
@@ -136,7 +119,7 @@ def step_fits_the_data(context: RuleContext) -> Iterator[Finding]:
 RULES = (
     step_fits_the_data,
     batch_divides_into_micro_batches,
-    micro_batches_need_no_padding,
+    rows_are_sharded_evenly,
     samples_fit_the_positions,
     run_ends,
     tensor_shape_agrees,

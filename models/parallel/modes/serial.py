@@ -12,5 +12,4 @@ MODE = Mode(
     down=LinearSharding(),
     lookup=EmbeddingSharding(),
     colossal_groups={},
-    whole_samples=False,
 )

@@ -13,5 +13,4 @@ MODE = Mode(
     down=LinearSharding(weight_in=("t",), scatter_y="t"),
     lookup=EmbeddingSharding(scatter_y="t"),
     colossal_groups={"t": "PARALLEL_1D"},
-    whole_samples=False,
 )

@@ -62,6 +62,7 @@ def test_accepted_config_has_plan_and_estimate(tmp_path):
         "micro_batches": 2,
         "per_micro_batch": 4,
         "padded_micro_batch": 4,
+        "rows_per_micro_batch": 4 * 64,
         "accumulation": 1,
         "samples_per_step": 16,
         "tokens_per_step": 16 * 64,

@@ -1,0 +1,166 @@
+"""Attention to a block of keys, and its backward pass from the result over all blocks.
+
+q [B, heads, Q, d] attends to k, v [B, heads, K, d]. A forward pass returns the output and the
+log-sum-exp [B, heads, Q] of the scores; results of two blocks of keys are merged by the latter
+(Milakov & Gimelshein 2018; Dao et al. 2022, section 3.1). A backward pass takes the merged output
+and log-sum-exp, so that the probabilities of the block are the final ones. Fused kernels never
+allocate the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""dq, dk and dv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block of keys for some queries."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    """Query i attends to keys 0 to i; otherwise to all keys."""
+    kept: Callable[[], Tensor] | None = None
+    """Draws the dropout mask [B, heads, Q, K], divided by the probability of keeping an entry."""
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return output and log-sum-exp of the block."""
+        q, k, v, causal = self.q, self.k, self.v, self.causal
+        match self.kernel:
+            case "cpu":
+                out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+            case "flash":
+                out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+            case "efficient":
+                out, lse, *_ = aten._efficient_attention_forward(
+                    *(x.transpose(1, 2) for x in (q, k, v)),
+                    *(None, None, None, None, None, 0.0, int(causal), True),
+                )
+                out, lse = out.transpose(1, 2), lse[..., : q.shape[2]]
+            case _:
+                return self._forward_by_scores()
+        return out, lse
+
+    def backward(self, dout: Tensor, out: Tensor, lse: Tensor) -> Gradients:
+        """Return this block's terms of the gradients. ``out`` and ``lse``: over all blocks."""
+        q, k, v, causal = self.q, self.k, self.v, self.causal
+        match self.kernel:
+            case "cpu":
+                dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                    dout, q, k, v, out, lse, 0.0, causal
+                )
+            case "flash":
+                none = torch.empty(0, dtype=torch.int64, device=q.device)
+                sizes = (None, None, q.shape[2], k.shape[2])
+                dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
+                    dout, q, k, v, out, lse.contiguous(), *sizes, 0.0, causal, none, none
+                )
+            case "efficient":
+                # The kernel reads the log-sum-exp in tiles of 32 rows.
+                lse = F.pad(lse, (0, -lse.shape[2] % 32), value=torch.inf)
+                none = torch.empty((), dtype=torch.int64, device=q.device)
+                given = (x.transpose(1, 2) for x in (dout, q, k, v))
+                dq, dk, dv, _ = aten._efficient_attention_backward(
+                    *given,
+                    None,
+                    out.transpose(1, 2),
+                    None,
+                    None,
+                    q.shape[2],
+                    k.shape[2],
+                    lse,
+                    *(0.0, none, none, int(causal), False),
+                )
+                dq, dk, dv = (x.transpose(1, 2) for x in (dq, dk, dv))
+            case _:
+                return self._backward_by_scores(dout, out, lse)
+        return dq, dk, dv
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that computes the block; "" where no fused kernel exists."""
+        if self.kept is not None:
+            return ""
+        if self.q.device.type == "cpu":
+            return "cpu"
+        if self.q.shape[3] % 8 or self.q.dtype == torch.float64:
+            return ""
+        return "efficient" if self.q.dtype == torch.float32 else "flash"
+
+    def _scores(self) -> Tensor:
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        scale = self.q.shape[3] ** -0.5
+        scores: Tensor = (self.q.to(wide) * scale) @ self.k.to(wide).transpose(2, 3)
+        if self.causal:
+            future = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu_(1)
+            scores.masked_fill_(future, -torch.inf)
+        return scores
+
+    def _forward_by_scores(self) -> tuple[Tensor, Tensor]:
+        scores = self._scores()
+        lse = scores.logsumexp(3)
+        p = scores.sub_(lse.unsqueeze(3)).exp_()
+        if self.kept is not None:
+            p.mul_(self.kept().to(p.dtype))
+        return (p @ self.v.to(p.dtype)).to(self.q.dtype), lse
+
+    def _backward_by_scores(self, dout: Tensor, out: Tensor, lse: Tensor) -> Gradients:
+        p = self._scores().sub_(lse.unsqueeze(3)).exp_()
+        dout = dout.to(p.dtype)
+        dp = dout @ self.v.to(p.dtype).transpose(2, 3)
+        delta = (dout * out).sum(3, keepdim=True)
+        kept = self.kept().to(p.dtype) if self.kept is not None else None
+        dv = (p if kept is None else p * kept).transpose(2, 3) @ dout
+        ds = dp if kept is None else dp.mul_(kept)
+        ds.sub_(delta).mul_(p).mul_(self.q.shape[3] ** -0.5)
+        dq, dk = ds @ self.k.to(p.dtype), ds.transpose(2, 3) @ self.q.to(p.dtype)
+        kind = self.q.dtype
+        return dq.to(kind), dk.to(kind), dv.to(kind)
+
+
+def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge the outputs of two blocks of keys; weights are in the type of the log-sum-exp."""
+    total = torch.logaddexp(lse, other_lse)
+    mine, theirs = (lse - total).exp_(), (other_lse - total).exp_()
+    merged = out * mine.unsqueeze(3)
+    merged += other * theirs.unsqueeze(3)
+    return merged.to(out.dtype), total
+
+
+def dropout_mask(p: float, seed: int, *counters: Tensor) -> Tensor:
+    """Return a dropout mask, divided by 1 - p: a function of the seed and of the entry's numbers
+    alone, so that every sharding draws the same one.
+
+    ``counters``: integers that broadcast to the mask's shape. They are mixed one after the other by
+    the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+    """
+    state: Tensor | int = seed
+    for counter in counters:
+        state = _mixed(counter * -7046029254386353131 + state)
+    assert isinstance(state, Tensor)
+    kept = (state & (2**53 - 1)) >= round(p * 2**53)
+    return kept.to(torch.float64) / (1 - p)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """Mix the bits of int64 entries; products wrap around."""
+    z = (z ^ _shifted(z, 30)) * -4658895280553007687
+    z = (z ^ _shifted(z, 27)) * -7723592293110705685
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign."""
+    shifted: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return shifted

@@ -1,0 +1,145 @@
+"""The rows of a micro-batch: their order, their padding and their shards. No torch.
+
+The tokens of a micro-batch are numbered sample by sample. A mode shards rows evenly, so a few rows
+are appended if their number does not divide. If every shard has whole samples where attention is
+computed, rows are in the order of tokens and attention is local. Otherwise the ranks of a group
+hold samples together and gather each other's keys and values, and each rank has an early and a late
+piece of the group's tokens ("zigzag"): a causal mask lets token i of a sample attend to i + 1
+tokens, and the two pieces of a rank have as many pairs as those of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import lcm, prod
+
+from models.parallel.mode import Axes, Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Consecutive rows of a shard in one sample, or in ``count`` whole samples."""
+
+    row: int
+    """The first row within the shard."""
+    first: int
+    """The first token of the sample, counted from the first one of the group."""
+    start: int
+    """Position of the first row within its sample."""
+    stop: int
+    """Position after the last row."""
+    count: int = 1
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return self.count * (self.stop - self.start)
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of a row and a key that a causal mask admits."""
+        return self.count * (self.stop * (self.stop + 1) - self.start * (self.start + 1)) // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOrder:
+    """The rows of a micro-batch of samples of ``length`` tokens, where attention is computed."""
+
+    rows: int
+    """Their number on all ranks of a tensor group, padding included."""
+    length: int
+    axes: Axes
+    """The axes that shard them, slowest first."""
+    sizes: tuple[int, ...]
+    """The number of ranks along each."""
+
+    @classmethod
+    def of(cls, mode: Mode, sizes: Mapping[str, int], tokens: int, length: int) -> RowOrder:
+        """Return the order of a micro-batch of ``tokens`` tokens. ``sizes``: of all axes."""
+        multiple = row_multiple(mode, sizes)
+        return cls(
+            rows=-(-tokens // multiple) * multiple,
+            length=length,
+            axes=mode.inner.tokens,
+            sizes=tuple(sizes[axis] for axis in mode.inner.tokens),
+        )
+
+    @property
+    def local(self) -> int:
+        """Rows of a shard."""
+        return self.rows // prod(self.sizes)
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """True if every shard has whole samples: attention needs no other rank's keys."""
+        return self.local % self.length == 0
+
+    @cached_property
+    def gathered(self) -> int:
+        """Number of the last axes over which keys are gathered: the fewest that give whole samples,
+        or all."""
+        for axes in range(len(self.axes)):
+            if self._group(axes) * self.local % self.length == 0:
+                return axes
+        return len(self.axes)
+
+    @property
+    def gathered_axes(self) -> Axes:
+        """The axes over which keys are gathered, slowest first."""
+        return self.axes[len(self.axes) - self.gathered :]
+
+    @property
+    def group(self) -> int:
+        """Shards that hold samples together."""
+        return self._group(self.gathered)
+
+    def _group(self, axes: int) -> int:
+        return prod(self.sizes[len(self.sizes) - axes :])
+
+    @property
+    def early(self) -> int:
+        """Rows of a shard's early piece; the others are its late piece."""
+        return self.local if self.group == 1 else -(-self.local // 2)
+
+    def pieces(self, member: int) -> tuple[range, ...]:
+        """Return the tokens of shard ``member`` of a group, counted from the group's first one."""
+        late, end = self.local - self.early, self.group * self.local
+        early = range(member * self.early, (member + 1) * self.early)
+        return (early, range(end - (member + 1) * late, end - member * late)) if late else (early,)
+
+    def segments(self, member: int) -> list[Segment]:
+        """Return the rows of shard ``member`` of a group by sample, in the order of the rows.
+        Padding is a last sample of its own."""
+        segments, row = list[Segment](), 0
+        for piece in self.pieces(member):
+            for segment in self._by_sample(piece, row):
+                segments.append(segment)
+            row += len(piece)
+        return segments
+
+    def _by_sample(self, piece: range, row: int) -> Iterator[Segment]:
+        token, length = piece.start, self.length
+        while token < piece.stop:
+            start = token % length
+            count = 1 if start else max(1, (piece.stop - token) // length)
+            stop = min(length, start + piece.stop - token)
+            yield Segment(row=row, first=token - start, start=start, stop=stop, count=count)
+            row, token = row + count * (stop - start), token + count * (stop - start)
+
+    def tokens(self) -> list[range]:
+        """Return the tokens of all rows in their order, as ranges."""
+        size = self.group * self.local
+        return [
+            range(base + piece.start, base + piece.stop)
+            for base in range(0, self.rows, size)
+            for member in range(self.group)
+            for piece in self.pieces(member)
+        ]
+
+
+def row_multiple(mode: Mode, sizes: Mapping[str, int]) -> int:
+    """Return the multiple of rows that a mode shards evenly."""
+    layouts = (mode.outer, mode.inner)
+    return lcm(*(prod(sizes[axis] for axis in layout.tokens) for layout in layouts))

@@ -1,0 +1,96 @@
+"""The order of a micro-batch's rows: complete, even, balanced, and unchanged for whole samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+
+import pytest
+
+from models.parallel.registry import modes
+from models.parallel.rows import RowOrder, row_multiple
+from tests.support.mode_sizes import ModeSize, mode_sizes
+
+SHAPES = list(product((1, 2, 3, 5, 8), (1, 2, 7, 16)))
+CUTS = list(mode_sizes(9))
+
+
+def axes_of(cut: ModeSize) -> dict[str, int]:
+    axes = modes()[cut.mode].axes(cut.tensor, cut.depth)
+    assert axes is not None
+    return axes
+
+
+def orders(cut: ModeSize) -> Iterator[tuple[RowOrder, int, int]]:
+    """Yield an order, its samples and their length."""
+    for samples, length in SHAPES:
+        order = RowOrder.of(modes()[cut.mode], axes_of(cut), samples * length, length)
+        yield order, samples, length
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_rows_hold_every_token_once_in_even_shards(cut: ModeSize) -> None:
+    mode, axes = modes()[cut.mode], axes_of(cut)
+    shards = [prod(axes[axis] for axis in layout.tokens) for layout in (mode.outer, mode.inner)]
+    for order, samples, length in orders(cut):
+        tokens = [token for piece in order.tokens() for token in piece]
+        assert sorted(tokens) == list(range(order.rows))
+        assert all(order.rows % n == 0 for n in shards)
+        assert 0 <= order.rows - samples * length < row_multiple(mode, axes)
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_whole_samples_stay_in_order_and_gather_nothing(cut: ModeSize) -> None:
+    for order, samples, length in orders(cut):
+        shards = prod(order.sizes)
+        if samples % shards == 0 and order.rows == samples * length:
+            assert order.is_whole
+            assert (order.gathered_axes, order.tokens()) == (
+                (),
+                [range(n * order.local, (n + 1) * order.local) for n in range(shards)],
+            )
+        elif order.rows == samples * length:
+            assert not order.is_whole
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_group_holds_every_key_that_its_rows_attend_to(cut: ModeSize) -> None:
+    """Segments, read token by token, are the rows of the shard; each sample begins in the group."""
+    for order, _, length in orders(cut):
+        size = order.group * order.local
+        every = [token for piece in order.tokens() for token in piece]
+        for shard in range(prod(order.sizes)):
+            group, member = divmod(shard, order.group)
+            base, rows = group * size, every[shard * order.local : (shard + 1) * order.local]
+            found = [0] * order.local
+            for segment in order.segments(member):
+                assert segment.first >= 0
+                for n in range(segment.rows):
+                    sample, position = divmod(n, segment.stop - segment.start)
+                    token = segment.first + sample * length + segment.start + position
+                    assert token < size
+                    found[segment.row + n] = base + token
+                    assert (base + segment.first) % length == 0 or order.gathered == len(order.axes)
+            assert found == rows
+
+
+def test_fewest_axes_are_gathered() -> None:
+    axes = {"d": 2, "r": 2, "c": 2}
+    gathered = {
+        samples: RowOrder.of(modes()["2.5d"], axes, samples * 8, 8).gathered_axes
+        for samples in (1, 2, 3, 4)
+    }
+    assert gathered == {1: ("d", "r"), 2: ("r",), 3: ("d", "r"), 4: ()}
+
+
+@pytest.mark.parametrize(("samples", "length"), [(1, 48), (3, 16), (2, 24), (5, 48), (7, 16)])
+def test_shards_of_a_group_have_equally_many_pairs(samples: int, length: int) -> None:
+    for name, axes in (("2d", {"r": 4, "c": 4}), ("3d", {"c": 2, "a": 2, "b": 2})):
+        order = RowOrder.of(modes()[name], axes, samples * length, length)
+        assert not order.is_whole
+        pairs = [
+            sum(segment.pairs for segment in order.segments(member))
+            for member in range(order.group)
+        ]
+        assert pairs == [samples * length * (length + 1) // 8] * order.group
