@@ -29,6 +29,9 @@ data = dict(type='synthetic')
 """
 
 
+WITH_A_WARNING = CONFIG.replace("SEQ_LEN = 32\n", "SEQ_LEN = 32\nTENSOR_SHAPE = (9, 9, 9)\n")
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     (tmp_path / "gpt.py").write_text(CONFIG)
@@ -36,11 +39,12 @@ def config(tmp_path: Path) -> str:
 
 
 def test_legal_config_is_reported_with_its_warnings(config, capsys):
+    Path(config).write_text(WITH_A_WARNING)
     assert cli.main(["validate", config], {}) == 0
     out = capsys.readouterr().out
     assert "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 1 = 4 processes" in out
     (warning,) = (line for line in out.splitlines() if line.startswith("warning: "))
-    assert "gpt.py:2: BATCH_SIZE=6" in warning
+    assert "gpt.py:4: TENSOR_SHAPE=(9, 9, 9)" in warning
 
 
 def test_gpus_and_overrides_change_the_plan(config, capsys):
@@ -128,6 +132,7 @@ def test_several_configs_have_a_line_each_and_all_their_problems(tmp_path, confi
     (tmp_path / "bad.py").write_text(CONFIG + "foo = 1\nbar = 2\n")
     (tmp_path / "worse.py").write_text("for i in range(3): pass\n")
     (tmp_path / "_base.py").write_text("a part of another config\n")
+    Path(config).write_text(WITH_A_WARNING)
     assert cli.main(["validate", str(tmp_path), config], {}) == 2
     captured = capsys.readouterr()
     lines = [line.split()[:3] for line in captured.out.splitlines()[1:]]
@@ -201,9 +206,9 @@ def test_modes_table_lists_overrides_that_reproduce_each_row(config, capsys):
         assert row["bytes"] == max(stage["bytes"]["total"] for stage in stages)
         assert row["sent"] == sum(sent["bytes"] for sent in made["estimate"]["sent"])
         batch = made["plan"]["batch"]
-        rows = batch["rows_per_micro_batch"]
+        padded = batch["rows_per_micro_batch"]
         tokens = batch["per_micro_batch"] * made["plan"]["settings"]["seq_len"]
-        assert row["padding"] == pytest.approx((rows - tokens) / rows)
+        assert row["padding"] == pytest.approx((padded - tokens) / padded)
         assert row["samples_per_step"] == batch["samples_per_step"] == 8
     assert cli.main(argv, {}) == 0
     table = capsys.readouterr().out.split("modes on 8 GPUs")[1].splitlines()
