@@ -122,6 +122,7 @@ def test_user_error_is_one_line_and_exit_code_2(
     assert "2 GPUs are not a multiple of 4" in err
 
 
+@pytest.mark.slow  # the ranks print as in the test above
 def test_user_error_under_plain_torchrun_is_printed_once(
     config: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -199,6 +200,7 @@ def test_signal_saves_and_ends_the_run(
     assert not any(member.is_running() for member in family)
 
 
+@pytest.mark.slow  # test_restarted_run_resumes_from_the_last_checkpoint kills rank 1
 def test_killed_rank_is_named(
     config: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

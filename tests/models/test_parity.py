@@ -50,11 +50,11 @@ def many_runs() -> Iterator[TrainingCase]:
     smallest: dict[str, ModeSize] = {}
     for cut in common:
         if cut.tensor > 1:
-            yield TrainingCase(**cut._asdict())
             smallest.setdefault(cut.mode, cut)
     for cut in full_mode_sizes():  # an MLP width that no mode divides
         yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64)
     for cut in smallest.values():
+        yield TrainingCase(**cut._asdict())
         yield TrainingCase(**cut._asdict(), compute=torch.bfloat16)
         yield TrainingCase(
             **cut._asdict(),
@@ -89,6 +89,15 @@ RUNS = list(many_runs())
 PARITY = Parity(RUNS)
 
 
-@pytest.mark.parametrize("run", RUNS, ids=[run.name for run in RUNS])
+def is_slow(run: TrainingCase) -> bool:
+    """Return whether a case has a world of its own that shows no other fault: three ranks divide no
+    width either."""
+    return run.layout.gpus in (5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(run, id=run.name, marks=[pytest.mark.slow] * is_slow(run)) for run in RUNS],
+)
 def test_layout_trains_the_same_model_as_one_process(run: TrainingCase) -> None:
     PARITY.check(run)

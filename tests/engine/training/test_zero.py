@@ -60,19 +60,19 @@ def by_option() -> Iterator[TrainingCase]:
     """Yield cases of the options that ZeRO may be combined with: three ranks, over which no width
     divides; a single rank; offloading; activation checkpointing; saved gathers; clipping;
     pipelines; half precision."""
+    yield run(3, offload=True, mode="2.5d", tensor=2, depth=2)
+    yield run(2, mode="1d", tensor=2, pipeline=2, samples=16, micro_batches=2)
     for zero in STAGES:
         yield run(zero, data=3)
         yield run(zero, data=3, mode="1d", tensor=2, accumulation=1)
         yield run(zero, data=1, offload=True)
         yield run(zero, offload=True, checkpoint=True)
-        yield run(zero, offload=True, mode="2.5d", tensor=2, depth=2)
         yield run(zero, checkpoint="selective", clip=None)
         yield run(zero, keep_gathers=True, clip=0.01)
         for schedule in SCHEDULES if zero > 1 else ("1f1b",):
             chunks = 2 if schedule == "interleaved" else 1
             pipeline = {"pipeline": 2, "chunks": chunks, "layers": 2 * chunks, "samples": 16}
             yield run(zero, schedule=schedule, micro_batches=2, **pipeline)
-        yield run(zero, mode="1d", tensor=2, pipeline=2, samples=16, micro_batches=4)
         for compute in (torch.bfloat16, torch.float16):
             yield run(zero, dtype=torch.float32, compute=compute)
         yield run(zero, dtype=torch.float32, compute=torch.float16, pipeline=2)
