@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.config.sections.data import DataSettings
+from engine.config.sections.data import DataSettings, EvalSettings
 from engine.config.sections.optimizer import LRScheduleSettings
 from engine.errors import RunError
 from engine.nvme.offload import open_offload
@@ -43,9 +43,13 @@ class Measurement:
 
 
 def with_random_tokens(plan: Plan) -> Plan:
-    """Return the plan with random token ids and a constant learning rate, on which the time of a
-    step does not depend."""
-    update = {"data": DataSettings(type="synthetic"), "lr_scheduler": LRScheduleSettings()}
+    """Return the plan with random token ids, their splits and a constant learning rate: the time of
+    a step does not depend on these."""
+    update = {
+        "data": DataSettings(type="synthetic"),
+        "eval": EvalSettings(),
+        "lr_scheduler": LRScheduleSettings(),
+    }
     return replace(plan, settings=plan.settings.model_copy(update=update))
 
 

@@ -27,6 +27,7 @@ from launch.arguments import (
 from launch.machine import Machine, this_machine
 from launch.number_types import not_negative, positive
 from launch.throughput_rows import ThroughputRow, append_row, check_columns
+from launch.vocabulary import size_on_this_machine
 
 EXAMPLES = (
     "cuboid throughput gpt_configs/gpt2_vanilla.py precision=bf16",
@@ -90,10 +91,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     one_copy = plan(None, overrides)
     if one_copy.undetermined:
-        raise UserError(
-            f"{one_copy.cite('model.vocab_size')} is known after the data is read; pass "
-            "model.vocab_size=N"
-        )
+        overrides = [*overrides, f"model.vocab_size={_vocabulary(one_copy, environ)}"]
     ranks = torchrun.ranks_to_start(
         one_copy.layout.gpus, 0 if args.gpus else machine.gpus, args.gpus
     )
@@ -126,6 +124,17 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         f"the rows are in {args.csv}"
     )
     return 0
+
+
+def _vocabulary(plan: Plan, environ: Mapping[str, str]) -> int:
+    """Return the number of token ids of the plan's data. Raises UserError if it is unknown here."""
+    size = size_on_this_machine(plan, environ)
+    if isinstance(size, UserError):
+        raise UserError(
+            f"{plan.cite('model.vocab_size')} is not determined until the data is read ({size}); "
+            "pass model.vocab_size=N"
+        )
+    return size
 
 
 def sweep(fits: Callable[[int], bool], *, unit: int, limit: int | None) -> None:

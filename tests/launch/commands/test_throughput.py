@@ -68,9 +68,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, []), (2, ["TENSOR_PARALLEL=2", "MODE=1d"])])
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [(1, ["data.type=images", "eval.split=test"]), (2, ["TENSOR_PARALLEL=2", "MODE=1d"])],
+)
 def test_ranks_measure_the_requested_steps_without_data_or_run_folder(folder, ranks, layout):
-    """The config's data is missing, and its schedule is by epoch."""
+    """The config's data is missing, with the split to validate on, and its schedule is by epoch."""
     words = ["--config=tiny.py", "--steps=3", "--warmup=1", *layout]
     ended = by_hand(ranks, words, folder, program="throughput_gpt")
     assert [rank.code for rank in ended] == [0] * ranks, [rank.err for rank in ended]
@@ -129,6 +132,15 @@ def test_rows_have_one_schema_and_the_figures_of_the_steps(folder, monkeypatch, 
     block = 16 * 96 + 96 + 32 * 16 + 16 + 2 * 16 * 64 + 64 + 16 + 64
     assert int(one["non_embedding_parameters"]) == 8 * 16 + 2 * block + 32
     assert int(one["parameters"]) == int(one["non_embedding_parameters"]) + 33 * 16
+
+
+def test_ranks_measure_the_vocabulary_of_the_data(folder, monkeypatch):
+    Path("text.txt").write_text("abcab" * 40)
+    starts = stand_in(monkeypatch, lambda size: (0, measured(size)))
+    words = ["model.vocab_size=data", "data.path=text.txt", "--max-batch=2"]
+    assert main(["throughput", "tiny.py", *words]) == 0
+    stated = [[word for word in start if word.startswith("model.vocab_size=")] for start in starts]
+    assert [words[-1] for words in stated] == ["model.vocab_size=3"] * 2
 
 
 def test_sizes_beyond_the_available_memory_are_not_started_on_a_cpu(folder, monkeypatch, capsys):
