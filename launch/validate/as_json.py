@@ -57,6 +57,8 @@ def _plan(plan: Plan) -> dict[str, Any]:
             "per_micro_batch": plan.micro_batch,
             "padded_micro_batch": plan.micro_batch,
             "rows_per_micro_batch": plan.row_order.rows,
+            "gpus_per_sample": plan.row_order.group,
+            "attention_idle": plan.row_order.idle,
             "accumulation": settings.gradient_accumulation,
             "samples_per_step": plan.global_batch,
             "tokens_per_step": plan.tokens_per_step,

@@ -68,6 +68,12 @@ def _estimate_lines(plan: Plan, predicted: Estimate) -> dict[str, str]:
         lines["parameters"] += f", at most {predicted.parameters_per_rank:,} on a GPU"
     if plan.layout.pipeline > 1:
         lines["bubble"] = f"{predicted.bubble:.1%} of a step ({plan.settings.schedule})"
+    order = plan.row_order
+    if order.group > 1:
+        lines["attention"] = (
+            f"samples on {order.group} GPUs, which gather keys and values; the GPU with the most "
+            f"work leaves the others idle for {order.idle:.1%} of it"
+        )
     return lines
 
 

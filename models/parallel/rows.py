@@ -128,6 +128,15 @@ class RowOrder:
             yield Segment(row=row, first=token - start, start=start, stop=stop, count=count)
             row, token = row + count * (stop - start), token + count * (stop - start)
 
+    @cached_property
+    def idle(self) -> float:
+        """Fraction of attention's work in which the ranks of a group wait for the one with the most
+        pairs of a row and a key: 0 if all have equally many."""
+        pairs = [
+            sum(segment.pairs for segment in self.segments(member)) for member in range(self.group)
+        ]
+        return 1 - sum(pairs) / (len(pairs) * max(pairs))
+
     def tokens(self) -> list[range]:
         """Return the tokens of all rows in their order, as ranges."""
         size = self.group * self.local

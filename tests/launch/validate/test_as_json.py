@@ -63,6 +63,8 @@ def test_accepted_config_has_plan_and_estimate(tmp_path):
         "per_micro_batch": 4,
         "padded_micro_batch": 4,
         "rows_per_micro_batch": 4 * 64,
+        "gpus_per_sample": 1,
+        "attention_idle": 0,
         "accumulation": 1,
         "samples_per_step": 16,
         "tokens_per_step": 16 * 64,

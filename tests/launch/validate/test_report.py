@@ -184,6 +184,14 @@ def test_summary_has_parameters_and_bubble(config):
     assert not any(line.startswith("bubble") for line in alone)
 
 
+def test_summary_has_attention_of_samples_on_several_gpus(config):
+    shared = case(config, made_up(EVERYTHING), "TENSOR_PARALLEL=4", "MODE=2d", "BATCH_SIZE=2")
+    text = " ".join(report_lines(shared))
+    assert "attention samples on 2 GPUs, which gather keys and values" in " ".join(text.split())
+    whole = report_lines(case(config, made_up(EVERYTHING)))
+    assert not any(line.startswith("attention") for line in whole)
+
+
 def test_memory_parts_of_a_real_estimate_sum_to_the_total(tmp_path):
     path = write(tmp_path, CONFIG + "\nPIPELINE = 2\nTENSOR_PARALLEL = 4\nMODE = '2d'\n")
     found = estimate(plan(path))

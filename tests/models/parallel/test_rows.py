@@ -94,3 +94,15 @@ def test_shards_of_a_group_have_equally_many_pairs(samples: int, length: int) ->
             for member in range(order.group)
         ]
         assert pairs == [samples * length * (length + 1) // 8] * order.group
+        assert order.idle == 0
+
+
+def test_idle_share_of_attention_counts_pairs_token_by_token() -> None:
+    """Of pieces that cannot be equal: 22 tokens over 4 ranks, padded to 24, so of 3 rows each."""
+    order = RowOrder.of(modes()["2d"], {"r": 4, "c": 4}, 22, 22)
+    pairs = [
+        sum(token % 22 + 1 for piece in order.pieces(member) for token in piece)
+        for member in range(4)
+    ]
+    assert order.idle == pytest.approx(1 - sum(pairs) / (4 * max(pairs)), rel=1e-12)
+    assert 0 < order.idle < 0.3
