@@ -44,6 +44,11 @@ def own_environment() -> None:
 
 
 own_environment()
+gc.disable()  # until all tests are collected: it takes a third of the time of their collection
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

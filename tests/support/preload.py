@@ -10,6 +10,7 @@ from importlib import import_module
 
 from engine.world.colossal import ColossalContext
 
+gc.disable()
 for name in (
     "einops._torch_specific",
     "models.parallel.modes",
@@ -23,4 +24,5 @@ for name in (
 ):
     import_module(name)
 ColossalContext()  # imports Colossal-AI
+gc.enable()
 gc.freeze()
