@@ -20,7 +20,11 @@ BATCHES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A model and its batch: ``samples`` of ``length`` tokens a step."""
+    """A model and its batch: ``samples`` of ``length`` tokens a step.
+
+    ``drawn_on_device``: our initial weights come from the device's generator, which draws billions
+    in a moment, and equal no contender's.
+    """
 
     layers: int
     heads: int
@@ -31,6 +35,7 @@ class Workload:
     precision: str = "float32"
     device_type: str = "cpu"
     compiled: bool = False
+    drawn_on_device: bool = False
 
     @property
     def config(self) -> GPTConfig:

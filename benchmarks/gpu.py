@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.check import CheckCase, GpuCheck
 
 ORDER = (
-    *("machine", "matmul", "attention"),
+    *("machine", "matmul", "attention", "head"),
     *("cpu", "vanilla", "bf16", "fp16", "2d", "2d-bf16", "zero3-cpu", "zero3-nvme", "pp1d", "3d"),
     *("resume", "compile", "tests"),
-    *("speed", "profile", "memory"),
+    *("speed", "profile", "large", "memory"),
 )
 """The cheapest and most telling first. Neighbours that do not measure time run side by side."""
 

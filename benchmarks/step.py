@@ -43,6 +43,7 @@ from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.collectives import Traffic
 from models.parallel.context import ParallelContext
+from models.parallel.kernels import DeviceKernels
 from models.parallel.registry import modes
 from tests.support.training import open_axes
 from tests.support.worlds import run_world
@@ -52,7 +53,12 @@ def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Ste
     """Build our training step on ``parallel``; set the process' allocator as a run does."""
     keep_freed_memory()
     model = ModelChunks([GPT(case.config, parallel)])
-    model.initialise(1)
+    if case.drawn_on_device:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, case.config.init_std)
+    else:
+        model.initialise(1)
     if compiled:
         for block in model[0].h.values():
             block.compile()
@@ -69,11 +75,16 @@ def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Ste
 
 
 def whole(case: Workload) -> ParallelContext:
-    """Build the context of a single process, with the matmul that a run would choose."""
+    """Build the context of a single process, with the matmul and kernels that a run would
+    choose."""
     dtype, compute = DTYPES[case.precision]
     parallel = ParallelContext.single_device(case.device, dtype=dtype, compute=compute)
     flops = smallest_matmul_flops(case.config, case.samples * case.length, 1)
-    return replace(parallel, matmul=MATMULS[choose_matmul(compute, case.device, flops)])
+    return replace(
+        parallel,
+        matmul=MATMULS[choose_matmul(compute, case.device, flops)],
+        kernels=DeviceKernels.of(case.device, dtype, compute),
+    )
 
 
 def ours(case: Workload) -> Step:

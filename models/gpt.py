@@ -223,7 +223,8 @@ class GPT(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [T, vocabulary] of x [T, C]; only for a model that is not sharded."""
         assert self.parallel.mode.name == "serial"
-        return self.parallel.matmul(x, self.output.weight.to(x.dtype).t())
+        table = self.output.weight[: self.config.vocab_size]
+        return self.parallel.matmul(x, table.to(x.dtype).t())
 
 
 def residual_std(config: GPTConfig, *, scaled: bool) -> float:

@@ -153,6 +153,24 @@ def matmul(check: GpuCheck) -> Iterator[CaseResult]:
         yield CaseResult(case="matmul", text=text, numbers=rate)
 
 
+def head(check: GpuCheck) -> Iterator[CaseResult]:
+    """Measure the head and its loss, with one improvement after the other, and compare the loss and
+    the gradients with those of none."""
+    for row in on_one_rank(check, "head"):
+        last, near = row["name"] == "loss kernels", row["loss"] < 1e-4 and row["dw"] < 1e-2
+        near = near and row["dx"] < 1e-2
+        missing = last and check.sizes.device == "cuda" and not row["complete"]
+        yield CaseResult(
+            case="head",
+            passed=near and not missing,
+            text=f"{'' if row['name'] in ('none', 'padding') else 'and '}{row['name']}: "
+            f"{1e3 * row['seconds']:.1f} ms, {row['flops'] / T:,.3g} TFLOP/s, "
+            f"{row['peak'] / MIB:,.0f} MiB; loss apart by {row['loss']:.0e}, dx {row['dx']:.0e}, "
+            f"dw {row['dw']:.0e}" + ("; a kernel does not work here" if missing else ""),
+            numbers=row,
+        )
+
+
 def attention(check: GpuCheck) -> Iterator[CaseResult]:
     """Check that attention at the model's shape runs a fused kernel, and measure its rate."""
     numbers = on_one_rank(check, "attention")
@@ -199,6 +217,21 @@ def profile(check: GpuCheck) -> Iterator[CaseResult]:
     )
 
 
+def large(check: GpuCheck) -> Iterator[CaseResult]:
+    """Measure a step of GPT-2 XL."""
+    started = time.monotonic()
+    numbers = on_one_rank(check, "large", seconds=120)
+    yield CaseResult(
+        case="large",
+        seconds=time.monotonic() - started,
+        text=f"{numbers['parameters'] / 1e9:.2f}G parameters: {1e3 * numbers['seconds']:.0f} ms a "
+        f"step, {numbers['tokens_per_second']:,.0f} tokens/s, "
+        f"{numbers['peak_bytes'] / MIB:,.0f} MiB; MFU {numbers['mfu']:.1%} of the measured "
+        f"{numbers['matmul_flops'] / T:.3g} TFLOP/s",
+        numbers=numbers,
+    )
+
+
 def cases() -> list[CheckCase]:
     return [
         CheckCase(name="tests", run=tests),
@@ -206,6 +239,8 @@ def cases() -> list[CheckCase]:
         CheckCase(name="machine", run=machine, alone=True),
         CheckCase(name="matmul", run=matmul, alone=True),
         CheckCase(name="attention", run=attention, alone=True),
+        CheckCase(name="head", run=head, alone=True),
+        CheckCase(name="large", run=large, alone=True),
         CheckCase(name="speed", run=speed, alone=True),
         CheckCase(name="profile", run=profile, alone=True),
         CheckCase(name="memory", run=memory, alone=True),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import train_gpt
-from benchmarks.gpu_check import rates, step_profile
+from benchmarks.gpu_check import head_speed, rates, step_profile
 from benchmarks.gpu_check.sizes import CheckSizes
 from engine.world.processor import usable_cores
 
@@ -58,6 +58,14 @@ def machine(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
 
 def matmul(rank: int, size: int, sizes: CheckSizes) -> list[dict[str, Any]]:
     return rates.matmul_rates(sizes)
+
+
+def head(rank: int, size: int, sizes: CheckSizes) -> list[dict[str, Any]]:
+    return head_speed.measure_head(sizes)
+
+
+def large(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:
+    return step_profile.measure_large(sizes)
 
 
 def attention(rank: int, size: int, sizes: CheckSizes) -> dict[str, Any]:

@@ -16,23 +16,24 @@ from torch import Tensor
 from benchmarks.cases import Workload
 from benchmarks.gpu_check.sizes import CheckSizes
 from benchmarks.gpu_check.traces import kind_of, kinds_of, name_backend, trace_spans
-from models.parallel.tuning import CHUNK_BYTES
+from models.parallel.tuning import ROW_MULTIPLE, chunk_rows
 
 COMPUTE = torch.bfloat16
 
 
-def case_of(sizes: CheckSizes, *, compiled: bool = True) -> Workload:
-    """Return the measured model as a case of benchmarks/step.py."""
+def case_of(sizes: CheckSizes, *, large: bool = False) -> Workload:
+    """Return the measured model, or the large one, as a case of benchmarks/step.py."""
     return Workload(
-        layers=sizes.layers,
-        heads=sizes.heads,
-        width=sizes.width,
+        layers=sizes.large_layers if large else sizes.layers,
+        heads=sizes.large_heads if large else sizes.heads,
+        width=sizes.large_width if large else sizes.width,
         vocabulary=sizes.vocabulary,
-        samples=sizes.samples,
+        samples=sizes.large_samples if large else sizes.samples,
         length=sizes.length,
         precision="bf16",
         device_type=sizes.device,
-        compiled=compiled,
+        compiled=True,
+        drawn_on_device=large,
     )
 
 
@@ -78,7 +79,8 @@ def matmul_rates(sizes: CheckSizes) -> list[dict[str, Any]]:
         "fc proj": (tokens, 4 * width, width),
     }
     for words in (sizes.vocabulary, sizes.padded_vocabulary):
-        chunk = min(tokens, CHUNK_BYTES[sizes.device] // (COMPUTE.itemsize * words))
+        row_bytes, multiple = COMPUTE.itemsize * words, ROW_MULTIPLE[sizes.device]
+        chunk = min(tokens, chunk_rows(tokens, row_bytes, sizes.device, multiple))
         shapes[f"head {words:,}"] = (chunk, width, words)
     square = matmul_rate(sizes.square, sizes.square, sizes.square, sizes)
     rows: list[dict[str, Any]] = [{"name": f"{sizes.square} square", "flops": {"forward": square}}]

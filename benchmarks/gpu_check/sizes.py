@@ -13,6 +13,7 @@ class CheckSizes:
     ``memory``, ``memory_batch``: settings and batch of the runs whose memory is compared with its
     estimate.
     ``layers`` to ``length``: sizes of the measured model.
+    ``large_layers`` to ``large_samples``: sizes in which the large model differs.
     ``square``: edge of the matmul that measures the device's rate.
     ``repeats``: measured calls of a matmul or of attention.
     ``pairs``: measured steps of each contender.
@@ -31,6 +32,10 @@ class CheckSizes:
     padded_vocabulary: int
     samples: int
     length: int
+    large_layers: int
+    large_heads: int
+    large_width: int
+    large_samples: int
     square: int
     repeats: int
     pairs: int
@@ -51,6 +56,10 @@ GPU = CheckSizes(
     padded_vocabulary=50304,
     samples=64,
     length=1024,
+    large_layers=48,
+    large_heads=25,
+    large_width=1600,
+    large_samples=16,
     square=8192,
     repeats=10,
     pairs=15,
@@ -70,6 +79,10 @@ DRY = CheckSizes(
     padded_vocabulary=128,
     samples=2,
     length=16,
+    large_layers=3,
+    large_heads=4,
+    large_width=64,
+    large_samples=1,
     square=64,
     repeats=2,
     pairs=2,

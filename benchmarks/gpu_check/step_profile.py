@@ -17,9 +17,29 @@ from benchmarks.gpu_check.traces import (
 )
 from benchmarks.step import ours
 from engine.estimate.flops import flops_per_token
+from engine.training.memory import peak_bytes
+from models.parameters import parameter_count
 
 TRACED = 3
 MOST = 15
+LARGE_STEPS = 5
+
+
+def measure_large(sizes: CheckSizes) -> dict[str, Any]:
+    """Return the seconds of a step of the large model, its MFU as in ``profile_step`` and the most
+    bytes that torch allocated."""
+    rate = matmul_rate(sizes.square, sizes.square, sizes.square, sizes)
+    case = case_of(sizes, large=True)
+    seconds = seconds_of(ours(case), sizes.device, min(LARGE_STEPS, sizes.repeats))
+    tokens = case.samples * case.length
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "parameters": parameter_count(case.config),
+        "peak_bytes": peak_bytes(case.device),
+        "matmul_flops": rate,
+        "mfu": flops_per_token(case.config, case.length) * tokens / seconds / rate,
+    }
 
 
 def profile_step(sizes: CheckSizes, trace: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.estimate.linear import (
     scattered,
 )
 from engine.estimate.local_shapes import LocalLinear, LocalShapes, LocalWeight
-from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
+from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES, ROW_MULTIPLE, chunk_rows
 
 INDEX = 8
 """Bytes of a token id."""
@@ -34,7 +34,8 @@ class EmbeddingHeadMemory:
     def head(self) -> LocalLinear:
         """The matmul for all logits of a micro-batch."""
         model, shapes = self.shapes.settings.model, self.shapes
-        linear = shapes.up(model.n_embd, model.vocab_size)
+        padded = shapes.table_rows * shapes.num_shards(shapes.mode.up.weight_out)
+        linear = shapes.up(model.n_embd, padded)
         return replace(linear, weight=replace(linear.weight, columns=True))
 
     @cached_property
@@ -45,7 +46,8 @@ class EmbeddingHeadMemory:
 
     @cached_property
     def whole_vocabulary(self) -> bool:
-        return self.table.outputs == self.shapes.settings.model.vocab_size
+        """True if no other rank has a part of the vocabulary."""
+        return self.shapes.num_shards(self.shapes.mode.up.weight_out) == 1
 
     @cached_property
     def lookup_entries(self) -> int:
@@ -151,7 +153,7 @@ class EmbeddingHeadMemory:
         for chunk in (size, rows - size if rows < 2 * size else size):
             if chunk:
                 self._chunk(ledger, chunk / rows)
-        ledger.transient(MemoryKind.LOGITS, dw)  # transposed
+        ledger.transient(MemoryKind.LOGITS, 0 if shapes.device == "cuda" else dw)  # transposed
         ledger.free(MemoryKind.BUFFERS, table + x)
 
     @cached_property
@@ -159,10 +161,9 @@ class EmbeddingHeadMemory:
         """Rows of x in a chunk of the loss."""
         axis, on_tokens = self.head.axis_x, not self.head.on_hidden
         gathered = axis.size if on_tokens else 1
-        budget = CHUNK_BYTES[self.shapes.device] // gathered
-        return self.shapes.settings.loss_chunk or self._vocabularies_within(
-            budget, self.shapes.compute
-        )
+        shapes, row_bytes = self.shapes, gathered * self.table.outputs * self.shapes.compute
+        rows, multiple = shapes.rows(shapes.mode.outer), ROW_MULTIPLE[shapes.device]
+        return shapes.settings.loss_chunk or chunk_rows(rows, row_bytes, shapes.device, multiple)
 
     def _vocabularies_within(self, budget: int, entry: int) -> int:
         """Return how many times the rank's part of the vocabulary fits in ``budget`` bytes."""
@@ -181,10 +182,11 @@ class EmbeddingHeadMemory:
         ledger.chain(MemoryKind.BUFFERS, x, x if head.on_hidden else 0)
         scattered(ledger, shapes, logits, head.axis_y.size, c, kind=MemoryKind.LOGITS)
         block = logits
-        if not cuda and vocabulary == shapes.settings.model.vocab_size:
+        if not cuda and self.whole_vocabulary:
             block = min(logits, self._vocabularies_within(BLOCK_BYTES, FLOAT32) * vocabulary)
-        # Cast first; on a CPU a result of another type than its terms is copied.
-        copies = 1 + shapes.casts * (1 if cuda else 2)
+        # Cast first; on a CPU a result of another type than its terms is copied. The kernels of a
+        # GPU, which float64 does not have, need no copy.
+        copies = int(c > FLOAT32) if cuda else 1 + 2 * shapes.casts
         ledger.transient(MemoryKind.LOGITS, copies * block * max(FLOAT32, c))
         dlogits = logits * c * head.axis_y.size if head.axis_y.size > 1 else 0
         ledger.allocate(MemoryKind.LOGITS, dlogits)
@@ -194,9 +196,9 @@ class EmbeddingHeadMemory:
             head.weight.gathered_entries,
             self._vocabularies_within(CHUNK_BYTES[shapes.device], FLOAT32) * vocabulary,
         )
-        # On a CPU an addition of two types makes a copy.
-        copied = 0 if cuda or not shapes.casts else shapes.parameter
-        ledger.transient(MemoryKind.LOGITS, piece * (c + copied))
+        # A GPU adds the product in place. On a CPU an addition of two types makes a copy.
+        copied = shapes.parameter if shapes.casts else 0
+        ledger.transient(MemoryKind.LOGITS, 0 if cuda else piece * (c + copied))
         ledger.free(MemoryKind.LOGITS, dlogits + logits * c)
         ledger.free(MemoryKind.BUFFERS, dx * c + x)
 

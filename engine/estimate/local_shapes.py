@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from models.parallel.mode import ActivationSharding, Gather, LinearSharding, Mode
 from models.parallel.rows import RowOrder
-from models.parallel.shard import PartitionSpec, shard_sizes
+from models.parallel.shard import PartitionSpec, round_up, shard_sizes
+from models.parallel.tuning import ROW_MULTIPLE
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
@@ -198,6 +199,12 @@ class LocalShapes:
     def width(self, features: int, axes: tuple[str, ...]) -> int:
         """Return the features of a shard, padding included."""
         return -(-features // self.num_shards(axes))
+
+    @cached_property
+    def table_rows(self) -> int:
+        """Rows of a token table on a rank, padding included."""
+        rows = self.width(self.settings.model.vocab_size, self.mode.up.weight_out)
+        return round_up(rows, ROW_MULTIPLE[self.device])
 
     @cached_property
     def x(self) -> int:

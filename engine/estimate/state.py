@@ -66,8 +66,9 @@ def _piece(shapes: LocalShapes, parameter: Parameter) -> LocalParameter:
     weight = matrix and parameter.name != POSITIONS
     table = parameter.name.startswith(("wte", "lm_head"))
     spec = shapes.zero_spec(parameter.spec, 1 if table else 0) if weight else parameter.spec
+    rows, *columns = map(shapes.width, parameter.shape, spec)
     return LocalParameter(
-        entries=prod(map(shapes.width, parameter.shape, spec)),
+        entries=(shapes.table_rows if table else rows) * prod(columns),
         summed=shapes.summed_axes(spec),
         matrix=matrix,
         weight=weight,

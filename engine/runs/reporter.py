@@ -286,7 +286,8 @@ def _validation_text(trainer: Trainer) -> str:
 def _matmul_text(trainer: Trainer, *, cuda: bool) -> str:
     """Return the table's row on the matmul library and the processor that it was chosen for."""
     if cuda:
-        return trainer.matmul
+        kernels = trainer.model.parallel.kernels
+        return f"{trainer.matmul}; loss by {kernels.loss_text}"
     threads = plural(torch.get_num_threads(), "thread")
     return f"{trainer.matmul}, on {this_processor().name} ({cpu_capability()}), {threads} per rank"
 

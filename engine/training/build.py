@@ -17,6 +17,7 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis
 from models.parallel.context import ParallelContext, WeightStore
+from models.parallel.kernels import DeviceKernels
 from models.parallel.mode import Mode
 from models.parallel.zero import Zero
 from models.parameters import parameters
@@ -54,6 +55,7 @@ def parallel_context(
         dtype=dtype,
         compute=compute,
         matmul=MATMULS[matmul],
+        kernels=DeviceKernels.of(device, dtype, compute),
         keep_gathers=settings.keep_gathers,
         zero=Zero(
             stage=zero.stage,

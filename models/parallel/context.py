@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis, Traffic
+from models.parallel.kernels import DeviceKernels, add_product
 from models.parallel.mode import ActivationSharding, Mode
 from models.parallel.registry import modes
 from models.parallel.rows import RowOrder
@@ -96,6 +97,7 @@ class ParallelContext:
     compute: torch.dtype = torch.float32
     """The type of activations; weights are cast to it before they are sent."""
     matmul: MatmulBackend = torch_matmul
+    kernels: DeviceKernels = field(default_factory=DeviceKernels)
     keep_gathers: bool = False
     """Save gathered x and w for backward instead of gathering them again: time for memory."""
     zero: Zero = field(default_factory=Zero)
@@ -115,6 +117,13 @@ class ParallelContext:
     def index(self) -> Mapping[str, int]:
         """This rank's position along each axis."""
         return {name: axis.index for name, axis in self.axes.items()}
+
+    def add_product(self, sums: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b to ``sums``, in the type of ``sums``."""
+        if self.kernels.adds_products:
+            add_product(sums, a, b)
+        else:
+            sums.add_(self.matmul(a, b))
 
     def axis(self, name: str | None) -> Axis | None:
         """Return the axis of that name; None if its size is 1 or ``name`` is None."""
@@ -139,9 +148,9 @@ class ParallelContext:
         """The axes over which a gradient is summed, unless they shard its parameter."""
         return {name: self.axes[name] for name in (*self.mode.colossal_groups, "data")}
 
-    def shard(self, shape: tuple[int, ...], spec: PartitionSpec) -> Shard:
+    def shard(self, shape: tuple[int, ...], spec: PartitionSpec, *, row_multiple: int = 1) -> Shard:
         """Return this rank's shard of a parameter of global ``shape``."""
-        return shard_of(shape, spec, self.sizes, self.index)
+        return shard_of(shape, spec, self.sizes, self.index, row_multiple=row_multiple)
 
     def read(self, weight: Tensor) -> Tensor:
         """Return the values of this rank's shard of a parameter, from memory or from the store."""

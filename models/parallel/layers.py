@@ -49,10 +49,12 @@ class ShardedModule(nn.Module):
         initial: Normal | Constant,
         *,
         storage_device: torch.device | None = None,
+        row_multiple: int = 1,
     ) -> nn.Parameter:
         """Register this rank's shard of a parameter of global ``shape``, on the computing device or
         on ``storage_device``. With a storage device it goes to the context's store, if any."""
-        shard, parallel = self.parallel.shard(shape, spec), self.parallel
+        parallel = self.parallel
+        shard = parallel.shard(shape, spec, row_multiple=row_multiple)
         if storage_device and parallel.store:  # a shape without memory, NaN if read by mistake
             absent = torch.full((), torch.nan, dtype=parallel.dtype, device=storage_device)
             parameter = nn.Parameter(absent.expand(shard.local))
@@ -149,6 +151,7 @@ class TokenEmbedding(ShardedModule):
             spec,
             Normal(std=std),
             storage_device=parallel.offload_device,
+            row_multiple=parallel.kernels.row_multiple,
         )
         (inputs,) = parallel.shard((hidden,), (up.weight_in,)).local
         self.as_head = WeightSharding(dim="H", inputs=inputs, axis=up.gather_w)

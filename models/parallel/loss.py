@@ -16,10 +16,11 @@ from torch import Tensor
 
 from models.parallel.collectives import Axis, gather, scatter
 from models.parallel.context import ParallelContext
+from models.parallel.kernels import LossKernels
 from models.parallel.matmul import gathered_x
 from models.parallel.shard import Shard
 from models.parallel.targets import IGNORED
-from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES
+from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES, chunk_rows
 from models.parallel.weight_sharding import WeightSharding
 
 
@@ -54,7 +55,7 @@ class Head:
         rows.
         """
         parallel, up = self.parallel, self.parallel.mode.up
-        size = self.chunk or self._default_chunk()
+        size = self.chunk or self._default_chunk(rows)
         gathers = parallel.axis(up.gather_x.axis) if up.gather_x and up.gather_x.on == "T" else None
         scatters = parallel.axis(up.scatter_y)
         for start in range(0, rows, size):
@@ -92,16 +93,25 @@ class Head:
     @property
     def piece(self) -> int:
         """The number of rows of dw [hidden, vocabulary] that one matmul computes."""
-        return self._vocabularies_within(self._budget, torch.float32)
+        device = self.parallel.device.type
+        budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
+        return self._vocabularies_within(budget, torch.float32)
 
-    def _default_chunk(self) -> int:
-        gathered = self.parallel.mode.up.gather_x
-        rows = self.parallel.sizes[gathered.axis] if gathered and gathered.on == "T" else 1
-        return self._vocabularies_within(self._budget // rows, self.parallel.compute)
+    def new_gradient(self, w_gathered: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return zeros for the gradient of the gathered table, transposed: [hidden, vocabulary].
 
-    @property
-    def _budget(self) -> int:
-        return CHUNK_BYTES.get(self.parallel.device.type, CHUNK_BYTES["cpu"])
+        A CPU transposes x for the matmul faster than the logits. A GPU's matmul writes in either
+        order: entries lie in the order of the table, and nothing is transposed afterwards.
+        """
+        if self.parallel.kernels.adds_products:
+            return w_gathered.new_zeros(w_gathered.shape, dtype=dtype).t()
+        return w_gathered.new_zeros(w_gathered.t().shape, dtype=dtype)
+
+    def _default_chunk(self, rows: int) -> int:
+        parallel, gathered = self.parallel, self.parallel.mode.up.gather_x
+        ranks = parallel.sizes[gathered.axis] if gathered and gathered.on == "T" else 1
+        row_bytes = ranks * self.shard.local[0] * parallel.compute.itemsize
+        return chunk_rows(rows, row_bytes, parallel.device.type, parallel.kernels.row_multiple)
 
     def _vocabularies_within(self, budget: int, dtype: torch.dtype) -> int:
         """Return the number of rows of [vocabulary_local] that fit ``budget`` bytes, at least 1."""
@@ -125,12 +135,7 @@ class HeadLoss(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         w_gathered = head.weight_sharding.gather(w, parallel)
         dx = torch.empty_like(x) if needs_grad else None
-        # [hidden, vocabulary]: transposing x for the matmul is cheaper than transposing the logits.
-        dw = (
-            w_gathered.new_zeros((w_gathered.shape[1], w_gathered.shape[0]), dtype=w.dtype)
-            if needs_grad
-            else None
-        )
+        dw = head.new_gradient(w_gathered, w.dtype) if needs_grad else None
         loss = x.new_zeros((), dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
         for chunk, rows in head.chunks(len(targets), len(x)):
             x_gathered = gathered_x(x[chunk], up, parallel)
@@ -151,7 +156,7 @@ class HeadLoss(torch.autograd.Function):
             for sums, features in zip(
                 dw.split(head.piece), x_gathered.t().split(head.piece), strict=True
             ):
-                sums.add_(parallel.matmul(features, dy_gathered))
+                parallel.add_product(sums, features, dy_gathered)
             # Free this chunk before the next one is allocated.
             del x_gathered, logits, block, dy_gathered, dxs
         if dw is not None:
@@ -182,6 +187,8 @@ def cross_entropy(
     logits [rows, vocabulary_local], targets [rows]. Each rank computes a local softmax; log-sum-exp
     and the target's logit are then merged over the vocabulary's axis in one collective.
     """
+    if (kernels := head.parallel.kernels.loss) is not None:
+        return fused_cross_entropy(logits, targets, scale, head, needs_grad, kernels)
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.shard.is_padded:
         # Too small for any share of a softmax, even if the rank has no other column.
@@ -201,6 +208,27 @@ def cross_entropy(
     if needs_grad:
         p.scatter_add_(1, column, here.unsqueeze(1).to(p.dtype).neg_())
         torch.mul(p, counted.unsqueeze(1).to(p.dtype).mul_(scale), out=logits)
+    return ((total - picked) * counted).sum() * scale
+
+
+def fused_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    scale: float,
+    head: Head,
+    needs_grad: bool,
+    kernels: LossKernels,
+) -> Tensor:
+    """Do as ``cross_entropy``, by the kernels of the device."""
+    column, here = local_columns(targets, head)
+    column, size = column.where(here, -1), head.shard.size[0]
+    total, picked = kernels.row_statistics(logits, column, size)
+    counted = (targets != IGNORED).to(total.dtype)
+    if axis := head.vocabulary:
+        pieces = axis.all_gather(torch.stack((total, picked)))
+        total, picked = pieces[:, 0].logsumexp(0), pieces[:, 1].sum(0)
+    if needs_grad:
+        kernels.write_gradient(logits, column, size, total, counted * scale)
     return ((total - picked) * counted).sum() * scale
 
 

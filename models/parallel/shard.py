@@ -22,8 +22,9 @@ class Shard:
     """Shape of the shard without padding."""
     local: tuple[int, ...]
     """Shape of the tensor on the rank: ``size``, padded at the end so that all ranks have equal
-    shapes (only where a dimension does not divide, such as an odd vocabulary over two ranks).
-    Padding is never saved, counted or clipped."""
+    shapes (only where a dimension does not divide, such as an odd vocabulary over two ranks) and,
+    in a token table, so that the number of rows suits the device. Padding is zero and is never
+    saved, counted, clipped or sampled."""
     spec: PartitionSpec
     """The axes that shard each dimension."""
 
@@ -52,16 +53,27 @@ def shard_sizes(size: int, ranks: Iterable[int]) -> list[int]:
     return list(accumulate(ranks, lambda length, n: -(-length // n), initial=size))[1:]
 
 
+def round_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple of ``multiple`` that is not below ``size``."""
+    return -(-size // multiple) * multiple
+
+
 def shard_of(
-    shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int], index: Mapping[str, int]
+    shape: Sequence[int],
+    spec: PartitionSpec,
+    sizes: Mapping[str, int],
+    index: Mapping[str, int],
+    *,
+    row_multiple: int = 1,
 ) -> Shard:
     """Return the shard of one rank, from the ``sizes`` of all axes and its ``index`` on each.
 
     A dimension of n entries that axes (c, b) shard is split into |c| pieces of ceil(n / |c|), and
-    each piece into |b| pieces. The rank has piece ``index[b]`` of piece ``index[c]``.
+    each piece into |b| pieces. The rank has piece ``index[b]`` of piece ``index[c]``. Its tensor
+    is padded to a multiple of ``row_multiple`` rows, which changes neither offset nor size.
     """
     assert len(shape) == len(spec), f"{len(shape)} dimensions, {len(spec)} in the spec"
-    offset, size, local = [], [], []
+    offset, size, local = list[int](), list[int](), list[int]()
     for n, axes in zip(shape, spec, strict=True):
         start, stop, length = 0, n, n
         for axis, length in zip(axes, shard_sizes(n, map(sizes.__getitem__, axes)), strict=True):
@@ -69,7 +81,7 @@ def shard_of(
             stop = min(start + length, stop)
         offset.append(start)
         size.append(stop - start)
-        local.append(length)
+        local.append(length if local else round_up(length, row_multiple))
     return Shard(
         shape=tuple(shape), offset=tuple(offset), size=tuple(size), local=tuple(local), spec=spec
     )

@@ -6,9 +6,30 @@ BUCKET_BYTES = 25 << 20
 """Bytes of gradients in one all-reduce (engine/training/gradients.py), as in torch's
 DistributedDataParallel: large enough to amortise latency, small enough to overlap."""
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 29}
+ROW_MULTIPLE = {"cpu": 1, "cuda": 128}
+"""Rows of a token table on a rank are padded to a multiple of this number, by device: the matmuls
+of the head have no fast kernel for GPT-2's 50,257 ids (H200, bf16: 111 to 138 TFLOP/s, 695 to 791
+with 50,304; models/parallel/context.py)."""
+
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 13 << 27}
 """Bytes of logits, in the compute type, in one chunk of the loss (models/parallel/loss.py), by
-device; also bytes of the head's weight gradient, in float32, that one matmul computes."""
+device; also bytes of the head's weight gradient, in float32, that one matmul computes. On a GPU
+64 x 1024 tokens of 50,304 ids in bf16 are four chunks."""
+
+
+def chunk_rows(rows: int, row_bytes: int, device: str, multiple: int) -> int:
+    """Return the rows of x in a chunk of the loss, of ``rows`` in total whose logits have
+    ``row_bytes`` bytes each.
+
+    A chunk has as many rows as fit CHUNK_BYTES. On a device whose matmuls want a ``multiple`` of
+    rows, chunks are equal, so that the last one is not small, and rounded up to that multiple.
+    """
+    most = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // row_bytes)
+    if multiple == 1:
+        return most
+    equal = -(-rows // -(-rows // most))
+    return -(-equal // multiple) * multiple
+
 
 KEPT_BYTES = 64 << 20
 """Freed blocks up to this size stay with the process for reuse (engine/training/memory.py); a chunk

@@ -121,7 +121,7 @@ def isolation() -> Sequence[str]:
     return ISOLATED if tried.returncode == 0 else ()
 
 
-FEW = ("matmul", "attention", "vanilla", "2d", "profile", "memory")
+FEW = ("matmul", "attention", "head", "large", "vanilla", "2d", "profile", "memory")
 """Cases that the default tests run: all but those that start pytest, a resume or a comparison."""
 
 

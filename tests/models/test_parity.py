@@ -51,8 +51,14 @@ def many_runs() -> Iterator[TrainingCase]:
     for cut in common:
         if cut.tensor > 1:
             smallest.setdefault(cut.mode, cut)
-    for cut in full_mode_sizes():  # an MLP width that no mode divides
-        yield TrainingCase(**cut._asdict(), inner=27, dtype=torch.float64)
+    for cut in full_mode_sizes():  # an MLP width that no mode divides, and the head of a GPU
+        yield TrainingCase(
+            **cut._asdict(),
+            inner=27,
+            gpu_head=True,
+            loss_chunk=None,
+            dtype=torch.float64,
+        )
     for cut in smallest.values():
         yield TrainingCase(**cut._asdict())
         yield TrainingCase(**cut._asdict(), compute=torch.bfloat16)

@@ -27,9 +27,11 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.context import ParallelContext
+from models.parallel.kernels import DeviceKernels
 from models.parallel.registry import modes
 from models.parallel.zero import Zero
 from models.stage_split import chunks_of, split_balanced
+from tests.support.loss_kernels import LIKE_A_GPU
 from tests.support.offloading import open_offloaded
 
 LR, EPS = 1e-2, 1e-4
@@ -50,6 +52,7 @@ class TrainingCase:
         steps: the second starts from updated parameters and optimizer states.
         scale: initial loss scale of fp16.
         disk: state that is offloaded to a disk; "weights" includes the optimizer states.
+        gpu_head: compute the head as on a GPU, with its padding and its order of operations.
     """
 
     mode: str = "serial"
@@ -85,6 +88,7 @@ class TrainingCase:
     init_residual: Literal["both", "mlp", "none"] = "both"
     init_positions: Literal["normal", "zero"] = "normal"
     scale_embedding: bool = False
+    gpu_head: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -141,6 +145,7 @@ class TrainingCase:
         flags += [f"residual-{self.init_residual}"] * (self.init_residual != "both")
         flags += ["zero-positions"] * (self.init_positions == "zero")
         flags += ["scaled-embedding"] * self.scale_embedding
+        flags += ["gpu-head"] * self.gpu_head
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
@@ -211,6 +216,7 @@ def open_partition(run: TrainingCase, rank: int, traffic: Traffic | None = None)
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
+        kernels=LIKE_A_GPU if run.gpu_head else DeviceKernels(),
         offload_device=torch.device("cpu") if run.offload or run.disk else None,
     )
 

@@ -42,15 +42,17 @@ def model(preset: str, **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_parameters_equal_the_published_count(preset: str, published: int) -> None:
-    result = estimate(plan(model=model(preset)))
+    result = estimate(plan(model=model(preset)), device="cpu")
     assert result.parameters == result.parameters_per_rank == published
 
 
 def test_parameters_of_all_ranks_add_up_to_the_model() -> None:
     """Tensors that are not sharded, padding of the vocabulary and the copy of a tied table are
     exceptions: they count more than once."""
-    whole = estimate(plan(model=GPT2))
-    cut = estimate(plan(model=GPT2, mode="1d", tensor=2, pipeline=3, num_micro_batches=4))
+    whole = estimate(plan(model=GPT2), device="cpu")
+    cut = estimate(
+        plan(model=GPT2, mode="1d", tensor=2, pipeline=3, num_micro_batches=4), device="cpu"
+    )
     twice = 12 * 6 * 768 + 2 * 768 + 1024 * 768  # norms and biases of *down* layers, positions
     padded = (50_258 + (50_258 - 50_257)) * 768
     assert 2 * sum(stage.parameters for stage in cut.stages) == whole.parameters + twice + padded

@@ -17,6 +17,7 @@ from engine.estimate.estimate import estimate
 from engine.estimate.local_shapes import LocalShapes
 from engine.plan import Plan, make_plan
 from models.parallel.registry import modes
+from models.parallel.tuning import ROW_MULTIPLE
 from tests.support.allocations import MeasuredMemory, estimated_sends, measure, world_of_one
 from tests.support.mode_sizes import full_mode_sizes
 from tests.support.runs import open_run
@@ -152,3 +153,17 @@ def test_allocations_and_traffic_of_a_rank_equal_the_estimate(
         assert stage.after_step.total == pytest.approx(one.left, rel=WITHIN)
     busiest = max(measured, key=lambda one: sum(sent for _, sent in one.sent.values()))
     assert estimated_sends(result) == busiest.sent
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (1, ("precision=bf16", "loss_chunk=None")),
+        (4, ("TENSOR_PARALLEL=4", "MODE=2d", "model.tie_embeddings=False")),
+    ],
+)
+def test_padding_of_tables_for_a_gpu_is_in_the_estimate(
+    config: Path, ranks: int, overrides: tuple[str, ...]
+) -> None:
+    with patch.dict(ROW_MULTIPLE, cpu=ROW_MULTIPLE["cuda"]):
+        test_allocations_and_traffic_of_a_rank_equal_the_estimate(config, ranks, overrides)
