@@ -19,6 +19,7 @@ def unshard(local: Tensor, shard: Shard, parallel: ParallelContext) -> Tensor:
     for dim, axes in enumerate(shard.spec):
         size = shard.shape[dim]
         sizes = [size, *shard_sizes(size, [parallel.sizes[name] for name in axes])]
+        local = local.narrow(dim, 0, sizes[-1])  # without the rows that suit the device
         # The last axis was split last: gather it first, and drop its padding.
         for name, size in zip(reversed(axes), reversed(sizes[:-1]), strict=True):
             parts = parallel.axes[name].all_gather(local)

@@ -26,7 +26,8 @@ from tests.support.training import gathered as by_boxes
 from tests.support.worlds import run_world
 
 LAYOUTS = [
-    TrainingCase(mode="2d", tensor=4),
+    TrainingCase(gpu_head=True),
+    TrainingCase(mode="2d", tensor=4, gpu_head=True),
     TrainingCase(mode="2.5d", tensor=2, depth=2, data=2, zero=1, zero_depth=True),
     TrainingCase(mode="1d", tensor=2, pipeline=2, tied=False),
     TrainingCase(data=3, zero=3),
@@ -106,10 +107,11 @@ def assemble(rank: int, size: int, shapes: list[tuple[int, int]]) -> None:
     for shape in shapes:
         tensor = torch.arange(float(shape[0] * shape[1])).view(shape)
         for cut in ((("r",), ("c",)), (("c", "r"), ()), ((), ("r", "c")), ((), ())):
-            box = shard_of(shape, cut, part.sizes, part.index)
-            piece = torch.full(box.local, torch.nan)
-            piece[box.valid_slices] = tensor[box.slices]
-            assert torch.equal(unshard(piece, box, part), tensor), (shape, cut)
+            for rows in (1, 4):
+                box = shard_of(shape, cut, part.sizes, part.index, row_multiple=rows)
+                piece = torch.full(box.local, torch.nan)
+                piece[box.valid_slices] = tensor[box.slices]
+                assert torch.equal(unshard(piece, box, part), tensor), (shape, cut, rows)
 
 
 def test_padding_inside_nested_shards_is_dropped() -> None:
