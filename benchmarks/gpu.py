@@ -41,6 +41,9 @@ ORDER = (
 )
 """The cheapest and most telling first. Neighbours that do not measure time run side by side."""
 
+GRACE = 20.0
+"""Seconds after the last case in which processes may end by themselves."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
@@ -96,7 +99,7 @@ def check(args: argparse.Namespace, folder: Path, path: list[Path]) -> int:
     except KeyboardInterrupt as signal:
         one.results.say(f"stopped by {signal or 'Ctrl-C'}")
         return 1
-    strays = processes.end_strays(mark)
+    strays = processes.end_strays(mark, GRACE)
     if strays:
         text = f"left behind and ended: {'; '.join(strays)}"
         one.results.add(CaseResult(case="processes", passed=False, text=text))

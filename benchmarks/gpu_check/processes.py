@@ -117,22 +117,30 @@ def end(pid: int) -> None:
                 one.kill()
 
 
-def end_strays(mark: str) -> list[str]:
+def end_strays(mark: str, grace: float = 0.0) -> list[str]:
     """Kill all processes of a check except this one and its multiprocessing servers; return the
-    command lines of the killed processes."""
+    command lines of the killed processes.
+
+    Processes that end by themselves within ``grace`` seconds are not killed: torch's compile
+    workers notice the end of their parent with a delay.
+    """
     servers = set()
     for child in psutil.Process().children():
         with suppress(psutil.Error):  # the process has just ended
             if any("from multiprocessing." in word for word in child.cmdline()):
                 servers.add(child.pid)
-    killed = []
+    strays = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.pid in {os.getpid(), *servers} or process.environ().get(MARK) != mark:
                 continue
             if process.status() != psutil.STATUS_ZOMBIE:
-                killed.append(" ".join(process.cmdline())[:200])
-                process.kill()
+                strays.append(process)
+    killed = []
+    for process in psutil.wait_procs(strays, timeout=grace)[1]:
+        with suppress(psutil.Error):
+            killed.append(" ".join(process.cmdline())[:200])
+            process.kill()
     return killed
 
 

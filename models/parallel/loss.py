@@ -168,8 +168,8 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = gradients
         dx, dw = ctx.saved_tensors
-        if g.device.type != "cpu" or g.item() != 1.0:
-            dx, dw = dx * g.to(dx.dtype), dw * g
+        if g.device.type != "cpu" or g.item() != 1.0:  # reading a GPU's g would wait for it
+            dx, dw = dx.mul_(g.to(dx.dtype)), dw.mul_(g)
         return (
             dx,
             ctx.head.weight_sharding.scatter(ctx.weight, dw, ctx.head.parallel),
