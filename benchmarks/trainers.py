@@ -35,7 +35,7 @@ DRAWN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredRun:
     """The measurements of one rank."""
 
     seconds: list[float]
@@ -62,7 +62,7 @@ def image_ways(ranks: int) -> Mapping[str, Sequence[str]]:
     }
 
 
-def measure(rank: int, size: int, overrides: Sequence[str], cache: str, steps: int) -> Measured:
+def measure(rank: int, size: int, overrides: Sequence[str], cache: str, steps: int) -> MeasuredRun:
     """Train on one of ``size`` ranks."""
     torch.set_num_threads(1)
     run = open_run(rank, size, CONFIG, (*overrides, f"data.cache={cache}"), steps=steps + 1)
@@ -71,7 +71,7 @@ def measure(rank: int, size: int, overrides: Sequence[str], cache: str, steps: i
         started = time.perf_counter()
         loss = run.step(step).loss
         seconds.append(time.perf_counter() - started)
-    return Measured(seconds=seconds[1:], loss=loss, peak=peak_bytes(run.device))
+    return MeasuredRun(seconds=seconds[1:], loss=loss, peak=peak_bytes(run.device))
 
 
 def image(ranks: int, steps: int, data: str | None, overrides: Sequence[str]) -> None:

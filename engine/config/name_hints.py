@@ -35,7 +35,7 @@ class Hint:
 
     @property
     def meant(self) -> frozenset[str]:
-        """The schema's names of ``settings``."""
+        """The names of ``settings`` in the schema, without values and without unknown names."""
         names = (setting.partition("=")[0] for setting in self.settings)
         return frozenset(_OWN[name] for name in names if name in _OWN)
 

@@ -188,8 +188,8 @@ def _as_dict(source: SettingSource) -> str:
 
 
 def _unknown(document: Document, path: Path, value: object, sources: SettingSources) -> None:
-    """Report a name that is not a setting. For an unknown section with known keys, report
-    the keys."""
+    """Report a name that is not a setting. If it is a section for which there is no hint, but
+    some of its keys have hints, report its keys instead."""
     name, origin = _dotted(path), document.origin(path)
     hint = known(name)
     inner = value if isinstance(value, dict) and not hint else {}

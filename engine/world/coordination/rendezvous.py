@@ -117,9 +117,10 @@ def _connect(address: tuple[str, int], timeout: float) -> TCPStore:
             store = TCPStore(*address, timeout=timedelta(seconds=timeout))
             if not cuboid_prefix(store).check([EXITED]):
                 return store
-            problem = "an earlier run still uses the port"  # its rank 0 has not exited
+            problem = "is still used by an earlier run, whose rank 0 has not exited"
+            remedy = "end that process or choose another port"
         except (OSError, DistNetworkError) as error:
-            problem = str(error)
+            problem, remedy = f"does not answer: {error}", "check that rank 0 has started"
             if isinstance(error, socket.gaierror) and time.monotonic() > name_deadline:
                 raise UserError(
                     f"the host name of rank 0, {address[0]}, does not resolve here "
@@ -128,9 +129,7 @@ def _connect(address: tuple[str, int], timeout: float) -> TCPStore:
                 ) from None
         if time.monotonic() > deadline:
             host, port = address
-            raise RunError(
-                f"no store answers at {host}:{port} ({problem}); check that rank 0 has started"
-            )
+            raise RunError(f"the store of rank 0, {host}:{port}, {problem}; {remedy}")
         time.sleep(0.1)
 
 
