@@ -91,7 +91,7 @@ def test_rank_has_the_shards_of_its_coordinates(name: str) -> None:
 
 @each
 def test_parameters_of_a_rank_equal_the_estimate(name: str) -> None:
-    for stage in estimate(plan(name)).stages:
+    for stage in estimate(plan(name), device="cpu").stages:
         if stage.stage % 8 == 0 or stage.stage == plan(name).layout.pipeline - 1:
             model = built(name, stage_of(name, stage.stage))
             assert sum(p.numel() for p in model.parameters()) == stage.parameters

@@ -278,11 +278,13 @@ def blocks_of_keys_are_merged_in_half_precision() -> Iterator[None]:
 def a_shard_is_shifted() -> Iterator[None]:
     healthy = ParallelContext.shard
 
-    def box(self: ParallelContext, shape: tuple[int, ...], cut: Any) -> Shard:
+    def box(
+        self: ParallelContext, shape: tuple[int, ...], cut: Any, *, row_multiple: int = 1
+    ) -> Shard:
         if shape == (COLUMNS.config.n_embd, COLUMNS.config.n_inner):
             index = {**self.index, "t": (self.index["t"] + 1) % self.sizes["t"]}
             return healthy(replace_index(self, index), shape, cut)
-        return healthy(self, shape, cut)
+        return healthy(self, shape, cut, row_multiple=row_multiple)
 
     with patch.object(ParallelContext, "shard", box):
         yield

@@ -38,7 +38,7 @@ def test_the_summary_has_the_numbers_of_the_plan(plan):
     assert lines["layout"] == "tensor 4 (2d: r=2 c=2) x pipeline 1 x data 2 = 8 processes"
     assert lines["batch"] == (
         "6 samples x data 2 x accumulation 3 = 36 samples of 32 tokens per step, "
-        "in micro-batches of 3 padded by 1"
+        "in micro-batches of 3"
     )
     # 6 x (2 x (4 x 64^2 + 2 x 64 x 256) + 64 x 1000) + 12 x 2 x 64 x 32 FLOPs a token
     flops = 6 * (2 * 49152 + 64000) + 49152
