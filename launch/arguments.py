@@ -43,11 +43,13 @@ class Parser(argparse.ArgumentParser):
         """Reject unknown options, all at once; argparse would first take their values for
         positionals."""
         words = sys.argv[1:] if args is None else list(args)
-        if problems := [self._unknown(option, value) for option, value in self._strangers(words)]:
+        if problems := [
+            self._unknown_message(option, value) for option, value in self._unknown_options(words)
+        ]:
             self.error(f"\n{self.prog}: ".join(problems))
         return super().parse_known_args(args, namespace)
 
-    def _strangers(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def _unknown_options(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield each unknown option and its value: behind the equals sign, or the next word if it
         is neither an option, a setting nor a config file; "" without a value."""
         for place, word in enumerate(words):
@@ -64,7 +66,7 @@ class Parser(argparse.ArgumentParser):
                 value = following
             yield option[0], value
 
-    def _unknown(self, option: str, value: str) -> str:
+    def _unknown_message(self, option: str, value: str) -> str:
         """Return the message for an unknown option. It suggests an option whose words are all in
         the unknown one, else a setting of that name, else an option of similar spelling."""
         parts = set(option.strip("-").split("-"))

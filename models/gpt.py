@@ -43,7 +43,8 @@ class Attention(nn.Module):
         up, down = parallel.mode.up, parallel.mode.down
         width = config.n_head * config.head_dim
         self.parallel, self.layer = parallel, layer
-        self.head_dim, self.dropout = config.head_dim, config.attn_pdrop
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.dropout = config.attn_pdrop
         self.c_attn = Linear(parallel, up, config.n_embd, 3 * width, std=config.init_std)
         std = residual_std(config, scaled=config.init_residual == "both")
         self.c_proj = Linear(parallel, down, width, config.n_embd, std=std)
@@ -76,10 +77,7 @@ class Attention(nn.Module):
         if not self.training or self.dropout == 0.0:
             return None
         parallel = self.parallel
-        first_head = sum(
-            parallel.index[axis] * (self.c_attn.bias.numel() // (3 * self.head_dim))
-            for axis in parallel.mode.inner.hidden
-        )
+        (first_head,) = parallel.shard((self.n_head,), (parallel.mode.inner.hidden,)).offset
         return AttentionDropout(
             p=self.dropout,
             seed=derive_seed(seed, "attention", self.layer, parallel.index["data"]),

@@ -165,8 +165,9 @@ class EmbeddingHeadMemory:
         rows, multiple = shapes.rows(shapes.mode.outer), ROW_MULTIPLE[shapes.device]
         return shapes.settings.loss_chunk or chunk_rows(rows, row_bytes, shapes.device, multiple)
 
-    def _vocabularies_within(self, budget: int, entry: int) -> int:
-        """Return how many times the rank's part of the vocabulary fits in ``budget`` bytes."""
+    def _rows_within(self, budget: int, entry: int) -> int:
+        """Return the number of rows of the rank's logits that fit ``budget`` bytes, with ``entry``
+        bytes an entry; at least 1."""
         return max(1, budget // (self.table.outputs * entry))
 
     def _chunk(self, ledger: Ledger, share: float) -> None:
@@ -183,7 +184,7 @@ class EmbeddingHeadMemory:
         scattered(ledger, shapes, logits, head.axis_y.size, c, kind=MemoryKind.LOGITS)
         block = logits
         if not cuda and self.whole_vocabulary:
-            block = min(logits, self._vocabularies_within(BLOCK_BYTES, FLOAT32) * vocabulary)
+            block = min(logits, self._rows_within(BLOCK_BYTES, FLOAT32) * vocabulary)
         # Cast first; on a CPU a result of another type than its terms is copied. The kernels of a
         # GPU, which float64 does not have, need no copy.
         copies = int(c > FLOAT32) if cuda else 1 + 2 * shapes.casts
@@ -194,7 +195,7 @@ class EmbeddingHeadMemory:
         scattered(ledger, shapes, dx, head.axis_x.size, c, copied=head.on_hidden)
         piece = min(
             head.weight.gathered_entries,
-            self._vocabularies_within(CHUNK_BYTES[shapes.device], FLOAT32) * vocabulary,
+            self._rows_within(CHUNK_BYTES[shapes.device], FLOAT32) * vocabulary,
         )
         # A GPU adds the product in place. On a CPU an addition of two types makes a copy.
         copied = shapes.parameter if shapes.casts else 0

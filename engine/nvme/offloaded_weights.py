@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from engine.nvme.direct_io import DirectFile, Transfer
 from engine.nvme.disk import Disk
-from engine.nvme.page_buffers import PAGE, Buffer, empty_pages, round_up
+from engine.nvme.page_buffers import PAGE, Buffer, empty_pages
 from engine.nvme.update_groups import ParameterSlice
+from models.parallel.shard import round_up
 
 
 @dataclass(frozen=True)

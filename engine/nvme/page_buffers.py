@@ -17,11 +17,6 @@ LINE = 64
 """Bytes of a cache line: the alignment of tensors in a buffer."""
 
 
-def round_up(number: int, multiple: int) -> int:
-    """Return the smallest multiple of ``multiple`` that is at least ``number``."""
-    return -(-number // multiple) * multiple
-
-
 class Buffer:
     """``size`` bytes of reusable memory, whole pages."""
 

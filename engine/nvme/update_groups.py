@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.nvme.page_buffers import LINE, PAGE, round_up
+from engine.nvme.page_buffers import LINE, PAGE
 from engine.nvme.prefetch import SHARES
+from models.parallel.shard import round_up
 
 ALIGNMENT = PAGE
 """Slices start at multiples of this many entries: at whole pages, whatever the dtype, and at block

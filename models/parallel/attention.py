@@ -25,9 +25,7 @@ class SampleGroup:
 
     def __init__(self, order: RowOrder, parallel: ParallelContext) -> None:
         self.order, self.parallel = order, parallel
-        shard = 0
-        for axis, size in zip(order.axes, order.sizes, strict=True):
-            shard = shard * size + parallel.index[axis]
+        shard = parallel.rows(order.rows, order.axes).start // order.local
         group, member = divmod(shard, order.group)
         self.first_sample = group * order.group * order.local // order.length
         self.segments = order.segments(member)

@@ -88,14 +88,14 @@ class Head:
         ``rows`` where kernel launches or exchanges would cost more than the caches save."""
         if self.parallel.device.type != "cpu" or self.vocabulary:
             return rows
-        return self._vocabularies_within(BLOCK_BYTES, torch.float32)
+        return self._rows_within(BLOCK_BYTES, torch.float32)
 
     @property
     def piece(self) -> int:
         """The number of rows of dw [hidden, vocabulary] that one matmul computes."""
         device = self.parallel.device.type
         budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
-        return self._vocabularies_within(budget, torch.float32)
+        return self._rows_within(budget, torch.float32)
 
     def new_gradient(self, w_gathered: Tensor, dtype: torch.dtype) -> Tensor:
         """Return zeros for the gradient of the gathered table, transposed: [hidden, vocabulary].
@@ -113,8 +113,9 @@ class Head:
         row_bytes = ranks * self.shard.local[0] * parallel.compute.itemsize
         return chunk_rows(rows, row_bytes, parallel.device.type, parallel.kernels.row_multiple)
 
-    def _vocabularies_within(self, budget: int, dtype: torch.dtype) -> int:
-        """Return the number of rows of [vocabulary_local] that fit ``budget`` bytes, at least 1."""
+    def _rows_within(self, budget: int, dtype: torch.dtype) -> int:
+        """Return the number of rows of [rows, vocabulary_local] that fit ``budget`` bytes, at
+        least 1."""
         return max(1, budget // (self.shard.local[0] * dtype.itemsize))
 
 
@@ -219,7 +220,8 @@ def fused_cross_entropy(
     needs_grad: bool,
     kernels: LossKernels,
 ) -> Tensor:
-    """Do as ``cross_entropy``, by the kernels of the device."""
+    """Compute ``cross_entropy`` with the kernels of the device; the loss and the gradient differ by
+    rounding."""
     column, here = local_columns(targets, head)
     column, size = column.where(here, -1), head.shard.size[0]
     total, picked = kernels.row_statistics(logits, column, size)

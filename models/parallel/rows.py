@@ -16,6 +16,7 @@ from functools import cached_property
 from math import lcm, prod
 
 from models.parallel.mode import Axes, Mode
+from models.parallel.shard import round_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RowOrder:
         """Return the order of a micro-batch of ``tokens`` tokens. ``sizes``: of all axes."""
         multiple = row_multiple(mode, sizes)
         return cls(
-            rows=-(-tokens // multiple) * multiple,
+            rows=round_up(tokens, multiple),
             length=length,
             axes=mode.inner.tokens,
             sizes=tuple(sizes[axis] for axis in mode.inner.tokens),
@@ -114,8 +115,7 @@ class RowOrder:
         Padding is a last sample of its own."""
         segments, row = list[Segment](), 0
         for piece in self.pieces(member):
-            for segment in self._by_sample(piece, row):
-                segments.append(segment)
+            segments.extend(self._by_sample(piece, row))
             row += len(piece)
         return segments
 

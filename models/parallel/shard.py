@@ -54,7 +54,7 @@ def shard_sizes(size: int, ranks: Iterable[int]) -> list[int]:
 
 
 def round_up(size: int, multiple: int) -> int:
-    """Return the smallest multiple of ``multiple`` that is not below ``size``."""
+    """Return the smallest multiple of ``multiple`` that is at least ``size``."""
     return -(-size // multiple) * multiple
 
 

@@ -2,6 +2,8 @@
 
 Both import this module, which needs no torch: the estimate must assume the sizes of training."""
 
+from models.parallel.shard import round_up
+
 BUCKET_BYTES = 25 << 20
 """Bytes of gradients in one all-reduce (engine/training/gradients.py), as in torch's
 DistributedDataParallel: large enough to amortise latency, small enough to overlap."""
@@ -9,7 +11,7 @@ DistributedDataParallel: large enough to amortise latency, small enough to overl
 ROW_MULTIPLE = {"cpu": 1, "cuda": 128}
 """Rows of a token table on a rank are padded to a multiple of this number, by device: the matmuls
 of the head have no fast kernel for GPT-2's 50,257 ids (H200, bf16: 111 to 138 TFLOP/s, 695 to 791
-with 50,304; models/parallel/context.py)."""
+with 50,304; models/parallel/kernels.py)."""
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 13 << 27}
 """Bytes of logits, in the compute type, in one chunk of the loss (models/parallel/loss.py), by
@@ -28,7 +30,7 @@ def chunk_rows(rows: int, row_bytes: int, device: str, multiple: int) -> int:
     if multiple == 1:
         return most
     equal = -(-rows // -(-rows // most))
-    return -(-equal // multiple) * multiple
+    return round_up(equal, multiple)
 
 
 KEPT_BYTES = 64 << 20

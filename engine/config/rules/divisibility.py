@@ -7,6 +7,7 @@ from math import gcd, lcm
 
 from engine.config.rule_context import Finding, RuleContext
 from engine.config.value_hints import nearest_multiples
+from models.parallel.shard import round_up
 
 
 def heads_are_not_split(context: RuleContext) -> Iterator[Finding]:
@@ -73,7 +74,7 @@ def _padded(context: RuleContext, name: str, value: int, shards: int) -> Iterato
     if value % shards:
         yield context.note(
             name,
-            f"{context.cite(name)} is padded to {-(-value // shards) * shards}, a "
+            f"{context.cite(name)} is padded to {round_up(value, shards)}, a "
             f"multiple of {shards}, for {context.cite('mode', 'tensor_parallel')}",
         )
 
