@@ -52,7 +52,8 @@ def read_list(path: Path, folder: Path) -> list[Book]:
     for name, length in rows.tolist():
         if not length.isdecimal():
             raise UserError(
-                f"{path}: the number of tokens of {name!r} is {length!r}, not a whole number"
+                f"{path}: the number of tokens of {name!r} is {length!r}, not a whole number; "
+                "correct the list"
             )
         books.append(Book(shard=open_shard(folder / name), listed=int(length)))
     return books

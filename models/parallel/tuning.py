@@ -20,8 +20,9 @@ device; also bytes of the head's weight gradient, in float32, that one matmul co
 
 
 def chunk_rows(rows: int, row_bytes: int, device: str, multiple: int) -> int:
-    """Return the rows of x in a chunk of the loss, of ``rows`` in total whose logits have
-    ``row_bytes`` bytes each.
+    """Return the number of rows of x in a chunk of the loss.
+
+    rows: number of all rows; row_bytes: bytes of the logits of one row.
 
     A chunk has as many rows as fit CHUNK_BYTES. On a device whose matmuls want a ``multiple`` of
     rows, chunks are equal, so that the last one is not small, and rounded up to that multiple.

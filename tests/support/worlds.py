@@ -145,7 +145,8 @@ def _rank_main(
     if sys.platform == "linux":  # the host's name need not resolve where tests run
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         # gloo's thread polls while its rank sends. A rank that is woken would interrupt a sender.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):  # some containers allow one policy only
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         function, args = pickle.loads(job)
         if store is not None:
