@@ -23,8 +23,9 @@ from engine.plan import Plan
 from engine.runs.lookup import run_with_weights
 from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.world import World
-from launch.arguments import Parser, add_launch_options, run_and_overrides
+from launch.arguments import add_launch_options, run_and_overrides
 from launch.commands.evaluate import add_arguments, evaluation_request, plan_on
+from launch.parser import Parser
 from launch.rank import exit_process, run_rank
 
 

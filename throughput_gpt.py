@@ -24,7 +24,6 @@ from engine.unsupported import require_supported
 from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.world import World
 from launch.arguments import (
-    Parser,
     add_config,
     add_launch_options,
     add_ranks,
@@ -32,6 +31,7 @@ from launch.arguments import (
     path,
 )
 from launch.number_types import not_negative, positive
+from launch.parser import Parser
 from launch.rank import exit_process, run_rank
 
 

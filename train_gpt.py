@@ -26,7 +26,6 @@ from engine.world.coordination.launch_environment import LaunchInfo
 from engine.world.distributed import RestartCallbacks
 from engine.world.world import World
 from launch.arguments import (
-    Parser,
     add_config,
     add_launch_options,
     add_run,
@@ -34,6 +33,7 @@ from launch.arguments import (
     run_to_resume,
     start_options,
 )
+from launch.parser import Parser
 from launch.rank import exit_process, run_rank
 from launch.torchrun import note_stop
 

@@ -22,7 +22,7 @@ from engine import discover
 from engine.errors import ConfigError, RunError, UserError
 from engine.files.full_disk import full_disk_error
 from engine.world.signals import handle_signals, raise_keyboard_interrupt
-from launch.arguments import Parser
+from launch.parser import Parser
 from launch.standard_streams import install_unfailing_streams
 
 COMMANDS = "launch.commands"

@@ -19,8 +19,9 @@ from engine.config.language.limits import Budget
 from engine.config.overrides import parse
 from engine.config.schema import all_settings
 from engine.errors import Problem
-from launch.arguments import Parser, add_launch_options
+from launch.arguments import add_launch_options
 from launch.cli import COMMANDS
+from launch.parser import Parser
 
 ROOT = Path(__file__).parents[1]
 GAP = "{}"  # stands for what an f-string fills in

@@ -16,7 +16,6 @@ from engine.errors import UserError
 from engine.runs.start_candidates import StartOptions
 from launch import cli
 from launch.arguments import (
-    Parser,
     add_config,
     add_run,
     config_and_overrides,
@@ -27,6 +26,7 @@ from launch.arguments import (
     start_options,
 )
 from launch.number_types import byte_size, positive
+from launch.parser import Parser
 
 
 def parse(line: str) -> tuple[Path | None, list[str]]:
