@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from engine.data.loader import Batch
+from engine.data.batches.loader import Batch
 from engine.estimate.flops import smallest_matmul_flops
 from engine.pipeline.schedule import Costs, PipelineShape, actions, idle_fraction
 from engine.training.gradients import GradientReducer

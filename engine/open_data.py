@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.data.loader import TrainBatches, load_batches
+from engine.data.batches.loader import TrainBatches, load_batches
 
 if TYPE_CHECKING:
     from engine.world.world import World

@@ -18,7 +18,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.save import layout_of
 from engine.checkpoint.saver import restore
-from engine.data import vocabulary
+from engine.data.vocabulary import remap
 from engine.errors import UserError
 from engine.files.atomic_write import remove_temporaries
 from engine.inout import initial_weights
@@ -35,7 +35,7 @@ from engine.runs.start_candidates import (
 from engine.training.matmuls import MATMULS
 
 if TYPE_CHECKING:
-    from engine.data.loader import TrainBatches
+    from engine.data.batches.loader import TrainBatches
     from engine.data.source import Corpus
     from engine.plan import Plan
     from engine.training.trainer import Trainer
@@ -160,9 +160,7 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
             elif candidate.starts_over:
                 model = _open_initial_weights(world, plan, candidate, options)
                 saved = model.tokenizer if model else None
-                plan = _with_vocabulary(
-                    world, plan, partial(vocabulary.vocabulary_size, corpus, saved)
-                )
+                plan = _with_vocabulary(world, plan, partial(remap.vocabulary_size, corpus, saved))
                 for line in initial_weights.notes(plan, model) if model else ():
                     world.print_rank_0(line)
                 corpus = _corpus_for_initial_weights(world, plan, model, corpus)
@@ -237,7 +235,7 @@ def _corpus_for_initial_weights(
     tokenizer is of the same kind. Raises UserError."""
 
     for_model = partial(
-        vocabulary.corpus_for_model,
+        remap.corpus_for_model,
         corpus,
         vocab_size=plan.settings.model.vocab_size,
         cite=plan.cite,
@@ -246,7 +244,7 @@ def _corpus_for_initial_weights(
     def encode() -> tuple[Corpus, list[str]]:
         if model is None:
             return for_model()
-        if vocabulary.is_other_kind(corpus, model.tokenizer):
+        if remap.is_other_kind(corpus, model.tokenizer):
             difference = f"its ids have other meanings than in {model.path}"
             return for_model()[0], [f"{plan.cite('data.tokenizer')}: {difference}"]
         return for_model(model.tokenizer, path=model.path)
@@ -267,7 +265,7 @@ def _report_changes(
 
     def compare() -> tuple[Corpus, list[str], list[str]]:
         remedy = f"begin a new run with --init-from {checkpoint.path}"
-        encoded, new_tokens = vocabulary.corpus_for_model(
+        encoded, new_tokens = remap.corpus_for_model(
             corpus,
             checkpoint.tokenizer,
             vocab_size=plan.settings.model.vocab_size,

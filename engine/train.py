@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.saver import Saver
-from engine.data.loader import TrainBatches
+from engine.data.batches.loader import TrainBatches
 from engine.end_of_run import print_end_of_run
 from engine.errors import UserError
 from engine.inout.save_weights import save_weights

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.sections.data import FILE_TYPES
-from engine.data.data_file import data_files
-from engine.data.detect_format import format_of
+from engine.data.input_files.data_file import data_files
+from engine.data.input_files.detect_format import format_of
 from engine.data.source import TOKENS, default_cache
 from engine.errors import UserError
 from engine.estimate.estimate import estimate

@@ -12,7 +12,7 @@ from engine.plan import Plan
 
 def size_on_this_machine(plan: Plan, environ: Mapping[str, str]) -> int | UserError:
     """Return the number of token ids of the plan's data, or the reason why it is unknown here."""
-    from engine.data.vocabulary_size import vocabulary_size  # numpy: only if data has to be read
+    from engine.data.vocabulary.size import vocabulary_size  # numpy: only if data has to be read
 
     try:
         return vocabulary_size(plan.settings, default_cache(environ))

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from engine.data.sampler import permutation
+from engine.data.batches.sampler import permutation
 from engine.data.sources.images import DIGITS
 
 ROOT = Path(__file__).parents[1]

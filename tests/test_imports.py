@@ -205,7 +205,7 @@ def planted(root: Path, file: str, line: str) -> tuple[Graph, Graph]:
         "engine/plan.py": "import pydantic\nfrom engine.config import schema",
         "engine/train.py": "import torch",
         "engine/config/schema.py": "import models.parallel.shard",
-        "engine/data/loader.py": "from engine.config.schema import Data",
+        "engine/data/batches/loader.py": "from engine.config.schema import Data",
         "models/gpt.py": "import torch",
         "models/parallel/shard.py": "import math",
     }
@@ -222,8 +222,8 @@ def planted(root: Path, file: str, line: str) -> tuple[Graph, Graph]:
         ("models/gpt.py", "def f():\n    from launch import cli", "models.gpt imports launch.cli"),
         (
             "engine/config/schema.py",
-            "from engine.data.loader import load",
-            "engine.config.schema imports engine.data.loader",
+            "from engine.data.batches.loader import load",
+            "engine.config.schema imports engine.data.batches.loader",
         ),
         (
             "engine/config/schema.py",
@@ -231,9 +231,9 @@ def planted(root: Path, file: str, line: str) -> tuple[Graph, Graph]:
             "engine.config.schema imports engine.plan",
         ),
         (
-            "engine/data/loader.py",
+            "engine/data/batches/loader.py",
             "from engine.optim import registry",
-            "engine.data.loader imports engine.optim.registry",
+            "engine.data.batches.loader imports engine.optim.registry",
         ),
         (
             "models/parallel/shard.py",
@@ -268,8 +268,8 @@ def test_planted_import_is_reported(
         ("engine/config/schema.py", "import engine.plan", ["engine.config.schema", "engine.plan"]),
         (
             "models/parallel/shard.py",
-            "if TYPE_CHECKING:\n    from engine.data.loader import load",
-            ["engine.config.schema", "engine.data.loader", "models.parallel.shard"],
+            "if TYPE_CHECKING:\n    from engine.data.batches.loader import load",
+            ["engine.config.schema", "engine.data.batches.loader", "models.parallel.shard"],
         ),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.data.consumed import Consumed
+from engine.data.batches.consumed import Consumed
 
 if TYPE_CHECKING:
     from engine.checkpoint.manifest import TrainingState

@@ -99,7 +99,7 @@ class TrainingState(_ManifestModel):
 
     step: NonNegative
     samples: NonNegative
-    """The samples read so far, as in ``engine.data.consumed.Consumed``."""
+    """The samples read so far, as in ``engine.data.batches.consumed.Consumed``."""
     tokens: NonNegative | None = None
     """The tokens read so far."""
     epochs: float | None = None

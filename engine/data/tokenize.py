@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.data_file import DataFile
-from engine.data.documents import Documents, truncated
+from engine.data.batches.windows import split_tokens
+from engine.data.input_files.data_file import DataFile
+from engine.data.input_files.documents import Documents, truncated
 from engine.data.source import TOKENS, Corpus, SourceRequest
-from engine.data.split import split_tokens
-from engine.data.token_cache import Build, Write, load_or_build, read
+from engine.data.token_files.token_cache import Build, Write, load_or_build, read
 from engine.data.tokenizer import Piece, Tokenizer, dump, load, tokenizer_type
 from engine.errors import UserError
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from engine.data.source import Corpus, SourceRequest, open_corpus
 from engine.data.tokenizer import dump
-from engine.data.vocabulary import list_tokens, use_saved_ids
+from engine.data.vocabulary.remap import list_tokens, use_saved_ids
 from engine.errors import UserError
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from engine.checkpoint.compatibility import data_has_changed
 from engine.checkpoint.save import layout_of
-from engine.data import vocabulary
+from engine.data.batches.loader import Batch, EvalBatches, TrainBatches
 from engine.data.images.codebook import Codebook
-from engine.data.loader import Batch, EvalBatches, TrainBatches
 from engine.data.source import Corpus, SlidingSplit
-from engine.data.text_units import TextUnits
+from engine.data.text_loss.text_units import TextUnits
+from engine.data.vocabulary import remap
 from engine.errors import RunError, UserError
 from engine.evaluation.request import TOPS, Evaluation, EvaluationRequest, Measured
 from engine.inout.open_model import CheckpointModel, open_saved_model
@@ -138,7 +138,7 @@ def _load(model: ModelChunks, saved: SavedModel) -> None:
 
 def _corpus_for_weights(plan: Plan, saved: SavedModel, corpus: Corpus) -> Corpus:
     """Map the corpus to the ids of the weights. Raises UserError if they lack a token of it."""
-    return vocabulary.corpus_for_model(
+    return remap.corpus_for_model(
         corpus,
         saved.tokenizer,
         vocab_size=plan.settings.model.vocab_size,

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.config.sections.data import ENDLESS_TYPES
 from engine.config.splits import TRAIN, VALIDATION, holds_out, known_splits
-from engine.data.text_loss import TextLoss
+from engine.data.text_loss.bits_per_byte import TextLoss
 from engine.errors import UserError
 from engine.plan import Plan
 

@@ -19,7 +19,7 @@ from engine import discover
 if TYPE_CHECKING:
     from engine.config.sections.optimizer import LRScheduleSettings
     from engine.config.setting_types import DataUnit
-    from engine.data.consumed import Consumed
+    from engine.data.batches.consumed import Consumed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.data.file_lists import list_path
-from engine.data.shards import MANIFEST
+from engine.data.token_files.languini_lists import list_path
+from engine.data.token_files.token_shards import MANIFEST
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_file
 from engine.files.compression import COMPRESSED_SUFFIXES

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.data_file import DataFile
-from engine.data.documents import Documents, JoinedDocuments
-from engine.data.shards import dtype_of
+from engine.data.input_files.data_file import DataFile
+from engine.data.input_files.documents import Documents, JoinedDocuments
 from engine.data.sources.auto import documents_of
+from engine.data.token_files.token_shards import dtype_of
 from engine.data.tokenize import unbroken
 from engine.data.tokenizer import (
     FILE_NAME,

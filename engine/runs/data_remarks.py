@@ -13,7 +13,7 @@ from models.config import GPTConfig
 from models.parameters import parameter_count
 
 if TYPE_CHECKING:
-    from engine.data.loader import TrainBatches
+    from engine.data.batches.loader import TrainBatches
     from engine.data.tokenizer import Tokenizer
     from engine.plan import Plan
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from engine.data.text_loss import exponential
+from engine.data.text_loss.bits_per_byte import exponential
 from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import name_file_in_errors
 
 if TYPE_CHECKING:
-    from engine.data.text_loss import TextLoss
+    from engine.data.text_loss.bits_per_byte import TextLoss
     from engine.runs.epochs import EpochSummary
     from engine.training.moments import Statistics
     from engine.training.step import StepResult
@@ -56,7 +56,7 @@ class StepMetrics:
     val_loss_per_byte: float | None = None
     """The same in nats per UTF-8 byte of the targets; None if tokens have no text."""
     val_loss_per_character: float | None = None
-    """The same in nats per character, as ``engine.data.text_loss`` counts them."""
+    """The same in nats per character, as ``engine.data.text_loss.bits_per_byte`` counts them."""
     loss_scale: float | None = None
     """The loss scale of fp16 for the next step."""
     skipped: int | None = None

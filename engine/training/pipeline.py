@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.data.loader import Batch
+from engine.data.batches.loader import Batch
 from engine.pipeline.p2p import P2POp, insert_p2p
 from engine.pipeline.schedule import Action, PipelineShape, actions
 from engine.training.gradients import GradientReducer

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.data.loader import Batch
+from engine.data.batches.loader import Batch
 from engine.errors import RunError
 from engine.optim.optimizer import Optimizer
 from engine.step_message import (

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.data.loader import Batch, TrainBatches
-from engine.data.text_loss import TextLoss
-from engine.data.text_units import TextUnits
+from engine.data.batches.loader import Batch, TrainBatches
+from engine.data.text_loss.bits_per_byte import TextLoss
+from engine.data.text_loss.text_units import TextUnits
 from engine.data.tokenizer import dump
 from engine.errors import UserError
 from engine.optim.lr_schedule import LRSchedule

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write the shards, print counts and hashes, and return 0. Raises UserError, RunError."""
     # Only now: NumPy and the readers of data are not needed for help
-    from engine.data.data_file import data_files
+    from engine.data.input_files.data_file import data_files
     from engine.data.source import default_cache
     from engine.prepare.layouts import SHARD_TOKENS, LanguiniLayout, OwnLayout, ShardLayout
     from engine.prepare.prepare import TokenizerChoice, prepare

@@ -233,11 +233,11 @@ FURTHER_VALUES = [  # values whose effect needs a probe of its own
     ),
 ]
 ELSEWHERE = {
-    "data.tokenizer_path": "engine/data/test_sentencepiece.py::"
+    "data.tokenizer_path": "engine/data/tokenizers/test_sentencepiece.py::"
     "test_text_source_uses_the_tokenizer_file_of_the_setting",
     "eval.lanes": "launch/commands/test_prepare.py::"
     "test_compute_class_trains_on_prepared_books_in_any_layout",
-    "data.key": "engine/data/test_detect_format.py::test_data_key_selects_the_text",
+    "data.key": "engine/data/input_files/test_detect_format.py::test_data_key_selects_the_text",
     "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"
     "test_every_entry_is_in_one_group_and_no_group_is_too_large",

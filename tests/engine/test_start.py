@@ -18,7 +18,7 @@ import torch
 
 from engine.checkpoint.dcp_metadata import METADATA
 from engine.checkpoint.load import SavedCheckpoint
-from engine.data.loader import load_batches
+from engine.data.batches.loader import load_batches
 from engine.errors import UserError
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder

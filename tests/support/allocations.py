@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import engine.training.trainer
-from engine.data.loader import Batch
+from engine.data.batches.loader import Batch
 from engine.estimate.result import Estimate
 from engine.plan import Plan
 from engine.step_message import message_entries

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from unittest.mock import patch
 
 from engine.checkpoint.directory import CheckpointDirectory
-from engine.data.loader import Batch, TrainBatches
+from engine.data.batches.loader import Batch, TrainBatches
 from engine.errors import RunError, UserError
 from engine.faults import Fault, parse_fault
 from engine.plan import make_plan

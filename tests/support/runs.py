@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from engine.data.loader import load_batches
+from engine.data.batches.loader import load_batches
 from engine.layout import Layout
 from engine.plan import Plan, make_plan
 from engine.training.build import build_model, parallel_context

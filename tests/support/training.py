@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.config.sections.loss import LossScaleSettings
-from engine.data.loader import Batch
+from engine.data.batches.loader import Batch
 from engine.layout import Layout
 from engine.optim.optimizer import ResidentOptimizer
 from engine.training.gradients import GradientReducer

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.data_file import DataFile
 from engine.data.images.not_images import NotImagesError
+from engine.data.input_files.data_file import DataFile
 from engine.errors import UserError
 
 SHAPE = 32, 32, 3

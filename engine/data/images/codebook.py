@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.batches.sampler import permutation, raw_bits
 from engine.data.images.image_files import Pixels, size_of
-from engine.data.sampler import permutation, raw_bits
 from engine.data.tokenizer import IMAGES
 from engine.errors import UserError
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.data_file import BLOCK, DataFile, data_files
 from engine.data.images import cifar
 from engine.data.images.not_images import NotImagesError
+from engine.data.input_files.data_file import BLOCK, DataFile, data_files
 from engine.errors import UserError
 
 Pixels = NDArray[np.uint8]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.data.data_file import DataFile
-from engine.data.detect_format import format_of
-from engine.data.documents import Documents, read_files
+from engine.data.input_files.data_file import DataFile
+from engine.data.input_files.detect_format import format_of
+from engine.data.input_files.documents import Documents, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.sources import json, jsonl, text
 from engine.data.tokenize import build_corpus

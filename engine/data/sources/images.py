@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.batches.sampler import permutation
 from engine.data.images.codebook import (
     Codebook,
     fit_colours,
@@ -25,9 +26,8 @@ from engine.data.images.grid import write_codebook_error
 from engine.data.images.image_files import TRAIN, ImageFile, ImageFiles, open_images
 from engine.data.images.image_split import ImageSplit, require_seq_len
 from engine.data.images.load_codebook import load_colours
-from engine.data.sampler import permutation
 from engine.data.source import TOKENS, Corpus, SourceRequest
-from engine.data.token_cache import TokenFile, Write, load_or_build
+from engine.data.token_files.token_cache import TokenFile, Write, load_or_build
 from engine.errors import UserError
 
 FORMAT = 1  # increase it when the same images are encoded to other ids than before

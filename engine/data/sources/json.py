@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 
-from engine.data.data_file import DataFile
-from engine.data.documents import Documents, FileDocuments, read_files
+from engine.data.input_files.data_file import DataFile
+from engine.data.input_files.documents import Documents, FileDocuments, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.sources.jsonl import encodable, kind_of, text_in
 from engine.data.sources.text import TextFile

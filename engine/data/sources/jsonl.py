@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from engine.data.data_file import DataFile
-from engine.data.documents import Documents, FileDocuments, read_files
+from engine.data.input_files.data_file import DataFile
+from engine.data.input_files.documents import Documents, FileDocuments, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece

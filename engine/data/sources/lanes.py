@@ -1,4 +1,4 @@
-"""Token ids of books in the layout of Languini, read in lanes (``engine.data.lanes``).
+"""Token ids of books in the layout of Languini, read in lanes (``engine.data.batches.lanes``).
 
 ``data.path`` is the folder of one vocabulary. File lists in its parent name the shards of each
 split, relative to ``data.path``, and their lengths::
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.splits import TRAIN, VALIDATION
-from engine.data.file_lists import Book, list_path, lists_in, read_list
-from engine.data.lanes import LaneSplit
-from engine.data.shards import folder_of_shards, tokenizer_of_shards
+from engine.data.batches.lanes import LaneSplit
 from engine.data.source import Corpus, SourceRequest
+from engine.data.token_files.languini_lists import Book, list_path, lists_in, read_list
+from engine.data.token_files.token_shards import folder_of_shards, tokenizer_of_shards
 from engine.errors import UserError
 
 

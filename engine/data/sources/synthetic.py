@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.sampler import permutation, raw_bits
+from engine.data.batches.sampler import permutation, raw_bits
 from engine.data.source import Corpus, SourceRequest
 from engine.errors import UserError
 

@@ -8,8 +8,8 @@ import importlib
 import platform
 from collections.abc import Iterator
 
-from engine.data.detect_format import not_text
-from engine.data.documents import Documents, FileDocuments, read_files
+from engine.data.input_files.detect_format import not_text
+from engine.data.input_files.documents import Documents, FileDocuments, read_files
 from engine.data.source import Corpus, SourceRequest
 from engine.data.tokenize import build_corpus
 from engine.data.tokenizer import Piece

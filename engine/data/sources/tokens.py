@@ -9,15 +9,15 @@ import hashlib
 import json
 from pathlib import Path
 
-from engine.data.shards import (
+from engine.data.batches.windows import split_tokens
+from engine.data.source import Corpus, SourceRequest
+from engine.data.token_files.token_shards import (
     MANIFEST,
     ShardedIds,
     folder_of_shards,
     open_shard,
     tokenizer_of_shards,
 )
-from engine.data.source import Corpus, SourceRequest
-from engine.data.split import split_tokens
 from engine.errors import UserError
 
 

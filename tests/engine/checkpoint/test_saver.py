@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
-from engine.data.text_loss import TextLoss
+from engine.data.text_loss.bits_per_byte import TextLoss
 from engine.runs.folder import RunFolder
 from engine.runs.start_candidates import StartOptions
 from engine.training.trainer import Trainer

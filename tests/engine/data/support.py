@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.batches.windows import Windows
 from engine.data.images.codebook import Codebook
 from engine.data.source import Corpus, SourceRequest
-from engine.data.split import Windows
-from engine.data.token_cache import Write
+from engine.data.token_files.token_cache import Write
 from engine.data.tokenizer import Tokenizer
 
 IDS = np.arange(5000, dtype="<u2")

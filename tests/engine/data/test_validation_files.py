@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.data.batches.loader import TrainBatches
+from engine.data.batches.windows import Windows
 from engine.data.images.codebook import Codebook
-from engine.data.loader import TrainBatches
 from engine.data.source import Corpus
-from engine.data.split import Windows
 from engine.data.tokenizer import dump
 from engine.data.tokenizers.char import Char
 from engine.data.validation_files import open_with_validation
-from engine.data.vocabulary import use_saved_ids, vocabulary_size
+from engine.data.vocabulary.remap import use_saved_ids, vocabulary_size
 from engine.errors import UserError
 from tests.engine.data.support import Ask, tokenizer_of
 from tests.support.image_data import drawn

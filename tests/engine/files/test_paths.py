@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.schema import all_settings, path_settings
-from engine.data.data_file import DataFile
+from engine.data.input_files.data_file import DataFile
 from engine.errors import ConfigError, UserError
 from engine.files import paths
 from engine.plan import make_plan

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
-from engine.data.loader import load_batches
+from engine.data.batches.loader import load_batches
 from engine.inout.export import ExportOptions, export, exporter
 from engine.inout.import_hf import import_model
 from engine.inout.open_model import open_saved_model

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from engine import discover
 from engine.config.sections.optimizer import LRScheduleSettings
-from engine.data.consumed import Consumed
+from engine.data.batches.consumed import Consumed
 from engine.optim.lr_schedule import LRSchedule
 
 SHAPES = discover.module_names("engine.optim.schedules")
@@ -257,7 +257,7 @@ def test_schedules_need_no_torch():
     code = (
         "import sys; from types import SimpleNamespace as S;"
         "from engine.optim.lr_schedule import LRSchedule;"
-        "from engine.data.consumed import Consumed;"
+        "from engine.data.batches.consumed import Consumed;"
         "s = S(type='cosine', warmup=0, warmup_by='step', total=None, floor=0.0, by='step');"
         "end = Consumed(step=10);"
         "assert LRSchedule(settings=s, per_step=end, end=end).factor(Consumed(step=1)) == 1.0;"

@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from engine.data import data_file, source
-from engine.data.data_file import data_files
+from engine.data import source
+from engine.data.input_files import data_file
+from engine.data.input_files.data_file import data_files
 from engine.data.source import Corpus, SourceRequest
 from engine.errors import UserError
 from engine.prepare import prepare as module

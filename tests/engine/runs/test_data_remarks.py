@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.loader import load_batches
+from engine.data.batches.loader import load_batches
 from engine.plan import Plan, make_plan
 from engine.runs.data_remarks import data_remarks
 

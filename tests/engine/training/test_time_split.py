@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint.saver import Saver
-from engine.data.loader import EvalBatches, TrainBatches
+from engine.data.batches.loader import EvalBatches, TrainBatches
 from engine.optim.optimizer import ResidentOptimizer
 from engine.runs.reporter import Reporter
 from engine.train import train_steps

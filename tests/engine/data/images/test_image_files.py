@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data import data_file
 from engine.data.images import image_files
 from engine.data.images.image_files import ImageFiles, open_images
+from engine.data.input_files import data_file
 from engine.errors import UserError
 from tests.support.image_data import Pixels, drawn, planes_of, write_cifar, write_cifar_pickle
 

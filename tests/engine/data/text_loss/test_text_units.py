@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.data.text_units import TextUnits
+from engine.data.text_loss.text_units import TextUnits
 from engine.data.tokenizers.gpt2 import GPT2
 from models.parallel.targets import IGNORED
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data import data_file
+from engine.data.input_files import data_file
 from engine.data.sources.jsonl import open_corpus
 from engine.errors import UserError
 from tests.engine.data.support import Ask, ids_of, text_of, tokenizer_of

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.data import data_file, tokenize
+from engine.data import tokenize
+from engine.data.input_files import data_file
 from engine.data.sources.text import TextFile, open_corpus
 from engine.data.tokenizer import Tokenizer, tokenizer_type
 from engine.errors import UserError

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from engine.checkpoint.load import SavedCheckpoint
+from engine.data.batches.loader import load_batches
+from engine.data.batches.windows import Windows
 from engine.data.images.codebook import Codebook
-from engine.data.loader import load_batches
 from engine.data.source import Corpus
-from engine.data.split import Windows
 from engine.data.tokenizer import dump
 from engine.data.tokenizer import load as load_tokenizer
 from engine.data.tokenizers.char import Char
-from engine.data.vocabulary import corpus_for_model, use_saved_ids
+from engine.data.vocabulary.remap import corpus_for_model, use_saved_ids
 from engine.evaluation.evaluate import evaluate
 from engine.evaluation.request import EvaluationRequest
 from engine.inout.open_model import open_saved_model

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data import stat_cache
+from engine.data.input_files import stat_cache
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_file
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.numpy import save as safetensors
 
-from engine.data import data_file
-from engine.data.data_file import DataFile
+from engine.data.input_files import data_file
+from engine.data.input_files.data_file import DataFile
 from engine.data.source import open_corpus
 from engine.data.sources import json as json_source
 from engine.data.sources.json import JsonArray

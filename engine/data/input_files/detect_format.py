@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from engine.data.data_file import DataFile
+from engine.data.input_files.data_file import DataFile
 from engine.errors import UserError
 from engine.files.compression import COMPRESSED_SUFFIXES
 

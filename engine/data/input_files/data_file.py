@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from engine.data import stat_cache
+from engine.data.input_files import stat_cache
 from engine.errors import UserError
 from engine.files import paths
 from engine.files.compression import CORRUPTION_ERRORS, open_decompressed

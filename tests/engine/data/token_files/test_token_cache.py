@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data import token_cache
-from engine.data.token_cache import Write, load_or_build, read
+from engine.data.token_files import token_cache
+from engine.data.token_files.token_cache import Write, load_or_build, read
 from engine.errors import UserError
 from tests.engine.data.support import IDS, build_backwards, build_ids
 

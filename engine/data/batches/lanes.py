@@ -15,8 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.file_lists import Book
-from engine.data.shards import TokenShard, check_ids
+from engine.data.token_files.languini_lists import Book
+from engine.data.token_files.token_shards import TokenShard, check_ids
 from models.parallel.targets import IGNORED
 
 

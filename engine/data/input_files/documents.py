@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from engine.data.data_file import DataFile, data_files
+from engine.data.input_files.data_file import DataFile, data_files
 from engine.data.tokenizer import Piece
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.sampler import Sampler, raw_bits
+from engine.data.batches.sampler import Sampler, raw_bits
 
 
 @given(st.integers(1, 40), st.integers(0, 2**64), st.integers(0, 5))

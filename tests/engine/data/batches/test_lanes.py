@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from engine.data import source
-from engine.data.file_lists import Book
-from engine.data.lanes import LaneSplit, assign
-from engine.data.loader import TrainBatches, load_batches
-from engine.data.shards import open_shard
+from engine.data.batches.lanes import LaneSplit, assign
+from engine.data.batches.loader import TrainBatches, load_batches
 from engine.data.source import Corpus
+from engine.data.token_files.languini_lists import Book
+from engine.data.token_files.token_shards import open_shard
 from engine.data.tokenizer import dump
 from engine.data.tokenizers.char import Char
-from engine.data.vocabulary_size import vocabulary_size
+from engine.data.vocabulary.size import vocabulary_size
 from engine.errors import UserError
 from engine.plan import make_plan
 from models.parallel.targets import IGNORED

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from engine.config.schema import Settings
 from engine.config.sections.data import DataSettings, EvalSettings
 from engine.config.sections.model import ModelSettings
-from engine.data.consumed import Consumed
-from engine.data.loader import TrainBatches, load_batches, pad_samples
-from engine.data.sampler import Sampler
+from engine.data.batches.consumed import Consumed
+from engine.data.batches.loader import TrainBatches, load_batches, pad_samples
+from engine.data.batches.sampler import Sampler
+from engine.data.batches.windows import Windows
 from engine.data.source import Corpus, SourceRequest
 from engine.data.sources.synthetic import MarkovChain
-from engine.data.split import Windows
 from engine.errors import UserError
 
 SEQ = 4

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from engine.data import data_file, stat_cache, token_cache
-from engine.data.data_file import DataFile
+from engine.data.input_files import data_file, stat_cache
+from engine.data.input_files.data_file import DataFile
 from engine.data.source import open_corpus
-from engine.data.token_cache import load_or_build
+from engine.data.token_files import token_cache
+from engine.data.token_files.token_cache import load_or_build
 from tests.engine.data.support import IDS, Ask, build_backwards, build_ids
 
 SPAWN = multiprocessing.get_context("spawn")

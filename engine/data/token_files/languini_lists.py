@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.shards import TokenShard, open_shard
+from engine.data.token_files.token_shards import TokenShard, open_shard
 from engine.errors import UserError
 
 PREFIX = "file_list_"

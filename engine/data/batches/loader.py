@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.config.splits import VALIDATION
-from engine.data.consumed import Consumed
-from engine.data.sampler import Sampler
+from engine.data.batches.consumed import Consumed
+from engine.data.batches.sampler import Sampler
 from engine.data.source import Corpus, SourceRequest, Split
 from engine.data.validation_files import open_with_validation
 from engine.errors import UserError

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.split import Windows, split_tokens
+from engine.data.batches.windows import Windows, split_tokens
 from engine.errors import UserError
 
 
