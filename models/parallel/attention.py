@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.parallel.attention_blocks import Block, dropout_mask, merge
+from models.parallel.attention_blocks import ScoreBlock, dropout_mask, merge
 from models.parallel.collectives import gather, scatter
 from models.parallel.context import ParallelContext
 from models.parallel.rows import RowOrder, Segment
@@ -67,7 +67,7 @@ class AttentionDropout:
     first_head: int
     """Number of this rank's first head."""
 
-    def mask(self, sample: int, start: int, keys: range, block: Block) -> Tensor:
+    def mask(self, sample: int, start: int, keys: range, block: ScoreBlock) -> Tensor:
         """Draw the mask of a block: of samples from number ``sample`` on, rows from position
         ``start`` on, and keys at the positions ``keys``."""
         count, heads, rows, _ = block.q.shape
@@ -172,7 +172,7 @@ def _add_gradients(
 
 def _blocks(
     q: Tensor, kv: Tensor, segment: Segment, group: SampleGroup, dropout: AttentionDropout | None
-) -> Iterator[tuple[slice, Block]]:
+) -> Iterator[tuple[slice, ScoreBlock]]:
     """Yield the blocks of keys that the rows of a segment attend to, each with the tokens of the
     keys."""
     queries = _by_sample(q[segment.row : segment.row + segment.rows], segment.count)
@@ -183,7 +183,7 @@ def _blocks(
         first = segment.first + positions.start
         tokens = slice(first, first + segment.count * len(positions))
         k, v = (_by_sample(kv[tokens, :, n], segment.count) for n in (0, 1))
-        block = Block(q=queries, k=k, v=v, causal=positions.start == segment.start)
+        block = ScoreBlock(q=queries, k=k, v=v, causal=positions.start == segment.start)
         if dropout:
             mask = partial(dropout.mask, sample, segment.start, positions, block)
             block = replace(block, kept=mask)

@@ -23,8 +23,8 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """A block of keys for some queries."""
+class ScoreBlock:
+    """A block of the attention scores: those of some queries and keys."""
 
     q: Tensor
     k: Tensor

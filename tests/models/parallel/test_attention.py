@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from models.parallel.attention import AttentionDropout, GroupAttention, SampleGroup
-from models.parallel.attention_blocks import Block, dropout_mask, merge
+from models.parallel.attention_blocks import ScoreBlock, dropout_mask, merge
 from models.parallel.context import ParallelContext
 from tests.models.parallel.support import Largest
 from tests.support.local_shards import piece
@@ -47,7 +47,9 @@ def test_merged_blocks_equal_a_softmax_over_all_keys(fused: bool, border: int) -
     gradients = torch.autograd.grad(wanted, (q, k, v), dout)
     kept = None if fused else partial(torch.ones, 2, HEADS, 1, 1, dtype=q.dtype)
     blocks = [
-        Block(q=q.detach(), k=k.detach()[:, :, keys], v=v.detach()[:, :, keys], causal=c, kept=kept)
+        ScoreBlock(
+            q=q.detach(), k=k.detach()[:, :, keys], v=v.detach()[:, :, keys], causal=c, kept=kept
+        )
         for keys, c in ((slice(border), False), (slice(border, None), True))
     ]
     out, lse = merge(*blocks[0].forward(), *blocks[1].forward())
@@ -72,7 +74,7 @@ def test_merge_of_half_precision_keeps_the_weights_in_float32() -> None:
 
 def test_fused_blocks_never_allocate_the_scores() -> None:
     q, k = draw(1, 1, 512, 8, dtype=torch.float32), draw(1, 1, 1024, 8, dtype=torch.float32)
-    block = Block(q=q, k=k, v=k, causal=False)
+    block = ScoreBlock(q=q, k=k, v=k, causal=False)
     with Largest() as largest:
         out, lse = block.forward()
         block.backward(out, out, lse)
