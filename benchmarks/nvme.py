@@ -4,9 +4,10 @@
 
 FOLDER is on the disk to measure. ``copy`` reads and writes as many bytes as the states have, block
 by block without the page cache, like ``dd iflag=direct oflag=direct``. ``transfers``
-moves the same bytes through a store in the order of a step, without an update; ``update`` is a step
-of AdamW on them, ``training`` a step of a GPT, with the states on the host, on the disk, or on the
-disk together with the weights. Contenders take turns; the reported ratio is the median over rounds.
+moves the same bytes through a slot file in the order of a step, without an update; ``update`` is a
+step of AdamW on them, ``training`` a step of a GPT, with the states on the host, on the disk, or on
+the disk together with the weights. Contenders take turns; the reported ratio is the median over
+rounds.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from torch import nn
 from engine.config.sections.optimizer import OptimizerSettings
 from engine.estimate.flops import smallest_matmul_flops
 from engine.nvme.disk import Disk, open_disk
+from engine.nvme.io_libraries import tensornvme
 from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.page_buffers import Buffer
-from engine.nvme.store import KINDS, SlotStore, open_store
-from engine.nvme.stores import tensornvme
+from engine.nvme.slot_file import LIBRARIES, SlotFile, open_slot_file
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.optimizer import ResidentOptimizer
 from engine.optim.parameter_groups import NamedParameter
@@ -57,7 +58,7 @@ Work = Callable[[], object]
 
 
 class Bench:
-    """Contenders on one disk. ``stack`` closes the disks and stores that they open."""
+    """Contenders on one disk. ``stack`` closes the disks and slot files that they open."""
 
     def __init__(self, folder: Path, memory: int, stack: ExitStack) -> None:
         self.folder, self.memory, self.stack = folder, memory, stack
@@ -71,17 +72,17 @@ class Bench:
     ) -> StreamedOptimizer:
         """Build an AdamW with its states, and the weights if given, on the disk."""
 
-        def opened(sizes: Sequence[int]) -> SlotStore:
-            store = open_store(disk, sizes, kind)
-            self.stack.callback(store.close)
-            return store
+        def opened(sizes: Sequence[int]) -> SlotFile:
+            slots = open_slot_file(disk, sizes, kind)
+            self.stack.callback(slots.close)
+            return slots
 
         return StreamedOptimizer(
             build_optimizer(OptimizerSettings(), named),
             states=2,
             divisible=True,
             memory=self.memory,
-            open_store=opened,
+            open_slot_file=opened,
             weights=more[0] if more else None,
         )
 
@@ -117,7 +118,7 @@ def copier(disk: Disk, size: int) -> Work:
 
 
 def add_updates(bench: Bench, parameters: int, kinds: Sequence[str]) -> int:
-    """Add the copy, and the transfers and updates of each kind of store.
+    """Add the copy, and the transfers and updates of each I/O library.
 
     Returns the bytes of the states.
     """
@@ -163,7 +164,7 @@ def add_training(bench: Bench) -> None:
             zero=Zero(stage=3, axes=(single.axes["data"],), caches_shards=weights is None),
             matmul=MATMULS[choose_matmul(torch.float32, device, flops)],
             offload_device=device,
-            store=weights,
+            weight_storage=weights,
         )
         model = ModelChunks([GPT(SIZES, parallel)])
         model.initialise(1)
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    kinds = [kind for kind in KINDS if kind != "tensornvme" or tensornvme.problem() is None]
+    kinds = [kind for kind in LIBRARIES if kind != "tensornvme" or tensornvme.problem() is None]
     with ExitStack() as stack:
         bench = Bench(args.folder, args.memory, stack)
         size = add_updates(bench, int(args.parameters), kinds)

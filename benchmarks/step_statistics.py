@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from benchmarks.step import stepper
-from benchmarks.time_split import LAYOUTS
+from benchmarks.step_times import LAYOUTS
 from engine.training.pipeline import unobserved
 from engine.world.processor import this_processor
 from models.gpt import GPT

@@ -28,8 +28,8 @@ def gpus_of_batch(sources: SettingSources) -> int | None:
     if not total or not all(factors) or _weaker_factor(sources):
         return None
     ranks, rest = divmod(total, prod(n for n in factors if n))
-    replica = _replica(sources)
-    return None if rest or replica is None else ranks * replica
+    per_copy = _gpus_per_model_copy(sources)
+    return None if rest or per_copy is None else ranks * per_copy
 
 
 def derive_batch(sources: SettingSources, gpus: int | None) -> None:
@@ -118,14 +118,14 @@ def _product(sources: SettingSources, names: Sequence[str], ranks: int) -> str:
 
 def _data_parallel_ranks(sources: SettingSources, gpus: int | None) -> int | None:
     """Return the number of data-parallel ranks on ``gpus``; None if the layout does not fit."""
-    replica = _replica(sources)
-    if gpus is None or replica is None:
-        return None if replica is None else 1
-    ranks, rest = divmod(gpus, replica)
+    per_copy = _gpus_per_model_copy(sources)
+    if gpus is None or per_copy is None:
+        return None if per_copy is None else 1
+    ranks, rest = divmod(gpus, per_copy)
     return None if rest else ranks
 
 
-def _replica(sources: SettingSources) -> int | None:
+def _gpus_per_model_copy(sources: SettingSources) -> int | None:
     """Return the GPUs of one copy of the model; None if a setting is invalid."""
     sizes = [_count(sources, name) for name in ("tensor_parallel", "pipeline")]
     return None if None in sizes else prod(size or 1 for size in sizes)

@@ -105,8 +105,8 @@ def read_setting_sources(
     by_setting: dict[str, list[SettingSource]] = {}
     for setting, source in assignments:
         by_setting.setdefault(setting, []).append(source)
-    for setting, candidates in by_setting.items():
-        _pick_strongest(setting, candidates, sources)
+    for setting, stated in by_setting.items():
+        _pick_strongest(setting, stated, sources)
     sources.conflicting |= sources.meant - sources.settings.keys()
     return sources
 
@@ -249,11 +249,11 @@ def _implied(setting: str, value: object, cause: SettingSource) -> SettingSource
     )
 
 
-def _pick_strongest(setting: str, candidates: list[SettingSource], sources: SettingSources) -> None:
+def _pick_strongest(setting: str, stated: list[SettingSource], sources: SettingSources) -> None:
     """Use the assignment with the highest precedence; report those of equal precedence that
     differ."""
-    most = max(source.precedence for source in candidates)
-    first, *others = [source for source in candidates if source.precedence == most]
+    most = max(source.precedence for source in stated)
+    first, *others = [source for source in stated if source.precedence == most]
     sources.settings[setting] = first
     for other in others:
         if not _same(first.value, other.value) and most > Precedence.IMPLIED:

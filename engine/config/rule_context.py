@@ -65,22 +65,22 @@ class RuleContext:
         return axes
 
     @property
-    def gpus_per_replica(self) -> int:
+    def gpus_per_model_copy(self) -> int:
         """GPUs of one copy of the model."""
         return self.settings.tensor_parallel * self.settings.pipeline
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout on ``processes`` ranks; by default on the fewest, those of one replica."""
-        processes = self.gpus_per_replica if self.processes is None else self.processes
+        """The layout on ``processes`` ranks; by default on as few as hold the model."""
+        processes = self.gpus_per_model_copy if self.processes is None else self.processes
         _ = self.axes  # raises InvalidSettingError
-        if processes % self.gpus_per_replica:
+        if processes % self.gpus_per_model_copy:
             raise InvalidSettingError("layout")
         return Layout(
             mode=self.mode,
             tensor=self.settings.tensor_parallel,
             pipeline=self.settings.pipeline,
-            data=processes // self.gpus_per_replica,
+            data=processes // self.gpus_per_model_copy,
             depth=self.settings.depth,
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.batches.windows import split_tokens
+from engine.data.batches.train_validation_split import split_tokens
 from engine.data.input_files.data_file import DataFile
 from engine.data.input_files.documents import Documents, truncated
 from engine.data.source import TOKENS, Corpus, SourceRequest

@@ -46,7 +46,11 @@ def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
     )
     virtual = virtual_stages_of(settings, layout.pipeline)
     orders = [actions(settings.schedule, shape, rank) for rank in range(shape.ranks)]
-    chunk = cache(partial(ChunkMemory, shapes=shapes, split=_defers_weight_gradients(orders)))
+    chunk = cache(
+        partial(
+            ChunkMemory, shapes=shapes, defers_weight_gradients=_defers_weight_gradients(orders)
+        )
+    )
     simulations = []
     for rank in range(shape.ranks):
         ranges = chunks_of(virtual, rank, shape.ranks)

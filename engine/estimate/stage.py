@@ -38,7 +38,7 @@ class ChunkMemory:
     """It has the embeddings."""
     last: bool
     """It has the head."""
-    split: bool
+    defers_weight_gradients: bool
     """The schedule defers the gradients of weights."""
 
     @property
@@ -93,14 +93,16 @@ class ChunkMemory:
             BlockMemory(shapes=self.shapes),
             EmbeddingHeadMemory(shapes=self.shapes),
         )
-        borrowed = not self.last and not (self.split and block.keeps_dy(block.mlp[1]))
+        borrowed = not self.last and not (
+            self.defers_weight_gradients and block.keeps_dy(block.mlp[1])
+        )
         layer = Ledger()
         if self._checkpoint:
             selective = self._checkpoint == "selective"
             block.forward(
                 layer, ForwardMode.RECOMPUTE_FROM_MATMULS if selective else ForwardMode.RECOMPUTE
             )
-        block.backward(layer, first=first, later=self.split)
+        block.backward(layer, first=first, later=self.defers_weight_gradients)
         if self.last:
             ends.loss_backward(ledger, first=first, tied=self.tied)
         for number in range(self.layers):

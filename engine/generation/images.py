@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.config.splits import TRAIN
 from engine.data.batches.loader import load_batches
 from engine.data.images.codebook import Codebook, require_size
 from engine.data.images.grid import draw_grid
-from engine.data.images.image_files import TRAIN, Pixels, open_images
+from engine.data.images.image_files import Pixels, open_images
 from engine.data.images.image_split import ImageSplit
 from engine.data.source import default_cache
 from engine.errors import RunError, UserError

@@ -51,17 +51,17 @@ def probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     top_k, top_p = sampling.top_k, sampling.top_p
     if top_k is None and top_p is None:
         return p
-    # With top_k only the candidates are sorted: sorting all costs more than the rest together
+    # With top_k only the top_k tokens are sorted: sorting all costs more than the rest together
     minimum = 0.0 if top_k is None else p.topk(min(top_k, len(p))).values[-1]
     ids = (p >= minimum).nonzero().squeeze(1)
-    candidates, order = p[ids].sort(descending=True, stable=True)
-    candidates, ids = candidates[:top_k], ids[order[:top_k]]
+    most_likely, order = p[ids].sort(descending=True, stable=True)
+    most_likely, ids = most_likely[:top_k], ids[order[:top_k]]
     if top_p is not None:
         # A token stays if the more likely ones add up to less than top_p. Example: top_p = 0.8,
-        # candidates [0.5, 0.25, 0.15, 0.1]: the sums before them are [0, 0.5, 0.75, 0.9], so the
+        # most_likely [0.5, 0.25, 0.15, 0.1]: the sums before them are [0, 0.5, 0.75, 0.9], so the
         # first three stay.
-        candidates[candidates.cumsum(0) - candidates >= top_p * candidates.sum()] = 0
-    return torch.zeros_like(p).scatter_(0, ids, candidates / candidates.sum())
+        most_likely[most_likely.cumsum(0) - most_likely >= top_p * most_likely.sum()] = 0
+    return torch.zeros_like(p).scatter_(0, ids, most_likely / most_likely.sum())
 
 
 def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]:

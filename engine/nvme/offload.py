@@ -12,7 +12,7 @@ import torch
 
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
-from engine.nvme.store import SlotStore, open_store
+from engine.nvme.slot_file import SlotFile, open_slot_file
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 from engine.optim.registry import is_by_entry, states_of
 
@@ -44,7 +44,7 @@ class NvmeOffload:
             states=states_of(optimizer),
             divisible=is_by_entry(optimizer),
             memory=self.settings.zero.nvme_buffer,
-            open_store=self._store,
+            open_slot_file=self._open_slots,
             weights=self.weights,
         )
 
@@ -54,10 +54,10 @@ class NvmeOffload:
         if self.weights:
             self.weights.close()
 
-    def _store(self, sizes: Sequence[int]) -> SlotStore:
-        store = open_store(self.disk, sizes, self.settings.zero.nvme_store)
-        self._open.callback(store.close)
-        return store
+    def _open_slots(self, sizes: Sequence[int]) -> SlotFile:
+        slots = open_slot_file(self.disk, sizes, self.settings.zero.nvme_store)
+        self._open.callback(slots.close)
+        return slots
 
 
 @contextmanager

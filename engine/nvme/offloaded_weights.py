@@ -118,8 +118,8 @@ class WeightsOnDisk:
         if self._file:
             self._file.close()
 
-    def group_source(self, groups: Sequence[Sequence[ParameterSlice]]) -> WeightsGroupSource:
-        return WeightsGroupSource(self, groups)
+    def group_storage(self, groups: Sequence[Sequence[ParameterSlice]]) -> WeightsGroupStorage:
+        return WeightsGroupStorage(self, groups)
 
     def transfer(self, piece: ParameterSlice, buffer: Buffer, *, write: bool) -> Transfer:
         """Start to copy a slice's entries between the file and its group's buffer."""
@@ -133,7 +133,7 @@ class WeightsOnDisk:
         return self.file.read(extent.offset, empty_pages(extent.size, pin=self.pin))
 
 
-class WeightsGroupSource:
+class WeightsGroupStorage:
     """The weights of the optimizer's groups."""
 
     def __init__(self, weights: WeightsOnDisk, groups: Sequence[Sequence[ParameterSlice]]) -> None:

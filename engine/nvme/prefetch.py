@@ -15,7 +15,7 @@ SHARES = BUFFERS + 1
 update: an optimizer's first states."""
 
 
-class GroupSource(Protocol):
+class GroupStorage(Protocol):
     """A part of each group, on a disk. Transfers that it starts are complete after ``wait``."""
 
     def take(self, group: int, buffer: Buffer) -> None:
@@ -31,8 +31,8 @@ class GroupSource(Protocol):
 class PrefetchBuffers:
     """Buffers for ``groups`` of at most ``size`` bytes. A group is on the disk or in a buffer."""
 
-    def __init__(self, sources: Sequence[GroupSource], groups: int, size: int) -> None:
-        self._sources, self._groups = sources, groups
+    def __init__(self, storages: Sequence[GroupStorage], groups: int, size: int) -> None:
+        self._storages, self._groups = storages, groups
         self._free = [Buffer(size) for _ in range(min(BUFFERS, groups))]
         self._held: dict[int, Buffer] = {}
         self._writing: list[Buffer] = []
@@ -66,8 +66,8 @@ class PrefetchBuffers:
 
     def wait(self) -> None:
         """Wait until all transfers are complete, and release the buffers that were written."""
-        for source in self._sources:
-            source.wait()
+        for storage in self._storages:
+            storage.wait()
         self._free += self._writing
         self._writing = []
 
@@ -82,11 +82,11 @@ class PrefetchBuffers:
         if not self._free:
             self.wait()
         self._held[group] = self._free.pop()
-        for source in self._sources:
-            source.take(group, self._held[group])
+        for storage in self._storages:
+            storage.take(group, self._held[group])
 
     def _put(self, group: int) -> None:
         buffer = self._held.pop(group)
         self._writing.append(buffer)
-        for source in self._sources:
-            source.put(group, buffer)
+        for storage in self._storages:
+            storage.put(group, buffer)

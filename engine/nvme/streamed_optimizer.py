@@ -17,8 +17,8 @@ from torch import Tensor
 
 from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.page_buffers import LARGEST, PAGE, Buffer
-from engine.nvme.prefetch import SHARES, GroupSource, PrefetchBuffers
-from engine.nvme.store import SlotStore
+from engine.nvme.prefetch import SHARES, GroupStorage, PrefetchBuffers
+from engine.nvme.slot_file import SlotFile
 from engine.nvme.update_groups import GroupBudget, ParameterSlice, group_slices
 from engine.optim.optimizer import StateTensor, in_memory
 
@@ -38,10 +38,10 @@ class StreamedOptimizer:
         states: int,
         divisible: bool,
         memory: int,
-        open_store: Callable[[Sequence[int]], SlotStore],
+        open_slot_file: Callable[[Sequence[int]], SlotFile],
         weights: WeightsOnDisk | None = None,
     ) -> None:
-        """Allocate the buffers and open the store.
+        """Allocate the buffers and open the slot file.
 
         inner: an optimizer that has not stepped yet.
         states: number of states of a parameter's size that ``inner`` has.
@@ -61,16 +61,16 @@ class StreamedOptimizer:
         self._resident = [p for p in wholes if p.parameter.device.type != "cpu"]
         streamed = [p for p in wholes if p.parameter.device.type == "cpu"]
         self._groups = group_slices(streamed, budget)
-        self._store = open_store([budget.slot_bytes(group) for group in self._groups])
-        lanes: list[GroupSource] = [self._store]
+        self._slots = open_slot_file([budget.slot_bytes(group) for group in self._groups])
+        storages: list[GroupStorage] = [self._slots]
         if weights:
-            lanes.append(weights.group_source(self._groups))
-        self._buffers = PrefetchBuffers(lanes, len(self._groups), budget.size)
+            storages.append(weights.group_storage(self._groups))
+        self._buffers = PrefetchBuffers(storages, len(self._groups), budget.size)
 
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters that have a gradient. Raises RunError if the disk fails."""
-        self._store.check()
+        self._slots.check()
         if self._weights:
             self._weights.drop_prefetched()
         self._update(self._resident, None)

@@ -35,7 +35,7 @@ from engine.data.tokenizer import (
 from engine.errors import UserError
 from engine.files.atomic_write import write_atomically
 from engine.prepare.journal import Journal
-from engine.prepare.layouts import ShardLayout
+from engine.prepare.output_formats import OutputFormat
 from engine.prepare.parallel_encoder import EncodedBlock, ParallelEncoder, TextBlock
 from engine.prepare.shard_writer import ShardWriter
 
@@ -69,7 +69,7 @@ class Prepared:
 
 def prepare(
     files: Sequence[DataFile],
-    layout: ShardLayout,
+    output: OutputFormat,
     choice: TokenizerChoice,
     *,
     key: str = "text",
@@ -86,52 +86,52 @@ def prepare(
         UserError: the files or the tokenizer cannot be used, or the folder has other tokens.
     """
     inputs = [documents_of(file, key) for file in files]
-    request = _request(inputs, layout, choice)
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    if layout.manifest.exists():
-        return _prepared_before(layout, request)
-    with Journal(journal_path(layout), request) as journal:
-        tokenizer = _tokenizer(inputs, layout, choice)
+    request = _request(inputs, output, choice)
+    output.folder.mkdir(parents=True, exist_ok=True)
+    if output.manifest.exists():
+        return _prepared_before(output, request)
+    with Journal(journal_path(output), request) as journal:
+        tokenizer = _tokenizer(inputs, output, choice)
         resumed, total = len(journal.shards), sum(text.size for text in inputs)
         dtype = dtype_of(tokenizer.size)
-        with ParallelEncoder(layout.folder / FILE_NAME, dtype, processes) as encoder:
-            blocks = encoder.encode(_remaining_blocks(inputs, tokenizer, layout, journal.shards))
+        with ParallelEncoder(output.folder / FILE_NAME, dtype, processes) as encoder:
+            blocks = encoder.encode(_remaining_blocks(inputs, tokenizer, output, journal.shards))
             with closing(blocks):
-                _write_shards(blocks, layout, dtype, journal, lambda done: progress(done, total))
+                _write_shards(blocks, output, dtype, journal, lambda done: progress(done, total))
         if not any(shard["tokens"] for shard in journal.shards):
             raise UserError(f"{', '.join(text.name for text in inputs)}: no text")
-        layout.finish(journal.shards)
+        output.finish(journal.shards)
         content = {"request": request, "shards": journal.shards}
-        write_atomically(layout.manifest, json.dumps(content, indent=1) + "\n")
+        write_atomically(output.manifest, json.dumps(content, indent=1) + "\n")
         journal.remove()
         return _report(journal.shards, len(inputs), resumed)
 
 
-def journal_path(layout: ShardLayout) -> Path:
+def journal_path(output: OutputFormat) -> Path:
     """Return the path of the journal of unfinished work."""
-    return layout.manifest.with_suffix(".unfinished")
+    return output.manifest.with_suffix(".unfinished")
 
 
 def _request(
-    inputs: Sequence[Documents], layout: ShardLayout, choice: TokenizerChoice
+    inputs: Sequence[Documents], output: OutputFormat, choice: TokenizerChoice
 ) -> dict[str, Any]:
     """Return everything on which the bytes of the shards depend, as a JSON object."""
     model = choice.path and DataFile(choice.path, "--tokenizer-path").digest
     return {
         "format": FORMAT,
-        "layout": layout.description,
+        "layout": output.description,
         "tokenizer": choice.name,
         "model": model,
         "inputs": [[text.kind, text.size, text.digest] for text in inputs],
     }
 
 
-def _prepared_before(layout: ShardLayout, request: dict[str, Any]) -> Prepared:
+def _prepared_before(output: OutputFormat, request: dict[str, Any]) -> Prepared:
     """Return the result of an earlier command. Raises UserError if its request was different."""
-    content = json.loads(layout.manifest.read_text(encoding="utf-8"))
+    content = json.loads(output.manifest.read_text(encoding="utf-8"))
     if content["request"] != request:
         raise UserError(
-            f"{layout.manifest} describes tokens of other inputs or of another tokenizer; "
+            f"{output.manifest} describes tokens of other inputs or of another tokenizer; "
             "choose another --output"
         )
     shards = content["shards"]
@@ -139,11 +139,11 @@ def _prepared_before(layout: ShardLayout, request: dict[str, Any]) -> Prepared:
 
 
 def _tokenizer(
-    inputs: Sequence[Documents], layout: ShardLayout, choice: TokenizerChoice
+    inputs: Sequence[Documents], output: OutputFormat, choice: TokenizerChoice
 ) -> Tokenizer:
     """Return the tokenizer in the folder; fit it and write it there if there is none. Raises
     UserError if it differs from ``choice``."""
-    path = layout.folder / FILE_NAME
+    path = output.folder / FILE_NAME
     if saved := read_saved(path):
         found = load(saved)
         another = saved["type"] != choice.name
@@ -170,11 +170,11 @@ def _tokenizer(
 def _remaining_blocks(
     inputs: Sequence[Documents],
     tokenizer: Tokenizer,
-    layout: ShardLayout,
+    output: OutputFormat,
     done: Sequence[dict[str, Any]],
 ) -> Iterator[TextBlock]:
     """Return the blocks of the shards that are not complete. ``done``: the complete shards."""
-    if not layout.joins_files:  # a shard per file
+    if not output.joins_files:  # a shard per file
         rest = range(len(done), len(inputs))
         files = (_blocks_of(inputs[i].pieces(), tokenizer, file=i) for i in rest)
         return itertools.chain.from_iterable(files)
@@ -198,7 +198,7 @@ def _blocks_of(pieces: Iterator[Piece], tokenizer: Tokenizer, *, file: int) -> I
 
 def _write_shards(
     blocks: Iterator[EncodedBlock],
-    layout: ShardLayout,
+    output: OutputFormat,
     dtype: np.dtype[Any],
     journal: Journal,
     progress: Callable[[int], None],
@@ -206,14 +206,14 @@ def _write_shards(
     """Write the blocks to shards, and record each complete shard in the journal."""
     done = sum(shard["bytes"] for shard in journal.shards)
     for first in blocks:
-        name = layout.shard_name(len(journal.shards))
-        with ShardWriter(layout.folder / name, dtype) as shard:
+        name = output.shard_name(len(journal.shards))
+        with ShardWriter(output.folder / name, dtype) as shard:
             size = number = 0
             for encoded in itertools.chain([first], blocks):
                 shard.write(encoded.ids)
                 size, number = size + encoded.bytes, number + 1
                 progress(done + size)
-                if layout.is_complete(encoded.block, shard.tokens):
+                if output.is_complete(encoded.block, shard.tokens):
                     break
             digest = shard.finish()
         done += size

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.runs.epochs import EpochSummary
     from engine.training.moments import Statistics
     from engine.training.step import StepResult
-    from engine.training.time_split import TimeSplit
+    from engine.training.step_times import StepTimes
     from engine.training.trainer import Trainer
 
 
@@ -65,7 +65,7 @@ class StepMetrics:
     """The reason why this step was skipped."""
     statistics: Mapping[str, Statistics] | None = None
     """Statistics of the step's tensors by name, if log.statistics asks for them."""
-    times: TimeSplit | None = None
+    times: StepTimes | None = None
     """The seconds of rank 0 since the last row, by kind of work."""
     epoch: EpochSummary | None = None
     """The summary of ``ended_epoch``. The reporter sets it."""
@@ -155,7 +155,7 @@ def step_metrics(
         ended_epoch=trainer.batches.epoch_ended_by(step),
         host_memory_bytes=result.host_memory_bytes,
         statistics=result.statistics,
-        times=trainer.time_split(),
+        times=trainer.step_times(),
         val_loss=validation.loss if validation else None,
         val_loss_per_byte=validation.loss_per_byte if validation else None,
         val_loss_per_character=validation.loss_per_character if validation else None,

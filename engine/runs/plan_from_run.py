@@ -129,7 +129,7 @@ class RunRecord(_RecordModel):
         )
 
     def plan(self, *, gpus: int | None, overrides: Sequence[str] = ()) -> Plan:
-        """Make the run's plan on ``gpus``, by default on as many as one replica of the model needs.
+        """Make the run's plan on ``gpus``, by default on as many as one copy of the model needs.
         ``overrides`` (``KEY=VALUE``) replace recorded settings.
 
         Raises ConfigError with all problems of the overrides.
@@ -219,7 +219,7 @@ def recorded_settings(folder: RunFolder) -> Settings:
 
 
 def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str] = ()) -> Plan:
-    """Make the plan of a run on ``gpus``, by default on as many as one replica of the model needs.
+    """Make the plan of a run on ``gpus``, by default on as many as one copy of the model needs.
     ``overrides`` (``KEY=VALUE``) replace recorded settings.
 
     Raises:

@@ -26,7 +26,7 @@ from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table
 from engine.runs.sink import OpenSinks, SinkRun
 from engine.runs.terminal import StepTimer, Terminal, print_wrapped
 from engine.training.matmuls import cpu_capability
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 from engine.world.processor import this_processor, usable_cores
 from models.parameters import parameter_count
 
@@ -95,7 +95,7 @@ class Reporter:
         self._step, self._epoch = first_step, EpochMeter()
         self.validation: StepMetrics | None = None
         """The last step with a validation."""
-        self.times, self.steps = TimeSplit(), 0
+        self.times, self.steps = StepTimes(), 0
         """The seconds of this rank in the steps reported so far, and their number."""
 
     def step(self, row: StepMetrics) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 
 NAMES = {
     "data": "waiting for data",
@@ -17,15 +17,15 @@ NAMES = {
 }
 
 
-def mean_over_ranks(times: TimeSplit, all_gather: Callable[[str], Sequence[str]]) -> TimeSplit:
+def mean_over_ranks(times: StepTimes, all_gather: Callable[[str], Sequence[str]]) -> StepTimes:
     """Return the mean of the ranks' ``times``. All ranks call it. ``all_gather`` sends a text to
     all ranks and returns the texts of all of them."""
     texts = all_gather(json.dumps(times.seconds()))
-    total = sum((TimeSplit(**json.loads(text)) for text in texts), TimeSplit())
-    return TimeSplit(**{part: spent / len(texts) for part, spent in total.seconds().items()})
+    total = sum((StepTimes(**json.loads(text)) for text in texts), StepTimes())
+    return StepTimes(**{part: spent / len(texts) for part, spent in total.seconds().items()})
 
 
-def time_table(times: TimeSplit, steps: int) -> Iterator[str]:
+def time_table(times: StepTimes, steps: int) -> Iterator[str]:
     """Yield the lines of the table: the share of each part, and its time per step. There are none
     without steps."""
     if steps == 0 or times.total == 0:

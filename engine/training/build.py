@@ -16,7 +16,7 @@ from models.chunks import ModelChunks
 from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis
-from models.parallel.context import ParallelContext, WeightStore
+from models.parallel.context import ParallelContext, WeightStorage
 from models.parallel.kernels import DeviceKernels
 from models.parallel.mode import Mode
 from models.parallel.zero import Zero
@@ -42,9 +42,9 @@ def parallel_context(
     axes: Mapping[str, Axis],
     device: torch.device,
     matmul: str = "torch",
-    store: WeightStore | None = None,
+    weight_storage: WeightStorage | None = None,
 ) -> ParallelContext:
-    """Make this rank's parallel context. ``store``: the store of weights that are offloaded to a
+    """Make this rank's parallel context. ``weight_storage``: of weights that are offloaded to a
     disk, if any."""
     dtype, compute = DTYPES[settings.precision]
     zero = settings.zero
@@ -63,7 +63,7 @@ def parallel_context(
             caches_shards=zero.offload_params is None,
         ),
         offload_device=torch.device("cpu") if zero.offload or zero.offload_params else None,
-        store=store,
+        weight_storage=weight_storage,
     )
 
 
@@ -107,9 +107,9 @@ def build_on_world(
 ) -> ModelChunks:
     """Build the rank's share of the plan's GPT on the devices and axes of a world. All ranks call
     it. ``offload``: stores the weights that are offloaded to a disk. Raises UserError."""
-    store = offload.weights if offload else None
+    weight_storage = offload.weights if offload else None
     parallel = parallel_context(
-        plan.settings, plan.layout.mode, world.axes, world.device, matmul, store
+        plan.settings, plan.layout.mode, world.axes, world.device, matmul, weight_storage
     )
     return world.run_on_all(lambda: build_model(plan.settings, parallel))
 

@@ -29,7 +29,7 @@ from engine.training.loss_spikes import LossSpikes
 from engine.training.moments import Statistics
 from engine.training.pipeline import Pipeline
 from engine.training.statistics import StepStatistics
-from engine.training.time_split import FORWARD_BACKWARD, OPTIMIZER
+from engine.training.step_times import FORWARD_BACKWARD, OPTIMIZER
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis
 from models.parallel.context import derive_seed

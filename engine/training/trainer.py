@@ -23,7 +23,7 @@ from engine.training.loss_spikes import LossSpikes
 from engine.training.memory import keep_freed_memory, peak_bytes, peak_resident_bytes
 from engine.training.pipeline import Pipeline, scaled_loss
 from engine.training.step import Stepper, StepResult, unchanged_loss
-from engine.training.time_split import DATA, VALIDATION, TimeSplit
+from engine.training.step_times import DATA, VALIDATING, StepTimes
 from models.parallel.clock import OTHER
 
 if TYPE_CHECKING:
@@ -143,10 +143,10 @@ class Trainer:
         self.done = step
         return result
 
-    def time_split(self) -> TimeSplit:
+    def step_times(self) -> StepTimes:
         """Return the seconds of this rank since the last call, up to the last step or validation.
         The host does not wait for the device."""
-        return TimeSplit.of(self.clock.take())
+        return StepTimes.of(self.clock.take())
 
     def lr(self, step: int) -> float:
         """Return the learning rate of ``step``, counted from 1."""
@@ -173,9 +173,9 @@ class Trainer:
 
     def validate(self) -> TextLoss:
         """Return the loss over the validation samples; it does not depend on the layout."""
-        self.clock.start(VALIDATION)
+        self.clock.start(VALIDATING)
         eval_batches = self.batches.validation
-        counts_text = self._validation_text is None and self._is_first_of_replica
+        counts_text = self._validation_text is None and self._is_first_of_model_copy
         units = TextUnits(self.batches.corpus.tokenizer) if counts_text else None
         counts = torch.zeros(3, dtype=torch.int64)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -200,7 +200,7 @@ class Trainer:
         )
 
     @property
-    def _is_first_of_replica(self) -> bool:
+    def _is_first_of_model_copy(self) -> bool:
         """Return whether this rank is the first of those that read the same samples."""
         return all(self.world.axes[name].index == 0 for name in ("tensor", "pipeline"))
 

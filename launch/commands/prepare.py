@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # Only now: NumPy and the readers of data are not needed for help
     from engine.data.input_files.data_file import data_files
     from engine.data.source import default_cache
-    from engine.prepare.layouts import SHARD_TOKENS, LanguiniLayout, OwnLayout, ShardLayout
+    from engine.prepare.output_formats import SHARD_TOKENS, LanguiniFormat, OutputFormat, OwnFormat
     from engine.prepare.prepare import TokenizerChoice, prepare
     from launch.progress_lines import ProgressLines
 
@@ -72,16 +72,16 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     choice = TokenizerChoice(
         name=args.tokenizer, path=args.tokenizer_path and str(args.tokenizer_path)
     )
-    layout: ShardLayout = OwnLayout(args.output, args.shard_tokens or SHARD_TOKENS)
+    output: OutputFormat = OwnFormat(args.output, args.shard_tokens or SHARD_TOKENS)
     if args.layout == "languini":
         vocabulary = args.tokenizer_path.stem if args.tokenizer_path else args.tokenizer
         inputs = [file.path for file in files]
-        layout = LanguiniLayout(args.output, vocabulary, args.split, inputs)
+        output = LanguiniFormat(args.output, vocabulary, args.split, inputs)
     started = time.perf_counter()
     with ProgressLines("encoding") as progress:
         prepared = prepare(
             files,
-            layout,
+            output,
             choice,
             key=args.key,
             processes=args.workers or usable_cores(),
@@ -96,9 +96,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         f"{format_duration(seconds)}"
     )
     print(
-        f"sha256  {prepared.sha256}  of the output of sha256sum for the shards in {layout.folder}"
+        f"sha256  {prepared.sha256}  of the output of sha256sum for the shards in {output.folder}"
     )
-    print(f"shards  {layout.manifest}: tokens, bytes and SHA-256 of each")
-    stated = {"type": layout.source, "path": str(layout.folder), "tokenizer": args.tokenizer}
+    print(f"shards  {output.manifest}: tokens, bytes and SHA-256 of each")
+    stated = {"type": output.source, "path": str(output.folder), "tokenizer": args.tokenizer}
     print("data = dict(" + ", ".join(f"{key}={value!r}" for key, value in stated.items()) + ")")
     return 0

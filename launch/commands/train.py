@@ -114,10 +114,10 @@ def _plan_of_run(
     had, or fewer if this machine has too few GPUs."""
     one_copy = plan_of_run(folder, gpus=None, overrides=overrides)
     copies, gpus = read_record(folder).data_parallel, 0 if number else count_gpus()
-    replica = one_copy.layout.tensor * one_copy.layout.pipeline
-    ranks = replica * copies
+    per_copy = one_copy.layout.tensor * one_copy.layout.pipeline
+    ranks = per_copy * copies
     if number or (gpus and gpus < ranks):
-        ranks = torchrun.ranks_to_start(replica, gpus, number)
+        ranks = torchrun.ranks_to_start(per_copy, gpus, number)
     plan = plan_of_run(folder, gpus=ranks, overrides=overrides)
     data = environ.get("DATA")
     if data and data != plan.settings.data.path:

@@ -1,8 +1,8 @@
-"""Searches for overrides that make a config fit; each candidate is planned and estimated.
+"""Searches for overrides that make a config fit; each variant is planned and estimated.
 
-The search is best-first: candidates are ordered by how little they change
-(launch/validate/candidates.py). Candidates that change the same knobs of one layout are a kind.
-Before a candidate is tried, the one of least memory of its kind is tried: if that does not fit, the
+The search is best-first: variants are ordered by how little they change
+(launch/validate/search_space.py). Variants that change the same knobs of one layout are a kind.
+Before a variant is tried, the one of least memory of its kind is tried: if that does not fit, the
 kind is closed, because every knob only reduces memory. (Except the precision: its two values are
 two kinds.) So few tries close a layout.
 """
@@ -21,13 +21,13 @@ from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.formatting import plural
 from engine.plan import Plan, make_plan
-from launch.validate.candidates import (
+from launch.validate.search_layouts import spaces
+from launch.validate.search_space import (
     OFFLOAD,
     PRECISION,
     KnobSteps,
     KnobValues,
     SearchSpace,
-    spaces,
 )
 from launch.vocabulary import size_on_this_machine, with_size
 
@@ -108,7 +108,7 @@ def alternatives(
             continue
         if (answer := search.fits(space, steps)) is not None:
             chosen[space, steps] = answer
-    # Candidates that were only tried as the strongest of their kind: used if the budget ran out.
+    # Variants that were only tried as the strongest of their kind: used if the budget ran out.
     for space, steps in search.fitting():
         if len(chosen) == enough:
             break
@@ -123,7 +123,7 @@ def alternatives(
 
 @dataclass(kw_only=True)
 class Search:
-    """Tries candidates, each at most once, until the budget is used up."""
+    """Tries variants, each at most once, until the budget is used up."""
 
     request: PlanRequest
     plan: Plan
@@ -133,7 +133,7 @@ class Search:
     work: float = MAX_WORK
     """The rest of the budget."""
     sizes: dict[tuple[SearchSpace, KnobSteps], float] = field(default_factory=dict)
-    """Bytes of the fullest GPU, by candidate tried; infinite if it is not legal."""
+    """Bytes of the fullest GPU, by variant tried; infinite if it is not legal."""
     closed: dict[SearchSpace, list[frozenset[int]]] = field(default_factory=dict)
     """Sets of knobs that do not fit, by layout."""
 
@@ -142,7 +142,7 @@ class Search:
         return spaces(self.plan, gpus_given=self.request.gpus is not None)
 
     def by_cost(self) -> Iterator[tuple[SearchSpace, KnobSteps]]:
-        """Yield all candidates but the plan itself by cost. A layout's candidates are listed only
+        """Yield all variants but the plan itself by cost. A layout's variants are listed only
         when the cost of the layout alone is reached."""
         waiting = [(space.cost, number, (), space) for number, space in enumerate(self.spaces)]
         heap: list[tuple[float, int, KnobSteps, SearchSpace]] = list(waiting)
@@ -157,13 +157,13 @@ class Search:
             listed.add(space)
             everything = frozenset(range(len(space.knobs)))
             if self._is_open(space, everything) or self._is_open(space, everything - {PRECISION}):
-                for cost, candidate in space.candidates():
-                    heappush(heap, (cost, number, candidate, space))
+                for cost, variant in space.variants():
+                    heappush(heap, (cost, number, variant, space))
 
     def fits(self, space: SearchSpace, steps: KnobSteps) -> Alternative | None:
-        """Return the candidate if it fits; it is not tried if its kind is closed."""
+        """Return the variant if it fits; it is not tried if its kind is closed."""
         turned = frozenset(n for n, step in enumerate(steps) if step)
-        # First all knobs, then all but offloading: these close the most candidates at once.
+        # First all knobs, then all but offloading: these close the most variants at once.
         others = frozenset(range(len(KnobValues._fields))) - {PRECISION, OFFLOAD}
         for kind in (turned | others | {OFFLOAD}, turned | others, turned):
             if not self._is_open(space, kind):
@@ -173,14 +173,14 @@ class Search:
         return self.whole(space, steps)
 
     def whole(self, space: SearchSpace, steps: KnobSteps) -> Alternative | None:
-        """Return the candidate if its full estimate fits, not only ``_size``."""
+        """Return the variant if its full estimate fits, not only ``_size``."""
         answer = self.alternative(space, steps)
         if answer is None or answer.estimate.fullest.memory.total > self.gpu_memory:
             return None
         return answer
 
     def fitting(self) -> list[tuple[SearchSpace, KnobSteps]]:
-        """Return the candidates tried that fit, by cost."""
+        """Return the variants tried that fit, by cost."""
         fitting = [
             (space.cost_of(steps), number, space, steps)
             for number, ((space, steps), size) in enumerate(self.sizes.items())
@@ -189,7 +189,7 @@ class Search:
         return [(space, steps) for _, _, space, steps in sorted(fitting, key=lambda one: one[:2])]
 
     def nearest(self) -> tuple[Alternative, ...]:
-        """Return the candidates that need the least memory; of several that need as much, the one
+        """Return the variants that need the least memory; of several that need as much, the one
         of the lowest cost."""
         smallest: dict[float, tuple[SearchSpace, KnobSteps]] = {}
         for (space, steps), size in self.sizes.items():
@@ -217,7 +217,7 @@ class Search:
         return f"tried: {layouts}{rest} on {counts}, {', '.join(ways)}"
 
     def _is_open(self, space: SearchSpace, turned: frozenset[int]) -> bool:
-        """Return whether the candidate of least memory that changes only the ``turned`` knobs
+        """Return whether the variant of least memory that changes only the ``turned`` knobs
         fits."""
         for other in self.closed.get(space, ()):
             # A smaller precision may need more memory in total, because of the casts.
@@ -230,7 +230,7 @@ class Search:
 
     def _size(self, space: SearchSpace, steps: KnobSteps) -> float:
         """Return the bytes of the fullest GPU, or slightly less (``shortened``); infinite if the
-        candidate is not legal."""
+        variant is not legal."""
         key = space, steps
         if key not in self.sizes:
             self.sizes[key] = float("inf")
@@ -250,7 +250,7 @@ class Search:
             return None
 
     def alternative(self, space: SearchSpace, steps: KnobSteps) -> Alternative | None:
-        """Return the candidate with its full estimate, None if it is not legal."""
+        """Return the variant with its full estimate, None if it is not legal."""
         plan = self._plan(space, steps)
         if plan is None:
             return None

@@ -15,7 +15,8 @@ from engine.estimate.local_shapes import DeviceType
 from engine.estimate.result import Estimate
 from engine.plan import Plan
 from launch.validate.alternatives import PlanRequest
-from launch.validate.candidates import SearchSpace, on_gpus
+from launch.validate.search_layouts import on_gpus
+from launch.validate.search_space import SearchSpace
 from models.parallel.registry import modes
 
 

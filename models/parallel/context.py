@@ -38,7 +38,7 @@ DeferredGradients = list[tuple[Tensor, Callable[[], Tensor | None]]]
 """Parameters, each with the function that computes its deferred gradient."""
 
 
-class WeightStore(Protocol):
+class WeightStorage(Protocol):
     """Stores weights that are not in memory between uses. Parameters have shape and type only."""
 
     def add(self, weight: nn.Parameter) -> None:
@@ -104,8 +104,8 @@ class ParallelContext:
     offload_device: torch.device | None = None
     """The device that weights are stored on between uses and that their gradients are copied to;
     None for ``device``."""
-    store: WeightStore | None = None
-    """The store of weights that are on no device between uses."""
+    weight_storage: WeightStorage | None = None
+    """The storage of weights that are on no device between uses."""
     deferred: GradientDeferral = field(default_factory=GradientDeferral)
 
     @cached_property
@@ -153,21 +153,21 @@ class ParallelContext:
         return shard_of(shape, spec, self.sizes, self.index, row_multiple=row_multiple)
 
     def read(self, weight: Tensor) -> Tensor:
-        """Return the values of this rank's shard of a parameter, from memory or from the store."""
-        if self.store is None or not self.store.holds(weight):
+        """Return the values of this rank's shard of a parameter, from memory or from storage."""
+        if self.weight_storage is None or not self.weight_storage.holds(weight):
             return weight.detach()
-        return self.store.get(weight)
+        return self.weight_storage.get(weight)
 
     @contextmanager
     def overwrite(self, weight: Tensor) -> Iterator[Tensor]:
         """Yield memory for new values of this rank's shard of a parameter. The block sets all of
-        them; then they are written to the store, if the parameter is stored there."""
-        if self.store is None or not self.store.holds(weight):
+        them; then they are written to storage, if the parameter is stored there."""
+        if self.weight_storage is None or not self.weight_storage.holds(weight):
             yield weight.detach()
         else:
             values = torch.empty(weight.shape, dtype=weight.dtype)
             yield values
-            self.store.put(weight, values)
+            self.weight_storage.put(weight, values)
 
     def row_order(self, tokens: int, length: int) -> RowOrder:
         """Return the order of the rows of a micro-batch in samples of ``length`` tokens."""

@@ -52,13 +52,14 @@ class ShardedModule(nn.Module):
         row_multiple: int = 1,
     ) -> nn.Parameter:
         """Register this rank's shard of a parameter of global ``shape``, on the computing device or
-        on ``storage_device``. With a storage device it goes to the context's store, if any."""
+        on ``storage_device``. With a storage device it goes to the weight storage, if any."""
         parallel = self.parallel
         shard = parallel.shard(shape, spec, row_multiple=row_multiple)
-        if storage_device and parallel.store:  # a shape without memory, NaN if read by mistake
+        if storage_device and parallel.weight_storage:
+            # A shape without memory, NaN if read by mistake
             absent = torch.full((), torch.nan, dtype=parallel.dtype, device=storage_device)
             parameter = nn.Parameter(absent.expand(shard.local))
-            parallel.store.add(parameter)
+            parallel.weight_storage.add(parameter)
         else:
             device = storage_device or parallel.device
             # Pinned memory: copies to and from a GPU take half the time.

@@ -241,7 +241,7 @@ ELSEWHERE = {
     "zero.nvme_path": "engine/nvme/test_disk.py::test_the_folder_is_created_and_removed_at_the_end",
     "zero.nvme_buffer": "engine/nvme/test_update_groups.py::"
     "test_every_entry_is_in_one_group_and_no_group_is_too_large",
-    "zero.nvme_store": "engine/nvme/test_store.py::"
+    "zero.nvme_store": "engine/nvme/test_slot_file.py::"
     "test_the_fallback_of_io_uring_is_libaio_and_then_threads",
     "checkpoint.minutes": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",
     "checkpoint.epochs": "engine/checkpoint/test_saver.py::test_settings_determine_saved_steps",

@@ -12,7 +12,7 @@ import torch
 
 from engine.nvme.disk import Disk, open_disk
 from engine.nvme.offloaded_weights import WeightsOnDisk
-from engine.nvme.store import SlotStore, open_store
+from engine.nvme.slot_file import SlotFile, open_slot_file
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 
 MEMORY = 2**19
@@ -32,14 +32,14 @@ class Offloaded:
             states=2,
             divisible=True,
             memory=MEMORY,
-            open_store=self._store,
+            open_slot_file=self._open_slots,
             weights=self.weights,
         )
 
-    def _store(self, sizes: Sequence[int]) -> SlotStore:
-        store = open_store(self.disk, sizes)
-        self.stack.callback(store.close)
-        return store
+    def _open_slots(self, sizes: Sequence[int]) -> SlotFile:
+        slots = open_slot_file(self.disk, sizes)
+        self.stack.callback(slots.close)
+        return slots
 
 
 @contextmanager

@@ -312,7 +312,7 @@ def open_training(run: TrainingCase, rank: int) -> Iterator[tuple[ModelChunks, S
         yield model, make_stepper(run, model, world)
         return
     with open_offloaded(rank, weights=run.disk == "weights") as offloaded:
-        model = build(run, replace(parallel, store=offloaded.weights))
+        model = build(run, replace(parallel, weight_storage=offloaded.weights))
         streamed = offloaded.optimizer(build_adamw(run, model))
         yield model, replace(make_stepper(run, model, world), optimizer=streamed)
 

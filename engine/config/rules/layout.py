@@ -50,16 +50,16 @@ def depth_needs_its_mode(context: RuleContext) -> Iterator[Finding]:
         )
 
 
-def gpus_hold_whole_replicas(context: RuleContext) -> Iterator[Finding]:
+def gpus_hold_whole_copies_of_the_model(context: RuleContext) -> Iterator[Finding]:
     """Require the GPUs to be a multiple of TENSOR_PARALLEL x PIPELINE; the quotient is the
     data-parallel size."""
-    replica, gpus = context.gpus_per_replica, context.processes
-    if gpus is not None and gpus % replica:
+    needed, gpus = context.gpus_per_model_copy, context.processes
+    if gpus is not None and gpus % needed:
         yield context.error(
             "tensor_parallel",
-            f"{gpus} GPUs are not a multiple of {replica}, one copy of the model "
+            f"{gpus} GPUs are not a multiple of {needed}, one copy of the model "
             f"({context.cite('tensor_parallel')} x {context.cite('pipeline')}); "
-            f"nearest: {nearest_multiples(gpus, replica)}",
+            f"nearest: {nearest_multiples(gpus, needed)}",
         )
 
 
@@ -67,5 +67,5 @@ RULES = (
     tensor_parallel_needs_a_mode,
     mode_accepts_the_size,
     depth_needs_its_mode,
-    gpus_hold_whole_replicas,
+    gpus_hold_whole_copies_of_the_model,
 )

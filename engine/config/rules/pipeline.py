@@ -77,8 +77,8 @@ def micro_batches_fill_the_pipeline(context: RuleContext) -> Iterator[Finding]:
     bubble = _bubble(settings, settings.num_micro_batches)
     if bubble <= MAX_BUBBLE:
         return
-    candidates = count(settings.pipeline, settings.pipeline)
-    enough = next(n for n in candidates if _bubble(settings, n) <= MAX_BUBBLE)
+    counts = count(settings.pipeline, settings.pipeline)
+    enough = next(n for n in counts if _bubble(settings, n) <= MAX_BUBBLE)
     stated = context.cite("num_micro_batches")
     if rounds > 1:
         stated += f" with {context.cite('gradient_accumulation')}"

@@ -2,7 +2,7 @@
 
 Step s (from 1) consumes samples (s - 1) G to s G - 1 of the order. G = B x D x A: batch size per
 rank, data-parallel ranks, rounds of gradient accumulation. Within a step the order is (round,
-data-parallel rank, sample). All ranks of one model replica read the same samples. A resumed run
+data-parallel rank, sample). All ranks of one copy of the model read the same samples. A resumed run
 continues at its position in the order: epochs consumed so far times samples per epoch.
 """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config.splits import TRAIN
 from engine.data.images import cifar
 from engine.data.images.not_images import NotImagesError
 from engine.data.input_files.data_file import BLOCK, DataFile, data_files
@@ -24,7 +25,7 @@ Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 """Height, width and channels of an image."""
 
-TRAIN, TEST = "train", "test"
+TEST = "test"
 SPLITS = (TRAIN, TEST, "val")
 """Names of splits that the names of arrays in an .npz contain."""
 FORMATS = "CIFAR-10's .bin files or pickles, .npy, .npz, PNG or JPEG"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.config.splits import TRAIN
 from engine.data.batches.sampler import permutation
 from engine.data.images.codebook import (
     Codebook,
@@ -23,7 +24,7 @@ from engine.data.images.codebook import (
     sample_pixels,
 )
 from engine.data.images.grid import write_codebook_error
-from engine.data.images.image_files import TRAIN, ImageFile, ImageFiles, open_images
+from engine.data.images.image_files import ImageFile, ImageFiles, open_images
 from engine.data.images.image_split import ImageSplit, require_seq_len
 from engine.data.images.load_codebook import load_colours
 from engine.data.source import TOKENS, Corpus, SourceRequest

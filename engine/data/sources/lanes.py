@@ -1,4 +1,4 @@
-"""Token ids of books in the layout of Languini, read in lanes (``engine.data.batches.lanes``).
+"""Token ids of books in the folders of Languini, read in lanes (``engine.data.batches.lanes``).
 
 ``data.path`` is the folder of one vocabulary. File lists in its parent name the shards of each
 split, relative to ``data.path``, and their lengths::

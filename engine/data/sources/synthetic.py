@@ -16,19 +16,19 @@ from engine.data.source import Corpus, SourceRequest
 from engine.errors import UserError
 
 STATES = 256
-VALIDATION = 1024  # samples
+VALIDATION_SAMPLES = 1024
 STEPS = np.array([0, 0, 0, 0, 1, 1, 2, 3])  # successor by the three lowest random bits
 
-TABLE, TRAIN, HELD_OUT = range(100, 103)  # random streams, one per use
+TABLE_STREAM, TRAIN_STREAM, HELD_OUT_STREAM = range(100, 103)  # of random bits, one per use
 
 
 def open_corpus(request: SourceRequest) -> Corpus:
     if request.vocab_size < 1:
         raise UserError(f"model.vocab_size={request.vocab_size} must be 1 or more")
-    samples = VALIDATION if request.validation > 0 else 0
+    samples = VALIDATION_SAMPLES if request.validation > 0 else 0
     return Corpus(
-        train=MarkovChain(request, TRAIN, samples=None),
-        validation=MarkovChain(request, HELD_OUT, samples=samples),
+        train=MarkovChain(request, TRAIN_STREAM, samples=None),
+        validation=MarkovChain(request, HELD_OUT_STREAM, samples=samples),
         tokenizer=None,
         description=f"synthetic tokens, seed {request.seed}, without end",
         fingerprint=f"synthetic {request.seed} {request.vocab_size} {request.seq_len} {samples}",
@@ -42,8 +42,8 @@ class MarkovChain:
         self.samples = samples
         self._seed, self._stream, self.seq_len = request.seed, stream, request.seq_len
         states = min(STATES, request.vocab_size)
-        self._ids = permutation(request.vocab_size, request.seed, TABLE, 0)[:states]
-        self._next = permutation(states, request.seed, TABLE, 1)
+        self._ids = permutation(request.vocab_size, request.seed, TABLE_STREAM, 0)[:states]
+        self._next = permutation(states, request.seed, TABLE_STREAM, 1)
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (ids, targets) [n, seq_len]."""

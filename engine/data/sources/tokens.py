@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from engine.data.batches.windows import split_tokens
+from engine.data.batches.train_validation_split import split_tokens
 from engine.data.source import Corpus, SourceRequest
 from engine.data.token_files.token_shards import (
     MANIFEST,

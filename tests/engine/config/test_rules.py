@@ -206,7 +206,7 @@ def test_zero_stage_3_in_a_pipeline_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 5, 7])
-def test_gpus_that_are_no_multiple_of_a_replica_are_rejected(tmp_path: Path, gpus: int) -> None:
+def test_gpus_for_no_whole_number_of_model_copies_are_rejected(tmp_path: Path, gpus: int) -> None:
     text = "MODE = '1d'\nTENSOR_PARALLEL = 2\nPIPELINE = 2\nBATCH_SIZE = 8\nNUM_MICRO_BATCHES = 8\n"
     nearest = {1: "4", 2: "4", 3: "4", 5: "4, 8", 7: "4, 8"}[gpus]
     with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""Small disks, both kinds of store, and parameters with gradients."""
+"""Small disks, both I/O libraries, and parameters with gradients."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.nvme.disk import Disk
+from engine.nvme.io_libraries import tensornvme
 from engine.nvme.offloaded_weights import WeightsOnDisk
-from engine.nvme.store import KINDS, open_store
-from engine.nvme.stores import tensornvme
+from engine.nvme.slot_file import LIBRARIES, open_slot_file
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 
 _missing = tensornvme.problem()
@@ -29,7 +29,7 @@ kinds = pytest.mark.parametrize(
                 kind == "tensornvme" and _missing is not None, reason=f"it {_missing}"
             ),
         )
-        for kind in KINDS
+        for kind in LIBRARIES
     ],
 )
 
@@ -71,7 +71,7 @@ def streamed(
     optimizer: str,
     named: dict[str, nn.Parameter],
     *,
-    store: str = "threads",
+    library: str = "threads",
     memory: int = 2**18,
     weights: WeightsOnDisk | None = None,
     divisible: bool = True,
@@ -79,7 +79,7 @@ def streamed(
     opened = []
 
     def open_one(sizes: Sequence[int]) -> Any:
-        opened.append(open_store(disk, sizes, store))
+        opened.append(open_slot_file(disk, sizes, library))
         return opened[0]
 
     try:
@@ -88,7 +88,7 @@ def streamed(
             states=OPTIMIZERS[optimizer][0],
             divisible=divisible,
             memory=memory,
-            open_store=open_one,
+            open_slot_file=open_one,
             weights=weights,
         )
     finally:

@@ -11,7 +11,7 @@ from engine.nvme.prefetch import BUFFERS, PrefetchBuffers
 
 
 class DelayedSource:
-    """A source that transfers bytes at the last moment: in ``wait``."""
+    """A storage that transfers bytes at the last moment: in ``wait``."""
 
     def __init__(self) -> None:
         self.contents: dict[int, bytes] = {}

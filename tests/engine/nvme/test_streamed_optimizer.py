@@ -55,7 +55,7 @@ def test_updates_give_the_same_bits_as_a_resident_optimizer(
     resident = build(optimizer, theirs)
     with (
         open_disk(tmp_path, "job") as disk,
-        streamed(disk, optimizer, ours, store=kind, memory=2**19) as stream,
+        streamed(disk, optimizer, ours, library=kind, memory=2**19) as stream,
     ):
         assert read_states(stream) == {}
         for step in range(1, 6):
@@ -91,7 +91,7 @@ def test_states_are_loaded_into_other_groups(tmp_path: Path, kind: str) -> None:
     both_step(build("adamw", ours), 1)
     with (
         open_disk(tmp_path, "first") as disk,
-        streamed(disk, "adamw", ours, store=kind, memory=2**19) as first,
+        streamed(disk, "adamw", ours, library=kind, memory=2**19) as first,
     ):
         first.load_states(find)
         assert sorted(asked) == sorted(SHAPES)
@@ -100,7 +100,7 @@ def test_states_are_loaded_into_other_groups(tmp_path: Path, kind: str) -> None:
         saved = read_states(first)
     with (
         open_disk(tmp_path, "second") as disk,
-        streamed(disk, "adamw", ours, store=kind, memory=2**20) as second,
+        streamed(disk, "adamw", ours, library=kind, memory=2**20) as second,
     ):
         second.load_states(saved.__getitem__)
         both_step(second, 3)
@@ -140,7 +140,7 @@ def test_memory_is_bounded_with_states_of_ten_times_the_bound(tmp_path: Path, ki
     try:
         with (
             open_disk(tmp_path, "job") as disk,
-            streamed(disk, "adamw", long, store=kind, memory=memory) as optimizer,
+            streamed(disk, "adamw", long, library=kind, memory=memory) as optimizer,
         ):
             update = optimizer.inner.step
 
@@ -245,7 +245,7 @@ def test_offloaded_weights_are_updated_on_the_disk(
             weights.add(ours[name])
         for name, parameter in kept.items():
             weights.put(ours[name], parameter.detach())
-        with streamed(disk, "adamw", ours, store=kind, weights=weights) as optimizer:
+        with streamed(disk, "adamw", ours, library=kind, weights=weights) as optimizer:
             for step in range(1, 5):
                 set_gradients(step, ours, theirs)
                 optimizer.step()

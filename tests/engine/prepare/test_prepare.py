@@ -21,7 +21,7 @@ from engine.data.input_files.data_file import data_files
 from engine.data.source import Corpus, SourceRequest
 from engine.errors import UserError
 from engine.prepare import prepare as module
-from engine.prepare.layouts import LanguiniLayout, OwnLayout
+from engine.prepare.output_formats import LanguiniFormat, OwnFormat
 from engine.prepare.prepare import Prepared, TokenizerChoice, journal_path, prepare
 from tests.engine.data.support import ids_of, tokenizer_of
 
@@ -48,7 +48,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(texts: Path, output: Path, choice: TokenizerChoice = GPT2, **more: Any) -> Prepared:
-    return prepare(data_files(str(texts)), OwnLayout(output, SHARD), choice, **more)
+    return prepare(data_files(str(texts)), OwnFormat(output, SHARD), choice, **more)
 
 
 def corpus(kind: str, path: Path, cache: Path, tokenizer: str = "gpt2") -> Corpus:
@@ -130,7 +130,7 @@ def test_a_killed_command_resumes_to_the_same_bytes(texts: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"has no tokens\.json, which `cuboid prepare` writes when"):
         corpus("tokens", killed, tmp_path)
     times = {path: path.stat().st_mtime_ns for path in shards}
-    with journal_path(OwnLayout(killed)).open("ab") as file:
+    with journal_path(OwnFormat(killed)).open("ab") as file:
         file.write(b'{"file": "a line that the kill cut o')
     result = run(texts, killed)
     assert result.resumed == len(shards)
@@ -156,11 +156,11 @@ def test_other_inputs_or_tokenizers_are_rejected(texts: Path, tmp_path: Path) ->
         return str(error.value)
 
     output = tmp_path / "out"
-    layout = OwnLayout(output, SHARD)
+    output_format = OwnFormat(output, SHARD)
     output.mkdir()
     (output / "tokenizer.json").write_text('{"type": "bytes"}')
     assert "is another tokenizer than --tokenizer gpt2; choose another --output" in message()
-    journal = journal_path(layout)
+    journal = journal_path(output_format)
     before = journal.read_text()
     (texts / "a.txt").write_text("Changed.")
     assert "has unfinished work of other inputs or of another tokenizer" in message()
@@ -182,9 +182,9 @@ def languini(root: Path, split: str, books: Mapping[str, str], names: Sequence[s
     for name, text in books.items():
         (inputs / name).write_text(text)
     files = data_files(str(inputs))
-    layout = LanguiniLayout(root / "data", "mine", split, [file.path for file in files])
-    prepare(files, layout, TokenizerChoice(name="char", path=None), processes=1)
-    return layout.folder
+    output = LanguiniFormat(root / "data", "mine", split, [file.path for file in files])
+    prepare(files, output, TokenizerChoice(name="char", path=None), processes=1)
+    return output.folder
 
 
 def test_languini_layout_has_a_shard_and_a_line_per_book(tmp_path: Path) -> None:
@@ -203,4 +203,4 @@ def test_languini_layout_has_a_shard_and_a_line_per_book(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"'e' .*is not in the vocabulary"):
         languini(tmp_path, "java", {"other.txt": "e"})
     with pytest.raises(UserError, match=r"would both become files/a\.npy"):
-        LanguiniLayout(tmp_path, "mine", "train", [Path("x/a.txt"), Path("y/a.txt.gz")])
+        LanguiniFormat(tmp_path, "mine", "train", [Path("x/a.txt"), Path("y/a.txt.gz")])

@@ -23,7 +23,7 @@ from engine.runs.reporter import Reporter
 from engine.runs.start_candidates import StartOptions
 from engine.runs.terminal import StepTimer, Terminal, format_epoch
 from engine.training import trainer
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 from engine.world.world import World
 from tests.support.jobs import RUN, into_run, run_all
 from tests.support.metrics import row
@@ -107,7 +107,7 @@ def test_epochs_of_a_sharded_run_equal_the_means_of_its_log_also_after_a_resume(
 def test_seconds_of_all_epochs_are_those_of_the_table_at_the_end(tmp_path):
     """Data, validation, logs and checkpoints included."""
     log = JsonLinesLog(tmp_path / "log.jsonl")
-    times = TimeSplit(data=0.25, forward_backward=1.0, optimizer=0.125, validation=4.0, other=8.0)
+    times = StepTimes(data=0.25, forward_backward=1.0, optimizer=0.125, validation=4.0, other=8.0)
     with Reporter(claim_folder("demo", "a", output=tmp_path / "run"), log=log) as reporter:
         for step in range(1, 7):
             epoch = {2: 1, 5: 2, 6: 4}.get(step)

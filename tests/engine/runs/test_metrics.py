@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.runs.metrics import JsonLinesLog
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 from tests.support.metrics import row
 
 
@@ -42,7 +42,7 @@ def test_a_line_of_the_log_has_exactly_these_fields(tmp_path):
 
 
 def test_the_log_has_the_seconds_of_a_step_by_kind_of_work(tmp_path):
-    times = TimeSplit(
+    times = StepTimes(
         data=0.25,
         forward_backward=1.0,
         communication=0.5,

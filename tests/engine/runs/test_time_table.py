@@ -7,12 +7,12 @@ import re
 import pytest
 
 from engine.runs.time_table import mean_over_ranks, time_table
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 
 
 def test_the_table_has_the_mean_of_the_ranks_and_shares_that_add_up():
-    here = TimeSplit(data=1.0, forward_backward=5.0, communication=0.0, optimizer=1.0, other=1.0)
-    there = TimeSplit(data=0.0, forward_backward=3.0, communication=4.0, optimizer=1.0)
+    here = StepTimes(data=1.0, forward_backward=5.0, communication=0.0, optimizer=1.0, other=1.0)
+    there = StepTimes(data=0.0, forward_backward=3.0, communication=4.0, optimizer=1.0)
     sent: list[str] = []
 
     def gather(text: str) -> list[str]:
@@ -37,4 +37,4 @@ def test_the_table_has_the_mean_of_the_ranks_and_shares_that_add_up():
 
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_run_without_steps_has_no_table(steps):
-    assert list(time_table(TimeSplit(), steps)) == []
+    assert list(time_table(StepTimes(), steps)) == []

@@ -14,9 +14,10 @@ from engine.formatting import format_bytes
 from engine.plan import Plan, make_plan
 from launch.validate import alternatives as searching
 from launch.validate.alternatives import Alternative, alternatives, shortened
-from launch.validate.candidates import KnobSteps, SearchSpace, spaces
 from launch.validate.inspection import inspect_config
 from launch.validate.mode_comparison import compare_modes
+from launch.validate.search_layouts import spaces
+from launch.validate.search_space import KnobSteps, SearchSpace
 from tests.launch.validate.support import GIB, plan, request, write
 
 SHIPPED = Path(__file__).parents[3] / "gpt_configs"
@@ -208,7 +209,7 @@ def test_search_equals_exhaustive_search(tmp_path):
     sizes = [size for size in by_hand(path, 4) if size < taken(asked)]
     for memory in (sizes[0], sizes[len(sizes) // 3], sizes[-1]):
         (one,) = alternatives(request(path, gpus=4), asked, memory, enough=1).fitting
-        cost, least = next(  # of all candidates, each weighed
+        cost, least = next(  # of all variants, each weighed
             (cost, space.overrides(steps))
             for cost, space, steps in _all_by_cost(asked)
             if taken(plan(path, *space.overrides(steps), gpus=4)) <= memory
@@ -222,7 +223,7 @@ def _all_by_cost(asked: Plan) -> list[tuple[float, SearchSpace, KnobSteps]]:
         (cost, space, steps)
         for space in spaces(asked, gpus_given=True)
         if space.layout.gpus == asked.layout.gpus
-        for cost, steps in space.candidates()
+        for cost, steps in space.variants()
         if cost
     ]
     return sorted(found, key=lambda one: one[0])

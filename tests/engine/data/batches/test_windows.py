@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.batches.windows import Windows, split_tokens
+from engine.data.batches.train_validation_split import split_tokens
+from engine.data.batches.windows import Windows
 from engine.errors import UserError
 
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from engine.runs.sinks.tensorboard import TensorBoard
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 from tests.support.metrics import row
 
 
@@ -66,7 +66,7 @@ def test_tensorboard_reads_every_curve(tmp_path):
 
 def test_tensorboard_has_the_config_and_charts_of_the_memory_and_the_time(tmp_path):
     board = TensorBoard(tmp_path, config="BATCH_SIZE = 4\n")
-    board.step(row(1, times=TimeSplit(data=1.0, optimizer=0.125)))
+    board.step(row(1, times=StepTimes(data=1.0, optimizer=0.125)))
     board.close()
     found = events(tmp_path)
     (text,) = found.Tensors("config/text_summary")

@@ -13,12 +13,12 @@ from engine.errors import RunError, UserError
 from engine.nvme.disk import Disk
 from engine.nvme.page_buffers import LINE, Buffer
 
-KINDS = ("tensornvme", "threads")
-"""Modules of ``engine.nvme.stores``, the preferred one first."""
+LIBRARIES = ("tensornvme", "threads")
+"""Modules of ``engine.nvme.io_libraries``, the preferred one first."""
 
 
 class Transfers(Protocol):
-    """Transfers of slots by a kind of store. Each slot has the size given at opening."""
+    """Transfers of slots by an I/O library. Each slot has the size given at opening."""
 
     def read(self, slot: int, buffer: Buffer) -> None:
         """Start to read the slot, which was written before, into the first bytes of the buffer.
@@ -34,7 +34,7 @@ class Transfers(Protocol):
         """Close the file."""
 
 
-class SlotStore:
+class SlotFile:
     """Slots on a disk. A slot is read at most once per write.
 
     ``put`` and ``take`` start transfers, and ``wait`` completes them. A slot has a stamp at both
@@ -94,15 +94,15 @@ class SlotStore:
         return torch.tensor([slot + 1, self._written[slot]])
 
 
-def open_store(disk: Disk, sizes: Sequence[int], kind: str | None = None) -> SlotStore:
-    """Open a store of ``kind``; None: of the first of KINDS that works on this machine.
+def open_slot_file(disk: Disk, sizes: Sequence[int], library: str | None = None) -> SlotFile:
+    """Open a slot file. ``library``: None for the first of LIBRARIES that works on this machine.
 
-    Raises UserError if ``kind`` does not work on this machine, or the disk is too small.
+    Raises UserError if ``library`` does not work on this machine, or the disk is too small.
     """
-    for name in (kind,) if kind else KINDS:
-        module = discover.load("engine.nvme.stores", name)
+    for name in (library,) if library else LIBRARIES:
+        module = discover.load("engine.nvme.io_libraries", name)
         problem: str | None = module.problem()
         if problem is None:
             path = disk.reserve("states", sum(sizes))
-            return SlotStore(module.open_transfers(path, sizes), disk, path, sizes)
+            return SlotFile(module.open_transfers(path, sizes), disk, path, sizes)
     raise UserError(f"zero.nvme_store={name!r} {problem}")

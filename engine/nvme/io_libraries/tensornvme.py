@@ -2,7 +2,7 @@
 
 Its limits, and how they are handled:
 
-- It does not check the result of a transfer: the store stamps slots, and space is reserved first.
+- It does not check the result of a transfer: SlotFile stamps slots, and space is reserved first.
 - It drops a tensor that was read and frees its space: each slot is written back.
 - Its free list leaks space that is merged with the last place of the file: a slot at the end is
   never read.
@@ -24,7 +24,7 @@ from pathlib import Path
 from engine.nvme.page_buffers import PAGE, Buffer
 
 DEPTH = 16
-"""Maximum transfers in progress; a store has two."""
+"""Maximum transfers in progress; a slot file has two."""
 
 END = "end"
 

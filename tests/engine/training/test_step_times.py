@@ -16,10 +16,10 @@ from engine.data.batches.loader import EvalBatches, TrainBatches
 from engine.optim.optimizer import ResidentOptimizer
 from engine.runs.reporter import Reporter
 from engine.train import train_steps
-from engine.training import time_split
+from engine.training import step_times
 from engine.training.pipeline import _PipelineRun
 from engine.training.step import Stepper
-from engine.training.time_split import TimeSplit
+from engine.training.step_times import StepTimes
 from models.gpt import GPT
 from models.parallel.clock import Activity, HostMarks, PartClock
 from models.parallel.collectives import Axis
@@ -94,16 +94,16 @@ def measure(
                 expected["validation"] = time.now - before
                 assert expected["validation"] > FORWARD
             time.now += 0.5  # a log and a checkpoint
-            split = run.time_split().seconds()
-            found.append({part: (split[part], wanted) for part, wanted in expected.items()})
+            times = run.step_times().seconds()
+            found.append({part: (times[part], wanted) for part, wanted in expected.items()})
     return found
 
 
-def wrong(splits: list[list[dict[str, tuple[float, float]]]]) -> set[str]:
+def wrong(all_times: list[list[dict[str, tuple[float, float]]]]) -> set[str]:
     """Return the parts that differ on any rank, in any step."""
     return {
         part
-        for ranks in splits
+        for ranks in all_times
         for step in ranks
         for part, (found, expected) in step.items()
         if found != expected
@@ -118,9 +118,9 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_time_of_a_step_is_divided_by_its_work(config, layout):
-    splits = run_world(2, measure, config, layout, None)
-    assert wrong(splits) == set()
-    assert all(step["communication"][0] > 0 for ranks in splits for step in ranks)
+    all_times = run_world(2, measure, config, layout, None)
+    assert wrong(all_times) == set()
+    assert all(step["communication"][0] > 0 for ranks in all_times for step in ranks)
 
 
 FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
@@ -137,9 +137,9 @@ def waits_are_counted_as_computation() -> AbstractContextManager[Any]:
 
 @fault
 def communication_of_validations_is_counted_in_the_step() -> AbstractContextManager[Any]:
-    healthy = TimeSplit.of
+    healthy = StepTimes.of
 
-    def of(seconds: Mapping[Activity, float]) -> TimeSplit:
+    def of(seconds: Mapping[Activity, float]) -> StepTimes:
         return healthy(
             {
                 Activity("data" if waiting else part, waiting): spent
@@ -147,7 +147,7 @@ def communication_of_validations_is_counted_in_the_step() -> AbstractContextMana
             }
         )
 
-    return patch.object(TimeSplit, "of", of)
+    return patch.object(StepTimes, "of", of)
 
 
 @fault
@@ -156,14 +156,14 @@ def the_update_is_counted_as_backward() -> AbstractContextManager[Any]:
 
     def run(self: Stepper, *arguments: Any, **more: Any) -> Any:
         with patch.object(PartClock, "start", lambda self, part: None):
-            self.world.traffic.clock._change(Activity(time_split.FORWARD_BACKWARD))
+            self.world.traffic.clock._change(Activity(step_times.FORWARD_BACKWARD))
             return healthy(self, *arguments, **more)
 
     return patch.object(Stepper, "run", run)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_in_the_time_split_is_detected(config, fault):
+def test_a_planted_fault_in_the_step_times_is_detected(config, fault):
     assert wrong(run_world(2, measure, config, "1d", fault)) != set()
 
 
@@ -182,7 +182,7 @@ def test_clocks_start_after_rank_0_has_opened_the_logs(config):
 
 def test_the_sums_over_ranks_and_steps_are_exact():
     parts = {Activity("data"): 1.0, Activity("optimizer"): 2.0, Activity("optimizer", True): 4.0}
-    one = TimeSplit.of(parts)
+    one = StepTimes.of(parts)
     assert one.seconds() == {
         "data": 1.0,
         "forward_backward": 0.0,

@@ -11,12 +11,12 @@ from models.parallel.clock import OTHER, Activity
 DATA = "data"
 FORWARD_BACKWARD = "forward_backward"
 OPTIMIZER = "optimizer"
-VALIDATION = "validation"
+VALIDATING = "validation"
 """Parts of a run, besides OTHER."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeSplit:
+class StepTimes:
     """Seconds of one rank. They neither overlap nor leave gaps.
 
     On a CUDA device an optimizer step ends after the next step has begun, so it is counted in the
@@ -40,7 +40,7 @@ class TimeSplit:
         """Divide the seconds of a clock."""
         parts = {field.name: 0.0 for field in fields(cls)}
         for (part, waiting), spent in seconds.items():
-            in_step = part not in (VALIDATION, OTHER)
+            in_step = part not in (VALIDATING, OTHER)
             parts["communication" if waiting and in_step else part] += spent
         return cls(**parts)
 
@@ -53,7 +53,7 @@ class TimeSplit:
         """Return the seconds by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def __add__(self, other: TimeSplit) -> TimeSplit:
+    def __add__(self, other: StepTimes) -> StepTimes:
         """Return the sums of all parts."""
         more = other.seconds()
-        return TimeSplit(**{name: spent + more[name] for name, spent in self.seconds().items()})
+        return StepTimes(**{name: spent + more[name] for name, spent in self.seconds().items()})

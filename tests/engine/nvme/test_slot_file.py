@@ -1,4 +1,4 @@
-"""Both kinds of store: slots are read back, and lost data is detected."""
+"""Both I/O libraries: slots are read back, and lost data is detected."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 
 from engine.errors import RunError, UserError
 from engine.nvme.disk import Disk, open_disk
+from engine.nvme.io_libraries import tensornvme
 from engine.nvme.page_buffers import LINE, PAGE, Buffer
-from engine.nvme.store import SlotStore, open_store
-from engine.nvme.stores import tensornvme
+from engine.nvme.slot_file import SlotFile, open_slot_file
 from tests.engine.nvme.support import kinds, mounted
 
 SIZES = [3 * PAGE, PAGE, 1025 * PAGE, PAGE, 2 * PAGE]
@@ -25,13 +25,13 @@ LARGEST = max(SIZES)
 
 
 @contextmanager
-def opened(root: Path, kind: str, sizes: list[int]) -> Iterator[tuple[Disk, SlotStore]]:
+def opened(root: Path, kind: str, sizes: list[int]) -> Iterator[tuple[Disk, SlotFile]]:
     with open_disk(root, "job") as disk:
-        store = open_store(disk, sizes, kind)
+        slots = open_slot_file(disk, sizes, kind)
         try:
-            yield disk, store
+            yield disk, slots
         finally:
-            store.close()
+            slots.close()
 
 
 def fill(buffer: Buffer, slot: int, turn: int) -> torch.Tensor:
@@ -40,40 +40,40 @@ def fill(buffer: Buffer, slot: int, turn: int) -> torch.Tensor:
     return payload.copy_(torch.arange(len(payload)).mul_(slot + 7).add_(turn).to(torch.uint8))
 
 
-def put_all(store: SlotStore, buffer: Buffer) -> None:
+def put_all(slots: SlotFile, buffer: Buffer) -> None:
     """Write two slots, one after the other."""
     for slot in range(2):
-        store.put(slot, buffer)
-        store.wait()
+        slots.put(slot, buffer)
+        slots.wait()
 
 
-def take_all(store: SlotStore, buffer: Buffer) -> None:
+def take_all(slots: SlotFile, buffer: Buffer) -> None:
     for slot in range(2):
-        store.take(slot, buffer)
-        store.wait()
+        slots.take(slot, buffer)
+        slots.wait()
 
 
-def put_and_take(store: SlotStore, buffer: Buffer) -> None:
-    put_all(store, buffer)
-    take_all(store, buffer)
+def put_and_take(slots: SlotFile, buffer: Buffer) -> None:
+    put_all(slots, buffer)
+    take_all(slots, buffer)
 
 
 @kinds
 def test_take_returns_the_bytes_of_the_last_put(tmp_path: Path, kind: str) -> None:
-    with opened(tmp_path, kind, SIZES) as (disk, store):
+    with opened(tmp_path, kind, SIZES) as (disk, slots):
         buffers = [Buffer(LARGEST) for _ in SIZES]
         path = disk.folder / "states"
         for turn in range(4):
             for slot, buffer in enumerate(buffers):
                 if turn:
                     buffer.tensor(0, LARGEST).fill_(255)
-                    store.take(slot, buffer)
-                    store.wait()
+                    slots.take(slot, buffer)
+                    slots.wait()
                     found = buffer.tensor(LINE, SIZES[slot] - 2 * LINE).clone()
                     assert torch.equal(found, fill(buffer, slot, turn - 1))
                 fill(buffer, slot, turn)
-                store.put(slot, buffer)
-            store.wait()
+                slots.put(slot, buffer)
+            slots.wait()
         assert path.stat().st_size <= sum(SIZES) + PAGE
 
 
@@ -81,26 +81,26 @@ def test_take_returns_the_bytes_of_the_last_put(tmp_path: Path, kind: str) -> No
 def test_concurrent_reads_and_writes_do_not_grow_the_file(tmp_path: Path, kind: str) -> None:
     """Reads and writes have the order of an optimizer. TensorNVMe's free list alone would grow with
     each round."""
-    with opened(tmp_path, kind, SIZES) as (disk, store):
+    with opened(tmp_path, kind, SIZES) as (disk, slots):
         buffers = [Buffer(LARGEST) for _ in SIZES]
         for slot, buffer in enumerate(buffers):
             fill(buffer, slot, 0)
-            store.put(slot, buffer)
-        store.wait()
+            slots.put(slot, buffer)
+        slots.wait()
         for turn in range(10):
-            store.take(0, buffers[0])
+            slots.take(0, buffers[0])
             for slot, buffer in enumerate(buffers):
-                store.wait()
+                slots.wait()
                 if slot:
-                    store.put(slot - 1, buffers[slot - 1])
+                    slots.put(slot - 1, buffers[slot - 1])
                 if slot + 1 < len(SIZES):
-                    store.take(slot + 1, buffers[slot + 1])
+                    slots.take(slot + 1, buffers[slot + 1])
                 found = buffer.tensor(LINE, SIZES[slot] - 2 * LINE).clone()
                 assert torch.equal(found, fill(buffer, slot, turn))
                 fill(buffer, slot, turn + 1)
-            store.wait()
-            store.put(len(SIZES) - 1, buffers[-1])
-            store.wait()
+            slots.wait()
+            slots.put(len(SIZES) - 1, buffers[-1])
+            slots.wait()
         assert (disk.folder / "states").stat().st_size <= sum(SIZES) + PAGE
 
 
@@ -108,13 +108,13 @@ def test_concurrent_reads_and_writes_do_not_grow_the_file(tmp_path: Path, kind: 
 @pytest.mark.parametrize("where", ["start", "end", "all", "older"])
 def test_lost_data_is_detected(tmp_path: Path, kind: str, where: str) -> None:
     sizes = [4 * PAGE, 4 * PAGE]
-    with opened(tmp_path, kind, sizes) as (disk, store):
+    with opened(tmp_path, kind, sizes) as (disk, slots):
         buffer, path = Buffer(4 * PAGE), disk.folder / "states"
         for turn in range(2):
             if turn:
                 before = path.read_bytes()
-                take_all(store, buffer)
-            put_all(store, buffer)
+                take_all(slots, buffer)
+            put_all(slots, buffer)
         with path.open("r+b") as file:
             if where == "older":
                 file.write(before)
@@ -122,7 +122,7 @@ def test_lost_data_is_detected(tmp_path: Path, kind: str, where: str) -> None:
                 file.seek({"start": 0, "end": 8 * PAGE - LINE, "all": 0}[where])
                 file.write(bytes(8 * PAGE if where == "all" else LINE))
         with pytest.raises(RunError, match=r"states: part \d is corrupt"):
-            take_all(store, buffer)
+            take_all(slots, buffer)
 
 
 @kinds
@@ -139,25 +139,25 @@ def test_a_full_disk_is_detected(tmp_path: Path, kind: str) -> None:
             return path
 
         disk.reserve = promise  # type: ignore[method-assign]
-        store, buffer = open_store(disk, [2**20, 2**20], kind), Buffer(2**20)
+        slots, buffer = open_slot_file(disk, [2**20, 2**20], kind), Buffer(2**20)
         message = r"No space left on device|is corrupt"
-        with closing(store), pytest.raises(RunError, match=message):
-            put_and_take(store, buffer)
+        with closing(slots), pytest.raises(RunError, match=message):
+            put_and_take(slots, buffer)
 
 
 @kinds
 def test_a_read_that_transfers_no_data_is_detected(tmp_path: Path, kind: str) -> None:
     """The buffer still contains the stamps of the last write."""
-    with opened(tmp_path, kind, [PAGE]) as (disk, store):
+    with opened(tmp_path, kind, [PAGE]) as (disk, slots):
         buffer = Buffer(PAGE)
-        store.put(0, buffer)
-        store.wait()
+        slots.put(0, buffer)
+        slots.wait()
         buffer.tensor(LINE, 100).fill_(99)
         with (disk.folder / "states").open("r+b") as file:
             file.truncate(0)
-        store.take(0, buffer)
+        slots.take(0, buffer)
         with pytest.raises(RunError, match=r"the file was truncated|is corrupt"):
-            store.wait()
+            slots.wait()
 
 
 @kinds
@@ -178,15 +178,15 @@ def test_transfers_bypass_the_page_cache(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_failed_read_is_reported_in_one_line(tmp_path: Path) -> None:
-    with opened(tmp_path, "threads", [2 * PAGE]) as (disk, store):
+    with opened(tmp_path, "threads", [2 * PAGE]) as (disk, slots):
         buffer, path = Buffer(2 * PAGE), disk.folder / "states"
-        store.put(0, buffer)
-        store.wait()
+        slots.put(0, buffer)
+        slots.wait()
         with path.open("r+b") as file:
             file.truncate(PAGE)
-        store.take(0, buffer)
+        slots.take(0, buffer)
         with pytest.raises(RunError) as failure:
-            store.wait()
+            slots.wait()
         assert str(failure.value) == f"{path}: read failed: the file was truncated"
 
 
@@ -196,8 +196,8 @@ def test_a_store_that_is_not_installed_is_rejected(
     monkeypatch.setattr(tensornvme, "problem", lambda: "needs TensorNVMe")
     with open_disk(tmp_path, "job") as disk:
         with pytest.raises(UserError, match=r"zero.nvme_store='tensornvme' needs TensorNVMe"):
-            open_store(disk, SIZES, "tensornvme")
-        open_store(disk, SIZES).close()  # threads
+            open_slot_file(disk, SIZES, "tensornvme")
+        open_slot_file(disk, SIZES).close()  # threads
 
 
 @pytest.mark.skipif(tensornvme.problem() is not None, reason="TensorNVMe does not work here")
@@ -227,7 +227,7 @@ program = Program(len(steps), b"".join(struct.pack("HBBI", *step) for step in st
 process = ctypes.CDLL(None)
 assert process.prctl(38, 1, 0, 0, 0) == 0  # no new privileges
 assert process.prctl(22, 2, ctypes.byref(program)) == 0  # a filter of system calls
-from engine.nvme.stores import tensornvme
+from engine.nvme.io_libraries import tensornvme
 print(tensornvme._allows_uring(), tensornvme.problem(), tensornvme._backend())
 """
 

@@ -1,6 +1,6 @@
 """The cost of dividing a step's time by kind of work: steps with and without the clock take turns.
 
-    python benchmarks/time_split.py [--case NAME ...] [--pairs N]
+    python benchmarks/step_times.py [--case NAME ...] [--pairs N]
 
 Both steps are one Stepper on the same ranks; without the clock, its methods do nothing. The ratio
 of a pair is noisy on a machine that others use, so the cost is also computed: changes of the clock
@@ -21,7 +21,7 @@ import torch
 from benchmarks.cases import DEMO, Workload
 from benchmarks.step import stepper
 from engine.layout import Layout
-from engine.training.time_split import DATA, TimeSplit
+from engine.training.step_times import DATA, StepTimes
 from engine.world.processor import this_processor
 from models.parallel.clock import OTHER, Activity, PartClock
 from models.parallel.collectives import Traffic
@@ -103,7 +103,7 @@ def measure(rank: int, size: int, name: str, pairs: int) -> Cost:
         batch = batches[number % len(batches)]
         runs.run(number, [batch], targets=layout.data * batch[1].numel(), lr=1e-4)
         clock.start(OTHER)
-        TimeSplit.of(clock.take())
+        StepTimes.of(clock.take())
         return time.perf_counter() - started
 
     clocks = PartClock(), NoClock()

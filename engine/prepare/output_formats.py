@@ -1,4 +1,4 @@
-"""The layouts of the folder that ``cuboid prepare`` writes: its own, and Languini's."""
+"""The formats of the folder that ``cuboid prepare`` writes: its own, and Languini's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.prepare.parallel_encoder import TextBlock
 SHARD_TOKENS = 1 << 24
 
 
-class ShardLayout(Protocol):
+class OutputFormat(Protocol):
     """The names of the shards of some input files, and the blocks at which each shard ends."""
 
     joins_files: bool
@@ -30,7 +30,7 @@ class ShardLayout(Protocol):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Options of the layout on which the bytes of the shards depend, as a JSON object."""
+        """Options of the format on which the bytes of the shards depend, as a JSON object."""
 
     @property
     def folder(self) -> Path:
@@ -48,11 +48,11 @@ class ShardLayout(Protocol):
         """Return whether a shard of ``tokens`` tokens ends with ``block``."""
 
     def finish(self, shards: Sequence[dict[str, Any]]) -> None:
-        """Write the further files of the layout, such as a file list, after the last shard."""
+        """Write the further files of the format, such as a file list, after the last shard."""
 
 
 @dataclass(frozen=True)
-class OwnLayout:
+class OwnFormat:
     """One row of tokens in shards of about equal size; data.type='tokens' reads it."""
 
     output: Path
@@ -82,7 +82,7 @@ class OwnLayout:
         """Write nothing: the manifest is all that the source needs."""
 
 
-class LanguiniLayout:
+class LanguiniFormat:
     """One shard per input file, and a list of the files of a split; data.type='lanes' reads it."""
 
     joins_files = False
