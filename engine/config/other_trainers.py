@@ -161,8 +161,9 @@ EXPLAINED: Mapping[str, str] = {
         attn_implementation flash flash_attention flash_attn use_flash use_flash_attention
         use_flash_attn""",
     "MODE='1d' always includes sequence parallelism": "enable_sequence_parallel sequence_parallel",
-    "context parallelism is not supported": """
-        context_parallel context_parallel_degree context_parallel_size cp cp_size""",
+    "MODE='sequence' is context parallelism over TENSOR_PARALLEL ranks": """
+        context_parallel context_parallel_degree context_parallel_size cp cp_size
+        sequence_parallel_size sp_size ulysses_degree""",
     "the model is a GPT-2: learned positions, layer norm, GELU, no grouped-query attention": """
         expert_model_parallel_size ffn_type moe multiple_of n_experts n_kv_head n_kv_heads norm
         norm_type normalization num_experts num_key_value_heads num_kv_heads pos_emb

@@ -62,7 +62,8 @@ class Settings(Section):
 
     tensor_parallel: RankCount = setting("tensor-parallel ranks", 1, name="TENSOR_PARALLEL")
     mode: ModeName = setting(
-        "tensor-parallel algorithm: 1d (Megatron), 2d (SUMMA), 2.5d, 3d; None is 'serial'",
+        "tensor-parallel algorithm: 1d (Megatron), 2d (SUMMA), 2.5d, 3d; 'sequence' shards tokens "
+        "only; None is 'serial'",
         "serial",
         name="MODE",
     )

@@ -49,7 +49,7 @@ def on_gpus(plan: Plan) -> list[SearchSpace]:
 
 def _is_plain(layout: Layout, planned: Layout) -> bool:
     """Return whether the depth makes a mode equal to another: depth 1 is 2d, a depth of all ranks
-    is data parallelism."""
+    is sequence."""
     by_depth = layout.mode.uses_depth and layout.mode is not planned.mode
     return by_depth and layout.depth in (1, layout.tensor)
 
@@ -175,8 +175,8 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
 
 
 def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
-    """Return the ZeRO stages from the plan's on, each over data, and over depth too if the mode
-    replicates weights along it."""
+    """Return the ZeRO stages from the plan's on, each over data, and over the tensor-parallel
+    ranks with the same weights too, if the mode replicates weights."""
     zero = plan.settings.zero
     copies = copies_of_weights(layout) > 1
     return [

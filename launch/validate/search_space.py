@@ -22,7 +22,7 @@ SURCHARGE = {"precision": 0.5, "micro_batches": 4.0, "offload": 8.0}
 
 CheckpointChoice = bool | Literal["selective"]
 OffloadChoice = tuple[str | None, str | None]  # of the states, of the parameters
-ZeroChoice = tuple[int, bool]  # the stage, and whether over depth as well
+ZeroChoice = tuple[int, bool]  # the stage, and zero.depth
 OFFLOADS: Sequence[OffloadChoice] = [(None, None), ("cpu", None), ("cpu", "cpu")]
 
 KnobSteps = tuple[int, ...]

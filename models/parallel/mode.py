@@ -9,7 +9,8 @@ Activations are matrices ``x [tokens, hidden]``, weights ``w [in, out]``. Every 
 
 Modes differ in the axes a, b and c and in the dimension that each axis shards. Megatron's 1d with
 sequence parallelism (Korthikanti et al. 2022), SUMMA's 2d (Van de Geijn & Watts 1997; Xu et al.
-2021), Tesseract's 2.5d (Wang et al. 2021) and the 3d of Bian et al. (2021) are such tables.
+2021), Tesseract's 2.5d (Wang et al. 2021), the 3d of Bian et al. (2021) and the sequence
+parallelism of Li et al. (2021), which gathers keys and values only, are such tables.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ SIZES = [
     *(("2d", size, 1) for size in (1, 4, 9, 16)),
     *(("2.5d", size, depth) for size, depth in ((4, 1), (2, 2), (8, 2), (18, 2), (27, 3))),
     *(("3d", size, 1) for size in (1, 8, 27)),
+    *(("sequence", size, 1) for size in (1, 2, 3, 4, 6)),
 ]
 
 

@@ -41,6 +41,7 @@ MEANT = {
     "gpt2_2p5d_8": (8, 1, 1, 8, 1, 0, None),
     "gpt2_3d": (8, 1, 1, 8, 1, 0, None),
     "long_2d": (4, 1, 1, 4, 1, 0, None),
+    "long_sequence": (8, 1, 1, 8, 1, 1, None),
     "gpt2_nvme": (1, 1, 1, 1, 1, 3, "nvme"),
     "gpt2_pp": (2, 1, 2, 1, 1, 0, None),
     "gpt2_pp1d": (8, 2, 2, 2, 16, 0, None),

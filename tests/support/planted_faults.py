@@ -38,7 +38,8 @@ GRID = Few(mode="2d", tensor=4, samples=6, accumulation=2)
 DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, tied=False)
 CUBE = Few(mode="3d", tensor=8)
 SHARED = Few(mode="2d", tensor=4, samples=3, length=7, ignored=2)  # a row is added
-RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED]
+SEQUENCE = Few(mode="sequence", tensor=2, samples=1, length=13, ignored=2)
+RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED, SEQUENCE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,12 @@ def the_gradient_of_biases_is_not_summed() -> Iterator[None]:
 @shown_by(DEEP)
 def gradients_are_not_summed_over_depth() -> Iterator[None]:
     with unsummed(lambda module, name, axis: axis == "d"):
+        yield
+
+
+@shown_by(SEQUENCE)
+def gradients_are_not_summed_over_the_ranks_of_a_sample() -> Iterator[None]:
+    with unsummed(lambda module, name, axis: axis == "s"):
         yield
 
 
@@ -366,6 +373,17 @@ def positions_start_anew_on_every_rank() -> Iterator[None]:
         return self.weight[start + torch.arange(rows.stop - rows.start) % length]
 
     with patch.object(PositionEmbedding, "forward", anew):
+        yield
+
+
+@shown_by(SEQUENCE)
+def positions_of_a_rank_are_off_by_one() -> Iterator[None]:
+    healthy = PositionEmbedding.forward
+
+    def shifted(self: PositionEmbedding, batch: int, length: int, start: int = 0) -> Tensor:
+        return healthy(self, batch, length, start + self.parallel.index["s"])
+
+    with patch.object(PositionEmbedding, "forward", shifted):
         yield
 
 

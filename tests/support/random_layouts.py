@@ -34,6 +34,8 @@ def draw(number: int) -> TrainingCase:
     pick = random.Random(number).choice
     mode = pick(list(modes()))
     cut, data, pipeline = pick([grid for grid in GRIDS if grid[0].mode == mode])
+    axes = modes()[mode].axes(cut.tensor, cut.depth) or {}
+    is_replicated = any(axes[name] > 1 for name in modes()[mode].replicated)
     schedule = pick(list(SCHEDULES))
     chunks = pick((2, 3)) if schedule == "interleaved" and pipeline > 1 else 1
     accumulation, micro_batches = pick((1, 1, 2)), pick((1, 1, 2, 3))
@@ -64,5 +66,5 @@ def draw(number: int) -> TrainingCase:
         clip=pick((None, 0.5)),
         loss_chunk=pick((None, 1, 7)),
         gentle=True,
-        zero_depth=cut.depth > 1 and pick((False, True)),
+        zero_depth=is_replicated and pick((False, True)),
     )

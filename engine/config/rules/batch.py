@@ -77,7 +77,8 @@ def run_ends(context: RuleContext) -> Iterator[Finding]:
 def tensor_shape_agrees(context: RuleContext) -> Iterator[Finding]:
     """Warn if TENSOR_SHAPE differs from the shape of pipeline messages by Colossal-AI's convention.
 
-    There grids shard samples and width; the depth of 2.5d shards neither.
+    There grids shard samples and width; the depth of 2.5d shards neither. With MODE='sequence'
+    tokens come first, and samples second.
     """
     settings = context.settings
     stated = settings.tensor_shape
@@ -86,10 +87,14 @@ def tensor_shape_agrees(context: RuleContext) -> Iterator[Finding]:
     outer = context.mode.outer
     samples = settings.batch_size // settings.num_micro_batches
     width = settings.model.n_embd // context.num_shards(*outer.hidden)
-    if context.mode.inner.tokens:
+    ranks = context.num_shards(*outer.tokens)
+    if "SEQUENCE" in context.mode.colossal_groups.values():
+        shape = (settings.seq_len // ranks, samples, width)
+    elif context.mode.inner.tokens:
         grids = settings.depth if context.mode.uses_depth else 1
-        samples //= context.num_shards(*outer.tokens) // grids
-    shape = (samples, settings.seq_len, width)
+        shape = (samples // (ranks // grids), settings.seq_len, width)
+    else:
+        shape = (samples, settings.seq_len, width)
     causes = ("batch_size", "num_micro_batches", "seq_len", "model.n_embd", "mode")
     if stated != shape:
         yield context.warning(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.config.rule_context import Finding, RuleContext
+from engine.config.schema import user_name
+from models.parallel.mode import Mode
 from models.parallel.registry import modes
 
 
@@ -28,7 +30,8 @@ def offloading_needs_its_stage(context: RuleContext) -> Iterator[Finding]:
 
 
 def zero_depth_needs_replicas(context: RuleContext) -> Iterator[Finding]:
-    """Require a ZeRO stage for zero.depth, and a mode that replicates weights over DEPTH."""
+    """Require a ZeRO stage for zero.depth, and several ranks over which the mode replicates
+    weights."""
     zero = context.settings.zero
     if not zero.depth:
         return
@@ -39,11 +42,15 @@ def zero_depth_needs_replicas(context: RuleContext) -> Iterator[Finding]:
             f"{context.cite('zero.stage')}",
         )
     if context.num_shards(*context.mode.replicated) == 1:
-        having = " or ".join(f"MODE={name!r}" for name, mode in modes().items() if mode.replicated)
+        having = " or ".join(
+            f"MODE={name!r} with {user_name(_number_of_copies(mode))} above 1"
+            for name, mode in modes().items()
+            if mode.replicated
+        )
         yield context.error(
             "zero.depth",
-            f"{context.cite('zero.depth')} needs {having} with DEPTH above 1, not "
-            f"{context.cite('mode', 'depth')}",
+            f"{context.cite('zero.depth')} needs {having}, not "
+            f"{context.cite('mode', _number_of_copies(context.mode))}",
         )
 
 
@@ -89,7 +96,8 @@ def zero_needs_several_ranks(context: RuleContext) -> Iterator[Finding]:
     if zero.stage and _zero_ranks(context) == 1:
         effect = "only offloading saves memory" if zero.offload else "no memory is saved"
         if context.num_shards(*context.mode.replicated) > 1:
-            effect += f"; to shard over {context.cite('depth')}, set zero.depth=True"
+            copies = context.cite(_number_of_copies(context.mode))
+            effect += f"; to shard over {copies}, set zero.depth=True"
         yield context.note(
             "zero.stage",
             f"ZeRO stage {zero.stage} shards nothing on one data-parallel rank: {effect}",
@@ -107,6 +115,11 @@ def stage_3_gathers_once(context: RuleContext) -> Iterator[Finding]:
             f"micro-batch, {2 * settings.num_micro_batches} times with "
             f"{context.cite('num_micro_batches')}; stage 2 gathers them once per step",
         )
+
+
+def _number_of_copies(mode: Mode) -> str:
+    """Return the setting on which the number of ranks with the same weights depends."""
+    return "depth" if mode.uses_depth else "tensor_parallel"
 
 
 def _zero_ranks(context: RuleContext) -> int:

@@ -16,7 +16,11 @@ class ZeroSettings(Section):
     stage: Annotated[int, Ge(0), Le(3)] = setting(
         "ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters; 0: none", 0
     )
-    depth: bool = setting("also shard over 2.5d's DEPTH, where weights are replicated", False)
+    depth: bool = setting(
+        "also shard over the tensor-parallel ranks that replicate weights: 2.5d's DEPTH, or all of "
+        "MODE='sequence'",
+        False,
+    )
     offload: OffloadTarget | None = setting(
         "location of optimizer states and master weights; None: on the device", None
     )

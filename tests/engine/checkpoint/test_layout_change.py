@@ -23,6 +23,7 @@ SERIAL = "serial"
 LAYOUTS: dict[str, dict[str, Any]] = {
     SERIAL: {},
     "1d": {"mode": "1d", "tensor": 4},
+    "sequence zero3": {"mode": "sequence", "tensor": 4, "zero": 3, "zero_depth": True},
     "2d": {"mode": "2d", "tensor": 4},
     "2.5d": {"mode": "2.5d", "tensor": 2, "depth": 2, "data": 2},
     "3d": {"mode": "3d", "tensor": 8},

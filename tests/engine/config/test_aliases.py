@@ -36,6 +36,7 @@ CASES = [
     ("parallel = dict(tensor=4)\nMODE = '1d'", "tensor_parallel", 4),
     ("parallel = dict(pipeline=1, tensor=dict(size=4, mode='2d'))", "mode", "2d"),
     ("parallel = dict(tensor=dict(size=2, mode='2.5d', depth=2))", "depth", 2),
+    ("parallel = dict(tensor=dict(size=4, mode='sequence'))", "mode", "sequence"),
     ("parallel = dict(tensor=dict(size=1, mode=None))", "mode", "serial"),
     ("parallel = None", "tensor_parallel", 1),
     ("MODE = None", "mode", "serial"),

@@ -113,6 +113,7 @@ def test_tokens_that_cannot_be_sharded_evenly_are_padded_by_a_few_rows(
         ("'2d'", 1, 4, "(4, 64, 32)"),
         ("'2.5d'", 1, 4, "(4, 64, 32)"),
         ("'2.5d'", 2, 8, "(4, 64, 32)"),
+        ("'sequence'", 1, 4, "(16, 8, 64)"),
         ("None", 1, 1, "(8, 64, 64)"),
     ],
 )
@@ -140,6 +141,11 @@ def test_tensor_shape_by_colossal_ais_convention_is_accepted(
             "BATCH_SIZE = 8\nMODE = '2.5d'\nDEPTH = TENSOR_PARALLEL = 2\nzero = dict(stage=1)\n",
             "ZeRO stage 1 shards nothing on one data-parallel rank: no memory is saved; to shard "
             "over DEPTH=2, set zero.depth=True",
+        ),
+        (
+            "BATCH_SIZE = 8\nMODE = 'sequence'\nTENSOR_PARALLEL = 4\nzero = dict(stage=1)\n",
+            "ZeRO stage 1 shards nothing on one data-parallel rank: no memory is saved; to shard "
+            "over TENSOR_PARALLEL=4, set zero.depth=True",
         ),
         (
             "BATCH_SIZE = 8\noptimizer = dict(type='sgd', eps=1e-6)\n",

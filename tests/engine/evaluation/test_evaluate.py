@@ -47,6 +47,7 @@ LAYOUTS: dict[int, dict[str, tuple[str, ...]]] = {
     4: {
         "2d": ("TENSOR_PARALLEL=4", "MODE=2d", "BATCH_SIZE=3"),
         "2.5d": ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "BATCH_SIZE=3"),
+        "sequence": ("TENSOR_PARALLEL=4", "MODE=sequence", "BATCH_SIZE=3"),
         "zero 3": ("zero.stage=3", "zero.offload=cpu", "BATCH_SIZE=5"),
         "interleaved": (
             *("PIPELINE=2", "model.num_chunks=2", "NUM_MICRO_BATCHES=2"),

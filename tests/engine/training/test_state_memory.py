@@ -125,6 +125,10 @@ DEEP = ("TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True")
 """Weights are sharded over two layers of depth, and over data."""
 
 
+SEQUENCE = ("TENSOR_PARALLEL=4", "MODE=sequence", "zero.depth=True")
+"""Weights are sharded over the ranks that share the tokens."""
+
+
 def by_world() -> Iterator[tuple[int, list[str]]]:
     """Yield the number of ranks and overrides of each case."""
     for data in (1, 2, 4):
@@ -142,6 +146,7 @@ def by_world() -> Iterator[tuple[int, list[str]]]:
     for stage in (1, 2, 3):
         yield 2, [f"zero.stage={stage}", *DEEP]
         yield 4, [f"zero.stage={stage}", *DEEP]
+        yield 4, [f"zero.stage={stage}", *SEQUENCE]
     yield 8, ["zero.stage=3", *DEEP, "TENSOR_PARALLEL=8", "BATCH_SIZE=8"]
     stages = ["PIPELINE=2", "NUM_MICRO_BATCHES=2"]
     yield 2, stages
@@ -204,6 +209,7 @@ SHARED_OUT = {  # stage -> entries of weights that a rank of n has as parameters
     [
         *((stage, ranks, ()) for stage in SHARED_OUT for ranks in (2, 4)),
         *((stage, ranks, DEEP) for stage in (1, 2, 3) for ranks in (2, 4)),
+        *((stage, 4, SEQUENCE) for stage in (1, 2, 3)),
     ],
 )
 def test_a_zero_stage_shards_the_state_that_it_documents(

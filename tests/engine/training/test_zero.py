@@ -54,6 +54,20 @@ def over_depth() -> Iterator[TrainingCase]:
     yield run(1, **pair, data=3, accumulation=1, tied=False)
     yield run(2, **pair, dtype=torch.float32, compute=torch.float16)
     yield run(3, **pair, schedule="zero_bubble", pipeline=2, micro_batches=2, accumulation=1)
+    tokens = {"mode": "sequence", "tensor": 2, "zero_depth": True}
+    yield run(1, **tokens, samples=4, length=13, ignored=2)
+    yield run(
+        2,
+        **tokens,
+        data=1,
+        samples=2,
+        length=13,
+        ignored=2,
+        pipeline=2,
+        micro_batches=2,
+        accumulation=1,
+    )
+    yield run(3, **{**tokens, "tensor": 3}, data=1, samples=2, length=7, ignored=2, accumulation=1)
 
 
 def by_option() -> Iterator[TrainingCase]:

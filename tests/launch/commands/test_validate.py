@@ -192,6 +192,8 @@ def test_modes_table_lists_overrides_that_reproduce_each_row(config, capsys):
         ("2.5d", 2, 2, 2),
         ("2.5d", 4, 1, 1),
         ("2.5d", 4, 4, 1),
+        ("sequence", 2, 1, 2),
+        ("sequence", 4, 1, 1),
     ]
     (own,) = (row for row in rows if not row["overrides"])
     assert (own["mode"], own["sent"]) == (
