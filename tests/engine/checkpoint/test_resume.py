@@ -21,6 +21,7 @@ from engine.checkpoint.manifest import LossScaleState
 from engine.runs.start_candidates import StartOptions
 from engine.training.trainer import Trainer
 from engine.world.world import World
+from models.parallel.registry import modes
 from tests.support.checkpoints import everything
 from tests.support.jobs import TINY, Ended, Job, run, run_all
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
@@ -38,7 +39,8 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     for cut in (pair if size.mode == "2.5d" else size for size in full_mode_sizes()):
         depth = (f"DEPTH={cut.depth}",) if cut.depth > 1 else ()
         layout = (f"MODE='{cut.mode}'", f"TENSOR_PARALLEL={cut.tensor}", *depth)
-        found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *DROPOUT)
+        sample = ("BATCH_SIZE=1",) if modes()[cut.mode].inner.tokens else ()  # on several ranks
+        found[cut.mode] = cut.tensor, (*(layout if cut.tensor > 1 else ()), *sample, *DROPOUT)
     found["pp zero1"] = 4, (*PP, "zero.stage=1", OFFLOADED)
     found["1d zero2"] = 4, ("MODE='1d'", "TENSOR_PARALLEL=2", "zero.stage=2", *DROPOUT)
     found["pp zero3"] = 4, (*PP, "zero.stage=3", BESIDE)
