@@ -2,7 +2,7 @@
 
 The parts are translated by ``models.hf_config`` (config.json), ``models.hf_state_dict`` (names and
 layout of the weights) and ``engine.inout.hf_tokenizer``. ``engine.inout.exports.hf`` registers this
-as an export format; ``engine.inout.import_hf`` imports such a folder.
+as an export format; ``engine.inout.import_model`` imports such a folder.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,10 +64,13 @@ class SafetensorsFile(TensorFile):
 
 class TorchFile(TensorFile):
     """A state dict by torch.save. Raises UserError for any other file, and for one that contains
-    more than tensors; no pickled code is executed."""
+    objects other than tensors and Python's basic types; no pickled code is executed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entries: Sequence[str] = ()) -> None:
+        """Open the file. ``entries``: the names of entries of a checkpoint, of which the first that
+        exists is the state dict."""
         self._path = path
+        self._entries = entries
         self.metadata = {}
         self.dtypes = {
             name: tensor.dtype if tensor.dtype.is_floating_point else None
@@ -76,26 +80,40 @@ class TorchFile(TensorFile):
     def __getitem__(self, name: str) -> Tensor:
         return self._load()[name]
 
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """Return the entry ``name`` of a checkpoint; empty if it is no dict."""
+        content = self._content()
+        found = content.get(name) if isinstance(content, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def _load(self) -> dict[str, Tensor]:
-        if not zipfile.is_zipfile(self._path):
-            raise UserError(
-                f"{self._path} is in PyTorch's pre-1.6 format; re-save it with a current torch.save"
-            )
-        try:
-            state = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)
-        except pickle.UnpicklingError:
-            raise UserError(
-                f"{self._path} contains more than tensors: it was not loaded, and "
-                "nothing in it was executed"
-            ) from None
-        except (RuntimeError, OSError) as error:
-            line = str(error).partition("\n")[0]
-            raise UserError(f"{self._path} cannot be read: {line}") from None
+        state = self._content()
+        if isinstance(state, dict):
+            state = next((state[name] for name in self._entries if name in state), state)
         if not isinstance(state, dict) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
         ):
             raise UserError(f"{self._path} is no state dict, which maps names to tensors")
         return state
+
+    def _content(self) -> object:
+        if not zipfile.is_zipfile(self._path):
+            raise UserError(
+                f"{self._path} is in PyTorch's pre-1.6 format; re-save it with a current torch.save"
+            )
+        try:
+            content: object = torch.load(
+                self._path, map_location="cpu", mmap=True, weights_only=True
+            )
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"{self._path} contains more than tensors: it was not loaded, and "
+                "nothing in it was executed; save its state dict alone, where you trust the file"
+            ) from None
+        except (RuntimeError, OSError) as error:
+            line = str(error).partition("\n")[0]
+            raise UserError(f"{self._path} cannot be read: {line}") from None
+        return content
 
 
 class ShardedFiles(TensorFile):

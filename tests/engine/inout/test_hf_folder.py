@@ -19,7 +19,7 @@ from engine.checkpoint.load import SavedCheckpoint
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.errors import UserError
 from engine.inout.export import ExportOptions, export, exporter
-from engine.inout.import_hf import import_model
+from engine.inout.import_model import import_model
 from engine.inout.open_model import open_saved_model
 from models.chunks import ModelChunks
 from models.config import GPTConfig

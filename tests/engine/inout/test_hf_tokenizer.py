@@ -16,7 +16,7 @@ from engine.data.tokenizers.char import Char
 from engine.errors import UserError
 from engine.generation.text import SamplingOptions, generate_ids, load_model
 from engine.inout.export import ExportOptions, export, exporter
-from engine.inout.import_hf import config_for
+from engine.inout.import_model import config_for
 from engine.inout.open_model import open_saved_model
 from launch import cli
 from tests.engine.inout.support import SIZES, trained, with_tensors

@@ -21,7 +21,7 @@ from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.data.batches.loader import load_batches
 from engine.inout.export import ExportOptions, export, exporter
-from engine.inout.import_hf import import_model
+from engine.inout.import_model import import_model
 from engine.inout.open_model import open_saved_model
 from engine.plan import make_plan
 from engine.runs.folder import RunFolder

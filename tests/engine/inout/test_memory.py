@@ -43,7 +43,7 @@ from engine.checkpoint.save import save
 from engine.checkpoint.state_dict import model_tensors
 from engine.discover import module_names
 from engine.inout.export import EXPORTERS_PACKAGE, ExportOptions, export, exporter
-from engine.inout.import_hf import import_model
+from engine.inout.import_model import import_model
 from engine.inout.open_model import open_saved_model
 from models import load_state
 from models.chunks import ModelChunks

@@ -1,11 +1,18 @@
-"""Imports a Hugging Face model: writes its weights in cuboid's format and a config to train it."""
+"""Imports a model of another project: writes its weights in cuboid's format and a config to train
+it. Every module in ``engine/inout/imports`` is a format, named by its file.
+
+A format is a module whose ``IMPORT`` is an ``Importer``.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from engine import discover
 from engine.data.tokenizer import IMAGES
 from engine.errors import UserError
 from engine.files.atomic_write import atomic_path
@@ -13,6 +20,43 @@ from engine.inout.saved_model import SavedModel, architecture_of
 from engine.inout.tensor_writers import total_bytes, write_safetensors
 from engine.runs.folder import RunFolder
 from models.presets import GPT2_VOCABULARY
+
+IMPORTERS_PACKAGE = "engine.inout.imports"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """The part of a model that the files of some formats do not store."""
+
+    n_head: int | None = None
+    """Number of attention heads."""
+    codebook: Path | None = None
+    """Colours of the images that the model was trained on."""
+    tokenizer: Path | None = None
+    """SentencePiece model of the text that the model was trained on."""
+
+    def require_unused(self, name: str) -> None:
+        """Raise UserError if an option is set, for the format ``name``, which stores all."""
+        for option in fields(self):
+            if getattr(self, option.name) is not None:
+                flag = "--" + option.name.replace("_", "-")
+                raise UserError(f"{flag}: the format {name} stores it; remove the option")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importer:
+    """An import format."""
+
+    contents: str
+    """The files of the format, for the help text."""
+    open_model: Callable[[Path, ImportOptions], SavedModel]
+    """Opens the model at a path. Raises UserError."""
+
+
+def importer(name: str) -> Importer:
+    """Return the format ``name``."""
+    entry: Importer = discover.load(IMPORTERS_PACKAGE, name).IMPORT
+    return entry
 
 
 def import_model(model: SavedModel, out: Path) -> str:

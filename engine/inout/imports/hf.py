@@ -1,0 +1,18 @@
+"""A Hugging Face GPT-2 folder: ``save_pretrained`` of transformers wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.inout.hf_folder import HFModel
+from engine.inout.import_model import Importer, ImportOptions
+from engine.inout.saved_model import SavedModel
+
+
+def open_model(path: Path, options: ImportOptions) -> SavedModel:
+    """Open the folder. Raises UserError."""
+    options.require_unused("hf")
+    return HFModel.open(path)
+
+
+IMPORT = Importer(contents="a Hugging Face GPT-2 folder", open_model=open_model)
