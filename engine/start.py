@@ -285,7 +285,8 @@ def _report_changes(
 
     encoded, changes, data_changes = world.run_on_all(compare)
     layout = layout_of(plan.settings, plan.layout.data)
-    layout_change = compatibility.layout_change(saved_layout, layout)
+    fused = world.device.type == "cuda" and plan.settings.model.attn_pdrop > 0
+    layout_change = compatibility.layout_change(saved_layout, layout, fused_dropout=fused)
     threads = torch.get_num_threads()
     ignored = f"--init-from={options.init_from} is ignored: the run resumes from a checkpoint"
     for line in [
@@ -295,6 +296,7 @@ def _report_changes(
         *([] if encoded.ordered_by_batch else batch_change),
         *compatibility.thread_change(training, world.device.type, threads),
         *compatibility.rate_change(training, plan),
+        *compatibility.mask_change(training, plan),
         *changes,
         *data_changes,
     ]:

@@ -23,13 +23,8 @@ from models.kv_cache import KVCache, LayerKVCache
 from models.parallel.activation_checkpointing import recompute
 from models.parallel.attention import AttentionDropout, GroupAttention, SampleGroup
 from models.parallel.context import ParallelContext, derive_seed
-from models.parallel.layers import (
-    Dropout,
-    Linear,
-    PositionEmbedding,
-    TokenEmbedding,
-    initialise,
-)
+from models.parallel.dropout import Dropout
+from models.parallel.layers import Linear, PositionEmbedding, TokenEmbedding, initialise
 from models.parallel.loss import Head, HeadLoss, loss_and_top_k
 from models.parallel.norm import LayerNorm
 from models.parallel.targets import IGNORED
@@ -48,11 +43,7 @@ class Attention(nn.Module):
         self.c_attn = Linear(parallel, up, config.n_embd, 3 * width, std=config.init_std)
         std = residual_std(config, scaled=config.init_residual == "both")
         self.c_proj = Linear(parallel, down, width, config.n_embd, std=std)
-        self.dropout_site: tuple[int | str, ...] = (
-            "attention",
-            layer,
-            *parallel.activation_key(parallel.mode.inner),
-        )
+        self.dropout_site = derive_seed("attention", layer)
 
     def forward(
         self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
@@ -60,7 +51,8 @@ class Attention(nn.Module):
         qkv: Tensor = self.c_attn(x)
         shards = self.parallel.num_shards(self.parallel.mode.inner.tokens)
         order = self.parallel.row_order(shards * len(qkv), length)
-        if order.is_whole:
+        dropout = self.dropout_by_token(seed)
+        if order.is_whole and (dropout is None or qkv.is_cuda):
             parts = rearrange(qkv, "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim)
             q, k, v = parts.unbind(0)
             if past is not None:
@@ -68,31 +60,34 @@ class Attention(nn.Module):
             y = rearrange(self.attend(q, k, v, seed=seed), "b h s d -> (b s) (h d)")
         else:
             group = SampleGroup(order, self.parallel)
-            y = GroupAttention.apply(qkv, self.head_dim, group, self.dropout_by_token(seed))
+            y = GroupAttention.apply(qkv, self.head_dim, group, dropout)
         out: Tensor = self.c_proj(y)
         return out
 
     def dropout_by_token(self, seed: int) -> AttentionDropout | None:
-        """Return the dropout of samples that several ranks hold; None if there is none."""
+        """Return the dropout of a micro-batch; None if there is none."""
         if not self.training or self.dropout == 0.0:
             return None
         parallel = self.parallel
         (first_head,) = parallel.shard((self.n_head,), (parallel.mode.inner.hidden,)).offset
         return AttentionDropout(
-            p=self.dropout,
-            seed=derive_seed(seed, "attention", self.layer, parallel.index["data"]),
-            first_head=first_head,
+            p=self.dropout, seed=seed, site=self.dropout_site, first_head=first_head
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
         """Return softmax(q k^T / sqrt(d)) v with a causal mask. q, k, v [B, heads, S, d]. If q has
-        one position, k and v may include the positions before it."""
+        one position, k and v may include the positions before it.
+
+        With dropout, which only a GPU has a fused kernel for, the kernel draws the mask: a function
+        of the seed and of the shard.
+        """
         causal = q.shape[2] > 1
         if not self.training or self.dropout == 0.0:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         # SDPA draws its mask from the global generator: seed it for the call, then restore it.
+        key = self.parallel.activation_key(self.parallel.mode.inner)
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
-            torch.manual_seed(derive_seed(seed, *self.dropout_site))
+            torch.manual_seed(derive_seed(seed, self.dropout_site, *key))
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=self.dropout)
 
 
@@ -129,15 +124,16 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
     ) -> Tensor:
-        x = x + self.drop_1(self.attn(self.ln_1(x), length, seed, past), seed)
-        y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), seed)
+        x = x + self.drop_1(self.attn(self.ln_1(x), length, seed, past), length, seed)
+        y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), length, seed)
         return y
 
 
 class GPT(nn.Module):
     """Layers [start, stop) of a GPT. The first layer includes the embedding, the last the head.
 
-    The argument ``seed`` of the methods seeds the dropout masks of one micro-batch. Parameter names
+    The argument ``seed`` of the methods seeds the dropout masks of one micro-batch; it is a sum of
+    the step's seed and the number of the first sample (models/parallel/dropout.py). Parameter names
     contain the global number of the layer.
     """
 
@@ -187,7 +183,7 @@ class GPT(nn.Module):
         tokens = self.wte(rows)
         scale = self.config.n_embd**0.5 if self.config.scale_embedding else 1
         x = torch.add(self.wpe(*ids.shape, start), tokens, alpha=scale)
-        x = self.drop(x, seed)
+        x = self.drop(x, ids.shape[1], seed)
         assert isinstance(x, Tensor)
         return x
 

@@ -88,14 +88,31 @@ def data_has_changed(plan: Plan, corpus: str, training: TrainingState) -> bool:
     return corpus != training.corpus and not any(_is_data_setting(name) for name, _ in changed)
 
 
-def layout_change(before: SavedLayout, now: SavedLayout) -> str | None:
-    """Return a line on the effects of resuming in another layout; None if it is unchanged."""
+def layout_change(
+    before: SavedLayout, now: SavedLayout, *, fused_dropout: bool = False
+) -> str | None:
+    """Return a line on the effects of resuming in another layout; None if it is unchanged.
+    ``fused_dropout``: a GPU's kernel draws the masks of attention, by shards."""
     if before == now:
         return None
     return (
-        f"saved with {before}, resuming with {now}: parameters, optimizer state and sample order "
-        "are identical; dropout masks differ"
+        f"saved with {before}, resuming with {now}: parameters, optimizer state, sample order and "
+        "dropout masks are identical"
+        + (", except the masks of attention, which a GPU's kernel draws" if fused_dropout else "")
     )
+
+
+def mask_change(training: TrainingState, plan: Plan) -> list[str]:
+    """Return a line if the checkpoint is of a version whose dropout masks depended on shards."""
+    model = plan.settings.model
+    if training.dropout_by == "sample" or not (
+        model.embd_pdrop or model.resid_pdrop or model.attn_pdrop
+    ):
+        return []
+    return [
+        "dropout masks depend on sample, position and feature now, and depended on the shards of "
+        "the layout when the checkpoint was saved: the next steps draw other masks"
+    ]
 
 
 def batch_change(training: TrainingState, before: SavedLayout, plan: Plan) -> list[str]:

@@ -124,6 +124,9 @@ class TrainingState(_ManifestModel):
     """The tokenizer, as ``engine.data.tokenizer.dump`` returns it; None if ids encode no text."""
     trained_length: NonNegative | None = None
     """The positions trained so far: the longest SEQ_LEN of the run and its initial weights."""
+    dropout_by: Literal["shard", "sample"] = "shard"
+    """The numbers that dropout masks depend on: of the shard, in older versions, or of the
+    sample, the position and the feature."""
 
     def vocab_size(self) -> int:
         """Return the model's number of token ids."""

@@ -133,6 +133,7 @@ class Saver:
             matmul=trainer.matmul,
             device=trainer.device.type,
             threads=torch.get_num_threads(),
+            dropout_by="sample",
             corpus=trainer.batches.corpus.fingerprint,
             settings=trainer.plan.settings.model_dump(mode="json"),
             loss_spikes=_recorded_state(trainer.stepper.spikes, LossSpikesState),

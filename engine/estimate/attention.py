@@ -13,8 +13,8 @@ from engine.estimate.local_shapes import CollectiveAxis, LocalShapes
 from models.parallel.rows import Segment
 
 FLOAT32 = 4
-MASKING = 3 * 8
-"""Bytes by which the drawing of an entry of a dropout mask exceeds the scores."""
+MASKING = 2 * 2
+"""Bytes that the drawing of an entry of a dropout mask takes (models/parallel/dropout.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,17 @@ class GroupAttentionMemory:
         keys = max(segment.start, segment.stop - segment.start)
         return segment.rows * self.heads * keys
 
+    def _by_scores(self, segment: Segment) -> int:
+        """Bytes of a backward pass with dropout: while dv is computed, and when all gradients are
+        complete."""
+        scores, wide = self._scores(segment), self.wide
+        keys = max(segment.start, segment.stop - segment.start) * segment.count
+        casts = self._gradients(segment) if self.shapes.compute < wide else 0
+        gradients = (segment.rows + 2 * keys) * self.width * wide + casts
+        # Probabilities with and without dropout, their gradient, the mask; dv and a copy of dy
+        first = scores * (3 * wide + 1) + (segment.rows + keys) * self.width * wide
+        return max(first, scores * (2 * wide + 1) + gradients)
+
     def backward(self, ledger: Ledger) -> None:
         """Simulate dy -> dqkv, both among the buffers; free what was saved, except qkv."""
         shapes, buffers = self.shapes, MemoryKind.BUFFERS
@@ -142,9 +153,9 @@ class GroupAttentionMemory:
             self.gather(ledger)
         ledger.allocate(buffers, 3 * dy + self.gathered)
         for segment in self.segments:
-            scores = 3 * self._scores(segment) * self.wide  # probabilities, gradient, mask
-            ledger.transient(buffers, self._gradients(segment) + scores)
-            ledger.transient(buffers, self._scores(segment) * (2 * self.wide + MASKING))
+            ledger.transient(buffers, self._gradients(segment))
+            if shapes.settings.model.attn_pdrop:
+                ledger.transient(buffers, self._by_scores(segment))
         # Recomputed tensors are freed once they are used, others by the end of this pass.
         holder = MemoryKind.ACTIVATIONS if shapes.settings.keep_gathers else buffers
         held = shapes.settings.keep_gathers and not shapes.settings.model.checkpoint

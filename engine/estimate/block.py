@@ -5,7 +5,7 @@ backward pass as s b h (34 + 5 a s / h) bytes in 16 bits, with dropout and all a
 Ours saves, in units of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and
 outputs (4), q, k and v (3), the attention's output (1), the GELU's input and output (8). That is
 16, or 32 bytes per feature in 16 bits; no scores, since SDPA saves a log-sum-exp per row instead
-(Dao et al. 2022), and a mask in the compute type for each dropout. All of it is sharded over all
+(Dao et al. 2022), and a byte per entry for the mask of each dropout. All of it is sharded over all
 tensor axes.
 """
 
@@ -53,8 +53,12 @@ class BlockMemory:
 
     @cached_property
     def group(self) -> GroupAttentionMemory | None:
-        """Attention over samples that several ranks hold; None if samples are whole."""
-        return None if self.shapes.order.is_whole else GroupAttentionMemory(shapes=self.shapes)
+        """Attention by models/parallel/attention.py, over samples that several ranks hold or with
+        dropout on a CPU; None if SDPA computes it."""
+        drops = self.shapes.settings.model.attn_pdrop > 0 and self.shapes.device == "cpu"
+        if self.shapes.order.is_whole and not drops:
+            return None
+        return GroupAttentionMemory(shapes=self.shapes)
 
     @cached_property
     def x(self) -> int:
@@ -64,32 +68,14 @@ class BlockMemory:
     @cached_property
     def mask(self) -> int:
         """Bytes of a dropout mask."""
-        return self.x if self.shapes.settings.model.resid_pdrop else 0
+        return self.shapes.x if self.shapes.settings.model.resid_pdrop else 0
 
     @cached_property
     def scores(self) -> int:
-        """Bytes that SDPA saves of the scores: a float32 log-sum-exp per row and head. With
-        dropout, a CPU has no fused kernel: it saves three score maps, and q, k and v, in float32.
-        """
-        if self._is_unfused:
-            c = self.shapes.compute
-            return 3 * self._score_map + self.attention[0].y * (max(FLOAT32, c) - c)
-        return self._heads * self.shapes.rows(self.shapes.mode.inner) * FLOAT32
-
-    @property
-    def _is_unfused(self) -> bool:
-        return self.shapes.device == "cpu" and self.shapes.settings.model.attn_pdrop > 0
-
-    @property
-    def _heads(self) -> int:
-        return self.shapes.width(self.shapes.settings.model.n_head, self.shapes.mode.inner.hidden)
-
-    @property
-    def _score_map(self) -> int:
-        """Bytes of the scores of all samples and heads, if they are materialised."""
-        shapes = self.shapes
-        scores = self._heads * shapes.rows(shapes.mode.inner) * shapes.settings.seq_len
-        return scores * max(FLOAT32, shapes.compute) if self._is_unfused else 0
+        """Bytes that SDPA saves of the scores: a float32 log-sum-exp per row and head."""
+        inner = self.shapes.mode.inner
+        heads = self.shapes.width(self.shapes.settings.model.n_head, inner.hidden)
+        return heads * self.shapes.rows(inner) * FLOAT32
 
     @cached_property
     def attention_output(self) -> int:
@@ -104,7 +90,7 @@ class BlockMemory:
         """Temporary bytes of attention's backward pass: FlashAttention-2 accumulates dq in float32
         on a GPU (Dao 2023, section 3.1)."""
         fused = self.shapes.device == "cuda" and self.shapes.casts
-        return self._score_map + (self.attention[1].x * FLOAT32 if fused else 0)
+        return self.attention[1].x * FLOAT32 if fused else 0
 
     def keeps_dy(self, linear: LocalLinear) -> bool:
         """Return whether a deferred weight gradient needs the incoming dy of the residual branch
@@ -126,7 +112,6 @@ class BlockMemory:
                 MemoryKind.ACTIVATIONS if run == ForwardMode.MATMULS else kind,
                 self.attention_output,
             )
-            ledger.transient(MemoryKind.BUFFERS, self._score_map)
         linear_forward(ledger, shapes, proj, run)
         self._free_unneeded_x(ledger, kind, qkv, run)
         if not run.keeps:
@@ -144,7 +129,7 @@ class BlockMemory:
         self._free_unneeded_x(ledger, kind, fc, run)
         self._free_unneeded_x(ledger, kind, out, run)
         if run.recomputes:
-            ledger.allocate(kind, self.mask)
+            draw_mask(ledger, self.mask, kind)
             ledger.free(MemoryKind.BUFFERS, self.x)
         else:
             self._add(ledger, out, run, to=MemoryKind.BUFFERS)
@@ -218,7 +203,9 @@ class BlockMemory:
     ) -> None:
         """Simulate x + dropout(y of a matmul); the sum is of kind ``to``."""
         if self.mask:
-            ledger.allocate(MemoryKind.ACTIVATIONS if run.keeps else MemoryKind.BUFFERS, self.mask)
+            draw_mask(
+                ledger, self.mask, MemoryKind.ACTIVATIONS if run.keeps else MemoryKind.BUFFERS
+            )
             ledger.allocate(MemoryKind.BUFFERS, self.x)
             free_matmul_output(ledger, self.shapes, linear, run)
             ledger.allocate(to, self.x)
@@ -231,7 +218,7 @@ class BlockMemory:
         """Simulate dy of x + dropout(linear(...)): dy remains for x while the linear layer
         uses it."""
         if self.mask:
-            ledger.allocate(MemoryKind.BUFFERS, self.x)
+            ledger.chain(MemoryKind.BUFFERS, self.x, self.x)
             ledger.free(MemoryKind.ACTIVATIONS, self.mask)
         linear_backward(ledger, self.shapes, linear, first=first, later=later)
         if not self.mask and not (later and self.keeps_dy(linear)):
@@ -258,6 +245,13 @@ class BlockMemory:
 
     def _keeps_x(self, linear: LocalLinear) -> bool:
         return linear.axis_x.size == 1 or not self.shapes.settings.keep_gathers
+
+
+def draw_mask(ledger: Ledger, mask: int, kind: MemoryKind) -> None:
+    """Simulate a dropout mask of ``mask`` bytes, one per entry; an entry takes 16 of the bits that
+    are mixed, twice (models/parallel/dropout.py)."""
+    ledger.transient(MemoryKind.BUFFERS, 2 * 2 * mask)
+    ledger.allocate(kind, mask)
 
 
 def norm_statistics(shapes: LocalShapes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from engine.estimate.block import FLOAT32, norm_backward, norm_forward
+from engine.estimate.block import FLOAT32, draw_mask, norm_backward, norm_forward
 from engine.estimate.ledger import Ledger, MemoryKind
 from engine.estimate.linear import (
     accumulate,
@@ -94,7 +94,7 @@ class EmbeddingHeadMemory:
         ledger.allocate(MemoryKind.BUFFERS, x * c)
         ledger.free(MemoryKind.BUFFERS, x * c + x * (c if shapes.casts else shapes.parameter))
         if shapes.settings.model.embd_pdrop:
-            ledger.allocate(MemoryKind.ACTIVATIONS, x * c)
+            draw_mask(ledger, x, MemoryKind.ACTIVATIONS)
             ledger.transient(MemoryKind.BUFFERS, x * c)
 
     def embed_backward(self, ledger: Ledger, *, first: bool, tied: bool) -> None:
@@ -102,8 +102,8 @@ class EmbeddingHeadMemory:
         token table's is added to the head's."""
         shapes, c, p, dx = self.shapes, self.shapes.compute, self.shapes.parameter, self.shapes.x
         if shapes.settings.model.embd_pdrop:
-            ledger.transient(MemoryKind.BUFFERS, dx * c)
-            ledger.free(MemoryKind.ACTIVATIONS, dx * c)
+            ledger.transient(MemoryKind.BUFFERS, 2 * dx * c)
+            ledger.free(MemoryKind.ACTIVATIONS, dx)
         # The second dx of model.scale_embedding is less than the backward of a block needs
         with ledger.temporarily(MemoryKind.BUFFERS, dx * p if shapes.casts else 0):
             ledger.allocate(MemoryKind.BUFFERS, self.positions * p)

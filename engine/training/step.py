@@ -33,6 +33,7 @@ from engine.training.step_times import FORWARD_BACKWARD, OPTIMIZER
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis
 from models.parallel.context import derive_seed
+from models.parallel.dropout import seed_from_sample
 
 
 class DivergedError(RunError):
@@ -93,6 +94,8 @@ class Stepper:
     """All ranks of the run."""
     seed: int
     """Seed of the dropout masks."""
+    rounds: int = 1
+    """Rounds of gradient accumulation."""
     clip_grad_norm: float | None = None
     statistics_every: int | None = None
     """Steps between statistics of the step's tensors; None for no statistics."""
@@ -174,9 +177,7 @@ class Stepper:
         """Accumulate the gradients of all micro-batches, reduce them over the ranks, and return
         this rank's share of the loss. Both are multiplied by ``scale``. ``statistics`` observe the
         forward passes."""
-        seeds = [
-            derive_seed(self.seed, step, number) for number in range(1, len(micro_batches) + 1)
-        ]
+        seeds = self._dropout_seeds(step, micro_batches)
         if statistics is None:
             loss = self.pipeline.train(micro_batches, seeds, scale, self.gradients)
         else:
@@ -186,6 +187,18 @@ class Stepper:
                 )
         self.gradients.wait()
         return loss
+
+    def _dropout_seeds(self, step: int, micro_batches: Sequence[Batch]) -> list[int]:
+        """Return the seed of each micro-batch. Samples are numbered in the order of the step: by
+        round, data-parallel rank, micro-batch."""
+        data = self.model.parallel.axes["data"]
+        seed, per_round = derive_seed(self.seed, step), len(micro_batches) // self.rounds
+        seeds = []
+        for number, (ids, _) in enumerate(micro_batches):
+            turn, place = divmod(number, per_round)
+            before = (turn * data.size + data.index) * per_round + place
+            seeds.append(seed_from_sample(seed, before * len(ids)))
+        return seeds
 
     def host_message(
         self,

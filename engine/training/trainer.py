@@ -76,6 +76,7 @@ class Trainer:
             gradients=GradientReducer(self.model),
             world=world.axes["world"],
             seed=settings.seed,
+            rounds=settings.gradient_accumulation,
             clip_grad_norm=settings.clip_grad_norm,
             statistics_every=settings.log.statistics,
             loss_scale=LossScale(settings.loss_scale) if fp16 else None,

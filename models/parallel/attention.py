@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.parallel.attention_blocks import ScoreBlock, dropout_mask, merge
+from models.parallel.attention_blocks import ScoreBlock, merge
 from models.parallel.collectives import gather, scatter
 from models.parallel.context import ParallelContext
+from models.parallel.dropout import dropped, mix
 from models.parallel.rows import RowOrder, Segment
 
 
@@ -63,23 +64,24 @@ class AttentionDropout:
 
     p: float
     seed: int
-    """Of the layer and the micro-batch; equal on all ranks that read the same samples."""
+    """Of the micro-batch."""
+    site: int
     first_head: int
     """Number of this rank's first head."""
 
-    def mask(self, sample: int, start: int, keys: range, block: ScoreBlock) -> Tensor:
+    def mask(self, sample: int, start: int, keys: Sequence[range], block: ScoreBlock) -> Tensor:
         """Draw the mask of a block: of samples from number ``sample`` on, rows from position
         ``start`` on, and keys at the positions ``keys``."""
         count, heads, rows, _ = block.q.shape
         arange = partial(torch.arange, device=block.q.device)
-        return dropout_mask(
-            self.p,
+        states = mix(
             self.seed,
-            arange(sample, sample + count).view(-1, 1, 1, 1),
-            arange(self.first_head, self.first_head + heads).view(-1, 1, 1),
-            arange(start, start + rows).view(-1, 1),
-            arange(keys.start, keys.stop),
+            self.site,
+            arange(sample, sample + count).view(-1, 1, 1),
+            arange(self.first_head, self.first_head + heads).view(-1, 1),
+            arange(start, start + rows),
         )
+        return dropped(self.p, states, keys)
 
 
 class GroupAttention(torch.autograd.Function):
@@ -185,6 +187,6 @@ def _blocks(
         k, v = (_by_sample(kv[tokens, :, n], segment.count) for n in (0, 1))
         block = ScoreBlock(q=queries, k=k, v=v, causal=positions.start == segment.start)
         if dropout:
-            mask = partial(dropout.mask, sample, segment.start, positions, block)
-            block = replace(block, kept=mask)
+            mask = partial(dropout.mask, sample, segment.start, [positions], block)
+            block = replace(block, dropout=dropout.p, dropped=mask)
         yield tokens, block

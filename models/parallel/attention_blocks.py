@@ -31,8 +31,10 @@ class ScoreBlock:
     v: Tensor
     causal: bool
     """Query i attends to keys 0 to i; otherwise to all keys."""
-    kept: Callable[[], Tensor] | None = None
-    """Draws the dropout mask [B, heads, Q, K], divided by the probability of keeping an entry."""
+    dropout: float = 0.0
+    """The share of the probabilities that is dropped."""
+    dropped: Callable[[], Tensor] | None = None
+    """Draws the mask [B, heads, Q, K] of dropped probabilities; None without dropout."""
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return output and log-sum-exp of the block."""
@@ -90,7 +92,7 @@ class ScoreBlock:
     @property
     def kernel(self) -> str:
         """The kernel that computes the block; "" where no fused kernel exists."""
-        if self.kept is not None:
+        if self.dropped is not None:
             return ""
         if self.q.device.type == "cpu":
             return "cpu"
@@ -111,8 +113,8 @@ class ScoreBlock:
         scores = self._scores()
         lse = scores.logsumexp(3)
         p = scores.sub_(lse.unsqueeze(3)).exp_()
-        if self.kept is not None:
-            p.mul_(self.kept().to(p.dtype))
+        if self.dropped is not None:
+            self._drop(p, self.dropped())
         return (p @ self.v.to(p.dtype)).to(self.q.dtype), lse
 
     def _backward_by_scores(self, dout: Tensor, out: Tensor, lse: Tensor) -> Gradients:
@@ -120,13 +122,19 @@ class ScoreBlock:
         dout = dout.to(p.dtype)
         dp = dout @ self.v.to(p.dtype).transpose(2, 3)
         delta = (dout * out).sum(3, keepdim=True)
-        kept = self.kept().to(p.dtype) if self.kept is not None else None
-        dv = (p if kept is None else p * kept).transpose(2, 3) @ dout
-        ds = dp if kept is None else dp.mul_(kept)
-        ds.sub_(delta).mul_(p).mul_(self.q.shape[3] ** -0.5)
+        if self.dropped is None:
+            dv = p.transpose(2, 3) @ dout
+        else:
+            mask = self.dropped()
+            self._drop(dp, mask)
+            dv = self._drop(p.clone(), mask).transpose(2, 3) @ dout
+        ds = dp.sub_(delta).mul_(p).mul_(self.q.shape[3] ** -0.5)
         dq, dk = ds @ self.k.to(p.dtype), ds.transpose(2, 3) @ self.q.to(p.dtype)
         kind = self.q.dtype
         return dq.to(kind), dk.to(kind), dv.to(kind)
+
+    def _drop(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x.masked_fill_(mask, 0.0).mul_(1 / (1 - self.dropout))
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,31 +144,3 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
     merged = out * mine.unsqueeze(3)
     merged += other * theirs.unsqueeze(3)
     return merged.to(out.dtype), total
-
-
-def dropout_mask(p: float, seed: int, *counters: Tensor) -> Tensor:
-    """Return a dropout mask, divided by 1 - p: a function of the seed and of the entry's numbers
-    alone, so that every sharding draws the same one.
-
-    ``counters``: integers that broadcast to the mask's shape. They are mixed one after the other by
-    the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
-    """
-    state: Tensor | int = seed
-    for counter in counters:
-        state = _mixed(counter * -7046029254386353131 + state)
-    assert isinstance(state, Tensor)
-    kept = (state & (2**53 - 1)) >= round(p * 2**53)
-    return kept.to(torch.float64) / (1 - p)
-
-
-def _mixed(z: Tensor) -> Tensor:
-    """Mix the bits of int64 entries; products wrap around."""
-    z = (z ^ _shifted(z, 30)) * -4658895280553007687
-    z = (z ^ _shifted(z, 27)) * -7723592293110705685
-    return z ^ _shifted(z, 31)
-
-
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Shift right without the sign."""
-    shifted: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
-    return shifted

@@ -183,6 +183,12 @@ class ParallelContext:
             return x
         return torch.cat([x[tokens.start : tokens.stop] for tokens in order.tokens()])
 
+    def tokens_of_rows(self, rows: int, length: int, axes: tuple[str, ...]) -> Tensor:
+        """Return the number of the token of each of this rank's ``rows``, which ``axes`` shard, in
+        a micro-batch of samples of ``length`` tokens."""
+        every = torch.arange(rows * self.num_shards(axes), device=self.device)
+        return self.arrange(every, length, padding=0)[self.rows(len(every), axes)]
+
     def rows(self, tokens: int, axes: tuple[str, ...]) -> slice:
         """Return this rank's rows of a [tokens, ...] tensor that ``axes`` shard."""
         (rows,) = shard_of((tokens,), (axes,), self.sizes, self.index).slices

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis, gather, scatter
-from models.parallel.context import ParallelContext, derive_seed
+from models.parallel.context import ParallelContext
 from models.parallel.initialise import init_normal_
 from models.parallel.matmul import ShardedMatmul
-from models.parallel.mode import ActivationSharding, LinearSharding
+from models.parallel.mode import LinearSharding
 from models.parallel.shard import PartitionSpec, Shard
 from models.parallel.weight_sharding import WeightSharding
 
@@ -245,29 +245,10 @@ class PositionEmbedding(ShardedModule):
         """Return the rows [T_local, hidden_local] for a micro-batch of ``batch`` samples of
         ``length`` tokens that begin at position ``start``."""
         order = self.parallel.row_order(batch * length, length)
-        token = torch.arange(order.rows, device=self.weight.device)
-        token = self.parallel.arrange(token, length, padding=0)
-        token = token[self.parallel.rows(order.rows, self.parallel.mode.outer.tokens)]
+        axes = self.parallel.mode.outer.tokens
+        rows = order.rows // self.parallel.num_shards(axes)
+        token = self.parallel.tokens_of_rows(rows, length, axes)
         return F.embedding(start + token % length, self.weight).to(self.parallel.compute)
-
-
-class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) whose mask is a function of (seed, site, position of the
-    shard), not of a generator's state: recomputation, another schedule and a resume draw the same
-    mask."""
-
-    def __init__(
-        self, parallel: ParallelContext, p: float, activation: ActivationSharding, *site: int | str
-    ) -> None:
-        super().__init__()
-        self.p, self.keys = p, (*site, *parallel.activation_key(activation))
-
-    def forward(self, x: Tensor, seed: int) -> Tensor:
-        if not self.training or self.p == 0.0:
-            return x
-        generator = torch.Generator(x.device).manual_seed(derive_seed(seed, *self.keys))
-        mask = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
-        return x * mask.div_(1 - self.p)
 
 
 class TokenScatter(torch.autograd.Function):

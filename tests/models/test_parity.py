@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -51,12 +52,14 @@ def many_runs() -> Iterator[TrainingCase]:
     for cut in common:
         if cut.tensor > 1:
             smallest.setdefault(cut.mode, cut)
-    for cut in full_mode_sizes():  # an MLP width that no mode divides, and the head of a GPU
+    # An MLP width that no mode divides, the head of a GPU, dropout
+    for cut in full_mode_sizes():
         yield TrainingCase(
             **cut._asdict(),
             inner=27,
             gpu_head=True,
             loss_chunk=None,
+            dropout=0.2,
             dtype=torch.float64,
         )
     for cut in smallest.values():
@@ -71,6 +74,10 @@ def many_runs() -> Iterator[TrainingCase]:
             dtype=torch.float64,
         )
     yield TrainingCase(pipeline=2, scale_embedding=True, dtype=torch.float64)
+    # Samples are numbered across ranks, rounds and micro-batches, for dropout
+    split = TrainingCase(data=2, accumulation=3, micro_batches=2, dropout=0.3, dtype=torch.float64)
+    yield split
+    yield replace(split, pipeline=2, schedule="zero_bubble", checkpoint=True)
 
 
 def sharded_samples() -> Iterator[TrainingCase]:
@@ -86,6 +93,7 @@ def sharded_samples() -> Iterator[TrainingCase]:
             ignored=2,
             checkpoint=way,
             keep_gathers=samples == 3,
+            dropout=0.3 if samples in (1, 3) else 0.0,
             dtype=torch.float64,
             steps=2,
         )

@@ -17,9 +17,10 @@ from torch import Tensor
 import engine.training.step
 from engine.training import gradients
 from engine.training.gradients import GradientReducer
+from models import gpt
 from models.chunks import ModelChunks
 from models.gpt import GPT
-from models.parallel import attention, attention_blocks, layers, loss, matmul
+from models.parallel import attention, attention_blocks, dropout, layers, loss, matmul
 from models.parallel.collectives import Axis, gather
 from models.parallel.context import ParallelContext
 from models.parallel.initialise import init_normal_
@@ -39,7 +40,8 @@ DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, tied=False)
 CUBE = Few(mode="3d", tensor=8)
 SHARED = Few(mode="2d", tensor=4, samples=3, length=7, ignored=2)  # a row is added
 SEQUENCE = Few(mode="sequence", tensor=2, samples=1, length=13, ignored=2)
-RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED, SEQUENCE]
+DROPPING = Few(mode="2d", tensor=4, samples=6, accumulation=2, dropout=0.3)
+RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED, SEQUENCE, DROPPING]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +280,30 @@ def blocks_of_keys_are_merged_in_half_precision() -> Iterator[None]:
         return healthy(out, lse.bfloat16().to(lse), other, other_lse.bfloat16().to(lse))
 
     with patch.object(attention, "merge", rounded):
+        yield
+
+
+@shown_by(DROPPING)
+def masks_begin_at_the_first_feature_of_a_shard() -> Iterator[None]:
+    healthy = dropout.dropped
+
+    def shifted(p: float, states: Tensor, columns: Any) -> Tensor:
+        return healthy(p, states, [range(len(some)) for some in columns])
+
+    with patch.object(dropout, "dropped", shifted):
+        yield
+
+
+@shown_by(DROPPING)
+def masks_of_attention_begin_at_the_first_head_of_a_shard() -> Iterator[None]:
+    healthy = attention.AttentionDropout
+    with patch.object(gpt, "AttentionDropout", lambda **how: healthy(**{**how, "first_head": 0})):
+        yield
+
+
+@shown_by(DROPPING)
+def samples_are_numbered_anew_in_every_micro_batch() -> Iterator[None]:
+    with patch.object(engine.training.step, "seed_from_sample", lambda seed, sample: seed):
         yield
 
 

@@ -146,6 +146,7 @@ class TrainingCase:
         flags += ["zero-positions"] * (self.init_positions == "zero")
         flags += ["scaled-embedding"] * self.scale_embedding
         flags += ["gpu-head"] * self.gpu_head
+        flags += [f"dropout{self.dropout}"] * (self.dropout > 0)
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
@@ -290,6 +291,7 @@ def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
         gradients=GradientReducer(model),
         world=world,
         seed=3,
+        rounds=run.accumulation,
         clip_grad_norm=run.clip,
         loss_scale=LossScale(LossScaleSettings(initial=run.scale)) if fp16 else None,
     )

@@ -12,6 +12,7 @@ from engine.checkpoint.compatibility import (
     batch_change,
     check_compatible,
     layout_change,
+    mask_change,
     thread_change,
 )
 from engine.checkpoint.manifest import TrainingState
@@ -156,7 +157,17 @@ def test_another_layout_is_reported(tmp_path):
     assert message is not None
     assert "saved with tensor 1 (serial) x pipeline 1 x data 4, resuming with" in message
     assert "pipeline 2 x data 2, ZeRO 1" in message
-    assert "dropout masks differ" in message
+    assert message.endswith("sample order and dropout masks are identical")
+    on_a_gpu = layout_change(*layouts, fused_dropout=True)
+    assert on_a_gpu == f"{message}, except the masks of attention, which a GPU's kernel draws"
+
+
+def test_masks_of_an_older_version_are_reported_if_there_is_dropout(tmp_path):
+    plain, dropping = plan_with(tmp_path), plan_with(tmp_path, "model.embd_pdrop=0.1")
+    (line,) = mask_change(training_at(2), dropping)
+    assert "the next steps draw other masks" in line
+    assert mask_change(training_at(2), plain) == []
+    assert mask_change(training_at(2, dropout_by="sample"), dropping) == []
 
 
 @pytest.mark.parametrize(

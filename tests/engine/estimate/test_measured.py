@@ -67,7 +67,9 @@ def cases() -> Iterator[tuple[int, list[str]]]:
     """Yield ranks and overrides."""
     alone = ["model.activation=gelu", "precision=float64", "optimizer.type=sgd"]
     yield 1, alone
-    yield 1, ["model.resid_pdrop=0.1", "model.embd_pdrop=0.1", "model.attn_pdrop=0.1"]
+    drops = ["model.resid_pdrop=0.1", "model.embd_pdrop=0.1"]
+    yield 1, [*drops, "model.attn_pdrop=0.1"]
+    yield 2, [*drops, "precision=bf16", "model.checkpoint=True"]
     yield 1, ["model.n_inner=300", "model.head_dim=24", "loss_chunk=None"]
     for settings in SETTINGS:
         yield 2, settings

@@ -11,8 +11,9 @@ from einops import rearrange
 from torch import Tensor
 
 from models.parallel.attention import AttentionDropout, GroupAttention, SampleGroup
-from models.parallel.attention_blocks import ScoreBlock, dropout_mask, merge
+from models.parallel.attention_blocks import ScoreBlock, merge
 from models.parallel.context import ParallelContext
+from models.parallel.dropout import dropped, mix
 from tests.models.parallel.support import Largest
 from tests.support.local_shards import piece
 from tests.support.mode_sizes import ModeSize
@@ -20,7 +21,7 @@ from tests.support.training import TrainingCase, open_partition
 from tests.support.worlds import run_world
 
 HEADS, D = 4, 3
-P, SEED = 0.3, 2**62 + 7
+P, SEED, SITE = 0.3, 2**62 + 7, 2**61 + 5
 CUTS = [ModeSize("2d", 4, 1), ModeSize("2.5d", 4, 4)]
 SHAPES = [(1, 9), (3, 6), (5, 3), (2, 8)]  # samples, length
 
@@ -45,10 +46,10 @@ def test_merged_blocks_equal_a_softmax_over_all_keys(fused: bool, border: int) -
     wanted = scores_of(q, k, border).softmax(3) @ v
     dout = torch.ones_like(wanted).cumsum(3)
     gradients = torch.autograd.grad(wanted, (q, k, v), dout)
-    kept = None if fused else partial(torch.ones, 2, HEADS, 1, 1, dtype=q.dtype)
+    mask = None if fused else partial(torch.zeros, 2, HEADS, 1, 1, dtype=torch.bool)
     blocks = [
         ScoreBlock(
-            q=q.detach(), k=k.detach()[:, :, keys], v=v.detach()[:, :, keys], causal=c, kept=kept
+            q=q.detach(), k=k.detach()[:, :, keys], v=v.detach()[:, :, keys], causal=c, dropped=mask
         )
         for keys, c in ((slice(border), False), (slice(border, None), True))
     ]
@@ -81,18 +82,6 @@ def test_fused_blocks_never_allocate_the_scores() -> None:
     assert largest.elements <= k.numel()
 
 
-def test_dropout_mask_is_kept_with_the_probability_and_differs_by_every_number() -> None:
-    n = torch.arange(64)
-    mask = dropout_mask(P, SEED, n.view(-1, 1, 1), n.view(-1, 1), n)
-    assert set(mask.unique().tolist()) == {0.0, 1 / (1 - P)}
-    assert mask.mean().item() == pytest.approx(1, abs=0.01)
-    for dim in range(3):
-        shifted = (mask == mask.roll(1, dim)).double().mean().item()
-        assert shifted == pytest.approx((1 - P) ** 2 + P**2, abs=0.01), "independent of neighbours"
-    other = dropout_mask(P, SEED + 1, n.view(-1, 1, 1), n.view(-1, 1), n)
-    assert (mask == other).double().mean().item() == pytest.approx((1 - P) ** 2 + P**2, abs=0.01)
-
-
 def problem(samples: int, length: int) -> tuple[Tensor, Tensor]:
     """Return qkv [T, heads x 3 x d] and the gradient of the output [T, heads x d]."""
     return draw(samples * length, HEADS * 3 * D), draw(samples * length, HEADS * D)
@@ -105,9 +94,10 @@ def whole(samples: int, length: int, p: float) -> tuple[Tensor, Tensor]:
     q, k, v = rearrange(qkv, "(b s) (h n d) -> n b h s d", s=length, n=3, d=D).unbind(0)
     probabilities = scores_of(q, k, 0).softmax(3)
     if p:
-        numbers = (torch.arange(n) for n in probabilities.shape)
-        views = [n.view(-1, *[1] * (3 - dim)) for dim, n in enumerate(numbers)]
-        probabilities = probabilities * dropout_mask(p, SEED, *views)
+        numbers = (torch.arange(n) for n in probabilities.shape[:3])
+        states = mix(SEED, SITE, *(n.view(-1, *[1] * (2 - dim)) for dim, n in enumerate(numbers)))
+        mask = dropped(p, states, [range(length)])
+        probabilities = probabilities.masked_fill(mask, 0.0) / (1 - p)
     out = rearrange(probabilities @ v, "b h s d -> (b s) (h d)")
     return out.detach(), torch.autograd.grad(out, qkv, dout)[0]
 
@@ -130,7 +120,7 @@ def share_of(part: ParallelContext, samples: int, length: int, p: float) -> dict
     x = local(qkv).requires_grad_()
     heads = x.shape[1] // (3 * D)
     first = sum(part.index[axis] for axis in inner.hidden) * heads
-    dropout = AttentionDropout(p=p, seed=SEED, first_head=first) if p else None
+    dropout = AttentionDropout(p=p, seed=SEED, site=SITE, first_head=first) if p else None
     group = SampleGroup(part.row_order(samples * length, length), part)
     y = GroupAttention.apply(x, D, group, dropout)
     y.backward(local(dout))

@@ -1,5 +1,5 @@
-"""Keyed dropout: a mask is a function of (seed, step, micro-batch, layer, site, shard), not of the
-state of a generator."""
+"""Keyed dropout: a mask is a function of (seed, step, sample, layer, site, position, feature), not
+of the layout or of the state of a generator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from models.config import GPTConfig
 from models.gpt import GPT, Attention, Block
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.context import ParallelContext
-from models.parallel.layers import Dropout
+from models.parallel.dropout import Dropout, dropped, mix, seed_from_sample
+from models.parallel.mode import ActivationSharding
 from models.parallel.registry import modes
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
 from tests.support.training import (
@@ -34,6 +35,7 @@ from tests.support.training import (
 from tests.support.worlds import run_world
 
 P = 0.3
+SERIAL = ActivationSharding(tokens=(), hidden=())
 SIZES = GPTConfig(
     n_layer=3,
     n_head=8,
@@ -62,13 +64,13 @@ def partition_of(layout: Layout, rank: int) -> ParallelContext:
 def residual_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Tensor]:
     """Yield the masks of both residual sites of a block."""
     block, ones = Block(SIZES, part, layer), torch.ones(64, 64)
-    yield block.drop_1(ones, seed)
-    yield block.drop_2(ones, seed)
+    yield block.drop_1(ones, 16, seed)
+    yield block.drop_2(ones, 16, seed)
 
 
 def attention_weights(part: ParallelContext, layer: int, seed: int, p: float = P) -> Tensor:
-    """Return the attention weights of zero scores after dropout: [B, heads, S, S], 1 / (s + 1) or 0
-    in row s, before scaling by 1 / (1 - p)."""
+    """Return the attention weights of zero scores after a GPU's dropout: [B, heads, S, S], 1 / (s +
+    1) or 0 in row s, before scaling by 1 / (1 - p)."""
     sizes = replace(SIZES, attn_pdrop=p)
     zero = torch.zeros(2, 2, 48, 48)
     v = torch.eye(48).expand_as(zero)
@@ -87,16 +89,57 @@ def assert_independent(masks: list[Tensor]) -> None:
     assert correlation.abs().max() < 6 / kept.shape[1] ** 0.5
 
 
-@pytest.mark.parametrize("draw", [residual_masks, attention_masks])
+@pytest.mark.parametrize(("draw", "data"), [(residual_masks, 1), (attention_masks, 2)])
 @pytest.mark.parametrize("cut", full_mode_sizes(), ids=str)
 def test_masks_are_independent_across_ranks_layers_sites_and_micro_batches(
-    cut: ModeSize, draw: Any
+    cut: ModeSize, draw: Any, data: int
 ) -> None:
-    """The ranks are those of the tensor axes and of data parallelism."""
-    layout = Layout(mode=modes()[cut.mode], tensor=cut.tensor, depth=cut.depth, data=2)
+    """The ranks are those of the tensor axes; a GPU's attention has the data axis as a key, too."""
+    layout = Layout(mode=modes()[cut.mode], tensor=cut.tensor, depth=cut.depth, data=data)
     parts = [partition_of(layout, rank) for rank in range(layout.gpus)]
     places = product(parts, (0, 2), (5, 6))
     assert_independent([mask for place in places for mask in draw(*place)])
+
+
+@pytest.mark.parametrize("samples", [8, 3, 1])
+@pytest.mark.parametrize("cut", full_mode_sizes(), ids=str)
+def test_masks_of_all_ranks_are_pieces_of_the_mask_of_one_process(
+    cut: ModeSize, samples: int
+) -> None:
+    """8 samples are whole on each rank; of 3 and 1 several ranks hold rows."""
+    length, width, seed = 7, 24, 2**62 + 1
+    whole = Dropout(open_partition(TrainingCase(), 0), P, SERIAL, "here")
+    layout = Layout(mode=modes()[cut.mode], tensor=cut.tensor, depth=cut.depth)
+    for rank in range(layout.gpus):
+        part = partition_of(layout, rank)
+        outer, order = part.mode.outer, part.row_order(samples * length, length)
+        expected = whole(torch.ones(order.rows, width), length, seed)
+        expected = torch.cat([expected[tokens.start : tokens.stop] for tokens in order.tokens()])
+        shard = part.shard((order.rows, width), (outer.tokens, outer.hidden))
+        mask = Dropout(part, P, outer, "here")(torch.ones(shard.local), length, seed)
+        assert torch.equal(mask, expected[shard.slices])
+
+
+def test_masks_of_a_sample_do_not_depend_on_its_micro_batch() -> None:
+    drop = Dropout(open_partition(TrainingCase(), 0), P, SERIAL, "here")
+    whole = drop(torch.ones(6 * 5, 8), 5, 2**63 - 5)
+    for first in range(6):
+        one = drop(torch.ones(5, 8), 5, seed_from_sample(2**63 - 5, first))
+        assert torch.equal(one, whole[5 * first : 5 * first + 5])
+
+
+def test_mask_is_a_function_of_every_number_and_of_the_column_alone() -> None:
+    n = torch.arange(64)
+    states = mix(11, 12, n.view(-1, 1), n)
+    mask = dropped(P, states, [range(64)]).double()
+    assert mask.mean().item() == pytest.approx(P, abs=0.005)
+    others = [mask.roll(1, dim) for dim in range(3)]
+    for seed, site in ((12, 12), (11, 13)):
+        others.append(dropped(P, mix(seed, site, n.view(-1, 1), n), [range(64)]).double())
+    for other in others:
+        assert (mask * other).mean().item() == pytest.approx(P**2, abs=0.005)
+    pieces = dropped(P, states, [range(3, 10), range(30, 31)]).double()
+    assert torch.equal(pieces, torch.cat([mask[..., 3:10], mask[..., 30:31]], -1))
 
 
 def test_masks_of_all_sites_of_a_model_are_independent() -> None:
@@ -104,7 +147,7 @@ def test_masks_of_all_sites_of_a_model_are_independent() -> None:
     model, ones = GPT(SIZES, part), torch.ones(64, 64)
     sites = [module for module in model.modules() if isinstance(module, Dropout)]
     assert len(sites) == 7
-    assert_independent([site(ones, 3) for site in sites])
+    assert_independent([site(ones, 16, 3) for site in sites])
 
 
 @pytest.mark.parametrize("draw", [residual_masks, attention_masks])
@@ -120,7 +163,7 @@ def test_masks_are_repeatable_in_any_order(draw: Any) -> None:
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_fraction_p_is_dropped_and_the_rest_scaled(p: float) -> None:
     part = open_partition(TrainingCase(), 0)
-    residual = Block(replace(SIZES, resid_pdrop=p), part, 0).drop_1(torch.ones(400, 500), 7)
+    residual = Block(replace(SIZES, resid_pdrop=p), part, 0).drop_1(torch.ones(400, 500), 100, 7)
     rows, columns = torch.tril_indices(48, 48)
     weights = torch.cat([attention_weights(part, 0, seed, p) for seed in range(40)])
     attention = (weights * torch.arange(1.0, 49.0).unsqueeze(1))[..., rows, columns]
@@ -133,7 +176,7 @@ def test_fraction_p_is_dropped_and_the_rest_scaled(p: float) -> None:
 
 def test_backward_uses_the_mask_of_forward() -> None:
     x = torch.ones(64, 64, requires_grad=True)
-    y = Block(SIZES, open_partition(TrainingCase(), 0), 0).drop_1(x, 7)
+    y = Block(SIZES, open_partition(TrainingCase(), 0), 0).drop_1(x, 16, 7)
     y.sum().backward()
     assert torch.equal(x.grad if x.grad is not None else x, y.detach())
 
@@ -141,8 +184,8 @@ def test_backward_uses_the_mask_of_forward() -> None:
 def test_eval_mode_drops_nothing() -> None:
     part = open_partition(TrainingCase(), 0)
     x, block = torch.ones(8, 8), Block(SIZES, part, 0).eval()
-    assert block.drop_1(x, 1) is x
-    assert Block(replace(SIZES, resid_pdrop=0.0), part, 0).drop_1(x, 1) is x
+    assert block.drop_1(x, 4, 1) is x
+    assert Block(replace(SIZES, resid_pdrop=0.0), part, 0).drop_1(x, 4, 1) is x
     q = torch.randn(1, 2, 6, 8)
     plain = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
     assert torch.equal(block.attn.attend(q, q, q, seed=1), plain)
