@@ -188,7 +188,10 @@ def _with_vocabulary(world: World, plan: Plan, find: Callable[[], int]) -> Plan:
 
 
 def _reject_resume(options: StartOptions) -> NoReturn:
-    raise UserError(f"--resume={options.resume}: no intact checkpoint found")
+    raise UserError(
+        f"--resume={options.resume}: no intact checkpoint found; name another run or checkpoint, "
+        "or begin a new run with --resume none"
+    )
 
 
 def _lock_folder(candidate: StartCandidate, lock_stack: ExitStack) -> str:

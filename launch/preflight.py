@@ -220,7 +220,7 @@ def _nearest(need: FolderNeed) -> Path:
         raise UserError(f"{need.path} is not a folder on this machine; create it")
     path = nearest_existing(path)
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder")
+        raise UserError(f"{path} is not a folder; choose another path")
     return path
 
 

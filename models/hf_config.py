@@ -45,7 +45,7 @@ def config_from_hf(config: Mapping[str, Any]) -> GPTConfig:
         ValueError: the model is not a GPT-2, or is a variant that cuboid does not implement.
     """
     if config.get("model_type") != "gpt2":
-        raise ValueError(f"model_type={config.get('model_type')!r}, wanted 'gpt2'")
+        raise ValueError(f"model_type={config.get('model_type')!r}, but only 'gpt2' can be read")
     for name, value in PLAIN.items():
         if config.get(name, value) != value:
             raise ValueError(f"{name}={config[name]!r}; only {value!r} can be read")
@@ -56,7 +56,7 @@ def config_from_hf(config: Mapping[str, Any]) -> GPTConfig:
     activation = ACTIVATIONS.get(values["activation_function"])
     if activation is None:
         raise ValueError(
-            f"activation_function={values['activation_function']!r}; there are: "
+            f"activation_function={values['activation_function']!r}; supported: "
             f"{', '.join(ACTIVATIONS)}"
         )
     if values["n_embd"] % values["n_head"]:

@@ -58,10 +58,10 @@ def _converted(
     for name, shape in shapes.items():
         tensor = state[keys[name]]
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{keys[name]} is {list(tensor.shape)}, wanted {list(shape)}")
+            raise ValueError(f"{keys[name]} is {list(tensor.shape)}, not {list(shape)}")
         if name == EMBEDDING and tied_head and not torch.equal(tensor, state[tied_head]):
             raise ValueError(
-                f"{tied_head} is not {keys[name]}: model.tie_embeddings=False loads both"
+                f"{tied_head} differs from {keys[name]}; load both with model.tie_embeddings=False"
             )
         if QKV.fullmatch(name):
             tensor = rearrange(tensor, "... (n h d) -> ... (h n d)", n=3, h=config.n_head)

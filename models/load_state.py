@@ -47,4 +47,4 @@ def load_state(
             local[shard.valid_slices][: len(values)] = values
         missing.pop(name, None)
     if missing:
-        raise ValueError(f"missing: {', '.join(missing)}")
+        raise ValueError(f"tensors of the model are missing: {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -103,3 +104,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "languini-xl": _languini(24, 24, 2048, head_dim=128),
     }
 )
+
+
+def presets_called(name: str) -> list[str]:
+    """Return the presets of a name, which may lack the family: 'small' for 'languini-small'."""
+    return [preset for preset in PRESETS if name == re.split("[-_]", preset)[-1] or name == preset]

@@ -162,7 +162,9 @@ def rate_change(training: TrainingState, plan: Plan) -> list[str]:
 
 
 def _is_data_setting(name: str) -> bool:
-    return name in ("seed", "seq_len") or (name.startswith("data.") and name not in NOT_REPORTED)
+    """Return whether the fingerprint of the data depends on a setting."""
+    others = ("seed", "seq_len", "eval.lanes")
+    return name in others or (name.startswith("data.") and name not in NOT_REPORTED)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

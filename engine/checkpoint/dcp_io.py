@@ -41,6 +41,7 @@ ITEM_BYTES = 2048
 """An upper bound of a tensor's bytes on the disk beyond its elements."""
 MIN_CONCURRENT_HASH_BYTES = 1 << 16
 """Blocks of at least this size are hashed concurrently with their write."""
+OTHER_FILE_SYSTEM = "all ranks must share one file system; set --output to a folder on a shared one"
 _DIGESTS = MetadataIndex("digests")  # the write result with a rank's digests; no tensor's name
 
 Seal = Callable[[Mapping[str, FileDigest]], bytes]
@@ -82,7 +83,10 @@ class DCPWriter(FileSystemWriter):
         """
         folder = self._checkpoints.folder(self._step)
         if folder.exists():
-            raise RunError(f"{folder} already exists; checkpoints are never overwritten")
+            raise RunError(
+                f"{folder} already exists, and a checkpoint is never overwritten; move it away, "
+                "then resume the run"
+            )
         self.discard()
         self._checkpoints.path.mkdir(parents=True, exist_ok=True)
         self._needed = sum(map(_planned_bytes, plans))
@@ -131,8 +135,7 @@ class DCPWriter(FileSystemWriter):
             unseen = [name for name in files if not (temporary / name).is_file()]
             if unseen:
                 raise RunError(
-                    f"{temporary}/{unseen[0]} is not visible on rank 0: "
-                    "all ranks must use one shared file system"
+                    f"{temporary}/{unseen[0]} is not visible on rank 0: {OTHER_FILE_SYSTEM}"
                 )
             self._checkpoints.commit(self._step)
 
@@ -154,9 +157,7 @@ class DCPWriter(FileSystemWriter):
         try:
             yield
         except FileNotFoundError:
-            raise RunError(
-                f"{self.path} does not exist: all ranks must use one shared file system"
-            ) from None
+            raise RunError(f"{self.path} does not exist here: {OTHER_FILE_SYSTEM}") from None
         except (OSError, RuntimeError) as error:
             # torch may replace the error of a file by its own.
             cause = self._files.failure or error
@@ -164,8 +165,9 @@ class DCPWriter(FileSystemWriter):
                 raise
             free = shutil.disk_usage(self._checkpoints.path).free
             raise RunError(
-                f"{self._checkpoints.folder(self._step)} cannot be written: {cause.strerror}; "
-                f"{part} takes {needed:,} bytes, and the disk has {free:,} free"
+                f"{self._checkpoints.folder(self._step)} cannot be written: {cause.strerror} "
+                f"({part} takes {needed:,} bytes, the disk has {free:,} free); free some space, "
+                "then resume the run"
             ) from None
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -174,7 +176,9 @@ class DCPWriter(FileSystemWriter):
 
     def _read_back(self, names: Iterable[str]) -> None:
         for problem in verify_files(self._temporary, self._files.digests, names):
-            raise RunError(f"{self._temporary}: {problem} right after it was written")
+            raise RunError(
+                f"{self._temporary}: {problem} right after it was written; check the disk"
+            )
 
 
 def _planned_bytes(plan: SavePlan) -> int:

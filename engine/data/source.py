@@ -135,7 +135,7 @@ class Corpus:
             return self.validation
         if name not in self.splits:
             raise UserError(
-                f"{self.description}: there is no split {name!r} (eval.split, --split); splits: "
+                f"{self.description}: there is no split {name!r} (eval.split, --split); use one of "
                 f"{', '.join(self.splits)}"
             )
         return self.splits[name]

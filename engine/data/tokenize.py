@@ -99,7 +99,7 @@ def _builder(documents: Documents, request: SourceRequest) -> Build:
                 _check_ids(ids, tokenizer, request)
                 write(ids.astype(dtype))
         if empty:
-            raise UserError(f"{documents.name} contains no text")
+            raise UserError(f"{documents.name} contains no text; name files with text")
         return dtype, {"tokenizer": dump(tokenizer)}
 
     return build
@@ -138,7 +138,7 @@ def _check_ids(ids: NDArray[np.uint32], tokenizer: Tokenizer, request: SourceReq
     if largest >= tokenizer.size:
         raise UserError(
             f"data.tokenizer={request.tokenizer!r} gave the token id {largest}, out of its own "
-            f"range 0 to {tokenizer.size - 1}"
+            f"range 0 to {tokenizer.size - 1}; choose another tokenizer"
         )
 
 

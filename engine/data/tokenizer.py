@@ -113,7 +113,7 @@ def read_saved(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         saved = None
     if not isinstance(saved, dict) or "type" not in saved:
-        raise UserError(f"{path} does not contain the tokenizer of a run")
+        raise UserError(f"{path} does not contain the tokenizer of a run; restore it")
     return saved
 
 
@@ -132,7 +132,7 @@ def utf_8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         point = f"U+{ord(text[error.start]):04X}"
         raise UserError(
-            f"{point} is half of a surrogate pair, or a byte that is not UTF-8"
+            f"{point} is half of a surrogate pair, or a byte that is not UTF-8; leave it out"
         ) from None
 
 

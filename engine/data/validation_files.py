@@ -41,7 +41,7 @@ def open_with_validation(
     if new:
         raise UserError(
             f"{_with_own_name(other.description)}: the training data ({corpus.description}) has no "
-            f"ids for {list_tokens(new)}"
+            f"ids for {list_tokens(new)}; choose files without them"
         )
     prints = json.dumps([corpus.fingerprint, encoded.fingerprint])
     return replace(

@@ -82,7 +82,10 @@ def evaluate(
             started = time.perf_counter()
             sums = _measure(world, model, eval_batches, request.last_n, units)
             if not math.isfinite(sums.loss):
-                raise RunError(f"{path}: the loss is {sums.loss}")
+                raise RunError(
+                    f"{path}: the loss is {sums.loss}: its weights are NaN, infinite or too large; "
+                    "evaluate another checkpoint"
+                )
             results.append(
                 Evaluation(
                     run=str(folder.path),

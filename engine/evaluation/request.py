@@ -57,13 +57,16 @@ class EvaluationRequest:
         before the data is opened."""
         settings, known = plan.settings, known_splits(plan.settings)
         if self.last_n is not None and self.last_n > settings.seq_len:
-            raise UserError(f"--last-n {self.last_n} is more than {plan.cite('seq_len')}")
+            raise UserError(
+                f"--last-n {self.last_n} is more than {plan.cite('seq_len')}; pass at most "
+                f"{settings.seq_len}"
+            )
         if self.sliding and self.last_n is None:
             raise UserError("--sliding needs --last-n N, by which the samples advance")
         for split in self.splits(plan, known):
             if known and split not in known:
                 raise UserError(
-                    f"there is no split {split!r} of {plan.cite('data.type')}; splits: "
+                    f"there is no split {split!r} of {plan.cite('data.type')}; use one of "
                     f"{', '.join(known)}"
                 )
             if split == VALIDATION and not holds_out(settings):

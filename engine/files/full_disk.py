@@ -61,7 +61,10 @@ def require_free_bytes(path: Path, needed: int) -> None:
     bytes."""
     free = _free_bytes(path)
     if free < needed:
-        raise RunError(f"{path} needs {needed:,} bytes, and its disk has {free:,} free")
+        raise RunError(
+            f"{path} needs {needed:,} bytes, but its disk has {free:,} free; free some space, or "
+            "write to another disk"
+        )
 
 
 def nearest_existing(path: Path) -> Path:

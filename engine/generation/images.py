@@ -70,7 +70,8 @@ def complete(
     if model.config.block_size < codebook.pixels - 1:
         raise UserError(
             f"the model has {model.config.block_size:,} positions, and an image has "
-            f"{codebook.pixels:,} pixels"
+            f"{codebook.pixels:,} pixels; use a model that was trained with SEQ_LEN="
+            f"{codebook.pixels - 1} or more"
         )
     for start in range(0, len(given), AT_ONCE):
         part = torch.from_numpy(given[start : start + AT_ONCE])
@@ -95,7 +96,8 @@ def _complete(
         logits = model.logits(x)[:, : codebook.size].cpu()
         if not logits.isfinite().all():
             raise RunError(
-                "the model's logits are not finite: its weights are NaN, infinite or too large"
+                "the model's logits are not finite: its weights are NaN, infinite or too large; "
+                "use another checkpoint"
             )
         drawn = [
             torch.multinomial(probabilities(row, sampling), 1, generator=generator)

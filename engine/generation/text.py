@@ -83,7 +83,10 @@ def load_any_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokeni
         UserError: the model has no tokenizer, or is corrupt.
     """
     if saved.tokenizer is None:
-        raise UserError(f"{saved.path} has no tokenizer, so its tokens cannot be decoded to text")
+        raise UserError(
+            f"{saved.path} has no tokenizer, so its tokens cannot be decoded to text; use a run or "
+            "an export that has one"
+        )
     model_tokenizer = load_any(saved.tokenizer)
     saved.require_intact()
     dtype = torch.promote_types(saved.dtype, torch.float32)
@@ -119,7 +122,8 @@ def generate_ids(
         logits = model.logits(x[-1:])[0, :vocabulary].cpu()
         if not logits.isfinite().all():
             raise RunError(
-                "the model's logits are not finite: its weights are NaN, infinite or too large"
+                "the model's logits are not finite: its weights are NaN, infinite or too large; "
+                "use another checkpoint"
             )
         p = probabilities(logits, sampling)
         new = [int(torch.multinomial(p, 1, generator=generator))]

@@ -54,7 +54,10 @@ class HFModel(SavedModel):
     def open(cls, folder: Path) -> Self:
         """Open a folder. Raises UserError where it has no GPT-2."""
         if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG}")
+            raise UserError(
+                f"{folder} is not a Hugging Face folder: it has no {CONFIG}; name a folder that "
+                "has one"
+            )
         try:
             values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             config = hf_config.config_from_hf(values)
@@ -155,7 +158,9 @@ def _open_tensors(folder: Path) -> TensorFile:
         return TorchFile(folder / OLD_WEIGHTS)
     if (folder / OLD_INDEX).is_file():
         return ShardedFiles(folder / OLD_INDEX, TorchFile)
-    raise UserError(f"{folder} has no weights: no {WEIGHTS}, {INDEX}, {OLD_WEIGHTS} or {OLD_INDEX}")
+    raise UserError(
+        f"{folder} has no weights; add one of {WEIGHTS}, {INDEX}, {OLD_WEIGHTS} or {OLD_INDEX}"
+    )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

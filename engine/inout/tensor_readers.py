@@ -93,7 +93,9 @@ class TorchFile(TensorFile):
         if not isinstance(state, dict) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
         ):
-            raise UserError(f"{self._path} is no state dict, which maps names to tensors")
+            raise UserError(
+                f"{self._path} is no state dict; save a dict that maps names to tensors"
+            )
         return state
 
     def _content(self) -> object:
@@ -124,14 +126,17 @@ class ShardedFiles(TensorFile):
             file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(file_of.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{index} is no index of shards") from None
+            raise UserError(f"{index} is no index of shards; restore it") from None
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise UserError(f"{index} names files outside its own folder")
+            raise UserError(
+                f"{index} names files outside its own folder, which are not read; restore it"
+            )
         files = {name: kind(index.with_name(name)) for name in names}
         for name, file in file_of.items():
             if name not in files[file]:
                 raise UserError(
-                    f"{index.with_name(file)} lacks {name}, which {index.name} lists for it"
+                    f"{index.with_name(file)} lacks {name}, which {index.name} lists for it; "
+                    "restore it"
                 )
         self._files = {name: files[file] for name, file in file_of.items()}
         self.metadata = {}

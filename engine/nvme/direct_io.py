@@ -33,7 +33,9 @@ class Transfer:
             for block in self.blocks:
                 block.result()
         except OSError as error:
-            raise RunError(f"{self.file}: {self.verb} failed: {error.strerror}") from error
+            raise RunError(
+                f"{self.file}: {self.verb} failed: {error.strerror}; check the disk"
+            ) from error
 
 
 class DirectFile:

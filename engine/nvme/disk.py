@@ -68,7 +68,10 @@ class Disk:
             except OSError:
                 exists = False
             if not exists:
-                raise RunError(f"{self.setting}: {path} was removed while the run used it")
+                raise RunError(
+                    f"{self.setting}: {path} was removed while the run used it; resume the run "
+                    "from its last checkpoint"
+                )
 
     def _too_small(self, size: int) -> str:
         others = f", and {self.ranks} ranks of this machine share it" if self.ranks > 1 else ""

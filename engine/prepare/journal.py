@@ -27,7 +27,10 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise UserError(f"{path.parent} is being written by another process") from None
+            raise UserError(
+                f"{path.parent} is being written by another process; wait until it ends, or choose "
+                "another --output"
+            ) from None
         self._file.seek(0)
         complete, newline, _ = self._file.read().rpartition(b"\n")
         self._file.truncate(len(complete + newline))  # a line that was cut off by a crash

@@ -99,7 +99,10 @@ def prepare(
             with closing(blocks):
                 _write_shards(blocks, output, dtype, journal, lambda done: progress(done, total))
         if not any(shard["tokens"] for shard in journal.shards):
-            raise UserError(f"{', '.join(text.name for text in inputs)}: no text")
+            raise UserError(
+                f"{', '.join(text.name for text in inputs)} contains no text, so there are no "
+                "tokens to write; name files with text"
+            )
         output.finish(journal.shards)
         content = {"request": request, "shards": journal.shards}
         write_atomically(output.manifest, json.dumps(content, indent=1) + "\n")

@@ -196,7 +196,7 @@ def read_record(folder: RunFolder) -> RunRecord:
     except ValidationError as error:
         raise UserError(f"{folder.statements}: {first_problem(error)}") from None
     except (ValueError, TypeError):
-        raise UserError(f"{folder.statements} is not the record of a run") from None
+        raise UserError(f"{folder.statements} is not the record of a run; restore it") from None
 
 
 def recorded_config_path(folder: RunFolder) -> str | None:
@@ -231,7 +231,8 @@ def plan_of_run(folder: RunFolder, *, gpus: int | None, overrides: Sequence[str]
     for name, recorded in sorted(record.fixed.items()):
         if name.startswith("model.") and _value(plan.settings, name) != recorded:
             raise UserError(
-                f"{plan.cite(name)} cannot be overridden: the run's weights have {recorded!r}"
+                f"{plan.cite(name)} cannot be overridden: the run's weights have {recorded!r}; "
+                "leave it out"
             )
     return plan
 

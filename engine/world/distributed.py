@@ -153,7 +153,8 @@ def _check_before_connecting(
     if plan.layout.gpus != launch_info.size:
         raise UserError(
             f"{plan.settings.source}: the layout has {plan.layout.gpus} ranks, but "
-            f"{launch_info.size} were started ({launch_info.launcher})"
+            f"{launch_info.size} were started ({launch_info.launcher}); start "
+            f"{plan.layout.gpus} ranks"
         )
     return plan, ColossalContext()
 

@@ -114,7 +114,10 @@ def _prune(checkpoints: CheckpointDirectory, keep: int) -> int:
     is_intact = cache(lambda step: _verify(checkpoints, step))
     deleted = checkpoints_to_delete(losses, keep=keep, best=True, is_intact=is_intact)
     if len(deleted) == len(losses):
-        raise UserError(f"{checkpoints.path}: all checkpoints are corrupt; nothing was removed")
+        raise UserError(
+            f"{checkpoints.path}: all checkpoints are corrupt, so nothing was removed; restore "
+            "one, or remove the folder by hand"
+        )
     for step in deleted:
         checkpoints.remove(step)
         print(f"{checkpoints.folder(step)}: removed")

@@ -107,7 +107,9 @@ def reject(args: argparse.Namespace, options: Sequence[str], is_image: bool) -> 
     for option in options:
         if getattr(args, option) is not None:
             kind, other = ("images", "text") if is_image else ("text", "images")
-            raise UserError(f"--{option} is for models of {other}, and this one is of {kind}")
+            raise UserError(
+                f"--{option} is for models of {other}, and this one is of {kind}; leave it out"
+            )
 
 
 def print_texts(

@@ -48,7 +48,10 @@ def blocks(layout: Layout) -> list[GpuBlock]:
         UserError: there are more than MAX_GPUS GPUs.
     """
     if layout.gpus > MAX_GPUS:
-        raise UserError(f"a map shows at most {MAX_GPUS} GPUs, not {layout.gpus}")
+        raise UserError(
+            f"a map shows at most {MAX_GPUS} GPUs, not {layout.gpus}; leave the map out, or pass "
+            "fewer --gpus"
+        )
     inner = layout.tensor_axes if layout.tensor > 1 else {"data": layout.data}
     outer = {axis: size for axis, size in layout.axes.items() if axis not in inner}
     outer = {axis: outer[axis] for axis in ("data", "pipeline") if axis in outer}

@@ -311,7 +311,10 @@ def test_a_resume_without_an_intact_checkpoint_is_rejected(folder):
         [job(folder, "MAX_STEPS=7", resume=resume) for resume in ("run", "auto")]
     )
     assert refused[0].error == "UserError"
-    assert refused[0].err == "--resume=run: no intact checkpoint found\n"
+    assert refused[0].err == (
+        "--resume=run: no intact checkpoint found; name another run or checkpoint, or begin a new "
+        "run with --resume none\n"
+    )
     assert finished[0].err == (
         "run contains a finished run and has no checkpoint to resume from; "
         "choose another --output\n"

@@ -94,7 +94,7 @@ def test_missing_or_empty_data_is_reported_with_its_line(folder, problems):
     text = CONFIG + "data = dict(path='a.txt')\n"
     assert problems(text=text) == [f"gpt.py:6: data.path='a.txt' does not exist in {folder}"]
     (folder / "a.txt").touch()
-    assert problems(text=text) == ["gpt.py:6: data.path='a.txt' is empty"]
+    assert problems(text=text) == ["gpt.py:6: data.path='a.txt' is empty; name a file with data"]
     assert problems("data.path=nowhere.txt") == [
         f"command line: data.path='nowhere.txt' does not exist in {folder}"
     ]
@@ -103,7 +103,8 @@ def test_missing_or_empty_data_is_reported_with_its_line(folder, problems):
 def test_files_of_a_data_folder_are_checked_by_their_first_bytes(folder, problems):
     (folder / "texts").mkdir()
     assert problems("data.path=texts") == [
-        "command line: data.path='texts': no file is there, or all files are empty"
+        "command line: data.path='texts': no file is there, or all files are empty; name one "
+        "with data"
     ]
     (folder / "texts" / "a").write_text("some text")
     assert problems("data.path=texts") == []
@@ -140,7 +141,8 @@ def test_folder_without_write_permission_is_reported(folder, problems):
 
 def test_folder_below_a_file_is_reported(folder, problems):
     (problem,) = problems("log.dir=gpt.py/run")
-    assert problem == f"command line: log.dir='gpt.py/run': {folder}/gpt.py is not a folder"
+    cause = f"{folder}/gpt.py is not a folder"
+    assert problem == f"command line: log.dir='gpt.py/run': {cause}; choose another path"
 
 
 def test_folders_that_the_run_does_not_write_are_not_probed(folder, problems):

@@ -57,7 +57,10 @@ def environment(environ: Mapping[str, str], args: list[object], optional: bool =
     if not isinstance(name, str) or len(args) > 2:
         raise ConfigValueError(LOOKUP)
     if name not in environ and not optional:
-        raise ConfigValueError(f"{name} is not set in the environment")
+        raise ConfigValueError(
+            f"{name} is not set in the environment; set it, or use os.environ.get({name!r}, "
+            "DEFAULT)"
+        )
     default = args[1] if len(args) == 2 else None
     return environ.get(name, default)
 

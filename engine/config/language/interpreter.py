@@ -135,10 +135,14 @@ class Interpreter:
                     raise self.evaluator.forbid(starred[0])
                 if not isinstance(value, list | tuple):
                     raise ConfigValueError(
-                        f"{len(targets)} names are assigned {operations.kind(value)}"
+                        f"{operations.kind(value)} is assigned to {len(targets)} names; assign a "
+                        f"tuple of {len(targets)} values"
                     )
                 if len(value) != len(targets):
-                    raise ConfigValueError(f"{len(targets)} names are assigned {len(value)} values")
+                    raise ConfigValueError(
+                        f"{len(value)} values are assigned to {len(targets)} names; assign one "
+                        "value to each"
+                    )
                 for part, item in zip(targets, value, strict=True):
                     self._store(part, item)
             case ast.Subscript():

@@ -12,6 +12,7 @@ from engine.config.language.limits import SOURCE_BYTES, ConfigValueError
 from engine.config.values import COMMAND_LINE, Origin
 from engine.errors import ConfigError, Problem
 from engine.files import paths
+from models.presets import presets_called
 
 # An absolute import of these is never a config file, even if a file in the config's folder has the
 # name: json.py does not hide the standard library, nor model.py the package that Colossal-AI's
@@ -109,7 +110,7 @@ def load(path: Path, file: str) -> Source:
     """Read the file at ``path``. Raises ConfigError if it is missing, too long or not UTF-8."""
     try:
         if problem := paths.problem_at(path, paths.FILE):
-            raise config_error(file, problem)
+            raise config_error(file, problem + ("" if path.exists() else _remedy(path.name)))
         with path.open("rb") as stream:
             data = stream.read(SOURCE_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -129,6 +130,13 @@ def load(path: Path, file: str) -> Source:
             "optimizer = dict(lr=3e-4); cuboid settings lists all settings",
         )
     return Source(file, text, path)
+
+
+def _remedy(name: str) -> str:
+    """Return the end of the message about a missing file of this name, which may be a preset's."""
+    presets = presets_called(name)
+    preset = f", such as one with model.type={' or '.join(map(repr, presets))}" if presets else ""
+    return f"; pass the path of a config file{preset}"
 
 
 def _other_format(path: Path, text: str) -> str | None:

@@ -108,10 +108,11 @@ def unpickle(file: DataFile) -> NDArray[np.uint8]:
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file.name} is a pickle that contains {error}, unlike CIFAR-10's; it was not executed"
+            f"{file.name} is a pickle that contains {error}, unlike CIFAR-10's, and was not "
+            "executed; save the images as .npy"
         ) from None
     except Exception as error:  # a corrupt pickle can raise almost any exception
-        raise UserError(f"{file.name} is a corrupt pickle: {error}") from None
+        raise UserError(f"{file.name} is a corrupt pickle: {error}; restore it") from None
     arrays = content if isinstance(content, dict) else {}
     found = arrays.get(b"data", arrays.get("data"))  # as Python 2 and 3 write the key
     if not isinstance(found, _Array):
@@ -120,6 +121,6 @@ def unpickle(file: DataFile) -> NDArray[np.uint8]:
     if planes.ndim != 2 or planes.shape[1] != RECORD_BYTES - 1:
         raise UserError(
             f"{file.name}: its 'data' has the shape {list(planes.shape)}; CIFAR-10's is "
-            f"[N, {RECORD_BYTES - 1}]"
+            f"[N, {RECORD_BYTES - 1}]; save the images as .npy"
         )
     return planes

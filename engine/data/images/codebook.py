@@ -47,7 +47,10 @@ class Codebook:
                 raise ValueError
             counts = None if first is None else np.array(first, np.int64).reshape(len(colours))
         except (KeyError, TypeError, ValueError):
-            raise UserError("the saved codebook is corrupt") from None
+            raise UserError(
+                "the saved codebook is corrupt; restore the file, or set data.codebook to another "
+                "one"
+            ) from None
         return cls(colours=colours, height=height, width=width, pixel_order=order, first=counts)
 
     def state(self) -> dict[str, Any]:
@@ -206,5 +209,5 @@ def require_size(codebook: Codebook, shape: tuple[int, int, int], name: str) -> 
     if (codebook.height, codebook.width) != shape[:2]:
         raise UserError(
             f"{name} has images of {size_of(shape)} pixels, the model is of "
-            f"{codebook.height} x {codebook.width}"
+            f"{codebook.height} x {codebook.width}; resize the images"
         )

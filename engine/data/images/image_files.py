@@ -66,7 +66,10 @@ class ImageFiles:
         """Return the images with this number of channels. Raises UserError for images in colour
         if the number is 1."""
         if channels < self.shape[2]:
-            raise UserError(f"{self.name} has images in colour, and the codebook has grey levels")
+            raise UserError(
+                f"{self.name} has images in colour, and the codebook has grey levels; convert them "
+                "to grey levels"
+            )
         return replace(self, shape=(*self.shape[:2], channels))
 
     def blocks(self) -> Iterator[Pixels]:
@@ -110,7 +113,7 @@ def open_images(
             names.add(file.path.name)
         except NotImagesError as error:
             if str(file.path) in given:
-                raise UserError(f"{file.name} {error}") from None
+                raise UserError(f"{file.name} {error}; convert it, or leave it out") from None
     if not found:
         raise UserError(f"{named}: no images are there; cuboid reads {FORMATS}")
     if any(f"{name}.bin" in names for name in names):
@@ -213,10 +216,12 @@ def _npy(
             yield rows[:left].reshape(-1, *shape)
             left -= len(rows[:left])
         if left:
-            raise UserError(f"{name} is truncated: {left:,} of its {count:,} images are missing")
+            raise UserError(
+                f"{name} is truncated: {left:,} of its {count:,} images are missing; restore it"
+            )
 
     if not count or not height * width:
-        raise UserError(f"{name} has no images: its shape is {list(dims)}")
+        raise UserError(f"{name} has no images: its shape is {list(dims)}; leave it out")
     return ImageFile(name=name, digest=digest, count=count, shape=shape, read=read, split=split)
 
 
@@ -230,7 +235,7 @@ def _npy_header(name: str, head: bytes) -> tuple[tuple[int, ...], np.dtype[np.ge
         else:
             dims, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     except ValueError as error:
-        raise UserError(f"{name} is no valid NumPy array: {error}") from None
+        raise UserError(f"{name} is no valid NumPy array: {error}; restore it") from None
     if fortran and len(dims) > 1:
         raise UserError(f"{name} is in Fortran order; save numpy.ascontiguousarray of it")
     return dims, dtype, stream.tell()
@@ -246,7 +251,7 @@ def _npz(file: DataFile, key: str) -> list[ImageFile]:
                 if name.endswith(".npy")
             }
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{file.name} is a corrupt .npz: {error}") from None
+        raise UserError(f"{file.name} is a corrupt .npz: {error}; restore it") from None
     arrays: dict[str, ImageFile] = {}
     for member, head in heads.items():
         array, name = member.removesuffix(".npy"), f"{file.name}: {member.removesuffix('.npy')}"
@@ -274,7 +279,7 @@ def _member_blocks(file: DataFile, member: str) -> Callable[[], Iterator[bytes]]
                 while block := stream.read(BLOCK):
                     yield block
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{file.name} is a corrupt .npz: {error}") from None
+            raise UserError(f"{file.name} is a corrupt .npz: {error}; restore it") from None
 
     return blocks
 
@@ -288,14 +293,18 @@ def _picture(file: DataFile) -> ImageFile:
             with Image.open(io.BytesIO(b"".join(file.blocks()))) as image:
                 pixels = np.asarray(image.convert(mode))
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{file.name} cannot be decoded: {error}") from None
+            raise UserError(
+                f"{file.name} cannot be decoded: {error}; restore it or leave it out"
+            ) from None
         yield pixels.reshape(1, *pixels.shape[:2], -1)
 
     try:
         with Image.open(file.path) as image:
             (width, height), found = image.size, image.mode
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file.name} cannot be decoded: {error}") from None
+        raise UserError(
+            f"{file.name} cannot be decoded: {error}; restore it or leave it out"
+        ) from None
     if found.startswith(("I", "F")):
         raise UserError(f"{file.name} has more than 8 bits per channel; convert it to 8 bits")
     mode = "L" if found in ("1", "L", "LA") else "RGB"

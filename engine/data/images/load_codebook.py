@@ -55,7 +55,7 @@ def load_colours(path: str) -> NDArray[np.float32]:
     except Exception as error:  # a corrupt file of any of these formats
         raise UserError(f"{name} cannot be read: {error}") from None
     if saved is None or saved.get("type") != IMAGES:
-        raise UserError(f"{name} has no codebook of images")
+        raise UserError(f"{name} has no codebook of images; set it to a run, an export or {SHAPES}")
     return Codebook.load(saved).colours
 
 

@@ -36,7 +36,7 @@ class DataFile:
         if problem := paths.problem_at(self.path, paths.FILE):
             raise UserError(f"{self.name} {problem}")
         if self.path.stat().st_size == 0:
-            raise UserError(f"{self.name} is empty")
+            raise UserError(f"{self.name} is empty; name a file with data")
 
     @property
     def digest(self) -> str:
@@ -89,7 +89,9 @@ class DataFile:
             with open_decompressed(self.path) as handle:
                 yield from handle if size is None else iter(partial(handle.read, size), b"")
         except CORRUPTION_ERRORS as error:
-            raise UserError(f"{self.name} is a corrupt compressed file: {error}") from None
+            raise UserError(
+                f"{self.name} is a corrupt compressed file: {error}; restore it"
+            ) from None
         except OSError as error:
             raise UserError(f"{self.name} cannot be read: {error.strerror or error}") from error
 
@@ -112,7 +114,7 @@ def data_files(given: str | Sequence[str], *, records: Path | None = None) -> li
                     name_of = name if path == Path(part) else f"{name}: {path}"
                     files[path] = DataFile(path, name_of, records=records)
     if not files:
-        raise UserError(f"{named}: no file is there, or all files are empty")
+        raise UserError(f"{named}: no file is there, or all files are empty; name one with data")
     return list(files.values())
 
 

@@ -52,7 +52,10 @@ class JsonArray(FileDocuments):
     def _elements(self) -> Iterator[object]:
         stream = _JsonStream(piece or "" for piece in self._text.pieces())
         if stream.next() != "[":
-            raise UserError(f"{self.name} is not a JSON array: its first character is not [")
+            raise UserError(
+                f"{self.name} is not a JSON array: its first character is not [; "
+                "set data.type='auto' to read the format that it has"
+            )
         stream.take()
         number, after = 0, stream.next()
         if after == "]":
@@ -63,13 +66,22 @@ class JsonArray(FileDocuments):
                 yield stream.value()
             except (ValueError, RecursionError) as error:
                 what = error.msg if isinstance(error, json.JSONDecodeError) else error
-                raise UserError(f"{self.name}, element {number}: not JSON: {what}") from None
+                raise UserError(
+                    f"{self.name}, element {number}: not JSON: {what}; correct the file, or train "
+                    "on it as text by data.type='text'"
+                ) from None
             after = stream.next()
             if after not in (",", "]"):
-                raise UserError(f"{self.name}, element {number}: followed by neither a comma nor ]")
+                raise UserError(
+                    f"{self.name}, element {number}: followed by neither a comma nor ]; correct "
+                    "the file"
+                )
             stream.take()
         if stream.next():
-            raise UserError(f"{self.name}: text follows the end of the array")
+            raise UserError(
+                f"{self.name}: text follows the end of the array; remove it, or write one document "
+                "per line for data.type='jsonl'"
+            )
 
 
 class _JsonStream:

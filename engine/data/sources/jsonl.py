@@ -53,7 +53,7 @@ class JsonLines(FileDocuments):
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}: not UTF-8: byte {offset + error.start:,} "
-                f"is 0x{line[error.start]:02x} ({error.reason})"
+                f"is 0x{line[error.start]:02x} ({error.reason}); convert the file to UTF-8"
             ) from None
         except json.JSONDecodeError as error:
             raise UserError(
@@ -61,7 +61,9 @@ class JsonLines(FileDocuments):
                 f"object with a \"{self._key}\"; data.type='text' trains on the file as text"
             ) from None
         except (ValueError, RecursionError) as error:  # too long a number or too deep nesting
-            raise UserError(f"{where}: not JSON that can be parsed: {error}") from None
+            raise UserError(
+                f"{where}: not JSON that can be parsed: {error}; correct or remove it"
+            ) from None
         return text_in(value, self._key, where)
 
 
@@ -73,7 +75,7 @@ def kind_of(source: str, key: str) -> str:
 def text_in(value: object, key: str, where: str) -> str:
     """Return the text of a document in JSON. Raises UserError with ``where`` at the start."""
     if not isinstance(value, dict):
-        raise UserError(f'{where}: not an object with a "{key}"')
+        raise UserError(f'{where}: not an object with a "{key}"; correct or remove it')
     if key not in value:
         keys = [str(name) for name in value]
         more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
@@ -81,7 +83,9 @@ def text_in(value: object, key: str, where: str) -> str:
         raise UserError(f'{where}: has no "{key}"; set data.key to one of its keys: {listed}')
     text = value[key]
     if not isinstance(text, str):
-        raise UserError(f'{where}: not an object with a "{key}" that is a string')
+        raise UserError(
+            f'{where}: not an object with a "{key}" that is a string; set data.key to a key of text'
+        )
     return encodable(text, f'{where}: "{key}"')
 
 
@@ -90,5 +94,5 @@ def encodable(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{what} contains half of a surrogate pair") from None
+        raise UserError(f"{what} contains half of a surrogate pair; correct the text") from None
     return text

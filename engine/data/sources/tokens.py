@@ -28,15 +28,19 @@ def open_corpus(request: SourceRequest) -> Corpus:
         listed = [(str(s["file"]), int(s["tokens"]), str(s["sha256"])) for s in content["shards"]]
     except FileNotFoundError:
         raise UserError(
-            f"{name} has no {MANIFEST}, which `cuboid prepare` writes when it has finished"
+            f"{name} has no {MANIFEST}, which `cuboid prepare` writes when it has finished; "
+            "set data.path to its --output, or run it again"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be read: {error}") from None
+        raise UserError(
+            f"{folder / MANIFEST} cannot be read: {error}; run `cuboid prepare` again"
+        ) from None
     shards = [open_shard(folder / file) for file, _, _ in listed]
     for shard, (_, tokens, _) in zip(shards, listed, strict=True):
         if shard.tokens != tokens:
             raise UserError(
-                f"{shard.path} has {shard.tokens:,} tokens, but {tokens:,} in {MANIFEST}"
+                f"{shard.path} has {shard.tokens:,} tokens, but {tokens:,} in {MANIFEST}; "
+                "restore it, or run `cuboid prepare` again"
             )
     tokenizer = tokenizer_of_shards(folder, request)
     ids = ShardedIds.of(shards)

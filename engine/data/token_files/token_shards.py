@@ -78,7 +78,7 @@ def open_shard(path: Path) -> TokenShard:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a NumPy file: {error}") from None
+        raise UserError(f"{path} is not a NumPy file: {error}; restore it") from None
     if len(shape) != 1 or dtype not in DTYPES:
         raise UserError(
             f"{path} is not a row of token ids: an array of {dtype} and shape {shape}; it must "
@@ -86,7 +86,9 @@ def open_shard(path: Path) -> TokenShard:
         )
     shard = TokenShard(path=path, dtype=dtype, tokens=shape[0], offset=offset)
     if size != shard.bytes:
-        raise UserError(f"{path} is incomplete: it has {size:,} of {shard.bytes:,} bytes")
+        raise UserError(
+            f"{path} is incomplete: it has {size:,} of {shard.bytes:,} bytes; copy it again"
+        )
     return shard
 
 
@@ -134,7 +136,7 @@ def check_ids(ids: NDArray[np.int64], vocabulary: int, shard: TokenShard) -> Non
     if ids.size and (largest := int(ids.max())) >= vocabulary:
         raise UserError(
             f"{shard.path}: the token id {largest:,} is not in the vocabulary of {vocabulary:,} "
-            "tokens of data.tokenizer"
+            "tokens of data.tokenizer; set it to the tokenizer that made the shard"
         )
 
 

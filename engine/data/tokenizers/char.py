@@ -41,7 +41,7 @@ class Char:
         if not isinstance(characters, str) or len(characters) != len(set(characters)):
             raise UserError(
                 "the saved vocabulary is corrupt: 'characters' must be a string in which no "
-                "character occurs twice"
+                "character occurs twice; restore the file"
             )
         return cls(characters)
 
@@ -63,7 +63,7 @@ class Char:
             unknown = text[int(np.argmin(known))]
             raise UserError(
                 f"the character {unknown!r} (U+{ord(unknown):04X}) is not in the vocabulary of "
-                f"{self.size:,} characters: {self._listed()}"
+                f"{self.size:,} characters: {self._listed()}; leave it out"
             )
         ids: NDArray[np.uint32] = self._ids[positions]
         return ids

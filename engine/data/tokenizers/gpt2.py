@@ -42,7 +42,7 @@ class GPT2:
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
         if state.get("encoder_sha256") != ENCODER_SHA256:
-            raise UserError("the saved vocabulary is not GPT-2's")
+            raise UserError("the saved vocabulary is not GPT-2's; restore the file that names it")
         return cls()
 
     @property

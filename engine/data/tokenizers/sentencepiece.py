@@ -110,7 +110,7 @@ class SentencePiece:
         if other.state() != self.state():
             raise UserError(
                 "data.tokenizer_path is another SentencePiece model than the one that the model "
-                "was trained with: the ids have other meanings"
+                "was trained with, so ids have other meanings; set it to that model"
             )
         return self, np.arange(self.size)
 

@@ -141,7 +141,10 @@ def corpus_for_model(
         assert corpus.tokenizer is not None
         if tokenizer.IMAGES in (saved["type"], corpus.tokenizer.state().get("type")):
             kind = "pixels" if saved["type"] == tokenizer.IMAGES else "text"
-            raise UserError(f"{cite('data.type')}: the tokens of {path} are {kind}, its are not")
+            raise UserError(
+                f"{cite('data.type')} has other tokens than {path}, whose tokens are {kind}; "
+                f"choose a data.type of {kind}"
+            )
         raise UserError(
             f"{cite('data.tokenizer')} differs from the tokenizer of {path}, {saved['type']!r}; "
             f"set data.tokenizer={saved['type']!r}"

@@ -30,5 +30,7 @@ def vocabulary_size(settings: Settings, cache: Path) -> int:
     if fixed is not None:
         return fixed
     if not hasattr(source, "open_documents"):
-        raise UserError(f"data.type={settings.data.type!r} is not text")
+        raise UserError(
+            f"data.type={settings.data.type!r} is not text; set model.vocab_size to a number"
+        )
     return tokenize.vocabulary_size(source.open_documents(request), request)

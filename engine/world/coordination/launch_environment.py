@@ -206,8 +206,8 @@ def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) ->
 def _check(launch_info: LaunchInfo) -> LaunchInfo:
     if not 0 <= launch_info.rank < launch_info.size:
         raise UserError(
-            f"rank {launch_info.rank} is not one of {launch_info.size} ranks: ranks count from 0 "
-            f"({launch_info.launcher})"
+            f"rank {launch_info.rank} is not one of {launch_info.size} ranks "
+            f"({launch_info.launcher}); number them from 0 to {launch_info.size - 1}"
         )
     if not 0 < launch_info.port < 1 << 16:
         raise UserError(f"port {launch_info.port} is not a port; give one from 1 to 65535")
@@ -216,7 +216,10 @@ def _check(launch_info: LaunchInfo) -> LaunchInfo:
 
 def _text(environ: Mapping[str, str], name: str) -> str:
     if not environ.get(name):
-        raise UserError(f"{name} is not in the environment, though RANK and WORLD_SIZE are")
+        raise UserError(
+            f"{name} is not in the environment, though RANK and WORLD_SIZE are; set it to the "
+            "address of rank 0, or unset them to run alone"
+        )
     return environ[name]
 
 
@@ -225,9 +228,14 @@ def _number(environ: Mapping[str, str], name: str, *, required_with: str = "") -
     number. ``required_with``: variables that are set, for the message."""
     value = environ.get(name)
     if value is None and required_with:
-        raise UserError(f"{name} is not in the environment, though {required_with} is")
+        raise UserError(
+            f"{name} is not in the environment, though {required_with} is; set both or neither"
+        )
     if value is None or not value.isdecimal():
-        raise UserError(f"{name}={value or ''} in the environment is not a whole number")
+        raise UserError(
+            f"{name}={value or ''} in the environment is not a whole number; set it to one, as the "
+            "launcher would"
+        )
     return int(value)
 
 

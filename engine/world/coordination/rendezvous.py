@@ -86,7 +86,8 @@ def _rendezvous_under_agent(launch_info: LaunchInfo, timeout: float) -> Rendezvo
     while not agent.check([key]):
         if time.monotonic() > deadline:
             raise RunError(
-                f"rank {launch_info.rank}: rank 0 did not respond within {timeout:.0f} s"
+                f"rank {launch_info.rank}: rank 0 did not respond within {timeout:.0f} s; check "
+                "that it has started, or set a longer start_timeout"
             )
         time.sleep(0.02)
     host, _, port = agent.get(key).decode().rpartition(":")

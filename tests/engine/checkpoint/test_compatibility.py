@@ -11,6 +11,7 @@ from engine.checkpoint.compatibility import (
     NOT_REPORTED,
     batch_change,
     check_compatible,
+    data_has_changed,
     layout_change,
     mask_change,
     thread_change,
@@ -121,10 +122,17 @@ def test_other_samples_need_allow_new_data(tmp_path, before):
             ("data.validation=0.25",),
             "data.validation=0.25; in the checkpoint data.validation is 0.1",
         ),
+        (("eval.lanes=3",), "eval.lanes=3; in the checkpoint eval.lanes is 16"),
     ):
         with pytest.raises(UserError, match=message):
             lines(tmp_path, before, *overrides, corpus="others")
         assert message in lines(tmp_path, before, *overrides, corpus="others", new_data=True)[0]
+
+
+@pytest.mark.parametrize("override", ["seed=7", "data.validation=0.25", "eval.lanes=3"])
+def test_data_of_other_settings_has_not_changed(tmp_path, before, override):
+    assert data_has_changed(plan_with(tmp_path), "others", before)
+    assert not data_has_changed(plan_with(tmp_path, override), "others", before)
 
 
 def test_identical_samples_from_other_settings_need_no_option(tmp_path, before):

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from engine.checkpoint import manifest
+from engine.checkpoint.dcp_io import OTHER_FILE_SYSTEM
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.errors import RunError
@@ -122,7 +123,9 @@ def test_a_bit_that_flips_during_the_write_fails_the_save(tmp_path):
     said = {*run_world(2, save_on_a_corrupting_disk, tmp_path)}
     (one,) = said
     assert one.startswith("checkpoint of step 1: rank 1: ")
-    assert one.endswith("__1_0.distcp was changed: its SHA-256 differs right after it was written")
+    assert one.endswith(
+        "__1_0.distcp was changed: its SHA-256 differs right after it was written; check the disk"
+    )
     assert CheckpointDirectory(tmp_path).steps() == []
     assert CheckpointDirectory(tmp_path).leftovers() == []
 
@@ -145,11 +148,10 @@ def test_ranks_without_a_shared_file_system_fail_the_save(tmp_path):
     said, also = run_world(2, save_into_separate_folders, tmp_path)
     assert said == also
     assert said == [
-        f"checkpoint of step 1: rank 1: {tmp_path}/1/step-00000001.tmp does not exist: "
-        "all ranks must use one shared file system",
+        f"checkpoint of step 1: rank 1: {tmp_path}/1/step-00000001.tmp does not exist "
+        f"here: {OTHER_FILE_SYSTEM}",
         f"checkpoint of step 2: {tmp_path}/0/step-00000002.tmp/__1_0.distcp is not visible on "
-        "rank 0: "
-        "all ranks must use one shared file system",
+        f"rank 0: {OTHER_FILE_SYSTEM}",
     ]
     assert list((tmp_path / "0").iterdir()) == []
 
@@ -170,8 +172,8 @@ def save_without_and_with_free_space(rank: int, size: int, path: Path) -> str:
 def test_the_reported_bytes_suffice_and_are_at_most_twice_the_checkpoint(tmp_path):
     (said,) = run_world(1, save_without_and_with_free_space, tmp_path)
     match = re.fullmatch(
-        f"checkpoint of step 1: {tmp_path}/step-00000001 needs ([0-9,]+) bytes, and its disk has "
-        "1,234 free",
+        f"checkpoint of step 1: {tmp_path}/step-00000001 needs ([0-9,]+) bytes, but its disk has "
+        "1,234 free; free some space, or write to another disk",
         said,
     )
     assert match is not None, said
@@ -189,7 +191,7 @@ def save_twice(rank: int, size: int, path: Path) -> None:
 
 
 def test_a_save_over_an_existing_checkpoint_fails(tmp_path):
-    with pytest.raises(WorldError, match="already exists; checkpoints are never overwritten"):
+    with pytest.raises(WorldError, match="already exists, and a checkpoint is never overwritten"):
         run_world(1, save_twice, tmp_path)
     assert SavedCheckpoint(CheckpointDirectory(tmp_path).folder(1)).verify() == []
     assert CheckpointDirectory(tmp_path).leftovers() == []
@@ -232,10 +234,11 @@ def test_a_full_disk_is_reported_in_bytes_and_the_last_checkpoint_is_intact(disk
     assert steps
     name = f"run/checkpoints/step-{steps[-1] + 1:08}"
     expected = (
-        rf"(rank 1: )?{name} cannot be written: No space left on device; (this rank's file|"
-        r"the checkpoint) takes [\d,]+ bytes, and the disk has [\d,]+ free"
+        rf"(rank 1: )?{name} cannot be written: No space left on device \((this rank's file|"
+        r"the checkpoint) takes [\d,]+ bytes, the disk has [\d,]+ free\); free some space, "
+        "then resume the run"
         if planted is reporting_free_space
-        else rf"{name} needs [\d,]+ bytes, and its disk has [\d,]+ free"
+        else rf"{name} needs [\d,]+ bytes, but its disk has [\d,]+ free; free some space, .*"
     )
     assert re.fullmatch(rf"(rank \d: )?checkpoint of step {steps[-1] + 1}: {expected}", line)
     assert checkpoints_of(disk).leftovers() == []

@@ -70,7 +70,10 @@ def test_unusable_validation_files_are_rejected(ask: Ask, tmp_path: Path) -> Non
     train.write_text(TRAINED * 9)
     request = ask(train, validation=0.0)
     other.write_text("Ünknown " * 9)
-    with pytest.raises(UserError, match=r"^data.validation_path=.*other.txt.* has no ids for 'Ü'$"):
+    with pytest.raises(
+        UserError,
+        match=r"^data.validation_path=.*other.txt.* has no ids for 'Ü'; choose files without",
+    ):
         open_with_validation("auto", request, str(other))
     other.write_text("a fox")
     with pytest.raises(UserError, match=r"^data.validation_path=.*other.txt' is too short"):
@@ -158,5 +161,7 @@ def test_validation_uses_a_named_split() -> None:
 
 def test_an_unknown_split_is_rejected_with_the_names_of_all() -> None:
     for name in ("tset", "empty"):
-        with pytest.raises(UserError, match=f"books: there is no split '{name}'.*: train, test$"):
+        with pytest.raises(
+            UserError, match=f"books: there is no split '{name}'.*use one of train, test$"
+        ):
             TrainBatches(NAMED, seed=1, batch_size=2, validation_split=name)

@@ -229,8 +229,8 @@ def test_export_without_tokenizer_has_no_end_of_text_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama', wanted 'gpt2'"),
-        ({"activation_function": "relu"}, "activation_function='relu'; there are: gelu_new, gelu_"),
+        ({"model_type": "llama"}, "model_type='llama', but only 'gpt2' can be read"),
+        ({"activation_function": "relu"}, "activation_function='relu'; supported: gelu_new, gelu_"),
         ({"scale_attn_weights": False}, "scale_attn_weights=False; only True can be read"),
         ({"scale_attn_by_inverse_layer_idx": True}, "_by_inverse_layer_idx=True; only False can"),
         ({"add_cross_attention": True}, "add_cross_attention=True; only False can be read"),
@@ -267,7 +267,9 @@ def test_config_that_does_not_match_the_tensors_leaves_no_files(tmp_path: Path) 
 def test_folder_without_weights_or_of_another_model_is_rejected(tmp_path: Path) -> None:
     out = to_hf(trained(), tmp_path / "out")
     (out / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"out has no weights: no model\.safetensors, model\."):
+    with pytest.raises(
+        UserError, match=r"out has no weights; add one of model\.safetensors, model\."
+    ):
         open_saved_model(out)
     for text in ("", "[]", "{"):
         (out / "config.json").write_text(text)

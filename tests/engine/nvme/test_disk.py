@@ -154,4 +154,7 @@ def test_a_removed_file_fails_the_check(tmp_path: Path) -> None:
         path.rename(tmp_path / "elsewhere")
         with pytest.raises(RunError) as failure:
             disk.check()
-        assert str(failure.value) == f"zero.nvme_path: {path} was removed while the run used it"
+        assert str(failure.value) == (
+            f"zero.nvme_path: {path} was removed while the run used it; resume the run from its "
+            "last checkpoint"
+        )

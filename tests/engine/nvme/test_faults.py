@@ -87,7 +87,9 @@ def test_a_removed_folder_fails_the_run_in_one_line(tmp_path: Path) -> None:
     disk.mkdir()
     planted = OnRank1(5, remove_folder, (disk,))
     ended = run(job(tmp_path, disk, planted=planted), ranks=2)
-    assert_failed_in_one_line(ended, "-rank1/states was removed while the run used it")
+    assert_failed_in_one_line(
+        ended, "-rank1/states was removed while the run used it; resume the run"
+    )
     assert_goes_on(tmp_path, disk)
 
 
@@ -97,7 +99,7 @@ def test_a_failing_disk_with_weights_fails_the_run_in_one_line(tmp_path: Path) -
     weights = ("zero.offload_params='nvme'", "zero.nvme_store='threads'")
     planted = OnRank1(5, fail_to_write, (errno.EROFS,))
     ended = run(job(tmp_path, disk, *weights, planted=planted), ranks=2)
-    assert_failed_in_one_line(ended, "write failed: Read-only file system")
+    assert_failed_in_one_line(ended, "write failed: Read-only file system; check the disk")
     assert_goes_on(tmp_path, disk, *weights)
 
 

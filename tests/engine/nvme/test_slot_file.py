@@ -187,7 +187,7 @@ def test_a_failed_read_is_reported_in_one_line(tmp_path: Path) -> None:
         slots.take(0, buffer)
         with pytest.raises(RunError) as failure:
             slots.wait()
-        assert str(failure.value) == f"{path}: read failed: the file was truncated"
+        assert str(failure.value) == f"{path}: read failed: the file was truncated; check the disk"
 
 
 def test_a_store_that_is_not_installed_is_rejected(

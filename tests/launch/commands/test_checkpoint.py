@@ -115,7 +115,7 @@ def test_prune_removes_nothing_if_all_checkpoints_are_corrupt(folder, capsys):
     for step in LOSSES:
         damage(folder, step)
     assert command("prune", "--keep", "1") == 2
-    assert "all checkpoints are corrupt; nothing was removed" in capsys.readouterr().err
+    assert "all checkpoints are corrupt, so nothing was removed" in capsys.readouterr().err
     assert steps(folder) == [1, 2, 3, 4]
 
 

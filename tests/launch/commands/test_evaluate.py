@@ -120,7 +120,7 @@ def test_options_are_passed_to_the_ranks(started):
         (["compile=True"], "command line: compile=True passes"),
         (
             ["--split", "tset"],
-            "there is no split 'tset' of gpt.py:8: data.type='synthetic'; splits:",
+            "there is no split 'tset' of gpt.py:8: data.type='synthetic'; use one of",
         ),
         (["SEQ_LENGTH=3"], "command line: SEQ_LENGTH is not a setting"),
         (["--samples", "0"], "--samples"),

@@ -235,6 +235,22 @@ def test_finished_run_is_reported_without_importing_torch(stopped):
 
 
 @pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("small", "one with model.type='gpt2_small' or 'languini-small'"),
+        ("gpt2-xl", "one with model.type='gpt2-xl'"),
+        ("nothing.py", "pass the path of a config file"),
+    ],
+)
+def test_a_missing_config_gives_a_remedy_that_knows_presets(started, capsys, file, remedy):
+    assert cli.main(["train", file], {}) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{file}: does not exist; pass the path of a config file")
+    assert err.endswith(f"{remedy}\n")
+    assert started == []
+
+
+@pytest.mark.parametrize(
     ("resume", "expected"),
     [("nowhere", "nowhere does not exist"), (".", "neither a run nor a checkpoint")],
 )

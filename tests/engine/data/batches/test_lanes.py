@@ -257,7 +257,8 @@ def test_mistakes_have_a_clear_error(tmp_path: Path, ask: Ask) -> None:
     content = book.read_bytes()
     book.write_bytes(content[:-1])
     assert message() == (
-        "DATA/vocabulary/files/train-2.epub.npy is incomplete: it has 137 of 138 bytes"
+        "DATA/vocabulary/files/train-2.epub.npy is incomplete: it has 137 of 138 bytes; "
+        "copy it again"
     )
     book.write_bytes(b"text")
     assert "train-2.epub.npy is not a NumPy file" in message()

@@ -173,7 +173,7 @@ def test_unusable_codebooks_are_rejected(ask: Ask, cifar: Path, tmp_path: Path) 
     for name, message in (
         ("row.npy", r"is float64 \[6\], not \[size, 3\]"),
         ("large.npy", "has values outside 0 to 255"),
-        ("grey.npy", "has images in colour, and the codebook has grey levels"),
+        ("grey.npy", "has images in colour, and the codebook has grey levels; convert them"),
         ("char.json", "has no codebook of images"),
         ("empty", "has no codebook of images"),
         ("objects.pt", "cannot be read"),
