@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
             lambda: parse_fault(environ.get("FAULT", ""), world.rank, world.attempt)
         )
         cache, options = default_cache(environ), start_options(args)
-        finished = train(world, world.plan, options, cache=cache, fault=fault)
+        finished = train(world, options, cache=cache, fault=fault)
         if not finished and world.is_main and args.lost_pids_file is not None:
             note_stop(args.lost_pids_file)
 

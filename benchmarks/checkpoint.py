@@ -140,7 +140,7 @@ def pauses(run: Trainer, saver: Saver) -> dict[str, Any]:
 def measuring(task: Callable[[Trainer, Saver], Any], name: str, world: World) -> Iterator[None]:
     """Run the task in place of training; rank 0 writes its result to the file ``name``."""
 
-    def steps(run: Trainer, report: Reporter, saver: Saver, first_step: int) -> int:
+    def steps(run: Trainer, report: Reporter, saver: Saver) -> int:
         result = task(run, saver)
         if world.is_main:
             Path(name).write_text(json.dumps(result))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -47,9 +46,7 @@ class StartPoint:
     """The resolved starting point of a run."""
 
     world: World
-    """With ``plan``."""
-    plan: Plan
-    """With the vocabulary determined."""
+    """Its plan has the size of the vocabulary."""
     options: StartOptions
     candidate: StartCandidate
     """The chosen candidate."""
@@ -61,6 +58,11 @@ class StartPoint:
     """The initial weights; None for random ones, or if there is a checkpoint."""
     lock_stack: ExitStack
     """Unlocks the run's folder when it is closed."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the world."""
+        return self.world.plan
 
     @property
     def step(self) -> int:
@@ -133,7 +135,7 @@ class StartPoint:
         return folder
 
 
-def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) -> StartPoint:
+def find_start(world: World, corpus: Corpus, options: StartOptions) -> StartPoint:
     """Find the checkpoint to resume from, if any, and lock its run's folder. All ranks call this.
 
     ``corpus``: the present data. A restarted launch (by torchrun, a requeued job) continues in its
@@ -143,9 +145,9 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
         UserError: on all ranks; there is no checkpoint to resume from, or it is incompatible.
     """
     candidates = world.run_on_rank_0(
-        lambda: json.dumps([asdict(item) for item in start_candidates(world.run_id, plan, options)])
+        lambda: [asdict(item) for item in start_candidates(world.run_id, world.plan, options)]
     )
-    for candidate in (StartCandidate(**fields) for fields in json.loads(candidates)):
+    for candidate in (StartCandidate(**fields) for fields in candidates):
         for line in candidate.remarks:
             world.print_rank_0(line)
         with ExitStack() as lock_stack:
@@ -153,22 +155,21 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
             checkpoint = _newest_intact(world, candidate)
             model = None
             if checkpoint is not None:
-                plan = _with_vocabulary(world, plan, checkpoint.training.vocab_size)
+                world = _with_vocabulary(world, checkpoint.training.vocab_size)
                 if candidate.finished and str(checkpoint.path) == candidate.checkpoints[0]:
                     world.print_rank_0(candidate.finished)
-                corpus = _report_changes(world, plan, checkpoint, corpus, options)
+                corpus = _report_changes(world, checkpoint, corpus, options)
             elif candidate.starts_over:
-                model = _open_initial_weights(world, plan, candidate, options)
+                model = _open_initial_weights(world, candidate, options)
                 saved = model.tokenizer if model else None
-                plan = _with_vocabulary(world, plan, partial(remap.vocabulary_size, corpus, saved))
-                for line in initial_weights.notes(plan, model) if model else ():
+                world = _with_vocabulary(world, partial(remap.vocabulary_size, corpus, saved))
+                for line in initial_weights.notes(world.plan, model) if model else ():
                     world.print_rank_0(line)
-                corpus = _corpus_for_initial_weights(world, plan, model, corpus)
+                corpus = _corpus_for_initial_weights(world, model, corpus)
             else:
                 continue
             return StartPoint(
-                world=world if plan is world.plan else replace(world, plan=plan),
-                plan=plan,
+                world=world,
                 options=options,
                 candidate=candidate,
                 corpus=corpus,
@@ -179,12 +180,12 @@ def find_start(world: World, plan: Plan, corpus: Corpus, options: StartOptions) 
     return world.run_on_all(partial(_reject_resume, options))
 
 
-def _with_vocabulary(world: World, plan: Plan, find: Callable[[], int]) -> Plan:
-    """Return the plan with model.vocab_size='data' determined by ``find``, which returns the same
-    on all ranks, because all read the same data. Raises UserError."""
-    if not plan.undetermined:
-        return plan
-    return world.run_on_all(lambda: plan.with_vocabulary(find()))
+def _with_vocabulary(world: World, find: Callable[[], int]) -> World:
+    """Return the world with a plan whose model.vocab_size='data' is determined by ``find``, which
+    returns an equal size on all ranks, because all read the same data. Raises UserError."""
+    if not world.plan.undetermined:
+        return world
+    return replace(world, plan=world.run_on_all(lambda: world.plan.with_vocabulary(find())))
 
 
 def _reject_resume(options: StartOptions) -> NoReturn:
@@ -194,11 +195,10 @@ def _reject_resume(options: StartOptions) -> NoReturn:
     )
 
 
-def _lock_folder(candidate: StartCandidate, lock_stack: ExitStack) -> str:
+def _lock_folder(candidate: StartCandidate, lock_stack: ExitStack) -> None:
     """Lock the candidate's folder until ``lock_stack`` is closed. Raises UserError."""
     if candidate.run_folder is not None and (candidate.checkpoints or candidate.starts_over):
         lock_stack.enter_context(RunFolder(Path(candidate.run_folder)).lock())
-    return ""
 
 
 def _newest_intact(world: World, candidate: StartCandidate) -> SavedCheckpoint | None:
@@ -216,7 +216,7 @@ def _newest_intact(world: World, candidate: StartCandidate) -> SavedCheckpoint |
 
 
 def _open_initial_weights(
-    world: World, plan: Plan, candidate: StartCandidate, options: StartOptions
+    world: World, candidate: StartCandidate, options: StartOptions
 ) -> SavedModel | None:
     """Open and verify the initial weights of a run that starts at step 0; None for random ones.
     Raises UserError."""
@@ -226,17 +226,15 @@ def _open_initial_weights(
     )
     if not path:
         return None
-    model = world.run_on_all(lambda: initial_weights.open_initial(plan, Path(path)))
+    model = world.run_on_all(lambda: initial_weights.open_initial(world.plan, Path(path)))
     model.require_intact(world)
     return model
 
 
-def _corpus_for_initial_weights(
-    world: World, plan: Plan, model: SavedModel | None, corpus: Corpus
-) -> Corpus:
+def _corpus_for_initial_weights(world: World, model: SavedModel | None, corpus: Corpus) -> Corpus:
     """Encode the corpus with the token ids of the initial weights, if there are any and their
     tokenizer is of the same kind. Raises UserError."""
-
+    plan = world.plan
     for_model = partial(
         remap.corpus_for_model,
         corpus,
@@ -259,11 +257,11 @@ def _corpus_for_initial_weights(
 
 
 def _report_changes(
-    world: World, plan: Plan, checkpoint: SavedCheckpoint, corpus: Corpus, options: StartOptions
+    world: World, checkpoint: SavedCheckpoint, corpus: Corpus, options: StartOptions
 ) -> Corpus:
     """Check that the checkpoint can be resumed, and print all changes since it was saved. Return
     the corpus, encoded with the checkpoint's token ids. Raises UserError."""
-    training, saved_layout = checkpoint.training, checkpoint.manifest.layout
+    plan, training, saved_layout = world.plan, checkpoint.training, checkpoint.manifest.layout
     batch_change = compatibility.batch_change(training, saved_layout, plan)
 
     def compare() -> tuple[Corpus, list[str], list[str]]:

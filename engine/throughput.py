@@ -72,11 +72,10 @@ def measure(world: World, *, cache: Path, warmup: int, steps: int) -> Measuremen
 
 
 def _measure(world: World, cache: Path, warmup: int, steps: int) -> Measurement:
-    plan, device = world.plan, world.device
+    device = world.device
     batches = open_data(world, cache=cache, notify=world.print_rank_0)
-    with open_offload(plan, world) as offload:
+    with open_offload(world) as offload:
         trainer = Trainer(
-            plan,
             world,
             batches,
             steps=warmup + steps,

@@ -31,12 +31,10 @@ if TYPE_CHECKING:
     from engine.world.world import World
 
 
-def train(
-    world: World, plan: Plan, options: StartOptions, *, cache: Path, fault: Fault | None = None
-) -> bool:
-    """Train ``plan`` from the start or from a checkpoint. Write logs, checkpoints and weights to
-    the run's folder. All ranks call it. Return True if all steps are done, False if a signal
-    stopped the run.
+def train(world: World, options: StartOptions, *, cache: Path, fault: Fault | None = None) -> bool:
+    """Train the world's plan from the start or from a checkpoint. Write logs, checkpoints and
+    weights to the run's folder. All ranks call it. Return True if all steps are done, False if a
+    signal stopped the run.
 
     Args:
         options: where to start from and where to write.
@@ -50,17 +48,16 @@ def train(
             many consecutive steps. The weights before that step are saved.
     """
     batches = open_data(world, cache=cache, notify=world.print_rank_0)
-    start = find_start(world, plan, batches.corpus, options)
-    world, plan = start.world, start.plan
+    start = find_start(world, batches.corpus, options)
+    world = start.world
     batches = start.remaining_batches(batches)
     if world.is_main:  # reads the data files
-        for line in data_remarks(plan, batches, begins=start.step == 0):
+        for line in data_remarks(world.plan, batches, begins=start.step == 0):
             world.print_rank_0(line)
-    steps = world.run_on_all(lambda: total_steps(plan, batches, start.step))
+    steps = world.run_on_all(lambda: total_steps(world.plan, batches, start.step))
     matmul = start.matmul() or choose_run_matmul(world)
-    with open_offload(plan, world) as offload:
+    with open_offload(world) as offload:
         trainer = Trainer(
-            plan,
             world,
             batches,
             steps=steps,
@@ -69,25 +66,25 @@ def train(
             loss_hook=fault.apply_to_step if fault else unchanged_loss,
         )
         start.restore(trainer)
-        return _train_in(start.claim_folder(), trainer, start.step, fault)
+        return _train_in(start.claim_folder(), trainer, fault)
 
 
-def _train_in(folder: RunFolder, trainer: Trainer, first_step: int, fault: Fault | None) -> bool:
-    """Train the steps after ``first_step`` and write everything to ``folder``. Return whether all
-    steps are done."""
+def _train_in(folder: RunFolder, trainer: Trainer, fault: Fault | None) -> bool:
+    """Train the remaining steps and write everything to ``folder``. Return whether all steps are
+    done."""
     world, steps = trainer.world, trainer.steps
     checkpoints = CheckpointDirectory(folder.checkpoints)
     if fault is not None:
         fault.watch_saves(checkpoints.path, checkpoints.temporary(fault.step))
     with (
-        open_reporter(trainer, folder, first_step) as report,
+        open_reporter(trainer, folder) as report,
         Saver(trainer, checkpoints, print_line=report.print_line) as saver,
         world.naming_lost_ranks(
             lambda step, message: folder.write_status("failed", step=step, message=message)
         ),
     ):
         try:
-            step = train_steps(trainer, report, saver, first_step)
+            step = train_steps(trainer, report, saver)
         except DivergedError:  # raised on all ranks, before the optimizer step
             save_weights(trainer, folder.weights)
             world.barrier()  # the first rank to exit makes the launcher kill the others
@@ -109,10 +106,10 @@ def _train_in(folder: RunFolder, trainer: Trainer, first_step: int, fault: Fault
     return step == steps
 
 
-def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: int = 0) -> int:
-    """Train the steps after ``first_step``, up to the last one or until a stop is requested. Return
+def train_steps(trainer: Trainer, report: Reporter, saver: Saver) -> int:
+    """Train the steps after those done, up to the last one or until a stop is requested. Return
     the number of the last step done."""
-    step = first_step
+    step, first = trainer.done, trainer.done + 1
     trainer.world.barrier()  # rank 0 has opened the logs; others would count that as communication
     trainer.clock.restart()
     while step < trainer.steps:
@@ -120,7 +117,7 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver, first_step: in
         trainer.world.begin_step(step)
         outcome = trainer.step(step, save=saver.is_due)
         seconds = time.perf_counter() - started
-        if step == first_step + 1:
+        if step == first:
             trainer.world.first_step_done()
         last = outcome.stop or step == trainer.steps
         stopped = outcome.stop and step < trainer.steps

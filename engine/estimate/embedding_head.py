@@ -15,7 +15,7 @@ from engine.estimate.linear import (
     scattered,
 )
 from engine.estimate.local_shapes import LocalLinear, LocalShapes, LocalWeight
-from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES, ROW_MULTIPLE, chunk_rows
+from models.parallel.tuning import BLOCK_BYTES, ROW_MULTIPLE, chunk_bytes, chunk_rows
 
 INDEX = 8
 """Bytes of a token id."""
@@ -195,7 +195,7 @@ class EmbeddingHeadMemory:
         scattered(ledger, shapes, dx, head.axis_x.size, c, copied=head.on_hidden)
         piece = min(
             head.weight.gathered_entries,
-            self._rows_within(CHUNK_BYTES[shapes.device], FLOAT32) * vocabulary,
+            self._rows_within(chunk_bytes(shapes.device), FLOAT32) * vocabulary,
         )
         # A GPU adds the product in place. On a CPU an addition of two types makes a copy.
         copied = shapes.parameter if shapes.casts else 0

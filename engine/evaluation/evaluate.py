@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,9 +75,10 @@ def evaluate(
     saved.require_intact(world)
     _warn(world, saved, batches.corpus.fingerprint)
     units = TextUnits(batches.corpus.tokenizer)
+    evaluation = _evaluation_of(plan, folder, saved, request, overrides, batches.corpus)
     results = []
-    with open_offload(plan, world) as offload:
-        model = build_on_world(world, plan, choose_run_matmul(world), offload)
+    with open_offload(world) as offload:
+        model = build_on_world(world, choose_run_matmul(world), offload)
         _load(model, saved)
         for eval_batches in splits:
             started = time.perf_counter()
@@ -87,25 +89,39 @@ def evaluate(
                     "evaluate another checkpoint"
                 )
             results.append(
-                Evaluation(
-                    run=str(folder.path),
-                    weights=str(path),
-                    step=_step_of_weights(folder, saved),
+                evaluation(
                     split=eval_batches.name,
                     samples=eval_batches.samples,
                     split_samples=eval_batches.split.samples,
-                    seq_len=plan.settings.seq_len,
-                    last_n=request.last_n,
-                    sliding=request.sliding,
-                    dimension=_dimension(batches.corpus),
                     **vars(sums),
-                    layout=str(layout_of(plan.settings, plan.layout.data)),
-                    precision=plan.settings.precision,
-                    overrides=tuple(overrides),
                     seconds=time.perf_counter() - started,
                 )
             )
     return results
+
+
+def _evaluation_of(
+    plan: Plan,
+    folder: RunFolder,
+    saved: SavedModel,
+    request: EvaluationRequest,
+    overrides: Sequence[str],
+    corpus: Corpus,
+) -> partial[Evaluation]:
+    """Return an Evaluation without the fields of a split."""
+    return partial(
+        Evaluation,
+        run=str(folder.path),
+        weights=str(saved.path),
+        step=_step_of_weights(folder, saved),
+        seq_len=plan.settings.seq_len,
+        last_n=request.last_n,
+        sliding=request.sliding,
+        dimension=_dimension(corpus),
+        layout=str(layout_of(plan.settings, plan.layout.data)),
+        precision=plan.settings.precision,
+        overrides=tuple(overrides),
+    )
 
 
 def _dimension(corpus: Corpus) -> str | None:

@@ -18,7 +18,6 @@ from engine.optim.registry import is_by_entry, states_of
 
 if TYPE_CHECKING:
     from engine.config.schema import Settings
-    from engine.plan import Plan
     from engine.world.world import World
 
 
@@ -61,12 +60,13 @@ class NvmeOffload:
 
 
 @contextmanager
-def open_offload(plan: Plan, world: World) -> Iterator[NvmeOffload | None]:
+def open_offload(world: World) -> Iterator[NvmeOffload | None]:
     """Create this rank's folder at zero.nvme_path, and remove it at the end. None if nothing is
     offloaded to a disk. All ranks call it.
 
     Raises UserError on all ranks if the folder cannot be created on one.
     """
+    plan = world.plan
     zero = plan.settings.zero
     if zero.offload != "nvme":
         yield None

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from engine.checkpoint.compatibility import FIXED
 from engine.checkpoint.manifest import first_problem
@@ -25,7 +25,6 @@ from engine.config.values import (
     COMMAND_LINE,
     Document,
     Origin,
-    Symbol,
     TrackedDict,
     origins_of,
     plain,
@@ -34,61 +33,10 @@ from engine.config.values import Path as Keys
 from engine.errors import ConfigError, Problem, UserError
 from engine.plan import ConfigFile, Plan, plan_from
 from engine.runs.folder import RunFolder
+from engine.runs.statements import RecordedNote, RecordedSetting, RecordModel
 
 
-class _RecordModel(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
-    )
-
-
-class RecordedSetting(_RecordModel):
-    """A ``SettingSource`` in statements.json. The field names are those on the disk, or have it as
-    an alias."""
-
-    name: str
-    written: str
-    """The value as messages show it."""
-    value: Any
-    file: str
-    line: int
-    precedence: Precedence = Field(alias="weight")
-    remark: str = ""
-
-    @classmethod
-    def of(cls, source: SettingSource) -> RecordedSetting:
-        """Convert from a ``SettingSource``."""
-        return cls(
-            name=source.name,
-            written=show(source.written),
-            value=source.value,
-            file=source.origin.file,
-            line=source.origin.line,
-            weight=source.precedence,
-            remark=source.remark,
-        )
-
-    def setting_source(self) -> SettingSource:
-        """Convert to a ``SettingSource``."""
-        return SettingSource(
-            name=self.name,
-            written=Symbol(self.written),  # a Symbol is shown as its text
-            value=tuple(self.value) if isinstance(self.value, list) else self.value,
-            origin=Origin(self.file, self.line, 0),
-            precedence=self.precedence,
-            remark=self.remark,
-        )
-
-
-class RecordedNote(_RecordModel):
-    """A note on a key of the config that has no effect."""
-
-    file: str
-    line: int
-    message: str
-
-
-class RunRecord(_RecordModel):
+class RunRecord(RecordModel):
     """The content of statements.json, and of config.py (``text``)."""
 
     format: Literal[1] = 1

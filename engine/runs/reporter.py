@@ -45,7 +45,7 @@ class RunInfo:
     parameters: int
     """Of the whole model, without padding."""
     total_steps: int
-    first_step: int = 0
+    steps_done: int = 0
     """The steps done before; 0 unless the run resumes."""
     cores: int | None = None
     """The CPU cores, on all machines, that the ranks compute on; None on GPUs."""
@@ -53,7 +53,7 @@ class RunInfo:
     """Further rows of the table."""
 
     @classmethod
-    def of(cls, trainer: Trainer, first_step: int) -> Self:
+    def of(cls, trainer: Trainer) -> Self:
         """Collect the facts of a run on this process's device."""
         world = trainer.world
         cuda = world.device.type == "cuda"
@@ -61,7 +61,7 @@ class RunInfo:
             device=torch.cuda.get_device_name(world.device) if cuda else "cpu",
             parameters=parameter_count(trainer.plan.settings.model),
             total_steps=trainer.steps,
-            first_step=first_step,
+            steps_done=trainer.done,
             cores=None if cuda else _cores(world),
             more={
                 "data": trainer.batches.corpus.description,
@@ -88,11 +88,11 @@ class Reporter:
         *,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
-        first_step: int = 0,
+        steps_done: int = 0,
     ) -> None:
         self._folder, self._terminal, self._log, self._sinks = folder, terminal, log, sinks
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._step, self._epoch = first_step, EpochMeter()
+        self._step, self._epoch = steps_done, EpochMeter()
         self.validation: StepMetrics | None = None
         """The last step with a validation."""
         self.times, self.steps = StepTimes(), 0
@@ -185,12 +185,12 @@ class Reporter:
             self.finish("failed", text.partition("\n")[0])
 
 
-def open_reporter(trainer: Trainer, folder: RunFolder, first_step: int) -> Reporter:
+def open_reporter(trainer: Trainer, folder: RunFolder) -> Reporter:
     """Open the reporter of this rank. Rank 0 also writes environment.json and tokenizer.json and
     prints the opening table; the reporters of other ranks report nothing."""
     if not trainer.world.is_main:
         return Reporter()
-    info = RunInfo.of(trainer, first_step)
+    info = RunInfo.of(trainer)
     reporter = open_rank_0_reporter(trainer.plan, info, folder)
     environment = {
         "torch": torch.__version__,
@@ -212,10 +212,10 @@ def open_rank_0_reporter(
     reporter."""
     settings = plan.settings
     console = console or Console()
-    folder.write_status("running", step=info.first_step)
-    log = JsonLinesLog(folder.log, info.first_step)
+    folder.write_status("running", step=info.steps_done)
+    log = JsonLinesLog(folder.log, info.steps_done)
     sinks = OpenSinks.open(
-        SinkRun(folder=folder, settings=settings, first_step=info.first_step),
+        SinkRun(folder=folder, settings=settings, steps_done=info.steps_done),
         warn=partial(print_wrapped, console),
     )
     for line in plan_remarks(plan):
@@ -229,7 +229,7 @@ def open_rank_0_reporter(
         "parameters": format_count(info.parameters),
         "device": info.device,
         "steps": f"{info.total_steps:,}"
-        + (f", of which {info.first_step:,} are done" if info.first_step else ""),
+        + (f", of which {info.steps_done:,} are done" if info.steps_done else ""),
         **_guessed_time(info, guess),
         **info.more,
     }
@@ -237,7 +237,7 @@ def open_rank_0_reporter(
     advise = None
     if guess is not None:
         advise = partial(smaller_run, settings)
-        if advice := advise(guess, info.total_steps - info.first_step, guessed=True):
+        if advice := advise(guess, info.total_steps - info.steps_done, guessed=True):
             print_wrapped(console, advice)
     peak = peak_flops(info.device, settings.precision)
     return Reporter(
@@ -246,14 +246,14 @@ def open_rank_0_reporter(
             console,
             StepTimer(total_steps=info.total_steps),
             every=settings.log.every,
-            first_step=info.first_step,
+            steps_done=info.steps_done,
             advise=advise,
         ),
         log,
         sinks,
         flops_per_token=flops_per_token(settings.model, settings.seq_len),
         peak_flops=None if peak is None else peak * plan.layout.gpus,
-        first_step=info.first_step,
+        steps_done=info.steps_done,
     )
 
 
@@ -261,7 +261,7 @@ def _guessed_time(info: RunInfo, seconds: float | None) -> dict[str, str]:
     """Return the table's row on the expected time of a run on a CPU, at ``seconds`` per step.
     Return none below a minute: measured steps follow soon, and the FLOPs of a small model do not
     determine its time."""
-    total = 0.0 if seconds is None else seconds * (info.total_steps - info.first_step)
+    total = 0.0 if seconds is None else seconds * (info.total_steps - info.steps_done)
     if total < 60 or info.cores is None:
         return {}
     rate = f"{format_count(GUESSED_RATE)}FLOP/s per core on {plural(info.cores, 'core')}"

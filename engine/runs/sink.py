@@ -47,7 +47,7 @@ class SinkRun:
 
     folder: RunFolder
     settings: Settings
-    first_step: int = 0
+    steps_done: int = 0
     """The step from which the run resumes; the sink drops later rows of before."""
 
 

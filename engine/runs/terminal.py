@@ -81,17 +81,17 @@ class Terminal:
         timer: StepTimer,
         *,
         every: int | None = None,
-        first_step: int = 0,
+        steps_done: int = 0,
         advise: Callable[[float, int], str | None] | None = None,
     ) -> None:
         self._console, self._timer, self._advise = console, timer, advise
-        self._every = every or round_interval(timer.total_steps - first_step)
+        self._every = every or round_interval(timer.total_steps - steps_done)
         self._bar: Progress | None = None
         self._drawn, self._headed = 0.0, False
         if console.is_terminal:
             self._bar = _bar(console)
             self._task = self._bar.add_task(
-                "", total=timer.total_steps, completed=first_step, eta="-", loss=""
+                "", total=timer.total_steps, completed=steps_done, eta="-", loss=""
             )
             self._bar.start()
             console.show_cursor(True)  # a killed process could not restore it

@@ -25,7 +25,6 @@ from models.stage_split import chunks_of
 
 if TYPE_CHECKING:
     from engine.nvme.offload import NvmeOffload
-    from engine.plan import Plan
     from engine.world.world import World
 
 DTYPES = {  # precision -> (parameters and reductions, compute)
@@ -102,11 +101,10 @@ def choose_run_matmul(world: World) -> str:
     )
 
 
-def build_on_world(
-    world: World, plan: Plan, matmul: str, offload: NvmeOffload | None
-) -> ModelChunks:
+def build_on_world(world: World, matmul: str, offload: NvmeOffload | None) -> ModelChunks:
     """Build the rank's share of the plan's GPT on the devices and axes of a world. All ranks call
     it. ``offload``: stores the weights that are offloaded to a disk. Raises UserError."""
+    plan = world.plan
     weight_storage = offload.weights if offload else None
     parallel = parallel_context(
         plan.settings, plan.layout.mode, world.axes, world.device, matmul, weight_storage

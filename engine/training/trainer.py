@@ -41,7 +41,6 @@ class Trainer:
 
     def __init__(
         self,
-        plan: Plan,
         world: World,
         batches: TrainBatches,
         *,
@@ -55,8 +54,8 @@ class Trainer:
         offload: the disk that stores optimizer states, and weights if they are offloaded too.
         loss_hook: for tests, see ``Stepper``.
         """
-        settings = plan.settings
-        self.plan, self.world, self.batches, self.steps = plan, world, batches, steps
+        settings = world.plan.settings
+        self.plan, self.world, self.batches, self.steps = world.plan, world, batches, steps
         self.device, self.data_rank = world.device, world.axes["data"].index
         self.matmul = matmul
         self.done = 0  # steps
@@ -65,7 +64,7 @@ class Trainer:
         self.trained_length = settings.seq_len  # positions; initial weights may have more
         keep_freed_memory()
         torch.use_deterministic_algorithms(settings.deterministic)
-        self.model = build_on_world(world, plan, matmul, offload)
+        self.model = build_on_world(world, matmul, offload)
         self.lr_schedule = world.run_on_all(self._build_lr_schedule)
         self.pipeline = Pipeline(self.model, world.axes["pipeline"], settings.schedule)
         fp16 = settings.precision == "fp16"

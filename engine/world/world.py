@@ -90,9 +90,9 @@ class World:
         every rank raises UserError; the message is printed once."""
         return self.control_plane.run_on_all(task)
 
-    def run_on_rank_0(self, task: Callable[[], str]) -> str:
-        """Run ``task`` on rank 0 only and return its result on every rank. If it raises UserError,
-        every rank does; the message is printed once."""
+    def run_on_rank_0(self, task: Callable[[], T]) -> T:
+        """Run ``task`` on rank 0 only and return its result, a JSON value, on every rank. If it
+        raises UserError, every rank does; the message is printed once."""
         return self.control_plane.run_on_rank_0(task)
 
     def barrier(self) -> None:

@@ -20,7 +20,7 @@ from models.parallel.kernels import LossKernels
 from models.parallel.matmul import gathered_x
 from models.parallel.shard import Shard
 from models.parallel.targets import IGNORED
-from models.parallel.tuning import BLOCK_BYTES, CHUNK_BYTES, chunk_rows
+from models.parallel.tuning import BLOCK_BYTES, chunk_bytes, chunk_rows
 from models.parallel.weight_sharding import WeightSharding
 
 
@@ -93,9 +93,7 @@ class Head:
     @property
     def piece(self) -> int:
         """The number of rows of dw [hidden, vocabulary] that one matmul computes."""
-        device = self.parallel.device.type
-        budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
-        return self._rows_within(budget, torch.float32)
+        return self._rows_within(chunk_bytes(self.parallel.device.type), torch.float32)
 
     def new_gradient(self, w_gathered: Tensor, dtype: torch.dtype) -> Tensor:
         """Return zeros for the gradient of the gathered table, transposed: [hidden, vocabulary].

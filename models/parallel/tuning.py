@@ -19,6 +19,11 @@ device; also bytes of the head's weight gradient, in float32, that one matmul co
 64 x 1024 tokens of 50,304 ids in bf16 are four chunks."""
 
 
+def chunk_bytes(device: str) -> int:
+    """Return CHUNK_BYTES of a type of device; those of a CPU for other types."""
+    return CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
+
+
 def chunk_rows(rows: int, row_bytes: int, device: str, multiple: int) -> int:
     """Return the number of rows of x in a chunk of the loss.
 
@@ -27,7 +32,7 @@ def chunk_rows(rows: int, row_bytes: int, device: str, multiple: int) -> int:
     A chunk has as many rows as fit CHUNK_BYTES. On a device whose matmuls want a ``multiple`` of
     rows, chunks are equal, so that the last one is not small, and rounded up to that multiple.
     """
-    most = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // row_bytes)
+    most = max(1, chunk_bytes(device) // row_bytes)
     if multiple == 1:
         return most
     equal = -(-rows // -(-rows // most))

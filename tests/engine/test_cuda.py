@@ -50,8 +50,10 @@ def opened(config: Path, device: str, *overrides: str) -> Trainer:
             torch.device("cpu"), dtype=torch.float32, compute=torch.float32
         ).axes
     )
-    world = StandInWorld(axes=axes, traffic=Traffic(), is_main=True, device=torch.device(device))
-    return run_of(plan, world, cache=config.parent / "cache")
+    world = StandInWorld(
+        plan=plan, axes=axes, traffic=Traffic(), is_main=True, device=torch.device(device)
+    )
+    return run_of(world, cache=config.parent / "cache")
 
 
 def losses(run: Trainer, steps: int = 4) -> list[float]:

@@ -65,7 +65,7 @@ def end_lines(
     trainer.world = replace(trainer.world, size=ranks)
     console = Console(file=io.StringIO(), width=500)
     timer = StepTimer(total_steps=30)
-    reporter = Reporter(folder, Terminal(console, timer, every=1000, first_step=0, advise=None))
+    reporter = Reporter(folder, Terminal(console, timer, every=1000, steps_done=0, advise=None))
     reporter.validation = replace(ROW, step=300, val_loss=val_loss)
     end_of_run.print_end_of_run(trainer, folder, reporter, finished=finished)
     assert isinstance(console.file, io.StringIO)

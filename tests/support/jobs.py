@@ -157,7 +157,7 @@ def rank_of(rank: int, size: int, job: Job, port: int) -> Ended:
             )
             with open_world(plan, launch_info, restart=again) as world, job.planted(world):
                 fault = fault or witness(job.fault, world)
-                train(world, world.plan, job.options, cache=job.folder / "cache", fault=fault)
+                train(world, job.options, cache=job.folder / "cache", fault=fault)
         except (UserError, RunError) as error:
             ended = "UserError" if isinstance(error, UserError) else "RunError"
         err.seek(0)

@@ -30,6 +30,7 @@ T = TypeVar("T")
 class StandInWorld:
     """The members of World that a Trainer uses."""
 
+    plan: Plan
     axes: dict[str, Axis]
     traffic: Traffic
     is_main: bool
@@ -49,13 +50,14 @@ def open_run(rank: int, size: int, config: Path, overrides: Sequence[str], **mor
     plan = make_plan(config, gpus=size, overrides=overrides, environ={})
     traffic = Traffic()
     axes = open_axes(plan.layout, rank, traffic)
-    world = StandInWorld(axes=axes, traffic=traffic, is_main=rank == 0)
-    return run_of(plan, world, cache=config.parent / "cache", **more)
+    world = StandInWorld(plan=plan, axes=axes, traffic=traffic, is_main=rank == 0)
+    return run_of(world, cache=config.parent / "cache", **more)
 
 
-def run_of(plan: Plan, world: StandInWorld, *, cache: Path, steps: int = 10) -> Trainer:
+def run_of(world: StandInWorld, *, cache: Path, steps: int = 10) -> Trainer:
+    plan = world.plan
     batches = load_batches(plan.settings, data_size=plan.layout.data, cache=cache)
-    return Trainer(plan, cast(World, world), batches, steps=steps, matmul="torch")
+    return Trainer(cast(World, world), batches, steps=steps, matmul="torch")
 
 
 # Without other ranks, and without memory

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
 import torch
@@ -37,6 +37,7 @@ log = dict(tensorboard=False)
 eval = dict(every=0)
 """
 TEXT = "One text, of which some is kept to validate with. " * 40
+T = TypeVar("T")
 HELD_OUT = "some text to validate with. " * 40
 OTHER = "Another. " * 200
 
@@ -57,7 +58,7 @@ class Chooser:
     plan: Plan
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def run_on_rank_0(self, task: Callable[[], str]) -> str:
+    def run_on_rank_0(self, task: Callable[[], T]) -> T:
         return task()
 
 

@@ -17,7 +17,7 @@ PACKAGE = "json"
 
 def open_sink(run: SinkRun) -> StatisticsLog:
     """Open the file, and delete the steps after the one from which the run resumes."""
-    return StatisticsLog(JsonLinesLog(run.folder.path / "statistics.jsonl", run.first_step))
+    return StatisticsLog(JsonLinesLog(run.folder.path / "statistics.jsonl", run.steps_done))
 
 
 class StatisticsLog:

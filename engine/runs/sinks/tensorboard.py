@@ -22,7 +22,7 @@ PACKAGE = "tensorboard"
 def open_sink(run: SinkRun) -> TensorBoard:
     """Open the event files of the run. The tab Text has the settings."""
     settings = json.dumps(run.settings.model_dump(mode="json"), indent=2)
-    return TensorBoard(run.folder.tensorboard, run.first_step, settings)
+    return TensorBoard(run.folder.tensorboard, run.steps_done, settings)
 
 
 class TensorBoard:

@@ -137,11 +137,12 @@ class ControlPlane:
             raise UserError(printed)
         return result
 
-    def run_on_rank_0(self, task: Callable[[], str]) -> str:
-        """Run ``task`` on rank 0 only and return its result on every rank; it fails as in
-        ``run_on_all``."""
-        result = self.run_on_all(task if self.launch_info.rank == 0 else lambda: "")
-        return self.all_gather(result)[0]
+    def run_on_rank_0(self, task: Callable[[], T]) -> T:
+        """Run ``task`` on rank 0 only and return its result, a JSON value, on every rank; it fails
+        as in ``run_on_all``."""
+        result = self.run_on_all(task if self.launch_info.rank == 0 else lambda: None)
+        of_rank_0: T = json.loads(self.all_gather(json.dumps(result))[0])
+        return of_rank_0
 
     def start_liveness(self, processes: Sequence[RankProcess]) -> None:
         """Start the liveness thread of this rank. ``processes``: by rank."""

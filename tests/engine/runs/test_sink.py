@@ -83,8 +83,8 @@ def test_statistics_are_in_a_file_of_their_own_and_among_the_curves(config, tmp_
     plan = make_plan(config, gpus=1, overrides=("log.statistics=2",), environ={})
     found = {"Grads/global": Statistics(mean=0.5, max=2.0, min=-1.0, l2=math.inf)}
 
-    def opened(first_step: int) -> OpenSinks:
-        run = SinkRun(folder=RunFolder(tmp_path), settings=plan.settings, first_step=first_step)
+    def opened(steps_done: int) -> OpenSinks:
+        run = SinkRun(folder=RunFolder(tmp_path), settings=plan.settings, steps_done=steps_done)
         return OpenSinks.open(run, warn=pytest.fail)
 
     sinks = opened(0)

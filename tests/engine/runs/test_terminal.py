@@ -108,7 +108,7 @@ def test_a_file_gets_plain_rows_at_intervals_first_last_and_validations():
 )
 def test_a_run_prints_about_thirty_rows(done, total):
     out, file = console(terminal=False)
-    terminal = Terminal(out, StepTimer(total_steps=total, clock=FakeClock()), first_step=done)
+    terminal = Terminal(out, StepTimer(total_steps=total, clock=FakeClock()), steps_done=done)
     every = round_interval(total - done)
     for step in sorted({done + 1, *range(done + every, total + 1, every), total}):
         terminal.step(row(step))

@@ -170,13 +170,14 @@ def test_a_planted_fault_in_the_step_times_is_detected(config, fault):
 def test_clocks_start_after_rank_0_has_opened_the_logs(config):
     """A rank that waits for W&B's start on rank 0 would count that as communication."""
     trainer, calls = open_run(0, 1, config, ()), list[str]()
+    trainer.done = trainer.steps
     with (
         patch.object(
             type(trainer.world), "barrier", lambda _: calls.append("barrier"), create=True
         ),
         patch.object(trainer.clock, "restart", lambda: calls.append("restart")),
     ):
-        train_steps(trainer, Reporter(), cast(Saver, None), first_step=trainer.steps)
+        train_steps(trainer, Reporter(), cast(Saver, None))
     assert calls == ["barrier", "restart"]
 
 

@@ -38,7 +38,7 @@ def service() -> Iterator[None]:
     wandb.teardown()
 
 
-def sink_run(folder: Path, mode: str, first_step: int = 0) -> SinkRun:
+def sink_run(folder: Path, mode: str, steps_done: int = 0) -> SinkRun:
     sizes: dict[str, Any] = {"n_layer": 1, "n_head": 1, "n_embd": 8, "head_dim": 8, "n_inner": 8}
     model = ModelSettings(**sizes, vocab_size=8, block_size=8)
     log = LogSettings.model_validate(
@@ -48,7 +48,7 @@ def sink_run(folder: Path, mode: str, first_step: int = 0) -> SinkRun:
         name="demo", source="demo.py", batch_size=4, seq_len=8, model=model, log=log, seed=77
     )
     folder.mkdir(exist_ok=True)
-    return SinkRun(folder=RunFolder(folder), settings=settings, first_step=first_step)
+    return SinkRun(folder=RunFolder(folder), settings=settings, steps_done=steps_done)
 
 
 def records(folder: Path) -> Iterator[Any]:
@@ -96,7 +96,7 @@ def test_offline_wandb_has_every_curve_the_settings_and_one_id_over_a_resume(tmp
     wandb.teardown()  # a resumed run is another process
     files = Path(command.removeprefix("wandb sync "))
     files.rename(f"{files}-first")  # W&B gives two starts within a second one folder
-    sinks = OpenSinks.open(sink_run(folder, "offline", first_step=2), warnings.append)
+    sinks = OpenSinks.open(sink_run(folder, "offline", steps_done=2), warnings.append)
     sinks.step(row(3, loss=9.0, val_loss=2.5, epoch=EPOCH))
     sinks.close()
     wandb.teardown()  # its process writes the rest of the file
