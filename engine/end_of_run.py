@@ -36,9 +36,9 @@ SAMPLE_BYTES = 2 << 30
 def print_end_of_run(
     trainer: Trainer, folder: RunFolder, reporter: Reporter, *, finished: bool
 ) -> None:
-    """Print the paths of the run's files and commands to paste; if all steps are done
-    (``finished``), also a sample of text, and the command that trains further in place of the one
-    that continues."""
+    """Print the paths of the run's files and commands to paste. If all steps are done
+    (``finished``), print a sample of text too, and the command to train further instead of the one
+    to continue."""
     world, print_line, command = trainer.world, reporter.print_line, cuboid()
     run = quote(str(folder.path))
     if finished:

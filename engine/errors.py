@@ -20,7 +20,7 @@ class Problem:
 
     file: str
     line: int
-    """From 1; 0 if the problem is not at a line of the file."""
+    """The number of the line, from 1; 0 if the problem is at no line."""
     column: int | None
     """From 1; only for syntax errors and constructs that a config may not contain."""
     message: str

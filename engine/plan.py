@@ -48,10 +48,10 @@ class Plan:
     undetermined: frozenset[str] = frozenset()
     """Settings whose value is found when the data is read; ``settings`` has their default."""
     source_of: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
-    """Where the value of each setting comes from; derived settings included, defaults not."""
+    """The source of each setting's value. Derived settings are included, defaults are not."""
     sources: SettingSources = field(default_factory=lambda: SettingSources(""), repr=False)
-    """The settings stated by config, command line and environment; ``plan_from`` makes the same
-    plan of them again."""
+    """The settings stated by config, command line and environment; ``plan_from`` makes an equal
+    plan of them."""
 
     @property
     def micro_batch(self) -> int:

@@ -1,4 +1,4 @@
-"""The layout of the message that all ranks sum once per step: float64 numbers, in one all-reduce.
+"""The entries of the message that all ranks sum once per step: float64 numbers, in one all-reduce.
 
 The first numbers are sums over the ranks. Then each rank has an entry of its own in two blocks,
 peak memory and the flag "not finite", so that the sum lists the values by rank.

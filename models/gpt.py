@@ -1,8 +1,8 @@
 """GPT-2 (Radford et al. 2019), written once: the modules do not depend on the sharding.
 
 T tokens of a micro-batch (B samples of S tokens), C = n_embd hidden features, x [T, C] between
-blocks. A layer takes x in the outer layout, computes in the inner layout and returns x in the outer
-layout; the parallel context defines both.
+blocks. A layer takes x in the outer sharding, computes in the inner sharding and returns x in the
+outer sharding; the parallel context defines both.
 
 ``models/parameters.py`` repeats the names and shapes of the parameters, and ``engine/estimate``
 replays the allocations of each layer. Change them together with this file; tests compare them.

@@ -69,7 +69,7 @@ def _converted(
 
 
 def to_hf(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, unsharded tensor) with the names and layout of GPT2LMHeadModel.
+    """Yield (name, unsharded tensor) with the names and in the form of GPT2LMHeadModel.
 
     A tied head, which is the embedding under a second name, is omitted, as in Hugging Face's files.
 
@@ -102,7 +102,7 @@ def hf_name(name: str) -> str:
 
 
 def _for_hf(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
-    """Return the tensor in the layout of GPT2LMHeadModel, which scales no embedding: the factor is
+    """Return the tensor in the form of GPT2LMHeadModel, which scales no embedding: the factor is
     multiplied into the table."""
     if QKV.fullmatch(name):
         part_major: Tensor = rearrange(tensor, "... (h n d) -> ... (n h d)", n=3, h=config.n_head)

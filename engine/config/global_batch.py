@@ -91,7 +91,7 @@ def _weaker_factor(sources: SettingSources) -> str | None:
 
 def _dividing_batch(sources: SettingSources, total: int, batch: int, ranks: int) -> int | None:
     """Return the largest BATCH_SIZE up to ``batch`` with which ``total`` samples divide evenly over
-    the ranks; None if few accumulation rounds find none."""
+    the ranks; None if all of them need many accumulation rounds."""
     samples, rest = divmod(total, ranks)
     fewest = -(-samples // batch)
     sizes = (samples // rounds for rounds in range(fewest, fewest + ROUNDS) if not samples % rounds)

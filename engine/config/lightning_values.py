@@ -1,5 +1,5 @@
-"""Translation of values of Lightning's, minGPT's and minGPT-ddp's configs, like
-``colossalai_values``."""
+"""Translates values in configs of Lightning, minGPT and minGPT-ddp, as ``colossalai_values`` does
+for Colossal-AI."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def max_samples(settings: Settings) -> int | None:
-    """Return an upper bound of the training samples, since a token is at least one byte; None if
-    the sizes of the files give none."""
+    """Return an upper bound of the number of training samples by the sizes of the files, as if each
+    byte were a token; None if the sizes are unknown."""
     data = settings.data
     if data.path is None or data.type not in FILE_TYPES:
         return None

@@ -61,7 +61,7 @@ class SettingSources:
 
     file: str
     settings: dict[str, SettingSource] = field(default_factory=dict)
-    """By the schema's names."""
+    """The source of each stated setting, by its name in the schema."""
     own: dict[str, Origin] = field(default_factory=dict)
     """Names that the file defines for its own use, and their positions."""
     meant: set[str] = field(default_factory=set)

@@ -110,11 +110,11 @@ class RuleContext:
         return self._finding(Severity.ERROR, about, message)
 
     def warning(self, about: str, message: str) -> Finding:
-        """Make a warning, like ``error``."""
+        """Make a warning; the arguments are those of ``error``."""
         return self._finding(Severity.WARNING, about, message)
 
     def note(self, about: str, message: str) -> Finding:
-        """Make a note, like ``error``."""
+        """Make a note; the arguments are those of ``error``."""
         return self._finding(Severity.NOTE, about, message)
 
     def _finding(self, severity: Severity, about: str, message: str) -> Finding:

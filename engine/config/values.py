@@ -60,7 +60,7 @@ class Document:
     imported: frozenset[str] = frozenset()
     """Names that were imported from external modules and not assigned afterwards."""
     overridden: frozenset[Path] = frozenset()
-    """Paths that the command line set."""
+    """Paths of the values that the command line set."""
     text: str = ""
     """Text of the file itself, without inherited files."""
 

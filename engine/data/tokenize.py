@@ -72,7 +72,7 @@ def build_corpus(documents: Documents, request: SourceRequest) -> Corpus:
 
 
 def _token_path(documents: Documents, request: SourceRequest) -> tuple[Path, str]:
-    """Return the path of the cached tokens and the fingerprint of what determines them."""
+    """Return the path of the cached tokens, and the fingerprint of their texts and tokenizer."""
     content = {
         "format": FORMAT,
         "kind": documents.kind,

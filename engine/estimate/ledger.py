@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class MemoryKind(StrEnum):
-    """The purpose of memory: the fields of ``Memory`` that are on the device."""
+    """A purpose of device memory: the name of a field of ``Memory``."""
 
     PARAMETERS = "parameters"
     GRADIENTS = "gradients"

@@ -208,7 +208,7 @@ class LocalShapes:
 
     @cached_property
     def x(self) -> int:
-        """Entries of an activation between blocks, [T, C] in the outer layout."""
+        """Entries of an activation between blocks, [T, C] in the outer sharding."""
         outer = self.mode.outer
         return self.rows(outer) * self.width(self.settings.model.n_embd, outer.hidden)
 

@@ -147,7 +147,7 @@ class Evaluation(Measured):
         )
 
     def _per_unit(self) -> dict[str, str]:
-        """Return the rows of the loss per unit that targets stand for."""
+        """Return the table's rows on the loss per byte and character, or per dimension."""
         if self.bits_per_dimension is not None:
             return {"bits/dim": f"{self.bits_per_dimension:.4f} (a dimension is {self.dimension})"}
         rows = {

@@ -1,7 +1,7 @@
 """Reads and writes a Hugging Face GPT-2 folder: config, weights and tokenizer.
 
 The parts are translated by ``models.hf_config`` (config.json), ``models.hf_state_dict`` (names and
-layout of the weights) and ``engine.inout.hf_tokenizer``. ``engine.inout.exports.hf`` registers this
+form of the weights) and ``engine.inout.hf_tokenizer``. ``engine.inout.exports.hf`` registers this
 as an export format; ``engine.inout.import_model`` imports such a folder.
 """
 

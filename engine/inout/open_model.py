@@ -37,7 +37,9 @@ def open_saved_model(path: Path, which: str = "latest") -> SavedModel:
     if CheckpointDirectory(folder.checkpoints).steps():
         return CheckpointModel.open(resolve_checkpoint(folder, which))
     if which != "latest":
-        raise UserError(f"{path} has no checkpoints, so there is no {which}")
+        raise UserError(
+            f"{path} has no checkpoints, so there is no {which}; leave --step out, or name a run"
+        )
     if (path / MANIFEST).is_file():
         return CheckpointModel.open(path)
     if (path / CONFIG).is_file():

@@ -75,7 +75,9 @@ class SavedModel(ABC):
 
     def _reject(self, problems: Sequence[str]) -> None:
         if problems:
-            raise UserError(f"{self.path} is corrupt: {'; '.join(problems)}")
+            raise UserError(
+                f"{self.path} is corrupt: {', '.join(problems)}; restore it, or use other weights"
+            )
 
     def load(self, model: ModelChunks, *, resize: Collection[str] = ()) -> None:
         """Fill this rank's shards of ``model``. Parameters named in ``resize`` may have another

@@ -57,7 +57,10 @@ def to_file_dtype(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torc
     narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
     if narrower and not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
         largest = float(tensor.abs().max())
-        raise UserError(f"{name} contains {largest:.3g}, which is too large for {_name(dtype)}")
+        raise UserError(
+            f"{name} contains {largest:.3g}, which is too large for {_name(dtype)}; export with "
+            "--dtype float32"
+        )
     return converted
 
 

@@ -130,8 +130,8 @@ def group_slices(
 
 
 def _split(piece: ParameterSlice, budget: GroupBudget, free: int) -> Iterator[ParameterSlice]:
-    """Yield slices of a parameter: the first of at most ``free`` bytes, each other at most an
-    empty group."""
+    """Yield slices of a parameter: the first of at most ``free`` bytes, each other at most as
+    large as an empty group."""
     start, size = piece.start, _size(piece)
     while budget.slice_bytes(piece.stop - start, size) > free:
         entries = budget.max_entries(free, size)

@@ -150,7 +150,9 @@ class RunFolder:
         try:
             file = self.lock_file.open("a")
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}; choose another --output"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -241,7 +243,9 @@ def _create(folder: RunFolder, run_id: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UserError(f"{folder.path} cannot be created: {error.strerror}") from None
+        raise UserError(
+            f"{folder.path} cannot be created: {error.strerror}; choose another --output"
+        ) from None
     return True
 
 

@@ -38,12 +38,15 @@ def resolve_checkpoint(folder: RunFolder, which: str) -> Path:
     if which == "best":
         step = best_step(checkpoints.losses())
         if step is None:
-            raise UserError(f"{folder.path}: no checkpoint was saved right after a validation")
+            raise UserError(
+                f"{folder.path}: no checkpoint was saved right after a validation, so none is the "
+                "best; name one by its step"
+            )
         return checkpoints.folder(step)
     if which.isdecimal() and int(which) in steps:
         return checkpoints.folder(int(which))
     existing = ", ".join(map(str, steps)) or "none"
-    raise UserError(f"{folder.path}: no checkpoint {which}; existing: {existing}")
+    raise UserError(f"{folder.path}: no checkpoint {which}; use one of: {existing}")
 
 
 def resolve_weights(folder: RunFolder, which: str) -> Path:
@@ -63,7 +66,7 @@ def _run_with(
             return folder
     if path is None:
         raise UserError(f"no run under {root}/ has {what}; pass the path of a run")
-    raise UserError(f"{path} has no {what}")
+    raise UserError(f"{path} has no {what}; pass the path of another run")
 
 
 def _has_checkpoints(folder: RunFolder) -> bool:

@@ -47,7 +47,7 @@ class StartCandidate:
     remarks: list[str] = field(default_factory=list)
     """Lines to print before the candidate is tried."""
     finished: str = ""
-    """A message if the run is finished and has nothing left to do."""
+    """The message about a run that is finished; "" for any other run."""
 
 
 def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator[StartCandidate]:

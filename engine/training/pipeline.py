@@ -245,7 +245,7 @@ class _PipelineRun:
         return tensor
 
     def _empty_activation(self, chunk: GPT, micro_batch: int) -> Tensor:
-        """Return an uninitialised x of a micro-batch, in the outer layout."""
+        """Return an uninitialised x of a micro-batch, in the outer sharding."""
         parallel, outer = chunk.parallel, chunk.parallel.mode.outer
         samples, length = self.batches[micro_batch][0].shape
         order = parallel.row_order(samples * length, length)

@@ -150,7 +150,7 @@ class Stepper:
                     f"step {step}: {verdict.reason}; loss spikes in "
                     f"{self.spikes.consecutive_skips} consecutive steps, more than "
                     f"loss_spike.max_skips={self.spikes.settings.max_skips}; weights are those "
-                    "before the first skipped step"
+                    "before the first skipped step; resume with a lower optimizer.lr"
                 )
             return replace(result, remark=f"skipped: {verdict.reason}")
         unscale_and_clip(self.model, result.grad_norm, self.clip_grad_norm, scale)
@@ -238,6 +238,7 @@ class Stepper:
             raise NonFiniteError(
                 f"step {step}: loss {result.loss:g}, gradient norm {result.grad_norm:g} "
                 f"(not finite on rank {', '.join(map(str, ranks)) or '?'}); "
-                "the optimizer was not run: weights are those of the previous step"
+                "the optimizer was not run: weights are those of the previous step; resume with "
+                "a lower optimizer.lr"
             )
         return result

@@ -207,8 +207,8 @@ def _job(
 
 
 def _folder_arguments(args: argparse.Namespace, candidate: StartCandidate) -> list[str]:
-    """Return the arguments, quoted for the shell, with which a run that is not requeued starts in
-    its folder, whose path is in the variable ``run`` of the script."""
+    """Return the arguments, quoted for the shell, by which the job's first start finds its folder.
+    The script's variable ``run`` has the path of the folder."""
     known = candidate.run_folder is not None
     if not names_run(args.resume):
         return ['--resume="$run"'] if known else ['--output="$run"', "--resume=auto"]

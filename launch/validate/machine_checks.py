@@ -26,7 +26,7 @@ def inspect_on(
     problems of the machine.
 
     gpu_memory: bytes per rank; None: the rank's share of this machine's GPU memory.
-    enough, modes: as of ``inspect_config``.
+    enough, modes: as for ``inspect_config``.
     """
     problems: list[str] = []
     try:

@@ -101,8 +101,8 @@ def initialise(model: nn.Module, seed: int) -> None:
 class Linear(ShardedModule):
     """y = x @ w + b, with w [in, out] sharded by ``sharding``, the mode's ``up`` or ``down``.
 
-    x [T_local, in_local] -> y [T_local, out_local]: from the outer to the inner layout for *up*,
-    from the inner to the outer layout for *down*.
+    x [T_local, in_local] -> y [T_local, out_local]: from the outer to the inner sharding for *up*,
+    from the inner to the outer sharding for *down*.
     """
 
     weight: nn.Parameter
@@ -160,7 +160,7 @@ class TokenEmbedding(ShardedModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of ids [T], all rows of the micro-batch: [T_local, hidden_local] in the
-        outer layout.
+        outer sharding.
 
         Each rank looks up the ids in its shard of the vocabulary. Rows of other ids are zero, and
         the reduce-scatter adds the rows of the other ranks.

@@ -50,7 +50,7 @@ class Head:
         """Yield chunks of this rank's rows of x, each with the numbers, in the micro-batch, of the
         rows of its logits.
 
-        The micro-batch has ``tokens`` rows, of which this rank has ``rows`` in the outer layout.
+        The micro-batch has ``tokens`` rows, of which this rank has ``rows`` in the outer sharding.
         Logits are gathered over axis a and scattered over axis c, and so are the numbers of their
         rows.
         """
@@ -120,7 +120,7 @@ class Head:
 class HeadLoss(torch.autograd.Function):
     """The sum over targets of -log softmax(x @ w^T)[target], times ``scale``.
 
-    x [T_local, hidden_local] in the outer layout, w [vocabulary_local, hidden_local], targets [T]
+    x [T_local, hidden_local] in the outer sharding, w [vocabulary_local, hidden_local], targets [T]
     of the whole micro-batch. ``scale`` is 1 / the number of targets in the global batch, times the
     loss scale of fp16; it is applied before gradients are cast. The result is this rank's share:
     the loss is the sum over all ranks of the data and tensor axes.

@@ -80,13 +80,13 @@ class Mode:
     """(size, depth) -> the axes of a tensor group and their sizes, slowest-varying rank first; None
     if ``size`` is not legal."""
     outer: ActivationSharding
-    """The layout of activations between blocks."""
+    """The sharding of activations between blocks."""
     inner: ActivationSharding
-    """The layout of activations inside attention and MLP."""
+    """The sharding of activations inside attention and MLP."""
     up: LinearSharding
-    """Layers from the outer to the inner layout (Megatron's column-parallel linear)."""
+    """Layers from the outer to the inner sharding (Megatron's column-parallel linear)."""
     down: LinearSharding
-    """Layers from the inner to the outer layout (Megatron's row-parallel linear)."""
+    """Layers from the inner to the outer sharding (Megatron's row-parallel linear)."""
     lookup: EmbeddingSharding
     colossal_groups: dict[str, str]
     """Axis -> Colossal-AI's ``ParallelMode`` with its process groups, slowest axis first."""

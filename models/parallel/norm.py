@@ -14,7 +14,7 @@ from models.parallel.layers import Constant, ShardedModule
 
 
 class LayerNorm(ShardedModule):
-    """Layer norm over hidden features in the outer layout (Ba et al. 2016)."""
+    """Layer norm over hidden features in the outer sharding (Ba et al. 2016)."""
 
     weight: nn.Parameter
     bias: nn.Parameter

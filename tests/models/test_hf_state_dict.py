@@ -98,7 +98,7 @@ def test_logits_loss_and_all_gradients_equal_transformers(
         name: parameter.grad
         for name, parameter in reference.named_parameters(remove_duplicate=False)
     }
-    for name, gradient in from_hf(gradients, sizes):  # a gradient has the layout of its weight
+    for name, gradient in from_hf(gradients, sizes):  # a gradient has the form of its weight
         found = model.get_parameter(name).grad
         assert found is not None
         assert relative(found, gradient) <= 1e-5, name

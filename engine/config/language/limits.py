@@ -27,7 +27,7 @@ class ConfigValueError(Exception):
 
 
 class BudgetExceededError(Exception):
-    """Reading stops here: too much work or too many problems."""
+    """Stops the reading of a config, which has too much work or too many problems."""
 
 
 class Budget:

@@ -60,7 +60,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for a numpy.ndarray of bytes: numpy is not given the pickle's own state."""
+    """Replaces numpy.ndarray in a pickle, so that numpy never receives the pickle's state."""
 
     def __init__(self, *options: object) -> None:
         self.value: NDArray[np.uint8] = np.empty((0, 0), np.uint8)

@@ -21,7 +21,8 @@ def states(settings: OptimizerSettings) -> int:
 
 
 def build(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Build it. Weight decay shrinks the weights by the factor 1 - lr x weight_decay each step."""
+    """Build the optimizer. Weight decay shrinks the weights by the factor 1 - lr x weight_decay in
+    each step."""
     import torch
 
     return torch.optim.AdamW(

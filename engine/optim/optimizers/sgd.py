@@ -21,7 +21,8 @@ def states(settings: OptimizerSettings) -> int:
 
 
 def build(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Build it. Weight decay is an L2 term: weight_decay x weight is added to the gradient."""
+    """Build the optimizer. Weight decay is an L2 term: weight_decay x weight is added to the
+    gradient."""
     import torch
 
     return torch.optim.SGD(

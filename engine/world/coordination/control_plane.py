@@ -61,8 +61,8 @@ class ControlPlane:
 
         Args:
             stop_requested: returns whether this rank got a signal that stops it.
-            explain: returns an error for users for one that another rank did not cause, such as a
-                full disk; None for any other error.
+            explain: translates an error that no other rank caused, such as a full disk, into one
+                for users; returns None for any other error.
         """
         self.launch_info = launch_info
         self._stop_requested, self._explain = stop_requested, explain

@@ -62,8 +62,8 @@ class RankProcess:
         )
 
     def state(self, observer: RankProcess) -> str:
-        """Return 'dead', 'suspended' or 'running' for a process on the machine of ``observer``,
-        which is this process; '' for one on another machine."""
+        """Return 'dead', 'suspended' or 'running' for a process of this machine; '' for a process
+        of another machine. ``observer``: the process that calls this."""
         if self.host != observer.host or abs(self.booted - observer.booted) > CLOCK_SECONDS:
             return ""
         try:

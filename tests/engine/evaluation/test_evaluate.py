@@ -220,7 +220,7 @@ def test_impossible_evaluations_are_rejected(folder: Path, monkeypatch: pytest.M
     endless = EvaluationRequest(split="train")
     error = failed_evaluation(folder, "data.type=synthetic", "data.path=None", subject=endless)
     assert "data.type='synthetic' is endless; pass --samples N" in error
-    assert "no checkpoint 3; existing: 20, 40" in failed_evaluation(folder, step="3")
+    assert "no checkpoint 3; use one of: 20, 40" in failed_evaluation(folder, step="3")
     damaged = resolve_weights(RunFolder(folder / "run"), "latest")
     data = next(damaged.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-1])

@@ -141,7 +141,7 @@ def test_corrupt_checkpoint_is_not_exported(run: RunFolder, tmp_path: Path) -> N
     with pytest.raises(UserError) as caught:
         to("pt", open_saved_model(path), tmp_path / "out")
     wrong = f"{shard.name} was changed: its SHA-256 differs"
-    assert str(caught.value) == f"{path} is corrupt: {wrong}"
+    assert str(caught.value) == f"{path} is corrupt: {wrong}; restore it, or use other weights"
     assert not (tmp_path / "out").exists()
 
 
@@ -191,9 +191,9 @@ def test_path_without_a_model_is_rejected(
 
 def test_unknown_step_is_rejected(run: RunFolder, tmp_path: Path) -> None:
     out = to("hf", trained(), tmp_path / "out")
-    with pytest.raises(UserError, match=r"out has no checkpoints, so there is no 4$"):
+    with pytest.raises(UserError, match=r"out has no checkpoints, so there is no 4; leave"):
         open_saved_model(out, "4")
-    with pytest.raises(UserError, match=r"run: no checkpoint 4; existing: 2, 3$"):
+    with pytest.raises(UserError, match=r"run: no checkpoint 4; use one of: 2, 3$"):
         open_saved_model(run.path, "4")
     with pytest.raises(UserError, match="nowhere contains no model"):
         open_saved_model(tmp_path / "nowhere")

@@ -73,7 +73,10 @@ def test_common_dtype_represents_all_values() -> None:
 
 def test_values_out_of_range_are_rejected(tmp_path: Path) -> None:
     large, shapes = {"w": torch.tensor([1.0, -7e4])}, {"w": (2,)}
-    with pytest.raises(UserError, match=r"^w contains 7e\+04, which is too large for float16$"):
+    with pytest.raises(
+        UserError,
+        match=r"^w contains 7e\+04, which is too large for float16; export with --dtype float32$",
+    ):
         write_pt(tmp_path / "x", large.items(), shapes, dtype=torch.float16)
     write_pt(tmp_path / "y", large.items(), shapes, dtype=torch.bfloat16)
     nan = {"w": torch.tensor([torch.nan, torch.inf])}  # as they were trained
