@@ -52,8 +52,8 @@ class Fault:
     _done: bool = field(default=False, init=False)
 
     def apply_to_step(self, step: int, loss: Tensor) -> Tensor:
-        """Trigger the fault if it is one of ``step``, and return this rank's loss, changed by a
-        fault of the loss."""
+        """Trigger the fault if it is one of ``step``. Return this rank's loss, which the faults
+        'nan' and 'spike' change."""
         if self.moment or step != self.step or self._done:
             return loss
         if self.kind in LOSSES:

@@ -46,7 +46,7 @@ class StartPoint:
     """The resolved starting point of a run."""
 
     world: World
-    """Its plan has the size of the vocabulary."""
+    """The world, in whose plan the size of the vocabulary is determined."""
     options: StartOptions
     candidate: StartCandidate
     """The chosen candidate."""

@@ -46,7 +46,7 @@ def _usable_devices(devices: int) -> int:
 
 
 def _layout(processes: int, why: str) -> LayoutChoice:
-    """Return the layout of most tensor parallelism, up to 2d over 4, on all ``processes``."""
+    """Return the layout with the most tensor parallelism, up to 2d over 4, on all ``processes``."""
     tensor, mode = next(
         (size, mode)
         for size, mode in ((4, "2d"), (2, "1d"), (1, "serial"))

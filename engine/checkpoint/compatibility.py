@@ -47,8 +47,7 @@ def check_compatible(
     """Compare ``plan`` with the checkpoint at ``path`` and return a line per changed setting.
 
     ``corpus`` is the fingerprint of the present data; ``new_data`` allows it to differ.
-    ``new_order``: lines on changes, apart from settings of the data, that are another order of the
-    samples.
+    ``new_order``: lines about changes that reorder the samples, other than settings of the data.
 
     Raises:
         UserError: the checkpoint cannot be resumed; lists every difference that prevents it.

@@ -79,7 +79,7 @@ class DCPWriter(FileSystemWriter):
         """Create the temporary folder, if the disk has enough free space.
 
         Raises:
-            RunError: it has not, or a checkpoint of this step exists.
+            RunError: the disk has too little free space, or a checkpoint of this step exists.
         """
         folder = self._checkpoints.folder(self._step)
         if folder.exists():

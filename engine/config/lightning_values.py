@@ -69,7 +69,7 @@ def switches(on: Mapping[str, object], off: Mapping[str, object]) -> Converter:
 
 
 def train_split(value: object) -> dict[str, object]:
-    """Convert the fraction of the text to train on; cuboid's is that of the validation."""
+    """Convert the fraction of the text to train on to data.validation, the rest."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise UnsupportedValueError("must be float > 0 and <= 1")
     return {"data.validation": round(1 - value, 12)}

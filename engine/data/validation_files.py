@@ -53,5 +53,5 @@ def open_with_validation(
 
 
 def _with_own_name(text: str) -> str:
-    """Return a text about the files in which they are called by their own setting."""
+    """Replace data.path by data.validation_path in a text about the files to validate on."""
     return text.replace("data.path", "data.validation_path")

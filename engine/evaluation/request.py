@@ -42,7 +42,7 @@ class EvaluationRequest:
 
     @property
     def names_several_splits(self) -> bool:
-        """Whether several splits are asked for: the JSON is a list then, however many there are."""
+        """Return whether several splits are asked for. Then the JSON is a list, even of one."""
         return self.split == ALL or "," in (self.split or "")
 
     def splits(self, plan: Plan, offered: Iterable[str] = ()) -> list[str]:

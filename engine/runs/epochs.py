@@ -10,11 +10,8 @@ from statistics import fmean
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSummary:
-    """An epoch, up to the end of the step in which it ends.
-
-    The steps after the end of the epoch before it count, as far as this start of the run made
-    them: after a resume within an epoch ``first_step`` is the first step after the checkpoint.
-    """
+    """The steps of an epoch: from the one after the previous epoch's last step, or after a resume
+    from the first one that followed, to the one in which the epoch ends."""
 
     epoch: int
     """Counted from 1. If several epochs end in one step, the last of them."""

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 def cuboid(
     environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix, root: Path = ROOT
 ) -> str:
-    """Return ``cuboid``, or the path of run.sh if this process runs in run.sh's environment
-    (``prefix``) and that is not active: the command is not on the user's PATH then."""
+    """Return ``cuboid``, or the path of run.sh if the user has no command ``cuboid``: this process
+    runs in run.sh's environment (``prefix``), which the user has not activated."""
     script, venv = root / "run.sh", root / ".venv"
     active = environ.get("VIRTUAL_ENV") or environ.get("CONDA_PREFIX")
     if not script.is_file() or not _same(venv, prefix) or (active and _same(venv, active)):

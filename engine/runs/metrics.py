@@ -72,7 +72,7 @@ class StepMetrics:
     flops_per_second: float | None = None
     """FLOP/s of the model's matrix products, over all ranks. The reporter sets it."""
     mfu: float | None = None
-    """Model FLOPs utilization: their share of the devices' peak. The reporter sets it."""
+    """Model FLOPs utilization: the share of the devices' peak FLOP/s. The reporter sets it."""
 
     @property
     def memory_bytes(self) -> int:

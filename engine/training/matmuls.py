@@ -49,7 +49,7 @@ def choose_matmul(
     requested: str | None = None,
     processor: Processor | None = None,
 ) -> str:
-    """Choose the library for float32 matmuls on a CPU. All others use torch's.
+    """Choose the library for float32 matmuls on a CPU. Other matmuls use torch's library.
 
     The choice depends on the processor, the shapes and the setting, never on a timing: two
     libraries round differently, so a timing would change the bits of the result. oneDNN is chosen

@@ -110,7 +110,8 @@ def open_world(
 
 
 def _explain(error: BaseException) -> RunError | None:
-    """Return a full disk's or a failing compiler's error in terms for users; None for any other."""
+    """Translate the error of a full disk or of a failing compiler for users; return None for any
+    other error."""
     return full_disk_error(error, FREE_SPACE_REMEDY) or compiler_failure(error)
 
 

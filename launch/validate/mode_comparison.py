@@ -1,8 +1,8 @@
 """Compares all modes that can shard a config on its GPUs.
 
 The pipeline is unchanged, and so is the global batch unless the data-parallel ranks of a mode need
-a larger one. Micro-batches are the plan's, or the nearest size that the batch of a data-parallel
-rank and the mode can be divided into.
+a larger one. Micro-batches have the plan's size, or the nearest one that divides the batch of a
+data-parallel rank and suits the mode.
 """
 
 from __future__ import annotations

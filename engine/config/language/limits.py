@@ -27,7 +27,7 @@ class ConfigValueError(Exception):
 
 
 class BudgetExceededError(Exception):
-    """Stops the reading of a config, which has too much work or too many problems."""
+    """Stops the reading of a config that takes too much work or has too many problems."""
 
 
 class Budget:

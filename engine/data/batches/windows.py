@@ -52,9 +52,9 @@ class Windows:
 class SlidingWindows:
     """Overlapping samples of a row of tokens: each begins ``stride`` tokens after the one before.
 
-    The last ``stride`` targets of the samples are, each once, all tokens but the first
-    seq_len - stride + 1, and each of these targets has a context of more than seq_len - stride
-    tokens. Targets beyond the end are IGNORED, their inputs 0.
+    Only the last ``stride`` targets of a sample are to be scored: each has a context of more than
+    seq_len - stride tokens. In all samples together they are every token once, except the first
+    seq_len - stride + 1. Targets beyond the end are IGNORED, their inputs 0.
     """
 
     def __init__(self, tokens: Tokens, seq_len: int, stride: int) -> None:

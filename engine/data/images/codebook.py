@@ -110,7 +110,7 @@ class Codebook:
         return mine == its and np.array_equal(self.colours, other.colours)
 
     def require_like(self, other: Codebook) -> None:
-        """Raise UserError unless the images that ``other`` encodes have this codebook."""
+        """Raise UserError unless ``other``, the codebook of some images, equals this one."""
         if not self.encodes_like(other):
             raise UserError(
                 f"the images have another codebook ({other}) than the model ({self}); set "

@@ -1,5 +1,5 @@
-"""Byte tokenizer: the ids 0 to 255 are the bytes of UTF-8, and 256 is end-of-text. It needs no
-vocabulary and no text is too rare for it."""
+"""Byte tokenizer: the ids 0 to 255 are the bytes of UTF-8, and 256 is end-of-text. It encodes
+every text."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def vocabulary_size(settings: Settings, cache: Path) -> int:
-    """Return the number of ids of the data: that of its source, if it has its own ids, else the
-    tokenizer's fixed size, or its size for the text, which is read unless the cache has its tokens.
+    """Return the number of ids of the data: the source's, if it has ids of its own, otherwise the
+    tokenizer's. If that depends on the text, the text is read, unless its tokens are cached.
 
     ``cache``: the folder for tokens, unless data.cache names one. Raises UserError if the text
     cannot be read on this machine, or the source has none.

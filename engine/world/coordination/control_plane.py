@@ -38,7 +38,8 @@ T = TypeVar("T")
 LINGER_SECONDS = 5.0
 """At the end rank 0 serves the store for the other ranks, at most this long."""
 FAILED_LINGER_SECONDS = 2.0
-"""That time after a failure: some ranks notice it only when rank 0's sockets close at its exit."""
+"""LINGER_SECONDS after a failure, which some ranks notice only when rank 0's sockets close at its
+exit."""
 POLL_SECONDS = 0.1
 WAIT_NOTICE_SECONDS = 30.0
 """After this long rank 0 prints which ranks it waits for."""

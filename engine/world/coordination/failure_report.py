@@ -198,8 +198,8 @@ class FailureReporter:
         return True
 
     def _describe(self, error: BaseException) -> str:
-        """Return the message for stderr: with this rank, the step, and for an error that is not
-        meant for users its traceback."""
+        """Return the message for stderr: this rank, the step, the error, and the traceback of an
+        error that is not meant for users."""
         prefix = [f"rank {self._launch_info.rank}"] if self._launch_info.size > 1 else []
         if isinstance(error, LostRankError):
             return str(error)

@@ -78,7 +78,7 @@ class RankProcess:
 
 
 class LivenessMonitor:
-    """Publishes after a failure where this rank is, and finds out about the other ranks."""
+    """After a failure, publishes the source line of this rank and determines the lost ranks."""
 
     def __init__(
         self,
