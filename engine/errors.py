@@ -22,7 +22,8 @@ class Problem:
     line: int
     """The number of the line, from 1; 0 if the problem is at no line."""
     column: int | None
-    """The number of the column, from 1; only for syntax errors and constructs that a config may not contain."""
+    """The number of the column, from 1; only for syntax errors and constructs that a config may not
+    contain."""
     message: str
 
     def __str__(self) -> str:
