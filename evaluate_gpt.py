@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.data.source import default_cache
 from engine.evaluation.evaluate import evaluate
-from engine.evaluation.request import Evaluation
+from engine.evaluation.result import Evaluation
 from engine.files.atomic_write import write_atomically
 from engine.plan import Plan
 from engine.runs.lookup import run_with_weights

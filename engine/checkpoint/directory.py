@@ -1,5 +1,4 @@
-"""The folder of a run's checkpoints: their names, their order, and the choice of those to delete.
-No torch.
+"""The folder of a run's checkpoints: their names and their order. No torch.
 
 RUN/checkpoints/step-00000100/ is a complete checkpoint: it is renamed to that name when all of it
 is on the disk. A name that ends in ``.tmp`` belongs to a checkpoint that a killed job was writing
@@ -10,9 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from engine.checkpoint.manifest import CorruptCheckpointError, TrainingState, read_training
@@ -100,34 +97,6 @@ class CheckpointDirectory:
                 states[step] = None
         best_by = next((s.best_by for s in reversed(states.values()) if s), "")
         return {step: s.loss_by(best_by) if s else None for step, s in states.items()}
-
-
-def _always(step: int) -> bool:
-    return True
-
-
-def best_step(
-    losses: Mapping[int, float | None], is_intact: Callable[[int], bool] = _always
-) -> int | None:
-    """Return the step of the lowest loss (of equal losses the latest step) whose
-    checkpoint is intact; None where there is none."""
-    validated = [(loss, -step) for step, loss in losses.items() if loss is not None]
-    return next((-step for _, step in sorted(validated) if is_intact(-step)), None)
-
-
-def checkpoints_to_delete(
-    losses: Mapping[int, float | None],
-    *,
-    keep: int,
-    best: bool,
-    is_intact: Callable[[int], bool] = _always,
-) -> list[int]:
-    """Return the steps of all checkpoints but the ``keep`` latest intact ones and, with ``best``,
-    the best intact one. ``is_intact`` is called only for the candidates."""
-    retained: set[int | None] = {*islice(filter(is_intact, sorted(losses, reverse=True)), keep)}
-    if best:
-        retained.add(best_step(losses, is_intact))
-    return sorted(losses.keys() - retained)
 
 
 def _unused_path(path: Path) -> Path:

@@ -16,9 +16,10 @@ from pydantic import BaseModel
 
 from engine.checkpoint import state_dict
 from engine.checkpoint.async_save import Background, HostStaging
-from engine.checkpoint.directory import CheckpointDirectory, checkpoints_to_delete
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.load import SavedCheckpoint
 from engine.checkpoint.manifest import LossScaleState, LossSpikesState, TrainingState
+from engine.checkpoint.retention import checkpoints_to_delete
 from engine.checkpoint.save import layout_of, save
 from engine.checkpoint.state_dict import Tensors
 from engine.training.step import DivergedError

@@ -22,7 +22,8 @@ from engine.data.source import Corpus, SlidingSplit
 from engine.data.text_loss.text_units import TextUnits
 from engine.data.vocabulary import remap
 from engine.errors import RunError, UserError
-from engine.evaluation.request import TOPS, Evaluation, EvaluationRequest, Measured
+from engine.evaluation.request import EvaluationRequest
+from engine.evaluation.result import TOPS, Evaluation, Measured
 from engine.inout.open_model import CheckpointModel, open_saved_model
 from engine.inout.saved_model import SavedModel
 from engine.nvme.offload import open_offload

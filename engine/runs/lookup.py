@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.checkpoint.directory import CheckpointDirectory, best_step
+from engine.checkpoint.directory import CheckpointDirectory
+from engine.checkpoint.retention import best_step
 from engine.errors import UserError
 from engine.runs.folder import RunFolder, list_runs
 

@@ -18,8 +18,8 @@ from engine.estimate.flops import flops_per_token, peak_flops
 from engine.files.atomic_write import write_atomically
 from engine.files.full_disk import FREE_SPACE_REMEDY, full_disk_error
 from engine.formatting import format_count, format_duration, plural
-from engine.runs.advice import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.runs.epochs import EpochMeter, EpochSummary
+from engine.runs.expected_time import GUESSED_RATE, guessed_seconds, smaller_run
 from engine.runs.folder import RunFolder, RunStatus
 from engine.runs.metrics import JsonLinesLog, StepMetrics
 from engine.runs.plan_summary import plan_remarks, plan_summary, summary_table

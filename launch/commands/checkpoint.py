@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from engine.checkpoint.directory import CheckpointDirectory, checkpoints_to_delete
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import CorruptCheckpointError, read_manifest, read_training
+from engine.checkpoint.retention import checkpoints_to_delete
 from engine.errors import UserError
 from engine.formatting import format_bytes
 from engine.runs.folder import RunFolder

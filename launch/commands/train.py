@@ -24,7 +24,8 @@ from launch.arguments import (
     run_to_resume,
     start_options,
 )
-from launch.machine import choose, count_gpus, this_machine
+from launch.demo_layout import choose
+from launch.machine import count_gpus, this_machine
 from launch.number_types import not_negative
 from launch.preflight import run_preflight
 from launch.vocabulary import size_on_this_machine, with_size

@@ -8,7 +8,8 @@ import sys
 import psutil
 import pytest
 
-from launch.machine import Machine, choose, count_gpus, this_machine
+from launch.demo_layout import choose
+from launch.machine import Machine, count_gpus, this_machine
 from models.parallel.registry import modes
 
 

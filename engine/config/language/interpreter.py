@@ -13,8 +13,8 @@ from engine.config.language.forbidden_syntax import (
     name_of,
     names_in_model,
 )
+from engine.config.language.import_paths import file_in, locate
 from engine.config.language.limits import ConfigValueError
-from engine.config.language.source_text import file_in, locate
 from engine.config.values import Origin, Symbol, TrackedDict
 
 

@@ -1,14 +1,12 @@
-"""Config files as text: reading, parsing, positions in messages, and finding imported files."""
+"""Config files as text: reading, parsing, and positions in messages."""
 
 import ast
 import json
-import os
 import re
-import sys
 import warnings
 from pathlib import Path
 
-from engine.config.language.limits import SOURCE_BYTES, ConfigValueError
+from engine.config.language.limits import SOURCE_BYTES
 from engine.config.values import COMMAND_LINE, Origin
 from engine.errors import ConfigError, Problem
 from engine.files import paths
@@ -17,16 +15,6 @@ from models.presets import presets_called
 # An absolute import of these is never a config file, even if a file in the config's folder has the
 # name: json.py does not hide the standard library, nor model.py the package that Colossal-AI's
 # examples import.
-EXTERNAL_PACKAGES = sys.stdlib_module_names | {
-    "apex",
-    "colossalai",
-    "deepspeed",
-    "model",
-    "model_zoo",
-    "titans",
-    "torch",
-    "transformers",
-}
 COUNTED_LINE = 1000  # characters; in longer lines columns count bytes, which is faster
 EXCERPT_LENGTH = 50
 # Configs of other programs; simple lines of YAML would parse as Python annotations.
@@ -38,7 +26,6 @@ OTHER_FORMATS = {
     ".yaml": "YAML",
     ".yml": "YAML",
 }
-ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
 
 
 class Source:
@@ -150,69 +137,3 @@ def _other_format(path: Path, text: str) -> str | None:
     except (ValueError, RecursionError):
         return None
     return "JSON"
-
-
-def locate(module: str, level: int, importer: Path) -> Path | None:
-    """Return the config file or folder that an import in ``importer`` means; None for an external
-    module.
-
-    ``level`` counts the dots of a relative import. An absolute one is searched for in the
-    importer's folder and in the folders above it, up to the root of its project.
-    Raises ConfigValueError if the import can only mean a config file and there is none.
-    """
-    parts = module.split(".") if module else []
-    if level:
-        folder = importer.parents[min(level, len(importer.parents)) - 1]
-        located = _file_or_folder(folder, parts)
-        if located is None:
-            raise ConfigValueError(
-                f"no config file {'/'.join(parts)}.py in {folder.name or folder}"
-            )
-        return located
-    if parts[0] in EXTERNAL_PACKAGES:
-        return None
-    folders = _search_folders(importer)
-    for folder in folders:
-        located = _file_or_folder(folder, parts)
-        if located is not None:
-            return located
-    for folder in folders:
-        if _holds_python(folder / parts[0]):
-            raise ConfigValueError(
-                f"no config file {'/'.join(parts)}.py in {folder.name or folder}"
-            )
-    return None
-
-
-def file_in(folder: Path, parts: list[str]) -> Path | None:
-    """Return the file ``a/b.py`` in ``folder`` for ``["a", "b"]``; None if there is none."""
-    path = folder.joinpath(*parts)
-    file = path.with_name(f"{path.name}.py")
-    try:
-        return file if file.is_file() else None
-    except OSError:  # a name that is too long, a folder without permission
-        return None
-
-
-def _file_or_folder(folder: Path, parts: list[str]) -> Path | None:
-    if not parts:
-        return folder
-    path = folder.joinpath(*parts)
-    return file_in(folder, parts) or (path if _holds_python(path) else None)
-
-
-def _holds_python(folder: Path) -> bool:
-    """Return whether an import can mean ``folder``; a folder without Python files is data."""
-    try:
-        return any(folder.glob("*.py"))
-    except OSError:
-        return False
-
-
-def _search_folders(importer: Path) -> list[Path]:
-    """List the folders from the importer's up to the root of its project."""
-    folders = list(importer.parents)
-    for count, folder in enumerate(folders, start=1):
-        if any(os.path.lexists(folder / mark) for mark in ROOT_MARKS):
-            return folders[:count]
-    return folders[:2]

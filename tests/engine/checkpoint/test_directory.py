@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.directory import CheckpointDirectory, best_step, checkpoints_to_delete
+from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import TRAINING
+from engine.checkpoint.retention import best_step, checkpoints_to_delete
 from tests.support.checkpoints import training_at
 
 

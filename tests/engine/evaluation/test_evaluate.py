@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from engine.data.tokenizers.char import Char
 from engine.data.tokenizers.gpt2 import GPT2
 from engine.evaluation.evaluate import evaluate, mask_all_but_last
-from engine.evaluation.request import Evaluation, EvaluationRequest
+from engine.evaluation.request import EvaluationRequest
+from engine.evaluation.result import Evaluation
 from engine.generation.text import load_model
 from engine.inout.open_model import open_saved_model
 from engine.runs.folder import RunFolder

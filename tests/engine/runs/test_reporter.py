@@ -18,7 +18,7 @@ from engine.estimate.flops import PEAK_FLOPS, flops_per_token
 from engine.formatting import format_duration
 from engine.layout import Layout
 from engine.plan import ConfigFile, Plan
-from engine.runs.advice import HOUR
+from engine.runs.expected_time import HOUR
 from engine.runs.folder import RunFolder, claim_folder
 from engine.runs.metrics import StepMetrics
 from engine.runs.reporter import Reporter, RunInfo, open_rank_0_reporter

@@ -10,7 +10,7 @@ import pytest
 from engine.config.schema import Settings
 from engine.config.sections.model import ModelSettings
 from engine.estimate.flops import flops_per_token
-from engine.runs.advice import GUESSED_RATE, HOUR, MINUTES, guessed_seconds, smaller_run
+from engine.runs.expected_time import GUESSED_RATE, HOUR, MINUTES, guessed_seconds, smaller_run
 
 
 def settings(**changes: Any) -> Settings:
