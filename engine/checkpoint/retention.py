@@ -27,7 +27,7 @@ def checkpoints_to_delete(
     is_intact: Callable[[int], bool] = _always,
 ) -> list[int]:
     """Return the steps of all checkpoints but the ``keep`` latest intact ones and, with ``best``,
-    the best intact one. ``is_intact`` is called only for the candidates."""
+    the best intact one. ``is_intact`` is called for no more steps than necessary."""
     retained: set[int | None] = {*islice(filter(is_intact, sorted(losses, reverse=True)), keep)}
     if best:
         retained.add(best_step(losses, is_intact))

@@ -99,7 +99,7 @@ class TrainerFormat:
         if heads < 1 or sizes.attention_width % heads:
             raise UserError(
                 f"--n-head={heads} does not divide the attention's width of "
-                f"{sizes.attention_width:,} in {path}"
+                f"{sizes.attention_width:,} in {path}; pass a divisor"
             )
         rates = {n: stored[n] for n in ("embd_pdrop", "resid_pdrop", "attn_pdrop") if n in stored}
         return {
@@ -127,7 +127,8 @@ def _tokenizer(options: ImportOptions, sizes: Sizes) -> dict[str, Any] | None:
         side = isqrt(pixels)
         if side * side != pixels:
             raise UserError(
-                f"--codebook: {pixels:,} pixels, the model's positions and one more, are no square"
+                f"--codebook: {pixels:,} pixels, the model's positions and one more, are no square; "
+                "leave it out"
             )
         name = f"--codebook={options.codebook}"
         tokenizer: Codebook | Tokenizer = Codebook(colours=colours, height=side, width=side)
@@ -137,5 +138,8 @@ def _tokenizer(options: ImportOptions, sizes: Sizes) -> dict[str, Any] | None:
     else:
         return None
     if tokenizer.size != sizes.vocab_size:
-        raise UserError(f"{name} has {tokenizer.size:,} ids, and the model {sizes.vocab_size:,}")
+        raise UserError(
+            f"{name} has {tokenizer.size:,} ids, and the model {sizes.vocab_size:,}; name the one "
+            "that the model was trained with"
+        )
     return dump(tokenizer)

@@ -46,8 +46,8 @@ def resolve_checkpoint(folder: RunFolder, which: str) -> Path:
         return checkpoints.folder(step)
     if which.isdecimal() and int(which) in steps:
         return checkpoints.folder(int(which))
-    existing = ", ".join(map(str, steps)) or "none"
-    raise UserError(f"{folder.path}: no checkpoint {which}; use one of: {existing}")
+    remedy = f"use one of: {', '.join(map(str, steps))}" if steps else "the run has none at all"
+    raise UserError(f"{folder.path}: no checkpoint {which}; {remedy}")
 
 
 def resolve_weights(folder: RunFolder, which: str) -> Path:

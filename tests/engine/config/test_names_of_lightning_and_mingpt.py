@@ -44,7 +44,7 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_has_its_meaning(tmp_path: Path, name: str) -> None:
+def test_strategies_of_lightning_set_zero_and_offloading(tmp_path: Path, name: str) -> None:
     found = plan(tmp_path, f"strategy = {name!r}\nprecision = 16\n")
     settings = found.settings
     zero = settings.zero

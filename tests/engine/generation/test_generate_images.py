@@ -37,7 +37,9 @@ def test_each_image_continues_as_it_would_alone(given: int) -> None:
         assert image == start + list(alone)
 
 
-def test_images_beyond_one_batch_are_numbered_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_after_a_full_batch_draw_from_generators_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ids = np.random.default_rng(0).integers(0, 29, (5, 2))
     (whole,) = complete(small_gpt(), BOOK, ids, SamplingOptions())
     monkeypatch.setattr("engine.generation.images.AT_ONCE", 2)
@@ -53,13 +55,13 @@ def test_codes_that_the_codebook_lacks_are_not_drawn() -> None:
     assert found.max() < 4
 
 
-def test_an_image_needs_its_positions() -> None:
+def test_a_model_with_fewer_positions_than_an_image_is_rejected() -> None:
     large = Codebook(colours=grey_levels(29), height=5, width=4)
     with pytest.raises(UserError, match=f"has {SIZES.block_size} positions, and an image has 20"):
         list(complete(small_gpt(), large, np.zeros((1, 1), np.int64), SamplingOptions()))
 
 
-def test_starts_follow_the_counts_plus_one() -> None:
+def test_first_ids_are_drawn_in_proportion_to_their_counts_plus_one() -> None:
     counts = np.array([0, 9, 89, 0])
     book = Codebook(colours=grey_levels(4), height=4, width=4, first=counts)
     found = np.bincount(draw_starts(book, 20_000, 3)[:, 0], minlength=4) / 20_000

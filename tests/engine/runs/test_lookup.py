@@ -48,7 +48,7 @@ def test_a_checkpoint_is_resolved_by_latest_best_or_step(tmp_path):
         ({1: None}, "best", "no checkpoint was saved right after a validation"),
         ({1: None, 5: None}, "2", "no checkpoint 2; use one of: 1, 5"),
         ({1: None}, "newest", "no checkpoint newest; use one of: 1"),
-        ({}, "latest", "no checkpoint latest; use one of: none"),
+        ({}, "latest", "no checkpoint latest; the run has none at all"),
     ],
 )
 def test_a_missing_checkpoint_is_rejected(tmp_path, losses, which, message):
@@ -87,7 +87,7 @@ def test_weights_are_those_of_a_checkpoint_or_the_final_ones(tmp_path):
     newest = run_with_weights(None, tmp_path)
     assert newest.path.name == "file-20260201-000000"
     assert resolve_weights(newest, "latest") == newest.weights
-    with pytest.raises(UserError, match="no checkpoint 2; use one of: none"):
+    with pytest.raises(UserError, match="no checkpoint 2; the run has none at all"):
         resolve_weights(newest, "2")
     both = RunFolder(tmp_path / "both-20260101-000000")
     found = [resolve_weights(both, which).name for which in ("latest", "best", "1")]

@@ -104,7 +104,7 @@ def test_options_are_passed_to_the_ranks(started):
     [
         (["nowhere"], "nowhere does not exist"),
         ([RUN, "elsewhere"], f"expected one run, got 2: {RUN} elsewhere"),
-        (["--step", "7"], f"{RUN}: no checkpoint 7; use one of: none"),
+        (["--step", "7"], f"{RUN}: no checkpoint 7; the run has none at all"),
         (["--last-n", "33"], "--last-n 33 is more than gpt.py:3: SEQ_LEN=32"),
         (["SEQ_LEN=16", "--last-n", "17"], "--last-n 17 is more than command line: SEQ_LEN=16"),
         (["--split", "train"], "gpt.py:8: data.type='synthetic' is endless; pass --samples N"),

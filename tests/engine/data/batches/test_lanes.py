@@ -235,7 +235,7 @@ def test_vocabulary_size_is_that_of_the_tokenizer_beside_the_shards(tmp_path: Pa
     assert vocabulary_size(plan.settings, tmp_path) == 3
 
 
-def test_mistakes_have_a_clear_error(tmp_path: Path, ask: Ask) -> None:
+def test_unusable_folders_of_books_are_rejected_with_the_reason(tmp_path: Path, ask: Ask) -> None:
     folder = write_books(tmp_path, {"train": fixture_books()})
 
     def message(path: Path = folder, **changes: Any) -> str:
