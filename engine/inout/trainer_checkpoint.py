@@ -127,8 +127,8 @@ def _tokenizer(options: ImportOptions, sizes: Sizes) -> dict[str, Any] | None:
         side = isqrt(pixels)
         if side * side != pixels:
             raise UserError(
-                f"--codebook: {pixels:,} pixels, the model's positions and one more, are no square; "
-                "leave it out"
+                f"--codebook: {pixels:,} pixels, the model's positions and one more, are no "
+                "square; leave it out"
             )
         name = f"--codebook={options.codebook}"
         tokenizer: Codebook | Tokenizer = Codebook(colours=colours, height=side, width=side)

@@ -20,9 +20,9 @@ from engine.files.full_disk import name_file_in_errors
 if TYPE_CHECKING:
     from engine.data.text_loss.bits_per_byte import TextLoss
     from engine.runs.epochs import EpochSummary
-    from engine.training.moments import Statistics
     from engine.training.step import StepResult
     from engine.training.step_times import StepTimes
+    from engine.training.tensor_statistics import Statistics
     from engine.training.trainer import Trainer
 
 

@@ -26,10 +26,10 @@ from engine.step_message import (
 from engine.training.gradients import GradientReducer, local_grad_norm_squared, unscale_and_clip
 from engine.training.loss_scale import LossScale
 from engine.training.loss_spikes import LossSpikes
-from engine.training.moments import Statistics
 from engine.training.pipeline import Pipeline
-from engine.training.statistics import StepStatistics
+from engine.training.step_statistics import StepStatistics
 from engine.training.step_times import FORWARD_BACKWARD, OPTIMIZER
+from engine.training.tensor_statistics import Statistics
 from models.chunks import ModelChunks
 from models.parallel.collectives import Axis
 from models.parallel.context import derive_seed

@@ -15,7 +15,7 @@ from engine.runs import sink
 from engine.runs.folder import RunFolder
 from engine.runs.metrics import curves
 from engine.runs.sink import OpenSinks, SinkRun, enabled_sinks, missing_packages
-from engine.training.moments import Statistics
+from engine.training.tensor_statistics import Statistics
 from tests.support.jobs import TINY
 from tests.support.metrics import row
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import engine.training.step
-from engine.training import activations, statistics
+from engine.training import activations, step_statistics
 from engine.training.activations import _Observer
-from engine.training.moments import Statistics, moments
-from engine.training.statistics import StepStatistics
+from engine.training.step_statistics import StepStatistics
+from engine.training.tensor_statistics import Statistics, moments
 from models.chunks import ModelChunks
 from models.gpt import GPT, Block
 from tests.support.training import (
@@ -174,7 +174,7 @@ def test_nothing_is_observed_in_steps_without_statistics():
     model = build(case, parallel)
     stepper = replace(make_stepper(case, model, parallel.axes["world"]), statistics_every=2)
     ids, targets = samples(case, 1)
-    with patch.object(statistics, "moments", side_effect=AssertionError):
+    with patch.object(step_statistics, "moments", side_effect=AssertionError):
         result = stepper.run(1, [(ids, targets)], targets=83, lr=case.lr)
     assert result.statistics is None
     assert stepper.run(2, [(ids, targets)], targets=83, lr=case.lr).statistics is not None
@@ -190,7 +190,7 @@ def test_a_loss_scale_that_is_not_removed_is_detected():
 
 FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "a shard is counted twice": lambda: patch.object(
-        statistics, "counted_parameters", ModelChunks.named_parameters
+        step_statistics, "counted_parameters", ModelChunks.named_parameters
     ),
     "padding of parameters is counted": lambda: patch.object(
         StepStatistics, "_valid", lambda self, name, tensor: tensor
@@ -207,7 +207,9 @@ FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "add",
         lambda self, name, x: self._moments.update({name: moments(x)}),
     ),
-    "shards are not merged": lambda: patch.object(statistics, "merge", lambda pieces: pieces[0]),
+    "shards are not merged": lambda: patch.object(
+        step_statistics, "merge", lambda pieces: pieces[0]
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.training.activations import activation_names, observed
 from engine.training.gradients import counted_parameters
-from engine.training.moments import Statistics, merge, moments, no_moments
+from engine.training.tensor_statistics import Statistics, merge, moments, no_moments
 from models.chunks import ModelChunks
 from models.gpt import GPT
 from models.parallel.collectives import Axis
