@@ -160,9 +160,14 @@ class GroupAttentionMemory:
         holder = MemoryKind.ACTIVATIONS if shapes.settings.keep_gathers else buffers
         held = shapes.settings.keep_gathers and not shapes.settings.model.checkpoint
         ledger.free(holder, 0 if held else self.gathered)
-        sizes = [size for _, size in reversed(list(self.pieces()))]
-        ledger.chain(buffers, self.gathered if self._is_reordered else 0, *sizes)
-        own = sizes[-1] if sizes else self.gathered if self._is_reordered else 0
-        ledger.free(buffers, own + self.gathered + dy)
+        last = self.gathered if self._is_reordered else 0
+        ledger.allocate(buffers, last)
+        for axis, size in reversed(list(self.pieces())):
+            # gloo's pairs buffer all ranks' terms
+            with ledger.temporarily(buffers, axis.size * size * shapes.uses_gloo_pairs):
+                ledger.allocate(buffers, size)
+            ledger.free(buffers, last)
+            last = size
+        ledger.free(buffers, last + self.gathered + dy)
         ledger.free(MemoryKind.ACTIVATIONS, self.saved)
         ledger.free(holder, self.gathered if held else 0)

@@ -34,7 +34,10 @@ CASES = {
     ],
     4: [
         ["TENSOR_PARALLEL=4", "MODE=2d"],
-        ["TENSOR_PARALLEL=4", "MODE=sequence", "BATCH_SIZE=1", "zero.stage=2", "zero.depth=True"],
+        [
+            *("TENSOR_PARALLEL=4", "MODE=sequence", "zero.stage=2", "zero.depth=True"),
+            *("BATCH_SIZE=1", "SEQ_LEN=1024", "model.head_dim=64", "model.n_inner=16"),
+        ],
         ["TENSOR_PARALLEL=2", "MODE=1d", "zero.stage=2", "precision=bf16"],
         ["TENSOR_PARALLEL=2", "MODE=1d", "PIPELINE=2", "NUM_MICRO_BATCHES=2"],
     ],
