@@ -60,8 +60,7 @@ def stepper(case: Workload, parallel: ParallelContext, *, compiled: bool) -> Ste
     else:
         model.initialise(1)
     if compiled:
-        for block in model[0].h.values():
-            block.compile()
+        model[0].compile_blocks(deferred=False)
     return Stepper(
         model=model,
         pipeline=Pipeline(model, parallel.axes["pipeline"], "1f1b"),

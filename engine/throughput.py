@@ -15,6 +15,7 @@ from engine.errors import RunError
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
 from engine.training.build import choose_run_matmul
+from engine.training.compile_ahead import compile_ahead
 from engine.training.memory import peak_bytes
 from engine.training.trainer import Trainer
 from engine.world.processor import this_processor
@@ -83,6 +84,8 @@ def _measure(world: World, cache: Path, warmup: int, steps: int) -> Measurement:
             offload=offload,
         )
         built, seconds = peak_bytes(device), list[float]()
+        if plan.settings.compile:
+            compile_ahead(trainer)
         for step in range(1, warmup + steps + 1):
             world.begin_step(step)
             started = time.perf_counter()

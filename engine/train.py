@@ -11,6 +11,7 @@ from engine.checkpoint.saver import Saver
 from engine.data.batches.loader import TrainBatches
 from engine.end_of_run import print_end_of_run
 from engine.errors import UserError
+from engine.formatting import format_duration
 from engine.inout.save_weights import save_weights
 from engine.nvme.offload import open_offload
 from engine.open_data import open_data
@@ -21,6 +22,7 @@ from engine.runs.start_candidates import StartOptions
 from engine.runs.time_table import mean_over_ranks, time_table
 from engine.start import find_start
 from engine.training.build import choose_run_matmul
+from engine.training.compile_ahead import compile_ahead, compiled_code_folder
 from engine.training.step import DivergedError, unchanged_loss
 from engine.training.trainer import Trainer
 
@@ -110,6 +112,9 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver) -> int:
     """Train the steps after those done, up to the last one or until a stop is requested. Return
     the number of the last step done."""
     step, first = trainer.done, trainer.done + 1
+    if trainer.plan.settings.compile:
+        report.print_line(f"compiling the model; torch keeps the code in {compiled_code_folder()}")
+        report.print_line(f"compiled in {format_duration(compile_ahead(trainer))}")
     trainer.world.barrier()  # rank 0 has opened the logs; others would count that as communication
     trainer.clock.restart()
     while step < trainer.steps:

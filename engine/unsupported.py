@@ -9,10 +9,6 @@ from engine.errors import UserError
 from engine.plan import Plan
 
 UNSUPPORTED: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
-    "compile": (
-        lambda s: s.compile and (s.mode != "serial" or s.zero.stage > 0),
-        "compile=False, or MODE=None with zero.stage=0",
-    ),
     "log.statistics": (
         lambda s: s.log.statistics is not None and s.zero.offload_params == "nvme",
         "log.statistics=None, or zero.offload_params='cpu': statistics of an update need a copy of "

@@ -22,10 +22,12 @@ from models.config import GPTConfig
 from models.kv_cache import KVCache, LayerKVCache
 from models.parallel.activation_checkpointing import recompute
 from models.parallel.attention import AttentionDropout, GroupAttention, SampleGroup
+from models.parallel.compilation import untraced
 from models.parallel.context import ParallelContext, derive_seed
 from models.parallel.dropout import Dropout
 from models.parallel.layers import Linear, PositionEmbedding, TokenEmbedding, initialise
 from models.parallel.loss import Head, HeadLoss, loss_and_top_k
+from models.parallel.micro_batch import MicroBatch
 from models.parallel.norm import LayerNorm
 from models.parallel.targets import IGNORED
 
@@ -45,28 +47,35 @@ class Attention(nn.Module):
         self.c_proj = Linear(parallel, down, width, config.n_embd, std=std)
         self.dropout_site = derive_seed("attention", layer)
 
-    def forward(
-        self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, batch: MicroBatch, past: LayerKVCache | None = None) -> Tensor:
         qkv: Tensor = self.c_attn(x)
-        shards = self.parallel.num_shards(self.parallel.mode.inner.tokens)
-        order = self.parallel.row_order(shards * len(qkv), length)
-        dropout = self.dropout_by_token(seed)
-        if order.is_whole and (dropout is None or qkv.is_cuda):
-            parts = rearrange(qkv, "(b s) (h n d) -> n b h s d", s=length, n=3, d=self.head_dim)
-            q, k, v = parts.unbind(0)
+        if not batch.shared and (qkv.is_cuda or not self.drops):
+            s, d = batch.length, self.head_dim
+            q, k, v = rearrange(qkv, "(b s) (h n d) -> n b h s d", s=s, n=3, d=d).unbind(0)
             if past is not None:
                 k, v = past.extend(k, v)
-            y = rearrange(self.attend(q, k, v, seed=seed), "b h s d -> (b s) (h d)")
+            y = rearrange(self.attend(q, k, v, batch), "b h s d -> (b s) (h d)")
         else:
-            group = SampleGroup(order, self.parallel)
-            y = GroupAttention.apply(qkv, self.head_dim, group, dropout)
+            y = self.attend_in_group(qkv, batch)
         out: Tensor = self.c_proj(y)
         return out
 
+    @untraced
+    def attend_in_group(self, qkv: Tensor, batch: MicroBatch) -> Tensor:
+        """Return the attention of rows of samples that several ranks may share."""
+        assert batch.group is not None
+        dropout = self.dropout_by_token(batch.seed)
+        y: Tensor = GroupAttention.apply(qkv, self.head_dim, batch.group, dropout)
+        return y
+
+    @property
+    def drops(self) -> bool:
+        """Return whether probabilities are dropped."""
+        return self.training and self.dropout > 0.0
+
     def dropout_by_token(self, seed: int) -> AttentionDropout | None:
         """Return the dropout of a micro-batch; None if there is none."""
-        if not self.training or self.dropout == 0.0:
+        if not self.drops:
             return None
         parallel = self.parallel
         (first_head,) = parallel.shard((self.n_head,), (parallel.mode.inner.hidden,)).offset
@@ -74,21 +83,27 @@ class Attention(nn.Module):
             p=self.dropout, seed=seed, site=self.dropout_site, first_head=first_head
         )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch) -> Tensor:
         """Return softmax(q k^T / sqrt(d)) v with a causal mask. q, k, v [B, heads, S, d]. If q has
         one position, k and v may include the positions before it.
 
         With dropout, which only a GPU has a fused kernel for, the kernel draws the mask: a function
         of the seed and of the shard.
         """
-        causal = q.shape[2] > 1
-        if not self.training or self.dropout == 0.0:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        if not self.drops:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        return self.attend_with_dropout(q, k, v, batch)
+
+    @untraced
+    def attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch) -> Tensor:
+        """Compute ``attend`` with a dropout mask that is a function of the seed."""
         # SDPA draws its mask from the global generator: seed it for the call, then restore it.
         key = self.parallel.activation_key(self.parallel.mode.inner)
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
-            torch.manual_seed(derive_seed(seed, self.dropout_site, *key))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=self.dropout)
+            torch.manual_seed(derive_seed(batch.seed, self.dropout_site, *key))
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=q.shape[2] > 1, dropout_p=self.dropout
+            )
 
 
 class MLP(nn.Module):
@@ -121,11 +136,9 @@ class Block(nn.Module):
         self.drop_1 = Dropout(parallel, config.resid_pdrop, outer, "residual", layer, 1)
         self.drop_2 = Dropout(parallel, config.resid_pdrop, outer, "residual", layer, 2)
 
-    def forward(
-        self, x: Tensor, length: int, seed: int, past: LayerKVCache | None = None
-    ) -> Tensor:
-        x = x + self.drop_1(self.attn(self.ln_1(x), length, seed, past), length, seed)
-        y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), length, seed)
+    def forward(self, x: Tensor, batch: MicroBatch, past: LayerKVCache | None = None) -> Tensor:
+        x = x + self.drop_1(self.attn(self.ln_1(x), batch, past), batch)
+        y: Tensor = x + self.drop_2(self.mlp(self.ln_2(x)), batch)
         return y
 
 
@@ -149,7 +162,6 @@ class GPT(nn.Module):
         layers = range(config.n_layer) if layers is None else layers
         self.first, self.last = layers.start == 0, layers.stop == config.n_layer
         self.config, self.parallel = config, parallel
-        self.drops = config.resid_pdrop > 0 or config.attn_pdrop > 0
         if self.first or (self.last and config.tie_embeddings):
             self.wte = TokenEmbedding(
                 parallel, config.vocab_size, config.n_embd, std=config.init_std
@@ -183,7 +195,7 @@ class GPT(nn.Module):
         tokens = self.wte(rows)
         scale = self.config.n_embd**0.5 if self.config.scale_embedding else 1
         x = torch.add(self.wpe(*ids.shape, start), tokens, alpha=scale)
-        x = self.drop(x, ids.shape[1], seed)
+        x = self.drop(x, MicroBatch(length=ids.shape[1], seed=seed))
         assert isinstance(x, Tensor)
         return x
 
@@ -192,14 +204,29 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Apply this range's blocks to x [T_local, C_local]. Samples have ``length`` tokens and
         continue the tokens in the ``cache``."""
-        if not self.drops:  # torch.compile would recompile a block for every seed
-            seed = 0
+        parallel = self.parallel
+        order = parallel.row_order(parallel.num_shards(parallel.mode.outer.tokens) * len(x), length)
+        batch = MicroBatch(
+            length=length,
+            seed=seed,
+            shared=not order.is_whole,
+            group=SampleGroup(order, parallel),
+        )
         for name, block in self.h.items():
             if self.config.checkpoint and torch.is_grad_enabled():
-                x = recompute(block, x, length, seed, keep=self.config.checkpoint == "selective")
+                x = recompute(block, x, batch, keep=self.config.checkpoint == "selective")
             else:
-                x = block(x, length, seed, cache and cache[name])
+                x = block(x, batch, cache and cache[name])
         return self.ln_f(x) if self.last else x
+
+    def compile_blocks(self, *, deferred: bool, backend: str = "inductor") -> None:
+        """Compile the blocks when they are first called, all blocks of the rank to the same code.
+        ``deferred``: whether weight gradients are deferred."""
+        for block in self.h.values():
+            for module in block.modules():
+                if isinstance(module, Linear) and (deferred or not module.is_local):
+                    module.exclude_from_tracing()
+            block.compile(backend=backend, dynamic=False)
 
     def loss(self, x: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Return this rank's share of ``scale`` x the summed cross-entropy of targets [B, S].

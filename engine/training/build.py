@@ -80,9 +80,9 @@ def build_model(settings: Settings, parallel: ParallelContext) -> ModelChunks:
     )
     model.initialise(settings.seed)
     if settings.compile:
+        deferred = settings.schedule == "zero_bubble" and pipeline.size > 1
         for chunk in model:
-            for block in chunk.h.values():
-                block.compile()
+            chunk.compile_blocks(deferred=deferred)
     return model
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
+from models.parallel import compilation
 from models.parallel.clock import PartClock
 from models.parallel.tuning import SMALL_BYTES
 
@@ -90,6 +91,8 @@ class Axis:
         """Gather x [...] of each rank into [size, ...], by index. Sends (size - 1) x bytes of x."""
         if self.group is None:
             return x.unsqueeze(0)
+        if torch.compiler.is_compiling():
+            return compilation.all_gather(x, self.name, self.size)
         x = x.contiguous()
         self.traffic.count(self.name, "all_gather", (self.size - 1) * x.nbytes)
         out = x.new_empty((self.size, *x.shape))
@@ -119,6 +122,8 @@ class Axis:
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum x over the ranks, in place, and return it. Sends 2 (size - 1) / size x bytes of x (a
         small x up to size - 1)."""
+        if self.group is not None and torch.compiler.is_compiling():
+            return x.copy_(compilation.all_reduce(x, self.name))
         self.start_all_reduce(x).wait()
         return x
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.parallel.compilation import untraced
 from models.parallel.context import ParallelContext, derive_seed
+from models.parallel.micro_batch import MicroBatch
 from models.parallel.mode import ActivationSharding
 
 GOLDEN = -7046029254386353131
@@ -31,13 +33,16 @@ class Dropout(nn.Module):
         self.parallel, self.p, self.activation = parallel, p, activation
         self.site = derive_seed(*site)
 
-    def forward(self, x: Tensor, length: int, seed: int) -> Tensor:
-        """Drop entries of x, in samples of ``length`` tokens. ``seed``: of the micro-batch."""
-        if not self.training or self.p == 0.0:
-            return x
-        parallel, hidden = self.parallel, self.activation.hidden
+    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """Drop entries of x."""
+        return self.drop(x, batch) if self.training and self.p > 0.0 else x
+
+    @untraced
+    def drop(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """Drop entries of x and scale the others."""
+        parallel, hidden, length = self.parallel, self.activation.hidden, batch.length
         token = parallel.tokens_of_rows(len(x), length, self.activation.tokens)
-        states = mix(seed, self.site, token // length, token % length)
+        states = mix(batch.seed, self.site, token // length, token % length)
         features = x.shape[1] * parallel.num_shards(hidden)
         first = parallel.shard((features,), (hidden,)).offset[0]
         mask = dropped(self.p, states, [range(first, first + x.shape[1])])

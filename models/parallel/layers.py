@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parallel.collectives import Axis, gather, scatter
+from models.parallel.compilation import untraced
 from models.parallel.context import ParallelContext
 from models.parallel.initialise import init_normal_
 from models.parallel.matmul import ShardedMatmul
@@ -132,6 +133,17 @@ class Linear(ShardedModule):
             x, self.weight, self.bias, self.sharding, self.weight_sharding, self.parallel
         )
         return y
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the layer needs no other rank, and its weight is where it is used."""
+        x, y = self.sharding.gather_x, self.sharding.scatter_y
+        local = self.weight_sharding.is_local(self.weight, self.parallel)
+        return local and not any(self.parallel.axis(a) for a in (x and x.axis, y))
+
+    def exclude_from_tracing(self) -> None:
+        """Make torch.compile call the layer as it is written."""
+        self.forward = untraced(self.forward)  # type: ignore[method-assign]
 
 
 class TokenEmbedding(ShardedModule):

@@ -1,0 +1,25 @@
+"""The facts about a micro-batch that its layers need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.parallel.attention import SampleGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """A micro-batch of samples of equal length on one rank.
+
+    Compiled code takes it as it is: the code is compiled again for another ``length``, and not for
+    another ``seed``, which only untraced functions read.
+    """
+
+    length: int
+    """Tokens of a sample."""
+    seed: int = 0
+    """Of the dropout masks."""
+    shared: bool = False
+    """Several ranks share a sample."""
+    group: SampleGroup | None = None
+    """The ranks that share samples; None if it is not known."""
