@@ -63,9 +63,10 @@ class Attention(nn.Module):
     @untraced
     def attend_in_group(self, qkv: Tensor, batch: MicroBatch) -> Tensor:
         """Return the attention of rows of samples that several ranks may share."""
-        assert batch.group is not None
+        assert batch.order is not None
+        group = SampleGroup(batch.order, self.parallel)
         dropout = self.dropout_by_token(batch.seed)
-        y: Tensor = GroupAttention.apply(qkv, self.head_dim, batch.group, dropout)
+        y: Tensor = GroupAttention.apply(qkv, self.head_dim, group, dropout)
         return y
 
     @property
@@ -206,12 +207,7 @@ class GPT(nn.Module):
         continue the tokens in the ``cache``."""
         parallel = self.parallel
         order = parallel.row_order(parallel.num_shards(parallel.mode.outer.tokens) * len(x), length)
-        batch = MicroBatch(
-            length=length,
-            seed=seed,
-            shared=not order.is_whole,
-            group=SampleGroup(order, parallel),
-        )
+        batch = MicroBatch(length=length, seed=seed, order=order, shared=not order.is_whole)
         for name, block in self.h.items():
             if self.config.checkpoint and torch.is_grad_enabled():
                 x = recompute(block, x, batch, keep=self.config.checkpoint == "selective")

@@ -10,6 +10,7 @@ from engine.errors import UserError
 from engine.plan import Plan
 from engine.world.coordination.launch_environment import LaunchInfo
 from launch.rank import REPORT_SECONDS
+from tests.support.offloading import STATISTICS_ON_DISK
 from train_gpt import main, parse, plan
 
 CONFIG = """
@@ -44,7 +45,7 @@ def test_config_and_overrides_parse_between_options(config: str) -> None:
     [
         ([], "no config file given; pass --config FILE, or --resume RUN"),
         (["--config", "CONFIG", "--gpus", "4"], "--gpus 4, but 2 ranks were started"),
-        (["--config", "CONFIG", "TENSOR_PARALLEL=2", "MODE=1d", "compile=True"], "compile"),
+        (["--config", "CONFIG", *STATISTICS_ON_DISK], "log.statistics=2 passes"),
     ],
 )
 def test_invalid_plan_is_rejected(config: str, words: list[str], complaint: str) -> None:

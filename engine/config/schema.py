@@ -109,7 +109,7 @@ class Settings(Section):
     matmul: Literal["torch", "onednn"] | None = setting(
         "library for float32 matmuls on a CPU; None: chosen by processor and shapes", None
     )
-    compile: bool = setting("torch.compile the model", False)
+    compile: bool = setting("torch.compile the blocks before the first step", False)
     keep_gathers: bool = setting(
         "save gathered tensors for the backward pass instead of gathering them again", False
     )

@@ -30,7 +30,7 @@ from engine.world.signals import StopSignal, catch_stop_signals, stop_with_paren
 from engine.world.world import World, raise_if_any
 from models.parallel.clock import clock_of
 from models.parallel.collectives import Axis, Traffic
-from models.parallel.compilation import open_axes
+from models.parallel.compilation import axes_of_compiled_code
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -93,7 +93,7 @@ def open_world(
                 lambda: _check_before_connecting(plan, problem, launch_info)
             )
             world = _open(plan, ranks, colossal, stop, backend)
-            with open_axes(world.axes):
+            with axes_of_compiled_code(world.axes):
                 yield world
             world.barrier()  # closing a connection may break an operation of another rank
             failed = False

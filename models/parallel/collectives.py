@@ -92,7 +92,8 @@ class Axis:
         if self.group is None:
             return x.unsqueeze(0)
         if torch.compiler.is_compiling():
-            return compilation.all_gather(x, self.name, self.size)
+            blocks: Tensor = compilation.all_gather(x, self.name, self.size)
+            return blocks
         x = x.contiguous()
         self.traffic.count(self.name, "all_gather", (self.size - 1) * x.nbytes)
         out = x.new_empty((self.size, *x.shape))

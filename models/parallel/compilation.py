@@ -1,12 +1,13 @@
-"""What torch.compile traces, and what it calls as it is written.
+"""The border between code that torch.compile traces and code that it calls as it is written.
 
-A linear layer that communicates, and attention of shared samples, are called as they are written:
-their collectives keep their order, their number and their bytes, and ZeRO, offloading and deferred
-gradients keep their state. The code between them is traced. A collective in it, such as that of a
-sharded norm, is an operator of which the compiler knows the shape of the result and nothing more.
+A linear layer that communicates, and attention to samples that ranks share, are called as they are
+written: their collectives keep their order, number and bytes, and the state of ZeRO, offloading and
+deferred gradients stays in Python. The code between them is traced. A collective in it, such as the
+one of a sharded norm, is an operator of which the compiler knows the shape of the result and
+nothing more.
 
-Such an operator takes tensors, numbers and strings only, so it names its axis; ``open_axes`` states
-which axes the names refer to.
+Such an operator takes tensors, numbers and strings only, so it names its axis;
+``axes_of_compiled_code`` defines the axes that the names refer to.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _open: dict[str, Collectives] = {}
 
 
 @contextmanager
-def open_axes(axes: Mapping[str, Collectives]) -> Iterator[None]:
+def axes_of_compiled_code(axes: Mapping[str, Collectives]) -> Iterator[None]:
     """Let compiled code communicate along ``axes``, by their names, inside the block."""
     before = dict(_open)
     _open.update(axes)

@@ -137,9 +137,10 @@ class Linear(ShardedModule):
     @property
     def is_local(self) -> bool:
         """Return whether the layer needs no other rank, and its weight is where it is used."""
-        x, y = self.sharding.gather_x, self.sharding.scatter_y
-        local = self.weight_sharding.is_local(self.weight, self.parallel)
-        return local and not any(self.parallel.axis(a) for a in (x and x.axis, y))
+        gathered, parallel = self.sharding.gather_x, self.parallel
+        axes = gathered.axis if gathered else None, self.sharding.scatter_y
+        local = self.weight_sharding.is_local(self.weight, parallel)
+        return local and not any(parallel.axis(axis) for axis in axes)
 
     def exclude_from_tracing(self) -> None:
         """Make torch.compile call the layer as it is written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.parallel.attention import SampleGroup
+from models.parallel.rows import RowOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class MicroBatch:
     """Tokens of a sample."""
     seed: int = 0
     """Of the dropout masks."""
+    order: RowOrder | None = None
+    """The order of the rows; None if no layer needs it."""
     shared: bool = False
     """Several ranks share a sample."""
-    group: SampleGroup | None = None
-    """The ranks that share samples; None if it is not known."""

@@ -18,6 +18,7 @@ from engine.training.trainer import Trainer
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.context import ParallelContext
 from models.parallel.dropout import Dropout
+from models.parallel.micro_batch import MicroBatch
 from models.parallel.mode import ActivationSharding
 from tests.support.runs import StandInWorld, run_of
 from tests.support.worlds import run_world
@@ -142,10 +143,10 @@ def test_a_dropout_mask_depends_on_its_key_alone(device: str) -> None:
     )
     dropout = Dropout(part, 0.5, ActivationSharding(tokens=(), hidden=()), "here")
     x = torch.ones(64, 64, device=device)
-    first = dropout(x, 16, 1)
+    first = dropout(x, MicroBatch(length=16, seed=1))
     torch.rand(7, device=device)
-    assert torch.equal(dropout(x, 16, 1), first)
-    assert not torch.equal(dropout(x, 16, 2), first)
+    assert torch.equal(dropout(x, MicroBatch(length=16, seed=1)), first)
+    assert not torch.equal(dropout(x, MicroBatch(length=16, seed=2)), first)
     assert 0.4 < float((first == 0).float().mean()) < 0.6
 
 

@@ -11,6 +11,7 @@ from engine.plan import Plan, make_plan
 from engine.unsupported import unsupported_settings
 from models.parameters import parameter_count
 from models.presets import PRESETS
+from tests.support.offloading import STATISTICS_ON_DISK
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "gpt_configs").glob("*.py"))
@@ -96,24 +97,17 @@ def test_override_takes_precedence_over_an_alias_in_the_config(name: str, precis
 
 
 @pytest.mark.parametrize(
-    "override", ["PIPELINE=2", "zero.stage=1", "precision=fp16", "checkpoint.every=100"]
+    "override",
+    ["PIPELINE=2", "zero.stage=1", "precision=fp16", "checkpoint.every=100", "compile=True"],
 )
 def test_formerly_unsupported_settings_are_supported(tmp_path: Path, override: str) -> None:
     assert unsupported_settings(plan(tmp_path, "", override, "NUM_MICRO_BATCHES=8")) == []
 
 
-def test_compile_is_supported_only_without_sharding(tmp_path: Path) -> None:
-    assert unsupported_settings(plan(tmp_path, "", "compile=True")) == []
-    (found,) = unsupported_settings(
-        plan(tmp_path, "", "compile=True", "MODE=1d", "TENSOR_PARALLEL=2")
-    )
-    assert found.startswith("command line: compile=True passes `cuboid validate`, but cannot be ")
-
-
 def test_statistics_are_rejected_only_with_weights_on_a_disk(tmp_path: Path) -> None:
-    disk = ("log.statistics=2", "zero.stage=3", "zero.offload=nvme", f"zero.nvme_path={tmp_path}")
-    assert unsupported_settings(plan(tmp_path, "", *disk)) == []
-    (found,) = unsupported_settings(plan(tmp_path, "", *disk, "zero.offload_params=nvme"))
+    *states, weights = STATISTICS_ON_DISK
+    assert unsupported_settings(plan(tmp_path, "", *states)) == []
+    (found,) = unsupported_settings(plan(tmp_path, "", *states, weights))
     assert found.startswith("command line: log.statistics=2 passes `cuboid validate`, but cannot ")
 
 

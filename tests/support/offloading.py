@@ -15,6 +15,15 @@ from engine.nvme.offloaded_weights import WeightsOnDisk
 from engine.nvme.slot_file import SlotFile, open_slot_file
 from engine.nvme.streamed_optimizer import StreamedOptimizer
 
+STATISTICS_ON_DISK = [
+    "log.statistics=2",
+    "zero.stage=3",
+    "zero.offload=nvme",
+    "zero.nvme_path=.",
+    "zero.offload_params=nvme",
+]
+"""Overrides of a valid plan that training does not support."""
+
 MEMORY = 2**19
 """Of this the models of the tests need several groups, and parts of a parameter."""
 

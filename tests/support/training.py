@@ -26,6 +26,7 @@ from models.chunks import ModelChunks
 from models.config import GPTConfig
 from models.gpt import GPT
 from models.parallel.collectives import Axis, Traffic
+from models.parallel.compilation import axes_of_compiled_code
 from models.parallel.context import ParallelContext
 from models.parallel.kernels import DeviceKernels
 from models.parallel.registry import modes
@@ -53,6 +54,7 @@ class TrainingCase:
         scale: initial loss scale of fp16.
         disk: state that is offloaded to a disk; "weights" includes the optimizer states.
         gpu_head: compute the head as on a GPU, with its padding and its order of operations.
+        compiled: backend of torch.compile.
     """
 
     mode: str = "serial"
@@ -89,6 +91,7 @@ class TrainingCase:
     init_positions: Literal["normal", "zero"] = "normal"
     scale_embedding: bool = False
     gpu_head: bool = False
+    compiled: str | None = None
 
     @property
     def layout(self) -> Layout:
@@ -147,6 +150,7 @@ class TrainingCase:
         flags += ["scaled-embedding"] * self.scale_embedding
         flags += ["gpu-head"] * self.gpu_head
         flags += [f"dropout{self.dropout}"] * (self.dropout > 0)
+        flags += [f"compiled-{self.compiled}"] * bool(self.compiled)
         where = f"{self.mode}x{self.tensor}{depth}-dp{self.data}-acc{self.accumulation}"
         if self.pipeline > 1:
             where += f"-pp{self.pipeline}x{self.chunks}-{self.schedule}"
@@ -232,6 +236,9 @@ def build(run: TrainingCase, parallel: ParallelContext, seed: int = 1) -> ModelC
         stages,
     )
     model.initialise(seed)
+    if run.compiled is not None:
+        for chunk in model:
+            chunk.compile_blocks(deferred=run.schedule == "zero_bubble", backend=run.compiled)
     return model
 
 
@@ -300,7 +307,7 @@ def make_stepper(run: TrainingCase, model: ModelChunks, world: Axis) -> Stepper:
 def train(rank: int, size: int, run: TrainingCase) -> TrainingResult:
     """Train ``run.steps`` AdamW steps in a world of as many ranks as the layout has."""
     assert size == run.layout.gpus, f"{run.layout.gpus} ranks wanted"
-    with open_training(run, rank) as (model, stepper):
+    with open_training(run, rank) as (model, stepper), axes_of_compiled_code(model.parallel.axes):
         return train_model(run, model, stepper)
 
 

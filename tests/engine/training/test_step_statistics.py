@@ -24,6 +24,7 @@ from engine.training.step_statistics import StepStatistics
 from engine.training.tensor_statistics import Statistics, moments
 from models.chunks import ModelChunks
 from models.gpt import GPT, Block
+from models.parallel.micro_batch import MicroBatch
 from tests.support.training import (
     TrainingCase,
     build,
@@ -141,7 +142,7 @@ def forward(gpt: GPT, ids: Tensor) -> list[tuple[str, Tensor]]:
         qkv = normal @ block.attn.c_attn.weight + block.attn.c_attn.bias
         q, k, v = rearrange(qkv, "t (h n d) -> n t h d", n=3, d=gpt.config.head_dim)
         found += [(f"{place}.CausalAttn.{n}", y) for n, y in zip("qkv", (q, k, v), strict=True)]
-        attended = block.attn(normal, ids.shape[1], 0)
+        attended = block.attn(normal, MicroBatch(length=ids.shape[1]))
         x = x + attended
         normal = F.layer_norm(x, x.shape[1:], block.ln_2.weight, block.ln_2.bias, 1e-5)
         found += [(f"{place}.ln2.preLN", x), (f"{place}.ln2.postLN", normal)]
@@ -152,7 +153,7 @@ def forward(gpt: GPT, ids: Tensor) -> list[tuple[str, Tensor]]:
         x = x + delta
         found += [(f"{place}.attn_delta", attended), (f"{place}.mlp_delta", delta)]
         found.append((f"{place}.output", x))
-        assert torch.allclose(x, block(before, ids.shape[1], 0))
+        assert torch.allclose(x, block(before, MicroBatch(length=ids.shape[1])))
     normal = gpt.ln_f(x)
     return [
         *found,

@@ -17,6 +17,7 @@ from engine.world.coordination.launch_environment import LaunchInfo
 from launch import cli, torchrun
 from launch.arguments import run_and_overrides
 from launch.commands import evaluate
+from tests.support.offloading import STATISTICS_ON_DISK
 
 CONFIG = """
 BATCH_SIZE = 4
@@ -117,7 +118,7 @@ def test_options_are_passed_to_the_ranks(started):
             "command line: model.n_layer=3 cannot be overridden: the run's weights have 2",
         ),
         (["--gpus", "3"], "gpt.py:4: 3 GPUs are not a multiple of 2"),
-        (["compile=True"], "command line: compile=True passes"),
+        (STATISTICS_ON_DISK, "command line: log.statistics=2 passes"),
         (
             ["--split", "tset"],
             "there is no split 'tset' of gpt.py:8: data.type='synthetic'; use one of",

@@ -18,6 +18,7 @@ from engine.world.coordination.launch_environment import LaunchInfo
 from launch import cli, torchrun
 from launch.arguments import add_config, add_run, config_and_overrides
 from launch.commands import train
+from tests.support.offloading import STATISTICS_ON_DISK
 
 CONFIG = """
 BATCH_SIZE = 4
@@ -113,7 +114,7 @@ def test_too_few_gpus_are_rejected_with_a_remedy(monkeypatch, started, config, c
         ([], {"NPROC": "many"}, "NPROC=many"),
         ([], {"NPROC": "0"}, "NPROC=0"),
         (["SEQ_LEN=-1"], {}, "SEQ_LEN"),
-        (["compile=True"], {}, "compile"),
+        (STATISTICS_ON_DISK, {}, "log.statistics=2 passes"),
         (["log.dir=/proc/1/run"], {}, "/proc/1/run cannot be written"),
         (["--output", "/proc/1"], {}, "--output /proc/1"),
     ],

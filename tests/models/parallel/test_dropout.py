@@ -19,6 +19,7 @@ from models.gpt import GPT, Attention, Block
 from models.parallel.collectives import Axis, Traffic
 from models.parallel.context import ParallelContext
 from models.parallel.dropout import Dropout, dropped, mix, seed_from_sample
+from models.parallel.micro_batch import MicroBatch
 from models.parallel.mode import ActivationSharding
 from models.parallel.registry import modes
 from tests.support.mode_sizes import ModeSize, full_mode_sizes
@@ -64,8 +65,8 @@ def partition_of(layout: Layout, rank: int) -> ParallelContext:
 def residual_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Tensor]:
     """Yield the masks of both residual sites of a block."""
     block, ones = Block(SIZES, part, layer), torch.ones(64, 64)
-    yield block.drop_1(ones, 16, seed)
-    yield block.drop_2(ones, 16, seed)
+    yield block.drop_1(ones, MicroBatch(length=16, seed=seed))
+    yield block.drop_2(ones, MicroBatch(length=16, seed=seed))
 
 
 def attention_weights(part: ParallelContext, layer: int, seed: int, p: float = P) -> Tensor:
@@ -74,7 +75,7 @@ def attention_weights(part: ParallelContext, layer: int, seed: int, p: float = P
     sizes = replace(SIZES, attn_pdrop=p)
     zero = torch.zeros(2, 2, 48, 48)
     v = torch.eye(48).expand_as(zero)
-    return Attention(sizes, part, layer).attend(zero, zero, v, seed=seed)
+    return Attention(sizes, part, layer).attend(zero, zero, v, MicroBatch(length=48, seed=seed))
 
 
 def attention_masks(part: ParallelContext, layer: int, seed: int) -> Iterable[Tensor]:
@@ -116,7 +117,9 @@ def test_masks_of_all_ranks_are_pieces_of_the_mask_of_one_process(
         expected = whole(torch.ones(order.rows, width), length, seed)
         expected = torch.cat([expected[tokens.start : tokens.stop] for tokens in order.tokens()])
         shard = part.shard((order.rows, width), (outer.tokens, outer.hidden))
-        mask = Dropout(part, P, outer, "here")(torch.ones(shard.local), length, seed)
+        mask = Dropout(part, P, outer, "here")(
+            torch.ones(shard.local), MicroBatch(length=length, seed=seed)
+        )
         assert torch.equal(mask, expected[shard.slices])
 
 
@@ -163,7 +166,8 @@ def test_masks_are_repeatable_in_any_order(draw: Any) -> None:
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_fraction_p_is_dropped_and_the_rest_scaled(p: float) -> None:
     part = open_partition(TrainingCase(), 0)
-    residual = Block(replace(SIZES, resid_pdrop=p), part, 0).drop_1(torch.ones(400, 500), 100, 7)
+    batch = MicroBatch(length=100, seed=7)
+    residual = Block(replace(SIZES, resid_pdrop=p), part, 0).drop_1(torch.ones(400, 500), batch)
     rows, columns = torch.tril_indices(48, 48)
     weights = torch.cat([attention_weights(part, 0, seed, p) for seed in range(40)])
     attention = (weights * torch.arange(1.0, 49.0).unsqueeze(1))[..., rows, columns]
@@ -176,7 +180,7 @@ def test_fraction_p_is_dropped_and_the_rest_scaled(p: float) -> None:
 
 def test_backward_uses_the_mask_of_forward() -> None:
     x = torch.ones(64, 64, requires_grad=True)
-    y = Block(SIZES, open_partition(TrainingCase(), 0), 0).drop_1(x, 16, 7)
+    y = Block(SIZES, open_partition(TrainingCase(), 0), 0).drop_1(x, MicroBatch(length=16, seed=7))
     y.sum().backward()
     assert torch.equal(x.grad if x.grad is not None else x, y.detach())
 
@@ -184,11 +188,12 @@ def test_backward_uses_the_mask_of_forward() -> None:
 def test_eval_mode_drops_nothing() -> None:
     part = open_partition(TrainingCase(), 0)
     x, block = torch.ones(8, 8), Block(SIZES, part, 0).eval()
-    assert block.drop_1(x, 4, 1) is x
-    assert Block(replace(SIZES, resid_pdrop=0.0), part, 0).drop_1(x, 4, 1) is x
+    batch = MicroBatch(length=4, seed=1)
+    assert block.drop_1(x, batch) is x
+    assert Block(replace(SIZES, resid_pdrop=0.0), part, 0).drop_1(x, batch) is x
     q = torch.randn(1, 2, 6, 8)
     plain = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
-    assert torch.equal(block.attn.attend(q, q, q, seed=1), plain)
+    assert torch.equal(block.attn.attend(q, q, q, batch), plain)
 
 
 @pytest.mark.parametrize("site", ["embd_pdrop", "resid_pdrop", "attn_pdrop"])
