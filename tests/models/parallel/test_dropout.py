@@ -226,9 +226,9 @@ def seeds_of(
         embedded.append(seed)
         return embed(self, ids, seed)
 
-    def noting_forward(self: Block, x: Tensor, length: int, seed: int) -> Tensor:
-        blocks.append(seed)
-        return forward(self, x, length, seed)
+    def noting_forward(self: Block, x: Tensor, batch: MicroBatch) -> Tensor:
+        blocks.append(batch.seed)
+        return forward(self, x, batch)
 
     with patch.object(GPT, "embed", noting_embed), patch.object(Block, "forward", noting_forward):
         for step in range(first, last + 1):
