@@ -108,26 +108,27 @@ def test_masks_of_all_ranks_are_pieces_of_the_mask_of_one_process(
     cut: ModeSize, samples: int
 ) -> None:
     """8 samples are whole on each rank; of 3 and 1 several ranks hold rows."""
-    length, width, seed = 7, 24, 2**62 + 1
+    length, width = 7, 24
+    batch = MicroBatch(length=length, seed=2**62 + 1)
     whole = Dropout(open_partition(TrainingCase(), 0), P, SERIAL, "here")
     layout = Layout(mode=modes()[cut.mode], tensor=cut.tensor, depth=cut.depth)
     for rank in range(layout.gpus):
         part = partition_of(layout, rank)
         outer, order = part.mode.outer, part.row_order(samples * length, length)
-        expected = whole(torch.ones(order.rows, width), length, seed)
+        expected = whole(torch.ones(order.rows, width), batch)
         expected = torch.cat([expected[tokens.start : tokens.stop] for tokens in order.tokens()])
         shard = part.shard((order.rows, width), (outer.tokens, outer.hidden))
-        mask = Dropout(part, P, outer, "here")(
-            torch.ones(shard.local), MicroBatch(length=length, seed=seed)
-        )
+        mask = Dropout(part, P, outer, "here")(torch.ones(shard.local), batch)
         assert torch.equal(mask, expected[shard.slices])
 
 
 def test_masks_of_a_sample_do_not_depend_on_its_micro_batch() -> None:
     drop = Dropout(open_partition(TrainingCase(), 0), P, SERIAL, "here")
-    whole = drop(torch.ones(6 * 5, 8), 5, 2**63 - 5)
+    seed = 2**63 - 5
+    whole = drop(torch.ones(6 * 5, 8), MicroBatch(length=5, seed=seed))
     for first in range(6):
-        one = drop(torch.ones(5, 8), 5, seed_from_sample(2**63 - 5, first))
+        seed_of_sample = seed_from_sample(seed, first)
+        one = drop(torch.ones(5, 8), MicroBatch(length=5, seed=seed_of_sample))
         assert torch.equal(one, whole[5 * first : 5 * first + 5])
 
 
@@ -150,7 +151,8 @@ def test_masks_of_all_sites_of_a_model_are_independent() -> None:
     model, ones = GPT(SIZES, part), torch.ones(64, 64)
     sites = [module for module in model.modules() if isinstance(module, Dropout)]
     assert len(sites) == 7
-    assert_independent([site(ones, 16, 3) for site in sites])
+    batch = MicroBatch(length=16, seed=3)
+    assert_independent([site(ones, batch) for site in sites])
 
 
 @pytest.mark.parametrize("draw", [residual_masks, attention_masks])
