@@ -84,7 +84,7 @@ def _measure(world: World, cache: Path, warmup: int, steps: int) -> Measurement:
             offload=offload,
         )
         built, seconds = peak_bytes(device), list[float]()
-        if plan.settings.compile:
+        if world.plan.settings.compile:
             compile_ahead(trainer)
         for step in range(1, warmup + steps + 1):
             world.begin_step(step)
