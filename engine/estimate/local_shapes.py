@@ -260,16 +260,16 @@ class LocalShapes:
     def _linear(
         self,
         product: LinearSharding,
-        source: ActivationSharding,
-        target: ActivationSharding,
+        x_sharding: ActivationSharding,
+        y_sharding: ActivationSharding,
         n_in: int,
         n_out: int,
     ) -> LocalLinear:
         across: Gather | None = product.gather_x
         return LocalLinear(
-            x=self.rows(source) * self.width(n_in, source.hidden),
+            x=self.rows(x_sharding) * self.width(n_in, x_sharding.hidden),
             weight=self.weight(product, n_in, n_out, product.gather_w),
-            y=self.rows(target) * self.width(n_out, product.weight_out),
+            y=self.rows(y_sharding) * self.width(n_out, product.weight_out),
             axis_x=self.collective_axis(across.axis if across else None),
             axis_y=self.collective_axis(product.scatter_y),
             on_hidden=across is not None and across.on == "H",

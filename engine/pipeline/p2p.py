@@ -40,13 +40,13 @@ def insert_p2p(
         payload: Literal["forward", "backward_input"] = (
             "forward" if action.kind == "forward" else "backward_input"
         )
-        source = action.chunk * p + rank
-        target = source + (1 if payload == "forward" else -1)
-        if action.kind == "backward_weight" or not 0 <= target < stages:
+        sender = action.chunk * p + rank  # a virtual stage
+        receiver = sender + (1 if payload == "forward" else -1)
+        if action.kind == "backward_weight" or not 0 <= receiver < stages:
             return
         ends: list[tuple[Literal["send", "receive"], int, int]] = [
-            ("send", source, target),
-            ("receive", target, source),
+            ("send", sender, receiver),
+            ("receive", receiver, sender),
         ]
         for direction, stage, other in ends:
             timelines[stage % p].append(

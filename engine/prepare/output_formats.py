@@ -25,7 +25,7 @@ class OutputFormat(Protocol):
     joins_files: bool
     """Whether all input files become one row of tokens, with the token between documents between
     files; otherwise each file becomes a shard."""
-    source: str
+    data_type: str
     """The data.type that reads it."""
 
     @property
@@ -58,11 +58,11 @@ class OwnFormat:
     output: Path
     shard_tokens: int = SHARD_TOKENS
     joins_files = True
-    source = "tokens"
+    data_type = "tokens"
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"source": self.source, "shard_tokens": self.shard_tokens}
+        return {"source": self.data_type, "shard_tokens": self.shard_tokens}
 
     @property
     def folder(self) -> Path:
@@ -86,7 +86,7 @@ class LanguiniFormat:
     """One shard per input file, and a list of the files of a split; data.type='lanes' reads it."""
 
     joins_files = False
-    source = "lanes"
+    data_type = "lanes"
 
     def __init__(self, output: Path, vocabulary: str, split: str, inputs: Sequence[Path]) -> None:
         """Name the shards of the inputs. ``vocabulary``: name of their folder below ``output``.
@@ -104,7 +104,7 @@ class LanguiniFormat:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"source": self.source, "shards": self._names}
+        return {"source": self.data_type, "shards": self._names}
 
     @property
     def folder(self) -> Path:

@@ -57,20 +57,20 @@ def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator
     """
     resume = resume_or_default(options, plan)
     output = chosen_output(plan, options)
-    named, source = parse_resume_option(resume)
+    named, checkpoints = parse_resume_option(resume)
     run_folder = folder_of_launch(run_id, plan.settings.name, output, resume)
     if run_folder is not None:
         yield _candidate_in(run_folder)
-        if source and run_folder != named:
-            yield StartCandidate(run_folder=str(run_folder), checkpoints=source)
+        if checkpoints and run_folder != named:
+            yield StartCandidate(run_folder=str(run_folder), checkpoints=checkpoints)
         yield StartCandidate(run_folder=str(run_folder), checkpoints=[], starts_over=True)
     elif resume == "none":
         yield StartCandidate(run_folder=None, checkpoints=[], starts_over=True)
     elif resume != "auto":
         if named is not None:
-            _require_continuable(plan, named, source)
+            _require_continuable(plan, named, checkpoints)
         stays = named is not None and output in (None, named)
-        yield StartCandidate(run_folder=str(named) if stays else None, checkpoints=source)
+        yield StartCandidate(run_folder=str(named) if stays else None, checkpoints=checkpoints)
     elif output is not None and RunFolder(output).read_status():
         recorded, config = recorded_config_path(RunFolder(output)), str(plan.config.path)
         other = recorded not in (None, config)

@@ -99,6 +99,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         f"sha256  {prepared.sha256}  of the output of sha256sum for the shards in {output.folder}"
     )
     print(f"shards  {output.manifest}: tokens, bytes and SHA-256 of each")
-    stated = {"type": output.source, "path": str(output.folder), "tokenizer": args.tokenizer}
+    stated = {"type": output.data_type, "path": str(output.folder), "tokenizer": args.tokenizer}
     print("data = dict(" + ", ".join(f"{key}={value!r}" for key, value in stated.items()) + ")")
     return 0
