@@ -13,7 +13,8 @@ from engine.config.splits import TRAIN
 from engine.data.batches.loader import load_batches
 from engine.data.images.codebook import Codebook, require_size
 from engine.data.images.grid import draw_grid
-from engine.data.images.image_files import Pixels, open_images
+from engine.data.images.image_files import open_images
+from engine.data.images.image_formats import Pixels
 from engine.data.images.image_split import ImageSplit
 from engine.data.source import default_cache
 from engine.errors import RunError, UserError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.batches.sampler import permutation, raw_bits
-from engine.data.images.image_files import Pixels, size_of
+from engine.data.images.image_formats import Pixels, size_of
 from engine.data.tokenizer import IMAGES
 from engine.errors import UserError
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.images.codebook import Codebook
-from engine.data.images.image_files import Pixels
+from engine.data.images.image_formats import Pixels
 from engine.files.atomic_write import atomic_path
 
 SIDE = 64

@@ -24,7 +24,8 @@ from engine.data.images.codebook import (
     sample_pixels,
 )
 from engine.data.images.grid import write_codebook_error
-from engine.data.images.image_files import ImageFile, ImageFiles, open_images
+from engine.data.images.image_files import ImageFiles, open_images
+from engine.data.images.image_formats import ImageFile
 from engine.data.images.image_split import ImageSplit, require_seq_len
 from engine.data.images.load_codebook import load_colours
 from engine.data.source import TOKENS, Corpus, SourceRequest
