@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 
-from engine.config.language import operations, os_path
+from engine.config.language import builtin_functions, operations, os_path
 from engine.config.language.forbidden_syntax import NOT_ALLOWED
 from engine.config.language.limits import ConfigValueError
 from engine.config.values import Symbol, TrackedDict
@@ -24,9 +24,9 @@ def builtin(name: str) -> Call:
     """Return the built-in function ``name``; raise ForbiddenCallError unless it is allowed."""
     if name == "dict":
         return _make_dict
-    if name in operations.FUNCTIONS:
-        return _without_keywords(name, lambda args: operations.call(name, args))
-    allowed = ", ".join(sorted([*operations.FUNCTIONS, "dict"]))
+    if name in builtin_functions.FUNCTIONS:
+        return _without_keywords(name, lambda args: builtin_functions.call(name, args))
+    allowed = ", ".join(sorted([*builtin_functions.FUNCTIONS, "dict"]))
     raise ForbiddenCallError(f"a call of {name} {NOT_ALLOWED}; allowed calls: {allowed}")
 
 

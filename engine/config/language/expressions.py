@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from engine.config.language import calls, operations
+from engine.config.language import builtin_functions, calls, operations
 from engine.config.language.forbidden_syntax import NOT_ALLOWED, name_of
 from engine.config.language.limits import EXPRESSION_DEPTH, Budget, ConfigValueError
 from engine.config.language.source_text import Source
@@ -159,7 +159,7 @@ class Evaluator:
             return str(self.source.path)
         if name.startswith("__"):
             raise self.fail(node, f"{name} {NOT_ALLOWED}", column=True)
-        if name in operations.FUNCTIONS or name == "dict":
+        if name in builtin_functions.FUNCTIONS or name == "dict":
             raise self.fail(node, f"{name} is a function; a config can only call it")
         if not self.complete:
             raise UnresolvedValueError
