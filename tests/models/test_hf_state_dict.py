@@ -141,7 +141,7 @@ def faulty_states() -> Iterator[tuple[str, dict[str, Any], GPTConfig, str]]:
     extra = {"transformer.h.3.ln_1.weight": torch.ones(32)}
     yield "missing", {"transformer.ln_f.bias": None}, SIZES, r"missing: ln_f\.bias"
     yield "unexpected", extra, SIZES, r"unexpected: transformer\.h\.3\.ln_1\.weight"
-    yield "shape", {}, wide, r"transformer\.wte\.weight is \[67, 32\], wanted \[68, 32\]"
+    yield "shape", {}, wide, r"transformer\.wte\.weight is \[67, 32\], not \[68, 32\]"
     yield "no head", {"lm_head.weight": None}, untied, r"missing: lm_head\.weight"
     yield "another head", {"lm_head.weight": torch.ones(67, 32)}, SIZES, "tie_embeddings=False"
 
