@@ -122,8 +122,8 @@ def is_rank_0(environ: Mapping[str, str]) -> bool:
     """Return whether this is rank 0 according to the environment; True if it does not name a
     rank."""
     for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
-        if name in environ:
-            return environ[name] == "0"
+        if environ.get(name, "").isdecimal():
+            return int(environ[name]) == 0
     return True
 
 

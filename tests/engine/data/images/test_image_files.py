@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.images import image_files
+from engine.data.images import image_formats
 from engine.data.images.image_files import ImageFiles, open_images
 from engine.data.input_files import data_file
 from engine.errors import UserError
@@ -30,7 +30,7 @@ def train_of(path: Path | list[str], key: str = "") -> Pixels:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a block end within a record."""
-    for module in (data_file, image_files):
+    for module in (data_file, image_formats):
         monkeypatch.setattr(module, "BLOCK", 5000)
 
 
@@ -98,7 +98,7 @@ def test_a_pickle_with_other_objects_is_rejected_and_not_executed(
     path, trace = tmp_path / "data_batch_1", tmp_path / "trace"
     content = {"data": planes_of(drawn(1)), "labels": Evil(trace)}
     path.write_bytes(pickle.dumps(content, protocol))
-    with pytest.raises(UserError, match=r"pickle that contains .*; it was not executed"):
+    with pytest.raises(UserError, match=r"pickle that contains .*, and was not executed; save"):
         train_of(path)
     assert not trace.exists()
 

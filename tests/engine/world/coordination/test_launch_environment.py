@@ -183,6 +183,7 @@ def test_unrelated_environment_gives_one_rank(
 def test_rank_0_is_known_before_ranks_connect() -> None:
     assert is_rank_0({})
     assert is_rank_0({"RANK": "0", "SLURM_PROCID": "1"})
+    assert is_rank_0({"RANK": "x"}), "a rank that is no number is reported, not waited for"
     assert not is_rank_0(TORCHRUN)
     assert not is_rank_0(SLURM)
     assert not is_rank_0(OPEN_MPI)
