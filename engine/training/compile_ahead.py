@@ -19,24 +19,21 @@ def compile_ahead(trainer: Trainer) -> float:
     """Compile the code of all steps and validations, and return the seconds that it took. All ranks
     call this before the first step.
 
-    Blocks are compiled when they are first called, so a batch without targets passes through
-    them, whose gradients are zero. Nobody waits for a compiler afterwards: it has no part in the
-    speed of any step, and only the timeout of the start applies to it.
+    Blocks are compiled when they are first called, so a batch without targets, whose gradients are
+    zero, passes through them. Afterwards no rank waits for a compiler: compilation has no part in
+    the speed of a step, and the timeout of the start applies to it.
     """
     started = time.perf_counter()
-    settings, model, stepper = trainer.plan.settings, trainer.model, trainer.stepper
+    settings, model = trainer.plan.settings, trainer.model
     shape = settings.batch_size, settings.seq_len
     batch = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED)
     batches = list(micro_batches(trainer.plan, batch, trainer.device))
-    stepper.accumulate(0, batches, scale=0.0)
-    stepper.gradients.zero()
-    if trainer.batches.validation.batches:
+    trainer.stepper.accumulate(0, batches, scale=0.0)
+    if settings.eval.every and trainer.batches.validation.batches:
         model.train(False)
         total = torch.zeros((), dtype=torch.float64, device=trainer.device)
         trainer.pipeline.evaluate(batches, scaled_loss(0.0), total)
         model.train()
-    model.parallel.zero.clear_gathered()
-    trainer.world.traffic.reset()
     return time.perf_counter() - started
 
 

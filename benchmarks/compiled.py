@@ -1,0 +1,133 @@
+"""Compiled steps and eager steps of the same ranks, which take turns, in any mode.
+
+    python benchmarks/compiled.py [--case NAME ...] [--pairs N] [--threads N]
+
+A line has the seconds of both steps (median and best over the pairs) on the slowest rank, the
+share of them that ranks wait for each other, and the median ratio of the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch._dynamo.utils import counters
+
+from benchmarks.cases import Workload
+from benchmarks.step import stepper
+from engine.estimate.flops import smallest_matmul_flops
+from engine.layout import Layout
+from engine.training.build import DTYPES
+from engine.training.matmuls import MATMULS, choose_matmul
+from engine.training.step import Stepper
+from engine.world.processor import this_processor
+from models.parallel.collectives import Traffic
+from models.parallel.compilation import axes_of_compiled_code
+from models.parallel.context import ParallelContext
+from models.parallel.registry import modes
+from tests.support.training import open_axes
+from tests.support.worlds import run_world
+
+WORKLOAD = Workload(layers=4, heads=8, width=512, vocabulary=2048, samples=8, length=128)
+LAYOUTS = {
+    "serial": Layout(mode=modes()["serial"]),
+    "1d x 2": Layout(mode=modes()["1d"], tensor=2),
+    "2d x 4": Layout(mode=modes()["2d"], tensor=4),
+    "3d x 8": Layout(mode=modes()["3d"], tensor=8),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """The steps of a rank, by kind: "eager" and "compiled"."""
+
+    seconds: dict[str, list[float]]
+    waiting: dict[str, list[float]]
+    """Seconds of these that the rank waits for others."""
+    graphs: int
+    """The graphs that were compiled."""
+
+
+def take_turns(rank: int, size: int, name: str, case: Workload, pairs: int, threads: int) -> Turns:
+    """Run steps of both kinds on this rank."""
+    torch.set_num_threads(threads)
+    layout = LAYOUTS[name]
+    dtype, compute = DTYPES[case.precision]
+    flops = smallest_matmul_flops(case.config, case.samples * case.length, size)
+    parallel = ParallelContext(
+        mode=layout.mode,
+        axes=open_axes(layout, rank, Traffic()),
+        dtype=dtype,
+        compute=compute,
+        matmul=MATMULS[choose_matmul(compute, torch.device("cpu"), flops)],
+    )
+    kinds = {"eager": False, "compiled": True}
+    steppers = {
+        kind: stepper(case, parallel, compiled=compiled) for kind, compiled in kinds.items()
+    }
+    turns = Turns(
+        seconds={kind: [] for kind in kinds}, waiting={kind: [] for kind in kinds}, graphs=0
+    )
+    with axes_of_compiled_code(parallel.axes):
+        for number in range(pairs + 1):
+            for kind, runs in steppers.items():
+                seconds, waiting = timed_step(runs, case, number)
+                if number:  # the first turn compiles
+                    turns.seconds[kind].append(seconds)
+                    turns.waiting[kind].append(waiting)
+    return replace(turns, graphs=counters["stats"]["unique_graphs"])
+
+
+def timed_step(runs: Stepper, case: Workload, number: int) -> tuple[float, float]:
+    """Run a step; return its seconds, and the seconds of waiting for other ranks."""
+    world, (ids, targets) = runs.world, case.batches()[0]
+    world.all_reduce(torch.zeros(1))  # all ranks start together
+    world.traffic.clock.restart()
+    started = time.perf_counter()
+    runs.run(number + 1, [(ids, targets)], targets=targets.numel(), lr=1e-4)
+    seconds = time.perf_counter() - started
+    spent = world.traffic.clock.take()
+    return seconds, sum(some for activity, some in spent.items() if activity.waiting)
+
+
+def line_of(name: str, ranks: list[Turns]) -> str:
+    """Return the line of a layout, from the turns of its ranks."""
+    text = f"{name:10}"
+    slowest: dict[str, list[float]] = {}
+    for kind in ranks[0].seconds:
+        by_turn = list(zip(*(rank.seconds[kind] for rank in ranks), strict=True))
+        slowest[kind] = [max(turn) for turn in by_turn]
+        waited = statistics.median(
+            sum(rank.waiting[kind]) / sum(rank.seconds[kind]) for rank in ranks
+        )
+        median, best = statistics.median(slowest[kind]), min(slowest[kind])
+        text += f" {kind} {1e3 * median:7.1f} ms (best {1e3 * best:7.1f}, waiting {waited:4.0%})"
+    ratios = [b / a for a, b in zip(slowest["eager"], slowest["compiled"], strict=True)]
+    best_ratio = min(slowest["compiled"]) / min(slowest["eager"])
+    return (
+        f"{text} ratio {statistics.median(ratios):.2f} (of the best {best_ratio:.2f}); "
+        f"{ranks[0].graphs} graphs"
+    )
+
+
+def main() -> None:
+    """Measure the chosen layouts and print a line for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--case", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=DTYPES, default="float32")
+    args = parser.parse_args()
+    case = replace(WORKLOAD, precision=args.precision)
+    print(f"{this_processor().name}, torch {torch.__version__}, {args.threads} threads a rank")
+    for name in args.case:
+        gpus = LAYOUTS[name].gpus
+        ranks = run_world(gpus, take_turns, name, case, args.pairs, args.threads, timeout=1000)
+        print(line_of(name, ranks), flush=True)
+
+
+if __name__ == "__main__":
+    main()
