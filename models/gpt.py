@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from models.config import GPTConfig
 from models.kv_cache import KVCache, LayerKVCache
 from models.parallel.activation_checkpointing import recompute
-from models.parallel.attention import AttentionDropout, GroupAttention, SampleGroup
+from models.parallel.attention import AttentionDropout, GroupAttention
 from models.parallel.compilation import untraced
 from models.parallel.context import ParallelContext, derive_seed
 from models.parallel.dropout import Dropout
+from models.parallel.key_exchange import SampleGroup
 from models.parallel.layers import Linear, PositionEmbedding, TokenEmbedding, initialise
 from models.parallel.loss import Head, HeadLoss, loss_and_top_k
 from models.parallel.micro_batch import MicroBatch

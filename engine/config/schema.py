@@ -113,6 +113,11 @@ class Settings(Section):
     keep_gathers: bool = setting(
         "save gathered tensors for the backward pass instead of gathering them again", False
     )
+    context: Literal["gather", "ring"] = setting(
+        "exchange of keys and values of samples that several ranks hold: all at once, or those of "
+        "one rank at a time, while the next are in transit",
+        "gather",
+    )
     loss_chunk: Count | None = setting("tokens per chunk of the loss; None: chosen by size", None)
     backend: Literal["nccl", "gloo"] | None = setting(
         "communication backend; None: nccl if each rank has a GPU, else gloo", None

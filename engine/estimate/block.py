@@ -58,7 +58,7 @@ class BlockMemory:
         drops = self.shapes.settings.model.attn_pdrop > 0 and self.shapes.device == "cpu"
         if self.shapes.order.is_whole and not drops:
             return None
-        return GroupAttentionMemory(shapes=self.shapes)
+        return GroupAttentionMemory.fullest(self.shapes)
 
     @cached_property
     def x(self) -> int:

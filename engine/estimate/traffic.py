@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from engine.estimate.attention import GroupAttentionMemory
 from engine.estimate.block import BlockMemory
 from engine.estimate.embedding_head import EmbeddingHeadMemory
 from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShapes, LocalWeight
@@ -119,13 +120,26 @@ def block_traffic(shapes: LocalShapes) -> PredictedTraffic:
     for linear in (*parts.attention, *parts.mlp):
         _forward(forward, linear)
         _backward(traffic, linear)
-    for axis, size in parts.group.pieces() if parts.group else ():
-        forward.gather(axis, size)
-        if not shapes.settings.keep_gathers:
-            traffic.gather(axis, size)
-        traffic.scatter(axis, size)
+    if parts.group:
+        _exchange_keys(traffic, forward)
     traffic.add(forward, 2 if shapes.settings.model.checkpoint else 1)
     return traffic
+
+
+def _exchange_keys(traffic: PredictedTraffic, forward: PredictedTraffic) -> None:
+    """Add the keys and values that attention exchanges, and the gradients that return, of the shard
+    that sends the most bytes."""
+    shapes, model = traffic.shapes, traffic.shapes.settings.model
+    shards = [
+        GroupAttentionMemory(shapes=shapes, member=member) for member in range(shapes.order.group)
+    ]
+    passes = 1 + bool(model.checkpoint) + (not shards[0].keeps_keys)
+    most = max(shards, key=lambda shard: passes * sum(shard.sent) + sum(shard.received))
+    directions = [(forward, most.sent), (traffic, most.received)]
+    directions += [] if most.keeps_keys else [(traffic, most.sent)]
+    for part, sizes in directions:
+        for size in filter(None, sizes):
+            part.send("tensor", "all_to_all", size)
 
 
 def _forward(traffic: PredictedTraffic, linear: LocalLinear) -> None:

@@ -56,6 +56,7 @@ def parallel_context(
         matmul=MATMULS[matmul],
         kernels=DeviceKernels.of(device, dtype, compute),
         keep_gathers=settings.keep_gathers,
+        context=settings.context,
         zero=Zero(
             stage=zero.stage,
             axes=tuple(axes[axis] for axis in mode.zero_axes(zero.stage, depth=zero.depth)),

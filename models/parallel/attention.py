@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,50 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.parallel.attention_blocks import ScoreBlock, merge
-from models.parallel.collectives import gather, scatter
-from models.parallel.context import ParallelContext
+from models.parallel.attention_blocks import Gradients, ScoreBlock, merge
 from models.parallel.dropout import dropped, mix
-from models.parallel.rows import RowOrder, Segment
-
-
-class SampleGroup:
-    """This rank's place among the ranks that hold samples together.
-
-    Keys and values of a group are one tensor kv [tokens of the group, heads, 2, d].
-    """
-
-    def __init__(self, order: RowOrder, parallel: ParallelContext) -> None:
-        self.order, self.parallel = order, parallel
-        shard = parallel.rows(order.rows, order.axes).start // order.local
-        group, member = divmod(shard, order.group)
-        self.first_sample = group * order.group * order.local // order.length
-        self.segments = order.segments(member)
-
-    def gather(self, kv: Tensor) -> Tensor:
-        """Gather kv [rows, heads, 2, d] over the group, in the order of tokens."""
-        order, shape = self.order, kv.shape
-        x = kv.flatten(1)
-        for name in reversed(order.gathered_axes):
-            x = gather(x, self.parallel.axis(name), "T")
-        if order.early < order.local:
-            shards = x.view(order.group, order.local, -1)
-            early, late = shards[:, : order.early], shards[:, order.early :]
-            x = torch.cat([*early, *late.unbind()[::-1]])
-        return x.view(-1, *shape[1:])
-
-    def scatter(self, dkv: Tensor) -> Tensor:
-        """Sum the gradients of gathered kv over the group; return this rank's rows."""
-        order, shape = self.order, dkv.shape
-        x = dkv.flatten(1)
-        if order.early < order.local:
-            border = order.group * order.early
-            early = x[:border].chunk(order.group)
-            late = x[border:].chunk(order.group)[::-1]
-            x = torch.cat([piece for both in zip(early, late, strict=True) for piece in both])
-        for name in order.gathered_axes:
-            x = scatter(x, self.parallel.axis(name), "T")
-        return x.view(-1, *shape[1:])
+from models.parallel.key_exchange import Arrivals, Keys, Returned, SampleGroup
+from models.parallel.rows import Segment, before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +29,11 @@ class AttentionDropout:
     first_head: int
     """Number of this rank's first head."""
 
-    def mask(self, sample: int, start: int, keys: Sequence[range], block: ScoreBlock) -> Tensor:
-        """Draw the mask of a block: of samples from number ``sample`` on, rows from position
-        ``start`` on, and keys at the positions ``keys``."""
-        count, heads, rows, _ = block.q.shape
-        arange = partial(torch.arange, device=block.q.device)
+    def mask(self, sample: int, start: int, keys: Sequence[range], q: Tensor) -> Tensor:
+        """Draw the mask of a block: of samples from number ``sample`` on, rows q [B, heads, Q, d]
+        from position ``start`` on, and keys at the positions ``keys``."""
+        count, heads, rows, _ = q.shape
+        arange = partial(torch.arange, device=q.device)
         states = mix(
             self.seed,
             self.site,
@@ -84,13 +44,55 @@ class AttentionDropout:
         return dropped(self.p, states, keys)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """The rows of a rank: q [rows, heads, d] in segments, one for each sample or several whole
+    ones."""
+
+    q: Tensor
+    group: SampleGroup
+    dropout: AttentionDropout | None
+
+    def of(self, x: Tensor, segment: Segment) -> Tensor:
+        """Return the rows of x [rows, heads, d] of a segment, by sample [B, heads, rows, d]."""
+        rows = x[segment.row : segment.row + segment.rows]
+        return rearrange(rows, "(b s) h d -> b h s d", b=segment.count)
+
+    def own_block(self, kv: Tensor, segment: Segment) -> ScoreBlock:
+        """Return a segment's causal block with its own keys, of kv [rows, heads, 2, d]."""
+        positions = [range(segment.start, segment.stop)]
+        k, v = (self.of(kv[:, :, n], segment) for n in (0, 1))
+        return self._block(segment, k, v, positions, causal=True)
+
+    def blocks(self, keys: Keys) -> Iterator[tuple[Segment, slice, ScoreBlock]]:
+        """Yield the blocks of segments with tokens before them in their sample that are among
+        ``keys``, and their rows of keys."""
+        for segment in self.group.segments:
+            places, tokens = before(segment, keys.tokens)
+            if tokens:
+                rows, first = slice(places.start, places.stop), segment.first
+                k, v = (rearrange(keys.kv[rows, :, n], "s h d -> 1 h s d") for n in (0, 1))
+                positions = [range(some.start - first, some.stop - first) for some in tokens]
+                yield segment, rows, self._block(segment, k, v, positions, causal=False)
+
+    def _block(
+        self, segment: Segment, k: Tensor, v: Tensor, positions: list[range], *, causal: bool
+    ) -> ScoreBlock:
+        q, dropout = self.of(self.q, segment), self.dropout
+        if dropout is None:
+            return ScoreBlock(q=q, k=k, v=v, causal=causal)
+        sample = self.group.first_sample + segment.first // self.group.order.length
+        mask = partial(dropout.mask, sample, segment.start, positions, q)
+        return ScoreBlock(q=q, k=k, v=v, causal=causal, dropout=dropout.p, dropped=mask)
+
+
 class GroupAttention(torch.autograd.Function):
     """Causal attention of samples whose rows several ranks hold: qkv [rows, heads x 3 x d],
     head-major -> [rows, heads x d].
 
-    Keys and values are gathered over the group, and their gradients are summed over it. A row
-    attends to the tokens of its sample up to itself: to all those before the first row of its
-    segment, and causally to those of the segment. The scores are never allocated.
+    A row attends causally to the tokens of its segment, and to all those before the segment in its
+    sample, of which other ranks send the keys and values and sum the gradients. The scores are
+    never allocated.
     """
 
     @staticmethod
@@ -98,29 +100,61 @@ class GroupAttention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, head_dim: int, group: SampleGroup, dropout: AttentionDropout | None
     ) -> Tensor:
         q, kv = _parts(qkv, head_dim)
-        kv = group.gather(kv)
         wide = torch.promote_types(q.dtype, torch.float32)
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=wide)
-        for segment in group.segments:
-            _attend(q, kv, segment, group, dropout, out, lse)
-        gathered = (kv,) if group.parallel.keep_gathers else ()
-        ctx.save_for_backward(qkv, out, lse, *gathered)
+        queries = Queries(q=q, group=group, dropout=dropout)
+        arrivals, held = Arrivals(group, kv), []
+        unfinished = {}
+        for segment in group.segments:  # the keys of other ranks are in transit
+            result = queries.own_block(kv, segment).forward()
+            if segment.start:
+                unfinished[segment] = result
+            else:
+                _put(segment, result, out, lse)
+            del result
+        _merge_blocks(queries, group.own_keys(kv), unfinished)
+        for _ in group.rounds:
+            keys = arrivals.take()
+            _merge_blocks(queries, keys, unfinished)
+            held += [keys.kv] * group.keeps_keys
+            del keys
+        for segment, result in unfinished.items():
+            _put(segment, result, out, lse)
+        ctx.save_for_backward(qkv, out, lse, *held)
         ctx.head_dim, ctx.group, ctx.dropout = head_dim, group, dropout
         return out.flatten(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, out, lse, *gathered = ctx.saved_tensors
+        qkv, out, lse, *held = ctx.saved_tensors
         group: SampleGroup = ctx.group
         q, kv = _parts(qkv, ctx.head_dim)
-        kv = gathered[0] if gathered else group.gather(kv)
-        dout = gradients[0].view_as(out)
-        dqkv, dkv = torch.zeros_like(qkv), torch.zeros_like(kv)
-        dq, own_dkv = _parts(dqkv, ctx.head_dim)
-        _add_gradients(q, kv, group, ctx.dropout, (dout, out, lse), (dq, dkv))
-        del kv, gathered  # the sum over ranks takes as much memory
-        own_dkv.copy_(group.scatter(dkv))
-        return dqkv, None, None, None
+        queries = Queries(q=q, group=group, dropout=ctx.dropout)
+        saved = gradients[0].view_as(out), out, lse
+        sums = torch.zeros_like(qkv, dtype=lse.dtype)
+        dq, dkv = _parts(sums, ctx.head_dim)
+        arrivals = Arrivals(group, kv, held)
+        del held
+        for segment in group.segments:
+            terms = _terms(queries, segment, queries.own_block(kv, segment), saved)
+            rows = slice(segment.row, segment.row + segment.rows)
+            _add(terms, dq[rows], dkv[rows])
+            del terms  # before those of the next block
+        _add_terms(queries, group.own_keys(kv), saved, dq, dkv[group.own_rows])
+        returned: Returned | None = None
+        for number in range(len(group.rounds)):
+            keys = arrivals.take()
+            dkeys = torch.zeros_like(keys.kv)
+            _add_terms(queries, keys, saved, dq, dkeys)
+            del keys
+            before_it, returned = returned, group.give_back(dkeys, number)
+            del dkeys
+            if before_it is not None:
+                before_it.add_to(dkv)
+            del before_it
+        if returned is not None:
+            returned.add_to(dkv)
+        return sums.to(qkv.dtype), None, None, None
 
 
 def _parts(qkv: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -129,64 +163,43 @@ def _parts(qkv: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return parts[:, :, 0], parts[:, :, 1:]
 
 
-def _by_sample(x: Tensor, count: int) -> Tensor:
-    return rearrange(x, "(b s) h d -> b h s d", b=count)
-
-
-def _attend(
-    q: Tensor,
-    kv: Tensor,
-    segment: Segment,
-    group: SampleGroup,
-    dropout: AttentionDropout | None,
-    out: Tensor,
-    lse: Tensor,
+def _merge_blocks(
+    queries: Queries, keys: Keys, unfinished: dict[Segment, tuple[Tensor, Tensor]]
 ) -> None:
-    """Compute the rows of ``out`` and ``lse`` of a segment."""
+    """Merge the results of segments with those of their blocks with ``keys``."""
+    for segment, _, block in queries.blocks(keys):
+        unfinished[segment] = merge(*unfinished[segment], *block.forward())
+
+
+def _put(segment: Segment, result: tuple[Tensor, Tensor], out: Tensor, lse: Tensor) -> None:
+    """Write the rows of ``out`` and ``lse`` of a segment."""
     rows = slice(segment.row, segment.row + segment.rows)
-    results = [block.forward() for _, block in _blocks(q, kv, segment, group, dropout)]
-    result, total = results[0] if len(results) == 1 else merge(*results[0], *results[1])
-    out[rows] = rearrange(result, "b h s d -> (b s) h d")
-    lse[rows] = rearrange(total, "b h s -> (b s) h")
+    out[rows] = rearrange(result[0], "b h s d -> (b s) h d")
+    lse[rows] = rearrange(result[1], "b h s -> (b s) h")
 
 
-def _add_gradients(
-    q: Tensor,
-    kv: Tensor,
-    group: SampleGroup,
-    dropout: AttentionDropout | None,
-    saved: tuple[Tensor, Tensor, Tensor],
-    gradients: tuple[Tensor, Tensor],
+def _terms(
+    queries: Queries, segment: Segment, block: ScoreBlock, saved: tuple[Tensor, Tensor, Tensor]
+) -> Gradients:
+    """Return a block's terms of dq, dk and dv [rows, heads, d]. ``saved``: dout, out and lse."""
+    dout, out = (queries.of(x, segment) for x in saved[:2])
+    rows = saved[2][segment.row : segment.row + segment.rows]
+    lse = rearrange(rows, "(b s) h -> b h s", b=segment.count)
+    dq, dk, dv = (rearrange(x, "b h s d -> (b s) h d") for x in block.backward(dout, out, lse))
+    return dq, dk, dv
+
+
+def _add(terms: Gradients, dq: Tensor, dkv: Tensor) -> None:
+    dq += terms[0]
+    dkv[:, :, 0] += terms[1]
+    dkv[:, :, 1] += terms[2]
+
+
+def _add_terms(
+    queries: Queries, keys: Keys, saved: tuple[Tensor, Tensor, Tensor], dq: Tensor, dkeys: Tensor
 ) -> None:
-    """Add the terms of all blocks to dq and dkv, ``gradients``. ``saved``: dout, out and lse."""
-    for segment in group.segments:
-        rows = slice(segment.row, segment.row + segment.rows)
-        dout, out = (_by_sample(x[rows], segment.count) for x in saved[:2])
-        lse = rearrange(saved[2][rows], "(b s) h -> b h s", b=segment.count)
-        for keys, block in _blocks(q, kv, segment, group, dropout):
-            terms = block.backward(dout, out, lse)
-            dq, dk, dv = (rearrange(x, "b h s d -> (b s) h d") for x in terms)
-            gradients[0][rows] += dq
-            gradients[1][keys, :, 0] += dk
-            gradients[1][keys, :, 1] += dv
-            del terms, dq, dk, dv  # before those of the next block
-
-
-def _blocks(
-    q: Tensor, kv: Tensor, segment: Segment, group: SampleGroup, dropout: AttentionDropout | None
-) -> Iterator[tuple[slice, ScoreBlock]]:
-    """Yield the blocks of keys that the rows of a segment attend to, each with the tokens of the
-    keys."""
-    queries = _by_sample(q[segment.row : segment.row + segment.rows], segment.count)
-    sample = group.first_sample + segment.first // group.order.length
-    for positions in (range(segment.start), range(segment.start, segment.stop)):
-        if not positions:
-            continue
-        first = segment.first + positions.start
-        tokens = slice(first, first + segment.count * len(positions))
-        k, v = (_by_sample(kv[tokens, :, n], segment.count) for n in (0, 1))
-        block = ScoreBlock(q=queries, k=k, v=v, causal=positions.start == segment.start)
-        if dropout:
-            mask = partial(dropout.mask, sample, segment.start, [positions], block)
-            block = replace(block, dropout=dropout.p, dropped=mask)
-        yield tokens, block
+    """Add the terms of all blocks with ``keys`` to dq and to the gradients of the keys."""
+    for segment, rows, block in queries.blocks(keys):
+        terms = _terms(queries, segment, block, saved)
+        _add(terms, dq[segment.row : segment.row + segment.rows], dkeys[rows])
+        del terms

@@ -138,9 +138,9 @@ class ScoreBlock:
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge the outputs of two blocks of keys; weights are in the type of the log-sum-exp."""
+    """Merge the outputs of two blocks of keys, in the type of the log-sum-exp."""
     total = torch.logaddexp(lse, other_lse)
     mine, theirs = (lse - total).exp_(), (other_lse - total).exp_()
     merged = out * mine.unsqueeze(3)
     merged += other * theirs.unsqueeze(3)
-    return merged.to(out.dtype), total
+    return merged, total

@@ -157,6 +157,24 @@ class Axis:
 
         return replace(exchange, then=add_then_gather)
 
+    def start_all_to_all(self, send: Sequence[Tensor], receive: Sequence[Tensor]) -> Handle:
+        """Start to send send[j] to index j and to receive receive[j] from it, for all j, of any
+        sizes. All are contiguous; those of this rank's own index are empty."""
+        if sent := sum(x.nbytes for x in send):
+            self.traffic.count(self.name, "all_to_all", sent)
+        if self._backend != "gloo":
+            work = dist.all_to_all(list(receive), list(send), group=self.group, async_op=True)
+            return Handle(axis=self, works=[work], buffers=(*send, *receive))
+        staged = [self._staged(x) for x in receive]
+        given = [self._staged(x) for x in send]
+
+        def put_in_place() -> None:
+            for x, arrived in zip(receive, staged, strict=True):
+                if x is not arrived:
+                    x.copy_(arrived)
+
+        return replace(self._exchange(given, staged), then=put_in_place, buffers=tuple(given))
+
     def swap(self, x: Tensor, peer: int) -> Tensor:
         """Send x to the rank at index ``peer`` and receive its x of the same shape."""
         if self.group is None or peer == self.index:
@@ -204,13 +222,14 @@ class Axis:
         return x.device.type == "cpu" and self._backend == "gloo"
 
     def _exchange(self, send: list[Tensor], receive: list[Tensor]) -> Handle:
-        """Start to send send[j] to index j and to receive receive[j] from it, for all j."""
+        """Start to send send[j] to index j and to receive receive[j] from it, for all j that are
+        not empty."""
         assert self.group is not None
         others = [(self.index + step) % self.size for step in range(1, self.size)]
         # The methods of the group: dist.isend and dist.irecv spend half of the time of a small
         # exchange on the checks of their arguments.
-        works = [self.group.recv([receive[j]], j, 0) for j in others]
-        works += [self.group.send([send[j]], j, 0) for j in others]
+        works = [self.group.recv([receive[j]], j, 0) for j in others if receive[j].numel()]
+        works += [self.group.send([send[j]], j, 0) for j in others if send[j].numel()]
         own_part = receive[self.index]
         if own_part.data_ptr() != send[self.index].data_ptr():
             own_part.copy_(send[self.index])

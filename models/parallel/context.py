@@ -18,7 +18,7 @@ from models.parallel.collectives import Axis, Traffic
 from models.parallel.kernels import DeviceKernels, add_product
 from models.parallel.mode import ActivationSharding, Mode
 from models.parallel.registry import modes
-from models.parallel.rows import RowOrder
+from models.parallel.rows import ContextExchange, RowOrder
 from models.parallel.shard import PartitionSpec, Shard, shard_of
 from models.parallel.zero import Zero
 
@@ -100,6 +100,8 @@ class ParallelContext:
     kernels: DeviceKernels = field(default_factory=DeviceKernels)
     keep_gathers: bool = False
     """Save gathered x and w for backward instead of gathering them again: time for memory."""
+    context: ContextExchange = "gather"
+    """The exchange of keys and values of samples that several ranks hold."""
     zero: Zero = field(default_factory=Zero)
     offload_device: torch.device | None = None
     """The device that weights are stored on between uses and that their gradients are copied to;
@@ -198,6 +200,14 @@ class ParallelContext:
     def zero_axes(self) -> tuple[str, ...]:
         """The axes by which ZeRO shards weights, in addition to the mode's axes."""
         return tuple(axis.name for axis in self.zero.axes)
+
+    def tensor_index(self, **index: int) -> int:
+        """Return the position along "tensor" of the rank whose positions along the mode's axes are
+        this rank's, except those in ``index``."""
+        place = 0
+        for axis in self.mode.colossal_groups:
+            place = place * self.sizes[axis] + index.get(axis, self.index[axis])
+        return place
 
     def num_shards(self, axes: tuple[str, ...]) -> int:
         return prod(self.sizes[axis] for axis in axes)

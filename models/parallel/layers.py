@@ -189,21 +189,11 @@ class TokenEmbedding(ShardedModule):
         if over := parallel.axis(lookup.scatter_y):
             rows = TokenScatter.apply(rows, over)
         if lookup.swap and parallel.axis(lookup.swap[0]):
-            rows = Swap.apply(rows, parallel.axes["tensor"], self._transposed(*lookup.swap))
+            row, column = lookup.swap
+            index = parallel.index  # of the rank at the transposed place
+            peer = parallel.tensor_index(**{row: index[column], column: index[row]})
+            rows = Swap.apply(rows, parallel.axes["tensor"], peer)
         return rows
-
-    def _transposed(self, row: str, column: str) -> int:
-        """Return the tensor-group index of the rank whose row is this rank's column and whose
-        column is this rank's row."""
-        index = {
-            **self.parallel.index,
-            row: self.parallel.index[column],
-            column: self.parallel.index[row],
-        }
-        peer = 0
-        for axis in self.parallel.mode.colossal_groups:
-            peer = peer * self.parallel.sizes[axis] + index[axis]
-        return peer
 
 
 class EmbeddingLookup(torch.autograd.Function):

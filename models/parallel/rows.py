@@ -10,10 +10,11 @@ tokens, and the two pieces of a rank have as many pairs as those of any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm, prod
+from typing import Literal
 
 from models.parallel.mode import Axes, Mode
 from models.parallel.shard import round_up
@@ -42,6 +43,11 @@ class Segment:
     def pairs(self) -> int:
         """The number of pairs of a row and a key that a causal mask admits."""
         return self.count * (self.stop * (self.stop + 1) - self.start * (self.start + 1)) // 2
+
+
+ContextExchange = Literal["gather", "ring"]
+"""The exchange of keys and values among ranks that hold samples together: all at once, or the block
+of one rank at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +134,61 @@ class RowOrder:
             yield Segment(row=row, first=token - start, start=start, stop=stop, count=count)
             row, token = row + count * (stop - start), token + count * (stop - start)
 
+    def needed(self, member: int, source: int) -> range:
+        """Return the rows of shard ``source`` that rows of shard ``member`` attend to, apart from
+        those of their own segment: the tokens before a piece of ``member`` in its first sample.
+
+        They are consecutive: before an early piece they are the last rows of another early piece,
+        and before a late piece also the first rows of the late piece that follows those.
+        """
+        if (member, source) not in self._needs:
+            self._needs[member, source] = self._find_needed(member, source)
+        return self._needs[member, source]
+
+    @cached_property
+    def _needs(self) -> dict[tuple[int, int], range]:
+        return {}
+
+    def _find_needed(self, member: int, source: int) -> range:
+        found, row = list[range](), 0
+        for piece in self.pieces(source):
+            for own in self.pieces(member):
+                first = max(own.start - own.start % self.length, piece.start)
+                stop = min(own.start, piece.stop)
+                if first < stop:
+                    found.append(range(row + first - piece.start, row + stop - piece.start))
+            row += len(piece)
+        if not found:
+            return range(0)
+        return range(min(rows.start for rows in found), max(rows.stop for rows in found))
+
+    def tokens_in(self, member: int, rows: range) -> list[range]:
+        """Return the tokens of consecutive rows of shard ``member``, counted from the group's
+        first one."""
+        found, row = [], 0
+        for piece in self.pieces(member):
+            first, stop = max(rows.start, row), min(rows.stop, row + len(piece))
+            if first < stop:
+                found.append(range(piece.start + first - row, piece.start + stop - row))
+            row += len(piece)
+        return found
+
+    def rounds(self, context: ContextExchange) -> list[range]:
+        """Return the rounds of an exchange within a group: in one of ``range(a, b)``, shard n
+        receives from the shards n + a to n + b - 1, counted cyclically."""
+        if context == "gather":
+            return [range(1, self.group)] if self.group > 1 else []
+        return [range(step, step + 1) for step in range(1, self.group)]
+
+    def received(self, member: int, steps: range) -> list[range]:
+        """Return the tokens that shard ``member`` receives in a round, by the order of shards."""
+        sources = sorted((member + step) % self.group for step in steps)
+        return [
+            tokens
+            for source in sources
+            for tokens in self.tokens_in(source, self.needed(member, source))
+        ]
+
     @cached_property
     def idle(self) -> float:
         """Fraction of attention's work in which the ranks of a group wait for the one with the most
@@ -146,6 +207,25 @@ class RowOrder:
             for member in range(self.group)
             for piece in self.pieces(member)
         ]
+
+
+def before(segment: Segment, tokens: Sequence[range]) -> tuple[range, list[range]]:
+    """Return the tokens before ``segment`` in its sample that are among ``tokens``, and their
+    places there.
+
+    The places are consecutive for tokens that a shard receives in a round, by the order of shards:
+    those before its early piece come from the shards before it, and are all or none of the tokens
+    of these.
+    """
+    found, place, first = list[range](), 0, 0
+    for some in tokens:
+        start = max(some.start, segment.first)
+        stop = min(some.stop, segment.first + segment.start)
+        if start < stop:
+            first = first if found else place + start - some.start
+            found.append(range(start, stop))
+        place += len(some)
+    return range(first, first + sum(map(len, found))), found
 
 
 def row_multiple(mode: Mode, sizes: Mapping[str, int]) -> int:

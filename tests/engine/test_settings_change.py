@@ -206,6 +206,11 @@ EFFECTS = {
     "deterministic": SettingEffect(change="deterministic=True", probe=determinism),
     "compile": SettingEffect(change="compile=True", probe=compiled),
     "keep_gathers": SettingEffect(change="keep_gathers=True", probe=calls, given=ONE_D),
+    "context": SettingEffect(
+        change="context=ring",
+        probe=calls,
+        given=("MODE=sequence", "TENSOR_PARALLEL=8", "BATCH_SIZE=1"),
+    ),
     "matmul": SettingEffect(change="matmul=onednn", probe=library),
     "loss_chunk": SettingEffect(change="loss_chunk=5", probe=loss_chunks),
 }

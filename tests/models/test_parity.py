@@ -93,6 +93,7 @@ def sharded_samples() -> Iterator[TrainingCase]:
             ignored=2,
             checkpoint=way,
             keep_gathers=samples == 3,
+            context="ring" if samples in (2, 3) else "gather",
             dropout=0.3 if samples in (1, 3) else 0.0,
             dtype=torch.float64,
             steps=2,

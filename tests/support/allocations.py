@@ -13,10 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import engine.training.trainer
 from engine.data.batches.loader import Batch
@@ -27,7 +25,7 @@ from engine.training.matmuls import MATMULS
 from engine.training.step import Stepper, StepResult
 from engine.training.trainer import Trainer, micro_batches
 from models.parallel.context import torch_matmul
-from tests.support.runs import open_run
+from tests.support.runs import open_run, pretended
 from tests.support.training import process_group
 
 Sends = dict[tuple[str, str], tuple[int, int]]
@@ -48,14 +46,10 @@ class MeasuredMemory:
 
 @contextmanager
 def world_of_one(rank: int, size: int) -> Iterator[None]:
-    """Open a process group as rank ``rank`` of ``size``; its collectives return at once, with
-    undefined contents."""
-    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
-    try:
+    """Open a process group as rank ``rank`` of ``size`` that sends nothing."""
+    with pretended(rank, size):
         yield
-    finally:
-        dist.destroy_process_group()
-        process_group.cache_clear()
+    process_group.cache_clear()
 
 
 def measure(rank: int, size: int, config: Path, overrides: Sequence[str]) -> MeasuredMemory:

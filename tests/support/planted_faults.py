@@ -24,6 +24,7 @@ from models.parallel import attention, attention_blocks, dropout, layers, loss, 
 from models.parallel.collectives import Axis, gather
 from models.parallel.context import ParallelContext
 from models.parallel.initialise import init_normal_
+from models.parallel.key_exchange import Returned, SampleGroup
 from models.parallel.layers import Linear, PositionEmbedding, ShardedModule
 from models.parallel.mode import Gather, Mode
 from models.parallel.norm import LayerNorm
@@ -40,8 +41,9 @@ DEEP = Few(mode="2.5d", tensor=2, depth=2, data=2, tied=False)
 CUBE = Few(mode="3d", tensor=8)
 SHARED = Few(mode="2d", tensor=4, samples=3, length=7, ignored=2)  # a row is added
 SEQUENCE = Few(mode="sequence", tensor=2, samples=1, length=13, ignored=2)
+RING = replace(SEQUENCE, tensor=4, length=14, context="ring")
 DROPPING = Few(mode="2d", tensor=4, samples=6, accumulation=2, dropout=0.3)
-RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED, SEQUENCE, DROPPING]
+RUNS = [COLUMNS, GRID, DEEP, CUBE, SHARED, SEQUENCE, RING, DROPPING]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,26 +254,41 @@ def positions_are_off_by_one_at_the_border_of_a_shard() -> Iterator[None]:
         yield
 
 
-@shown_by(SHARED)
-def gradients_of_gathered_keys_are_not_summed() -> Iterator[None]:
-    with patch.object(attention, "scatter", lambda x, axis, dim: x.chunk(axis.size)[axis.index]):
+@shown_by(RING)
+def gradients_of_keys_that_travelled_are_not_summed() -> Iterator[None]:
+    with patch.object(Returned, "add_to", lambda self, sums: self.handle.wait()):
         yield
 
 
-@shown_by(SHARED)
-def late_pieces_are_not_in_reverse_order() -> Iterator[None]:
-    healthy = RowOrder.pieces
+@shown_by(RING)
+def keys_are_used_as_those_of_another_round() -> Iterator[None]:
+    healthy = SampleGroup.received
 
-    def forward_only(self: RowOrder, member: int) -> tuple[range, ...]:
-        early, late = healthy(self, member)
-        start = self.group * self.early + member * len(late)
-        return early, range(start, start + len(late))
+    def shifted(self: SampleGroup, number: int) -> list[range]:
+        order, (step, *_) = self.order, self.rounds[number]
+        other = (self.member + step % (order.group - 1) + 1) % order.group
+        sizes = [len(tokens) for tokens in healthy(self, number)]
+        wrong = order.tokens_in(other, range(order.local))
+        return [range(some.start, some.start + n) for some, n in zip(wrong, sizes, strict=False)]
 
-    with patch.object(RowOrder, "pieces", forward_only):
+    with patch.object(SampleGroup, "received", shifted):
         yield
 
 
-@shown_by(SHARED)
+@shown_by(RING)
+def late_pieces_of_two_ranks_are_exchanged() -> Iterator[None]:
+    healthy = SampleGroup.fetch
+
+    def swapped(self: SampleGroup, kv: Tensor, number: int) -> Any:
+        late = kv[self.order.early :]
+        other = late.roll(1, 0) if self.member == 2 else late
+        return healthy(self, torch.cat([kv[: self.order.early], other]), number)
+
+    with patch.object(SampleGroup, "fetch", swapped):
+        yield
+
+
+@shown_by(RING)
 def blocks_of_keys_are_merged_in_half_precision() -> Iterator[None]:
     healthy = attention_blocks.merge
 

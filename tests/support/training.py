@@ -74,6 +74,7 @@ class TrainingCase:
     tied: bool = True
     checkpoint: bool | Literal["selective"] = False
     keep_gathers: bool = False
+    context: Literal["gather", "ring"] = "gather"
     dtype: torch.dtype = torch.float32
     compute: torch.dtype | None = None
     samples: int = 12
@@ -141,7 +142,7 @@ class TrainingCase:
         flags = ["tied" if self.tied else "untied"]
         if self.checkpoint:
             flags.append("selective" if self.checkpoint == "selective" else "checkpoint")
-        flags += ["keep"] * self.keep_gathers
+        flags += ["keep"] * self.keep_gathers + ["ring"] * (self.context == "ring")
         if (self.samples, self.length) != (12, 10):
             flags.append(f"{self.samples}x{self.length}")
         flags += [f"inner{self.inner}"] * (self.inner != 28)
@@ -221,6 +222,7 @@ def open_partition(run: TrainingCase, rank: int, traffic: Traffic | None = None)
         dtype=run.dtype,
         compute=run.compute or run.dtype,
         keep_gathers=run.keep_gathers,
+        context=run.context,
         kernels=LIKE_A_GPU if run.gpu_head else DeviceKernels(),
         offload_device=torch.device("cpu") if run.offload or run.disk else None,
     )

@@ -10,6 +10,8 @@ from engine.config.schema import Settings
 from engine.config.sections.data import FILE_TYPES
 from engine.config.sections.loss import LossScaleSettings
 from engine.config.splits import can_validate
+from models.parallel.registry import modes
+from models.parallel.rows import RowOrder
 
 WITHOUT_TEXT = ("images", "synthetic")
 """Sources whose tokens are no text."""
@@ -30,6 +32,16 @@ def _validates(settings: Settings) -> bool:
     validation = settings.eval
     is_periodic = validation.every != 0 and bool(validation.every or validation.epochs)
     return is_periodic and can_validate(settings)
+
+
+def _shares_samples(settings: Settings) -> bool:
+    """Return whether several ranks hold a sample together."""
+    mode = modes()[settings.mode]
+    sizes = mode.axes(settings.tensor_parallel, settings.depth)
+    if sizes is None:
+        return True  # another rule rejects the layout
+    tokens = settings.batch_size // settings.num_micro_batches * settings.seq_len
+    return not RowOrder.of(mode, sizes, tokens, settings.seq_len).is_whole
 
 
 _ADAM = Requirement(
@@ -132,6 +144,11 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         lambda s: s.checkpoint.is_enabled and s.checkpoint.best,
         (*_SAVING.depends_on, "checkpoint.best"),
         f"{_SAVING.text}, and checkpoint.best=True",
+    ),
+    "context": Requirement(
+        _shares_samples,
+        ("mode", "tensor_parallel", "batch_size", "num_micro_batches"),
+        "micro-batches of fewer samples than the ranks that shard their tokens",
     ),
     "matmul": Requirement(
         lambda s: s.precision == "float32", ("precision",), "precision='float32'"

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from math import prod
+from typing import get_args
 
 import pytest
 
 from models.parallel.registry import modes
-from models.parallel.rows import RowOrder, row_multiple
+from models.parallel.rows import ContextExchange, RowOrder, Segment, before, row_multiple
 from tests.support.mode_sizes import ModeSize, mode_sizes
 
 SHAPES = list(product((1, 2, 3, 5, 8), (1, 2, 7, 16)))
 CUTS = list(mode_sizes(9))
+CONTEXTS = get_args(ContextExchange)
 
 
 def axes_of(cut: ModeSize) -> dict[str, int]:
@@ -73,6 +75,42 @@ def test_group_holds_every_key_that_its_rows_attend_to(cut: ModeSize) -> None:
                     found[segment.row + n] = base + token
                     assert (base + segment.first) % length == 0 or order.gathered == len(order.axes)
             assert found == rows
+
+
+def tokens_of(segment: Segment) -> set[int]:
+    return set(range(segment.first, segment.first + segment.start))
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_ranks_receive_the_tokens_that_their_rows_attend_to_and_no_others(cut: ModeSize) -> None:
+    """Also those that each segment attends to are consecutive among the tokens of a round."""
+    for order, _, _ in orders(cut):
+        for member, context in product(range(order.group), CONTEXTS):
+            segments = order.segments(member)
+            past = set[int]().union(*map(tokens_of, segments))
+            own = order.tokens_in(member, order.needed(member, member))
+            rounds = [order.received(member, steps) for steps in order.rounds(context)]
+            found = [token for some in (own, *rounds) for tokens in some for token in tokens]
+            assert sorted(found) == sorted(past), "each of them once"
+            sources = [(member + n) % order.group for steps in order.rounds(context) for n in steps]
+            assert sorted(sources) == [n for n in range(order.group) if n != member]
+            for segment, some in product(segments, (own, *rounds)):
+                every = [token for tokens in some for token in tokens]
+                places, tokens = before(segment, some)
+                assert [token for part in tokens for token in part] == every[
+                    places.start : places.stop
+                ]
+                assert {*every} & tokens_of(segment) == {*every[places.start : places.stop]}
+
+
+def test_fewer_keys_are_exchanged_the_more_samples_a_group_holds() -> None:
+    """A gather of all keys would bring 3 x 4 x local tokens to the 4 ranks."""
+    brought = {}
+    for samples in (1, 2, 3, 5):
+        order = RowOrder.of(modes()["2d"], {"r": 4, "c": 4}, samples * 16, 16)
+        tokens = [order.received(member, range(1, 4)) for member in range(4)]
+        brought[samples] = sum(len(some) for one in tokens for some in one) / (12 * order.local)
+    assert brought == pytest.approx({1: 3 / 4, 2: 1 / 2, 3: 23 / 72, 5: 1 / 5})
 
 
 def test_fewest_axes_are_gathered() -> None:

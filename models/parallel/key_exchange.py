@@ -1,0 +1,152 @@
+"""The exchange of keys and values among ranks that hold samples together.
+
+A rank receives from each other one the rows that its own attend to, no others, and returns their
+gradients. With ``context="gather"`` all are in memory at once; with "ring" the rows of one rank are
+used while those of the next are in transit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from models.parallel.collectives import Handle
+from models.parallel.context import ParallelContext
+from models.parallel.rows import RowOrder
+
+
+class Keys(NamedTuple):
+    """Keys and values of some tokens of a group."""
+
+    kv: Tensor
+    """[tokens, heads, 2, d]"""
+    tokens: Sequence[range]
+    """In the order of kv, counted from the group's first one."""
+
+
+class Returned(NamedTuple):
+    """Gradients of own rows that other ranks have computed, in transit."""
+
+    handle: Handle
+    gradients: Sequence[tuple[range, Tensor]]
+
+    def add_to(self, sums: Tensor) -> None:
+        """Wait for the gradients and add them to ``sums``, in the order of ranks."""
+        self.handle.wait()
+        for rows, gradient in self.gradients:
+            sums[rows.start : rows.stop] += gradient
+
+
+class SampleGroup:
+    """This rank's place among the ranks that hold samples together."""
+
+    def __init__(self, order: RowOrder, parallel: ParallelContext) -> None:
+        self.order, self.parallel = order, parallel
+        shard: int = parallel.rows(order.rows, order.axes).start // order.local
+        group, self.member = divmod(shard, order.group)
+        self.first_sample = group * order.group * order.local // order.length
+        self.segments = order.segments(self.member)
+        self.rounds = order.rounds(parallel.context)
+
+    @property
+    def own_rows(self) -> slice:
+        """The own rows that later rows of this rank attend to."""
+        rows = self.order.needed(self.member, self.member)
+        return slice(rows.start, rows.stop)
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Return whether the keys of other ranks are saved for the backward pass."""
+        return self.parallel.keep_gathers and self.parallel.context == "gather"
+
+    def own_keys(self, kv: Tensor) -> Keys:
+        """Return the own keys that later rows of this rank attend to, of kv [rows, heads, 2, d]."""
+        rows = self.order.needed(self.member, self.member)
+        return Keys(kv[self.own_rows], self.order.tokens_in(self.member, rows))
+
+    def received(self, number: int) -> list[range]:
+        """Return the tokens that a round brings."""
+        return self.order.received(self.member, self.rounds[number])
+
+    def fetch(self, kv: Tensor, number: int) -> tuple[Handle, Tensor]:
+        """Start a round: send rows of a contiguous kv to the ranks that need them, and receive
+        theirs."""
+        keys = kv.new_empty((sum(map(len, self.received(number))), *kv.shape[1:]))
+        send = {}
+        for step in self.rounds[number]:
+            rows = self.order.needed(self._other(-step), self.member)
+            send[self._other(-step)] = kv[rows.start : rows.stop]
+        return self._exchange(kv, send, self._by_source(keys, number)), keys
+
+    def give_back(self, gradients: Tensor, number: int) -> Returned:
+        """Start to return the gradients of the keys of a round, and to receive those of own
+        rows."""
+        others = [self._other(-step) for step in self.rounds[number]]
+        rows = {other: self.order.needed(other, self.member) for other in sorted(others)}
+        mine = {
+            other: gradients.new_empty((len(some), *gradients.shape[1:]))
+            for other, some in rows.items()
+        }
+        handle = self._exchange(gradients, self._by_source(gradients, number), mine)
+        return Returned(handle, [(rows[other], mine[other]) for other in rows])
+
+    def _other(self, step: int) -> int:
+        return (self.member + step) % self.order.group
+
+    def _by_source(self, x: Tensor, number: int) -> Mapping[int, Tensor]:
+        """Return the pieces of x [tokens of a round, ...] by the shard that they come from."""
+        sources = sorted(map(self._other, self.rounds[number]))
+        sizes = [len(self.order.needed(self.member, source)) for source in sources]
+        return dict(zip(sources, x.split(sizes), strict=True))
+
+    def _exchange(
+        self, like: Tensor, send: Mapping[int, Tensor], receive: Mapping[int, Tensor]
+    ) -> Handle:
+        """Start the exchange of tensors by shards of the group."""
+        tensor, empty = self.parallel.axes["tensor"], like.new_empty(0)
+        to, of = [empty] * tensor.size, [empty] * tensor.size
+        for shard in send.keys() | receive.keys():
+            place = self._place(shard)
+            to[place], of[place] = send.get(shard, empty), receive.get(shard, empty)
+        return tensor.start_all_to_all(to, of)
+
+    def _place(self, shard: int) -> int:
+        """Return the position along "tensor" of a shard of the group."""
+        index = {}
+        for axis in reversed(self.order.gathered_axes):
+            shard, index[axis] = divmod(shard, self.parallel.sizes[axis])
+        return self.parallel.tensor_index(**index)
+
+
+class Arrivals:
+    """The keys of other ranks, round by round; the next round is in transit meanwhile."""
+
+    def __init__(self, group: SampleGroup, kv: Tensor, held: Sequence[Tensor] = ()) -> None:
+        """Start the first round, to exchange kv [rows, heads, 2, d]. ``held``: the keys of all
+        rounds if they have been saved."""
+        self.group, self.number, self.held = group, 0, [*held]
+        self.kv = None if held or not group.rounds else kv.contiguous()
+        self.in_transit: tuple[Handle, Tensor] | None = None
+        self._start()
+
+    def take(self) -> Keys:
+        """Wait for a round, start the next, and return the keys that have arrived."""
+        tokens = self.group.received(self.number)
+        self.number += 1
+        if self.held:
+            return Keys(self.held.pop(0), tokens)
+        assert self.in_transit is not None
+        handle, keys = self.in_transit
+        handle.wait()
+        del handle
+        self.in_transit = None
+        self._start()
+        return Keys(keys, tokens)
+
+    def _start(self) -> None:
+        if self.number == len(self.group.rounds):
+            self.kv = self.in_transit = None
+        elif self.kv is not None:
+            self.in_transit = self.group.fetch(self.kv, self.number)
