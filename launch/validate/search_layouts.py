@@ -175,8 +175,8 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
 
 
 def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
-    """Return the ZeRO stages from the plan's on, each over data, and over the tensor-parallel
-    ranks with the same weights too, if the mode replicates weights."""
+    """Return the plan's ZeRO stage and all higher ones, each over the data axis, and if the mode
+    replicates weights also over the axes along which it does."""
     zero = plan.settings.zero
     copies = copies_of_weights(layout) > 1
     return [
