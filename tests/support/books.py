@@ -1,4 +1,4 @@
-"""Books in Languini's layout on the disk, as its own tokenising program writes them."""
+"""Books in Languini's folders, as its own tokenising program writes them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
