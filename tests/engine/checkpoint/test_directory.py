@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from engine.checkpoint.directory import CheckpointDirectory
 from engine.checkpoint.manifest import TRAINING
-from engine.checkpoint.retention import best_step, checkpoints_to_delete
+from engine.checkpoint.retention import best_step
 from tests.support.checkpoints import training_at
 
 
@@ -108,35 +106,3 @@ def test_the_setting_of_the_latest_checkpoint_selects_the_loss(directory):
     assert best_step(directory.losses()) == 1
     (fill(directory, 4) / TRAINING).write_text("{")
     assert directory.losses() == {1: 1.5, 2: 1.6, 3: 1.7, 4: None}
-
-
-@pytest.mark.parametrize(
-    ("losses", "keep", "best", "gone"),
-    [
-        ({}, 1, True, []),
-        ({1: None, 2: None, 3: None}, 2, True, [1]),
-        ({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.0}, 1, True, [1, 3]),
-        ({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.0}, 1, False, [1, 2, 3]),
-        ({1: 1.0, 2: 1.0, 3: 2.0}, 1, True, [1]),  # of equal ones the latest
-        ({1: 1.0, 2: None, 3: None}, 5, True, []),
-    ],
-)
-def test_checkpoints_except_the_latest_and_the_best_are_deleted(losses, keep, best, gone):
-    assert checkpoints_to_delete(losses, keep=keep, best=best) == gone
-
-
-@settings(derandomize=True, database=None)
-@given(
-    st.dictionaries(st.integers(1, 50), st.none() | st.floats(0, 9)),
-    st.integers(1, 6),
-    st.booleans(),
-)
-def test_the_number_of_kept_checkpoints_is_the_requested_one(losses, keep, best):
-    gone = set(checkpoints_to_delete(losses, keep=keep, best=best))
-    kept = losses.keys() - gone
-    assert gone <= losses.keys()
-    assert set(sorted(losses)[-keep:]) <= kept
-    assert len(kept) <= keep + best
-    validated = {step: loss for step, loss in losses.items() if loss is not None}
-    if best and validated:
-        assert min(validated.values()) in [losses[step] for step in kept]
