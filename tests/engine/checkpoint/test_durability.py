@@ -291,7 +291,7 @@ def test_a_run_folder_on_a_read_only_disk_is_rejected(disk):
     subprocess.run(["mount", "-o", "remount,ro", "none", str(disk)], check=True)
     (ended,) = run(Job(folder=disk, options=StartOptions(output=Path("run"))))
     assert ended.error == "UserError"
-    assert ended.err == "run cannot be created: Read-only file system\n"
+    assert ended.err == "run cannot be created: Read-only file system; choose another --output\n"
 
 
 def test_a_run_on_a_read_only_disk_resumes_only_into_another_output(disk, tmp_path):
@@ -308,6 +308,8 @@ def test_a_run_on_a_read_only_disk_resumes_only_into_another_output(disk, tmp_pa
         ]
     )
     assert refused[0].error == "UserError"
-    assert refused[0].err == f"{there} cannot be written: Read-only file system\n"
+    assert refused[0].err == (
+        f"{there} cannot be written: Read-only file system; choose another --output\n"
+    )
     assert other[0].error == ""
     assert checkpoints_of(elsewhere).steps() == [5]
