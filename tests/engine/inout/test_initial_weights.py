@@ -228,7 +228,7 @@ def test_corrupt_checkpoint_is_rejected_as_initial_weights(folder: Path) -> None
         if ended.err:
             assert ended.err == (
                 "first/checkpoints/step-00000004 is corrupt: "
-                f"{shard.name} was changed: its SHA-256 differs\n"
+                f"{shard.name} was changed: its SHA-256 differs; restore it, or use other weights\n"
             )
 
 
