@@ -53,7 +53,8 @@ class ColossalContext:
         self._variables: Any = variables.tensor_parallel_env
 
     def open(self, layout: Layout, rank: int) -> None:
-        """Make all groups of ``layout``. Every rank calls this after the default group is open."""
+        """Make all process groups of ``layout``. Every rank calls this after the default group is
+        open."""
         context, world = self.context, self.modes.GLOBAL
         # Its own launch() would open the default group at tcp://[host]:port, which Python >=
         # 3.11.4 refuses for anything but IPv6: so we open it, and register it as launch() does.
@@ -71,34 +72,34 @@ class ColossalContext:
         context.init_parallel_groups()
 
     def group(self, name: str) -> tuple[dist.ProcessGroup, list[int]] | None:
-        """Return this rank's group of a ParallelMode, by its name, and the ranks of the group; None
-        if there is no such group (PIPELINE has none with one stage)."""
+        """Return this rank's group of the ParallelMode called ``name``, and the ranks of the group;
+        None if there is no such group (with one stage there is none of PIPELINE)."""
         mode = self.modes[name]
         if not self.context.is_initialized(mode):
             return None
         return self.context.get_group(mode), self.context.get_ranks_in_group(mode)
 
     def groups(self) -> list[dist.ProcessGroup]:
-        """Return all groups of this rank, CPU groups included, each once."""
+        """Return all process groups of this rank, including the CPU groups, without duplicates."""
         context = self.context
         groups = [*context._groups.values(), *context._cpu_groups.values()]
         return list({id(group): group for group in groups}.values())
 
     def set_timeouts(self, seconds: float) -> None:
-        """Set the timeout of every group: new_group uses torch's default timeout, not that of the
-        default group."""
+        """Set the timeout of every group: new_group uses torch's default timeout, not the timeout
+        of the default group."""
         for group in self.groups():
             _set_pg_timeout(timedelta(seconds=seconds), group)
 
     @property
     def cpu_group(self) -> dist.ProcessGroup:
-        """Group of all ranks over gloo."""
+        """Return the gloo group of all ranks."""
         group: dist.ProcessGroup = self.context.get_cpu_group(self.modes.GLOBAL)
         return group
 
     def close(self, *, failed: bool) -> None:
-        """Destroy all groups, the default one last, and reset the context. After a failure, abort
-        collectives in which other ranks may wait, and raise nothing."""
+        """Destroy all process groups, the default group last, and reset the global context. After a
+        failure, abort collectives in which other ranks may wait, and raise nothing."""
         try:
             if dist.is_initialized() and failed and dist.get_backend() == "nccl":
                 _abort_process_group()  # destroy would wait for running collectives
@@ -118,8 +119,9 @@ class ColossalContext:
 
 @contextmanager
 def _stub_packages() -> Iterator[None]:
-    """Replace the two packages around the context by empty ones inside the block: their
-    ``__init__`` takes 3 s and needs peft, bitsandbytes and more, which the context does not use."""
+    """Replace the two packages that contain Colossal-AI's context by empty packages inside the
+    block: the ``__init__`` of the packages takes 3 s and needs peft, bitsandbytes and more, which
+    the context does not use."""
     spec = find_spec("colossalai")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("its files are missing")

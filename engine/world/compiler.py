@@ -13,8 +13,8 @@ from engine.plan import Plan
 def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
     """Yield a message if the plan needs a C++ compiler that does not run.
 
-    The compiler is the one that torch's inductor uses (torch/_inductor/config.py, cpp.cxx), and it
-    is tested with the command that inductor runs.
+    The tested compiler is torch inductor's (torch/_inductor/config.py, cpp.cxx), and the test is
+    the command that inductor runs.
     """
     default = "clang++" if sys.platform == "darwin" else "g++"
     name = environ.get("CXX", default)
@@ -28,7 +28,8 @@ def missing_compiler(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def compiler_failure(error: BaseException) -> RunError | None:
-    """Return a failure of the C++ compiler as a line with its reason; None for any other error."""
+    """Translate ``error`` into one line with the reason if the C++ compiler failed; return None for
+    any other error."""
     cause: BaseException | None = error
     while cause is not None:
         if type(cause).__name__ == "CppCompileError":

@@ -20,7 +20,7 @@ class VisibleGpus:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceAssignment:
-    """Devices of all ranks, and the backend; tuples have an entry per rank."""
+    """Devices of all ranks, and the communication backend; tuples have an entry per rank."""
 
     local_ranks: tuple[int, ...]
     """Number of the rank on its machine."""
@@ -35,8 +35,8 @@ class DeviceAssignment:
 def assign_devices(
     visible: Sequence[VisibleGpus], requested: str | None = None, *, nccl: bool = True
 ) -> DeviceAssignment:
-    """Assign GPUs to ranks. Choose ``requested`` as backend if given, else NCCL if each rank has a
-    GPU of its own, else gloo. ``nccl``: this torch includes NCCL.
+    """Assign GPUs to ranks, and choose the backend: ``requested`` if given, else NCCL if each rank
+    has a GPU of its own, else gloo. ``nccl``: the installed torch includes NCCL.
 
     Raises:
         UserError: NCCL is requested, but ranks have no GPU or share one.

@@ -43,7 +43,7 @@ ERROR_REPORT_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class RestartCallbacks:
-    """Functions by which a restarted launch finds the plan that its run recorded."""
+    """Functions by which a restarted launch finds the plan that its run has recorded."""
 
     find_record: Callable[[str, Plan | None], str]
     """Returns the record of the run with this id, or ''; the plan is that of the config now, None
@@ -63,7 +63,7 @@ def open_world(
 ) -> Iterator[World]:
     """Connect the ranks of a launch, open their process groups, and close them at the end.
 
-    An error inside is printed once over all ranks.
+    An error in the ``with`` block is printed by one rank only.
 
     Args:
         backend: overrides the backend of the plan.
@@ -73,7 +73,7 @@ def open_world(
 
     Raises:
         UserError: the plan, this machine or an installed package cannot be used.
-        RunError: for any other exception inside, or an interrupt.
+        RunError: any other exception in the ``with`` block, or an interrupt.
     """
     if launch_info.launch_id is not None and launch_info.launcher == "torchrun":
         stop_with_parent()
@@ -112,13 +112,13 @@ def open_world(
 
 
 def _explain(error: BaseException) -> RunError | None:
-    """Translate the error of a full disk or of a failing compiler for users; return None for any
-    other error."""
+    """Translate ``error`` into a message for users if a disk is full or a compiler failed; return
+    None for any other error."""
     return full_disk_error(error, FREE_SPACE_REMEDY) or compiler_failure(error)
 
 
 def _try_plan(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | None]:
-    """Return the plan, or the error, which is reported once the ranks are connected."""
+    """Make the plan, and return it or the error, which is reported once the ranks are connected."""
     try:
         return make_plan(), None
     except Exception as error:
@@ -128,7 +128,8 @@ def _try_plan(make_plan: Callable[[], Plan]) -> tuple[Plan | None, Exception | N
 def _plan_of_restart(
     restart: RestartCallbacks, ranks: ControlPlane, plan: Plan | None, problem: Exception | None
 ) -> tuple[Plan | None, Exception | None]:
-    """Replace the plan by the recorded one if the launch has a run; rank 0 reads the record."""
+    """Replace ``plan`` by the recorded plan if an earlier attempt of this launch began a run; rank
+    0 reads the record."""
     record = ranks.run_on_rank_0(lambda: restart.find_record(ranks.run_id, plan))
     if not record:
         return plan, problem
@@ -149,7 +150,8 @@ def _plan_of_restart(
 def _check_before_connecting(
     plan: Plan | None, problem: Exception | None, launch_info: LaunchInfo
 ) -> tuple[Plan, ColossalContext]:
-    """Raise the error of the plan; require as many ranks as the layout has, and Colossal-AI."""
+    """Raise ``problem``, the error of the plan, if any. Require as many ranks as the layout has,
+    and Colossal-AI."""
     if problem is not None:
         raise problem
     assert plan is not None
@@ -169,7 +171,7 @@ def _open(
     stop: StopSignal,
     backend: str | None,
 ) -> World:
-    """Assign devices, and open the process groups; ``backend`` overrides the plan's."""
+    """Assign devices, and open the process groups; ``backend`` overrides the plan's backend."""
     launch_info, settings = ranks.launch_info, plan.settings
     report = [asdict(RankProcess.current()), _gpu_ids(), plan.fingerprint, ranks.run_id]
     reports = [json.loads(text) for text in ranks.all_gather(json.dumps(report))]
@@ -224,7 +226,8 @@ def _open(
 
 
 def _check_machine(plan: Plan, assignment: DeviceAssignment) -> None:
-    """Raise UserError if this machine lacks a named network interface or a needed compiler."""
+    """Raise UserError if this machine lacks a network interface that the environment names, or a
+    compiler that ``plan`` needs."""
     missing = list(wrong_interfaces(os.environ))
     if assignment.gpus[0] is None:
         missing += missing_compiler(plan, os.environ)
@@ -273,9 +276,9 @@ def _gpu_ids() -> list[str]:
 
 
 def _seed(seed: int) -> None:
-    """Set the seed of the global generators, the same on all ranks; parts that need different
-    numbers per rank have other generators. Colossal-AI's seed manager is not used: it calls CUDA
-    on CPU ranks, too."""
+    """Seed the global random generators, equally on all ranks; code that needs different random
+    numbers per rank has generators of its own. Colossal-AI's seed manager is not used: it calls
+    CUDA on CPU ranks, too."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)

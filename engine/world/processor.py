@@ -13,7 +13,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """A processor, as Linux names it."""
+    """The vendor and the name of a processor, as in /proc/cpuinfo."""
 
     vendor: str
     """Such as 'AuthenticAMD' or 'GenuineIntel'; '' if unknown."""
@@ -29,7 +29,7 @@ def usable_cores() -> int:
 
 @cache
 def this_processor(cpuinfo: Path = CPUINFO) -> Processor:
-    """Read vendor and name of this machine's processor."""
+    """Read the vendor and the name of this machine's processor from ``cpuinfo``."""
     fields: dict[str, str] = {}
     with suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

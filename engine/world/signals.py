@@ -34,9 +34,9 @@ class StopSignal:
     """Handler of the signals that stop a run.
 
     At first a signal raises KeyboardInterrupt, since there is nothing to save. Once ``deferred`` is
-    set, it only stores its name in ``requested``, which the training loop polls between two steps.
-    A second SIGINT still raises KeyboardInterrupt; in ``deferred_until_done``, at the end of the
-    block. A repeated SIGTERM has no effect: launchers send it twice.
+    set, the handler only stores the signal's name in ``requested``, which the training loop polls
+    between two steps. A second SIGINT still raises KeyboardInterrupt: at once or, in the block of
+    ``deferred_until_done``, at its end. A repeated SIGTERM has no effect: launchers send it twice.
     """
 
     deferred: bool = False
@@ -46,7 +46,7 @@ class StopSignal:
     _insisted: bool = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle signal ``number``."""
         now = time.monotonic()
         if self.requested is None:
             self.requested, self._since = signal.Signals(number).name, now
@@ -82,8 +82,8 @@ def handled_signals() -> tuple[signal.Signals, ...]:
 
 
 def block_signals() -> None:
-    """Block the signals that stop a run until ``unblock_signals``: they would end a process that is
-    still importing torch without a message."""
+    """Block the signals that stop a run until ``unblock_signals``: while torch is being imported,
+    they would end the process without a message."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
@@ -119,12 +119,13 @@ def catch_stop_signals() -> Iterator[StopSignal]:
 
 
 def raise_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt with the signal's name: the handler of a command without a run."""
+    """Raise KeyboardInterrupt with the signal's name: the handler of signals in commands without a
+    run."""
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def stop_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel (Linux) for a signal when the process that started this one ends: a torchrun
+    """Ask the kernel (Linux) to send this process a signal when its parent process ends: a torchrun
     that is killed outright leaves its workers running."""
     if _PRCTL is not None:
         _PRCTL(PR_SET_PDEATHSIG, number)

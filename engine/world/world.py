@@ -53,22 +53,22 @@ class World:
         return self.rank == 0
 
     def poll_stop(self) -> bool:
-        """Defer signals from the first call on, and return whether this rank got one that stops the
-        run; the ranks combine their values at the end of a step. No rank passes the first
-        all-reduce before all ranks have called this, so none is interrupted while another one
-        reports the first step as done."""
+        """Defer signals from the first call on, and return whether this rank got a signal that
+        stops the run; the ranks combine the returned values at the end of a step. No rank passes
+        the first all-reduce before all ranks have called this, so no rank is interrupted while
+        another rank reports the first step as done."""
         self.stop.deferred = True
         return self.stop.requested is not None
 
     def stopped_by(self) -> str:
-        """Gather and return the name of the signal that stopped the run: that of the lowest rank
-        that got one. All ranks call this after they have agreed to stop."""
+        """Return the name of the signal that stopped the run: if ranks got different signals, the
+        signal of the lowest of these ranks. All ranks call this after they have agreed to stop."""
         names = self.control_plane.all_gather(self.stop.requested or "")
         return next(filter(None, names), "")
 
     @property
     def cpu_group(self) -> dist.ProcessGroup:
-        """Group of all ranks over gloo, with any backend."""
+        """Return the gloo group of all ranks, which exists with any backend."""
         return self.colossal.cpu_group
 
     def uninterruptible(self) -> AbstractContextManager[None]:
@@ -86,8 +86,8 @@ class World:
             print(text, file=sys.stderr, flush=True)
 
     def run_on_all(self, task: Callable[[], T]) -> T:
-        """Run ``task`` on every rank and return its result. If it raises UserError on any rank,
-        every rank raises UserError; the message is printed once."""
+        """Run ``task`` on every rank and return this rank's result. If ``task`` raises UserError on
+        any rank, every rank raises UserError; the message is printed once."""
         return self.control_plane.run_on_all(task)
 
     def run_on_rank_0(self, task: Callable[[], T]) -> T:
@@ -105,8 +105,8 @@ class World:
         return list(dict.fromkeys(problem for text in of_ranks for problem in json.loads(text)))
 
     def require_same(self, value: str, message: str) -> None:
-        """Raise UserError on all ranks if any has another ``value`` than rank 0: its ranks, then
-        ``message``."""
+        """Raise UserError on all ranks if some ranks have another ``value`` than rank 0. The error
+        names these ranks, followed by ``message``."""
         values = self.control_plane.all_gather(value)
         others = [rank for rank, other in enumerate(values) if other != values[0]]
         self.control_plane.run_on_all(lambda: raise_if_any(others, message))
@@ -117,11 +117,12 @@ class World:
 
     @contextmanager
     def naming_lost_ranks(self, record_failure: Callable[[int, str], None]) -> Iterator[None]:
-        """Turn a communication error inside into one that names the lost rank, on all ranks.
+        """Replace a communication error in the block by an error that names the lost rank, on all
+        ranks.
 
-        Call ``record_failure(last complete step, message)`` where the error itself does not reach
-        rank 0's caller: on the reporting rank if rank 0 is lost, and on rank 0 before it is ended
-        because its main thread is blocked.
+        Call ``record_failure(last complete step, message)`` where the error cannot reach the caller
+        on rank 0: on the reporting rank if rank 0 is lost, and on rank 0 before its process is
+        ended because its main thread is blocked.
 
         Raises:
             RunError: another rank is dead, suspended or timed out.
@@ -141,12 +142,13 @@ class World:
             raise cause from (None if cause is error else error)
 
     def first_step_done(self) -> None:
-        """Use the timeout of a step, not that of the start, from now on."""
+        """Use the timeout of a step, not the timeout of the start, from now on."""
         self.control_plane.use_step_timeout(self.plan.settings.timeout)
         self.colossal.set_timeouts(self.plan.settings.timeout)
 
 
 def raise_if_any(ranks: Sequence[int], message: str) -> None:
-    """Raise UserError with the ranks and ``message`` if there are any ranks."""
+    """Raise UserError, whose text names ``ranks`` and then ``message``, unless ``ranks`` is
+    empty."""
     if ranks:
         raise UserError(f"{format_ranks(ranks)} {message}")

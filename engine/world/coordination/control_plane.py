@@ -1,7 +1,7 @@
 """Communication of the ranks through a store, independent of their process groups.
 
-The ranks use it to start a run or reject it together, before process groups exist, and to report a
-failure after these are broken. README.md describes the protocol.
+The ranks use the store to start a run or reject it together, before process groups exist, and to
+report a failure after the process groups are broken. README.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ WAIT_NOTICE_SECONDS = 30.0
 
 
 class ControlPlane:
-    """The connection of this rank to the other ranks of its launch through their store.
+    """The connection of this rank to the other ranks of its launch, through a store that rank 0
+    serves.
 
     All ranks call the methods in the same order, except ``diagnose`` and ``report``.
     """
@@ -76,7 +77,8 @@ class ControlPlane:
         self._linger = LINGER_SECONDS
 
     def connect(self, timeout: float) -> None:
-        """Open the store. From now on ranks wait for each other up to ``timeout`` seconds.
+        """Start the store (rank 0) or connect to it. From now on ranks wait for each other up to
+        ``timeout`` seconds.
 
         Raises:
             UserError: the port is in use.
@@ -97,7 +99,7 @@ class ControlPlane:
 
     def gather_decide_broadcast(self, value: str, decide: Callable[[list[str]], str]) -> str:
         """Send ``value`` to rank 0, which passes the values of all ranks, by rank, to ``decide``;
-        return its result on every rank.
+        return the result of ``decide`` on every rank.
 
         Raises:
             RunError: another rank failed.
@@ -117,13 +119,13 @@ class ControlPlane:
         return answer
 
     def all_gather(self, value: str) -> list[str]:
-        """Return the values of all ranks, by rank."""
+        """Send ``value`` to all ranks, and return the values of all ranks, by rank."""
         gathered: list[str] = json.loads(self.gather_decide_broadcast(value, json.dumps))
         return gathered
 
     def run_on_all(self, task: Callable[[], T]) -> T:
-        """Run ``task`` on every rank and return its result. If it raises UserError or ConfigError
-        on any rank, rank 0 prints all messages, and every rank raises.
+        """Run ``task`` on every rank and return this rank's result. If ``task`` raises UserError or
+        ConfigError on any rank, rank 0 prints all messages, and every rank raises.
 
         Raises:
             UserError: on every rank, with the printed text.
@@ -139,14 +141,15 @@ class ControlPlane:
         return result
 
     def run_on_rank_0(self, task: Callable[[], T]) -> T:
-        """Run ``task`` on rank 0 only and return its result, a JSON value, on every rank; it fails
-        as in ``run_on_all``."""
+        """Run ``task`` on rank 0 only and return its result, a JSON value, on every rank. Errors
+        are raised on every rank, as in ``run_on_all``."""
         result = self.run_on_all(task if self.launch_info.rank == 0 else lambda: None)
         of_rank_0: T = json.loads(self.all_gather(json.dumps(result))[0])
         return of_rank_0
 
     def start_liveness(self, processes: Sequence[RankProcess]) -> None:
-        """Start the liveness thread of this rank. ``processes``: by rank."""
+        """Start the liveness thread of this rank. ``processes``: the process of each rank, by
+        rank."""
         if isinstance(self.store, TCPStore) and self.launch_info.size > 1:
             store = cuboid_prefix(self.store.clone())  # type: ignore[attr-defined]
             liveness = LivenessMonitor(
@@ -160,14 +163,14 @@ class ControlPlane:
             liveness.start()
 
     def use_step_timeout(self, timeout: float) -> None:
-        """Use ``timeout`` from now on. Rank 0 waits that long for the other ranks; these only
-        require its store to answer within it, because rank 0 may work alone for longer, such as to
-        write weights."""
+        """Use ``timeout`` from now on. Rank 0 waits that long for the other ranks. The other ranks
+        only require rank 0's store to answer within ``timeout``, because rank 0 may work alone for
+        longer, such as to write weights."""
         self._step_timeout = timeout
 
     def diagnose(self, error: BaseException) -> BaseException:
-        """Return an error for users if ``error`` has a known cause, such as a lost rank; else
-        ``error``. Kill suspended ranks of this machine if they are the cause."""
+        """Return an error with a message for users if ``error`` has a known cause, such as a lost
+        rank; else ``error``. If suspended ranks are the cause, kill those on this machine."""
         if self.failure_reporter.liveness is not None:
             self.failure_reporter.liveness.rank_failed = True
         return (
@@ -200,8 +203,8 @@ class ControlPlane:
                 file.writelines(f"{pid}\n" for pid in error.pids)
 
     def shutdown(self) -> None:
-        """End the use of the store; the last call. Rank 0 waits for the other ranks, since its
-        process serves the store."""
+        """Close the connection to the store; call no method afterwards. Rank 0 waits for the other
+        ranks first, since its process serves the store."""
         liveness, self.failure_reporter.liveness = self.failure_reporter.liveness, None
         if liveness is not None:
             liveness.stop()
@@ -218,8 +221,8 @@ class ControlPlane:
             exited = self._prefixed.add(EXITED, 0)
 
     def _wait(self, keys: list[str]) -> None:
-        """Poll until all of the keys exist. Store.wait would block signal handlers, and print a C++
-        stack trace when it times out.
+        """Poll until all ``keys`` exist in the store. Store.wait would block signal handlers, and
+        print a C++ stack trace when it times out.
 
         Raises:
             RunError: another rank failed.
@@ -245,7 +248,7 @@ class ControlPlane:
             pause = min(2 * pause, longest)
 
     def _all_present(self, keys: list[str]) -> bool:
-        """Return whether all of the keys exist.
+        """Return whether all ``keys`` exist in the store.
 
         Raises:
             RankTimeoutError: rank 0's process is suspended.
@@ -258,7 +261,7 @@ class ControlPlane:
         return present
 
     def _missing_ranks(self, keys: list[str]) -> str:
-        """Return the names of the ranks that have not set their keys."""
+        """Return the names of the ranks whose key, one of ``keys``, is not in the store."""
         if self.launch_info.rank:
             return "rank 0"
         return format_ranks(
@@ -267,7 +270,7 @@ class ControlPlane:
 
 
 def _print_errors(problems: list[str]) -> str:
-    """Print the errors of the ranks, each text once with its ranks; return the printed text."""
+    """Print each distinct error with the ranks that have it, and return the printed text."""
     reasons: dict[str, list[int]] = {}
     for rank, problem in enumerate(problems):
         if problem:

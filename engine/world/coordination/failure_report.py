@@ -44,9 +44,8 @@ class LostRankError(RunError):
     """Another rank died, was suspended or timed out; the message names it.
 
     Attributes:
-        reports_for_rank_0: this rank reports the failure, and rank 0 is among the lost ranks, so it
-            cannot record it.
-        pids: of the lost ranks.
+        reports_for_rank_0: this rank reports the failure, because rank 0 is lost and cannot.
+        pids: process ids of the lost ranks.
     """
 
     def __init__(self, message: str, *, reports_for_rank_0: bool, pids: Sequence[int]) -> None:
@@ -79,8 +78,8 @@ class FailureReporter:
         self.step = 0
 
     def diagnose(self, error: BaseException, timeout: float) -> LostRankError | None:
-        """Return an error that names the lost rank if ``error`` was caused by one, else None. Kill
-        the suspended ranks of this machine among them. ``timeout``: seconds, for the message."""
+        """Return an error that names the lost ranks if lost ranks caused ``error``, else None. Kill
+        those that are suspended on this machine. ``timeout``: seconds, for the message."""
         if self.liveness is None or not _is_peer_failure(error):
             return None
         if self._is_first():
@@ -96,8 +95,8 @@ class FailureReporter:
         )
 
     def report(self, error: BaseException) -> bool:
-        """Print why this rank failed, unless another rank failed first: then this error only
-        follows from that one. Return whether it was printed."""
+        """Print why this rank failed, unless another rank failed first, which then caused this
+        error too. Return whether the error was printed."""
         if self._reported:
             return False
         self._reported = True
@@ -112,24 +111,25 @@ class FailureReporter:
         return False
 
     def mark_reported(self) -> None:
-        """Report nothing from now on: the error of all ranks has been printed."""
+        """Make ``report`` print nothing from now on: the errors of all ranks have been printed."""
         self._reported = True
 
     def count_arrivals(self, event: str) -> int:
-        """Count this rank in the store, and return how many ranks were counted for ``event``; 0 if
-        the store cannot be reached."""
+        """Add 1 to the store's counter of ``event``, and return the new count of ranks; 0 if the
+        store cannot be reached."""
         return self._query(lambda: int(self._store.add(event, 1))) or 0
 
     def _is_first(self) -> bool:
-        """Return whether this rank failed first, and so is the one to report."""
+        """Return whether this rank failed first, and so must report the failure."""
         if self._first is None:
             count = self.count_arrivals(FAILED)
             self._first = count == 1 if count else self._reports_for_rank_0()
         return self._first
 
     def _reports_for_rank_0(self) -> bool:
-        """Return whether this rank reports because rank 0 is lost, and the store with it: rank 1
-        does, unless it is stopped or the failure was already seen in the store."""
+        """Return whether this rank must report in place of rank 0, which is lost and the store with
+        it: True on rank 1, unless rank 1 is stopped or has already seen the failure in the
+        store."""
         if self._launch_info.rank != 1 or (self.liveness and self.liveness.failure_seen):
             return False
         deadline = time.monotonic() + SILENCE_SECONDS
@@ -140,7 +140,8 @@ class FailureReporter:
     def _find_cause(
         self, liveness: LivenessMonitor, error: BaseException, timeout: float
     ) -> tuple[str, list[int]]:
-        """Find the ranks that caused ``error``; return a message about them, and their numbers."""
+        """Find the ranks that caused ``error``; return a message about these ranks, and their
+        numbers."""
         timed_out = isinstance(error, RankTimeoutError) or TIMED_OUT in str(error)
         waited = f" within {timeout:g} s" if timed_out else ""
         if self._query(lambda: self._store.check([FAILED])):
@@ -152,7 +153,7 @@ class FailureReporter:
         return (f"step {self.step}: {reason}" if self.step else reason), ranks
 
     def _publish(self, text: str, ranks: list[int]) -> None:
-        """Write the message and the lost ranks to the store, for the other ranks."""
+        """Write the message ``text`` and the lost ``ranks`` to the store, for the other ranks."""
         if self._launch_info.size > 1:
             self._query(lambda: self._set(REASON, json.dumps([text, ranks])))
 
@@ -178,8 +179,8 @@ class FailureReporter:
         return True
 
     def _query(self, task: Callable[[], T]) -> T | None:
-        """Return the answer of the store; None if it cannot be reached or does not answer, then and
-        from then on."""
+        """Run ``task``, a request to the store, and return its result. Return None, for all later
+        requests too, once the store cannot be reached or does not answer."""
         if self._address is None or self._launch_info.rank == 0:
             return task()
         answer = None if self._lost or not self.reachable() else call_with_timeout(task)
@@ -187,7 +188,7 @@ class FailureReporter:
         return answer
 
     def reachable(self) -> bool:
-        """Return whether the store can be reached. A request to a store that cannot prints a C++
+        """Return whether the store can be reached. Otherwise a request to it would print a C++
         stack trace."""
         if self._address is None or self._launch_info.rank == 0:
             return True
@@ -198,8 +199,8 @@ class FailureReporter:
         return True
 
     def _describe(self, error: BaseException) -> str:
-        """Return the message for stderr: this rank, the step, the error, and the traceback of an
-        error that is not meant for users."""
+        """Return the message for stderr: this rank, the step and ``error``, with a traceback if
+        ``error`` is not meant for users."""
         prefix = [f"rank {self._launch_info.rank}"] if self._launch_info.size > 1 else []
         if isinstance(error, LostRankError):
             return str(error)

@@ -1,6 +1,6 @@
 """Rank, world size and rendezvous address of this process.
 
-They are read from the environment of torchrun, Slurm or Open MPI, or from arguments.
+All three are read from the environment of torchrun, Slurm or Open MPI, or from arguments.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ REQUIRED_TOGETHER = (
 
 
 def _require_complete_launch(environ: Mapping[str, str]) -> None:
-    """Raise UserError if the environment is that of a launch of several ranks, but incomplete: each
-    rank would train alone."""
+    """Raise UserError if ``environ`` has only some of the variables of a launch of several ranks:
+    each rank would train alone."""
     for present, needed, launcher in REQUIRED_TOGETHER:
         given = [f"{name}={environ[name]}" for name in present if name in environ]
         missing = [name for name in needed if name not in environ]
@@ -141,8 +141,8 @@ def _torchrun(environ: Mapping[str, str]) -> LaunchInfo:
 
 
 def _slurm(environ: Mapping[str, str], host: str | None, port: int | None) -> LaunchInfo:
-    """Read Slurm's variables. Those of the step precede those of the job: ``srun -n 2`` may use a
-    part of the job."""
+    """Read Slurm's variables. Variables of the job step take precedence over variables of the job:
+    ``srun -n 2`` may use a part of the job."""
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     size = _number(environ, tasks, required_with="SLURM_PROCID")
     if size > 1 and "SLURM_STEP_ID" not in environ:
@@ -224,8 +224,8 @@ def _text(environ: Mapping[str, str], name: str) -> str:
 
 
 def _number(environ: Mapping[str, str], name: str, *, required_with: str = "") -> int:
-    """Return an environment variable as a whole number; raise UserError if it is missing or no
-    number. ``required_with``: variables that are set, for the message."""
+    """Return an environment variable as a whole number; raise UserError if the variable is missing
+    or no number. ``required_with``: names of variables that are set, for the message."""
     value = environ.get(name)
     if value is None and required_with:
         raise UserError(
@@ -240,8 +240,8 @@ def _number(environ: Mapping[str, str], name: str, *, required_with: str = "") -
 
 
 def _port(environ: Mapping[str, str], port: int | None, launch: str) -> int:
-    """Return the requested port, or one that all ranks of a launch compute alike, below the ports
-    that Linux uses for outgoing connections."""
+    """Return ``port`` or, if it is None, MASTER_PORT or a port that all ranks compute from
+    ``launch``, below the ports that Linux uses for outgoing connections."""
     if port is not None:
         return port
     if "MASTER_PORT" in environ:

@@ -42,8 +42,8 @@ waits while they wait for a thread of their own, but not while they run a task o
 
 @dataclass(frozen=True, kw_only=True)
 class RankProcess:
-    """Identity of a rank's process. Host names can be equal and PIDs are reused, so the start times
-    of the machine and of the process (Unix seconds) are part of it."""
+    """Identity of a rank's process. It includes the start times of the machine and of the process
+    (Unix seconds), because host names can be equal and PIDs are reused."""
 
     host: str
     pid: int
@@ -89,15 +89,15 @@ class LivenessMonitor:
         failed: str,
         reachable: Callable[[], bool],
     ) -> None:
-        """Prepare the thread; ``start`` starts it.
+        """Create the liveness thread; ``start`` starts it.
 
         Args:
             store: a connection for this object only; a blocking call on a connection blocks its
                 other users.
-            processes: by rank.
-            failed: the key that the store has once a rank has failed.
-            reachable: returns whether the store can be reached; a request to a store that cannot
-                prints a C++ stack trace.
+            processes: the process of each rank, by rank.
+            failed: the key that exists in the store once a rank has failed.
+            reachable: returns whether the store can be reached; otherwise a request to it would
+                print a C++ stack trace.
         """
         self._store, self._rank, self.processes = store, rank, processes
         self._reachable = reachable
@@ -114,18 +114,19 @@ class LivenessMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread, and wait for it up to ``ANSWER_SECONDS``. If a rank has failed it first
-        publishes that this rank is not to blame: a process that has exited cannot answer."""
+        """Stop the thread, and wait for it up to ``ANSWER_SECONDS``. If a rank has failed, the
+        thread first publishes that this rank is not to blame: after its exit this process cannot
+        answer."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(ANSWER_SECONDS)
 
     def lost_ranks(self, waited: str) -> tuple[str, list[int]]:
-        """Wait for the answers of all ranks, and return a message about the ranks to blame, with
-        their numbers; ('', []) if all ranks wait for others.
+        """Wait for the answers of all ranks; return a message about the ranks to blame, and the
+        numbers of these ranks; ('', []) if all ranks wait for others.
 
         Args:
-            waited: such as ' within 300 s', for the message about ranks that timed out.
+            waited: the time in the message about ranks that timed out, such as ' within 300 s'.
         """
         lines: dict[int, str] = {}
         silent = list(range(len(self.processes)))
@@ -149,8 +150,8 @@ class LivenessMonitor:
         return "; ".join(phrases), list(busy)
 
     def wait_until_dead(self, rank: int) -> None:
-        """Wait until the process of a rank whose connections have closed is dead or suspended, up
-        to ``ANSWER_SECONDS``: the kernel closes the connections of a killed process before the
+        """Wait up to ``ANSWER_SECONDS`` until the process of a rank whose connections have closed
+        is dead or suspended: the kernel closes the connections of a killed process before the
         process ends, on a busy machine long before."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while self._state(rank) == "running" and time.monotonic() < deadline:
@@ -160,7 +161,7 @@ class LivenessMonitor:
         return self.processes[rank].state(self.processes[self._rank])
 
     def describe(self, ranks: Sequence[int], waited: str) -> str:
-        """Return a message about ranks that do not answer."""
+        """Return a message about ``ranks``, which do not answer."""
         phrases = []
         for rank in ranks:
             process, state = self.processes[rank], self._state(rank)
@@ -180,8 +181,8 @@ class LivenessMonitor:
                 os.kill(self.processes[rank].pid, signal.SIGKILL)
 
     def _respond(self) -> None:
-        """Publish the answer of this rank once a rank has failed; then end this process if its main
-        thread does not stop this one within ``EXIT_SECONDS``."""
+        """Run the liveness thread: publish the answer of this rank once a rank has failed; then end
+        this process if the main thread does not call ``stop`` within ``EXIT_SECONDS``."""
         with suppress(RuntimeError):  # the store closed between two requests
             # Spread over the period, so that the ranks do not poll at the same moment
             self._stopped.wait(self._period * self._rank / len(self.processes))
@@ -201,8 +202,8 @@ class LivenessMonitor:
                 os._exit(1)
 
     def _current_line(self) -> str:
-        """Return the source line of the main thread; '' if it waits for other ranks, or cleans up
-        after a failure of its own."""
+        """Return the source line that the main thread runs; '' if the main thread waits for other
+        ranks, or cleans up after a failure of this rank."""
         if self.rank_failed:
             return ""
         frame = sys._current_frames().get(self._main or 0)
@@ -214,7 +215,7 @@ class LivenessMonitor:
 
 
 def _waits(frame: FrameType) -> bool:
-    """Return whether the function of this frame belongs to ``WAITING_MODULES``."""
+    """Return whether the function of ``frame`` is in one of ``WAITING_MODULES``."""
     module = f"{_module(frame)}."
     return any(module.startswith(f"{waiting}.") for waiting in WAITING_MODULES)
 
@@ -224,14 +225,14 @@ def _module(frame: FrameType) -> str:
 
 
 def poll_interval(minimum: float, ranks: int) -> float:
-    """Return the seconds between two polls of the store by one of ``ranks`` ranks, so that all of
-    them together keep to ``POLLS_PER_SECOND``; at least ``minimum``."""
+    """Return the seconds, at least ``minimum``, between two polls of the store by one rank, so that
+    all ``ranks`` together poll at most ``POLLS_PER_SECOND`` times per second."""
     return min(max(minimum, ranks / POLLS_PER_SECOND), ANSWER_SECONDS / 2)
 
 
 def call_with_timeout(task: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T | None:
-    """Run a task that may block or fail, such as a request to a store whose process is suspended,
-    in a thread of its own. Return its result; None if it failed or timed out."""
+    """Run ``task``, which may block or fail (such as a request to a store whose process is
+    suspended), in a new thread. Return its result; None if it failed or timed out."""
     results: list[T] = []
 
     def run() -> None:

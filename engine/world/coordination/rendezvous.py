@@ -26,13 +26,13 @@ name may be registered after the ranks have started."""
 
 
 def cuboid_prefix(store: Store) -> Store:
-    """Return a view of the store whose keys torch does not use."""
+    """Return a view of ``store`` with a key prefix that torch does not use."""
     return PrefixStore("cuboid", store)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousResult:
-    """The store of this attempt."""
+    """The store of this attempt to run the launch."""
 
     store: Store
     address: tuple[str, int] | None
@@ -72,8 +72,9 @@ def rendezvous(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
 
 
 def _rendezvous_under_agent(launch_info: LaunchInfo, timeout: float) -> RendezvousResult:
-    """Start or connect to a new store, and pass its address on in torchrun's own. torchrun's store
-    outlives a restart, with keys on which the next attempt would hang."""
+    """Start or connect to a new store, whose address rank 0 publishes in torchrun's store.
+    torchrun's store is not used itself: it outlives a restart, with keys on which the next attempt
+    would hang."""
     agent = _connect((launch_info.host, launch_info.port), min(timeout, AGENT_SECONDS))
     key = f"cuboid/store/{launch_info.attempt}"
     if launch_info.rank == 0:
@@ -135,8 +136,9 @@ def _connect(address: tuple[str, int], timeout: float) -> TCPStore:
 
 
 def _own_address(launch_info: LaunchInfo) -> str:
-    """Return an address by which other machines reach this one: that of the interface that leads to
-    torchrun's store or, if that is on this machine, the host name that the ranks were given."""
+    """Return an address by which other machines reach this machine: the address of the interface
+    that leads to torchrun's store or, if that store is on this machine, the host name that the
+    ranks were given."""
     family, kind, protocol, _, destination = socket.getaddrinfo(
         launch_info.host, launch_info.port, type=socket.SOCK_DGRAM
     )[0]
