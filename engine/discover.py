@@ -1,4 +1,4 @@
-"""Modules of a package, listed and imported by name: a registry grows by adding a file."""
+"""Lists and imports the modules of a package: a new file in the package extends a registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The last output of a run: a sample of text, the paths of its files, and commands to try next."""
+"""The last output of a run: a sample of text, the paths of the run's files, commands to try
+next."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def print_end_of_run(
     trainer: Trainer, folder: RunFolder, reporter: Reporter, *, finished: bool
 ) -> None:
     """Print the paths of the run's files and commands to paste. If all steps are done
-    (``finished``), print a sample of text too, and the command to train further instead of the one
-    to continue."""
+    (``finished``), also print a sample of text, and replace the command that continues the run by
+    the command that trains it further."""
     world, print_line, command = trainer.world, reporter.print_line, cuboid()
     run = quote(str(folder.path))
     if finished:
@@ -65,7 +66,7 @@ def print_end_of_run(
 
 
 def _last_validation(trainer: Trainer, reporter: Reporter) -> str:
-    """Return the last validation as text; "" if there was none."""
+    """Format the loss and the step of the last validation; "" if there was none."""
     last = reporter.validation
     if last is None or last.val_loss is None:
         return ""
@@ -82,8 +83,8 @@ def evaluate_options(settings: Settings) -> str:
 def _print_sample(
     folder: RunFolder, device: torch.device, print_line: Callable[[str], None]
 ) -> None:
-    """Print a sample of text, if the model is small enough. Errors are ignored, because the run
-    has not failed."""
+    """Print a sample of text by the saved model, if it is small enough. Ignore errors, because the
+    run itself has succeeded."""
     with suppress(UserError, RunError, torch.OutOfMemoryError):
         saved = open_saved_model(folder.weights)
         if total_bytes(saved.shapes, saved.dtype) > SAMPLE_BYTES:
@@ -100,7 +101,7 @@ def _print_sample(
 
 
 def _sample_prompt(tokenizer: Tokenizer) -> str:
-    """Return the prompt "The ", or "" if the vocabulary lacks its characters."""
+    """Return the prompt "The ", or "" if the tokenizer cannot encode it."""
     try:
         tokenizer.encode("The ")
     except UserError:

@@ -16,7 +16,7 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One line for the user: a message and its position."""
+    """A message to the user, and the position in a file that it is about."""
 
     file: str
     line: int

@@ -44,7 +44,7 @@ SAVE_MOMENTS = ["save", "verify", "rename", "named", "prune"]
 
 @dataclass
 class Fault:
-    """A fault of this rank, which happens once."""
+    """A planted fault of this rank, which is triggered at most once."""
 
     kind: str
     moment: str
@@ -52,8 +52,8 @@ class Fault:
     _done: bool = field(default=False, init=False)
 
     def apply_to_step(self, step: int, loss: Tensor) -> Tensor:
-        """Trigger the fault if it is one of ``step``. Return this rank's loss, which the faults
-        'nan' and 'spike' change."""
+        """Trigger the fault if it is planted in ``step``. Return this rank's ``loss``, changed if
+        the fault is 'nan' or 'spike'."""
         if self.moment or step != self.step or self._done:
             return loss
         if self.kind in LOSSES:
@@ -63,13 +63,14 @@ class Fault:
         return loss
 
     def watch_saves(self, checkpoints: Path, temporary: Path) -> None:
-        """Trigger the fault at its moment of a save. ``checkpoints``: the folder of the run's
-        checkpoints. ``temporary``: the folder in which the step's checkpoint is written."""
+        """Install a hook that triggers the fault at its ``moment`` of the save. ``checkpoints``:
+        the folder of the run's checkpoints. ``temporary``: the folder in which the step's
+        checkpoint is written."""
         if self.moment:
             sys.addaudithook(_SaveObserver(self, checkpoints, temporary))
 
     def _trigger(self) -> None:
-        """Raise the exception or send the signal, unless that has happened."""
+        """Raise the exception or send the signal, unless the fault was triggered before."""
         if self._done:
             return
         self._done = True
@@ -79,7 +80,8 @@ class Fault:
 
 
 class _SaveObserver:
-    """Follows a save by Python's audit events of files: the code that saves needs no test hooks."""
+    """Detects the moments of a save by Python's audit events: the code that saves needs no
+    hooks."""
 
     def __init__(self, fault: Fault, checkpoints: Path, temporary: Path) -> None:
         self.fault, self.temporary = fault, os.fspath(temporary)
@@ -90,7 +92,8 @@ class _SaveObserver:
             self.fault._trigger()
 
     def _moment(self, event: str, args: tuple[Any, ...]) -> str | None:
-        """Return the moment of a save that an audit event starts, if any."""
+        """Return the name of the moment of a save that an audit event marks; None if it marks
+        none."""
         if event == "open" and isinstance(args[0], str | os.PathLike):
             path, mode = os.fspath(args[0]), args[1]
             if self.named and path == self.checkpoints:  # for fsync
@@ -121,7 +124,8 @@ def parse_fault(text: str, rank: int, attempt: int) -> Fault | None:
 
 
 def _parse(text: str) -> tuple[int | None, Fault | None]:
-    """Return rank and fault; None for an empty entry."""
+    """Parse an entry KIND:RANK:STEP and return its rank and fault; None, None for an empty
+    entry."""
     if not text:
         return None, None
     match = re.fullmatch(r"([a-z]+[12]?)(?:-([a-z]+))?:(\d+):(\d+)", text)

@@ -11,13 +11,13 @@ BYTE_UNITS = {"B": 1} | {
 
 
 def plural(number: int, noun: str, ending: str = "s") -> str:
-    """Return '1 GPU', '2 GPUs'; with the ending 'es' '2 processes'."""
+    """Format a number and a noun: '1 GPU', '2 GPUs'; with ``ending`` 'es': '2 processes'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{ending}"
 
 
 def format_bytes(number: float) -> str:
-    """Return up to three digits and a unit: '1.25 GiB', '80 GiB', '12 B'; four digits from 1000 to
-    1023 of a unit: '1020 MiB'."""
+    """Format a number of bytes with a unit and up to three digits: '1.25 GiB', '80 GiB', '12 B';
+    from 1000 to 1023 with four digits: '1020 MiB'."""
     unit, size = byte_unit(number)
     if round(number / size) >= 1024:  # 1023.9 KiB is 1 MiB
         unit, size = byte_unit(1024 * size)
@@ -32,7 +32,7 @@ def byte_unit(number: float) -> tuple[str, int]:
 
 
 def format_count(number: float) -> str:
-    """Return three digits, a space and an SI prefix: '124 M'; without a prefix '12 '."""
+    """Format a number with three digits, a space and an SI prefix: '124 M'; below 1000: '12 '."""
     for prefix in ("", "K", "M", "G", "T"):
         if abs(number) < 999.5:
             return f"{number:.3g} {prefix}"
@@ -41,7 +41,7 @@ def format_count(number: float) -> str:
 
 
 def format_layers(ranges: Iterable[range]) -> str:
-    """Return '0-5', or '0-2 6-8' for a rank of several chunks."""
+    """Format the layers of a rank: '0-5', or '0-2 6-8' if the rank has several chunks."""
     return " ".join(
         f"{layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"{layers.start}"
         for layers in ranges
@@ -49,7 +49,8 @@ def format_layers(ranges: Iterable[range]) -> str:
 
 
 def format_ranks(numbers: Sequence[int], limit: int = 8) -> str:
-    """Return ``rank 3`` or ``ranks 0, 1 and 5``; of more than ``limit`` ranks only the first."""
+    """Format ranks: ``rank 3``, ``ranks 0, 1 and 5``; ranks after the first ``limit`` are counted
+    only."""
     if len(numbers) > limit:
         return f"ranks {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
     *first, last = map(str, numbers)
@@ -57,7 +58,7 @@ def format_ranks(numbers: Sequence[int], limit: int = 8) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return '4:05', '1:04:05', or from a day on '1d 04h'; '-' for None."""
+    """Format a duration: '4:05', '1:04:05', or '1d 04h' from one day on; '-' for None."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

@@ -55,13 +55,13 @@ def evaluate(
     call it.
 
     Args:
-        step: of the weights: 'latest', 'best' or a number.
-        cache: folder for tokens, unless data.cache names one.
-        overrides: of the run's settings, already applied in the world's plan; recorded.
+        step: the checkpoint whose weights are evaluated: 'latest', 'best' or a step number.
+        cache: folder for tokens, unless data.cache names one. overrides: the overrides with which
+        the world's plan was made; the results record them.
 
     Raises:
-        UserError: there are no such weights or samples, the weights are corrupt, or they lack a
-            token of the data.
+        UserError: the weights or the samples do not exist, the weights are corrupt, or the
+        vocabulary of the weights lacks a token of the data.
         RunError: the weights cannot be read, or the loss is not finite.
     """
     plan = world.plan
@@ -109,7 +109,7 @@ def _evaluation_of(
     overrides: Sequence[str],
     corpus: Corpus,
 ) -> partial[Evaluation]:
-    """Return an Evaluation without the fields of a split."""
+    """Return a constructor of Evaluation that sets all fields except the results of a split."""
     return partial(
         Evaluation,
         run=str(folder.path),
@@ -126,7 +126,7 @@ def _evaluation_of(
 
 
 def _dimension(corpus: Corpus) -> str | None:
-    """Return the unit of the bits per dimension of images; None for other data."""
+    """Describe the dimension that an image's bits per dimension refer to; None for other data."""
     codebook = corpus.tokenizer
     if not isinstance(codebook, Codebook):
         return None
@@ -134,7 +134,8 @@ def _dimension(corpus: Corpus) -> str | None:
 
 
 def _warn(world: World, saved: SavedModel, corpus: str) -> None:
-    """Warn of samples that the weights were not trained for: longer ones, or of changed data."""
+    """Warn if samples are longer than the trained positions, or the data has changed since
+    training."""
     plan, path = world.plan, saved.path
     training = saved.checkpoint.training if isinstance(saved, CheckpointModel) else None
     if plan.settings.seq_len > saved.length:
@@ -149,7 +150,7 @@ def _warn(world: World, saved: SavedModel, corpus: str) -> None:
 
 
 def _load(model: ModelChunks, saved: SavedModel) -> None:
-    """Load the weights. Raises RunError."""
+    """Load the saved weights into ``model``. Raises RunError."""
     try:
         saved.load(model)
     except ValueError as error:
@@ -157,7 +158,8 @@ def _load(model: ModelChunks, saved: SavedModel) -> None:
 
 
 def _corpus_for_weights(plan: Plan, saved: SavedModel, corpus: Corpus) -> Corpus:
-    """Map the corpus to the ids of the weights. Raises UserError if they lack a token of it."""
+    """Map the corpus to the token ids of the saved model. Raises UserError if its vocabulary lacks
+    a token of the corpus."""
     return remap.corpus_for_model(
         corpus,
         saved.tokenizer,
@@ -171,8 +173,8 @@ def _corpus_for_weights(plan: Plan, saved: SavedModel, corpus: Corpus) -> Corpus
 def _eval_batches(
     batches: TrainBatches, request: EvaluationRequest, plan: Plan
 ) -> list[EvalBatches]:
-    """Return the batches of the requested samples of each split. Raises UserError if there are
-    none."""
+    """Return the batches of the requested samples of each split. Raises UserError if a split has no
+    samples or cannot satisfy the request."""
     corpus, found = batches.corpus, []
     for name in request.splits(plan, corpus.splits):
         split = corpus.split(name)
@@ -204,7 +206,7 @@ def _measure(
     last_n: int | None,
     units: TextUnits,
 ) -> Measured:
-    """Return the loss and the accuracy over all batches, equal on all ranks."""
+    """Evaluate the model on all batches and return its loss and accuracies, equal on all ranks."""
     plan, data, device = world.plan, world.axes["data"], world.device
     pipeline = Pipeline(model, world.axes["pipeline"], plan.settings.schedule)
     model.train(False)
@@ -231,8 +233,8 @@ def _measure(
 
 
 def mask_all_but_last(batch: Batch, last_n: int | None) -> Batch:
-    """Replace all targets [samples, seq_len] but those at the last ``last_n`` positions by IGNORED;
-    None: replace none."""
+    """Replace the targets [samples, seq_len] by IGNORED except at the last ``last_n`` positions; if
+    ``last_n`` is None, replace none."""
     ids, targets = batch
     if last_n is None:
         return batch

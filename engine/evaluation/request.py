@@ -19,18 +19,19 @@ class EvaluationRequest:
 
     split: str | None = None
     """The name of a split, or several separated by commas; "all": every split but 'train'; None:
-    the one of eval.split."""
+    the value of the setting eval.split."""
     samples: int | None = None
     """Number of samples, from the first of each split; None: all."""
     last_n: int | None = None
     """Only the targets at the last N positions of each sample count; None: all."""
     sliding: bool = False
-    """Samples overlap: each begins ``last_n`` tokens after the one before, so that every target but
-    the first ones of a split counts."""
+    """Samples overlap: each begins ``last_n`` tokens after the previous sample, so that every
+    target but the first ones of a split counts."""
 
     @property
     def names_several_splits(self) -> bool:
-        """Return whether several splits are asked for. Then the JSON is a list, even of one."""
+        """Return whether ``split`` can name several splits. If so, the JSON output is a list, even
+        of one result."""
         return self.split == ALL or "," in (self.split or "")
 
     def splits(self, plan: Plan, offered: Iterable[str] = ()) -> list[str]:

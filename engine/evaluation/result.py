@@ -23,10 +23,11 @@ TOPS = (1, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(TextLoss):
-    """The loss and the accuracy over some targets."""
+    """The loss and the accuracies over a set of targets."""
 
     top_1: float
-    """Fraction of the targets that were the most likely token; in a tie the lower id is."""
+    """Fraction of the targets that were the most likely token; in a tie, the token with the lower
+    id."""
     top_10: float
     """Fraction of the targets that were among the ten most likely tokens."""
 
@@ -57,7 +58,7 @@ class Evaluation(Measured):
 
     @property
     def bits_per_dimension(self) -> float | None:
-        """Loss in bits per ``dimension``; None if the tokens are not pixels."""
+        """Loss in bits per pixel token (``dimension``); None if the tokens are not pixels."""
         return None if self.dimension is None else self.loss / math.log(2)
 
     def as_json(self) -> str:
@@ -103,7 +104,8 @@ class Evaluation(Measured):
         }
 
     def path(self, folder: Path) -> Path:
-        """Return the path to save the result at; repeating the evaluation replaces it."""
+        """Return the path in ``folder`` to save the result at; a repeated evaluation has the same
+        path."""
         step = "weights" if self.step is None else str(self.step)
         part = f"-last-{self.last_n}" if self.last_n else ""
         part += "-sliding" if self.sliding else ""

@@ -1,7 +1,8 @@
-"""Atomic writes: a reader, or a crash, finds the old content or all of the new one. No torch.
+"""Atomic writes: a reader, also after a crash, finds all of the old or all of the new content.
+Imports no torch.
 
-The content is written to a temporary file or folder in the target's folder and fsynced; then the
-temporary is renamed to the target, and the rename is fsynced.
+The content is written to a temporary file or folder in the target's folder and fsynced; then it is
+renamed to the target, and the rename is fsynced.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def refuse_existing(path: Path, *, replace: bool, remedy: str = OTHER_OUT_REMEDY
 
 
 def remove_temporaries(path: Path) -> None:
-    """Delete the temporary files that killed processes left of ``path``. The caller must know that
+    """Delete the temporary files of ``path`` that killed processes left. The caller must know that
     no other process is writing ``path``."""
     for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
         _remove(temporary)

@@ -33,7 +33,7 @@ def open_decompressed(file: Path) -> BufferedIOBase:
 
 
 def _decompressor(file: Path) -> Callable[[Path], BufferedIOBase] | None:
-    """Return the class that reads a file; None if it is not compressed."""
+    """Return the class that decompresses a file; None if the file is not compressed."""
     with file.open("rb") as handle:
         start = handle.read(max(map(len, DECOMPRESSORS)))
     return next((found for magic, found in DECOMPRESSORS.items() if start.startswith(magic)), None)

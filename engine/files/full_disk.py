@@ -1,4 +1,4 @@
-"""Disks: messages for a full one, free bytes, fsync of folders. No torch."""
+"""Reports full disks, checks free space and fsyncs folders. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def fsync_folder(path: Path) -> None:
 
 @contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Add ``path`` to an OSError of the block that names no file; a failed write names none."""
+    """Add ``path`` to an OSError from the block if the error names no file, as after a failed
+    write."""
     try:
         yield
     except OSError as error:
@@ -52,7 +53,7 @@ def full_disk_error(error: BaseException, remedy: str = "free some space") -> Ru
 
 
 def _free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that has ``path``, which need not exist."""
+    """Return the free bytes of the disk of ``path``; ``path`` need not exist."""
     return shutil.disk_usage(nearest_existing(path)).free
 
 

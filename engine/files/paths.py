@@ -57,7 +57,8 @@ def not_utf8(text: str) -> str | None:
 
 
 def kind_at(path: Path) -> str | None:
-    """Return the kind of file at a path, from ``KINDS`` or "a broken link"; None if there is none.
+    """Return the kind of file at a path, from ``KINDS`` or "a broken link"; None if no file is
+    there.
 
     Raises OSError if the kind cannot be read, such as in a folder without permission.
     """
@@ -69,8 +70,8 @@ def kind_at(path: Path) -> str | None:
 
 
 def problem_at(path: Path, *needed: str) -> str | None:
-    """Return why a path is not readable or not of a ``needed`` kind (``FILE``, ``FOLDER``); None if
-    it is both. The result continues a sentence that begins with the path."""
+    """Check that a path is readable and of a ``needed`` kind (``FILE``, ``FOLDER``). Return the
+    problem, which continues a sentence that begins with the path; None if there is no problem."""
     try:
         kind = kind_at(path)
         if kind is None:
@@ -84,7 +85,7 @@ def problem_at(path: Path, *needed: str) -> str | None:
 
 
 def problem_of_output(path: Path) -> str | None:
-    """Return why a file cannot be created or replaced at a path, as far as that is known without
+    """Return the reason why a file cannot be created or replaced at a path, as far as known without
     writing; None if no reason is known."""
     try:
         kind = kind_at(path)
@@ -97,16 +98,16 @@ def problem_of_output(path: Path) -> str | None:
 
 
 def matches(text: str) -> list[str]:
-    """List the matches of a path or a glob pattern, sorted. An existing file or folder whose name
-    looks like a pattern matches only itself."""
+    """List the paths that match a path or a glob pattern, sorted. An existing file or folder whose
+    name looks like a pattern matches only itself."""
     if os.path.lexists(text):
         return [text]
     return sorted(glob(text, recursive=True))  # noqa: PTH207 (Path takes no absolute pattern)
 
 
 def files_below(folder: Path) -> list[Path]:
-    """List the files in a folder and its subfolders, sorted. Hidden ones are skipped and links to
-    folders are not followed. Raises OSError if a folder cannot be read."""
+    """List the files in a folder and its subfolders, sorted. Hidden files and folders are skipped,
+    and links to folders are not followed. Raises OSError if a folder cannot be read."""
 
     def fail(error: OSError) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""Generates images with a saved model: whole ones, or the rest of given ones."""
+"""Generates images with a saved model: whole images, or the missing pixels of given images."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ UNKNOWN = 127
 
 
 def images_in_files(path: str, number: int, codebook: Codebook) -> Ids:
-    """Return the ids of the first images in files. Raises UserError if they cannot be encoded."""
+    """Return the token ids of the first ``number`` images in files. Raises UserError if the images
+    cannot be encoded."""
     images = open_images(path, "")[TRAIN]
     require_size(codebook, images.shape, images.name)
     return codebook.encode(images.with_channels(codebook.channels).first(number)).astype(np.int64)
 
 
 def held_out_images(plan: Plan, number: int, codebook: Codebook, environ: Mapping[str, str]) -> Ids:
-    """Return the ids of the first images of the split that a run validates on. Raises UserError if
-    its data is gone or changed."""
+    """Return the token ids of the first ``number`` images of the split that a run validates on.
+    Raises UserError if the run's data is gone or changed."""
     batches = load_batches(plan.settings, data_size=1, cache=default_cache(environ))
     split, own = batches.validation.split, batches.corpus.tokenizer
     if not isinstance(split, ImageSplit) or not isinstance(own, Codebook):
@@ -51,8 +52,8 @@ def held_out_images(plan: Plan, number: int, codebook: Codebook, environ: Mappin
 
 
 def draw_starts(codebook: Codebook, number: int, seed: int) -> Ids:
-    """Draw first ids of images [number, 1]. The probability of an id is proportional to its count
-    as the first id of a training image, plus 1."""
+    """Draw the first token ids of ``number`` images, [number, 1]. The probability of an id is
+    proportional to 1 + the number of training images that begin with it."""
     counts = np.zeros(codebook.size) if codebook.first is None else codebook.first
     weights = torch.from_numpy(counts + 1.0)
     generator = torch.Generator().manual_seed(derive_seed("first", seed))
@@ -62,7 +63,8 @@ def draw_starts(codebook: Codebook, number: int, seed: int) -> Ids:
 def complete(
     model: GPT, codebook: Codebook, given: Ids, sampling: SamplingOptions
 ) -> Iterator[Ids]:
-    """Yield the ids of whole images that begin with ``given`` [n, 1 or more], AT_ONCE at a time.
+    """Yield the ids of whole images that begin with ``given`` [images, 1 or more], AT_ONCE images
+    at a time.
 
     Raises:
         UserError: the model has too few positions for an image.
@@ -83,8 +85,8 @@ def complete(
 def _complete(
     model: GPT, codebook: Codebook, ids: Tensor, sampling: SamplingOptions, number: int
 ) -> Tensor:
-    """Return ids [n, pixels] that begin with ``ids`` [n, given]. Image i draws from a generator
-    of its own, seeded by its place among all images, ``number`` + i."""
+    """Complete images that begin with ``ids`` [images, given]; return ids [images, pixels]. Image i
+    has its own random generator, seeded by the image's number among all images, ``number`` + i."""
     device, cache = model.parallel.device, KVCache(codebook.pixels - 1)
     generators = [
         torch.Generator().manual_seed(derive_seed("sample", sampling.seed, number + i))
@@ -110,15 +112,15 @@ def _complete(
 
 
 def given_part(codebook: Codebook, images: Ids, share: float) -> Ids:
-    """Return the first ids of images, which a completion is given: a share of the rows of pixels,
-    or of all pixels if their order is random; at least one id, and never all."""
+    """Return the first ids of each image, from which it is completed: a ``share`` of its rows of
+    pixels, or of its pixels if the pixel order is random; at least one id, and never all."""
     row = codebook.width if codebook.pixel_order is None else 1
     given = round(share * codebook.pixels / row) * row
     return images[:, : min(max(given, 1), codebook.pixels - 1)]
 
 
 def draw(codebook: Codebook, completed: Ids) -> NDArray[np.uint8]:
-    """Draw images as a grid that is about square [H, W, 3]."""
+    """Draw images as a grid [H, W, 3] that is about square."""
     images = codebook.decode(completed)
     columns = int(np.ceil(len(images) ** 0.5))
     return draw_grid([[image] for image in images], columns)
@@ -141,7 +143,8 @@ def draw_completions(
 
 
 def _masked(codebook: Codebook, ids: Ids, given: int) -> Pixels:
-    """Decode ids, with the pixels after the first ``given`` in the grey UNKNOWN."""
+    """Decode ids into images, and colour the pixels after the first ``given`` in the grey
+    UNKNOWN."""
     images = codebook.decode(ids)
     flat = images.reshape(len(images), codebook.pixels, -1)
     flat[:, codebook.order[given:]] = UNKNOWN

@@ -65,7 +65,7 @@ def probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
 
 
 def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """Load a model of text as ``load_any_model`` does. Raises UserError for one of images."""
+    """Load a model of text as ``load_any_model`` does. Raises UserError for a model of images."""
     model, model_tokenizer = load_any_model(saved, device)
     if isinstance(model_tokenizer, Codebook):
         raise UserError(f"{saved.path} is a model of images, not of text")
@@ -73,11 +73,11 @@ def load_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer]
 
 
 def load_any_model(saved: SavedModel, device: torch.device) -> tuple[GPT, Tokenizer | Codebook]:
-    """Verify a saved model and load it, unsharded, on ``device``. Return it and its tokenizer or
-    codebook of images. The model has only the positions that were trained.
+    """Verify a saved model and load it, unsharded, on ``device``. Return the model, and its
+    tokenizer or its codebook of images. The model has only the positions that were trained.
 
-    The model computes in the dtype of its parameters, at least float32: casting them for every
-    token costs more time than a smaller dtype gains.
+    The model computes in the dtype of its parameters, at least float32: casting the parameters for
+    every token costs more time than a smaller dtype gains.
 
     Raises:
         UserError: the model has no tokenizer, or is corrupt.
@@ -101,7 +101,7 @@ def generate_ids(
     model: GPT, prompt: list[int], sampling: SamplingOptions, *, vocabulary: int, number: int = 0
 ) -> Iterator[int]:
     """Yield sampled ids below ``vocabulary`` that continue ``prompt``, which is not empty. Each
-    ``number`` is another sample of the same seed.
+    ``number`` gives another sample for the same seed.
 
     The context of an id is all ids in the KV cache. When the cache has no position left, it is
     cleared and the last half of the context is encoded again from position 0.

@@ -1,4 +1,4 @@
-"""Exports a model to a format: every module in ``engine/inout/exports`` is one, named by its file.
+"""Exports a model. Every module in ``engine/inout/exports`` is a format, named by its file.
 
 A format is a module whose ``EXPORT`` is an ``Exporter``.
 """
@@ -29,7 +29,7 @@ class ExportOptions:
     """Options of an export."""
 
     dtype: torch.dtype
-    """Of the exported parameters."""
+    """The dtype of the exported parameters."""
     shard_bytes: int
     """Maximum size of a file, in formats of several files."""
 
@@ -48,7 +48,7 @@ class Exporter:
 
 
 def exporter(name: str) -> Exporter:
-    """Return the format ``name``."""
+    """Load the export format ``name``."""
     entry: Exporter = discover.load(EXPORTERS_PACKAGE, name).EXPORT
     return entry
 
@@ -56,8 +56,8 @@ def exporter(name: str) -> Exporter:
 def export(
     model: SavedModel, to: Exporter, options: ExportOptions, *, out: Path | None, force: bool
 ) -> Path:
-    """Verify the model and write it to ``out``, by default to the exports of its run. The write is
-    atomic. Return the path.
+    """Verify the model and write it atomically to ``out``, by default to the folder ``exports`` of
+    the model's run. Return the path.
 
     Raises:
         UserError: the path exists, the format cannot represent the model, or the model is corrupt.
@@ -76,7 +76,8 @@ def export(
 
 
 def _default_path(model: SavedModel, to: Exporter) -> Path:
-    """Return RUN/exports/step-00000100-hf, or FOLDER/exports/NAME-hf for a model of no run."""
+    """Return RUN/exports/step-00000100-hf, or FOLDER/exports/NAME-hf if the model is not in a
+    run."""
     checkpoints = CheckpointDirectory(model.path.parent)
     in_run = checkpoints.path == RunFolder(checkpoints.path.parent).checkpoints
     folder = checkpoints.path.parent if in_run else checkpoints.path
@@ -84,7 +85,7 @@ def _default_path(model: SavedModel, to: Exporter) -> Path:
 
 
 def _require_writable(path: Path, to: Exporter, force: bool) -> None:
-    """Raise UserError if an export must not be written or replaced at a path."""
+    """Raise UserError if the export must not create or replace ``path``."""
     refuse_existing(path, replace=force, remedy=EXISTING_REMEDY)
     if not path.exists():
         return

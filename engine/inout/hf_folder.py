@@ -1,8 +1,8 @@
 """Reads and writes a Hugging Face GPT-2 folder: config, weights and tokenizer.
 
-The parts are translated by ``models.hf_config`` (config.json), ``models.hf_state_dict`` (names and
-form of the weights) and ``engine.inout.hf_tokenizer``. ``engine.inout.exports.hf`` registers this
-as an export format; ``engine.inout.import_model`` imports such a folder.
+``models.hf_config`` translates config.json, ``models.hf_state_dict`` the names and shapes of the
+weights, ``engine.inout.hf_tokenizer`` the tokenizer. ``engine.inout.exports.hf`` registers the
+folder as an export format; ``engine.inout.import_model`` imports such a folder.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class HFModel(SavedModel):
     """The model of a Hugging Face folder."""
 
     tensors: TensorFile
-    """By the names that transformers uses."""
+    """The weights by the names that transformers uses."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a folder. Raises UserError where it has no GPT-2."""
+        """Open a Hugging Face folder. Raises UserError if it contains no GPT-2."""
         if not (folder / CONFIG).is_file():
             raise UserError(
                 f"{folder} is not a Hugging Face folder: it has no {CONFIG}; name a folder that "
@@ -85,8 +85,8 @@ class HFModel(SavedModel):
 
 
 def write(folder: Path, model: SavedModel, *, dtype: torch.dtype, shard_bytes: int) -> None:
-    """Create the folder. Weights larger than ``shard_bytes`` are split into several files with an
-    index.
+    """Create ``folder`` and write ``model`` into it. Weights larger than ``shard_bytes`` are split
+    into several files with an index.
 
     Raises ValueError for a model that GPT-2's config cannot represent, UserError, OSError.
     """
@@ -112,7 +112,7 @@ def write(folder: Path, model: SavedModel, *, dtype: torch.dtype, shard_bytes: i
 
 def split_into_files(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
     """Assign tensors to files, as huggingface_hub does: a file ends before the tensor that would
-    take it over ``limit`` bytes. A tensor larger than that gets its own file."""
+    take it over ``limit`` bytes. A tensor larger than ``limit`` gets its own file."""
     shards: list[Shapes] = []
     current: dict[str, tuple[int, ...]] = {}
     current_bytes = 0
@@ -130,7 +130,7 @@ def split_into_files(shapes: Shapes, itemsize: int, limit: int) -> list[Shapes]:
 
 
 def name_shards(shards: list[Shapes]) -> Mapping[str, Shapes]:
-    """Name the files as transformers does. Return the tensors of each by its name."""
+    """Name the files as transformers does. Return the tensors of each file by the file's name."""
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     stem = WEIGHTS.removesuffix(".safetensors")

@@ -26,9 +26,9 @@ BY_CHARACTER: Mapping[str, Any] = {
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Return the tokenizer of a folder, as ``engine.data.tokenizer.dump`` does; None if it is
-    neither GPT-2's, nor a byte or character tokenizer as ``files`` writes them, nor a codebook of
-    images."""
+    """Read the tokenizer of a folder and return it as ``engine.data.tokenizer.dump`` does; None if
+    it is neither GPT-2's, nor a byte or character tokenizer as ``files`` writes them, nor a
+    codebook of images."""
     if (codebook := tokenizer.read_saved(folder / HF_FILE_NAME)) is not None:
         return codebook
     ids = _load(folder / VOCABULARY)
@@ -53,8 +53,8 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
-    """Return the content of the files of a saved tokenizer by their names. ``length``: number of
-    positions of the model."""
+    """Return the files of a saved tokenizer: file name -> content. ``length``: number of positions
+    of the model."""
     if saved is None:
         return {}
     if saved["type"] == tokenizer.IMAGES:
@@ -85,8 +85,8 @@ def files(saved: dict[str, Any] | None, length: int) -> dict[str, bytes]:
 
 
 def special_ids(saved: dict[str, Any] | None) -> dict[str, int | None]:
-    """Return the ids that begin and end a text, as config.json names them. They are None rather
-    than missing, because transformers reads missing ones as GPT-2's."""
+    """Return the ids that begin and end a text, by their names in config.json. An unknown id is
+    None rather than missing, because transformers reads a missing id as GPT-2's."""
     if saved is None or saved["type"] == tokenizer.IMAGES:
         end = None
     else:
@@ -95,13 +95,13 @@ def special_ids(saved: dict[str, Any] | None) -> dict[str, int | None]:
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:
-    """Format a JSON file."""
+    """Format ``content`` as the bytes of a JSON file."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _by_character(characters: str) -> dict[str, Any]:
-    """Return tokenizer.json of a character tokenizer. Its ``unk_token`` is not in the vocabulary:
-    so the tokenizers library rejects an unknown character, as cuboid does."""
+    """Return the content of tokenizer.json of a character tokenizer. ``unk_token`` is not in the
+    vocabulary, so that the tokenizers library rejects an unknown character, as cuboid does."""
     model: dict[str, Any] = {
         "type": "WordLevel",
         "vocab": {c: number for number, c in enumerate(characters)},
@@ -111,7 +111,8 @@ def _by_character(characters: str) -> dict[str, Any]:
 
 
 def _by_byte() -> dict[str, Any]:
-    """Return tokenizer.json of the byte tokenizer: byte-pair encoding without merges."""
+    """Return the content of tokenizer.json of the byte tokenizer: byte-pair encoding without
+    merges."""
     ids = gpt2.byte_of_character()
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     model: dict[str, Any] = {
@@ -132,7 +133,8 @@ def _by_byte() -> dict[str, Any]:
 def _tokenizer_json(
     pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return tokenizer.json of a tokenizer that neither changes the text nor adds tokens."""
+    """Return the content of tokenizer.json of a tokenizer that neither changes the text nor adds
+    tokens."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -147,7 +149,7 @@ def _tokenizer_json(
 
 
 def _load(path: Path) -> Any:
-    """Read a JSON file; None if there is none or it is not JSON."""
+    """Read a JSON file; None if the file does not exist or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -26,7 +26,7 @@ IMPORTERS_PACKAGE = "engine.inout.imports"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """The part of a model that the files of some formats do not store."""
+    """Parts of a model that the user states because the files of some formats do not store them."""
 
     n_head: int | None = None
     """Number of attention heads."""
@@ -36,7 +36,7 @@ class ImportOptions:
     """SentencePiece model of the text that the model was trained on."""
 
     def require_unused(self, name: str) -> None:
-        """Raise UserError if an option is set, for the format ``name``, which stores all."""
+        """Raise UserError if an option is set: the format ``name`` stores all parts of a model."""
         for option in fields(self):
             if getattr(self, option.name) is not None:
                 flag = "--" + option.name.replace("_", "-")
@@ -54,7 +54,7 @@ class Importer:
 
 
 def importer(name: str) -> Importer:
-    """Return the format ``name``."""
+    """Load the import format ``name``."""
     entry: Importer = discover.load(IMPORTERS_PACKAGE, name).IMPORT
     return entry
 
@@ -113,7 +113,7 @@ def config_for(model: SavedModel, folder: Path) -> str:
 
 
 def train_command(model: SavedModel, folder: Path) -> str:
-    """Return the command that trains the model, on a text if its tokenizer is known."""
+    """Return the command that trains the model, on a text if the model's tokenizer is known."""
     command = ["cuboid", "train", f"{folder / folder.name}.py", "--init-from", f"{folder}"]
     if model.tokenizer is not None and model.tokenizer["type"] == IMAGES:
         return shlex.join([*command, "data.path=my-images"])
@@ -121,5 +121,6 @@ def train_command(model: SavedModel, folder: Path) -> str:
 
 
 def _has_tokenizer(model: SavedModel) -> bool:
-    """Return whether the tokenizer is known; from GPT-2's vocabulary size on, it is GPT-2's."""
+    """Return whether the tokenizer is known; a model whose vocabulary is at least as large as
+    GPT-2's has GPT-2's tokenizer."""
     return model.tokenizer is not None or model.config.vocab_size >= GPT2_VOCABULARY

@@ -37,21 +37,23 @@ class InitialWeightsRecord:
     path: str
     """The model that it resolved to when the run began, such as a run's latest checkpoint."""
     stamp: str
-    """Of the model's files, to detect a later change."""
+    """The ``stamp`` of the model's files, to detect a later change."""
 
     @classmethod
     def of(cls, requested: Path, model: SavedModel) -> InitialWeightsRecord:
-        """Return the record of ``model``, which ``requested`` resolved to."""
+        """Make the record of ``model``, which was found at the user's path ``requested``."""
         path = model.path.absolute()
         return cls(asked=str(requested), path=str(path), stamp=stamp(path))
 
     def record(self, folder: RunFolder) -> None:
-        """Write the record, so that a run that restarts from step 0 uses the same weights."""
+        """Write the record into the run's folder, so that a run that restarts from step 0 uses the
+        same weights."""
         write_atomically(folder.initial, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def recorded(cls, folder: RunFolder) -> InitialWeightsRecord | None:
-        """Read the record of a run; None if there is none. Raises UserError for a corrupt one."""
+        """Read the record of a run; None if the run has none. Raises UserError if the record is
+        corrupt."""
         try:
             return cls(**json.loads(folder.initial.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -83,7 +85,8 @@ def find_initial_weights(requested: Path | None, run_folder: Path | None) -> Pat
 
 
 def stamp(path: Path) -> str:
-    """Return the SHA-256 of names, sizes and times of a model's files; empty if there are none."""
+    """Hash the names, sizes and times of the model files at ``path`` (SHA-256); "" if it is
+    missing."""
     if not path.exists():
         return ""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -100,7 +103,7 @@ def open_initial(plan: Plan, path: Path) -> SavedModel:
     RESIZABLE may differ.
 
     Raises:
-        UserError: there is no model, or other settings differ; the message has a line for each.
+        UserError: there is no model, or other settings differ, which the message lists.
     """
     model = open_saved_model(path)
     lines = [
@@ -130,7 +133,8 @@ def notes(plan: Plan, model: SavedModel) -> Iterator[str]:
 
 
 def load_initial_weights(trainer: Trainer, model: SavedModel) -> None:
-    """Fill this rank's shards of the model, a tensor at a time. Raises UserError, RunError."""
+    """Load the weights of ``model`` into this rank's shards of the trainer's model, a tensor at a
+    time. Raises UserError, RunError."""
     try:
         model.load(trainer.model, resize=TABLES)
     except ValueError as error:
@@ -140,8 +144,8 @@ def load_initial_weights(trainer: Trainer, model: SavedModel) -> None:
 
 
 def _differences(plan: Plan, model: SavedModel) -> Iterator[tuple[str, object]]:
-    """Yield the architecture settings in which the model differs from the plan, and their values in
-    the model."""
+    """Yield the architecture settings in which the model differs from the plan, each with its value
+    in the model."""
     for name in ARCHITECTURE:
         field = name.removeprefix("model.")
         saved = getattr(model.config, field)

@@ -10,7 +10,7 @@ from engine.inout.saved_model import SavedModel
 
 
 def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
-    """Write the folder."""
+    """Write ``model`` as a Hugging Face folder at ``path``."""
     hf_folder.write(path, model, dtype=options.dtype, shard_bytes=options.shard_bytes)
 
 

@@ -10,7 +10,7 @@ from engine.inout.tensor_writers import write_pt
 
 
 def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
-    """Write the file."""
+    """Write the state dict of ``model`` to the file ``path``."""
     write_pt(path, model.read_tensors(), model.shapes, dtype=options.dtype)
 
 

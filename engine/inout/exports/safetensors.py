@@ -10,7 +10,7 @@ from engine.inout.tensor_writers import write_safetensors
 
 
 def write(path: Path, model: SavedModel, options: ExportOptions) -> None:
-    """Write the file."""
+    """Write ``model`` to the safetensors file ``path``."""
     write_safetensors(
         path, model.read_tensors(), model.shapes, dtype=options.dtype, metadata=model.metadata
     )

@@ -1,4 +1,4 @@
-"""A Hugging Face GPT-2 folder: ``save_pretrained`` of transformers wrote it."""
+"""A Hugging Face GPT-2 folder, as ``save_pretrained`` of transformers writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.inout.saved_model import SavedModel
 
 
 def open_model(path: Path, options: ImportOptions) -> SavedModel:
-    """Open the folder. Raises UserError."""
+    """Open the Hugging Face folder ``path``. Raises UserError."""
     options.require_unused("hf")
     return HFModel.open(path)
 

@@ -3,7 +3,7 @@ notebook and of TorchShard (``cifar10_model.pt``, with the colours in ``c.pt``),
 Lightning, whose checkpoint also stores the number of heads.
 
 The snapshot of minGPT under DDP (``gpt_snapshot.pt``) is rejected: its attention adds the causal
-mask to the scores as numbers, so its weights are those of a model that is not causal.
+mask to the scores as numbers, so its weights belong to a model that is not causal.
 """
 
 from __future__ import annotations
