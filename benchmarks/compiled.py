@@ -3,7 +3,8 @@
     python benchmarks/compiled.py [--case NAME ...] [--pairs N] [--threads N]
 
 A line has the seconds of both steps (median and best over the pairs) on the slowest rank, the
-share of them that ranks wait for each other, and the median ratio of the pairs.
+share of them that ranks wait for each other, and the median ratio of the pairs. On a machine that
+others use, the ratio of the CPU seconds of all ranks tells more: it leaves out what ranks wait for.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Turns:
     seconds: dict[str, list[float]]
     waiting: dict[str, list[float]]
     """Seconds of these that the rank waits for others."""
+    cpu: dict[str, list[float]]
+    """CPU seconds of the rank."""
     graphs: int
     """The graphs that were compiled."""
 
@@ -68,29 +71,30 @@ def take_turns(rank: int, size: int, name: str, case: Workload, pairs: int, thre
     steppers = {
         kind: stepper(case, parallel, compiled=compiled) for kind, compiled in kinds.items()
     }
-    turns = Turns(
-        seconds={kind: [] for kind in kinds}, waiting={kind: [] for kind in kinds}, graphs=0
-    )
+    empty = [{kind: list[float]() for kind in kinds} for _ in range(3)]
+    turns = Turns(seconds=empty[0], waiting=empty[1], cpu=empty[2], graphs=0)
     with axes_of_compiled_code(parallel.axes):
         for number in range(pairs + 1):
             for kind, runs in steppers.items():
-                seconds, waiting = timed_step(runs, case, number)
+                seconds, waiting, cpu = timed_step(runs, case, number)
                 if number:  # the first turn compiles
                     turns.seconds[kind].append(seconds)
                     turns.waiting[kind].append(waiting)
+                    turns.cpu[kind].append(cpu)
     return replace(turns, graphs=counters["stats"]["unique_graphs"])
 
 
-def timed_step(runs: Stepper, case: Workload, number: int) -> tuple[float, float]:
-    """Run a step; return its seconds, and the seconds of waiting for other ranks."""
+def timed_step(runs: Stepper, case: Workload, number: int) -> tuple[float, float, float]:
+    """Run a step; return its seconds, the seconds of waiting for other ranks, and its CPU
+    seconds."""
     world, (ids, targets) = runs.world, case.batches()[0]
     world.all_reduce(torch.zeros(1))  # all ranks start together
     world.traffic.clock.restart()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     runs.run(number + 1, [(ids, targets)], targets=targets.numel(), lr=1e-4)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
     spent = world.traffic.clock.take()
-    return seconds, sum(some for activity, some in spent.items() if activity.waiting)
+    return seconds, sum(some for activity, some in spent.items() if activity.waiting), cpu
 
 
 def line_of(name: str, ranks: list[Turns]) -> str:
@@ -107,9 +111,15 @@ def line_of(name: str, ranks: list[Turns]) -> str:
         text += f" {kind} {1e3 * median:7.1f} ms (best {1e3 * best:7.1f}, waiting {waited:4.0%})"
     ratios = [b / a for a, b in zip(slowest["eager"], slowest["compiled"], strict=True)]
     best_ratio = min(slowest["compiled"]) / min(slowest["eager"])
+    cpu = {
+        kind: statistics.median(
+            sum(turn) for turn in zip(*(rank.cpu[kind] for rank in ranks), strict=True)
+        )
+        for kind in slowest
+    }
     return (
-        f"{text} ratio {statistics.median(ratios):.2f} (of the best {best_ratio:.2f}); "
-        f"{ranks[0].graphs} graphs"
+        f"{text} ratio {statistics.median(ratios):.2f} (of the best {best_ratio:.2f}), of CPU "
+        f"seconds {cpu['compiled'] / cpu['eager']:.2f}; {ranks[0].graphs} graphs"
     )
 
 

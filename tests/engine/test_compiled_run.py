@@ -49,9 +49,9 @@ def traced_only(world: World) -> Iterator[None]:
         patch.object(Trainer, "validate", compiles_nothing(Trainer.validate)),
     ):
         yield
-    # Training and validation: four pieces between the four linear layers of a block, and the last
-    # sum; none more for the second and third block.
-    assert compilations() <= 2 * 7
+    # A block is compiled in the pieces between its linear layers, and two dropouts cut two more in
+    # training. The other blocks need no more.
+    assert compilations() <= 7 + 5
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
