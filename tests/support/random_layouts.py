@@ -42,7 +42,7 @@ def draw(number: int) -> TrainingCase:
     if chunks > 1:
         micro_batches = pick((1, 2)) * pipeline
     dtype, compute = pick(TYPES)
-    samples = data * accumulation * micro_batches * pick((1, 2))
+    samples = data * accumulation * micro_batches * pick((1, 1, 2, 3, 5))
     return TrainingCase(
         **cut._asdict(),
         data=data,
@@ -60,11 +60,13 @@ def draw(number: int) -> TrainingCase:
         dtype=dtype,
         compute=compute,
         samples=samples,
-        length=pick((6, 9, 16)),
+        length=pick((6, 9, 13, 16)),
         ignored=pick((0, 1, 5)),
         steps=2,
         clip=pick((None, 0.5)),
         loss_chunk=pick((None, 1, 7)),
         gentle=True,
         zero_depth=is_replicated and pick((False, True)),
+        context=pick(("gather", "ring")),
+        dropout=pick((0.0, 0.3)) if dtype == torch.float64 else 0.0,
     )

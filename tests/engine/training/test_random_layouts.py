@@ -7,6 +7,7 @@ import pytest
 from models.parallel.registry import modes
 from tests.support.parity import Parity
 from tests.support.random_layouts import draw
+from tests.support.training import TrainingCase
 
 FEW, MANY = 30, 500
 RUNS = [draw(number) for number in range(FEW)]
@@ -29,7 +30,14 @@ def test_many_random_layouts_train_the_same_model(number: int) -> None:
     SLOW_PARITY.check(SLOW_RUNS[number])
 
 
+def shares_samples(run: TrainingCase) -> bool:
+    """Return whether several ranks hold a sample together."""
+    samples = run.samples // (run.data * run.accumulation * run.micro_batches)
+    return not run.layout.row_order(samples, run.length).is_whole
+
+
 def test_random_layouts_cover_all_modes_and_zero_stages() -> None:
     assert {run.mode for run in RUNS} == modes().keys()
     assert {run.zero for run in RUNS} == {0, 1, 2, 3}
     assert any(run.pipeline > 1 and run.data > 1 and run.tensor > 1 for run in RUNS)
+    assert {run.context for run in RUNS if shares_samples(run)} == {"gather", "ring"}
