@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nlargest
 
 from engine.estimate.ledger import Ledger, MemoryKind
 from engine.estimate.linear import ForwardMode
@@ -15,6 +16,9 @@ from models.parallel.rows import Segment, before
 FLOAT32 = 4
 MASKING = 2 * 2
 """Bytes that the drawing of an entry of a dropout mask takes (models/parallel/dropout.py)."""
+
+TRIED = 16
+"""Shards of a group whose memory is simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,11 @@ class GroupAttentionMemory:
 
     @classmethod
     def fullest(cls, shapes: LocalShapes) -> GroupAttentionMemory:
-        """Return the attention of the shard that needs the most memory."""
-        shards = (cls(shapes=shapes, member=member) for member in range(shapes.order.group))
-        return max(shards, key=lambda shard: shard.peak)
+        """Return the attention of the shard that needs the most memory, among those that receive
+        and send the most keys."""
+        shards = [cls(shapes=shapes, member=member) for member in range(shapes.order.group)]
+        some = nlargest(TRIED, shards, key=lambda shard: sum(shard.received) + sum(shard.sent))
+        return max(some, key=lambda shard: shard.peak)
 
     @cached_property
     def peak(self) -> int:
@@ -77,8 +83,10 @@ class GroupAttentionMemory:
     def received(self) -> list[int]:
         """Bytes of the keys and values that arrive in each round."""
         order = self.shapes.order
+        others = ([(self.member + step) % order.group for step in steps] for steps in self.rounds)
         return [
-            self._keys(sum(map(len, order.received(self.member, steps)))) for steps in self.rounds
+            sum(self._keys(len(order.needed(self.member, other))) for other in some)
+            for some in others
         ]
 
     @cached_property

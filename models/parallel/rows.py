@@ -73,7 +73,7 @@ class RowOrder:
             sizes=tuple(sizes[axis] for axis in mode.inner.tokens),
         )
 
-    @property
+    @cached_property
     def local(self) -> int:
         """Rows of a shard."""
         return self.rows // prod(self.sizes)
@@ -97,7 +97,7 @@ class RowOrder:
         """The axes over which keys are gathered, slowest first."""
         return self.axes[len(self.axes) - self.gathered :]
 
-    @property
+    @cached_property
     def group(self) -> int:
         """Shards that hold samples together."""
         return self._group(self.gathered)
@@ -105,7 +105,7 @@ class RowOrder:
     def _group(self, axes: int) -> int:
         return prod(self.sizes[len(self.sizes) - axes :])
 
-    @property
+    @cached_property
     def early(self) -> int:
         """Rows of a shard's early piece; the others are its late piece."""
         return self.local if self.group == 1 else -(-self.local // 2)
