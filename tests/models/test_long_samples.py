@@ -27,7 +27,6 @@ LAYOUTS = {
     "serial": (),
     "2d": ("TENSOR_PARALLEL=4", "MODE=2d"),
     "sequence": ("TENSOR_PARALLEL=4", "MODE=sequence"),
-    "sequence, ring": ("TENSOR_PARALLEL=4", "MODE=sequence", "context=ring"),
     "sequence, zero 3": (
         *("TENSOR_PARALLEL=4", "MODE=sequence"),
         *("zero.stage=3", "zero.depth=True", "model.checkpoint=True"),
