@@ -22,8 +22,8 @@ class HostStaging:
         self._buffers: dict[str, Tensor] = {}
 
     def stage(self, tensors: Tensors) -> Tensors:
-        """Copy the shards into the buffers and return shards that read from them. The next call
-        overwrites the buffers."""
+        """Copy the shards ``tensors`` into the buffers and return shards that read from the
+        buffers. The next call overwrites the buffers."""
         staged: Tensors = {}
         for name, tensor in tensors.items():
             assert isinstance(tensor, DCPShard)

@@ -1,4 +1,5 @@
-"""The differences between a checkpoint and the run that resumes it, and their effects. No torch.
+"""The differences between a checkpoint and the run that resumes it, and the effects of these
+differences. No torch.
 
 A different model or update rule cannot be resumed. Different samples, or another order of them,
 need --allow-new-data. All other differences are only reported.
@@ -81,8 +82,8 @@ def check_compatible(
 
 
 def data_has_changed(plan: Plan, corpus: str, training: TrainingState) -> bool:
-    """Return whether the data, of the fingerprint ``corpus``, has other samples than the
-    checkpoint's, although ``plan`` has the same settings of the data."""
+    """Return whether the data, whose fingerprint is ``corpus``, differs from the checkpoint's data
+    although ``plan`` has the same data settings."""
     changed = _changed(training.settings, plan.settings.model_dump(mode="json"))
     return corpus != training.corpus and not any(_is_data_setting(name) for name, _ in changed)
 
@@ -91,7 +92,8 @@ def layout_change(
     before: SavedLayout, now: SavedLayout, *, fused_dropout: bool = False
 ) -> str | None:
     """Return a line on the effects of resuming in another layout; None if it is unchanged.
-    ``fused_dropout``: a GPU's kernel draws the masks of attention, by shards."""
+    ``fused_dropout``: a GPU kernel draws the dropout masks of attention, which then depend on
+    shards."""
     if before == now:
         return None
     return (

@@ -24,8 +24,8 @@ def consumed_by(training: TrainingState, corpus: Corpus) -> Consumed:
 
 
 def rest_of_epoch(training: TrainingState, corpus: Corpus) -> list[str]:
-    """Return a line on the rest of the epoch if the data has changed since the checkpoint: the same
-    fraction of the epoch is left, of the present samples."""
+    """Return a line on the rest of the epoch if the data has changed since the checkpoint: the
+    fraction of the epoch that is left stays the same, now of the present samples."""
     epochs = consumed_by(training, corpus).epochs
     if corpus.fingerprint == training.corpus or not epochs or corpus.train.samples is None:
         return []

@@ -96,9 +96,9 @@ class DCPWriter(FileSystemWriter):
         return prepared
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's tensors, read the file back, and return the write results and the
-        digest. Tensors on a GPU or a disk are copied to memory one at a time (DCP would copy all
-        of them first)."""
+        """Write this rank's tensors to a file, read the file back, and return the write results and
+        the file's digest. Tensors on a GPU or a disk are copied to memory one at a time (DCP would
+        copy all of them first)."""
         name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
         without_sums = config.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
         with (
@@ -153,7 +153,8 @@ class DCPWriter(FileSystemWriter):
 
     @contextmanager
     def _explaining_disk_errors(self, part: str, needed: int) -> Iterator[None]:
-        """Turn a disk error into a RunError with its reason, the needed and the free bytes."""
+        """Turn a disk error in the block into a RunError with the reason, the needed and the free
+        bytes."""
         try:
             yield
         except FileNotFoundError:
@@ -192,7 +193,7 @@ def _planned_bytes(plan: SavePlan) -> int:
 
 
 def _append(stream: io.IOBase, name: str, index: MetadataIndex, piece: Any) -> WriteResult:
-    """Append a tensor to a file in the form that DCP reads."""
+    """Append the tensor ``piece`` to the file ``stream`` in the form that DCP reads."""
     assert isinstance(piece, Tensor)
     piece = piece.detach().cpu()
     if piece.untyped_storage().nbytes() != piece.nbytes:  # torch.save writes the whole storage

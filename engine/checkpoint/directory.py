@@ -86,9 +86,9 @@ class CheckpointDirectory:
         return sorted([*self.path.glob("step-*.aside*"), *self.path.glob("step-*.tmp")])
 
     def losses(self) -> dict[int, float | None]:
-        """Map each step to the loss that selects the best checkpoint, in ascending order: the one
-        that checkpoint.best_by names in the latest. None where the checkpoint has no such loss,
-        since no validation followed the step, or is corrupt."""
+        """Map the step of each checkpoint, in ascending order, to the loss that selects the best
+        checkpoint, as checkpoint.best_by in the latest checkpoint says. None where a checkpoint is
+        corrupt or has no such loss, since no validation followed the step."""
         states: dict[int, TrainingState | None] = {}
         for step in self.steps():
             try:

@@ -62,7 +62,8 @@ class SavedCheckpoint:
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
         """The tokenizer of the token ids, as ``engine.data.tokenizer.dump`` returns it. Older
-        checkpoints have none: theirs is the run's. Raises UserError if that is corrupt."""
+        checkpoints have none and use the run's tokenizer. Raises UserError if the run's tokenizer
+        is corrupt."""
         if "tokenizer" in self.training.model_fields_set:
             return self.training.tokenizer
         return read_saved(self.path.parent.parent / FILE_NAME)
@@ -101,8 +102,8 @@ class SavedCheckpoint:
         return problems
 
     def parameter(self, name: str) -> Tensor:
-        """Read one unsharded parameter on the CPU; ``parameter_types`` has the names. Needs no
-        process group. Memory: twice the parameter."""
+        """Read the parameter ``name``, a key of ``parameter_types``, unsharded on the CPU, without
+        a process group. Memory: twice the size of the parameter."""
         return self._read_unsharded(MODEL + name)
 
     def parameter_types(self) -> dict[str, torch.dtype]:
@@ -163,7 +164,7 @@ class SavedCheckpoint:
         return states
 
     def _read_unsharded(self, name: str) -> Tensor:
-        """Read a tensor by its full name."""
+        """Read the tensor ``name``, with its prefix (model., optimizer. or rng.), unsharded."""
         about = self.metadata.state_dict_metadata[name]
         assert isinstance(about, TensorStorageMetadata)
         tensor = torch.empty(about.size, dtype=about.properties.dtype)
@@ -171,7 +172,8 @@ class SavedCheckpoint:
         return tensor
 
     def _read_into(self, targets: Tensors) -> None:
-        """Fill the targets from the tensors of the same names. Raises RunError."""
+        """Fill each of ``targets`` from the checkpoint's tensor of the same name. Raises
+        RunError."""
         reader, planner = DCPReader(self.path, self.metadata), _TensorsOnly()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")

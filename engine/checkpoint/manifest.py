@@ -86,7 +86,7 @@ class LossSpikesState(_ManifestModel):
     """The state of the loss-spike detector, ``engine.training.loss_spikes.LossSpikes``."""
 
     recent: list[float]
-    """The losses that the next one is compared with, the latest last."""
+    """The losses that the next loss is compared with, the latest last."""
     consecutive_skips: NonNegative = Field(alias="in_a_row")
     skipped: NonNegative
 
@@ -195,8 +195,8 @@ def read_training(folder: Path) -> TrainingState:
 
 
 def verify_files(folder: Path, files: Mapping[str, FileDigest], names: Iterable[str]) -> list[str]:
-    """Compare the files ``names`` with their sizes and digests in ``files``; return a line per
-    difference.
+    """Compare the files ``names`` in ``folder`` with the sizes and digests in ``files``; return a
+    line per difference.
 
     The files are read from the disk, if the system can drop them from its page cache, and several
     concurrently, because a disk is often faster than SHA-256.

@@ -27,8 +27,8 @@ def rng_state(device: torch.device) -> str:
 
 
 def restore_rng_state(text: str, device: torch.device) -> None:
-    """Set the states that ``rng_state`` returned. Raises ValueError, KeyError or TypeError for
-    another text."""
+    """Set the random generators to the states in ``text``, which ``rng_state`` returned. Raises
+    ValueError, KeyError or TypeError for any other text."""
     state = json.loads(text)
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))

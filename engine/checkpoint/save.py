@@ -35,10 +35,11 @@ def save(
     group: dist.ProcessGroup | None,
 ) -> None:
     """Save the checkpoint of ``training.step``. Every rank of ``group`` calls this with its own
-    shards; of equal shards one is written.
+    shards ``tensors``; a shard that several ranks have is written once.
 
     Raises:
-        RunError: it could not be written; on all ranks. The temporary folder is deleted.
+        RunError: on all ranks, if the checkpoint could not be written. The temporary folder is
+        deleted.
     """
 
     def seal(files: Mapping[str, FileDigest]) -> bytes:

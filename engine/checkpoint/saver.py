@@ -68,8 +68,8 @@ class Saver:
     @property
     def is_due(self) -> bool:
         """True if this rank requests a save after the next step: ``checkpoint.minutes`` have passed
-        (on rank 0, since clocks differ), or the asynchronous save failed, and all ranks must find
-        that out by waiting for it."""
+        (on rank 0, since clocks differ), or the asynchronous save failed on this rank, so that all
+        ranks must wait for that save and raise its error."""
         if self._background.failed:
             return True
         minutes, world = self._settings.minutes, self._trainer.world
@@ -183,8 +183,8 @@ class Saver:
 
 
 def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
-    """Restore the state of ``checkpoint``: identical bits, if the layout is the same.
-    Raises RunError if its files cannot be read."""
+    """Restore the state of ``checkpoint`` in ``trainer``: bit for bit if the layout is unchanged.
+    Raises RunError if files of the checkpoint cannot be read."""
     checkpoint.load_model(trainer.model)
     checkpoint.load_optimizer(trainer.model, trainer.stepper.optimizer)
     training = checkpoint.training
@@ -197,15 +197,16 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
 
 
 def _recorded_state(component: object | None, kind: type[StateT]) -> StateT | None:
-    """Copy the attributes of ``component`` that are fields of ``kind``; None without component."""
+    """Copy the attributes of ``component`` that are fields of ``kind`` into a ``kind``; return None
+    without component."""
     if component is None:
         return None
     return kind.model_validate({name: getattr(component, name) for name in kind.model_fields})
 
 
 def _restore_component(component: object | None, state: BaseModel | None) -> None:
-    """Set the attributes of ``component`` to the fields of ``state``, if the run has the component
-    and the checkpoint its state."""
+    """Set the attributes of ``component`` to the fields of ``state``, unless one of the two is
+    None: the run lacks the component, or the checkpoint lacks the state."""
     if component is not None and state is not None:
         for name, value in state:
             setattr(component, name, value)

@@ -4,9 +4,9 @@
     optimizer.NAME.STATE   an optimizer state of the parameter: of its shape, or a scalar
     rng.RANK               the random generators of a rank, JSON as uint8
 
-An optimizer state is sharded as its parameter. A tied embedding has one name on both ranks that
-have it: it is written once and read by both. A tensor that is offloaded to a disk is read when it
-is written to the checkpoint.
+An optimizer state is sharded as its parameter. A tied embedding has the same name on both stages
+that hold a copy: it is written once, and both stages read it. A tensor that is offloaded to a disk
+is read from there only when it is written to the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 
 def model_tensors(model: ModelChunks) -> Tensors:
-    """Return this rank's shard of each of its parameters."""
+    """Map ``model.NAME`` to this rank's shard, for each of the rank's parameters."""
     shards = model.shards()
 
     def read(parameter: nn.Parameter, shard: Shard) -> Tensor:
@@ -44,7 +44,8 @@ def model_tensors(model: ModelChunks) -> Tensors:
 
 
 def optimizer_tensors(model: ModelChunks, optimizer: Optimizer) -> Tensors:
-    """Return this rank's shard of each optimizer state that exists by now."""
+    """Map ``optimizer.NAME.STATE`` to this rank's shard, for each optimizer state that exists by
+    now."""
     shards = model.shards()
 
     def read(state: StateTensor, shard: Shard) -> Tensor:

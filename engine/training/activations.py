@@ -43,8 +43,9 @@ def activation_names(config: GPTConfig) -> list[str]:
 
 @contextmanager
 def observed(chunk: GPT, targets: Tensor, observe: Observe) -> Iterator[None]:
-    """Pass the activations and logits of the enclosed forward pass of a micro-batch to ``observe``.
-    A pass that recomputes activations later is not observed. ``targets``: [samples, seq_len]."""
+    """Pass the activations and logits of one forward pass, which runs in the ``with`` block, to
+    ``observe``. Later recomputation is not observed. ``targets`` [samples, seq_len]: of the
+    micro-batch."""
     counted = (targets != IGNORED).flatten()
     counted = chunk.parallel.arrange(counted, targets.shape[1], padding=False)
     observer = _Observer(chunk, counted, observe)
@@ -61,7 +62,7 @@ def observed(chunk: GPT, targets: Tensor, observe: Observe) -> Iterator[None]:
 
 
 class _Observer:
-    """The hooks of one micro-batch."""
+    """Forward hooks that observe one micro-batch in one chunk of the model."""
 
     def __init__(self, chunk: GPT, counted: Tensor, observe: Observe) -> None:
         self.parallel, self.config, self.observe = chunk.parallel, chunk.config, observe
@@ -73,11 +74,12 @@ class _Observer:
         self.features = slice(0, inner)  # without padding
 
     def _rows(self, sharding: ActivationSharding, counted: Tensor) -> Tensor:
-        """Return the part of the mask ``counted`` for this rank's rows of an activation."""
+        """Return the part of the token mask ``counted`` for this rank's rows of an activation with
+        ``sharding``."""
         return counted[self.parallel.rows(len(counted), sharding.tokens)]
 
     def hooks(self, block: Block, name: str) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        """Register the hooks of a block and yield them."""
+        """Register the forward hooks of ``block``, and yield the handles that remove the hooks."""
         attention, mlp, outer = block.attn, block.mlp, self.outer
         yield self.norm(block.ln_1, f"{name}.ln1")
         yield self.norm(block.ln_2, f"{name}.ln2")
@@ -89,7 +91,8 @@ class _Observer:
         yield _after(block, lambda x, y: self.observe(f"{name}.output", y[outer]))
 
     def norm(self, norm: LayerNorm, name: str) -> torch.utils.hooks.RemovableHandle:
-        """Register the hook of a layer norm."""
+        """Register a hook that observes input and output of the layer norm ``norm``; return its
+        handle."""
 
         def both(x: Tensor, y: Tensor) -> None:
             self.observe(f"{name}.preLN", x[self.outer])
@@ -98,24 +101,25 @@ class _Observer:
         return _after(norm, both)
 
     def heads(self, name: str, qkv: Tensor) -> None:
-        """Observe q, k and v of qkv [T, heads x 3 x d]."""
+        """Observe the queries, keys and values in ``qkv`` [tokens, heads x 3 x head_dim]."""
         parts = rearrange(qkv[self.inner], "t (h n d) -> n t h d", n=3, d=self.config.head_dim)
         for letter, part in zip("qkv", parts, strict=True):
             self.observe(f"{name}.{letter}", part)
 
     def inner_features(self, name: str, x: Tensor) -> None:
-        """Observe an activation [T, n_inner] of the MLP."""
+        """Observe ``x`` [tokens, n_inner], an activation of the MLP."""
         self.observe(name, x[self.inner, self.features])
 
     def logits(self, logits: Tensor, targets: Tensor) -> None:
-        """Observe a chunk of logits [rows, vocabulary]."""
+        """Observe ``logits`` [tokens, vocabulary], computed for some of the tokens at a time."""
         self.observe(LOGITS, logits[targets != IGNORED, : self.vocabulary])
 
 
 def _after(
     module: nn.Module, see: Callable[[Tensor, Tensor], None]
 ) -> torch.utils.hooks.RemovableHandle:
-    """Call ``see`` with the first argument and the result of each call of ``module``."""
+    """Register a hook that calls ``see(first argument, result)`` after each call of ``module``;
+    return its handle."""
 
     def hook(module: nn.Module, arguments: Any, result: Any) -> None:
         see(arguments[0].detach(), result.detach())

@@ -43,8 +43,8 @@ def parallel_context(
     matmul: str = "torch",
     weight_storage: WeightStorage | None = None,
 ) -> ParallelContext:
-    """Make this rank's parallel context. ``weight_storage``: of weights that are offloaded to a
-    disk, if any."""
+    """Make this rank's parallel context. ``weight_storage``: stores the weights that are offloaded
+    to a disk, if any."""
     dtype, compute = DTYPES[settings.precision]
     zero = settings.zero
     return ParallelContext(
@@ -103,8 +103,8 @@ def choose_run_matmul(world: World) -> str:
 
 
 def build_on_world(world: World, matmul: str, offload: NvmeOffload | None) -> ModelChunks:
-    """Build the rank's share of the plan's GPT on the devices and axes of a world. All ranks call
-    it. ``offload``: stores the weights that are offloaded to a disk. Raises UserError."""
+    """Build this rank's share of the plan's GPT on the device and the axes of ``world``. All ranks
+    call this. ``offload``: stores the weights that are offloaded to a disk. Raises UserError."""
     plan = world.plan
     weight_storage = offload.weights if offload else None
     parallel = parallel_context(

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def compile_ahead(trainer: Trainer) -> float:
-    """Compile the code of all steps and validations, and return the seconds that it took. All ranks
-    call this before the first step.
+    """Compile the code of all steps and validations, and return the seconds that this took. All
+    ranks call this before the first step.
 
     Blocks are compiled when they are first called, so a batch without targets, whose gradients are
-    zero, passes through them. Afterwards no rank waits for a compiler: compilation has no part in
-    the speed of a step, and the timeout of the start applies to it.
+    zero, passes through them. So no rank waits for a compiler during a step: the speed of a step
+    does not include compilation, and compilation is subject to the timeout of the start.
     """
     started = time.perf_counter()
     settings, model = trainer.plan.settings, trainer.model

@@ -33,8 +33,8 @@ class Bucket:
     flat: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def allocate(self) -> None:
-        """Allocate the buffer and make every ``grad`` a view into it, so that an all-reduce needs
-        no copies."""
+        """Allocate the flat buffer and make the ``grad`` of every parameter a view into the buffer,
+        so that an all-reduce needs no copies."""
         first = self.parameters[0]
         self.flat = first.new_zeros(sum(p.numel() for p in self.parameters))
         pieces = self.flat.split([p.numel() for p in self.parameters])
@@ -42,7 +42,7 @@ class Bucket:
             parameter.grad = piece.view_as(parameter)
 
     def start(self) -> None:
-        """Start the all-reduce over the first axis; backward continues meanwhile."""
+        """Start the all-reduce of the bucket over its first axis; backward continues meanwhile."""
         self.handle = self.axes[0].start_all_reduce(self.flat)
 
 
@@ -78,7 +78,7 @@ class GradientReducer:
         self.zero()
 
     def zero(self) -> None:
-        """Clear the gradients of the last step."""
+        """Set all gradients to zero."""
         for parameter in self.model.parameters():
             if id(parameter) not in self.bucket_of:
                 parameter.grad = None
@@ -97,7 +97,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
-        """Accumulate a gradient that autograd did not compute."""
+        """Add ``gradient``, which autograd did not compute, to the gradient of ``parameter``."""
         if parameter.grad is None:
             parameter.grad = gradient
         else:
@@ -105,8 +105,9 @@ class GradientReducer:
         self.mark_ready(parameter)
 
     def mark_ready(self, parameter: Tensor) -> None:
-        """Record that a gradient was accumulated. In ``final_backward()`` that completes it, and
-        the last gradient of a bucket starts the all-reduce."""
+        """Record that the gradient of ``parameter`` was accumulated. In ``final_backward()`` this
+        gradient is then complete, and the last one of a bucket starts the all-reduce of the
+        bucket."""
         bucket = self.bucket_of.get(id(parameter))
         if self.sync_enabled and bucket is not None:
             bucket.pending -= 1

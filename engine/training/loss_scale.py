@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class LossScale:
-    """The factor of the loss before backward, which keeps small gradients from underflow.
+    """The factor by which the loss is multiplied before backward, so that small gradients do not
+    underflow.
 
     An overflow on any rank skips the step on all ranks. The scale shrinks after ``hysteresis``
     consecutive overflows and grows after ``growth_interval`` steps without one.

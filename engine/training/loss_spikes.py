@@ -32,7 +32,7 @@ class LossSpikes:
     """Losses of steps that were not skipped, the newest last; more than ``window`` of them if a
     checkpoint was saved with a larger window."""
     consecutive_skips: int = 0
-    """Steps skipped since the last step that was not."""
+    """Steps skipped since the last step that was not skipped."""
     skipped: int = 0
     """Steps skipped since the start of the run."""
 

@@ -57,7 +57,7 @@ def choose_matmul(
     not use AVX-512 on AMD processors (2048^3 on Zen 5, one thread: 119 against 261 GFLOP/s). With
     AVX2 both are equally fast on AMD, and MKL is twice as fast on Intel.
 
-    flops: of the smallest matmul.
+    flops: FLOPs of the smallest matmul.
     requested: the setting ``matmul``; None to choose.
 
     Raises:

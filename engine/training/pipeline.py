@@ -27,7 +27,7 @@ Measure = Callable[[GPT, Tensor, Tensor], Tensor]
 
 
 Observe = Callable[[GPT, Tensor], AbstractContextManager[object]]
-"""A function of a chunk and the targets of a micro-batch: the context of its forward pass."""
+"""Takes a chunk and the targets of a micro-batch, and returns a context for the forward pass."""
 
 
 def unobserved(chunk: GPT, targets: Tensor) -> AbstractContextManager[object]:
@@ -51,10 +51,11 @@ class MessageKey(NamedTuple):
 
 
 class SavedForward(NamedTuple):
-    """The ends of a forward pass, from which its backward pass starts."""
+    """Input and output of a chunk's forward pass, kept for the backward pass."""
 
     x: Tensor | None
-    """Input, a leaf that receives the gradient for the stage before; None in the first stage."""
+    """Input, a leaf of autograd, whose gradient is sent to the previous stage; None in the first
+    stage."""
     y: Tensor
     """Output, or the loss in the last stage."""
 
@@ -67,15 +68,15 @@ class Receiving(NamedTuple):
 
 
 def scaled_loss(scale: float) -> Measure:
-    """Return the measure that gives this rank's share of the summed cross-entropy x ``scale``."""
+    """Return a measure: this rank's share of the summed cross-entropy, multiplied by ``scale``."""
     return lambda model, x, targets: model.loss(x, targets, scale)
 
 
 class Pipeline:
     """Runs ``schedule`` over the ranks of ``axis``; a pipeline of one rank sends no messages.
 
-    Activations [T_local, C_local] are sent as they are sharded: each rank exchanges messages with
-    the rank of its own tensor coordinates in the stage before or after.
+    Activations are sent in shards [T_local, C_local]: each rank exchanges messages with the rank
+    that has the same tensor coordinates in the previous or the next stage.
     """
 
     def __init__(self, model: ModelChunks, axis: Axis, schedule: str) -> None:
@@ -102,13 +103,13 @@ class Pipeline:
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], measure: Measure, total: Tensor) -> Tensor:
-        """Run all ``batches`` without gradients, add this rank's share of their measure to
-        ``total`` (float64), and return it."""
+        """Run all ``batches`` without gradients, add this rank's share of ``measure`` to ``total``
+        (float64), and return ``total``."""
         run = _PipelineRun(self, batches, [0] * len(batches), measure, None, total)
         return run.run(self.plan(len(batches), False))
 
     def _plan(self, micro_batches: int, backward: bool) -> list[Action | P2POp]:
-        """Return this rank's actions and messages of a step."""
+        """Return this rank's actions in a step, with its sends and receives in between."""
         chunks = len(self.model.chunks)
         shape = PipelineShape(ranks=self.axis.size, micro_batches=micro_batches, chunks=chunks)
         if backward:
@@ -125,7 +126,8 @@ class Pipeline:
 
 
 class _PipelineRun:
-    """One run through a plan, with the tensors that live between its actions."""
+    """One run through a plan of actions and messages, with the tensors that live between the
+    actions."""
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class _PipelineRun:
         total: Tensor | None = None,
         observe: Observe = unobserved,
     ) -> None:
-        """Start with no tensors. ``reducer``: None for a run without a backward pass."""
+        """Prepare a run. ``reducer``: None for a run without a backward pass."""
         self.model, self.axis = pipeline.model, pipeline.axis
         self.batches, self.seeds, self.reducer = batches, seeds, reducer
         self.measure, self.observe = measure, observe
@@ -150,7 +152,7 @@ class _PipelineRun:
         self.sends: deque[Handle] = deque()
 
     def run(self, plan: list[Action | P2POp]) -> Tensor:
-        """Execute the plan and return the sum of the measures, float64."""
+        """Execute ``plan`` and return the sum of the measure over the micro-batches, float64."""
         for item in plan:
             if isinstance(item, P2POp):
                 self._send_or_receive(item)
@@ -172,7 +174,7 @@ class _PipelineRun:
                 self.backward_weight(action)
 
     def forward(self, action: Action) -> None:
-        """Run the forward pass of a micro-batch in a chunk."""
+        """Run the forward pass of the action's micro-batch in its chunk."""
         chunk, key = self.model[action.chunk], WorkKey(action.chunk, action.micro_batch)
         ids, targets = self.batches[action.micro_batch]
         seed = self.seeds[action.micro_batch]
@@ -194,7 +196,7 @@ class _PipelineRun:
             self.saved[key] = SavedForward(x, y)
 
     def backward(self, action: Action) -> None:
-        """Compute the gradients of the chunk's input and parameters."""
+        """Compute the gradients of the input and the parameters of the action's chunk."""
         chunk, key = self.model[action.chunk], WorkKey(action.chunk, action.micro_batch)
         x, y = self.saved.pop(key)
         dy = None if chunk.last else self._received(MessageKey("backward_input", *key))
@@ -205,7 +207,7 @@ class _PipelineRun:
             self.outgoing[MessageKey("backward_input", *key)] = x.grad
 
     def backward_input(self, action: Action) -> None:
-        """Compute the gradient of the chunk's input; defer those of its weights."""
+        """Compute the gradient of the chunk's input; defer the gradients of the chunk's weights."""
         with self.model.parallel.deferred.collect() as gradients:
             self.backward(action)
         self.deferred[WorkKey(action.chunk, action.micro_batch)] = gradients
@@ -221,14 +223,15 @@ class _PipelineRun:
                     self.reducer.add(weight, gradient)
 
     def _final_backward(self, action: Action) -> AbstractContextManager[None]:
-        """Return the reducer's context for complete gradients if this is the last micro-batch, else
-        a context without effect."""
+        """Return ``final_backward()`` of the reducer if this is the last micro-batch, else a
+        context without effect."""
         assert self.reducer is not None
         last = action.micro_batch == len(self.batches) - 1
         return self.reducer.final_backward() if last else nullcontext()
 
     def _send_or_receive(self, message: P2POp) -> None:
-        """Start the message. At most IN_FLIGHT sends are in progress at a time."""
+        """Start to send or to receive ``message``. At most IN_FLIGHT sends are in progress at a
+        time."""
         key = MessageKey(message.payload, message.chunk, message.micro_batch)
         if message.direction == "send":
             self.sends.append(self.axis.start_send(self.outgoing.pop(key), message.peer))
@@ -239,13 +242,14 @@ class _PipelineRun:
             self.receiving[key] = Receiving(tensor, self.axis.start_receive(tensor, message.peer))
 
     def _received(self, key: MessageKey) -> Tensor:
-        """Wait for a message and return its tensor."""
+        """Wait until the message ``key`` is received, and return its tensor."""
         tensor, handle = self.receiving.pop(key)
         handle.wait()
         return tensor
 
     def _empty_activation(self, chunk: GPT, micro_batch: int) -> Tensor:
-        """Return an uninitialised x of a micro-batch, in the outer sharding."""
+        """Allocate memory for the chunk's input x of a micro-batch, in the mode's outer
+        sharding."""
         parallel, outer = chunk.parallel, chunk.parallel.mode.outer
         samples, length = self.batches[micro_batch][0].shape
         order = parallel.row_order(samples * length, length)

@@ -78,7 +78,7 @@ class StepResult:
 
 
 def unchanged_loss(step: int, loss: Tensor) -> Tensor:
-    """Return the loss: the hook of a run without a planted fault."""
+    """Return ``loss``: the default of ``Stepper.loss_hook``."""
     return loss
 
 
@@ -162,7 +162,7 @@ class Stepper:
         return replace(result, statistics=statistics.result()) if statistics else result
 
     def _statistics(self, step: int) -> StepStatistics | None:
-        """Return the collector of the statistics of ``step``; None if they are not due."""
+        """Return a collector of the statistics of ``step``; None if no statistics are due."""
         every = self.statistics_every
         due = every is not None and step % every == 0
         return StepStatistics(self.model, self.world) if due else None
@@ -174,9 +174,9 @@ class Stepper:
         scale: float,
         statistics: StepStatistics | None = None,
     ) -> Tensor:
-        """Accumulate the gradients of all micro-batches, reduce them over the ranks, and return
-        this rank's share of the loss. Both are multiplied by ``scale``. ``statistics`` observe the
-        forward passes."""
+        """Accumulate the gradients of all micro-batches, reduce the gradients over the ranks, and
+        return this rank's share of the loss. Gradients and loss are multiplied by ``scale``.
+        ``statistics``: observes the forward passes."""
         seeds = self._dropout_seeds(step, micro_batches)
         if statistics is None:
             loss = self.pipeline.train(micro_batches, seeds, scale, self.gradients)
@@ -189,8 +189,8 @@ class Stepper:
         return loss
 
     def _dropout_seeds(self, step: int, micro_batches: Sequence[Batch]) -> list[int]:
-        """Return the seed of each micro-batch. Samples are numbered in the order of the step: by
-        round, data-parallel rank, micro-batch."""
+        """Return the dropout seed of each micro-batch. The samples of a step are numbered by
+        accumulation round, then data-parallel rank, then micro-batch."""
         data = self.model.parallel.axes["data"]
         seed, per_round = derive_seed(self.seed, step), len(micro_batches) // self.rounds
         seeds = []
@@ -208,7 +208,8 @@ class Stepper:
         stop: bool = False,
         save: bool = False,
     ) -> Tensor:
-        """Return the message of a step with the entries of this rank that are known on the host."""
+        """Return this rank's message for the all-reduce of a step, with the entries that are known
+        on the host."""
         message = torch.zeros(message_entries(self.world.size), dtype=torch.float64)
         message[STOP], message[SAVE], message[HOST_MEMORY] = stop, save, host_memory_bytes
         message[memory_entry(self.world.index)] = memory_bytes
@@ -217,8 +218,8 @@ class Stepper:
     def all_reduce_result(
         self, step: int, loss: Tensor, scale: float, message: Tensor
     ) -> StepResult:
-        """Sum loss, squared gradient norm, and the numbers in ``message`` over all ranks, in one
-        all-reduce, the only one of a step. Raises NonFiniteError."""
+        """Sum the loss, the squared gradient norm, and the numbers in ``message`` over all ranks in
+        a single all-reduce, and return the result of the step. Raises NonFiniteError."""
         world, squares = self.world, local_grad_norm_squared(self.model)
         message = message.to(loss.device)
         message[LOSS], message[SQUARED_NORM] = loss, squares

@@ -1,5 +1,5 @@
-"""Statistics of the tensors of one step, of the whole tensors in any layout: gradients, weights,
-updates, activations and logits.
+"""Statistics of the unsharded tensors of one step, in any layout: gradients, weights, updates,
+activations and logits.
 
 Each rank takes the moments of its shards, without padding and without shards that another rank
 counts; one all-gather at the end of the step merges them.
@@ -45,13 +45,15 @@ class StepStatistics:
         return eager
 
     def forward(self, chunk: GPT, targets: Tensor) -> AbstractContextManager[None]:
-        """Return the context of the forward pass of a micro-batch with these ``targets``."""
+        """Return a context that observes the forward pass of ``chunk`` for a micro-batch with these
+        ``targets``."""
         return observed(chunk, targets, self.add)
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """Observe the gradients at the start of the enclosed block, which is the optimizer's step,
-        and the weights and updates at its end. A copy of the rank's weights is kept meanwhile."""
+        """Observe the gradients at the start of the ``with`` block, which runs the optimizer's
+        step, and the weights and updates at the end of the block. Meanwhile a copy of the rank's
+        weights is kept."""
         counted = dict(counted_parameters(self.model))
         for name, parameter in counted.items():
             assert parameter.grad is not None
@@ -83,8 +85,8 @@ class StepStatistics:
 
     @torch.no_grad()
     def add(self, name: str, x: Tensor) -> None:
-        """Merge the moments of ``x`` into those of the tensor ``name``. ``x``: the rank's shard, of
-        an activation one shard per micro-batch."""
+        """Merge the moments of ``x``, this rank's shard, into the moments of the tensor ``name``.
+        Activations are added once per micro-batch."""
         found = moments(x).to(self._device)
         if (earlier := self._moments.get(name)) is not None:
             found = merge(torch.stack((earlier, found)))
@@ -94,5 +96,5 @@ class StepStatistics:
         return self._valid(name, self.model.parallel.read(parameter))
 
     def _valid(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the shard of a parameter without padding."""
+        """Return ``tensor``, a shard of the parameter ``name``, without its padding."""
         return tensor[self._shards[name].valid_slices]

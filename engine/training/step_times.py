@@ -17,7 +17,7 @@ VALIDATING = "validation"
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds of one rank. They neither overlap nor leave gaps.
+    """The seconds of one rank, divided by kind of work. The parts neither overlap nor leave gaps.
 
     On a CUDA device an optimizer step ends after the next step has begun, so it is counted in the
     next step.
@@ -37,7 +37,7 @@ class StepTimes:
 
     @classmethod
     def of(cls, seconds: Mapping[Activity, float]) -> Self:
-        """Divide the seconds of a clock."""
+        """Sum the seconds of a clock's activities by kind of work."""
         parts = {field.name: 0.0 for field in fields(cls)}
         for (part, waiting), spent in seconds.items():
             in_step = part not in (VALIDATING, OTHER)
@@ -50,10 +50,10 @@ class StepTimes:
         return sum(self.seconds().values())
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds by name."""
+        """Map the name of each part to its seconds."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __add__(self, other: StepTimes) -> StepTimes:
-        """Return the sums of all parts."""
+        """Add the times part by part."""
         more = other.seconds()
         return StepTimes(**{name: spent + more[name] for name, spent in self.seconds().items()})

@@ -1,4 +1,4 @@
-"""Mean, maximum, minimum and l2 norm of a tensor, from those of its shards."""
+"""Mean, maximum, minimum and l2 norm of a tensor, from the moments of its shards."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Statistics:
 
     @classmethod
     def of(cls, moments: list[float]) -> Statistics:
-        """Return the statistics of a tensor with these moments."""
+        """Return the statistics of a tensor with these ``moments``, in the order of ENTRIES."""
         count, total, squares, largest, smallest = moments
         mean = total / count if count else math.nan
         return cls(mean=mean, max=largest, min=smallest, l2=math.sqrt(squares))
 
 
 def moments(x: Tensor) -> Tensor:
-    """Return the moments of all entries of x, on its device."""
+    """Return the moments (see ENTRIES) of ``x``, on the device of ``x``."""
     if x.numel() == 0:
         return no_moments(x.device)
     found = torch.empty(ENTRIES, dtype=torch.float64, device=x.device)

@@ -118,14 +118,14 @@ class Trainer:
 
     @property
     def tokenizer(self) -> dict[str, Any] | None:
-        """Return the tokenizer of the token ids in the form that files store; None for ids
-        without text."""
+        """Return the data's tokenizer in the form that files store; None if the token ids encode no
+        text."""
         tokenizer = self.batches.corpus.tokenizer
         return None if tokenizer is None else dump(tokenizer)
 
     def step(self, step: int, *, save: bool = False) -> StepResult:
-        """Train on the samples of ``step``, counted from 1. ``save``: whether this rank requests
-        a checkpoint after it."""
+        """Train on the samples of ``step``, counted from 1. ``save``: whether this rank requests a
+        checkpoint after the step."""
         self.clock.start(DATA)
         batches, targets = list(self.micro_batches(step)), self.batches.targets(step)
         ends_epoch = self.batches.epoch_ended_by(step) is not None
@@ -144,7 +144,7 @@ class Trainer:
         return result
 
     def step_times(self) -> StepTimes:
-        """Return the seconds of this rank since the last call, up to the last step or validation.
+        """Return this rank's seconds from the last call to the end of the last step or validation.
         The host does not wait for the device."""
         return StepTimes.of(self.clock.take())
 
@@ -201,7 +201,7 @@ class Trainer:
 
     @property
     def _is_first_of_model_copy(self) -> bool:
-        """Return whether this rank is the first of those that read the same samples."""
+        """Return whether this rank is the first of the ranks that read the same samples."""
         return all(self.world.axes[name].index == 0 for name in ("tensor", "pipeline"))
 
     def _split(self, batch: Batch) -> Iterator[Batch]:

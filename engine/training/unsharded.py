@@ -14,8 +14,8 @@ from models.parallel.shard import Shard, shard_sizes
 
 @torch.no_grad()
 def unshard(local: Tensor, shard: Shard, parallel: ParallelContext) -> Tensor:
-    """Gather the global tensor [shard.shape] on every rank. All ranks of the axes that shard it
-    call it together."""
+    """Gather the global tensor [shard.shape] on every rank. All ranks of the axes that shard the
+    tensor call this together."""
     for dim, axes in enumerate(shard.spec):
         size = shard.shape[dim]
         sizes = [size, *shard_sizes(size, [parallel.sizes[name] for name in axes])]
@@ -29,10 +29,10 @@ def unshard(local: Tensor, shard: Shard, parallel: ParallelContext) -> Tensor:
 
 @torch.no_grad()
 def unsharded_parameters(model: ModelChunks) -> Iterator[tuple[str, Tensor]]:
-    """Gather the parameters one at a time, and yield each with its name on the ranks of the first
-    pipeline stage, to which the other stages send theirs.
+    """Gather the parameters of all pipeline stages one at a time, and yield (name, tensor) on the
+    ranks of the first stage, to which the other stages send their parameters.
 
-    All ranks call it together and iterate to the end; the other stages yield nothing.
+    All ranks call this together and iterate to the end; the other stages yield nothing.
     """
     parallel, shards, local = model.parallel, model.shards(), dict(model.named_parameters())
     pipeline = parallel.axes["pipeline"]
