@@ -39,7 +39,7 @@ def save(
 
     Raises:
         RunError: on all ranks, if the checkpoint could not be written. The temporary folder is
-        deleted.
+            deleted.
     """
 
     def seal(files: Mapping[str, FileDigest]) -> bytes:

@@ -39,7 +39,7 @@ class Transfer:
 
 
 class DirectFile:
-    """Threads that read and write ``path`` without holding the interpreter's lock.
+    """Reads and writes the file ``path`` in threads that do not hold the interpreter's lock.
 
     Transfers are direct (O_DIRECT) if the file system supports it: otherwise the page cache would
     take the memory that offloading frees. Offsets, lengths and memory must be whole pages (see
@@ -52,11 +52,11 @@ class DirectFile:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="nvme")
 
     def read(self, offset: int, memory: Tensor) -> Transfer:
-        """Start to read into ``memory`` [bytes]."""
+        """Start to read from byte ``offset`` of the file on into ``memory``, uint8 [bytes]."""
         return self._begin("read", self._read, offset, memory)
 
     def write(self, offset: int, memory: Tensor) -> Transfer:
-        """Start to write ``memory`` [bytes]."""
+        """Start to write ``memory``, uint8 [bytes], from byte ``offset`` of the file on."""
         return self._begin("write", self._write, offset, memory)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ LOCK = "in-use"
 
 @dataclass
 class Disk:
-    """This rank's share of a disk."""
+    """This rank's folder on a disk that several ranks may share."""
 
     folder: Path
     """The folder of this rank alone."""
@@ -84,10 +84,11 @@ class Disk:
 
 @contextmanager
 def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> Iterator[Disk]:
-    """Create a folder in ``root`` for this rank, called after ``name``, and remove it at the end.
+    """Create a folder in ``root`` for this rank, called after ``name``, and remove the folder at
+    the end.
 
-    Folders of killed runs are removed first. A folder in use is locked by its process, and the
-    lock ends with the process: so runs can share ``root``.
+    Folders of killed runs are removed first. Each process locks its folder, and the lock ends with
+    the process: so several runs can share ``root``.
 
     Raises UserError if ``root`` is not a folder, or no folder can be created in it.
     """
@@ -108,7 +109,7 @@ def open_disk(root: Path, name: str, *, ranks: int = 1, setting: str = "") -> It
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders of killed processes."""
+    """Remove the folders in ``root`` whose processes were killed."""
     for folder in root.glob(f"{PREFIX}*"):
         try:
             lock = os.open(folder / LOCK, os.O_RDWR)
@@ -122,8 +123,9 @@ def remove_abandoned(root: Path) -> None:
 
 
 def _claim(root: Path, name: str) -> tuple[Path, int]:
-    """Create and lock a folder called ``name``, or name-2 and so on; return it and its lock. It is
-    locked before it gets its name: another run would remove an unlocked folder."""
+    """Create and lock a folder called ``name``, or name-2 and so on; return its path and the lock's
+    file descriptor. The folder is locked before it gets its name: another run would remove an
+    unlocked folder."""
     temporary = root / f".{name}-{uuid.uuid4().hex}"
     temporary.mkdir(mode=0o700)
     lock = os.open(temporary / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -142,8 +144,8 @@ def _claim(root: Path, name: str) -> tuple[Path, int]:
 
 
 def _is(path: Path, descriptor: int) -> bool:
-    """Return whether ``path`` is still the open file. Another run may have removed the file and
-    taken its name meanwhile."""
+    """Return whether ``path`` is still the file that is open as ``descriptor``. Another run may
+    have removed that file and created another one at ``path`` meanwhile."""
     try:
         return path.stat().st_ino == os.fstat(descriptor).st_ino
     except OSError:
@@ -151,7 +153,7 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Try to lock the file, and return whether that succeeded."""
+    """Try to lock the open file ``descriptor``, and return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class NvmeOffload:
-    """The offloaded state of a rank."""
+    """The state that a rank offloads to a disk: optimizer states, and weights if the settings say
+    so."""
 
     settings: Settings
     disk: Disk
@@ -32,8 +33,8 @@ class NvmeOffload:
     _open: ExitStack = field(default_factory=ExitStack)
 
     def optimizer(self, inner: torch.optim.Optimizer) -> StreamedOptimizer:
-        """Return an optimizer that updates as ``inner`` does, with its states on the disk.
-        ``inner`` has not stepped yet.
+        """Return an optimizer that makes the updates of ``inner``, with the states on the disk.
+        ``inner`` must not have stepped yet.
 
         Raises UserError if the buffers or the disk are too small.
         """

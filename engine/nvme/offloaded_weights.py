@@ -22,7 +22,7 @@ from models.parallel.shard import round_up
 
 @dataclass(frozen=True)
 class FileExtent:
-    """The place of a weight in the file."""
+    """The place of a weight in the file of weights."""
 
     weight: Tensor
     """Referenced here because its id is the key: an id is unique only while the object exists."""
@@ -30,16 +30,17 @@ class FileExtent:
 
     @property
     def size(self) -> int:
-        """Return the bytes, whole pages."""
+        """Return the bytes of the extent, rounded up to whole pages."""
         return round_up(self.weight.numel() * self.weight.itemsize, PAGE)
 
 
 @dataclass(kw_only=True)
 class WeightsOnDisk:
-    """The weights of a rank in a file.
+    """The weights of a rank in one file on a disk.
 
-    Prefetching predicts from history: for each pair of consecutive reads it remembers which weight
-    followed. After one step that covers forward, backward and the pipeline schedule.
+    Prefetching predicts from history: for each pair of weights that were read one after the other,
+    it remembers which weight was read next. After one step this history covers forward, backward
+    and the pipeline schedule.
     """
 
     disk: Disk
@@ -54,8 +55,8 @@ class WeightsOnDisk:
     _reading: dict[int, Transfer] = field(default_factory=dict)
 
     def add(self, weight: nn.Parameter) -> None:
-        """Reserve space for a weight of the parameter's shape and type. All weights are added
-        before the first ``put``."""
+        """Reserve space in the file for ``weight``. All weights are added before the first
+        ``put``."""
         assert self._file is None, "the file has its size"
         end = sum(extent.size for extent in self._extents.values())
         self._extents[id(weight)] = FileExtent(weight, end)
@@ -79,8 +80,8 @@ class WeightsOnDisk:
             return memory.view(weight.dtype).view(weight.shape)
 
     def put(self, weight: Tensor, values: Tensor) -> None:
-        """Write the weight's values. Raises UserError if the disk is too small, RunError if it
-        fails."""
+        """Write ``values``, the new values of ``weight``, to the file. Raises UserError if the disk
+        is too small, RunError if it fails."""
         extent = self._extents[id(weight)]
         memory = empty_pages(extent.size)
         memory[: values.numel() * values.itemsize] = values.reshape(-1).view(torch.uint8)
@@ -122,7 +123,8 @@ class WeightsOnDisk:
         return WeightsGroupStorage(self, groups)
 
     def transfer(self, piece: ParameterSlice, buffer: Buffer, *, write: bool) -> Transfer:
-        """Start to copy a slice's entries between the file and its group's buffer."""
+        """Start to copy the weights of a slice from ``buffer`` to the file (``write``), or back.
+        ``buffer``: of the slice's group."""
         size = piece.parameter.itemsize
         memory = buffer.tensor(piece.weight, round_up(piece.entries * size, PAGE))
         move = self.file.write if write else self.file.read
@@ -134,7 +136,7 @@ class WeightsOnDisk:
 
 
 class WeightsGroupStorage:
-    """The weights of the optimizer's groups."""
+    """The offloaded weights of each group of parameter slices that are updated together."""
 
     def __init__(self, weights: WeightsOnDisk, groups: Sequence[Sequence[ParameterSlice]]) -> None:
         self._weights = weights

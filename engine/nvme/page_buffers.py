@@ -26,15 +26,15 @@ class Buffer:
         self._pages = mmap.mmap(-1, max(size, PAGE))
 
     def tensor(self, start: int, count: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Return a view [count] of the memory from byte ``start`` on. Its storage holds just these
-        entries, not the whole buffer."""
+        """Return a view [count] of the memory from byte ``start`` on. The view's storage is only
+        these entries, not the whole buffer."""
         if count == 0:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start)
 
 
 def empty_pages(size: int, *, pin: bool = False) -> Tensor:
-    """Allocate page-aligned memory [size] of bytes, freed with the tensor. A copy from pinned
-    memory to a GPU takes half the time."""
+    """Allocate page-aligned memory, uint8 [size], which is freed with the returned tensor. ``pin``:
+    pin the memory, which halves the time of a copy to a GPU."""
     held = torch.empty(size + PAGE, dtype=torch.uint8, pin_memory=pin)
     return held.narrow(0, -held.data_ptr() % PAGE, size)

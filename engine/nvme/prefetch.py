@@ -1,4 +1,5 @@
-"""Prefetch buffers: while one group is updated, the next is read and the last is written."""
+"""Prefetch buffers: while one group of parameters is updated, the next group is read from the disk
+and the previous group is written back."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Protocol
 from engine.nvme.page_buffers import Buffer
 
 BUFFERS = 3
-"""One for reading, one for the update and one for writing."""
+"""The number of buffers: one for reading, one for the update and one for writing."""
 
 SHARES = BUFFERS + 1
 """A buffer is one share of the memory. The last share is for tensors that are created during an
@@ -16,10 +17,11 @@ update: an optimizer's first states."""
 
 
 class GroupStorage(Protocol):
-    """A part of each group, on a disk. Transfers that it starts are complete after ``wait``."""
+    """Stores one part of every group, such as its optimizer states, on a disk. Transfers that
+    ``take`` and ``put`` start are complete after ``wait``."""
 
     def take(self, group: int, buffer: Buffer) -> None:
-        """Start to read the group into ``buffer``, if it was written before."""
+        """Start to read the group into ``buffer``, if the group was written before."""
 
     def put(self, group: int, buffer: Buffer) -> None:
         """Start to write the group from ``buffer``."""
@@ -29,7 +31,8 @@ class GroupStorage(Protocol):
 
 
 class PrefetchBuffers:
-    """Buffers for ``groups`` of at most ``size`` bytes. A group is on the disk or in a buffer."""
+    """Buffers for ``groups`` groups of at most ``size`` bytes each. A group is on the disk or in a
+    buffer."""
 
     def __init__(self, storages: Sequence[GroupStorage], groups: int, size: int) -> None:
         self._storages, self._groups = storages, groups
@@ -38,9 +41,10 @@ class PrefetchBuffers:
         self._writing: list[Buffer] = []
 
     def __iter__(self) -> Iterator[tuple[int, Buffer]]:
-        """Yield each group and its buffer, in order, and write the buffer back afterwards.
+        """Read the groups into buffers, yield each group's number and buffer in order, and write
+        each buffer back afterwards.
 
-        The first group is prefetched at the end, for the next iteration.
+        At the end group 0 is prefetched for the next pass over the groups.
         """
         self._put_all(but=0)
         for group in range(self._groups):
@@ -57,7 +61,8 @@ class PrefetchBuffers:
             self._take(0)
 
     def fetch(self, group: int) -> Buffer:
-        """Read one group, unless it is in a buffer. The buffer is valid until the next call."""
+        """Read ``group`` into a buffer, unless it is in one, and return the buffer. It is valid
+        until the next call."""
         if group not in self._held:
             self._put_all()
             self._take(group)

@@ -18,7 +18,8 @@ LIBRARIES = ("tensornvme", "threads")
 
 
 class Transfers(Protocol):
-    """Transfers of slots by an I/O library. Each slot has the size given at opening."""
+    """Transfers of slots by an I/O library. The size of each slot is fixed when the file is
+    opened."""
 
     def read(self, slot: int, buffer: Buffer) -> None:
         """Start to read the slot, which was written before, into the first bytes of the buffer.
@@ -43,7 +44,8 @@ class SlotFile:
     """
 
     def __init__(self, transfers: Transfers, disk: Disk, path: Path, sizes: Sequence[int]) -> None:
-        """Use slots of ``sizes`` bytes. The first and last cache line of each hold its stamps."""
+        """Divide the file ``path`` into slots of ``sizes`` bytes. The first and the last cache line
+        of a slot hold its stamps."""
         self._transfers, self._disk, self._path, self._sizes = transfers, disk, path, sizes
         self._written = [0] * len(sizes)
         self._taken: list[tuple[int, Buffer]] = []
@@ -56,7 +58,8 @@ class SlotFile:
         self._transfers.write(slot, buffer)
 
     def take(self, slot: int, buffer: Buffer) -> None:
-        """Start to read the slot into the first bytes of ``buffer``, if it was written before."""
+        """Start to read the slot into the first bytes of ``buffer``, if the slot was written
+        before."""
         if not self._written[slot]:
             return
         for stamp in self._stamps(slot, buffer):
@@ -78,8 +81,8 @@ class SlotFile:
                 )
 
     def check(self) -> None:
-        """Check that the file was not removed: its data would be lost with this process. Raises
-        RunError."""
+        """Check that the file was not removed. If it was, raise RunError: its data would be lost at
+        the end of this process."""
         self._disk.check()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """An optimizer that streams its states, and offloaded weights, through memory in groups (as in
 ZeRO-Infinity, Rajbhandari et al. 2021, section 6).
 
-Updates are torch's own, applied to slices of the same tensors. They give the same bits as an
-optimizer with all states in memory.
+torch's optimizers update slices of the parameters, which gives the same bits as an optimizer with
+all states in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OptimizerState = Mapping[str, Any]
 
 
 class StreamedOptimizer:
-    """Updates as ``inner`` does, with its states on a disk.
+    """Makes the updates of the optimizer ``inner``, with the states on a disk.
 
     States of parameters on a GPU stay there: ZeRO does not offload those parameters.
     """
@@ -95,8 +95,8 @@ class StreamedOptimizer:
                 yield name, states
 
     def _read(self, name: str, key: str) -> Tensor:
-        """Return a parameter's state ``key``, from all groups that hold a slice of it. A group is
-        read from the disk unless the last call has read it."""
+        """Read the state ``key`` of the parameter ``name`` from all groups that hold a slice of the
+        parameter. A group that the last call has read is still in memory."""
         slices = [
             (piece, group)
             for group, pieces in enumerate(self._groups)
@@ -120,7 +120,8 @@ class StreamedOptimizer:
             self._keep(piece, self._part(piece, last[1]), buffer)
 
     def _part(self, piece: ParameterSlice, state: OptimizerState) -> dict[str, Any]:
-        """Return a slice of its parameter's state, on the device that its optimizer requires."""
+        """Return the part of ``state``, a parameter's state, that belongs to the slice ``piece``,
+        on the device that the optimizer requires."""
         fused, shape = self.param_groups[piece.group].get("fused"), piece.parameter.shape
         part: dict[str, Any] = {}
         for key, value in state.items():
@@ -131,7 +132,8 @@ class StreamedOptimizer:
         return part
 
     def _each_slice(self) -> Iterator[tuple[ParameterSlice, Buffer | None]]:
-        """Yield all slices with their buffers; None for a slice whose states stay in memory."""
+        """Yield each slice with the buffer that holds its states; None if the states stay in
+        memory."""
         for piece in self._resident:
             yield piece, None
         for group, buffer in self._buffers:
@@ -139,7 +141,7 @@ class StreamedOptimizer:
                 yield piece, buffer
 
     def _update(self, pieces: Sequence[ParameterSlice], buffer: Buffer | None) -> None:
-        """Run a step of ``inner`` on ``pieces`` alone."""
+        """Run a step of ``inner`` that updates only the slices ``pieces``."""
         updated = [(piece, self._weight(piece, buffer)) for piece in pieces]
         updated = [(piece, weight) for piece, weight in updated if weight.grad is not None]
         for piece, weight in updated:
@@ -155,7 +157,8 @@ class StreamedOptimizer:
             self._keep(piece, self.inner.state.pop(weight), buffer)
 
     def _weight(self, piece: ParameterSlice, buffer: Buffer | None) -> Tensor:
-        """Return the slice of the parameter to update, with its gradient."""
+        """Return the entries of the parameter that ``inner`` updates for ``piece``, with their
+        gradient."""
         parameter = piece.parameter
         if buffer and self._weights and self._weights.holds(parameter):
             weight = buffer.tensor(piece.weight, piece.entries, parameter.dtype).view(piece.shape)
@@ -165,8 +168,8 @@ class StreamedOptimizer:
         return weight
 
     def _keep(self, piece: ParameterSlice, state: OptimizerState, buffer: Buffer | None) -> None:
-        """Copy states of the slice's size into the buffer, unless they are there. Other states
-        stay in memory, and so do all states of a parameter that is not offloaded."""
+        """Copy the states that have the slice's shape into ``buffer``, unless they are there
+        already. Other states stay in memory, and so do all states if ``buffer`` is None."""
         for key, value in state.items():
             if buffer is None or not _is_like(value, piece.shape):
                 piece.rest[key] = value
@@ -188,7 +191,7 @@ def _pieces(groups: Sequence[Mapping[str, Any]]) -> Iterator[ParameterSlice]:
 
 
 def _stored(piece: ParameterSlice, buffer: Buffer) -> dict[str, Tensor]:
-    """Return a slice's states in its group's buffer."""
+    """Return views of the slice's states in ``buffer``, the buffer of its group."""
     return {
         key: buffer.tensor(offset, piece.entries, dtype).view(piece.shape)
         for key, (offset, dtype) in piece.states.items()
@@ -196,7 +199,7 @@ def _stored(piece: ParameterSlice, buffer: Buffer) -> dict[str, Tensor]:
 
 
 def _is_like(value: object, shape: Sequence[int]) -> bool:
-    """Return whether the state is a tensor of ``shape`` and no number."""
+    """Return whether ``value`` is a tensor of ``shape``, and not a number."""
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == tuple(shape)
 
 

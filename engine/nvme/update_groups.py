@@ -57,7 +57,7 @@ class ParameterSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupBudget:
-    """The memory for a group, and its division among the slices."""
+    """The memory for one group, and how it is divided among the group's slices."""
 
     size: int
     """Bytes of a buffer."""
@@ -69,26 +69,29 @@ class GroupBudget:
     """True if the optimizer updates each entry independently, so that parameters can be sliced."""
 
     def slot_bytes(self, pieces: Iterable[ParameterSlice]) -> int:
-        """Return the bytes on the disk for a group's states and for a stamp at both ends."""
+        """Return the bytes of a group's slot on the disk: the states of ``pieces``, and a stamp at
+        either end."""
         return round_up(2 * LINE + sum(self._states(p.entries, _size(p)) for p in pieces), PAGE)
 
     def slice_bytes(self, entries: int, itemsize: int) -> int:
-        """Return the bytes of a slice: states are aligned to cache lines, weights to pages."""
+        """Return the bytes of a slice in a buffer: states are aligned to cache lines, weights to
+        pages."""
         weights = round_up(entries * itemsize, PAGE) if self.weights else 0
         return self._states(entries, itemsize) + weights
 
     def max_entries(self, free: int, itemsize: int) -> int:
-        """Return the maximum entries of a slice in ``free`` bytes; 0 if slicing is impossible."""
+        """Return the maximum entries of a slice that fits into ``free`` bytes; 0 if slicing is
+        impossible."""
         an_entry = itemsize * (self.states + self.weights)
         return free // an_entry // ALIGNMENT * ALIGNMENT if self.divisible else 0
 
     @property
     def empty(self) -> int:
-        """Return the bytes for slices in an empty group."""
+        """Return the bytes that a group without slices has free."""
         return self.size - PAGE - 2 * LINE
 
     def assign_offsets(self, pieces: list[ParameterSlice]) -> None:
-        """Set the offsets of a group's slices."""
+        """Set the offsets at which ``pieces``, the slices of one group, lie in the buffer."""
         first, weight = LINE, self.slot_bytes(pieces)
         for piece in pieces:
             piece.first, piece.weight = first, weight
@@ -97,7 +100,7 @@ class GroupBudget:
         assert (weight if self.weights else self.slot_bytes(pieces)) <= self.size
 
     def state_offset(self, piece: ParameterSlice, number: int) -> int:
-        """Return the offset in the buffer of a slice's state ``number``, counted from 0."""
+        """Return the buffer offset of state ``number`` (from 0) of the slice ``piece``."""
         assert number < self.states, f"{piece.name} has more than {self.states} states"
         return piece.first + number * round_up(piece.entries * _size(piece), LINE)
 
@@ -108,8 +111,8 @@ class GroupBudget:
 def group_slices(
     slices: Iterable[ParameterSlice], budget: GroupBudget
 ) -> list[list[ParameterSlice]]:
-    """Divide parameters, in order, into as few groups as possible, and slice those that do not
-    fit into one.
+    """Divide parameters, in order, into as few groups as possible, and cut a parameter into slices
+    if it does not fit into the current group.
 
     Raises UserError if a parameter that cannot be sliced does not fit.
     """
@@ -130,8 +133,8 @@ def group_slices(
 
 
 def _split(piece: ParameterSlice, budget: GroupBudget, free: int) -> Iterator[ParameterSlice]:
-    """Yield slices of a parameter: the first of at most ``free`` bytes, each other at most as
-    large as an empty group."""
+    """Cut a parameter into slices and yield them: the first slice has at most ``free`` bytes, each
+    further slice fits into an empty group."""
     start, size = piece.start, _size(piece)
     while budget.slice_bytes(piece.stop - start, size) > free:
         entries = budget.max_entries(free, size)

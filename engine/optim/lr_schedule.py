@@ -1,7 +1,7 @@
 """Learning-rate schedules: a linear warm-up, multiplied by the ``decay`` of the schedule.
 
-Every module in ``engine/optim/schedules`` is a schedule, by its name. Modules rather than a table,
-because config lists the names and is not allowed to import this package. A module has:
+Every module in ``engine/optim/schedules`` is a schedule, called after the module. These are
+modules, not a table, because config lists the names and must not import this package. A module has:
 
 - ``decay(progress, floor)``: the fraction of the peak learning rate, for progress from 0 to 1;
 - ``AFTER_WARMUP``: True if progress begins after the warm-up, False if it begins with the run.
@@ -77,7 +77,8 @@ class LRSchedule:
 
     @property
     def endless_unit(self) -> Literal["by", "warmup_by"] | None:
-        """The setting that counts epochs of data without epochs; None if there is none."""
+        """The setting that counts epochs although the data has no epochs; None if there is no such
+        setting."""
         if self.per_step.epochs:
             return None
         if self.settings.by == "epoch":
@@ -86,5 +87,5 @@ class LRSchedule:
 
 
 def _amount(consumed: Consumed, unit: DataUnit) -> float:
-    """Return the steps, epochs or tokens of ``consumed``."""
+    """Return the steps, epochs or tokens of ``consumed``, as ``unit`` says."""
     return {"step": consumed.step, "epoch": consumed.epochs, "token": consumed.tokens}[unit]

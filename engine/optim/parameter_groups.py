@@ -33,7 +33,8 @@ class NamedParameter(NamedTuple):
 
 
 def decay_groups(settings: OptimizerSettings, parameters: Sequence[NamedParameter]) -> list[Group]:
-    """Divide the parameters into a group with weight decay and one without, omitting empty ones."""
+    """Divide the parameters into a group with weight decay and a group without; omit empty
+    groups."""
     decayed = [p for p in parameters if p.kind in DECAYING[settings.decay]]
     exempt = [p for p in parameters if p.kind not in DECAYING[settings.decay]]
     return [

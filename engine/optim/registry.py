@@ -1,4 +1,5 @@
-"""Registry of optimizers: every module in ``engine/optim/optimizers`` is one, by its name."""
+"""Registry of optimizers: every module in ``engine/optim/optimizers`` is an optimizer, called after
+the module."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 def build_optimizer(
     settings: OptimizerSettings, parameters: Iterable[NamedParameter]
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of ``settings``, fused if torch supports that on the device. Its groups
-    contain the names of the parameters."""
+    """Build the optimizer of ``settings``, fused if torch supports that on the device. The
+    optimizer's parameter groups contain the names of the parameters."""
     groups = decay_groups(settings, list(parameters))
     optimizer: torch.optim.Optimizer = _module(settings).build(groups, settings)
     return optimizer
@@ -32,8 +33,8 @@ def states_of(settings: OptimizerSettings) -> int:
 
 
 def is_by_entry(settings: OptimizerSettings) -> bool:
-    """Return whether the optimizer updates each entry independently of the others, so that
-    parameters can be updated in slices. True only if its module states BY_ENTRY."""
+    """Return whether the optimizer updates each entry of a parameter independently, so that
+    parameters can be updated in slices. True only if the optimizer's module sets BY_ENTRY."""
     return getattr(_module(settings), "BY_ENTRY", False)
 
 

@@ -26,17 +26,19 @@ class P2POp:
 def insert_p2p(
     orders: Sequence[Sequence[Action]], shape: PipelineShape
 ) -> list[list[Action | P2POp]]:
-    """Return every rank's actions with its sends and receives in between.
+    """Insert the sends and receives into the actions of every rank, ``orders``, and return the
+    lists.
 
-    Send and receive are appended to both ranks' lists at the same point of a simulated run. So
-    every pair of ranks issues its messages in the same order; otherwise NCCL deadlocks. A receive
-    is placed before the action that needs it, as early as the message can be sent.
+    A simulated run appends the send to one rank's list and the receive to the other's at the same
+    time. So both ranks of a pair issue their messages in the same order; otherwise NCCL deadlocks.
+    A receive is placed before the action that needs it, as early as the message can be sent.
     """
     p, stages = shape.ranks, shape.virtual_stages
     timelines: list[list[Action | P2POp]] = [[] for _ in orders]
 
     def send(rank: int, action: Action) -> None:
-        """Append the message with the action's result, if there is one, to both ranks' lists."""
+        """If another virtual stage needs the result of ``action``, append the send and the receive
+        to the lists of their ranks."""
         payload: Literal["forward", "backward_input"] = (
             "forward" if action.kind == "forward" else "backward_input"
         )

@@ -30,7 +30,7 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Time of a micro-batch's passes through one virtual stage, in any unit."""
+    """Times of the passes of one micro-batch through one virtual stage, in any unit."""
 
     forward: float = 1.0
     backward_input: float = 1.0
@@ -136,8 +136,9 @@ def zero_bubble(shape: PipelineShape, rank: int) -> list[Action]:
     """Return the ZB-H1 order (Qi et al. 2023, section 2.3): 1F1B with weight gradients deferred
     into its bubble.
 
-    Rank r defers them by r micro-batches, so that every rank stores at most p micro-batches, as
-    rank 0 does in 1F1B. For equal halves and m >= p the bubble is (p - 1) / (3 m + p - 1).
+    Rank r defers weight gradients by r micro-batches, so that every rank stores the activations of
+    at most p micro-batches, as rank 0 does in 1F1B. For equal halves and m >= p the bubble is
+    (p - 1) / (3 m + p - 1).
 
     Timetable for p = 4, m = 4; a column is a unit of time.
     F0: forward of micro-batch 0. I0, W0: gradients of input and weights. 1 unit each.
@@ -179,8 +180,8 @@ def actions(name: str, shape: PipelineShape, rank: int) -> list[Action]:
 def simulate(
     orders: Sequence[Sequence[Action]], simulator: ScheduleSimulator
 ) -> Iterator[tuple[int, Action]]:
-    """Run the orders of all ranks in ``simulator``, and yield (rank, action) in the order of their
-    starts."""
+    """Run the actions of all ranks, ``orders``, in ``simulator``, and yield (rank, action) in the
+    order in which the actions start."""
     queues = [deque(order) for order in orders]
     ready: list[tuple[float, int]] = []
     waiting = set(range(len(queues)))
@@ -209,7 +210,7 @@ def simulate(
 def idle_fraction(
     orders: Sequence[Sequence[Action]], costs: Sequence[Costs], shape: PipelineShape
 ) -> float:
-    """Simulate a schedule with ``costs`` by virtual stage and return its bubble.
+    """Simulate the schedule ``orders`` and return its bubble. ``costs``: of each virtual stage.
 
     Messages take no time.
     """
@@ -230,7 +231,7 @@ def ideal_bubble(schedule: str, shape: PipelineShape) -> float:
 
 
 class ScheduleSimulator:
-    """The times at which actions start and end, computed as they are run one after another."""
+    """Computes the times at which the actions of all ranks start and end."""
 
     def __init__(self, shape: PipelineShape, costs: Sequence[Costs]) -> None:
         self.shape, self.costs = shape, costs
@@ -244,7 +245,8 @@ class ScheduleSimulator:
         return 1 - sum(self.busy) / (self.shape.ranks * max(self.free))
 
     def _needs(self, rank: int, action: Action) -> list[tuple[str, int, int]]:
-        """Return the actions that must end before this one, as (kind, stage, micro-batch)."""
+        """Return the actions that must end before ``action`` starts, as (kind, virtual stage,
+        micro-batch)."""
         stage, last = self._stage(rank, action), self.shape.virtual_stages - 1
         micro = action.micro_batch
         if action.kind == "forward":
@@ -258,7 +260,8 @@ class ScheduleSimulator:
         return action.chunk * self.shape.ranks + rank
 
     def starts(self, rank: int, action: Action) -> float | None:
-        """Return the earliest start of an action; None if an action that it needs has not run."""
+        """Return the earliest start of ``action``; None if another action that it needs has not
+        run."""
         start = self.free[rank]
         for need in self._needs(rank, action):
             end = self.done.get(need)
@@ -268,7 +271,7 @@ class ScheduleSimulator:
         return start
 
     def run(self, rank: int, action: Action, start: float) -> None:
-        """Run an action from ``start`` on."""
+        """Record that ``rank`` runs ``action`` from time ``start`` on."""
         stage = self._stage(rank, action)
         cost = self.costs[stage].of(action.kind)
         end = start + cost

@@ -30,7 +30,8 @@ END = "end"
 
 
 class TensorNVMeTransfers:
-    """Transfers of slots, which are keys here: TensorNVMe chooses their places in the file."""
+    """Transfers of slots by TensorNVMe, which takes the slot number as a key and chooses the slot's
+    place in the file."""
 
     def __init__(self, path: Path, sizes: Sequence[int], backend: str) -> None:
         from tensornvme._C import Offloader
@@ -74,14 +75,14 @@ def problem() -> str | None:
 
 
 def open_transfers(path: Path, sizes: Sequence[int]) -> TensorNVMeTransfers:
-    """Open the file for slots of ``sizes`` bytes."""
+    """Open ``path`` as a file of slots of ``sizes`` bytes."""
     backend = _backend()
     assert backend is not None, "call problem() first"
     return TensorNVMeTransfers(path, sizes, backend)
 
 
 def _backend() -> str | None:
-    """Return the first backend that TensorNVMe was built with and the kernel allows."""
+    """Return the first backend that TensorNVMe was built with and that the kernel allows."""
     from tensornvme._C import get_backends
 
     allowed = {"uring": _allows_uring, "aio": _allows_aio}

@@ -1,4 +1,4 @@
-"""Transfers by threads: they work everywhere and report errors."""
+"""Transfers of slots by threads, which work on every machine and report errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.nvme.page_buffers import Buffer
 
 
 class ThreadTransfers:
-    """Transfers of slots, which follow one another in the file."""
+    """Transfers of slots by threads; the slots follow one another in the file."""
 
     def __init__(self, path: Path, sizes: Sequence[int]) -> None:
         self._file, self._sizes = DirectFile(path), sizes
@@ -41,5 +41,5 @@ def problem() -> str | None:
 
 
 def open_transfers(path: Path, sizes: Sequence[int]) -> ThreadTransfers:
-    """Open the file for slots of ``sizes`` bytes."""
+    """Open ``path`` as a file of slots of ``sizes`` bytes."""
     return ThreadTransfers(path, sizes)
