@@ -14,7 +14,7 @@ from models.stage_split import chunks_of
 
 
 class ModelChunks:
-    """GPTs with different ranges of layers. Parameters have their global names.
+    """One GPT for each virtual stage of this rank. Parameters keep the whole model's names.
 
     In a pipeline a tied embedding table exists twice: on the first stage for the lookup, and on the
     last stage as the head. The table of the last stage is the copy.

@@ -1,8 +1,8 @@
 """Conversion to and from the state dict of Hugging Face's GPT2LMHeadModel.
 
-Its names are cuboid's with the prefix ``transformer.``, and its Conv1D weights are [in, out] like
-cuboid's. Its qkv is part-major: the q of all heads, then k, then v. cuboid's is head-major: q, k
-and v of the first head, then of the next.
+Hugging Face's names are cuboid's with the prefix ``transformer.``, and its Conv1D weights are
+[in, out] as in cuboid. Its qkv is part-major: the q of all heads, then k, then v. cuboid's qkv is
+head-major: q, k and v of the first head, then of the next head.
 """
 
 from __future__ import annotations

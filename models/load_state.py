@@ -19,8 +19,8 @@ def load_state(
     """Copy this rank's shard of each (name, unsharded tensor) into the model.
 
     Parameters of other pipeline stages are skipped. One tensor at a time is in memory. Tensors in
-    ``resize`` may have more rows than the model, which are ignored, or fewer: the model's
-    remaining rows then keep their values.
+    ``resize`` may have more rows than the model's parameter (surplus rows are ignored) or fewer
+    (the parameter's remaining rows keep their values).
 
     Raises:
         ValueError: a name or shape is not the model's, or a parameter is missing.

@@ -107,5 +107,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def presets_called(name: str) -> list[str]:
-    """Return the presets of a name, which may lack the family: 'small' for 'languini-small'."""
+    """Return the presets that ``name`` may mean; it may lack the family: 'small' for
+    'languini-small'."""
     return [preset for preset in PRESETS if name == re.split("[-_]", preset)[-1] or name == preset]

@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 def split_balanced(costs: Sequence[float], stages: int) -> list[range]:
-    """Split items 0, 1, ... with ``costs`` into ``stages`` ranges of at least one item, so that the
-    largest sum of costs is minimal.
+    """Split items 0, 1, ... into ``stages`` ranges of at least one item, so that the largest sum of
+    ``costs`` in a range is minimal.
 
     Solves the linear partition problem by dynamic programming over the last boundary. Of equal
     solutions it returns the one with the earliest boundaries.

@@ -1,5 +1,5 @@
-"""Conversion of a state dict whose linear layers are torch's: weights [out, in], queries, keys and
-values apart or in one layer. A format is declared by its names."""
+"""Conversion of a state dict that has torch's linear layers: weights are [out, in]; queries, keys
+and values are in three layers or in one. A format is declared by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pattern = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class StateDictNames:
-    """The names of a format, without PREFIXES."""
+    """The tensor names of a state dict format, without PREFIXES."""
 
     patterns: tuple[Pattern, ...]
     """Of each parameter but the attention's first layer."""
@@ -37,8 +37,8 @@ class StateDictNames:
     """Regular expression of the names of tensors that are no parameters, such as masks."""
 
     def sources(self, names: Mapping[str, object]) -> dict[str, list[str]]:
-        """Return the names of the file for each of cuboid's parameters: three, in the order of
-        queries, keys and values, or one.
+        """Return, for each of cuboid's parameters, the file's names of its tensors: one, or three
+        in the order of queries, keys and values.
 
         Raises ValueError for names that the format does not have.
         """

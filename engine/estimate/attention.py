@@ -23,9 +23,9 @@ TRIED = 16
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAttentionMemory:
-    """Simulates the allocations of attention in a ledger, of shard ``member`` of a group. Keys and
-    values are exchanged; the scores are allocated only with dropout, whose mask no fused kernel can
-    draw."""
+    """Simulates, in a ledger, the allocations of attention on the rank with shard ``member`` of a
+    group of ranks that hold samples together. The ranks exchange keys and values. Attention scores
+    are allocated only with dropout, since no fused kernel can draw the dropout mask."""
 
     shapes: LocalShapes
     member: int
@@ -40,7 +40,7 @@ class GroupAttentionMemory:
 
     @cached_property
     def peak(self) -> int:
-        """The most bytes of a forward and a backward pass."""
+        """Peak bytes allocated during a forward and a backward pass."""
         ledger = Ledger()
         self.forward(ledger, ForwardMode.ALL, MemoryKind.ACTIVATIONS)
         self.backward(ledger)
@@ -48,7 +48,7 @@ class GroupAttentionMemory:
 
     @cached_property
     def width(self) -> int:
-        """Features of a rank's heads."""
+        """Number of features in this rank's attention heads: heads x head_dim."""
         model, inner = self.shapes.settings.model, self.shapes.mode.inner
         return self.shapes.width(model.n_head * model.head_dim, inner.hidden)
 
@@ -58,22 +58,22 @@ class GroupAttentionMemory:
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """The rows of the shard by sample."""
+        """The rows of this shard, divided by sample."""
         return self.shapes.order.segments(self.member)
 
     @cached_property
     def wide(self) -> int:
-        """Bytes of an entry of the log-sum-exp, and of sums over blocks of keys."""
+        """Bytes per entry of the log-sum-exp and of sums over blocks of keys."""
         return max(FLOAT32, self.shapes.compute)
 
     @cached_property
     def rounds(self) -> list[range]:
-        """The rounds of the exchange."""
+        """The rounds in which the ranks exchange keys and values."""
         return self.shapes.order.rounds(self.shapes.settings.context)
 
     @cached_property
     def kv(self) -> int:
-        """Bytes of a contiguous copy of the own keys and values, to be sent."""
+        """Bytes of the contiguous copy of this rank's keys and values that is sent."""
         return self._keys(self.shapes.order.local) if self.rounds else 0
 
     def _keys(self, tokens: int) -> int:
@@ -81,7 +81,7 @@ class GroupAttentionMemory:
 
     @cached_property
     def received(self) -> list[int]:
-        """Bytes of the keys and values that arrive in each round."""
+        """Bytes of the keys and values that this rank receives in each round."""
         order = self.shapes.order
         others = ([(self.member + step) % order.group for step in steps] for steps in self.rounds)
         return [
@@ -91,8 +91,8 @@ class GroupAttentionMemory:
 
     @cached_property
     def sent(self) -> list[int]:
-        """Bytes of the keys and values that are sent in each round; as many bytes of gradients
-        return."""
+        """Bytes of the keys and values that this rank sends in each round. It receives as many
+        bytes of gradients back."""
         order = self.shapes.order
         others = ([(self.member - step) % order.group for step in steps] for steps in self.rounds)
         return [
@@ -107,27 +107,29 @@ class GroupAttentionMemory:
 
     @cached_property
     def saved(self) -> int:
-        """Bytes of the output and the log-sum-exp."""
+        """Bytes of attention's output and log-sum-exp, saved for the backward pass."""
         return self._result(self.shapes.order.local, self.shapes.compute)
 
     def _result(self, rows: int, entry: int) -> int:
         return rows * (self.width * entry + self.heads * self.wide)
 
     def _past(self, tokens: Sequence[range]) -> list[tuple[Segment, int]]:
-        """List the segments with tokens before them among ``tokens``, and the number of these."""
+        """List each segment that attends to some of ``tokens``, with the number of those tokens."""
         found = [(segment, len(before(segment, tokens)[0])) for segment in self.segments]
         return [(segment, keys) for segment, keys in found if keys]
 
     @cached_property
     def arrivals(self) -> list[list[tuple[Segment, int]]]:
-        """The segments that attend to own keys before them, and to the keys of each round."""
+        """Per block of keys, the segments that attend to it: first this rank's own earlier keys,
+        then the keys of each round."""
         order = self.shapes.order
         own = order.tokens_in(self.member, order.needed(self.member, self.member))
         received = [order.received(self.member, steps) for steps in self.rounds]
         return [self._past(tokens) for tokens in (own, *received)]
 
     def forward(self, ledger: Ledger, run: ForwardMode, kind: MemoryKind) -> None:
-        """Simulate qkv -> the output and its log-sum-exp, as ``kind``."""
+        """Simulate the forward pass from qkv to the output and the log-sum-exp, which count as
+        ``kind``."""
         buffers = MemoryKind.BUFFERS
         ledger.allocate(kind, self.saved)
         ledger.allocate(buffers, self.kv + sum(self.received[:1]))
@@ -159,7 +161,7 @@ class GroupAttentionMemory:
         ledger.free(buffers, sum(self._result(one.rows, self.wide) for one in merged))
 
     def _attend(self, ledger: Ledger, run: ForwardMode, segment: Segment, keys: int) -> None:
-        """Simulate the result of a segment's block of ``keys`` keys per sample."""
+        """Simulate the attention of a segment to a block of ``keys`` keys per sample."""
         if run != ForwardMode.RECOMPUTE_FROM_MATMULS:
             kept = MemoryKind.ACTIVATIONS if run.has_matmuls else MemoryKind.BUFFERS
             ledger.allocate(kept, self._result(segment.rows, self.shapes.compute))
@@ -167,18 +169,19 @@ class GroupAttentionMemory:
         ledger.transient(MemoryKind.BUFFERS, scores)
 
     def _drop(self, ledger: Ledger, run: ForwardMode, segment: Segment) -> None:
-        """Simulate the end of a result, which selective checkpointing saves."""
+        """Free the result of attention to one block, unless selective checkpointing saves it."""
         if run == ForwardMode.RECOMPUTE_FROM_MATMULS:
             ledger.free(MemoryKind.ACTIVATIONS, self._result(segment.rows, self.shapes.compute))
         elif not run.has_matmuls:
             ledger.free(MemoryKind.BUFFERS, self._result(segment.rows, self.shapes.compute))
 
     def _scores(self, segment: Segment, keys: int) -> int:
-        """Entries of the scores of a block, if there is dropout."""
+        """Return the number of attention scores in a block; 0 without dropout."""
         return segment.rows * self.heads * keys if self.shapes.settings.model.attn_pdrop else 0
 
     def backward(self, ledger: Ledger) -> None:
-        """Simulate dy -> dqkv, both among the buffers; free what was saved, except qkv."""
+        """Simulate the backward pass from dy to dqkv, both counted as buffers. Free the saved
+        tensors except qkv."""
         shapes, buffers = self.shapes, MemoryKind.BUFFERS
         entries = shapes.order.local * self.width
         fetches = not self.keeps_keys
@@ -213,8 +216,8 @@ class GroupAttentionMemory:
         ledger.free(holder, sum(self.received) if held else 0)
 
     def _differentiate(self, ledger: Ledger, segment: Segment, keys: int, *, own: bool) -> None:
-        """Simulate the gradients of a block of ``keys`` keys per sample, ``own`` or of other
-        ranks; those that are added to wide sums are cast."""
+        """Simulate the gradients of one block: ``keys`` keys per sample, this rank's ``own`` or
+        those received. Gradients that are added to sums of a wider type are cast."""
         compute, wide = self.shapes.compute, self.wide
         gradients = (segment.rows + 2 * segment.count * keys) * self.width
         added = max(segment.rows, segment.count * keys if own else 0) * self.width

@@ -2,11 +2,11 @@
 
 Korthikanti et al. (2022, section 4, equation 1) count the activations that a block saves for its
 backward pass as s b h (34 + 5 a s / h) bytes in 16 bits, with dropout and all attention scores.
-Ours saves, in units of an activation x [T, C] and with n_inner = 4 C: both norms' inputs and
-outputs (4), q, k and v (3), the attention's output (1), the GELU's input and output (8). That is
-16, or 32 bytes per feature in 16 bits; no scores, since SDPA saves a log-sum-exp per row instead
-(Dao et al. 2022), and a byte per entry for the mask of each dropout. All of it is sharded over all
-tensor axes.
+A cuboid block saves, in units of an activation x [T, C] and with n_inner = 4 C: both norms' inputs
+and outputs (4), q, k and v (3), the attention's output (1), the GELU's input and output (8). That
+is 16 activations, or 32 bytes per feature in 16 bits. It saves no scores, since SDPA saves a
+log-sum-exp per row instead (Dao et al. 2022), and one byte per entry of each dropout mask. All
+saved tensors are sharded over all tensor axes.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ FLOAT32 = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMemory:
-    """Simulates the allocations of a block in a ledger.
+    """Simulates the allocations of a transformer block in a ledger.
 
-    The input x is allocated by the caller, and remains until the end of the backward pass.
+    The caller allocates the block's input x, which remains until the end of the backward pass.
     """
 
     shapes: LocalShapes
 
     @cached_property
     def attention(self) -> tuple[LocalLinear, LocalLinear]:
-        """The linear layers qkv and proj."""
+        """The linear layers of attention: qkv and proj."""
         model, shapes = self.shapes.settings.model, self.shapes
         width = model.n_head * model.head_dim
         return shapes.up(model.n_embd, 3 * width), shapes.down(width, model.n_embd)
 
     @cached_property
     def mlp(self) -> tuple[LocalLinear, LocalLinear]:
-        """The linear layers fc and proj."""
+        """The linear layers of the MLP: fc and proj."""
         model, shapes = self.shapes.settings.model, self.shapes
         return shapes.up(model.n_embd, model.n_inner), shapes.down(model.n_inner, model.n_embd)
 
     @cached_property
     def group(self) -> GroupAttentionMemory | None:
-        """Attention by models/parallel/attention.py, over samples that several ranks hold or with
-        dropout on a CPU; None if SDPA computes it."""
+        """Simulation of models/parallel/attention.py, which computes attention if several ranks
+        hold a sample, or with dropout on a CPU; None if SDPA computes attention."""
         drops = self.shapes.settings.model.attn_pdrop > 0 and self.shapes.device == "cpu"
         if self.shapes.order.is_whole and not drops:
             return None
@@ -62,7 +62,7 @@ class BlockMemory:
 
     @cached_property
     def x(self) -> int:
-        """Bytes of an activation between blocks."""
+        """Bytes of an activation x between blocks."""
         return self.shapes.x * self.shapes.compute
 
     @cached_property
@@ -72,15 +72,15 @@ class BlockMemory:
 
     @cached_property
     def scores(self) -> int:
-        """Bytes that SDPA saves of the scores: a float32 log-sum-exp per row and head."""
+        """Bytes that SDPA saves instead of the scores: a float32 log-sum-exp per row and head."""
         inner = self.shapes.mode.inner
         heads = self.shapes.width(self.shapes.settings.model.n_head, inner.hidden)
         return heads * self.shapes.rows(inner) * FLOAT32
 
     @cached_property
     def attention_output(self) -> int:
-        """Bytes of the attention's output, which is the saved input of the projection, and
-        ``scores``."""
+        """Bytes of ``scores`` and of attention's output, which is saved as the projection's
+        input."""
         if self.group:
             return self.group.saved
         return self.attention[1].x * self.shapes.compute + self.scores
@@ -93,12 +93,13 @@ class BlockMemory:
         return self.attention[1].x * FLOAT32 if fused else 0
 
     def keeps_dy(self, linear: LocalLinear) -> bool:
-        """Return whether a deferred weight gradient needs the incoming dy of the residual branch
-        itself (not a copy), which therefore remains allocated."""
+        """Return whether the deferred weight gradient of ``linear`` needs the dy of the residual
+        stream itself (not a copy), so that dy remains allocated."""
         return linear.axis_y.size == 1 and not self.mask
 
     def forward(self, ledger: Ledger, run: ForwardMode) -> None:
-        """Simulate x -> y, among the buffers; a recomputed pass does not make y."""
+        """Simulate the forward pass from x to y, which counts as a buffer. A recomputation does not
+        make y."""
         shapes, kind = self.shapes, MemoryKind.ACTIVATIONS if run.keeps else MemoryKind.BUFFERS
         qkv, proj = self.attention
         fc, out = self.mlp
@@ -137,10 +138,11 @@ class BlockMemory:
             ledger.free(kind, self.x + 2 * self.mask + 2 * norm_statistics(shapes))
 
     def backward(self, ledger: Ledger, *, first: bool, later: bool = False) -> None:
-        """Simulate dy -> dx, among the buffers; free saved tensors as they are used, x included.
+        """Simulate the backward pass from dy to dx, both counted as buffers. Free each saved
+        tensor, x included, after its last use.
 
-        ``first``: the first micro-batch, which allocates gradients. ``later``: gradients of weights
-        are deferred.
+        ``first``: this is the first micro-batch, which allocates gradients. ``later``: weight
+        gradients are deferred.
         """
         shapes, saved = self.shapes, MemoryKind.ACTIVATIONS
         qkv, proj = self.attention
@@ -164,7 +166,8 @@ class BlockMemory:
         self._join(ledger, proj, later=later)
 
     def _attention_backward(self, ledger: Ledger) -> None:
-        """Simulate dy -> dqkv, among the buffers; free the saved tensors."""
+        """Simulate attention's backward pass from dy to dqkv, both counted as buffers. Free the
+        tensors that attention saved."""
         qkv, proj = self.attention
         dqkv = qkv.y * self.shapes.compute
         if self.group:
@@ -180,11 +183,11 @@ class BlockMemory:
         )  # dq, dk and dv are stacked, then laid out as qkv is
 
     def weights(self, ledger: Ledger, before: int, *, first: bool) -> tuple[int, int]:
-        """Simulate the deferred gradients of weights.
+        """Simulate the deferred weight gradients of the block's linear layers.
 
-        Returns the bytes of saved x and dy, which are freed after all blocks, and the bytes of the
-        newest dw, which is freed when the next one is complete. ``before``: that second value of
-        the previous block.
+        Returns the bytes of saved x and dy, which the caller frees after all blocks, and the bytes
+        of the last layer's dw, which is freed once the next layer's dw is complete. ``before``: the
+        bytes of the previous block's last dw.
         """
         saved = 0
         for linear in (*reversed(self.mlp), *reversed(self.attention)):
@@ -201,7 +204,7 @@ class BlockMemory:
     def _add(
         self, ledger: Ledger, linear: LocalLinear, run: ForwardMode, *, to: MemoryKind
     ) -> None:
-        """Simulate x + dropout(y of a matmul); the sum is of kind ``to``."""
+        """Simulate the residual addition x + dropout(linear(...)); the sum counts as ``to``."""
         if self.mask:
             draw_mask(
                 ledger, self.mask, MemoryKind.ACTIVATIONS if run.keeps else MemoryKind.BUFFERS
@@ -215,8 +218,8 @@ class BlockMemory:
             free_matmul_output(ledger, self.shapes, linear, run)
 
     def _split(self, ledger: Ledger, linear: LocalLinear, *, first: bool, later: bool) -> None:
-        """Simulate dy of x + dropout(linear(...)): dy remains for x while the linear layer
-        uses it."""
+        """Simulate the backward pass of dropout and linear layer in x + dropout(linear(...)). dy,
+        which is also a term of dx, remains allocated."""
         if self.mask:
             ledger.chain(MemoryKind.BUFFERS, self.x, self.x)
             ledger.free(MemoryKind.ACTIVATIONS, self.mask)
@@ -225,21 +228,21 @@ class BlockMemory:
             ledger.allocate(MemoryKind.BUFFERS, self.x)  # it was never freed
 
     def _join(self, ledger: Ledger, linear: LocalLinear, *, later: bool) -> None:
-        """Simulate the sum of the gradients of x: through the norm, and the residual's dy."""
+        """Simulate the sum of x's two gradients: the norm's dx and the residual stream's dy."""
         norm_backward(ledger, self.shapes)
         if not (later and self.keeps_dy(linear)):
             ledger.free(MemoryKind.BUFFERS, self.x)
         ledger.free(MemoryKind.ACTIVATIONS, self.x)
 
     def _free(self, ledger: Ledger, linear: LocalLinear, *, later: bool) -> None:
-        """Free x of a matmul after its backward pass, unless its dw is deferred."""
+        """Free the input x of ``linear`` after its backward pass, unless its dw is deferred."""
         if not later and self._keeps_x(linear):
             ledger.free(MemoryKind.ACTIVATIONS, linear.x * self.shapes.compute)
 
     def _free_unneeded_x(
         self, ledger: Ledger, kind: MemoryKind, linear: LocalLinear, run: ForwardMode
     ) -> None:
-        """Free x of a matmul whose backward pass does not need it."""
+        """Free the input x of ``linear`` unless the backward pass needs x."""
         if not (run.keeps and self._keeps_x(linear)):
             ledger.free(kind, linear.x * self.shapes.compute)
 
@@ -248,27 +251,28 @@ class BlockMemory:
 
 
 def draw_mask(ledger: Ledger, mask: int, kind: MemoryKind) -> None:
-    """Simulate a dropout mask of ``mask`` bytes, one per entry; an entry takes 16 of the bits that
-    are mixed, twice (models/parallel/dropout.py)."""
+    """Simulate drawing a dropout mask of ``mask`` bytes, one byte per entry. Each entry uses 16
+    random bits, of which two copies are in memory (models/parallel/dropout.py)."""
     ledger.transient(MemoryKind.BUFFERS, 2 * 2 * mask)
     ledger.allocate(kind, mask)
 
 
 def norm_statistics(shapes: LocalShapes) -> int:
-    """Return the bytes of a mean and a scale per row."""
+    """Return the bytes of a layer norm's statistics: a mean and a scale per row."""
     return 2 * shapes.rows(shapes.mode.outer) * shapes.parameter
 
 
 def norm_forward(ledger: Ledger, shapes: LocalShapes, kind: MemoryKind) -> None:
-    """Simulate x -> layer norm's output and statistics, as ``kind``. A sharded norm computes in the
-    parameters' type."""
+    """Simulate a layer norm, whose output and statistics count as ``kind``. A sharded norm computes
+    in the parameters' type."""
     works = 2 * shapes.x * shapes.parameter if shapes.casts and shapes.shards_norms else 0
     with ledger.temporarily(MemoryKind.BUFFERS, works):
         ledger.allocate(kind, shapes.x * shapes.compute + norm_statistics(shapes))
 
 
 def norm_backward(ledger: Ledger, shapes: LocalShapes) -> None:
-    """Simulate dy -> dx, among the buffers; free the statistics. The caller frees x."""
+    """Simulate a layer norm's backward pass from dy to dx, both counted as buffers. Free the
+    statistics; the caller frees x."""
     if shapes.shards_norms:
         # normal, g, the three terms of dx; in mixed precision a cast dy
         ledger.transient(MemoryKind.BUFFERS, (5 + shapes.casts) * shapes.x * shapes.parameter)

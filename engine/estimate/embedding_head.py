@@ -23,16 +23,17 @@ INDEX = 8
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingHeadMemory:
-    """Simulates the allocations of the first and last layers of a model in a ledger.
+    """Simulates, in a ledger, the allocations of the embeddings, and of the head with its loss.
 
-    The token table is sharded like the column-parallel weight w [hidden, vocabulary] of the logits.
+    The token table is sharded like a column-parallel weight [hidden, vocabulary] that computes the
+    logits.
     """
 
     shapes: LocalShapes
 
     @cached_property
     def head(self) -> LocalLinear:
-        """The matmul for all logits of a micro-batch."""
+        """The matmul that computes all logits of a micro-batch."""
         model, shapes = self.shapes.settings.model, self.shapes
         padded = shapes.table_rows * shapes.num_shards(shapes.mode.up.weight_out)
         linear = shapes.up(model.n_embd, padded)
@@ -40,7 +41,7 @@ class EmbeddingHeadMemory:
 
     @cached_property
     def table(self) -> LocalWeight:
-        """The token table as a lookup uses it."""
+        """The token table, gathered over the axis that the embedding lookup needs."""
         axis = self.shapes.collective_axis(self.shapes.mode.lookup.gather_w)
         return replace(self.head.weight, axis=axis)
 
@@ -51,8 +52,8 @@ class EmbeddingHeadMemory:
 
     @cached_property
     def lookup_entries(self) -> int:
-        """Entries that a rank looks up in its part of the vocabulary, before they are summed with
-        those of the other parts."""
+        """Number of entries of the rows that a rank looks up in its part of the vocabulary, before
+        the reduce-scatter adds the rows of the other parts."""
         return self._lookups * self.table.gathered_entries // self.table.outputs
 
     @property
@@ -68,12 +69,13 @@ class EmbeddingHeadMemory:
 
     @cached_property
     def kept_ids(self) -> int:
-        """Bytes of ids, and of the mask of those in this rank's vocabulary, saved for backward."""
+        """Bytes saved for the backward pass: the ids, and the mask of ids in this rank's part of
+        the vocabulary."""
         bytes_per_lookup = INDEX if self.whole_vocabulary else INDEX + 1
         return self._lookups * bytes_per_lookup + self.shapes.rows(self.shapes.mode.outer) * INDEX
 
     def embed(self, ledger: Ledger) -> None:
-        """Simulate the lookup of token ids; x is allocated among the buffers."""
+        """Simulate the embedding of token ids as x, which counts as a buffer."""
         shapes, x, c = self.shapes, self.shapes.x, self.shapes.compute
         ledger.allocate(MemoryKind.ACTIVATIONS, self.kept_ids)
         together = not shapes.zero and self.table.axis.size == 1
@@ -98,8 +100,8 @@ class EmbeddingHeadMemory:
             ledger.transient(MemoryKind.BUFFERS, x * c)
 
     def embed_backward(self, ledger: Ledger, *, first: bool, tied: bool) -> None:
-        """Simulate dx, among the buffers -> gradients of both tables. If ``tied`` on this rank, the
-        token table's is added to the head's."""
+        """Simulate the gradients of both tables from dx, which counts as a buffer. If ``tied`` on
+        this rank, the token table's gradient is added to the head's."""
         shapes, c, p, dx = self.shapes, self.shapes.compute, self.shapes.parameter, self.shapes.x
         if shapes.settings.model.embd_pdrop:
             ledger.transient(MemoryKind.BUFFERS, 2 * dx * c)
@@ -134,11 +136,11 @@ class EmbeddingHeadMemory:
             accumulate(ledger, shapes, self.table, first=first and not tied)
 
     def loss(self, ledger: Ledger) -> None:
-        """Simulate saved x -> dx and dw, among the logits.
+        """Simulate the loss, which computes dx and dw from the saved x. Both count as logits.
 
-        Each chunk (models/parallel/loss.py) allocates logits in the compute type, which become
-        their gradient; the softmax of a block of them in float32; the chunk's term of dx; and its
-        term of dw, piece by piece.
+        Each chunk (models/parallel/loss.py) allocates logits in the compute type, which its
+        gradient overwrites; the float32 softmax of a block of the logits; the chunk's term of dx;
+        and the chunk's term of dw, piece by piece.
         """
         shapes, x = self.shapes, self.shapes.x * self.shapes.compute
         norm_forward(ledger, shapes, MemoryKind.ACTIVATIONS)
@@ -166,12 +168,12 @@ class EmbeddingHeadMemory:
         return shapes.settings.loss_chunk or chunk_rows(rows, row_bytes, shapes.device, multiple)
 
     def _rows_within(self, budget: int, entry: int) -> int:
-        """Return the number of rows of the rank's logits that fit ``budget`` bytes, with ``entry``
-        bytes an entry; at least 1."""
+        """Return the number of rows of the rank's logits that fit into ``budget`` bytes; at least
+        1. ``entry``: bytes per entry."""
         return max(1, budget // (self.table.outputs * entry))
 
     def _chunk(self, ledger: Ledger, share: float) -> None:
-        """Simulate one chunk of the loss with a fraction ``share`` of the rows."""
+        """Simulate one chunk of the loss, which has the fraction ``share`` of this rank's rows."""
         shapes, head, c = self.shapes, self.head, self.shapes.compute
         logits, vocabulary, cuda = (
             round(head.y * share),
@@ -204,10 +206,10 @@ class EmbeddingHeadMemory:
         ledger.free(MemoryKind.BUFFERS, dx * c + x)
 
     def loss_backward(self, ledger: Ledger, *, first: bool, tied: bool) -> None:
-        """Simulate the gradients dx, among the buffers, and dw of the table, and free x of the last
-        norm.
+        """Simulate the backward pass of head and last norm: reduce the table's dw, compute dx,
+        which counts as a buffer, and free the norm's input.
 
-        If ``tied`` on this rank, dw remains among the buffers until the lookup's gradient is added.
+        If ``tied`` on this rank, dw remains a buffer until the lookup's gradient is added.
         """
         shapes, weight = self.shapes, self.head.weight
         dx, dw = shapes.x * shapes.compute, weight.gathered_entries * shapes.parameter

@@ -1,6 +1,7 @@
 """The estimate of a plan: parameters, memory, FLOPs, communication volume and pipeline bubble.
 
-It needs neither torch nor a model: any model on any number of GPUs takes milliseconds.
+Estimating needs neither torch nor a built model, and takes milliseconds for any model on any number
+of GPUs.
 """
 
 from __future__ import annotations
@@ -81,17 +82,17 @@ def estimate(plan: Plan, *, device: DeviceType = "cuda") -> Estimate:
 
 
 def _defers_weight_gradients(orders: Sequence[Sequence[Action]]) -> bool:
-    """Return whether a schedule defers the gradients of weights."""
+    """Return whether the schedule with these ``orders`` of actions defers weight gradients."""
     return any(action.kind == "backward_weight" for action in orders[0])
 
 
 def _simulate(
     orders: Sequence[Sequence[Action]], shape: PipelineShape, simulations: Sequence[RankSimulation]
 ) -> float:
-    """Simulate all ranks concurrently, in the order of a schedule of equal stages; return the
-    bubble.
+    """Simulate all ranks concurrently, in the order of the schedule if all stages take equally
+    long. Return the bubble: the fraction of the step in which ranks are idle.
 
-    A receive buffer is allocated as soon as its message can be sent, as in
+    A rank allocates a receive buffer as soon as the sender can send the message, as in
     engine/pipeline/schedule.py.
     """
     simulator = ScheduleSimulator(shape, [Costs()] * shape.virtual_stages)

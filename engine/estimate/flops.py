@@ -43,10 +43,9 @@ OTHER_GPUS = {"MIG", "Laptop", "Mobile", "Max", "SUPER", "Ti"}
 
 
 def matmul_parameters(model: ModelSettings | GPTConfig) -> int:
-    """Count the weights that a token is multiplied with: qkv, proj, fc, proj of each block, and the
-    head.
+    """Count the weights in matmuls: qkv, proj, fc and proj of each block, and the head.
 
-    An embedding lookup multiplies nothing; a tied table counts once, as the head.
+    An embedding lookup is no matmul; a tied table counts once, as the head.
     """
     attention = 4 * model.n_embd * model.n_head * model.head_dim
     mlp = 2 * model.n_embd * model.n_inner
@@ -65,8 +64,8 @@ def flops_per_token(model: ModelSettings | GPTConfig, seq_len: int) -> int:
 
 
 def smallest_matmul_flops(model: ModelSettings | GPTConfig, tokens: int, tensor: int) -> int:
-    """Return the FLOPs of the smallest matmul of a block on one of ``tensor`` tensor-parallel
-    ranks, for micro-batches of ``tokens`` tokens. Each mode divides a matmul's FLOPs evenly."""
+    """Return the FLOPs that one of ``tensor`` tensor-parallel ranks spends on the smallest matmul
+    of a block, for micro-batches of ``tokens``. Each mode divides a matmul's FLOPs evenly."""
     narrow = min(model.n_head * model.head_dim, model.n_inner)
     return 2 * tokens * model.n_embd * narrow // tensor
 

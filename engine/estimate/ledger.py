@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class MemoryKind(StrEnum):
-    """A purpose of device memory: the name of a field of ``Memory``."""
+    """A purpose of device memory. Its value is the name of a field of ``Memory``."""
 
     PARAMETERS = "parameters"
     GRADIENTS = "gradients"
@@ -22,7 +22,7 @@ class MemoryKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryDelta:
-    """Memory effect of a section of the program, relative to its start."""
+    """How a section of the simulated program changes memory, relative to the section's start."""
 
     peak_increase: int
     """Largest increase within the section."""
@@ -54,7 +54,7 @@ class Ledger:
 
     @contextmanager
     def temporarily(self, kind: MemoryKind, size: int) -> Iterator[None]:
-        """Allocate ``size`` bytes for the block of a ``with`` statement."""
+        """Allocate ``size`` bytes, and free them at the end of the ``with`` block."""
         self.allocate(kind, size)
         yield
         self.free(kind, size)
@@ -65,9 +65,10 @@ class Ledger:
         self.free(kind, size)
 
     def chain(self, kind: MemoryKind, *sizes: int) -> int:
-        """Allocate tensors that are each made from the one before, which is then freed.
+        """Allocate tensors of ``sizes`` bytes, each computed from the previous one, which is then
+        freed. A size of 0 is a view.
 
-        Returns the size of the last one, which remains; a size of 0 is a view.
+        Returns the size of the last tensor, which remains.
         """
         last = 0
         for size in filter(None, sizes):
@@ -77,12 +78,12 @@ class Ledger:
         return last
 
     def recategorise(self, old: MemoryKind, new: MemoryKind, size: int) -> None:
-        """Count ``size`` bytes as another kind from now on."""
+        """Count ``size`` bytes of kind ``old`` as kind ``new`` from now on."""
         self.free(old, size)
         self.allocate(new, size)
 
     def apply(self, delta: MemoryDelta) -> None:
-        """Add the effect of a section."""
+        """Add the memory change of a program section to this ledger."""
         if self.total + delta.peak_increase > self.peak_total:
             self.peak_total = self.total + delta.peak_increase
             peak = Counter(self.live)
@@ -93,5 +94,5 @@ class Ledger:
 
     @property
     def delta(self) -> MemoryDelta:
-        """The effect of everything recorded so far."""
+        """The memory change of everything recorded in this ledger so far."""
         return MemoryDelta(peak_increase=self.peak_total, peak=self.peak, change=dict(self.live))

@@ -10,7 +10,7 @@ from engine.estimate.local_shapes import CollectiveAxis, LocalLinear, LocalShape
 
 
 class ForwardMode(Enum):
-    """Options of a block's forward pass: saved tensors, recomputation."""
+    """What a block's forward pass saves, or, if it is a recomputation, what it recomputes from."""
 
     NOTHING = auto()
     """Activation checkpointing: x only."""
@@ -25,7 +25,7 @@ class ForwardMode(Enum):
 
     @property
     def keeps(self) -> bool:
-        """True if a backward pass can follow."""
+        """True if the forward pass saves all that a backward pass needs."""
         return self not in (ForwardMode.NOTHING, ForwardMode.MATMULS)
 
     @property
@@ -44,8 +44,8 @@ def linear_forward(
     mode: ForwardMode,
     out: MemoryKind = MemoryKind.BUFFERS,
 ) -> None:
-    """Simulate x -> y, which remains as ``out``. Gathered tensors are freed after the matmul, or
-    after the backward pass if keep_gathers is set."""
+    """Simulate a linear layer's forward pass from x to y, which remains and counts as ``out``.
+    Gathered tensors are freed after the matmul or, with keep_gathers, after the backward pass."""
     gathered = gathered_x(ledger, shapes, linear) + gather_weight(ledger, shapes, linear.weight)
     product, y = linear.partial_y * shapes.compute, linear.y * shapes.compute
     if linear.axis_y.size == 1:
@@ -68,7 +68,7 @@ def linear_forward(
 def free_matmul_output(
     ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, mode: ForwardMode
 ) -> None:
-    """Free the y of a matmul; a selective checkpoint saves it instead."""
+    """Free the output y of ``linear``, unless selective checkpointing saves y."""
     y = linear.y * shapes.compute
     if mode == ForwardMode.MATMULS and linear.axis_y.size == 1:
         ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.ACTIVATIONS, y)
@@ -79,10 +79,10 @@ def free_matmul_output(
 def linear_backward(
     ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool, later: bool = False
 ) -> None:
-    """Simulate dy -> dx, both among the buffers, and dw.
+    """Simulate a linear layer's backward pass from dy to dx, both counted as buffers, and to dw.
 
-    ``first``: dw becomes the weight's gradient; otherwise it is added to it. ``later``: dw is
-    deferred and its inputs are saved. The caller frees x.
+    ``first``: dw becomes the weight's gradient; otherwise dw is added to that gradient. ``later``:
+    dw is deferred, and x and dy are saved for it. The caller frees x.
     """
     c, keeps_gathers = shapes.compute, shapes.settings.keep_gathers
     dy = linear.partial_y * c if linear.axis_y.size > 1 else 0
@@ -100,8 +100,8 @@ def linear_backward(
 
 
 def weight_later(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear, *, first: bool) -> int:
-    """Simulate a deferred dw; return the bytes of its saved dy and gathers, which the caller frees
-    after all weights."""
+    """Simulate the deferred dw of ``linear``. Return the bytes of dy and of gathered tensors saved
+    for dw, which the caller frees after all weight gradients."""
     _weight_gradient(ledger, shapes, linear, first=first)
     gathers = kept_gathers(shapes, linear) if shapes.settings.keep_gathers else 0
     return linear.partial_y * shapes.compute + gathers
@@ -126,7 +126,8 @@ def _weight_gradient(
 
 
 def gathered_x(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear) -> int:
-    """Simulate all_gather_a(x); return the bytes allocated, 0 if x is not sharded on that axis."""
+    """Simulate the all-gather of x over axis a; return the bytes allocated, 0 if axis a has one
+    rank."""
     if linear.axis_x.size == 1:
         return 0
     size = linear.gathered_x * shapes.compute
@@ -135,9 +136,10 @@ def gathered_x(ledger: Ledger, shapes: LocalShapes, linear: LocalLinear) -> int:
 
 
 def gather_weight(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> int:
-    """Simulate the gather of a weight for a matmul; return the bytes allocated, 0 if it is local.
+    """Simulate gathering a weight for a matmul; return the bytes allocated, 0 if it is local.
 
-    ZeRO's shards are gathered first, at every use in stage 3, then the mode's.
+    The weight is gathered over ZeRO's axes first (here only in stage 3, at every use), then over
+    the mode's axis.
     """
     c, sizes = shapes.compute, list[int]()
     if shapes.zero == 3 or (shapes.zero == 0 and shapes.casts):
@@ -155,9 +157,9 @@ def gather_weight(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> i
 def reduce_gradient(
     ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, uncast: int = 0
 ) -> None:
-    """Simulate the reduce-scatters of a gathered weight's gradient: the mode's, and ZeRO's from
-    stage 2 on. The rank's shard remains among the buffers. ``uncast``: bytes of the gradient before
-    its cast."""
+    """Simulate the reduce-scatters of a gathered weight's gradient: over the mode's axis and, from
+    ZeRO stage 2 on, over ZeRO's axes. This rank's shard remains and counts as a buffer.
+    ``uncast``: bytes of the gradient before it is cast, which are freed."""
     if weight.axis.size > 1:
         _scatter(
             ledger, shapes, weight, weight.gathered_entries, [(weight.axis, weight.held_entries)]
@@ -169,7 +171,8 @@ def reduce_gradient(
 
 def accumulate(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight, *, first: bool) -> None:
     """Make the reduced gradient the weight's gradient if it is the ``first`` and in no bucket;
-    otherwise add it. It leaves the device if the weight is offloaded."""
+    otherwise add it to the weight's gradient and free it, as for an offloaded weight, whose
+    gradient leaves the device."""
     size, waits = reduced_gradient_bytes(shapes, weight), shapes.zero == 1
     if first and (waits or not (weight.summed or shapes.weights_on_host)):
         ledger.recategorise(MemoryKind.BUFFERS, MemoryKind.GRADIENTS, size)
@@ -184,7 +187,7 @@ def reduced_gradient_bytes(shapes: LocalShapes, weight: LocalWeight) -> int:
 
 
 def reduce_at_step_end(ledger: Ledger, shapes: LocalShapes, weight: LocalWeight) -> None:
-    """Simulate the reduce-scatter of ZeRO stage 1 at the end of a step."""
+    """Simulate the reduce-scatter of a weight's gradient at the end of a step in ZeRO stage 1."""
     piece = weight.shard_entries(shapes.zero_ranks) * shapes.parameter
     ledger.recategorise(
         MemoryKind.GRADIENTS, MemoryKind.BUFFERS, weight.held_entries * shapes.parameter
@@ -203,8 +206,8 @@ def _scatter(
     whole: int,
     axes: Sequence[tuple[CollectiveAxis, int]],
 ) -> None:
-    """Simulate reduce-scatters of ``whole`` entries over one axis after the other. The inputs are
-    freed when the last shard is complete."""
+    """Simulate the reduce-scatters of a gradient of ``whole`` entries over one axis after the
+    other. Their inputs are freed when the last one is complete."""
     current, freed = whole * shapes.parameter, 0
     for axis, left in axes:
         piece = left * shapes.parameter
@@ -226,10 +229,10 @@ def scattered(
     kind: MemoryKind = MemoryKind.BUFFERS,
     copied: bool = False,
 ) -> None:
-    """Simulate a matmul whose sum over ``ranks`` is reduce-scattered; this rank's ``piece`` of
-    entries remains as ``kind``.
+    """Simulate a matmul whose product is reduce-scattered over ``ranks`` ranks. This rank's
+    ``piece`` entries, of ``entry`` bytes each, remain and count as ``kind``.
 
-    Features are ``copied`` into blocks first, and gloo's pairs buffer all ranks' terms at once.
+    ``copied``: features are copied into blocks first. gloo's pairs buffer all ranks' terms at once.
     """
     if ranks == 1:
         ledger.allocate(kind, piece * entry)

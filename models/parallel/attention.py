@@ -166,13 +166,13 @@ def _parts(qkv: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 def _merge_blocks(
     queries: Queries, keys: Keys, unfinished: dict[Segment, tuple[Tensor, Tensor]]
 ) -> None:
-    """Merge the results of segments with those of their blocks with ``keys``."""
+    """Attend to ``keys`` and merge the results into the ``unfinished`` results of the segments."""
     for segment, _, block in queries.blocks(keys):
         unfinished[segment] = merge(*unfinished[segment], *block.forward())
 
 
 def _put(segment: Segment, result: tuple[Tensor, Tensor], out: Tensor, lse: Tensor) -> None:
-    """Write the rows of ``out`` and ``lse`` of a segment."""
+    """Write a segment's attention result into its rows of ``out`` and ``lse``."""
     rows = slice(segment.row, segment.row + segment.rows)
     out[rows] = rearrange(result[0], "b h s d -> (b s) h d")
     lse[rows] = rearrange(result[1], "b h s -> (b s) h")

@@ -80,7 +80,7 @@ class CudaMarks:
 
 
 class PartClock:
-    """Adds up the seconds of each activity of a rank."""
+    """Adds up the seconds that a rank spends on each activity."""
 
     def __init__(self, make_marks: Callable[[], Marks] = HostMarks) -> None:
         """Start the part OTHER. ``make_marks``: makes the marks of the device."""
@@ -121,7 +121,7 @@ class PartClock:
         self._add()
 
     def _add(self) -> None:
-        """Add up the intervals that the device has passed."""
+        """Add the intervals that the device has passed to the seconds of their activities."""
         for interval in self._marks.intervals():
             activity = self._past.popleft()
             self._seconds[activity] = self._seconds.get(activity, 0.0) + interval

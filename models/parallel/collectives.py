@@ -1,4 +1,4 @@
-"""Collectives along a named axis. They count every byte that a model sends.
+"""Collectives along a named axis, which count every byte that this rank sends.
 
 On CPU tensors over gloo the collectives are direct exchanges (isend and irecv between all pairs):
 gloo's own reduce-scatter sends as many bytes as an all-reduce, and its latency is 2 to 10 times the
@@ -207,8 +207,8 @@ class Axis:
         return Handle(axis=self, works=[work], then=_copying(staged, x), buffers=(staged,))
 
     def _staged(self, x: Tensor) -> Tensor:
-        """Return x on the device that the backend can send from: gloo has no point-to-point for
-        CUDA tensors, and NCCL nothing for CPU tensors such as gradients of offloaded weights."""
+        """Return x on a device that the backend can send from: gloo has no point-to-point for CUDA
+        tensors, and NCCL supports no CPU tensors, such as gradients of offloaded weights."""
         if self._backend == "gloo":
             return x.cpu()
         return x.cuda() if self._backend == "nccl" else x
@@ -245,7 +245,7 @@ class Axis:
 
 
 def _copying(staged: Tensor, x: Tensor) -> Callable[[], object] | None:
-    """Return the call that copies ``staged`` to x; None if they are one tensor."""
+    """Return a function that copies ``staged`` to x; None if they are one tensor."""
     return None if staged is x else lambda: x.copy_(staged)
 
 

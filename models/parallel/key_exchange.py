@@ -1,8 +1,8 @@
 """The exchange of keys and values among ranks that hold samples together.
 
-A rank receives from each other one the rows that its own attend to, no others, and returns their
-gradients. With ``context="gather"`` all are in memory at once; with "ring" the rows of one rank are
-used while those of the next are in transit.
+A rank receives from each other rank only the keys and values that its own rows attend to, and
+returns their gradients. With ``context="gather"`` all received keys are in memory at once; with
+"ring" a rank uses the keys of one rank while the keys of the next are in transit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Keys(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """Gradients of own rows that other ranks have computed, in transit."""
+    """Gradients of this rank's keys and values that other ranks computed, in transit."""
 
     handle: Handle
     gradients: Sequence[tuple[range, Tensor]]
@@ -52,7 +52,7 @@ class SampleGroup:
 
     @property
     def own_rows(self) -> slice:
-        """The own rows that later rows of this rank attend to."""
+        """This rank's rows that its later rows attend to."""
         rows = self.order.needed(self.member, self.member)
         return slice(rows.start, rows.stop)
 
@@ -67,7 +67,7 @@ class SampleGroup:
         return Keys(kv[self.own_rows], self.order.tokens_in(self.member, rows))
 
     def received(self, number: int) -> list[range]:
-        """Return the tokens that a round brings."""
+        """Return the tokens whose keys and values arrive in round ``number``."""
         return self.order.received(self.member, self.rounds[number])
 
     def fetch(self, kv: Tensor, number: int) -> tuple[Handle, Tensor]:

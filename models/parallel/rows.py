@@ -64,7 +64,7 @@ class RowOrder:
 
     @classmethod
     def of(cls, mode: Mode, sizes: Mapping[str, int], tokens: int, length: int) -> RowOrder:
-        """Return the order of a micro-batch of ``tokens`` tokens. ``sizes``: of all axes."""
+        """Return the row order of a micro-batch of ``tokens`` tokens. ``sizes``: ranks by axis."""
         multiple = row_multiple(mode, sizes)
         return cls(
             rows=round_up(tokens, multiple),
@@ -75,7 +75,7 @@ class RowOrder:
 
     @cached_property
     def local(self) -> int:
-        """Rows of a shard."""
+        """Number of rows of a shard."""
         return self.rows // prod(self.sizes)
 
     @cached_property
@@ -99,7 +99,7 @@ class RowOrder:
 
     @cached_property
     def group(self) -> int:
-        """Shards that hold samples together."""
+        """Number of shards that hold samples together."""
         return self._group(self.gathered)
 
     def _group(self, axes: int) -> int:
@@ -107,7 +107,7 @@ class RowOrder:
 
     @cached_property
     def early(self) -> int:
-        """Rows of a shard's early piece; the others are its late piece."""
+        """Number of rows in a shard's early piece; the shard's other rows are its late piece."""
         return self.local if self.group == 1 else -(-self.local // 2)
 
     def pieces(self, member: int) -> tuple[range, ...]:

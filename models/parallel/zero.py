@@ -1,10 +1,10 @@
 """ZeRO (Rajbhandari et al. 2020): the data axis is one more axis that shards a weight.
 
-Any axis along which weights are replicated may do so too: 2.5d's depth, the axis of ``sequence``
-(``Mode.zero_axes``). A weight's input dimension is sharded by the mode's axes and then by ZeRO's.
-Parameter, gradient and optimizer state of a rank are therefore one shard, and the rules for
-gradients, norms, clipping and checkpoints need no case for ZeRO. The stages differ in the time of
-the collectives:
+Any axis along which the mode replicates weights may shard them too: 2.5d's depth, the axis of
+``sequence`` (``Mode.zero_axes``). A weight's input dimension is sharded by the mode's axes and then
+by ZeRO's axes. Parameter, gradient and optimizer state of a rank are therefore equal shards, and
+the rules for gradients, norms, clipping and checkpoints need no case for ZeRO. The stages differ in
+when the collectives run:
 
     stage   weight gathered                  gradient scattered
     1       once a step, then cached         once a step
