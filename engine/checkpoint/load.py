@@ -70,8 +70,8 @@ class SavedCheckpoint:
 
     @property
     def trained_length(self) -> int | None:
-        """The number of positions that were trained. Older checkpoints do not have it: theirs is
-        the SEQ_LEN, or None if that was not recorded either."""
+        """The number of positions that were trained. For older checkpoints, which lack this number,
+        the SEQ_LEN; None if the SEQ_LEN was not recorded either."""
         training = self.training
         return training.trained_length or training.settings.get("seq_len")
 

@@ -125,8 +125,8 @@ class TrainingState(_ManifestModel):
     trained_length: NonNegative | None = None
     """The positions trained so far: the longest SEQ_LEN of the run and its initial weights."""
     dropout_by: Literal["shard", "sample"] = "shard"
-    """The numbers that dropout masks depend on: of the shard, in older versions, or of the
-    sample, the position and the feature."""
+    """What dropout masks depend on: the shard, in older versions, or the sample, the position and
+    the feature."""
 
     def vocab_size(self) -> int:
         """Return the model's number of token ids."""

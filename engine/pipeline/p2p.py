@@ -20,7 +20,7 @@ class P2POp:
     chunk: int
     """The chunk of this rank that sends or receives."""
     peer: int
-    """The other rank."""
+    """The rank at the other end of the message."""
 
 
 def insert_p2p(

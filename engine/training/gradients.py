@@ -88,7 +88,8 @@ class GradientReducer:
 
     @contextmanager
     def final_backward(self) -> Iterator[None]:
-        """Reduce each bucket that the enclosed backward pass, or part of one, completes."""
+        """Start the all-reduce of each bucket as soon as the backward pass in the block, or the
+        part of it, has completed all gradients of the bucket."""
         self.sync_enabled = True
         try:
             yield
@@ -121,8 +122,8 @@ class GradientReducer:
             self.mark_ready(parameter)
 
     def wait(self) -> None:
-        """Complete the reduction of all gradients. All buckets are reduced over one axis before
-        any is reduced over the next, so that their communication overlaps."""
+        """Complete the reduction of all gradients. All buckets are reduced over one axis before any
+        bucket is reduced over the next axis, so that the all-reduces of the buckets overlap."""
         with self.final_backward():
             for weight, gradient in self.model.parallel.zero.reduce_accumulated():
                 self.add(weight, gradient)

@@ -23,11 +23,12 @@ class DeviceAssignment:
     """Devices of all ranks, and the communication backend; tuples have an entry per rank."""
 
     local_ranks: tuple[int, ...]
-    """Number of the rank on its machine."""
+    """Number of the rank among the ranks of its machine."""
     local_sizes: tuple[int, ...]
-    """Number of ranks on its machine."""
+    """Number of ranks on the rank's machine."""
     gpus: tuple[int | None, ...]
-    """Index of its GPU among those that it sees; None: it computes on the CPU."""
+    """Index of the rank's GPU among the GPUs that the rank sees; None: the rank computes on the
+    CPU."""
     backend: str
     warnings: tuple[str, ...] = ()
 

@@ -38,12 +38,12 @@ class World:
     device: torch.device
     backend: str
     axes: dict[str, Axis]
-    """By name: world, data, pipeline, tensor, and the axes of the mode."""
+    """The axes by name: world, data, pipeline, tensor, and the axes of the mode."""
     traffic: Traffic
     run_id: str
-    """The same on all ranks, and after a restart by torchrun."""
+    """Id of the run, the same on all ranks, and after a restart by torchrun."""
     attempt: int
-    """Number of restarts by torchrun before this one."""
+    """Number of times that torchrun has restarted the launch."""
     control_plane: ControlPlane
     stop: StopSignal
     colossal: ColossalContext

@@ -25,13 +25,13 @@ class LaunchInfo:
     host: str = LOOPBACK
     port: int = 0
     launcher: str
-    """Its name for messages; 'alone' without one."""
+    """Name of the launcher, for messages; 'alone' without a launcher."""
     launch_id: str | None = None
     """Name of the launch, the same after a restart by torchrun; None if the launcher has none."""
     agent: bool = False
-    """The store at the address is torchrun's own; otherwise rank 0 serves one there."""
+    """True if torchrun serves a store at the address; otherwise rank 0 serves a store there."""
     attempt: int = 0
-    """Number of restarts by torchrun before this one."""
+    """Number of times that torchrun has restarted the launch."""
 
 
 def find_launch_info(
