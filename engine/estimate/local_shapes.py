@@ -26,7 +26,7 @@ gathered weights. Mixed precision uses float32 for the former (Micikevicius et a
 
 @dataclass(frozen=True, kw_only=True)
 class CollectiveAxis:
-    """The axis of a collective; with one rank nothing is sent."""
+    """The axis of a collective and its number of ranks; one rank sends nothing."""
 
     axis: str
     size: int
@@ -47,12 +47,12 @@ class LocalWeight:
 
     @property
     def held_entries(self) -> int:
-        """Entries of the shard."""
+        """Number of entries of this rank's shard without ZeRO."""
         return self.inputs * self.outputs
 
     @property
     def gathered_entries(self) -> int:
-        """Entries when gathered."""
+        """Number of entries of the weight once it is gathered over ``axis``."""
         return self.held_entries * self.axis.size
 
     def shard_entries(self, ranks: int) -> int:
@@ -108,7 +108,7 @@ class LocalShapes:
 
     @property
     def uses_gloo_pairs(self) -> bool:
-        """True if collectives are gloo's pairwise ones on a CPU (collectives.py)."""
+        """True if collectives are pairwise exchanges over gloo, on a CPU (collectives.py)."""
         return self.device == "cpu"
 
     @cached_property
@@ -165,7 +165,7 @@ class LocalShapes:
 
     @property
     def weights_on_host(self) -> bool:
-        """True if that is another device than the one that computes."""
+        """True if weights are offloaded from a GPU, to host memory or a disk."""
         return self.offloads and self.device != "cpu"
 
     @property
@@ -193,11 +193,11 @@ class LocalShapes:
         return self.layout.num_shards(axes)
 
     def rows(self, activation: ActivationSharding) -> int:
-        """Return the tokens of an activation's shard."""
+        """Return the number of tokens in one shard of an activation."""
         return self.tokens // self.num_shards(activation.tokens)
 
     def width(self, features: int, axes: tuple[str, ...]) -> int:
-        """Return the features of a shard, padding included."""
+        """Return the number of features, padding included, in a shard over ``axes``."""
         return -(-features // self.num_shards(axes))
 
     @cached_property

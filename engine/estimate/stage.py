@@ -27,8 +27,8 @@ Message = tuple[str, int, int]
 class ChunkMemory:
     """Allocations of a virtual stage.
 
-    A received x or dy is among the buffers. The x that is sent is an activation, saved for the
-    backward pass; the dx that is sent is among the buffers.
+    A received x or dy and a sent dx count as buffers. A sent x counts as an activation, since it is
+    saved for the backward pass.
     """
 
     shapes: LocalShapes
@@ -48,7 +48,7 @@ class ChunkMemory:
 
     @cached_property
     def forward(self) -> MemoryDelta:
-        """Forward pass of a micro-batch."""
+        """Memory change of the forward pass of a micro-batch."""
         ledger, block, ends = (
             Ledger(),
             BlockMemory(shapes=self.shapes),
@@ -69,22 +69,22 @@ class ChunkMemory:
 
     @cached_property
     def first_backward(self) -> MemoryDelta:
-        """Backward pass of the first micro-batch, which allocates the gradients."""
+        """Memory change of the first micro-batch's backward pass, which allocates gradients."""
         return self._backward(first=True)
 
     @cached_property
     def backward(self) -> MemoryDelta:
-        """Backward pass of another micro-batch."""
+        """Memory change of the backward pass of any later micro-batch."""
         return self._backward(first=False)
 
     @cached_property
     def first_weights(self) -> MemoryDelta:
-        """Deferred gradients of weights for the first micro-batch."""
+        """Memory change of the first micro-batch's deferred weight gradients."""
         return self._weights(first=True)
 
     @cached_property
     def weights(self) -> MemoryDelta:
-        """Deferred gradients of weights for another micro-batch."""
+        """Memory change of the deferred weight gradients of any later micro-batch."""
         return self._weights(first=False)
 
     def _backward(self, *, first: bool) -> MemoryDelta:
@@ -201,7 +201,7 @@ class RankSimulation:
             self.ledger.free(MemoryKind.BUFFERS, self._freed_with.pop(self._sends.popleft(), 0))
 
     def _first(self, action: Action) -> bool:
-        """Return whether this is the chunk's first action of that kind."""
+        """Return whether ``action`` is the first of its kind in its chunk."""
         work = (action.kind == "backward_weight", action.chunk)
         first = work not in self._seen
         self._seen.add(work)

@@ -192,7 +192,7 @@ class LocalState:
 
     @property
     def sums(self) -> int:
-        """Bytes of all ranks' terms, which gloo's pairs buffer until gradients are reduced."""
+        """Bytes of all ranks' gradients, which gloo's pairs buffer until they are summed."""
         if not self.shapes.uses_gloo_pairs or not self.buckets:
             return 0
         size = self.shapes.parameter

@@ -40,7 +40,7 @@ class PredictedTraffic:
                 mine[key] += times * number
 
     def send(self, axis: str, collective: str, size: int, calls: int = 1) -> None:
-        """Add ``calls`` of a collective that send ``size`` bytes in total."""
+        """Add ``calls`` calls of a collective, which send ``size`` bytes in total."""
         self.calls[axis, collective] += calls
         self.bytes[axis, collective] += size
 
@@ -55,7 +55,8 @@ class PredictedTraffic:
             self.send(axis.axis, "reduce_scatter", (axis.size - 1) * size, calls)
 
     def all_reduce(self, axis: CollectiveAxis, entries: int, entry: int) -> None:
-        """Add an all-reduce; gloo's pairs gather a small buffer unsharded."""
+        """Add an all-reduce of ``entries`` entries of ``entry`` bytes. Over gloo's pairs, a small
+        buffer is all-gathered whole instead."""
         if axis.size > 1:
             size = entries * entry
             small = self.shapes.uses_gloo_pairs and (size <= SMALL_BYTES or entries < axis.size)
@@ -127,8 +128,8 @@ def block_traffic(shapes: LocalShapes) -> PredictedTraffic:
 
 
 def _exchange_keys(traffic: PredictedTraffic, forward: PredictedTraffic) -> None:
-    """Add the keys and values that attention exchanges, and the gradients that return, of the shard
-    that sends the most bytes."""
+    """Add the traffic of the shard that sends the most bytes in attention: keys and values, and the
+    gradients that it returns for received keys and values."""
     shapes, model = traffic.shapes, traffic.shapes.settings.model
     shards = [
         GroupAttentionMemory(shapes=shapes, member=member) for member in range(shapes.order.group)
