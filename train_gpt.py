@@ -80,7 +80,8 @@ def plan(args: argparse.Namespace, launch_info: LaunchInfo, environ: Mapping[str
 
 
 def restart(args: argparse.Namespace, launch_info: LaunchInfo) -> RestartCallbacks:
-    """Return how this launch resumes if it is a restart, whatever the config contains by now."""
+    """Return the functions with which a restarted launch makes the plan of its run, whatever the
+    config contains by now."""
     config, overrides = config_and_overrides(args)
     name = config.stem if config else ""
     return again.restart_of_launch(

@@ -36,14 +36,14 @@ class Layout:
 
     @cached_property
     def tensor_axes(self) -> dict[str, int]:
-        """Return the mode's axes and their sizes, slowest first."""
+        """Return the size of each axis of the mode; ranks vary slowest along the first axis."""
         axes = self.mode.axes(self.tensor, self.depth)
         assert axes is not None
         return axes
 
     @cached_property
     def axes(self) -> dict[str, int]:
-        """Return all axes and their sizes, slowest first."""
+        """Return the size of each axis; ranks vary slowest along the first axis."""
         return {"data": self.data, "pipeline": self.pipeline, **self.tensor_axes}
 
     def coordinates(self, rank: int) -> dict[str, int]:

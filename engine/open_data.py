@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def open_data(world: World, *, cache: Path, notify: Callable[[str], None]) -> TrainBatches:
-    """Open the batches of the world's plan and check that all ranks read the same data. All ranks
-    call it.
+    """Open the data of the world's plan, check that all ranks read the same data, and return the
+    batches. All ranks call it.
 
     Args:
         cache: folder for tokens, unless data.cache names one.

@@ -80,8 +80,8 @@ class Plan:
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def with_vocabulary(self, size: int) -> Plan:
-        """Return the plan with model.vocab_size='data' determined as ``size``; the plan itself if
-        the config states a number. Raises ConfigError if a rule rejects that size."""
+        """Return the plan with ``size`` in place of model.vocab_size='data'; the plan itself if the
+        config states a number. Raises ConfigError if a rule rejects ``size``."""
         if "model.vocab_size" not in self.undetermined:
             return self
         stated = self.sources.settings["model.vocab_size"]
@@ -120,8 +120,8 @@ def make_plan(
 
 
 def plan_from(sources: SettingSources, *, name: str, gpus: int | None, config: ConfigFile) -> Plan:
-    """Make a plan of the stated settings. ``name`` is the name of the run. Raises ConfigError with
-    all problems."""
+    """Make a plan from the settings of ``sources``. ``name`` is the name of the run. Raises
+    ConfigError with all problems."""
     resolved = replace(
         sources,
         settings=dict(sources.settings),

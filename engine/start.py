@@ -66,7 +66,7 @@ class StartPoint:
 
     @property
     def step(self) -> int:
-        """The steps done before."""
+        """The number of steps done before this start."""
         return self.checkpoint.training.step if self.checkpoint else 0
 
     def remaining_batches(self, batches: TrainBatches) -> TrainBatches:
@@ -77,8 +77,9 @@ class StartPoint:
         return batches.resumed_at(consumed_by(self.checkpoint.training, self.corpus))
 
     def matmul(self) -> str | None:
-        """Return the matmul library of the checkpoint: a resume uses it again, because another one
-        rounds differently. None if the setting names one, or device or precision have changed."""
+        """Return the matmul library of the checkpoint: a resume uses it again, because another
+        library rounds differently. None if the setting ``matmul`` is set, or device or precision
+        have changed."""
         if self.checkpoint is None or self.plan.settings.matmul is not None:
             return None
         saved = self.checkpoint.training
@@ -107,8 +108,9 @@ class StartPoint:
         return str(folder.path)
 
     def _open_run_folder(self) -> RunFolder:
-        """Create and lock a new folder, or prepare the existing one: write the record of this plan,
-        delete temporaries, and archive the checkpoints after the one that is resumed."""
+        """Create and lock a new folder, or prepare the existing folder: write the record of this
+        plan, delete temporary files, and archive the checkpoints that are newer than the resumed
+        checkpoint."""
         candidate, name, run_id = self.candidate, run_name(self.plan), self.world.run_id
         if candidate.run_folder is None:
             folder = claim_folder(name, run_id, output=chosen_output(self.plan, self.options))
@@ -136,7 +138,8 @@ class StartPoint:
 
 
 def find_start(world: World, corpus: Corpus, options: StartOptions) -> StartPoint:
-    """Find the checkpoint to resume from, if any, and lock its run's folder. All ranks call this.
+    """Find the checkpoint to resume from, if any, and lock the folder of its run. All ranks call
+    this.
 
     ``corpus``: the present data. A restarted launch (by torchrun, a requeued job) continues in its
     own folder, whatever the options. Changes nothing on the disk except the lock.
@@ -203,7 +206,7 @@ def _lock_folder(candidate: StartCandidate, lock_stack: ExitStack) -> None:
 
 def _newest_intact(world: World, candidate: StartCandidate) -> SavedCheckpoint | None:
     """Verify the candidate's checkpoints in order and return the first intact one; print the
-    problems of the others. The ranks divide the files of a checkpoint among them."""
+    problems of the others. The ranks divide the files of each checkpoint among themselves."""
     if candidate.run_folder is not None and not candidate.checkpoints and not candidate.starts_over:
         world.print_rank_0(f"skipping {candidate.run_folder}: it has no checkpoint")
     for path in candidate.checkpoints:
@@ -218,7 +221,7 @@ def _newest_intact(world: World, candidate: StartCandidate) -> SavedCheckpoint |
 def _open_initial_weights(
     world: World, candidate: StartCandidate, options: StartOptions
 ) -> SavedModel | None:
-    """Open and verify the initial weights of a run that starts at step 0; None for random ones.
+    """Open and verify the initial weights of a run that starts at step 0; None if they are random.
     Raises UserError."""
     run_folder = Path(candidate.run_folder) if candidate.run_folder else None
     path = world.run_on_rank_0(
@@ -232,8 +235,8 @@ def _open_initial_weights(
 
 
 def _corpus_for_initial_weights(world: World, model: SavedModel | None, corpus: Corpus) -> Corpus:
-    """Encode the corpus with the token ids of the initial weights, if there are any and their
-    tokenizer is of the same kind. Raises UserError."""
+    """Encode the corpus with the token ids of the initial weights, if these were given with a
+    tokenizer of the same kind. Raises UserError."""
     plan = world.plan
     for_model = partial(
         remap.corpus_for_model,
@@ -259,8 +262,8 @@ def _corpus_for_initial_weights(world: World, model: SavedModel | None, corpus: 
 def _report_changes(
     world: World, checkpoint: SavedCheckpoint, corpus: Corpus, options: StartOptions
 ) -> Corpus:
-    """Check that the checkpoint can be resumed, and print all changes since it was saved. Return
-    the corpus, encoded with the checkpoint's token ids. Raises UserError."""
+    """Check that the checkpoint can be resumed, and print all changes since the checkpoint was
+    saved. Return the corpus, encoded with the checkpoint's token ids. Raises UserError."""
     plan, training, saved_layout = world.plan, checkpoint.training, checkpoint.manifest.layout
     batch_change = compatibility.batch_change(training, saved_layout, plan)
 

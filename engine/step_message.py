@@ -13,12 +13,12 @@ SUMS = 5
 
 
 def memory_entry(rank: int) -> int:
-    """Return the entry of a rank's peak memory in bytes."""
+    """Return the index of the entry for a rank's peak memory in bytes."""
     return SUMS + rank
 
 
 def non_finite_entry(rank: int, ranks: int) -> int:
-    """Return the entry of the flag that a rank's loss or gradient is not finite."""
+    """Return the index of the entry for the flag that a rank's loss or gradient is not finite."""
     return SUMS + ranks + rank
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class OutOfDeviceMemoryError(RunError):
-    """The step does not fit into the memory of a device."""
+    """The model or a step does not fit into the memory of a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Measurement:
 
 
 def with_random_tokens(plan: Plan) -> Plan:
-    """Return the plan with random token ids, their splits and a constant learning rate: the time of
-    a step does not depend on these."""
+    """Return the plan with random token ids as data, default validation and a constant learning
+    rate, which do not affect the time of a step."""
     update = {
         "data": DataSettings(type="synthetic"),
         "eval": EvalSettings(),
@@ -55,7 +55,7 @@ def with_random_tokens(plan: Plan) -> Plan:
 
 
 def measure(world: World, *, cache: Path, warmup: int, steps: int) -> Measurement:
-    """Train ``warmup`` steps and then ``steps`` steps, whose time is measured: forward, backward,
+    """Train ``warmup`` steps, then ``steps`` steps whose time is measured: forward, backward,
     communication, optimizer. All ranks call it.
 
     Raises:

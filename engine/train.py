@@ -72,8 +72,8 @@ def train(world: World, options: StartOptions, *, cache: Path, fault: Fault | No
 
 
 def _train_in(folder: RunFolder, trainer: Trainer, fault: Fault | None) -> bool:
-    """Train the remaining steps and write everything to ``folder``. Return whether all steps are
-    done."""
+    """Train the remaining steps and write logs, checkpoints and weights to ``folder``. Return
+    whether all steps are done."""
     world, steps = trainer.world, trainer.steps
     checkpoints = CheckpointDirectory(folder.checkpoints)
     if fault is not None:
@@ -109,8 +109,8 @@ def _train_in(folder: RunFolder, trainer: Trainer, fault: Fault | None) -> bool:
 
 
 def train_steps(trainer: Trainer, report: Reporter, saver: Saver) -> int:
-    """Train the steps after those done, up to the last one or until a stop is requested. Return
-    the number of the last step done."""
+    """Train the steps that are not done yet, up to the last step or until a stop is requested.
+    Return the number of the last step done."""
     step, first = trainer.done, trainer.done + 1
     if trainer.plan.settings.compile:
         report.print_line(f"compiling the model; torch keeps the code in {compiled_code_folder()}")
@@ -147,8 +147,9 @@ def train_steps(trainer: Trainer, report: Reporter, saver: Saver) -> int:
 
 
 def total_steps(plan: Plan, batches: TrainBatches, done: int = 0) -> int:
-    """Return MAX_STEPS, or the steps of NUM_EPOCHS with this data. Raises UserError if MAX_STEPS is
-    less than ``done``, or NUM_EPOCHS is set for endless data."""
+    """Return the number of steps of the run: MAX_STEPS, or the steps of NUM_EPOCHS epochs of the
+    data. Raises UserError if MAX_STEPS is less than ``done``, or NUM_EPOCHS is set for endless
+    data."""
     settings = plan.settings
     for epochs in (settings.eval.epochs, settings.checkpoint.epochs):
         if epochs is not None:

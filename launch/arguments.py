@@ -75,7 +75,7 @@ def add_config(
 
 
 def files_and_overrides(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """Return the config files and the overrides, each in the order given."""
+    """Return the config files and the overrides, both in the order given."""
     files, overrides = _split_words(args.words)
     return ([] if args.config is None else [args.config]) + files, overrides
 
@@ -158,7 +158,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ranks(parser: argparse.ArgumentParser) -> None:
-    """Add the number of ranks and their communication backend."""
+    """Add --gpus, the number of ranks, and --backend, their communication backend."""
     parser.add_argument(
         "--gpus",
         type=positive,
@@ -209,7 +209,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 def run_arguments(
     args: argparse.Namespace, config: Path | None, overrides: Sequence[str]
 ) -> list[str]:
-    """Return the arguments for the ranks: the config (None: that of the run to resume), the
+    """Return the arguments for the ranks: the config (None: the run to resume has recorded it), the
     overrides and the options of ``add_run``."""
     arguments = [] if config is None else [f"--config={config}"]
     arguments += overrides

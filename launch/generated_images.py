@@ -38,7 +38,7 @@ class ImageRequest:
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of models of images."""
+    """Add the options for models that generate images."""
     parser.add_argument(
         "--complete",
         nargs="?",
@@ -72,7 +72,7 @@ def write_images(
     environ: Mapping[str, str],
 ) -> Path:
     """Generate images and write them to ``out``, by default into the folder of the model at
-    ``path``. Return the file.
+    ``path``. Return the path of the file.
 
     Raises UserError if the images to complete cannot be read.
     """

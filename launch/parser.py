@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown_message(self, option: str, value: str) -> str:
         """Return the message for an unknown option. It suggests an option whose words are all in
-        the unknown one, else a setting of that name, else an option of similar spelling."""
+        the unknown option, else a setting of that name, else an option of similar spelling."""
         parts = set(option.strip("-").split("-"))
         options = [each for each in self._option_string_actions if each.startswith("--")]
         near = [each for each in options if {*each.strip("-").split("-")} < parts]

@@ -69,7 +69,7 @@ def checks_here(
     environ: Mapping[str, str],
     output: Path | None = None,
 ) -> Iterator[MachineCheck]:
-    """Yield each check of this machine with its finding and problems."""
+    """Check this machine for the plan; yield each check with its finding and problems."""
     yield _gpus(plan, machine)
     yield _host_memory(plan, predicted, machine)
     yield _data(plan)
@@ -90,7 +90,7 @@ def _check(about: str, passed: str, problems: Iterator[str]) -> MachineCheck:
 
 
 def _gpus(plan: Plan, machine: Machine) -> MachineCheck:
-    """Return the number of GPUs and ranks; this check does not compare memory."""
+    """Report the number of GPUs and of ranks, without a check of the GPUs' memory."""
     ranks = plural(plan.layout.gpus, "rank")
     size = f" of {format_bytes(machine.gpu_memory)}" if machine.gpu_memory else ""
     finding = f"{machine.gpus}{size}, for {ranks}"
@@ -132,7 +132,8 @@ def needs(
 
 
 def _is_filled(folder: Path) -> bool:
-    """Return whether the cache has tokens, so that the run may not need to write any."""
+    """Return whether the token cache ``folder`` has tokens, so that the run may not need to write
+    any."""
     try:
         return any(folder.glob(f"*{TOKENS}"))
     except OSError:
@@ -144,7 +145,7 @@ def _offloads(plan: Plan) -> set[str | None]:
 
 
 def _all_ranks(plan: Plan, predicted: Estimate, *parts: str) -> int:
-    """Return the bytes of these parts of the memory, summed over all ranks."""
+    """Return the bytes of these ``parts`` of the predicted memory, summed over all ranks."""
     ranks_per_stage = plan.layout.tensor * plan.layout.data
     sizes: Iterator[int] = (
         getattr(stage.memory, part) for stage in predicted.stages for part in parts
@@ -214,7 +215,8 @@ def _disks(needs: list[FolderNeed]) -> Iterator[MachineCheck]:
 
 
 def _nearest(need: FolderNeed) -> Path:
-    """Return the folder, or if it does not exist its nearest existing parent. Raises UserError."""
+    """Return the folder of ``need``, or if it does not exist its nearest existing parent. Raises
+    UserError."""
     path = need.path.absolute()
     if need.must_exist and not path.is_dir():
         raise UserError(f"{need.path} is not a folder on this machine; create it")

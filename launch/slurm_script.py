@@ -44,7 +44,7 @@ class SlurmJob:
     start: Sequence[str]
     """Arguments of train_gpt.py for the first start, quoted for the shell."""
     resume: Sequence[str]
-    """Its arguments once the run has a checkpoint, quoted for the shell."""
+    """Arguments of train_gpt.py once the run has a checkpoint, quoted for the shell."""
 
     def directives(self) -> list[str]:
         """Return the options of sbatch, without their dashes."""

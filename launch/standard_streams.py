@@ -38,7 +38,8 @@ class UnfailingWriter(io.RawIOBase):
         self._stalled = self.reader_left = False
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write as much of ``data`` as possible. Return its length, as if all were written."""
+        """Write as much of ``data`` as possible. Return the length of ``data``, as if all were
+        written."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -89,7 +90,8 @@ def reader_left(stream: TextIO) -> bool:
 
 def _open_closed() -> None:
     """Open the null device for each closed standard descriptor. Otherwise the next file to be
-    opened, such as a checkpoint, gets its number, and all output of C code."""
+    opened, such as a checkpoint, would get the descriptor's number and receive all output of C
+    code."""
     for number in STANDARD:
         try:
             os.fstat(number)

@@ -131,7 +131,8 @@ def check_columns(path: Path) -> None:
 
 
 def append_row(path: Path, row: ThroughputRow) -> None:
-    """Append a row to the file, after a line of the columns if the file is new."""
+    """Append ``row`` to the CSV file ``path``; a new file begins with a line of the column
+    names."""
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if file.tell() == 0:

@@ -137,8 +137,8 @@ def run(
 
 
 def note_stop(lost_pids_file: Path) -> None:
-    """Record for the launcher that a signal to the ranks alone stopped the run. They exit with 0,
-    because torchrun would restart them otherwise."""
+    """Record for the launcher that a signal to the ranks alone stopped the run. The ranks exit with
+    0, because torchrun would restart them otherwise."""
     with suppress(OSError), lost_pids_file.open("a") as file:  # the launcher may have exited
         file.write(f"{STOPPED}\n")
 

@@ -56,12 +56,12 @@ def evaluate(
 
     Args:
         step: the checkpoint whose weights are evaluated: 'latest', 'best' or a step number.
-        cache: folder for tokens, unless data.cache names one. overrides: the overrides with which
-        the world's plan was made; the results record them.
+        cache: folder for tokens, unless data.cache names one.
+        overrides: the overrides with which the world's plan was made; the results record them.
 
     Raises:
         UserError: the weights or the samples do not exist, the weights are corrupt, or the
-        vocabulary of the weights lacks a token of the data.
+            vocabulary of the weights lacks a token of the data.
         RunError: the weights cannot be read, or the loss is not finite.
     """
     plan = world.plan

@@ -62,7 +62,7 @@ class CheckpointModel(SavedModel):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open RUN/checkpoints/step-N. Raises UserError for a corrupt one."""
+        """Open the checkpoint RUN/checkpoints/step-N. Raises UserError if it is corrupt."""
         checkpoint = SavedCheckpoint(path)
         try:
             training, dtypes = checkpoint.training, checkpoint.parameter_types()
@@ -100,7 +100,8 @@ class WeightsFileModel(SavedModel):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a file. Its tokenizer is in its metadata or in tokenizer.json of the same folder.
+        """Open a safetensors file. The tokenizer is read from the file's metadata or from
+        tokenizer.json of the same folder.
 
         Raises UserError for a file that cuboid did not write.
         """

@@ -31,9 +31,9 @@ def save_weights(trainer: Trainer, path: Path) -> None:
 def save_unsharded(
     model: ModelChunks, path: Path, metadata: Mapping[str, str], *, writes: bool
 ) -> None:
-    """Gather the model's weights, one tensor at a time, and write them on the rank that
-    ``writes``, a rank of the first pipeline stage. All ranks call it. The file is written whole
-    or not at all.
+    """Gather the model's weights, one tensor at a time, and write them on the rank where ``writes``
+    is True, a rank of the first pipeline stage. All ranks call it. The file is written whole or not
+    at all.
 
     Raises RunError if the disk is full or fails.
     """

@@ -1,7 +1,7 @@
 """A GPT on the disk, in any format: its config, and its parameters read one at a time.
 
-A format is a subclass of ``SavedModel``: ``open_model`` has those of cuboid, ``hf_folder`` that of
-Hugging Face.
+A format is a subclass of ``SavedModel``: ``open_model`` has the subclasses for cuboid's formats,
+``hf_folder`` the subclass for Hugging Face.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class SavedModel(ABC):
     """A model on the disk; each format has a subclass."""
 
     path: Path
-    """The file, checkpoint or Hugging Face folder that it is read from."""
+    """The file, checkpoint or Hugging Face folder that the model is read from."""
     config: GPTConfig
     dtype: torch.dtype
     """The smallest dtype that represents the values of all its parameters."""
     tokenizer: dict[str, Any] | None = None
-    """As ``engine.data.tokenizer.dump`` returns it; None if the format or the model has none."""
+    """The tokenizer as ``engine.data.tokenizer.dump`` returns it; None if the format or the model
+    has none."""
     step: int | None = None
-    """The step after which it was saved, if known."""
+    """The step after which the model was saved, if known."""
     trained_length: int | None = None
     """Number of positions that were trained; None: all."""
 
@@ -59,14 +60,15 @@ class SavedModel(ABC):
         """
 
     def verify(self, share: int = 0, of: int = 1) -> list[str]:
-        """Return how the files differ from what was written, a line per problem. Formats without
-        hashes cannot be verified. Of ``of`` ranks, each verifies one ``share`` of the files."""
+        """Compare the files with their recorded hashes and return a line per problem; none for
+        formats without hashes. Each of ``of`` ranks verifies the files of its ``share`` (its
+        rank)."""
         return []
 
     def require_intact(self, world: World | None = None) -> None:
         """Verify the files; the ranks of ``world``, which all call this, verify a share each.
 
-        Raises UserError if a file is corrupt, on all ranks.
+        Raises UserError on all ranks if a file is corrupt.
         """
         if world is None:
             return self._reject(self.verify())
@@ -83,7 +85,7 @@ class SavedModel(ABC):
         """Fill this rank's shards of ``model``. Parameters named in ``resize`` may have another
         number of rows.
 
-        Raises ValueError for a model of other shapes, UserError and RunError as ``read_tensors``.
+        Raises ValueError if other shapes differ; UserError and RunError as ``read_tensors`` does.
         """
         load_state.load_state(model, self.read_tensors(), resize=resize)
 
@@ -93,7 +95,8 @@ class SavedModel(ABC):
 
     @property
     def length(self) -> int:
-        """Number of usable positions: the model's, or fewer where fewer were trained."""
+        """Number of usable positions: all of the model's positions, or the trained ones if
+        fewer."""
         return min(self.trained_length or self.config.block_size, self.config.block_size)
 
     @property
@@ -129,12 +132,13 @@ def metadata_of(
 
 
 def architecture_of(config: GPTConfig) -> dict[str, Any]:
-    """Return the fields of a model config that files store."""
+    """Return the fields of a model config that are stored with the weights."""
     return {name: value for name, value in asdict(config).items() if name not in TRAINING_ONLY}
 
 
 def config_from(section: Mapping[str, Any]) -> GPTConfig:
-    """Return the model config that a file stores. Raises ValueError for an illegal one."""
+    """Make a model config from the fields that a file stores. Raises ValueError if they are
+    illegal."""
     try:
         return GPTConfig.of(ModelSettings.model_validate(dict(section)))
     except ValidationError as error:

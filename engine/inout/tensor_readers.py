@@ -40,7 +40,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 class SafetensorsFile(TensorFile):
-    """A safetensors file. Raises UserError for a file that is none."""
+    """A safetensors file. Raises UserError for a file of another format."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -63,12 +63,13 @@ class SafetensorsFile(TensorFile):
 
 
 class TorchFile(TensorFile):
-    """A state dict by torch.save. Raises UserError for any other file, and for one that contains
-    objects other than tensors and Python's basic types; no pickled code is executed."""
+    """A state dict in a file by torch.save. Raises UserError for any other file, and for a file
+    that contains objects other than tensors and Python's basic types; no pickled code is
+    executed."""
 
     def __init__(self, path: Path, entries: Sequence[str] = ()) -> None:
-        """Open the file. ``entries``: the names of entries of a checkpoint, of which the first that
-        exists is the state dict."""
+        """Open the file ``path``. ``entries``: names under which a checkpoint may store its state
+        dict; the first that exists is used."""
         self._path = path
         self._entries = entries
         self.metadata = {}
@@ -81,7 +82,8 @@ class TorchFile(TensorFile):
         return self._load()[name]
 
     def entry(self, name: str) -> Mapping[str, Any]:
-        """Return the entry ``name`` of a checkpoint; empty if it is no dict."""
+        """Return the entry ``name`` of a checkpoint; empty if the entry is missing or is no
+        dict."""
         content = self._content()
         found = content.get(name) if isinstance(content, dict) else None
         return found if isinstance(found, dict) else {}
@@ -119,7 +121,8 @@ class TorchFile(TensorFile):
 
 
 class ShardedFiles(TensorFile):
-    """The tensors of several files of a folder, with an index that names the file of each."""
+    """The tensors of several files of a folder, with an index that names the file of each
+    tensor."""
 
     def __init__(self, index: Path, kind: Callable[[Path], TensorFile]) -> None:
         try:
@@ -147,7 +150,7 @@ class ShardedFiles(TensorFile):
 
 
 def common_type(dtypes: Mapping[str, torch.dtype | None]) -> torch.dtype:
-    """Return the smallest dtype that represents the values of all.
+    """Return the smallest dtype that represents the values of all ``dtypes``.
 
     Raises:
         ValueError: there are no tensors, or one has no floating point type of 16 to 64 bits.

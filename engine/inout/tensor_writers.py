@@ -1,6 +1,7 @@
 """Writers of tensor files: one tensor at a time, so memory contains only the current one.
 
-The libraries' own writers need all tensors at once. These files equal theirs byte for byte.
+The writers of safetensors and torch need all tensors at once. The files written here equal the
+libraries' files byte for byte.
 """
 
 from __future__ import annotations
@@ -40,16 +41,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def total_bytes(shapes: Shapes, dtype: torch.dtype) -> int:
-    """Return the size of all the tensors in bytes."""
+    """Return the bytes of tensors of these ``shapes`` and this ``dtype``."""
     return dtype.itemsize * sum(map(prod, shapes.values()))
 
 
 def to_file_dtype(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return the tensor on the CPU, contiguous and of ``dtype``; it may share its memory.
+    """Convert a tensor to ``dtype``, contiguous and on the CPU; the result may share the tensor's
+    memory.
 
     Raises:
-        ValueError: its shape is not ``shape``.
-        UserError: it has finite values outside the range of ``dtype``.
+        ValueError: the tensor's shape is not ``shape``.
+        UserError: the tensor has finite values outside the range of ``dtype``.
     """
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
@@ -66,7 +68,8 @@ def to_file_dtype(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torc
 
 class SafetensorsWriter:
     """Writes a safetensors file (https://github.com/huggingface/safetensors, "Format"): the size of
-    the header, the header in JSON, the tensors. Names are sorted, as its own library does.
+    the header, the header in JSON, the tensors. The header's names are sorted, as the safetensors
+    library does.
 
     Tensors are written in any order; all must be written before the end of the ``with`` block.
     """
@@ -129,10 +132,10 @@ def write_safetensors(
 def write_pt(
     path: Path, tensors: Iterable[tuple[str, Tensor]], shapes: Shapes, *, dtype: torch.dtype
 ) -> None:
-    """Write the file that torch.save writes of a state dict: a zip of a pickled dict, in which each
-    tensor names its storage, and of the storages.
+    """Write a state dict as torch.save does: a zip that contains a pickled dict, in which each
+    tensor names its storage, and the storages.
 
-    torch.serialization.skip_data() may replace this code once it is no longer a prototype.
+    torch.serialization.skip_data() may replace this function once it is no longer a prototype.
 
     Raises ValueError, UserError, OSError.
     """
@@ -167,8 +170,8 @@ def write_pt(
 
 
 class _CheckedFile:
-    """A file whose write errors are raised by ``check`` only: torch's writer aborts the process if
-    its destructor cannot write."""
+    """A file that raises write errors only in ``check``, because torch's writer aborts the process
+    if a write in the writer's destructor fails."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -183,14 +186,15 @@ class _CheckedFile:
         return len(data)
 
     def check(self) -> None:
-        """Raise the first write error, if any. Raises OSError."""
+        """Raise the OSError of the first failed write, if any."""
         if self._failure is not None:
             raise self._failure
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """Stands for the storage of a tensor; ``key`` is the name of its record."""
+    """Stands for a tensor's storage in the pickled dict; the zip's record data/``key`` has its
+    content."""
 
     key: str
     entries: int
@@ -199,7 +203,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _TensorStandIn:
-    """Is pickled as a tensor is, without having one."""
+    """Is pickled as a tensor of this shape and dtype, without having its values."""
 
     key: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Reads a checkpoint by another trainer: a state dict in a file by ``torch.save``."""
+"""Reads a checkpoint of another trainer: a state dict in a file that ``torch.save`` wrote."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class TrainerModel(SavedModel):
     """The model of another trainer's checkpoint."""
 
     tensors: TensorFile
-    """By the names of the trainer."""
+    """The tensors by the trainer's names."""
     sources: Mapping[str, list[str]]
-    """Names of the trainer for each of cuboid's parameters."""
+    """The trainer's tensor names for each of cuboid's parameters."""
 
     def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
         try:
@@ -44,19 +44,19 @@ class TrainerModel(SavedModel):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerFormat:
-    """The checkpoints of a trainer."""
+    """The format of a trainer's checkpoints."""
 
     names: StateDictNames
     architecture: Mapping[str, Any]
     """Settings of the section ``model`` that all models of the trainer share."""
     rejected: Mapping[str, str] = field(default_factory=dict)
-    """Regular expressions of names that only a model has that cuboid cannot represent, with the
-    reason."""
+    """Regular expressions of tensor names that only occur in models that cuboid cannot represent,
+    each with the reason."""
 
     def open_model(self, path: Path, options: ImportOptions) -> SavedModel:
         """Open the checkpoint ``path``.
 
-        Raises UserError for a file that is not of this format, and where an option is missing.
+        Raises UserError if the file is not of this format or an option is missing.
         """
         if path.is_dir():
             raise UserError(
@@ -92,7 +92,7 @@ class TrainerFormat:
     def _section(
         self, path: Path, sizes: Sizes, stored: Mapping[str, Any], options: ImportOptions
     ) -> dict[str, Any]:
-        """Return the section ``model`` of a config."""
+        """Return the section ``model`` of a config for the checkpoint's model."""
         heads = options.n_head or stored.get("n_head")
         if not isinstance(heads, int):
             raise UserError(f"{path} does not store the number of attention heads; add --n-head N")
@@ -117,9 +117,9 @@ class TrainerFormat:
 
 
 def _tokenizer(options: ImportOptions, sizes: Sizes) -> dict[str, Any] | None:
-    """Return the tokenizer or the codebook of the options; None without one.
+    """Load the tokenizer or the codebook that ``options`` name; None if they name none.
 
-    Raises UserError if its size is not the model's.
+    Raises UserError if the tokenizer or the codebook does not fit the ``sizes`` of the model.
     """
     if options.codebook is not None:
         colours = load_colours(str(options.codebook))

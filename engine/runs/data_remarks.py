@@ -21,8 +21,8 @@ FAR_LARGER = 2  # times the tokenizer's size: a larger vocabulary is not explain
 
 
 def data_remarks(plan: Plan, batches: TrainBatches, *, begins: bool) -> Iterator[str]:
-    """Yield the warnings, a line each. ``begins``: the run starts at step 0, so its vocabulary
-    can still be changed."""
+    """Yield a line per warning about settings that do not suit the data. ``begins``: the run starts
+    at step 0, so its vocabulary can still be changed."""
     samples, batch = batches.corpus.train.samples, batches.global_batch
     if samples is not None and samples < batch:
         limit = max_samples(plan.settings)
@@ -37,7 +37,8 @@ def data_remarks(plan: Plan, batches: TrainBatches, *, begins: bool) -> Iterator
 
 
 def _on_vocabulary(plan: Plan, tokenizer: Tokenizer | Codebook) -> Iterator[str]:
-    """Warn of a vocabulary far larger than the tokenizer's, whose other parameters are unused."""
+    """Yield a warning if the vocabulary is far larger than the tokenizer's: the parameters of all
+    other ids are unused."""
     config = GPTConfig.of(plan.settings.model)
     if config.vocab_size < FAR_LARGER * tokenizer.size:
         return

@@ -10,8 +10,8 @@ from statistics import fmean
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSummary:
-    """The steps of an epoch: from the one after the previous epoch's last step, or after a resume
-    from the first one that followed, to the one in which the epoch ends."""
+    """The time, losses and memory of an epoch's steps: from the step after the previous epoch's
+    last step, or from the first step after a resume, to the step in which the epoch ends."""
 
     epoch: int
     """Counted from 1. If several epochs end in one step, the last of them."""
@@ -23,7 +23,7 @@ class EpochSummary:
     train_loss: float | None
     """The mean of the steps' losses that are finite; None without one."""
     val_loss: float | None
-    """The same of the validations."""
+    """The mean of the validations' losses that are finite; None without one."""
     memory_bytes: int
     """The peak memory of a rank so far, mean over all ranks: allocated by torch on a CUDA device,
     resident on a CPU."""
@@ -36,11 +36,12 @@ class EpochSummary:
         return self.last_step + 1 - self.first_step
 
     def record(self) -> dict[str, int | float]:
-        """Return the object ``epoch`` of a line of log.jsonl, without losses that are missing."""
+        """Return the value of ``epoch`` in a line of log.jsonl, without the losses that are
+        None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def curves(self) -> dict[str, float]:
-        """Return the numbers that sinks plot over the epochs."""
+        """Return the numbers that sinks plot over the epochs: GROUP/NAME -> number."""
         numbers = {
             "epoch/loss_train": self.train_loss,
             "epoch/loss_validation": self.val_loss,
@@ -52,7 +53,7 @@ class EpochSummary:
 
 
 class EpochMeter:
-    """Collects the steps of an epoch."""
+    """Collects the times and losses of an epoch's steps."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, float, float, float | None]] = []

@@ -22,7 +22,7 @@ cores of 2025, with four ranks and with one; large models reach 100e9."""
 
 
 def guessed_seconds(settings: Settings, tokens_per_step: int, cores: int) -> float:
-    """Estimate the seconds per step from its FLOPs; accurate to a factor of about three."""
+    """Estimate the seconds per step from the step's FLOPs; accurate to a factor of about three."""
     flops = flops_per_token(settings.model, settings.seq_len) * tokens_per_step
     return flops / (GUESSED_RATE * cores)
 
@@ -30,8 +30,9 @@ def guessed_seconds(settings: Settings, tokens_per_step: int, cores: int) -> flo
 def smaller_run(
     settings: Settings, seconds_per_step: float, steps_left: int, *, guessed: bool = False
 ) -> str | None:
-    """Return advice for a run of over an hour: overrides with which it ends within MINUTES. None
-    for a shorter run. ``guessed``: ``seconds_per_step`` was estimated, not measured."""
+    """Advise the user of a run of over an hour: return overrides with which the run ends within
+    MINUTES minutes; None for a shorter run. ``guessed``: ``seconds_per_step`` was estimated, not
+    measured."""
     left, target = seconds_per_step * steps_left, 60.0 * MINUTES
     if left <= HOUR:
         return None
@@ -52,7 +53,7 @@ def smaller_run(
 
 def _smaller_model(settings: Settings, target: float) -> tuple[list[str], float]:
     """Halve the layers, then the sequence length, until the run has at most the fraction ``target``
-    of its FLOPs. Return the overrides and the fraction that they reach.
+    of its FLOPs. Return the overrides and the fraction of the FLOPs that is left.
 
     Widths, which the layout must divide, are unchanged, and so are the layers of a pipeline.
     """

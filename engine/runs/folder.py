@@ -60,8 +60,8 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        """The folder of TensorBoard's files: the run's folder, so that TensorBoard shows its name.
-        Runs of older versions continue to use their subfolder."""
+        """The folder of TensorBoard's files: the run's folder, so that TensorBoard shows the run's
+        name. Runs that an older version started use the subfolder tb."""
         subfolder = self.path / "tb"
         return subfolder if subfolder.is_dir() else self.path
 
@@ -178,15 +178,15 @@ class RunFolder:
                 )
 
     def _last_step(self) -> int:
-        """Return the last step of log.jsonl; 0 if it cannot be read."""
+        """Read the number of the last step in log.jsonl; 0 if it cannot be read."""
         try:
             return int(json.loads(self.log.read_text().splitlines()[-1])["step"])
         except (OSError, ValueError, IndexError, KeyError, TypeError):  # a crash may truncate it
             return 0
 
     def reassign(self, run_id: str) -> None:
-        """Write the run id of a launch that resumes here, so that its restarts find the folder. The
-        caller must have the lock."""
+        """Write ``run_id``, the id of a launch that resumes in this folder, to status.json, so that
+        restarts of the launch find the folder. The caller must have the lock."""
         running = {"state": "running", "message": "", "ended": None}
         status = self._read_status() | _owner(run_id) | running
         write_atomically(self.status, json.dumps(status, indent=2) + "\n")
@@ -205,7 +205,7 @@ def claim_folder(
 ) -> RunFolder:
     """Create the folder of a run: ``output``, or by default ROOT/NAME-TIME.
 
-    If a folder of the same ``run_id`` exists, return that: a restarted job continues in it.
+    If a folder of the same ``run_id`` exists, return that folder: a restarted job continues in it.
 
     Raises UserError if ``output`` belongs to another run or cannot be created.
     """
@@ -224,14 +224,14 @@ def claim_folder(
 
 
 def list_runs(root: Path = Path("runs"), name: str | None = None) -> list[RunFolder]:
-    """List the folders NAME-TIME under ``root``, the newest first: those of all configs, or of the
-    config ``name``, also if settings are appended to the name."""
+    """List the folders NAME-TIME under ``root``, the newest first. ``name``: only folders of the
+    config of this name, with or without settings appended to the name."""
     return [RunFolder(path) for _, _, path in sorted(_dated(root, name), reverse=True)]
 
 
 def _create(folder: RunFolder, run_id: str) -> bool:
-    """Create the folder and its status.json; return False if it is not empty. Of two concurrent
-    calls one succeeds."""
+    """Create the folder and its status.json; return False if the folder is not empty. Of two
+    concurrent calls one succeeds."""
     owner = {**_owner(run_id), "started": _now()}
     status = {**owner, "state": "running", "step": 0, "message": "", "ended": None}
     try:
@@ -250,7 +250,8 @@ def _create(folder: RunFolder, run_id: str) -> bool:
 
 
 def _dated(root: Path, name: str | None = None) -> Iterator[tuple[str, int, Path]]:
-    """Yield time and number from the name of each run's folder, and its path."""
+    """Yield (time, number, path) of each run's folder; time and number are parts of the folder's
+    name."""
     names = rf"{re.escape(name)}(?:{NAME_SEPARATOR}.*)?" if name else ".*"
     pattern = re.compile(rf"({names})-(\d{{8}}-\d{{6}})(?:-(\d+))?")
     for folder in _folders(root, "*"):

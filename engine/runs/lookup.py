@@ -30,8 +30,8 @@ def run_with_weights(path: Path | None, root: Path = Path("runs")) -> RunFolder:
 
 
 def resolve_checkpoint(folder: RunFolder, which: str) -> Path:
-    """Return the folder of a checkpoint: the 'latest', the 'best' by the loss that
-    checkpoint.best_by names, or that of a step number. Raises UserError if there is none."""
+    """Return the folder of the checkpoint ``which``: 'latest', 'best' (by the loss that
+    checkpoint.best_by names) or a step number. Raises UserError if it does not exist."""
     checkpoints = CheckpointDirectory(folder.checkpoints)
     steps = checkpoints.steps()
     if which == "latest" and steps:
@@ -51,8 +51,9 @@ def resolve_checkpoint(folder: RunFolder, which: str) -> Path:
 
 
 def resolve_weights(folder: RunFolder, which: str) -> Path:
-    """Return the path of weights: a checkpoint as in ``resolve_checkpoint``; for 'latest' in a run
-    without checkpoints, the file of its final weights. Raises UserError if there are none."""
+    """Return the path of the weights ``which``: a checkpoint as in ``resolve_checkpoint``; for
+    'latest' in a run without checkpoints, the file of the run's final weights. Raises UserError if
+    they do not exist."""
     if which == "latest" and not _has_checkpoints(folder) and folder.weights.is_file():
         return folder.weights
     return resolve_checkpoint(folder, which)

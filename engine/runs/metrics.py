@@ -76,12 +76,12 @@ class StepMetrics:
 
     @property
     def memory_bytes(self) -> int:
-        """The largest peak of all ranks."""
+        """The largest of the ranks' peak memories."""
         return max(self.memory_by_rank)
 
     @property
     def mean_memory_bytes(self) -> int:
-        """The mean of the peaks of all ranks."""
+        """The mean of the ranks' peak memories."""
         return round(fmean(self.memory_by_rank))
 
     @property
@@ -98,8 +98,8 @@ class StepMetrics:
         return parts
 
     def record(self) -> dict[str, object]:
-        """Return the line of log.jsonl as an object. NaN and infinity, which JSON does not have,
-        become null. Fields without a value are left out."""
+        """Return the step's line of log.jsonl as a dict. NaN and infinity, which JSON does not
+        have, become null. Fields without a value are left out."""
         numbers = {
             "step": self.step,
             "loss": self.loss,
@@ -166,7 +166,7 @@ def step_metrics(
 
 
 def curves(row: StepMetrics) -> dict[str, float]:
-    """Return the numbers of a step that sinks plot, by GROUP/NAME."""
+    """Return the numbers of a step that sinks plot: GROUP/NAME -> number."""
     flops = row.flops_per_second
     numbers = {
         "loss/train": row.loss,
@@ -194,7 +194,7 @@ def curves(row: StepMetrics) -> dict[str, float]:
 class JsonLinesLog:
     """log.jsonl: one object per step, written without buffering.
 
-    ``last_step``: the step from which the run resumes; later lines are deleted.
+    ``last_step``: the step from which the run resumes; the lines of later steps are deleted.
     """
 
     def __init__(self, path: Path, last_step: int = 0) -> None:
@@ -206,7 +206,7 @@ class JsonLinesLog:
         self.write(row.record())
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Append an object, which has a ``step``."""
+        """Append ``record``, which must have a ``step``, as a line."""
         line = json.dumps(record).encode() + b"\n"
         with name_file_in_errors(self._path):
             if self._file.write(line) < len(line):  # the disk is full

@@ -57,7 +57,7 @@ class RunRecord(RecordModel):
 
     @classmethod
     def of(cls, plan: Plan) -> RunRecord:
-        """Collect the record of a plan."""
+        """Make the record of a plan."""
         sources = plan.sources
         return cls(
             config=str(plan.config.path) if plan.config.path.is_absolute() else "",

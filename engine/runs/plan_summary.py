@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan_summary(plan: Plan) -> dict[str, str]:
-    """Return name and text of each line, in order."""
+    """Summarize a plan; return name -> text of each line, in the order of the lines."""
     settings, layout = plan.settings, plan.layout
     model = settings.model
     flops = flops_per_token(model, settings.seq_len)

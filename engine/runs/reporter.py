@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """The facts of the opening table that the plan does not have."""
+    """Facts for the table at the start of a run that are not in the plan."""
 
     device: str
     """'cpu', or the name of the GPU."""
     parameters: int
-    """Of the whole model, without padding."""
+    """Number of parameters of the whole model, without padding."""
     total_steps: int
     steps_done: int = 0
     """The steps done before; 0 unless the run resumes."""
@@ -72,8 +72,8 @@ class RunInfo:
 
 
 class Reporter:
-    """Reports each step to the terminal and the files. As a context manager it records in
-    status.json how the run ended.
+    """Reports each step to the terminal, log.jsonl and the sinks. As a context manager it records
+    in status.json how the run ended.
 
     On ranks other than 0 it is constructed without arguments and reports nothing, but adds up the
     rank's times.
@@ -96,7 +96,7 @@ class Reporter:
         self.validation: StepMetrics | None = None
         """The last step with a validation."""
         self.times, self.steps = StepTimes(), 0
-        """The seconds of this rank in the steps reported so far, and their number."""
+        """The seconds of this rank in the steps reported so far, and the number of those steps."""
 
     def step(self, row: StepMetrics) -> None:
         """Report a step, and the validation and the epoch that end with it."""
@@ -135,7 +135,7 @@ class Reporter:
 
     @property
     def views(self) -> Sequence[tuple[str, str]]:
-        """Where a user finds the curves: titles with commands or addresses."""
+        """Pairs of a title and the command or address that shows the curves."""
         return () if self._sinks is None else self._sinks.views
 
     def finish(self, state: RunStatus, message: str = "") -> None:
@@ -258,9 +258,9 @@ def open_rank_0_reporter(
 
 
 def _guessed_time(info: RunInfo, seconds: float | None) -> dict[str, str]:
-    """Return the table's row on the expected time of a run on a CPU, at ``seconds`` per step.
-    Return none below a minute: measured steps follow soon, and the FLOPs of a small model do not
-    determine its time."""
+    """Return the opening table's row on the expected time of a run on a CPU, at ``seconds`` per
+    step. Return no row below a minute: measured steps follow soon, and the FLOPs of a small model
+    do not determine its time."""
     total = 0.0 if seconds is None else seconds * (info.total_steps - info.steps_done)
     if total < 60 or info.cores is None:
         return {}
@@ -269,7 +269,7 @@ def _guessed_time(info: RunInfo, seconds: float | None) -> dict[str, str]:
 
 
 def _validation_text(trainer: Trainer) -> str:
-    """Return the table's row on validation: its samples, and how often it is run."""
+    """Return the opening table's row on validations: their samples and their interval."""
     settings, eval_batches = trainer.plan.settings.eval, trainer.batches.validation
     if settings.every == 0 or eval_batches.batches == 0:
         return "none"
@@ -284,7 +284,8 @@ def _validation_text(trainer: Trainer) -> str:
 
 
 def _matmul_text(trainer: Trainer, *, cuda: bool) -> str:
-    """Return the table's row on the matmul library and the processor that it was chosen for."""
+    """Describe the matmul library, with the loss kernel of a GPU or the processor and threads of a
+    CPU, for the opening table."""
     if cuda:
         kernels = trainer.model.parallel.kernels
         return f"{trainer.matmul}; loss by {kernels.loss_text}"

@@ -16,9 +16,9 @@ def restart_of_launch(
     *, name: str, size: int, overrides: Sequence[str], options: StartOptions
 ) -> RestartCallbacks:
     """Return the functions with which the ranks of a restarted launch find the record of their run
-    and make the plan from it.
+    and make a plan from that record.
 
-    ``name``: the name of the run if the config can no longer be read.
+    ``name``: the name of the run, used if the config can no longer be read.
     ``overrides``: the overrides on the command line.
     """
 

@@ -23,7 +23,8 @@ def run_name(plan: Plan) -> str:
 
 
 def _data_name(data: DataSettings) -> str:
-    """Return the last part of the first path, in letters that a folder may have, or the source."""
+    """Return the last part of the first data path, in characters that a folder name may have;
+    without a path, data.type."""
     first = data.path[0] if isinstance(data.path, tuple) else data.path
     return re.sub(r"[^\w.]+", "_", Path(first).name if first else data.type)
 

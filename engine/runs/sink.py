@@ -2,8 +2,8 @@
 
 The setting log.NAME enables the module NAME, which has:
 
-    PACKAGE                          the package that it imports, such as "wandb"
-    open_sink(run: SinkRun) -> Sink  opens the sink at the start of a run, on rank 0
+    PACKAGE                          the package that NAME imports, such as "wandb" open_sink(run:
+    SinkRun) -> Sink  opens the sink at the start of a run, on rank 0
 
 log.jsonl is the record of a run: a run that cannot write it fails. A sink that fails is reported
 and closed, and the run continues without it.
@@ -33,7 +33,7 @@ class Sink(Protocol):
 
     @property
     def view(self) -> tuple[str, str] | None:
-        """Where a user finds the metrics: a title and a command or an address; None if nowhere."""
+        """A title, and the command or address that shows the metrics; None if there is none."""
         ...
 
     def step(self, row: StepMetrics) -> None: ...
@@ -48,7 +48,8 @@ class SinkRun:
     folder: RunFolder
     settings: Settings
     steps_done: int = 0
-    """The step from which the run resumes; the sink drops later rows of before."""
+    """The step from which the run resumes; the sink drops rows of later steps from before the
+    resume."""
 
 
 def enabled_sinks(settings: Settings) -> list[str]:
@@ -70,7 +71,7 @@ def missing_packages(plan: Plan) -> Iterator[str]:
 
 @dataclass
 class OpenSinks:
-    """The sinks of a run that work. One that fails is reported to ``warn``, closed and removed."""
+    """The working sinks of a run. A sink that fails is reported to ``warn``, closed and removed."""
 
     warn: Callable[[str], None]
     sinks: dict[str, Sink] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class OpenSinks:
 
     @property
     def views(self) -> list[tuple[str, str]]:
-        """Where a user finds the metrics: titles with commands or addresses."""
+        """Pairs of a title and the command or address that shows the metrics."""
         return [view for sink in self.sinks.values() if (view := sink.view) is not None]
 
     def step(self, row: StepMetrics) -> None:

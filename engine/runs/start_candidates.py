@@ -1,4 +1,4 @@
-"""Candidates for a resume, from the options and the runs on the disk. No torch."""
+"""Lists the runs on the disk that a start may resume, by the user's options. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class StartOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StartCandidate:
-    """One candidate for resuming. If none of its checkpoints is intact, the run starts at step 0
-    (``starts_over``) or the next candidate is tried."""
+    """A run that may be resumed, or a new run. If none of its checkpoints is intact, the run starts
+    at step 0 (``starts_over``) or the next candidate is tried."""
 
     run_folder: str | None
     """An existing run's folder; None to create one."""
@@ -51,7 +51,7 @@ class StartCandidate:
 
 
 def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator[StartCandidate]:
-    """Yield the candidates, the best first.
+    """Yield the runs to try to resume, the best first.
 
     Raises UserError if --resume names no run, a run without a checkpoint, or a finished run.
     """
@@ -86,7 +86,7 @@ def start_candidates(run_id: str, plan: Plan, options: StartOptions) -> Iterator
 
 
 def resume_or_default(options: StartOptions, plan: Plan) -> str:
-    """Return --resume; without it 'auto' or 'none', as the config states."""
+    """Return the value of --resume; if it is not given, 'auto' or 'none', as the config states."""
     default = "auto" if plan.settings.checkpoint.auto_resume else "none"
     return options.resume or default
 
@@ -158,7 +158,8 @@ def _require_continuable(plan: Plan, run: Path, checkpoints: list[str]) -> None:
 
 
 def _finished_message(plan: Plan, run: Path, checkpoints: list[str]) -> str:
-    """Return a message that the run is finished, with the remedies; "" if it is not."""
+    """Return a message that the run is finished and can be trained further by other options; "" if
+    it is not finished."""
     status, settings = RunFolder(run).read_status(), plan.settings
     if status.get("state") != "finished":
         return ""
@@ -209,7 +210,8 @@ def chosen_output(plan: Plan, options: StartOptions) -> Path | None:
     """Return the folder that --output or ``log.dir`` sets for the run. None: the folder of the
     resumed run, or a new runs/NAME-TIME.
 
-    A ``log.dir`` that the resumed run recorded, too, has no effect: its folder may have moved.
+    A ``log.dir`` that the resumed run recorded, too, has no effect: the run's folder may have
+    moved.
     """
     named, chosen = run_of_resume_option(options.resume), plan.settings.log.dir
     if options.output is not None or chosen is None:
@@ -220,7 +222,8 @@ def chosen_output(plan: Plan, options: StartOptions) -> Path | None:
 
 
 def _recorded_values(run: Path, *names: str) -> object:
-    """Return settings with which the run was last trained; None if it recorded none."""
+    """Return the values of the settings ``names`` in the run's last training; None if the run
+    recorded no settings."""
     try:
         return attrgetter(*names)(recorded_settings(RunFolder(run)))
     except UserError:

@@ -11,7 +11,7 @@ from engine.config.values import Origin, Symbol
 
 
 class RecordModel(BaseModel):
-    """A part of statements.json, which has no other fields."""
+    """A part of statements.json; fields that its class does not declare are rejected."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
@@ -19,8 +19,8 @@ class RecordModel(BaseModel):
 
 
 class RecordedSetting(RecordModel):
-    """A ``SettingSource`` in statements.json. The field names are those on the disk, or have it as
-    an alias."""
+    """A ``SettingSource`` in statements.json. Each field has its name on the disk as its name or
+    its alias."""
 
     name: str
     written: str
@@ -57,7 +57,7 @@ class RecordedSetting(RecordModel):
 
 
 class RecordedNote(RecordModel):
-    """A note on a key of the config that has no effect."""
+    """A note that a key of the config has no effect."""
 
     file: str
     line: int

@@ -28,7 +28,7 @@ BAR_TEXT_COLUMNS = 60
 
 @dataclass(kw_only=True)
 class StepTimer:
-    """Measures the wall-clock seconds per step, including validations, without the first step."""
+    """Measures the wall-clock seconds per step, including validations, excluding the first step."""
 
     total_steps: int
     clock: Callable[[], float] = time.monotonic
@@ -47,7 +47,7 @@ class StepTimer:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The mean so far; None until two steps are done."""
+        """The mean seconds per step so far; None until two steps are done."""
         if self._first is None or self._last is None or self._first[0] == self._last[0]:
             return None
         return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
@@ -71,8 +71,8 @@ class Terminal:
     last step, and at each validation. On a terminal a progress bar below shows every step. An epoch
     has a line, unless it has fewer than ``every`` steps and ends at none of these rows.
 
-    ``advise`` is called once, when the timer is reliable, with seconds per step and steps left; its
-    text is printed.
+    ``advise`` is called once, when the timer is reliable, with seconds per step and steps left; the
+    text that it returns is printed.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Terminal:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, row: StepMetrics) -> None:
-        """Update the bar; print a row if one is due."""
+        """Update the progress bar; print a row if one is due."""
         timer = self._timer
         first = not self._headed
         timer.mark(row.step)
@@ -136,7 +136,7 @@ class Terminal:
             print_wrapped(self._console, advice)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -185,7 +185,7 @@ def _bar(console: Console) -> Progress:
 
 
 def format_header(row: StepMetrics, total_steps: int) -> str:
-    """Return the column titles above rows with the columns of ``row``."""
+    """Return the line of column titles for rows that have the same columns as ``row``."""
     cells = "".join(f"{title:>{width}}" for title, width, _ in _cells(row, ""))
     return " " * len(_step_column(row, total_steps)) + cells
 
@@ -197,7 +197,7 @@ def format_row(row: StepMetrics, total_steps: int, eta: str) -> str:
 
 
 def format_validation(row: StepMetrics, total_steps: int) -> str:
-    """Return the row of a validation."""
+    """Format the line that reports a step's validation."""
     cells = [_step_column(row, total_steps), f"val loss {row.val_loss:.4f}"]
     numbers = {
         "perplexity": row.val_perplexity,
@@ -209,7 +209,7 @@ def format_validation(row: StepMetrics, total_steps: int) -> str:
 
 
 def format_epoch(epoch: EpochSummary) -> str:
-    """Return the line of an epoch."""
+    """Format the line that summarizes an epoch."""
     cells = [
         f"epoch {epoch.epoch}",
         f"steps {epoch.first_step}-{epoch.last_step}",
@@ -227,7 +227,7 @@ def _step_column(row: StepMetrics, total_steps: int) -> str:
 
 
 def _cells(row: StepMetrics, eta: str) -> list[tuple[str, int, str]]:
-    """Return title, width and text of each column after the step."""
+    """Return the title, width and text of each column that follows the step's column."""
     return [
         ("loss", 8, f"{row.loss:.4f}"),
         ("lr", 8, f"{row.lr:.1e}"),

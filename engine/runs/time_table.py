@@ -26,8 +26,8 @@ def mean_over_ranks(times: StepTimes, all_gather: Callable[[str], Sequence[str]]
 
 
 def time_table(times: StepTimes, steps: int) -> Iterator[str]:
-    """Yield the lines of the table: the share of each part, and its time per step. There are none
-    without steps."""
+    """Yield the lines of the table: the share of the time of each part, and the part's time per
+    step. Without steps there are no lines."""
     if steps == 0 or times.total == 0:
         return
     title = "time"

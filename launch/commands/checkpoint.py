@@ -76,8 +76,8 @@ def _configured_keep(folder: RunFolder) -> int:
 
 
 def _rows(checkpoints: CheckpointDirectory) -> Iterator[str]:
-    """Yield the header of the table, then a line per checkpoint. The line of a corrupt checkpoint
-    has its problem in place of the columns."""
+    """Yield the header of the table of checkpoints, then a line per checkpoint. The line of a
+    corrupt checkpoint shows the problem."""
     row = "{:>8}  {:19}  {:>10}  {:>13}  {:>15}  {}".format
     yield row("step", "written", "size", "training loss", "validation loss", "layout")
     for step in checkpoints.steps():
@@ -107,7 +107,7 @@ def _verify(checkpoints: CheckpointDirectory, step: int) -> bool:
 
 def _prune(checkpoints: CheckpointDirectory, keep: int) -> int:
     """Delete all checkpoints but the ``keep`` latest intact ones and the best intact one, and all
-    leftovers. Those that are kept are verified before anything is deleted.
+    leftovers. The kept checkpoints are verified before anything is deleted.
 
     Raises UserError if no checkpoint is intact.
     """

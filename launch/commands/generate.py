@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def reject(args: argparse.Namespace, options: Sequence[str], is_image: bool) -> None:
-    """Raise UserError if one of these options is given."""
+    """Raise UserError if one of ``options`` is given: they do not suit this kind of model."""
     for option in options:
         if getattr(args, option) is not None:
             kind, other = ("images", "text") if is_image else ("text", "images")

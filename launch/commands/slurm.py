@@ -176,9 +176,9 @@ def _job(
     arguments: Sequence[str],
     environ: Mapping[str, str],
 ) -> SlurmJob:
-    """Return the job of ``plan``. Its run folder is that of the run to resume, --output, or by
-    default runs/NAME-TIME-JOB: the time of this call and the number of the job, which a
-    requeued job keeps."""
+    """Return the job of ``plan``. The run folder is the folder of the run to resume, --output, or
+    by default runs/NAME-TIME-JOB with the time of this call and the job's number; a requeued job
+    keeps its number."""
     known = candidate.run_folder or chosen_output(plan, start_options(args))
     name = plan.settings.name
     unnamed = quote(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-") + '"$SLURM_JOB_ID"'
@@ -217,7 +217,7 @@ def _folder_arguments(args: argparse.Namespace, candidate: StartCandidate) -> li
 
 
 def _remarks(plan: Plan, args: argparse.Namespace) -> list[str]:
-    """Return what the user should know before submitting."""
+    """Return warnings for the user to read before the job is submitted."""
     remarks = list(plan.warnings)
     if not plan.settings.checkpoint.is_enabled:
         remarks.append(

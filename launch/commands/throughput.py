@@ -138,9 +138,9 @@ def _vocabulary(plan: Plan, environ: Mapping[str, str]) -> int:
 
 
 def sweep(fits: Callable[[int], bool], *, unit: int, limit: int | None) -> None:
-    """Call ``fits`` for the sizes unit, 2 unit, 4 unit ... up to the first that does not fit, then
-    bisect between it and the largest that fits (see ``FINENESS``). No size above ``limit`` is
-    tried."""
+    """Call ``fits`` for the batch sizes ``unit``, 2 ``unit``, 4 ``unit`` ... until a size does not
+    fit, then bisect between this size and the largest that fits (see ``FINENESS``). No size above
+    ``limit`` is tried."""
     largest, size = 0, unit
     too_large = None if limit is None else limit - limit % unit + unit
     while too_large is None or size < too_large:
@@ -198,7 +198,7 @@ HEADER = (
 
 
 def _line(row: ThroughputRow) -> str:
-    """Return the row of the table on the terminal."""
+    """Format a measurement as a row of the table on the terminal."""
     start = f"{row.batch_size:10,}  {row.tokens_per_step:11,}"
     if row.out_of_memory:
         return f"{start}  out of memory"

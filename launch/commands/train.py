@@ -93,7 +93,7 @@ def _plan_of_config(
     config: Path, overrides: list[str], number: int | None, environ: Mapping[str, str]
 ) -> tuple[Plan, list[str]]:
     """Plan a config on ``number`` ranks (None: as many as suit the machine). Return the plan and
-    the overrides that it was made with."""
+    the overrides that the plan was made with."""
     if _is_demo(config) and not _sets_layout(overrides):
         choice = choose(0 if number else count_gpus(), number, cores=usable_cores())
         print(choice.reason, flush=True)

@@ -2,9 +2,9 @@
 
 The search is best-first: variants are ordered by how little they change
 (launch/validate/search_space.py). Variants that change the same knobs of one layout are a kind.
-Before a variant is tried, the one of least memory of its kind is tried: if that does not fit, the
-kind is closed, because every knob only reduces memory. (Except the precision: its two values are
-two kinds.) So few tries close a layout.
+Before a variant is tried, the variant of its kind that needs the least memory is tried: if it does
+not fit, the kind is closed, because every knob only reduces memory. (Except the precision: its two
+values are two kinds.) So few tries close a layout.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Alternative:
     """A change of the request, with its plan and estimate."""
 
     overrides: tuple[str, ...]
-    """The settings to add to the request's."""
+    """The overrides to add to the request's overrides."""
     plan: Plan
     estimate: Estimate
 
@@ -97,7 +97,7 @@ def alternatives(
 ) -> SearchResult:
     """Search for the mildest changes, at most ``enough``, that fit in ``gpu_memory`` bytes per GPU.
 
-    A change that contains another one that fits is left out.
+    A change that contains another change that fits is left out.
     """
     search = Search(request=request, plan=plan, gpu_memory=gpu_memory, device=device)
     chosen: dict[tuple[SearchSpace, KnobSteps], Alternative] = {}
@@ -142,8 +142,8 @@ class Search:
         return spaces(self.plan, gpus_given=self.request.gpus is not None)
 
     def by_cost(self) -> Iterator[tuple[SearchSpace, KnobSteps]]:
-        """Yield all variants but the plan itself by cost. A layout's variants are listed only
-        when the cost of the layout alone is reached."""
+        """Yield all variants but the plan itself, the cheapest first. A layout's variants are
+        listed only when the cost of the layout alone is reached."""
         waiting = [(space.cost, number, (), space) for number, space in enumerate(self.spaces)]
         heap: list[tuple[float, int, KnobSteps, SearchSpace]] = list(waiting)
         heapify(heap)
@@ -189,8 +189,8 @@ class Search:
         return [(space, steps) for _, _, space, steps in sorted(fitting, key=lambda one: one[:2])]
 
     def nearest(self) -> tuple[Alternative, ...]:
-        """Return the variants that need the least memory; of several that need as much, the one
-        of the lowest cost."""
+        """Return the variants that need the least memory; of variants that need equal memory, only
+        the cheapest."""
         smallest: dict[float, tuple[SearchSpace, KnobSteps]] = {}
         for (space, steps), size in self.sizes.items():
             other = smallest.setdefault(size, (space, steps))
@@ -282,9 +282,9 @@ def _work(plan: Plan) -> float:
 def shortened(plan: Plan) -> Plan:
     """Return the plan with only as many micro-batches as determine its memory.
 
-    In 1F1B a rank stores the activations of at most p micro-batches for p stages, whatever their
-    number (Narayanan et al. 2021, section 2.1); only the token ids grow. So the estimate is the
-    plan's or slightly less, and much faster to compute.
+    In 1F1B a rank stores the activations of at most as many micro-batches as there are stages
+    (Narayanan et al. 2021, section 2.1); only the token ids grow with the micro-batches. So the
+    estimate equals the whole plan's or is slightly less, and is much faster to compute.
     """
     settings, stages = plan.settings, plan.layout.pipeline
     if settings.schedule != "1f1b" and stages > 1:

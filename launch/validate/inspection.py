@@ -39,7 +39,7 @@ class EstimatedPlan:
     alternatives: tuple[Alternative, ...] = ()
     """Changes that fit, if the config does not."""
     nearest: tuple[Alternative, ...] = ()
-    """If no change fits: those that exceed the memory least."""
+    """If no change fits: the changes that exceed the memory least."""
     checks: tuple[MachineCheck, ...] = ()
     """The checks of this machine, if requested."""
     modes: tuple[ModeEstimate, ...] = ()
@@ -100,7 +100,7 @@ def inspect_config(
 
 
 def too_large(predicted: Estimate, limit: int) -> str:
-    """Return the message that the fullest GPU needs more than the ``limit`` of bytes it has."""
+    """Format the message that the fullest GPU needs more memory than its ``limit`` bytes."""
     fullest = predicted.fullest
     where = f"stage {fullest.stage}" if len(predicted.stages) > 1 else "the model"
     return (
@@ -110,7 +110,8 @@ def too_large(predicted: Estimate, limit: int) -> str:
 
 
 def _remedy(plan: Plan, gpu_memory: int, findings: SearchResult) -> str:
-    """Return the mildest change that fits; if none does, the changes tried and the nearest miss."""
+    """Describe the mildest change that fits; if none fits, the changes tried and the nearest
+    miss."""
     if findings.fitting:
         best = findings.fitting[0]
         return f"{format_bytes(best.estimate.fullest.memory.total)} with {best.command_words(plan)}"

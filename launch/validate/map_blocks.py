@@ -20,9 +20,9 @@ class Plane:
     index: Mapping[str, int]
     """The coordinates on the axes that separate planes; empty if there is a single plane."""
     rows: tuple[str, ...]
-    """The coordinate that each row shares."""
+    """For each row, the coordinate that its ranks share."""
     columns: tuple[str, ...]
-    """The coordinate that each column shares."""
+    """For each column, the coordinate that its ranks share."""
     ranks: tuple[tuple[int, ...], ...]
     """The ranks, row by row."""
 

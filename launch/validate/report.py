@@ -183,7 +183,8 @@ def _grid(title: str, names: Sequence[str], numbers: Sequence[str], console: Con
 
 
 def _share(ratio: float, width: int, console: Console) -> Text:
-    """Return a percentage (rounded up above 100%) and a bar of ``width`` characters."""
+    """Format ``ratio`` as a percentage (rounded up above 100%) and a bar of ``width``
+    characters."""
     style = "red" if ratio > 1 else "yellow" if ratio > NEARLY else "green"
     percent = ceil(100 * ratio) if ratio > 1 else round(100 * ratio)
     done = min(width, ceil(ratio * width))
@@ -223,7 +224,7 @@ def _layers(stages: Sequence[StageEstimate]) -> str:
 
 
 def _three_digits(number: float) -> str:
-    """Return a number of a column to three digits: '0.49', '12.0', '1,020'; '0' for none."""
+    """Format a number of a column to three digits: '0.49', '12.0', '1,020'; '0' for none."""
     if number == 0 or abs(number) >= 99.95:
         return f"{number:,.0f}"
     return f"{number:.1f}" if abs(number) >= 9.995 else f"{number:.2f}"

@@ -29,7 +29,7 @@ UNASKED_GPUS = 100.0
 
 def spaces(plan: Plan, *, gpus_given: bool) -> list[SearchSpace]:
     """Return the layouts on the plan's GPUs and on 2, 4, 8 ... times as many, each with the values
-    that the other settings can take there, by cost."""
+    that the other settings can take in that layout, the cheapest first."""
     found = [
         _space(plan, layout, batch_size, gpus_given=gpus_given)
         for layout, batch_size in _layouts(plan)
@@ -39,7 +39,8 @@ def spaces(plan: Plan, *, gpus_given: bool) -> list[SearchSpace]:
 
 
 def on_gpus(plan: Plan) -> list[SearchSpace]:
-    """Return all layouts on the plan's GPUs with its pipeline and at least its samples per step."""
+    """Return all layouts on the plan's GPUs with the plan's pipeline and at least the plan's
+    samples per step."""
     return [
         _space(plan, layout, batch_size, gpus_given=True)
         for layout, batch_size in _layouts(plan, exactly=False)
@@ -108,8 +109,8 @@ def _rank_batch(plan: Plan, data: int, *, added: bool) -> tuple[int, int]:
 
 
 def _modes(planned: Layout, tensor: int, *, added: bool) -> Iterator[tuple[Mode, int]]:
-    """Yield the modes, each with a depth, that can shard tensors over ``tensor`` ranks; only the
-    plan's own mode if GPUs are ``added``."""
+    """Yield each mode and depth that can shard tensors over ``tensor`` ranks; only the plan's own
+    mode if GPUs are ``added``."""
     if tensor == 1:
         yield (planned.mode, planned.depth) if planned.tensor == 1 else (modes()["serial"], 1)
         return
@@ -157,9 +158,9 @@ def _knobs(plan: Plan, layout: Layout, batch_size: int) -> KnobValues:
 
 
 def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
-    """Return sizes of a micro-batch in samples: the plan's, or the nearest that divides the batch,
-    then each at most half of the one before. Of sizes that are padded to equal rows, only the
-    largest is listed."""
+    """Return the micro-batch sizes to try, in samples: the plan's size, or the nearest that divides
+    the batch, then sizes of at most half of the previous size. Of sizes that are padded to equally
+    many rows, only the largest is listed."""
 
     def padded(samples: int) -> int:
         return layout.row_order(samples, plan.settings.seq_len).rows
@@ -175,8 +176,8 @@ def _micro_batches(plan: Plan, layout: Layout, batch_size: int) -> list[int]:
 
 
 def _zeros(plan: Plan, layout: Layout) -> list[ZeroChoice]:
-    """Return the plan's ZeRO stage and all higher ones, each over the data axis, and if the mode
-    replicates weights also over the axes along which it does."""
+    """Return the ZeRO choices to try: the plan's stage and all higher stages, over the data axis
+    and also over the axes along which the mode replicates weights, if any."""
     zero = plan.settings.zero
     copies = copies_of_weights(layout) > 1
     return [

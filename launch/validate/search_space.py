@@ -1,8 +1,8 @@
 """The variants of a plan on one layout: other values of the settings that determine memory, each
 with a cost, which measures how much it changes.
 
-The model is unchanged, and so are the samples of a step if GLOBAL_BATCH_SIZE is set. If not, GPUs
-that are added to the data axis and a change of ``micro_batches`` change them.
+The model is unchanged, and so are the samples of a step if GLOBAL_BATCH_SIZE is set. Otherwise GPUs
+that are added to the data axis and a change of ``micro_batches`` change the samples.
 """
 
 from __future__ import annotations

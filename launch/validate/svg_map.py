@@ -59,7 +59,7 @@ class Card:
 
 
 def svg_map(layout: Layout, name: str, captions: Sequence[Caption]) -> str:
-    """Return the text of an SVG file.
+    """Draw the map of ``layout``; return the text of an SVG file.
 
     name: name of the config.
     captions: one per stage.

@@ -16,12 +16,13 @@ PACKAGE = "json"
 
 
 def open_sink(run: SinkRun) -> StatisticsLog:
-    """Open the file, and delete the steps after the one from which the run resumes."""
+    """Open statistics.jsonl, and delete the lines of steps after the step from which the run
+    resumes."""
     return StatisticsLog(JsonLinesLog(run.folder.path / "statistics.jsonl", run.steps_done))
 
 
 class StatisticsLog:
-    """Writes the statistics of the steps that have them."""
+    """Writes a line for each step that has statistics."""
 
     view = None
 

@@ -20,7 +20,7 @@ PACKAGE = "tensorboard"
 
 
 def open_sink(run: SinkRun) -> TensorBoard:
-    """Open the event files of the run. The tab Text has the settings."""
+    """Open the event files of the run, and show the settings in TensorBoard's tab Text."""
     settings = json.dumps(run.settings.model_dump(mode="json"), indent=2)
     return TensorBoard(run.folder.tensorboard, run.steps_done, settings)
 
@@ -63,7 +63,8 @@ class TensorBoard:
         return "TensorBoard", f"tensorboard --logdir {quote(str(self._folder))}"
 
     def step(self, row: StepMetrics) -> None:
-        """Write the curves of a step. Raises OSError, also for the writing of an earlier one."""
+        """Write the curves of a step. Raises OSError, also if the write of an earlier step
+        failed."""
         axes = {"tokens": row.tokens, "gpuseconds": row.accelerator_seconds}
         with name_file_in_errors(self._folder):
             for tag, value in curves(row).items():
@@ -76,7 +77,8 @@ class TensorBoard:
                     self._draw_over("epochs", row.epoch.epoch, tag, value)
 
     def _draw_over(self, axis: str, x: float | None, tag: str, value: float) -> None:
-        """Add a point at ``x`` to a curve that is not drawn over steps; None: no point."""
+        """Add a point to the curve ``tag``, which is drawn over ``axis`` instead of steps; none if
+        ``x`` is None."""
         if x is None:
             return
         if axis not in self._others:

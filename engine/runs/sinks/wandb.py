@@ -24,12 +24,12 @@ PACKAGE = "wandb"
 
 
 def open_sink(run: SinkRun) -> WeightsAndBiases:
-    """Start a run on W&B, or continue it if the run's folder has one."""
+    """Start a run on W&B, or continue the W&B run whose id is in the run's folder."""
     return WeightsAndBiases(run)
 
 
 class WeightsAndBiases:
-    """Logs the curves to a run of W&B with the name of the run's folder."""
+    """Logs the curves to a run on W&B that has the name of the run's folder."""
 
     def __init__(self, run: SinkRun) -> None:
         """Open the run of W&B. Raises UserError if nobody is logged in: W&B would ask for a key on
@@ -65,11 +65,12 @@ class WeightsAndBiases:
 
     @property
     def view(self) -> tuple[str, str]:
-        """The page of the run, or the command that uploads it."""
+        """A title, and the address of the run's page or the command that uploads an offline run."""
         return "W&B", self._view
 
     def step(self, row: StepMetrics) -> None:
-        """Log the curves of a step, with the numbers that W&B can draw them over."""
+        """Log the curves of a step, and the numbers (step, tokens ...) that W&B can use as the x
+        axis."""
         axes: dict[str, float] = {"step": row.step, "tokens": row.tokens}
         if row.accelerator_seconds is not None:
             axes["accelerator_seconds"] = row.accelerator_seconds
@@ -84,7 +85,7 @@ class WeightsAndBiases:
 
 
 def _run_id(file: Path) -> str:
-    """Return the id of the run of W&B, which a resumed run continues."""
+    """Read the id of the run on W&B, or create it: a resumed run continues the same run on W&B."""
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, token_hex(8))
