@@ -39,7 +39,7 @@ DeferredGradients = list[tuple[Tensor, Callable[[], Tensor | None]]]
 
 
 class WeightStorage(Protocol):
-    """Stores weights that are not in memory between uses. Parameters have shape and type only."""
+    """Stores weights outside memory between uses. Their parameters have only a shape and a type."""
 
     def add(self, weight: nn.Parameter) -> None:
         """Store ``weight`` from now on."""
@@ -79,8 +79,8 @@ class GradientDeferral:
         return None
 
     def defers(self, weight: Tensor) -> bool:
-        """Return whether the gradient of ``weight`` is deferred. Autograd calls its hook for the
-        None of a deferred gradient too."""
+        """Return whether the gradient of ``weight`` is deferred. Autograd calls the hook of
+        ``weight`` even then, with a gradient of None."""
         return any(weight is other for other, _ in self._later or ())
 
 

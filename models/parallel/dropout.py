@@ -56,8 +56,8 @@ def seed_from_sample(seed: int, sample: int) -> int:
 
 
 def mix(seed: int, site: int, samples: Tensor, *counters: Tensor) -> Tensor:
-    """Return states of 64 bits that are functions of the seed, the site, the number of the sample
-    in its micro-batch and the counters; these broadcast."""
+    """Return 64-bit states that are functions of the seed, the site, the samples' numbers in their
+    micro-batch and the counters. ``samples`` and ``counters`` broadcast."""
     state = _mix(samples * GOLDEN + seed).bitwise_xor_(site)
     for counter in counters:
         state = _mix(state + counter * GOLDEN)

@@ -20,8 +20,8 @@ class LossKernels(Protocol):
     """
 
     def row_statistics(self, logits: Tensor, columns: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return the log-sum-exp of each row, -inf of no logits, and the target's logit, 0 for
-        column -1."""
+        """Return each row's log-sum-exp (-inf if ``size`` is 0) and its target's logit (0 for
+        column -1)."""
         ...
 
     def write_gradient(

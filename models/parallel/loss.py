@@ -233,7 +233,8 @@ def fused_cross_entropy(
 
 
 def local_columns(targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Return each target's column in this rank's shard of the vocabulary, and a mask: inside."""
+    """Return each target's column in this rank's shard of the vocabulary, and a mask that is true
+    for targets inside the shard."""
     column = targets - head.shard.offset[0]
     return column, (targets != IGNORED) & (column >= 0) & (column < head.shard.size[0])
 

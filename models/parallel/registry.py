@@ -14,7 +14,7 @@ from models.parallel.mode import Mode
 
 @cache
 def modes() -> Mapping[str, Mode]:
-    """Return all modes by their names, which are the values of the setting MODE."""
+    """Return all modes by name; the names are the values of the setting MODE."""
     loaded = [
         importlib.import_module(f"{package.__name__}.{module.name}").MODE
         for module in pkgutil.iter_modules(package.__path__)

@@ -74,8 +74,8 @@ def _gradient(
 
 
 def row_statistics(logits: Tensor, columns: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exp of each row's first ``size`` logits, and the logit at its column; 0
-    for column -1. Both are float32 [rows]; of no logits the log-sum-exp is -inf.
+    """Return, for each row, the log-sum-exp of its first ``size`` logits (-inf if ``size`` is 0)
+    and the logit at its entry of ``columns`` (0 for column -1). Both are float32 [rows].
 
     logits [rows, width] with ``size`` <= width, columns int64 [rows].
     """

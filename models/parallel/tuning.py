@@ -1,6 +1,6 @@
 """Sizes of buckets, chunks and blocks that the training and the memory estimate share.
 
-Both import this module, which needs no torch: the estimate must assume the sizes of training."""
+Training and estimate both import this module, so that their sizes agree. It needs no torch."""
 
 from models.parallel.shard import round_up
 
@@ -20,7 +20,7 @@ device; also bytes of the head's weight gradient, in float32, that one matmul co
 
 
 def chunk_bytes(device: str) -> int:
-    """Return CHUNK_BYTES of a type of device; those of a CPU for other types."""
+    """Return CHUNK_BYTES for a type of device; a CPU's for a type that is not listed."""
     return CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
 
 
