@@ -11,8 +11,8 @@ from models.parallel.rows import RowOrder
 class MicroBatch:
     """A micro-batch of samples of equal length on one rank.
 
-    Compiled code takes it as it is: the code is compiled again for another ``length``, and not for
-    another ``seed``, which only untraced functions read.
+    Compiled code takes a MicroBatch as an argument. torch.compile compiles the code again for
+    another ``length``, but not for another ``seed``, which only untraced functions read.
     """
 
     length: int

@@ -5,7 +5,7 @@ are appended if their number does not divide. If every shard has whole samples w
 computed, rows are in the order of tokens and attention is local. Otherwise the ranks of a group
 hold samples together and gather each other's keys and values, and each rank has an early and a late
 piece of the group's tokens ("zigzag"): a causal mask lets token i of a sample attend to i + 1
-tokens, and the two pieces of a rank have as many pairs as those of any other.
+tokens, and every rank's two pieces together have equally many pairs of token and key.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class RowOrder:
         return self.local if self.group == 1 else -(-self.local // 2)
 
     def pieces(self, member: int) -> tuple[range, ...]:
-        """Return the tokens of shard ``member`` of a group, counted from the group's first one."""
+        """Return the tokens of shard ``member`` of a group, counted from the first of the group."""
         late, end = self.local - self.early, self.group * self.local
         early = range(member * self.early, (member + 1) * self.early)
         return (early, range(end - (member + 1) * late, end - member * late)) if late else (early,)
@@ -181,7 +181,7 @@ class RowOrder:
         return [range(step, step + 1) for step in range(1, self.group)]
 
     def received(self, member: int, steps: range) -> list[range]:
-        """Return the tokens that shard ``member`` receives in a round, by the order of shards."""
+        """Return the tokens that shard ``member`` receives in a round, in the order of shards."""
         sources = sorted((member + step) % self.group for step in steps)
         return [
             tokens
@@ -191,8 +191,8 @@ class RowOrder:
 
     @cached_property
     def idle(self) -> float:
-        """Fraction of attention's work in which the ranks of a group wait for the one with the most
-        pairs of a row and a key: 0 if all have equally many."""
+        """Fraction of attention's work during which ranks of a group wait for the slowest rank,
+        which has the most pairs of a row and a key: 0 if all have equally many."""
         pairs = [
             sum(segment.pairs for segment in self.segments(member)) for member in range(self.group)
         ]

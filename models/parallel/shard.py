@@ -48,8 +48,8 @@ class Shard:
 
 
 def shard_sizes(size: int, ranks: Iterable[int]) -> list[int]:
-    """Return the size of a dimension's shard, padding included, after each axis in turn shards it;
-    ``ranks``: the sizes of the axes, slowest first."""
+    """Return the sizes, padding included, of a dimension's shard after each axis in turn shards the
+    dimension. ``ranks``: the sizes of the axes, slowest first."""
     return list(accumulate(ranks, lambda length, n: -(-length // n), initial=size))[1:]
 
 
