@@ -1,6 +1,6 @@
 """Reads and writes a Hugging Face GPT-2 folder: config, weights and tokenizer.
 
-``models.hf_config`` translates config.json, ``models.hf_state_dict`` the names and shapes of the
+``models.hf_config`` translates config.json, ``models.hf_state_dict`` the names and order of the
 weights, ``engine.inout.hf_tokenizer`` the tokenizer. ``engine.inout.exports.hf`` registers the
 folder as an export format; ``engine.inout.import_model`` imports such a folder.
 """
