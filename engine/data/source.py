@@ -45,6 +45,7 @@ class SourceRequest:
     codebook: str | None = None  # path of a codebook to use
     trained_with: dict[str, Any] | None = None  # saved tokenizer of the training data, if not it
     pixel_order: int | None = None  # seed of the order of pixels
+    variants: int = 1  # of each image to train on, itself included
     notify: Callable[[str], None] = lambda line: None  # called before work that takes long
 
     @classmethod
@@ -67,6 +68,7 @@ class SourceRequest:
             codes=data.codes,
             codebook=data.codebook,
             pixel_order=data.pixel_order,
+            variants=data.variants,
             tokenizer=data.tokenizer,
             tokenizer_path=data.tokenizer_path,
             truncate=data.truncate,

@@ -175,6 +175,7 @@ EFFECTS = {
         change="data.codebook={folder}/levels.npy", probe=first_ids, given=DIGITS
     ),
     "data.pixel_order": SettingEffect(change="data.pixel_order=3", probe=first_ids, given=DIGITS),
+    "data.variants": SettingEffect(change="data.variants=2", probe=first_ids, given=DIGITS),
     "data.validation": SettingEffect(
         change="data.validation=0.01", probe=validations, given=FROM_TEXT
     ),

@@ -109,7 +109,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         f"data.{name}": Requirement(
             lambda s: s.data.type == "images", ("data.type",), "data.type='images'"
         )
-        for name in ("codes", "codebook", "pixel_order")
+        for name in ("codes", "codebook", "pixel_order", "variants")
     },
     "eval.batches": Requirement(
         lambda s: s.eval.every != 0 and s.eval.samples is None and s.eval.tokens is None,

@@ -73,6 +73,11 @@ class DataSettings(Section):
     pixel_order: Seed | None = setting(
         "seed of a random order of the pixels, the same in all images; None: row by row", None
     )
+    variants: Count = setting(
+        "variants of each image to train on: the image, and others slightly rotated, sheared, "
+        "scaled and moved, at random",
+        1,
+    )
 
 
 class EvalSettings(Section):

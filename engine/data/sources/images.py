@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.config.splits import TRAIN
 from engine.data.batches.sampler import permutation
@@ -28,6 +29,7 @@ from engine.data.images.image_files import ImageFiles, open_images
 from engine.data.images.image_formats import ImageFile
 from engine.data.images.image_split import ImageSplit, require_seq_len
 from engine.data.images.load_codebook import load_colours
+from engine.data.images.variants import vary
 from engine.data.source import TOKENS, Corpus, SourceRequest
 from engine.data.token_files.token_cache import TokenFile, Write, load_or_build
 from engine.errors import UserError
@@ -37,7 +39,7 @@ COLOURS, GREY_LEVELS, DIGITS_LEVELS = 512, 256, 17
 """Default sizes of codebooks: of images in colour, of grey ones, of the built-in digits."""
 COUNTED = 5000
 """Maximum number of images whose first ids are counted."""
-DIGITS = 202  # random stream
+DIGITS, VARIANTS = 202, 203  # random streams, one per use
 SHOWN = 8
 """Images in the picture of the codebook's error."""
 
@@ -66,17 +68,20 @@ def open_corpus(request: SourceRequest) -> Corpus:
     every = -(-len(kept) // COUNTED)
     first = np.bincount(kept[::every, 0], minlength=codebook.size)
     codebook = replace(codebook, first=first.astype(np.int64))
+    varied = _with_variants(kept, train, codebook, request)
     others = {name: _encoded(other, codebook, request).ids for name, other in files.items()}
     digests = [train.digest, *(f"{name} {other.digest}" for name, other in files.items())]
+    more = [request.variants] if request.variants > 1 else []  # none: as in older runs
+    count = f", {request.variants} variants of each to train on" if request.variants > 1 else ""
     return Corpus(
-        train=ImageSplit(kept, request.seq_len),
+        train=ImageSplit(varied, request.seq_len),
         validation=ImageSplit(tail, request.seq_len),
         tokenizer=codebook,
         description=(
-            f"{train.name}: {train.count:,} images, {codebook}, "
+            f"{train.name}: {train.count:,} images, {codebook}{count}, "
             f"root mean square error {encoded.about['error']:.1f} of 255"
         ),
-        fingerprint=_digest([*digests, request.seq_len, held_out, codebook.state()]),
+        fingerprint=_digest([*digests, request.seq_len, held_out, codebook.state(), *more]),
         other_splits={
             name: ImageSplit(ids.reshape(-1, codebook.pixels), request.seq_len)
             for name, ids in others.items()
@@ -157,6 +162,31 @@ def _encoded(images: ImageFiles, codebook: Codebook, request: SourceRequest) -> 
         return "<u2", {"tokenizer": fitted.state(), "error": (squares / values) ** 0.5}
 
     return load_or_build(path, build, start=request.start)
+
+
+def _with_variants(
+    kept: NDArray[Any], train: ImageFiles, codebook: Codebook, request: SourceRequest
+) -> NDArray[Any]:
+    """Return the ids of the images to train on, ``kept`` [n, pixels], followed by those of their
+    variants [n x data.variants, pixels]. ``kept`` are the first images of ``train``."""
+    if request.variants == 1:
+        return kept
+    images = train.with_channels(codebook.channels)
+    state = codebook.state() | {"first": None}
+    content = [FORMAT, images.digest, state, len(kept), request.variants]
+    path = request.cache / f"variants-{_digest(content)[:32]}{TOKENS}"
+
+    def build(write: Write) -> tuple[str, dict[str, Any]]:
+        write(kept.astype("<u2"))
+        rng = np.random.default_rng(VARIANTS)
+        for _ in range(1, request.variants):
+            left = len(kept)
+            for block in images.blocks():
+                write(codebook.encode(vary(block[:left], rng)).astype("<u2"))
+                left -= min(left, len(block))
+        return "<u2", {}
+
+    return load_or_build(path, build, start=request.start).ids.reshape(-1, codebook.pixels)
 
 
 def _digest(content: list[Any]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from engine.data.images.codebook import Codebook
 from engine.data.images.image_split import ImageSplit
+from engine.data.images.variants import vary
 from engine.data.source import Corpus
 from engine.data.sources import images as source
 from engine.data.sources.images import open_corpus
@@ -235,3 +236,32 @@ def test_too_few_images_are_rejected(ask: Ask, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", drawn(1, 8, 8))
     with pytest.raises(UserError, match="of 1 images leaves 1 to train on and 0 to validate"):
         open_corpus(ask(tmp_path / "one.npy", seq_len=63))
+
+
+def test_variants_follow_the_training_images_and_resemble_them(ask: Ask, cifar: Path) -> None:
+    plain = open_corpus(ask(cifar, seq_len=1023, codes=16, validation=0.5))
+    varied = open_corpus(ask(cifar, seq_len=1023, codes=16, validation=0.5, variants=3))
+    ids = ids_of(varied.train).reshape(3, 20, 1024)
+    assert np.array_equal(ids[0], ids_of(plain.train))
+    assert np.array_equal(ids_of(varied.validation), ids_of(plain.validation))
+    assert codebook_of(varied).state() == codebook_of(plain).state()
+    assert varied.fingerprint != plain.fingerprint
+    again = open_corpus(ask(cifar, seq_len=1023, codes=16, validation=0.5, variants=3))
+    assert np.array_equal(ids_of(again.train), ids_of(varied.train))
+    assert again.fingerprint == varied.fingerprint
+
+
+def test_variants_are_small_affine_maps_of_each_image() -> None:
+    """A disc of a ninth of the image keeps its size and moves less than a tenth of the side."""
+    rows, columns = np.mgrid[:30, :30]
+    centres = np.array([[10, 19], [19, 10], [15, 14]])
+    discs = np.stack([((rows - y) ** 2 + (columns - x) ** 2 < 32) * 200 for y, x in centres])
+    images = np.repeat(discs[..., None], 3, axis=-1).astype(np.uint8)
+    varied = vary(images, np.random.default_rng(1)).astype(float)
+    assert varied.shape == images.shape
+    assert (varied[..., 0] == varied[..., 1]).all()
+    for image, result, centre in zip(images, varied, centres, strict=True):
+        assert not np.array_equal(image, result)
+        assert result.sum() == pytest.approx(image.sum(), rel=0.25)
+        found = [(result[..., 0] * axis).sum() / result[..., 0].sum() for axis in (rows, columns)]
+        assert np.hypot(*(found - centre)) < 3
