@@ -132,7 +132,7 @@ def _parse(text: str) -> tuple[int | None, Fault | None]:
     if match is None or match[1] not in KINDS or match[2] not in (None, *SAVE_MOMENTS):
         raise UserError(
             f"FAULT={text} in the environment: expected KIND:RANK:STEP, where KIND is one of "
-            f"{', '.join(KINDS)}, optionally followed by -{', -'.join(SAVE_MOMENTS)}"
+            f"{', '.join(KINDS)}, and may end in one of -{', -'.join(SAVE_MOMENTS)}"
         )
     if match[2] and match[1] in LOSSES:
         raise UserError(

@@ -91,7 +91,9 @@ def _require_writable(path: Path, to: Exporter, force: bool) -> None:
         return
     if path.is_dir() != (to.names is not None):
         kind, needed = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-        raise UserError(f"{path} is {kind}, but this format writes {needed}; {OTHER_OUT_REMEDY}")
+        raise UserError(
+            f"{path} is {kind}, but the format of --to writes {needed}; {OTHER_OUT_REMEDY}"
+        )
     for other in path.iterdir() if to.names is not None else ():
         if not re.fullmatch(to.names or "", other.name):
             raise UserError(

@@ -158,5 +158,7 @@ def _requested_ranks(environ: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"NPROC={text} in the environment is not 1 or more")
+        raise UserError(
+            f"NPROC={text} in the environment is not a whole number of 1 or more; set or unset it"
+        )
     return int(text)

@@ -112,7 +112,7 @@ def unpickle(file: DataFile) -> NDArray[np.uint8]:
             "executed; save the images as .npy"
         ) from None
     except Exception as error:  # a corrupt pickle can raise almost any exception
-        raise UserError(f"{file.name} is a corrupt pickle: {error}; restore it") from None
+        raise UserError(f"{file.name} is a corrupt pickle: {error}; download it again") from None
     arrays = content if isinstance(content, dict) else {}
     found = arrays.get(b"data", arrays.get("data"))  # as Python 2 and 3 write the key
     if not isinstance(found, _Array):

@@ -85,14 +85,16 @@ def vocabulary_size(request: SourceRequest) -> int:
 
 def _folder(request: SourceRequest) -> Path:
     """Return data.path, which must be the folder of one vocabulary. Raises UserError."""
-    content = ": that of the vocabulary, below the folder of the file lists"
+    content = " of shards, which is in the folder of the file lists"
     folder = folder_of_shards(request, "lanes", content)
     if lists_in(folder):
         inner = sorted(str(each) for each in folder.iterdir() if each.is_dir())
-        raise UserError(
-            f"data.path={str(folder)!r} is the folder of the file lists; set data.path to the "
-            f"folder of a vocabulary in it: {' or '.join(map(repr, inner)) or 'there is none'}"
+        remedy = (
+            f"set data.path to a folder of shards in it: {' or '.join(map(repr, inner))}"
+            if inner
+            else "it has no folder of shards, which cuboid prepare --layout languini makes"
         )
+        raise UserError(f"data.path={str(folder)!r} is the folder of the file lists; {remedy}")
     return folder
 
 

@@ -42,7 +42,9 @@ def read_list(path: Path, folder: Path) -> list[Book]:
     try:
         rows = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a file list: {error}; restore it") from None
+        raise UserError(
+            f"{path} is not a readable file list: {error}; copy the list again"
+        ) from None
     if rows.ndim != 2 or rows.shape[1] != 2 or rows.dtype.kind != "U":
         raise UserError(
             f"{path} is not a file list: an array of {rows.dtype} and shape {rows.shape}; it must "

@@ -147,7 +147,8 @@ def folder_of_shards(request: SourceRequest, source: str, content: str = "") -> 
     describes the folder."""
     if not isinstance(request.path, str) or not Path(request.path).is_dir():
         raise UserError(
-            f"data.path={request.path!r} must be one folder for data.type={source!r}{content}"
+            f"data.path={request.path!r} is not one folder that exists, which "
+            f"data.type={source!r} reads; set it to a folder{content}"
         )
     return Path(request.path)
 

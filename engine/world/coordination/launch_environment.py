@@ -192,7 +192,10 @@ def _open_mpi(environ: Mapping[str, str], host: str | None, port: int | None) ->
             _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", required_with="OMPI_COMM_WORLD_RANK")
             < size
         ):
-            raise UserError("Open MPI over several machines needs --host HOST, that of rank 0")
+            raise UserError(
+                "--host is missing, which Open MPI on several machines needs; add --host HOST, the "
+                "machine of rank 0"
+            )
         host = LOOPBACK
     return LaunchInfo(
         rank=_number(environ, "OMPI_COMM_WORLD_RANK"),

@@ -119,11 +119,12 @@ def test_force_keeps_files_that_no_export_wrote(tmp_path: Path) -> None:
     ):
         to("hf", trained(), out, force=True)
     with pytest.raises(
-        UserError, match=r"out is a folder, but this format writes a file; name another --out$"
+        UserError,
+        match=r"out is a folder, but the format of --to writes a file; name another --out$",
     ):
         to("pt", trained(), out, force=True)
     with pytest.raises(
-        UserError, match=r"thesis\.tex is a file, but this format writes a folder; name"
+        UserError, match=r"thesis\.tex is a file, but the format of --to writes a folder; name"
     ):
         to("hf", trained(), out / "thesis.tex", force=True)
     assert len([*out.iterdir()]) == 4

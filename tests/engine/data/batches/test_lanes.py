@@ -243,14 +243,17 @@ def test_unusable_folders_of_books_are_rejected_with_the_reason(tmp_path: Path, 
             open_lanes(ask, path, **changes)
         return str(error.value).replace(str(tmp_path), "DATA")
 
-    assert message(tmp_path / "none").startswith("data.path='DATA/none' must be one folder")
+    assert message(tmp_path / "none") == (
+        "data.path='DATA/none' is not one folder that exists, which data.type='lanes' reads; set "
+        "it to a folder of shards, which is in the folder of the file lists"
+    )
     assert message(folder / "files") == (
         "data.path='DATA/vocabulary/files': DATA/vocabulary/file_list_train.npy is missing; "
         "`cuboid prepare` writes it"
     )
     assert message(tmp_path) == (
-        "data.path='DATA' is the folder of the file lists; set data.path to the folder of a "
-        "vocabulary in it: 'DATA/vocabulary'"
+        "data.path='DATA' is the folder of the file lists; set data.path to a folder of shards in "
+        "it: 'DATA/vocabulary'"
     )
     assert "has 4 books to train on, fewer than the 6 samples of a step" in message(global_batch=6)
     book = folder / "files/train-2.epub.npy"

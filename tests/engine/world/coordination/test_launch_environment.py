@@ -150,7 +150,11 @@ def test_arguments_without_a_launcher_give_rank_size_and_address() -> None:
         ({"SLURM_PROCID": "0"}, {}, "SLURM_NTASKS is not in the environment, though SLURM_PROCID"),
         ({"OMPI_COMM_WORLD_RANK": "0"}, {}, "OMPI_COMM_WORLD_SIZE is not in the environment"),
         ({**TORCHRUN, "MASTER_PORT": "http"}, {}, "MASTER_PORT=http in the environment is not"),
-        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, "needs --host HOST"),
+        (
+            {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+            {},
+            "--host is missing, which Open MPI on several machines needs; add --host",
+        ),
     ],
 )
 def test_contradictory_environment_is_rejected(
