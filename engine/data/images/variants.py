@@ -7,7 +7,7 @@ from math import cos, sin
 import numpy as np
 
 from engine.data.images.codebook import require_sklearn
-from engine.data.images.image_files import Pixels
+from engine.data.images.image_formats import Pixels
 
 TURN, SHEAR, SCALE, MOVE = 0.06, 0.06, 0.036, 0.026
 """Standard deviations of the angle in radians, of the shear, of the factors of height and width,
