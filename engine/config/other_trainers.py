@@ -21,7 +21,7 @@ SYNONYMS: Mapping[str, str] = {
         local_batch_size per_device_train_batch_size per_gpu_batch_size per_gpu_train_batch_size
         train_micro_batch_size_per_gpu train_batch_size_per_gpu device_batch_size bs bsz""",
     "SEQ_LEN": """
-        block_size context context_length context_size ctx_len max_length max_seq_len
+        block_size context_length context_size ctx_len max_length max_seq_len
         max_seq_length seq seq_length sequence_len sequence_length""",
     "NUM_EPOCHS": "epochs n_epochs num_train_epochs train_epochs",
     "MAX_STEPS": """
