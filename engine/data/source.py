@@ -107,7 +107,8 @@ class SlidingSplit(Split, Protocol):
 
     def sliding(self, stride: int) -> Split:
         """Return the tokens in windows of seq_len that each begin ``stride`` tokens after the one
-        before, up to the one that contains the last token. Targets beyond it are IGNORED."""
+        before, up to the one that contains the last token. Targets beyond that token are
+        IGNORED."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ def encode_stream(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[NDA
 
 
 def unbroken(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Divide a text anew, where no token crosses from one piece to the next."""
+    """Divide a text into new pieces, so that no token spans two pieces."""
     rest = ""
     for piece in pieces:
         if piece is None:

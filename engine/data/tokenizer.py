@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
     @classmethod
     def fit(cls, pieces: Iterable[Piece], path: str | None = None) -> Self:
         """Return the tokenizer for this text, or the one in the file at ``path``
-        (data.tokenizer_path). A fixed vocabulary reads neither. Raises UserError."""
+        (data.tokenizer_path). A tokenizer of fixed vocabulary reads neither. Raises UserError."""
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> Self:
@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
 
     def joined(self, other: Self) -> tuple[Self, NDArray[np.int64]]:
         """Extend this vocabulary by the tokens of ``other`` that it lacks, whose ids follow its
-        own. Return the new tokenizer and its id of each id of ``other`` [other.size]."""
+        own. Return the new tokenizer, and the new id of each token of ``other`` [other.size]."""
 
     def state(self) -> dict[str, Any]:
         """Return a JSON object from which ``load`` makes the tokenizer again."""

@@ -15,8 +15,8 @@ from engine.errors import UserError
 def open_with_validation(
     source: str, request: SourceRequest, validation_path: str | tuple[str, ...] | None
 ) -> Corpus:
-    """Open the corpus of a source. With a ``validation_path``, the split 'validation' is all of
-    those files, encoded with the token ids of the training data.
+    """Open the corpus of a source. With a ``validation_path``, the split 'validation' is all files
+    of that path, encoded with the token ids of the training data.
 
     Raises:
         UserError: the data cannot be used, or the training data lacks a token of the other files.

@@ -21,8 +21,8 @@ from models.parallel.targets import IGNORED
 
 
 def assign(lengths: Sequence[int], lanes: int) -> list[list[int]]:
-    """Return the indices of the documents of each lane. A document goes to the lane with the fewest
-    tokens so far, the first of several."""
+    """Assign documents to lanes; return the indices of the documents in each lane. Each document
+    goes to the lane with the fewest tokens so far; among equals, to the first lane."""
     heap = [(0, lane) for lane in range(lanes)]
     found: list[list[int]] = [[] for _ in range(lanes)]
     for index, length in enumerate(lengths):
@@ -33,7 +33,7 @@ def assign(lengths: Sequence[int], lanes: int) -> list[list[int]]:
 
 
 class Lane:
-    """The tokens of some documents, each followed by a separator."""
+    """The tokens of some documents, with a separator after each document."""
 
     def __init__(self, shards: Sequence[TokenShard], separator: int, vocabulary: int) -> None:
         self._shards, self._separator, self._vocabulary = shards, separator, vocabulary
@@ -86,7 +86,7 @@ class LaneSplit:
         vocabulary: int,
         repeats: bool,
     ) -> Self:
-        """Assign books to ``lanes`` lanes, by their listed numbers of tokens."""
+        """Assign books to ``lanes`` lanes by the numbers of tokens that the file list states."""
         assigned = assign([book.listed for book in books], lanes)
         rows = [
             Lane([books[i].shard for i in indices], separator, vocabulary) for indices in assigned
@@ -94,7 +94,8 @@ class LaneSplit:
         return cls(rows, seq_len=seq_len, repeats=repeats)
 
     def sliding(self, last_n: int) -> Self:
-        """Return overlapping samples, of which only the last ``last_n`` targets count."""
+        """Return the lanes in overlapping samples; only the last ``last_n`` targets of each
+        count."""
         return type(self)(self.lanes, seq_len=self.seq_len, repeats=False, last_n=last_n)
 
     @property
@@ -125,5 +126,5 @@ class LaneSplit:
         return int(np.clip(left, 0, self._stride).sum())
 
     def _places(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the step and the lane of samples, each [n]."""
+        """Return the step [n] and the lane [n] of each sample in ``indices``."""
         return np.divmod(indices, max(1, len(self.lanes)))

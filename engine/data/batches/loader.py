@@ -112,7 +112,7 @@ class TrainBatches:
         """Return the first ``samples`` of a split (None: all, of a split that is not endless), in
         batches of the size that training uses.
 
-        ``split``: other samples of the split of that name, such as overlapping ones.
+        ``split``: replaces the split ``name``, for example with overlapping samples.
 
         Raises UserError if there is no such split.
         """
@@ -136,15 +136,15 @@ class TrainBatches:
         return self._batch_size * self._data_size * self._rounds
 
     def with_corpus(self, corpus: Corpus) -> TrainBatches:
-        """Return the batches of ``corpus``, which has the same samples with other ids."""
+        """Return these batches, read from ``corpus``: the same samples with other token ids."""
         batches = copy.copy(self)
         batches.corpus = corpus
         batches.validation = replace(self.validation, split=corpus.split(self.validation.name))
         return batches
 
     def resumed_at(self, consumed: Consumed) -> TrainBatches:
-        """Return the remaining batches of a run that has consumed ``consumed``, in global batches
-        of any size.
+        """Return the remaining batches of a run that has consumed ``consumed``, whatever its global
+        batch size was.
 
         On the same data no sample is skipped or read twice. On other data the same fraction of an
         epoch remains.
@@ -155,8 +155,8 @@ class TrainBatches:
         return rest
 
     def consumed(self, step: int, *, epochs: int | None = None) -> Consumed:
-        """Return the totals since step 1 of the run, up to the end of ``step`` or of the last of
-        ``epochs``, whichever is first."""
+        """Return the totals since step 1 of the run, up to the end of ``step``, or of epoch
+        ``epochs`` if it ends first."""
         before, split = self._before, self.corpus.train
         new = (step - before.step) * self.global_batch
         if split.samples is not None and epochs is not None:
@@ -200,8 +200,8 @@ class TrainBatches:
         return after if after > before else None
 
     def steps(self, epochs: int) -> int | None:
-        """Return the steps until every sample was consumed ``epochs`` times; None for endless
-        data."""
+        """Return the number of steps until every sample was consumed ``epochs`` times; None for
+        endless data."""
         samples = self.corpus.train.samples
         if samples is None:
             return None
@@ -238,7 +238,7 @@ def pad_samples(ids: Tensor, targets: Tensor, multiple: int, *, at_least: int = 
     """Append samples of ids 0 and targets IGNORED up to a multiple of ``multiple``.
 
     ``ids`` and ``targets`` are [samples, seq_len]; the result has max(samples, at_least) samples,
-    rounded up to the multiple. Returns the inputs themselves if nothing is missing.
+    rounded up to the multiple. Returns ``ids`` and ``targets`` themselves if no sample is missing.
     """
     missing = -(-max(len(ids), at_least) // multiple) * multiple - len(ids)
     if missing == 0:

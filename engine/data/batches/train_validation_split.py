@@ -12,8 +12,8 @@ from engine.errors import UserError
 def split_tokens(
     tokens: Tokens, *, validation: float, seq_len: int, name: str
 ) -> tuple[Windows, Windows]:
-    """Return (train, validation). The tail is the fraction ``validation`` of the tokens, rounded
-    down.
+    """Split ``tokens`` into (train, validation). The validation part is the tail: the fraction
+    ``validation`` of the tokens, rounded down.
 
     Raises:
         UserError: a part has fewer tokens than one sample needs.

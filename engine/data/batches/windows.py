@@ -16,7 +16,7 @@ class Tokens(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, places: Any, /) -> Any:
-        """Return the ids at ``places`` [...], or those of a slice as a row."""
+        """Return the ids at the positions ``places`` [...]; for a slice, return a row of ids."""
 
 
 class Windows:
@@ -53,8 +53,8 @@ class SlidingWindows:
     """Overlapping samples of a row of tokens: each begins ``stride`` tokens after the one before.
 
     Only the last ``stride`` targets of a sample are to be scored: each has a context of more than
-    seq_len - stride tokens. In all samples together they are every token once, except the first
-    seq_len - stride + 1. Targets beyond the end are IGNORED, their inputs 0.
+    seq_len - stride tokens. Over all samples, every token is scored once, except the first
+    seq_len - stride + 1. Beyond the end of the row, targets are IGNORED and inputs are 0.
     """
 
     def __init__(self, tokens: Tokens, seq_len: int, stride: int) -> None:

@@ -49,7 +49,8 @@ def is_pickle(head: bytes) -> bool:
 
 
 class _DType:
-    """Stands for numpy.dtype('u1'); other dtypes can hold Python objects."""
+    """Replaces numpy.dtype in a pickle; accepts only 'u1', as other dtypes can hold Python
+    objects."""
 
     def __init__(self, name: str | bytes, *options: object) -> None:
         if name not in ("u1", b"u1"):
@@ -74,7 +75,8 @@ class _Array:
 
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
-    """Replace codecs.encode, by which Python 3 writes bytes in protocol 2."""
+    """Replace codecs.encode, which a pickle of protocol 2 by Python 3 calls to make bytes of
+    text."""
     if encoding not in ("latin1", b"latin1"):
         raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
     return text.encode("latin1")
@@ -100,7 +102,7 @@ def unpickle(file: DataFile) -> NDArray[np.uint8]:
     """Return the planes [n, 3072] of a pickle of CIFAR-10. Nothing in the file is executed.
 
     Raises:
-        NotImagesError: the pickle has no images, such as batches.meta.
+        NotImagesError: the pickle has no images, as is the case for batches.meta.
         UserError: the pickle is corrupt or contains other objects than CIFAR-10's.
     """
     data = b"".join(file.blocks())

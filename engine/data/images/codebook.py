@@ -55,7 +55,7 @@ class Codebook:
 
     def state(self) -> dict[str, Any]:
         """Return a JSON object from which ``load`` makes the codebook again. It is stored in place
-        of a saved tokenizer; its ``type`` distinguishes the two."""
+        of a saved tokenizer; its key ``type`` tells a codebook from a tokenizer."""
         return {
             "type": IMAGES,
             "height": self.height,
@@ -105,7 +105,7 @@ class Codebook:
         return pixels.reshape(len(ids), self.height, self.width, self.channels)
 
     def encodes_like(self, other: Codebook) -> bool:
-        """Return whether both encode every image to the same ids."""
+        """Return whether this codebook and ``other`` encode every image to the same ids."""
         mine, its = ((c.height, c.width, c.pixel_order) for c in (self, other))
         return mine == its and np.array_equal(self.colours, other.colours)
 
@@ -123,7 +123,8 @@ class Codebook:
 
     @cached_property
     def _table(self) -> NDArray[np.int32]:
-        """The id of each possible colour [256^channels], found at its first use; -1 before."""
+        """The id of each possible colour [256^channels]; -1 until an image with the colour is
+        encoded."""
         return np.full(256**self.channels, -1, np.int32)
 
     def _nearest(self, images: Pixels) -> NDArray[np.uint16]:
@@ -147,7 +148,7 @@ def pack(pixels: Pixels) -> NDArray[np.int64]:
 
 
 def unpack(packed: NDArray[np.int64], channels: int) -> NDArray[np.float64]:
-    """Return the pixels [n, channels] of packed ones [n]."""
+    """Return the pixels [n, channels] that ``pack`` turned into the numbers ``packed`` [n]."""
     shifts = 8 * np.arange(channels)[::-1]
     return ((packed[:, None] >> shifts) & 255).astype(np.float64)
 
@@ -173,7 +174,7 @@ def fit_colours(pixels: NDArray[np.int64], size: int) -> NDArray[np.float32]:
     from random pixels. scikit-learn moves a colour to which no pixel is nearest onto the pixel that
     is farthest from its colour.
 
-    Of no more than ``size`` distinct colours, each is in the result.
+    If the pixels have at most ``size`` distinct colours, all of these are returned.
 
     Raises UserError if scikit-learn is missing.
     """
@@ -204,8 +205,8 @@ def require_sklearn(module: str) -> Any:
 
 
 def require_size(codebook: Codebook, shape: tuple[int, int, int], name: str) -> None:
-    """Raise UserError unless the images of a codebook have this height and width. ``name``: of the
-    other images, for the message."""
+    """Raise UserError unless the codebook is for images of the height and width in ``shape``.
+    ``name``: the data whose images have that shape, for the message."""
     if (codebook.height, codebook.width) != shape[:2]:
         raise UserError(
             f"{name} has images of {size_of(shape)} pixels, the model is of "

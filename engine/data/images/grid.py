@@ -20,13 +20,14 @@ BACKGROUND = 255
 
 
 def draw_rows(rows: Sequence[Pixels]) -> NDArray[np.uint8]:
-    """Draw images [n, height, width, channels] of each row beside each other [H, W, 3]."""
+    """Draw a grid [H, W, 3]. Each row is images [n, height, width, channels], drawn side by
+    side."""
     return _stack([_stack(list(map(_enlarged, row)), axis=1, gap=GAP) for row in rows], 0, GAP)
 
 
 def draw_grid(cells: Sequence[Sequence[Pixels]], columns: int) -> NDArray[np.uint8]:
-    """Draw cells, each some images [height, width, channels] beside each other, in rows of
-    ``columns`` [H, W, 3]."""
+    """Draw a grid [H, W, 3] of cells, ``columns`` cells per row. Each cell is some images
+    [height, width, channels], drawn side by side."""
     drawn = [_stack(list(map(_enlarged, cell)), axis=1, gap=GAP) for cell in cells]
     empty = np.full_like(drawn[0], BACKGROUND)
     drawn += [empty] * (-len(drawn) % columns)
@@ -35,8 +36,8 @@ def draw_grid(cells: Sequence[Sequence[Pixels]], columns: int) -> NDArray[np.uin
 
 
 def _enlarged(image: Pixels) -> NDArray[np.uint8]:
-    """Return an image [height, width, channels] in colour and at least SIDE pixels high and wide,
-    each pixel a square."""
+    """Convert an image [height, width, channels] to colour, and enlarge each pixel to a square so
+    that the image is at least SIDE pixels high and wide."""
     times = max(1, -(-SIDE // min(image.shape[:2])))
     coloured = np.broadcast_to(image, (*image.shape[:2], 3))
     return coloured.repeat(times, axis=0).repeat(times, axis=1)
@@ -59,7 +60,8 @@ def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 def write_codebook_error(path: Path, images: Pixels, codebook: Codebook) -> None:
-    """Write images [n, height, width, channels] above their encoded form and the difference."""
+    """Write a PNG file of three rows: images [n, height, width, channels], the same images encoded
+    and decoded again, and the absolute difference of these two rows."""
     encoded = codebook.decode(codebook.encode(images))
     difference = np.abs(images.astype(np.int16) - encoded).astype(np.uint8)
     write_png(path, draw_rows([images, encoded, difference]))

@@ -90,8 +90,8 @@ def _in_memory(file: DataFile, images: Pixels) -> ImageFile:
 
 
 def _rows(blocks: Iterator[bytes], row: int, *, skip: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """Regroup a stream into arrays [n, row] of whole rows, after the first ``skip`` bytes. A
-    rest that is no whole row is dropped."""
+    """Regroup a stream into arrays [n, row] of whole rows, after the first ``skip`` bytes. Bytes at
+    the end that fill no whole row are dropped."""
     rest = b""
     for block in blocks:
         data, skip = rest + block[skip:], max(0, skip - len(block))

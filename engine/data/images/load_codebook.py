@@ -31,8 +31,8 @@ def load_any(saved: dict[str, Any]) -> Tokenizer | Codebook:
 
 
 def load_colours(path: str) -> NDArray[np.float32]:
-    """Return the colours [size, channels] of a codebook: of a run, a checkpoint, an export, the
-    JSON file of one, or an array [size, channels] in a .npy or .pt file.
+    """Return the colours [size, channels] of the codebook at ``path``: a run, a checkpoint, an
+    export, the JSON file of a codebook, or a .npy or .pt file of an array [size, channels].
 
     Raises UserError where there is no codebook.
     """

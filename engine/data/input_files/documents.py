@@ -22,7 +22,8 @@ class Documents(Protocol):
 
     @property
     def kind(self) -> str:
-        """Name of the decoding of the content to text; part of the key of the token cache."""
+        """Name of the method that decodes the content to text; part of the key of the token
+        cache."""
 
     @property
     def digest(self) -> str:
@@ -82,7 +83,7 @@ class JoinedDocuments:
 
 
 class TruncatedDocuments:
-    """The first share of the characters of documents, rounded down to a whole character."""
+    """The first characters of documents: the fraction ``share`` of all, rounded down."""
 
     def __init__(self, documents: Documents, share: float) -> None:
         self._documents, self._share = documents, share

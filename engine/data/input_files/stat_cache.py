@@ -45,8 +45,9 @@ class Stamp:
 
 def cached_by_stat(path: Path, folder: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the result of ``find``, which reads the file at ``path``. If ``folder`` has a record
-    of the result and the file is unchanged, return that. One of several concurrent processes calls
-    ``find``; the others wait for its record. If no record can be written, each calls ``find``.
+    of the result and the file is unchanged, return the recorded result. One of several concurrent
+    processes calls ``find``; the others wait for its record. If no record can be written, each
+    calls ``find``.
 
     Raises the exceptions of ``find``.
     """

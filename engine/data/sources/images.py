@@ -97,8 +97,8 @@ def _open_files(request: SourceRequest) -> dict[str, ImageFiles]:
 
 def digits() -> dict[str, ImageFiles]:
     """Return the 1,797 grey digits of scikit-learn, 8 x 8 pixels of 17 levels, in a fixed random
-    order: their own is by writer, and the tail would have other writers than the rest. Raises
-    UserError if scikit-learn is missing."""
+    order: scikit-learn sorts them by writer, so the tail would have other writers than the rest.
+    Raises UserError if scikit-learn is missing."""
     levels = require_sklearn("sklearn.datasets").load_digits().images
     shuffled = levels[permutation(len(levels), 0, DIGITS)]
     pixels = (shuffled * 255 / 16).round().astype(np.uint8)[..., None]
@@ -136,7 +136,8 @@ def _codebook(request: SourceRequest, train: ImageFiles) -> Codebook:
 
 
 def _encoded(images: ImageFiles, codebook: Codebook, request: SourceRequest) -> TokenFile:
-    """Return the ids of images [images x pixels]. A codebook without colours is fitted to them."""
+    """Return the ids of images [images x pixels]. A codebook without colours is first fitted to the
+    images."""
     size = codebook.size or request.codes or COLOURS
     images = images.with_channels(codebook.channels)
     state = codebook.state() | {"first": None}
@@ -167,8 +168,9 @@ def _encoded(images: ImageFiles, codebook: Codebook, request: SourceRequest) -> 
 def _with_variants(
     kept: NDArray[Any], train: ImageFiles, codebook: Codebook, request: SourceRequest
 ) -> NDArray[Any]:
-    """Return the ids of the images to train on, ``kept`` [n, pixels], followed by those of their
-    variants [n x data.variants, pixels]. ``kept`` are the first images of ``train``."""
+    """Return the ids of the images to train on: ``kept`` [n, pixels], then the ids of data.variants
+    variants of each image [n x data.variants, pixels]. ``kept`` has the ids of the first n images
+    of ``train``."""
     if request.variants == 1:
         return kept
     images = train.with_channels(codebook.channels)

@@ -120,8 +120,7 @@ class _JsonStream:
                     raise
 
     def _may_be_truncated(self, error: json.JSONDecodeError) -> bool:
-        """Return whether more text might resolve the error. For any other error, reading the rest
-        would be useless."""
+        """Return whether ``error`` may occur only because the rest of the value is unread."""
         unterminated = error.msg.startswith("Unterminated string")
         return unterminated or error.pos >= len(self._text) - LONGEST_ESCAPE
 

@@ -68,12 +68,13 @@ class JsonLines(FileDocuments):
 
 
 def kind_of(source: str, key: str) -> str:
-    """Return ``Documents.kind`` of a source and a key."""
+    """Return ``Documents.kind`` for text that ``source`` reads under ``key``."""
     return source if key == "text" else f"{source} {key}"
 
 
 def text_in(value: object, key: str, where: str) -> str:
-    """Return the text of a document in JSON. Raises UserError with ``where`` at the start."""
+    """Return the string under ``key`` in a JSON object. Raises UserError, which begins with
+    ``where``."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: not an object with a "{key}"; correct or remove it')
     if key not in value:

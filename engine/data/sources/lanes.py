@@ -99,8 +99,8 @@ def _folder(request: SourceRequest) -> Path:
 
 
 def _hold_out(books: list[Book], share: float) -> tuple[list[Book], list[Book]]:
-    """Divide books into those to train on and the last ones, which have at least ``share`` of the
-    listed tokens."""
+    """Divide books into books to train on and held-out books: the last ones, with at least
+    ``share`` of the listed tokens."""
     lengths = [book.listed for book in books]
     needed = share * sum(lengths)
     sums = list(itertools.accumulate(reversed(lengths)))
@@ -118,7 +118,8 @@ def _check_lanes(books: int, request: SourceRequest, folder: Path) -> None:
 
 
 def _names_and_sizes(books: list[Book], folder: Path) -> list[Any]:
-    """Return what identifies books without reading them."""
+    """Return the path, number of tokens and file size of each book, which identify the data
+    unread."""
     return [
         [str(book.shard.path.relative_to(folder)), book.listed, book.shard.bytes] for book in books
     ]

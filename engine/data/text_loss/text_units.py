@@ -28,8 +28,8 @@ class TextUnits:
         return self._tokenizer is not None
 
     def count(self, targets: Tensor) -> Tensor:
-        """Return the number of the targets [samples, seq_len] that are not IGNORED, of their UTF-8
-        bytes and of their characters, int64 [3]."""
+        """Count the targets [samples, seq_len] that are not IGNORED, and the UTF-8 bytes and the
+        characters that these targets encode. Returns int64 [3]."""
         samples = [row[row != IGNORED] for row in targets]
         counts = [sum(map(len, samples)), 0, 0]
         if self._tokenizer is not None and self._bytes is not None:

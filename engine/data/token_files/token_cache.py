@@ -58,8 +58,8 @@ def load_or_build(path: Path, build: Build, *, start: str | None = None) -> Toke
     builds its own copy; the copies are equal and the last rename wins.
 
     Every start of a run verifies every byte once: the first process to arrive records the
-    verification under the name ``start``, and the others of that start skip it unless the file has
-    changed. If ``start`` is None, or nothing can be recorded, each process verifies.
+    verification under the name ``start``, and the other processes of that start verify only if the
+    file has changed. If ``start`` is None, or nothing can be recorded, each process verifies.
 
     Raises:
         UserError: the folder cannot be used or the disk is full.
@@ -81,8 +81,8 @@ def load_or_build(path: Path, build: Build, *, start: str | None = None) -> Toke
 
 
 def _verified(path: Path, start: str | None) -> TokenFile | None:
-    """Open the file, verified by this process or by another one of the same start; None if it is
-    missing or corrupt."""
+    """Open the file. Verify it, unless another process of the same start has done so. None if the
+    file is missing or corrupt."""
     record = path.with_suffix(".verified")
     try:
         stamp = stat_cache.Stamp.of_file(path)

@@ -32,7 +32,7 @@ DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 
 
 def dtype_of(vocabulary: int) -> np.dtype[Any]:
-    """Return the dtype of the ids of a vocabulary, as Languini chooses it."""
+    """Return the dtype in which Languini stores the ids of a vocabulary of this size."""
     return DTYPES[0] if vocabulary < 65535 else DTYPES[1]
 
 
@@ -98,7 +98,8 @@ class ShardedIds:
     def __init__(
         self, parts: Sequence[NDArray[Any]], starts: NDArray[np.int64], first: int, length: int
     ) -> None:
-        """Take ``length`` ids from ``first`` on. ``starts``: the positions of the parts."""
+        """Concatenate ``parts``, and take ``length`` ids from position ``first`` on. ``starts``:
+        the position of the first id of each part."""
         self._parts, self._starts = parts, starts
         self._first, self._length = first, length
 
@@ -118,7 +119,8 @@ class ShardedIds:
         return self._length
 
     def __getitem__(self, places: slice | NDArray[np.int64]) -> Any:
-        """Return the ids at some positions, of any shape; of a slice without a step, a view."""
+        """Return the ids at an array of positions, in its shape; for a slice, which must have no
+        step, return a view."""
         if isinstance(places, slice):
             start, stop, _ = places.indices(self._length)
             return type(self)(self._parts, self._starts, self._first + start, stop - start)
@@ -154,8 +156,8 @@ def folder_of_shards(request: SourceRequest, source: str, content: str = "") -> 
 
 
 def tokenizer_of_shards(folder: Path, request: SourceRequest) -> Tokenizer:
-    """Return the tokenizer of the shards in a folder: the one that the folder contains, otherwise
-    the one of the settings. Raises UserError if both are there and differ."""
+    """Return the tokenizer of the shards in a folder: the folder's own tokenizer, or the tokenizer
+    of the settings if the folder has none. Raises UserError if the two differ."""
     name, saved = request.tokenizer, read_saved(folder / FILE_NAME)
     if saved is None:
         if fixed_size(name, request.tokenizer_path) is None:

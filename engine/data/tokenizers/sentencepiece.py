@@ -93,8 +93,9 @@ class SentencePiece:
         return counts
 
     def boundary(self, text: str) -> int:
-        """Return the last position whose two neighbours are in no piece next to each other, so that
-        no piece crosses it; 0 for a model that changes the text before it looks for pieces."""
+        """Return the last position between two characters that are adjacent in no piece, so that no
+        piece crosses the position; 0 for a model that changes the text before it looks for
+        pieces."""
         if not self._is_literal:
             return 0
         pairs, known = self._neighbours
@@ -119,7 +120,8 @@ class SentencePiece:
 
     @cached_property
     def _neighbours(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The pairs of characters that are next to each other in a piece, and all characters."""
+        """The pairs of characters that are adjacent in some piece, and all characters of the
+        pieces."""
         texts = [
             piece
             for piece, kind in zip(self._pieces, self._types, strict=True)
@@ -133,7 +135,8 @@ def _open(content: bytes) -> tuple[Any, Any, Any]:
     """Return the encoder, the decoder and the protobuf message of a model file. The decoder drops
     no space at the start, so the text of several ids is the concatenation of their texts.
 
-    Raises UserError if SentencePiece is not installed, an exception of its own for other content.
+    Raises UserError if SentencePiece is not installed, SentencePiece's own exception if the content
+    is no model.
     """
     try:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
@@ -167,7 +170,8 @@ def _end_of_text(model: Any) -> int | None:
 
 
 def _runs(ids: Iterable[int], size: int) -> Iterator[tuple[bool, list[int]]]:
-    """Divide ids into runs; yield whether those of a run are in the vocabulary, and the run."""
+    """Divide ids into runs of known and of unknown ids. Yield pairs: whether the vocabulary has the
+    ids of the run, and the run."""
     run: list[int] = []
     known = True
     for token in ids:

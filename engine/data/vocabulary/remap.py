@@ -75,8 +75,9 @@ def is_other_kind(corpus: Corpus, saved: dict[str, Any] | None) -> bool:
 
 
 def use_saved_ids(corpus: Corpus, saved: dict[str, Any] | None) -> tuple[Corpus, list[str]]:
-    """Map the corpus to the ids of a saved tokenizer of the same type. Return it and the tokens
-    that the saved tokenizer lacks, in the order of their new ids, which follow the saved ones.
+    """Map the corpus to the ids of a saved tokenizer of the same type. Return the mapped corpus,
+    and the tokens that the saved tokenizer lacks. These get new ids, in this order, after the saved
+    ids.
 
     Raises UserError for images of another codebook: their ids cannot be mapped.
     """
@@ -134,7 +135,7 @@ def corpus_for_model(
 
     Raises:
         UserError: the tokenizers are of different types, the model's vocabulary is too small, or
-            the saved one lacks a token and is not extended.
+            the saved tokenizer lacks a token and ``extend`` is False.
     """
     if is_other_kind(corpus, saved):
         assert saved is not None

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def vocabulary_size(settings: Settings, cache: Path) -> int:
-    """Return the number of ids of the data: the source's, if it has ids of its own, otherwise the
-    tokenizer's. If that depends on the text, the text is read, unless its tokens are cached.
+    """Return the number of token ids of the data: the source's, if it has ids of its own, otherwise
+    the tokenizer's. If the number depends on the text, the text is read, unless its tokens are
+    cached.
 
     ``cache``: the folder for tokens, unless data.cache names one. Raises UserError if the text
-    cannot be read on this machine, or the source has none.
+    cannot be read on this machine, or the source has no vocabulary.
     """
     source = discover.load("engine.data.sources", settings.data.type)
     request = SourceRequest.of(settings, cache)
