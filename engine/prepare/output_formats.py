@@ -20,7 +20,7 @@ SHARD_TOKENS = 1 << 24
 
 
 class OutputFormat(Protocol):
-    """The names of the shards of some input files, and the blocks at which each shard ends."""
+    """Names the shards of some input files, and decides at which block of text each shard ends."""
 
     joins_files: bool
     """Whether all input files become one row of tokens, with the token between documents between
@@ -128,6 +128,6 @@ class LanguiniFormat:
 
 
 def _stem(path: Path) -> str:
-    """Return the name of a file without its last suffix, and without that of its compression."""
+    """Return the name of a file without its last suffix and without a suffix for compression."""
     name = Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else Path(path.name)
     return name.stem

@@ -88,7 +88,7 @@ def _result(block: TextBlock, job: Future[tuple[NDArray[Any], int]]) -> EncodedB
 
 
 def _begin_process() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
+    """Let only the parent handle Ctrl-C, and end this process when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stop_with_parent()
@@ -102,7 +102,8 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def _encode(path: str, dtype: str, texts: tuple[Piece, ...]) -> tuple[NDArray[Any], int]:
-    """Return the ids [n] of texts, and their UTF-8 bytes. Runs in a process of the pool."""
+    """Return the ids [n] of texts, and the number of their UTF-8 bytes. Runs in a process of the
+    pool."""
     tokenizer = _tokenizer(path)
     separator = np.array([tokenizer.end_of_text or 0], dtype)
     parts = [separator if text is None else tokenizer.encode(text).astype(dtype) for text in texts]

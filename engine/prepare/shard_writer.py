@@ -35,8 +35,8 @@ class ShardWriter:
         self.tokens += len(ids)
 
     def finish(self) -> str:
-        """Complete the file under its name, and return the SHA-256 of its content. Raises
-        OSError."""
+        """Complete the file, rename it to its final name and return the SHA-256 of its content.
+        Raises OSError."""
         self._file.seek(0)
         description = {
             "descr": npy.dtype_to_descr(self._dtype),
