@@ -108,7 +108,8 @@ def last_name(value: object) -> object:
 
 
 def translates(setting: str, mapping: ValueMap) -> Converter:
-    """Make a converter for one setting whose values have other names elsewhere."""
+    """Make a converter for ``setting``, which translates another trainer's values by
+    ``mapping``."""
     return lambda value: {setting: translate(mapping, value)}
 
 
@@ -124,7 +125,8 @@ def only_accepts(*names: str) -> Converter:
 
 
 def preset(value: object) -> dict[str, object]:
-    """Convert model.type. A symbol of titans means the sizes that titans gives that name."""
+    """Convert model.type. A symbol of titans means the preset with titans' sizes for the model of
+    that name."""
     name = last_name(value)
     if not isinstance(name, str):
         return {"model.preset": value}

@@ -17,8 +17,8 @@ SIZES = ("n_layer", "n_head", "n_embd")
 
 
 def derive_settings(sources: SettingSources) -> None:
-    """Add the settings that are not set and follow from others. Of those that are set, only
-    ``data.type`` may change (``_data_type``)."""
+    """Add the settings that are not set but follow from other settings. Of the settings that are
+    set, only ``data.type`` may change (``_data_type``)."""
     _sizes_of_preset(sources)
     _vocabulary(sources)
     _width(sources)
@@ -101,8 +101,8 @@ def _data_type(sources: SettingSources) -> None:
 
 
 def _held_out(sources: SettingSources) -> None:
-    """Hold out no tokens of the training data if other data is there to validate on: that of
-    data.validation_path, or another split than 'validation'."""
+    """Hold out no tokens of the training data if there is other data to validate on:
+    data.validation_path, or a split other than 'validation'."""
     fraction, path = (
         sources.settings.get(f"data.{name}") for name in ("validation", "validation_path")
     )
@@ -116,7 +116,8 @@ def _held_out(sources: SettingSources) -> None:
 
 
 def _offload(sources: SettingSources) -> None:
-    """Offload optimizer states to NVMe with the parameters, which are updated there."""
+    """Offload optimizer states to NVMe if parameters are offloaded to it: both are updated
+    there."""
     weights = sources.settings.get("zero.offload_params")
     if weights and weights.value == "nvme":
         imply(sources, "zero.offload", weights, "nvme")

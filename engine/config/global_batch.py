@@ -35,9 +35,9 @@ def gpus_of_batch(sources: SettingSources) -> int | None:
 def derive_batch(sources: SettingSources, gpus: int | None) -> None:
     """Add BATCH_SIZE and gradient_accumulation if GLOBAL_BATCH_SIZE is stated.
 
-    One that is stated determines the other; without either, gradient_accumulation is 1. A number of
-    samples that does not divide evenly, or that contradicts both, becomes a problem. None for
-    ``gpus``: those of one copy of the model.
+    If only one of the two is stated, it determines the other; if neither is, gradient_accumulation
+    is 1. A GLOBAL_BATCH_SIZE that does not divide evenly, or that contradicts both, becomes a
+    problem. If ``gpus`` is None, it is the number of GPUs of one copy of the model.
     """
     settings = sources.settings
     stated = settings.get("global_batch_size")
@@ -78,9 +78,9 @@ def derive_batch(sources: SettingSources, gpus: int | None) -> None:
 
 
 def _weaker_factor(sources: SettingSources) -> str | None:
-    """Return the factor that a stronger assignment replaces if all three are stated, or None: the
-    command line outranks the file, so GLOBAL_BATCH_SIZE or one factor given there changes the
-    factor that the file states."""
+    """Return the factor, BATCH_SIZE or gradient_accumulation, to replace if GLOBAL_BATCH_SIZE and
+    both factors are stated, or None. The command line outranks the file, so GLOBAL_BATCH_SIZE or
+    one factor on the command line changes a factor that the file states."""
     names = ("global_batch_size", *FACTORS)
     if not all(_count(sources, name) for name in names):
         return None

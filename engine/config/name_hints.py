@@ -74,8 +74,8 @@ def closest(name: str) -> Hint:
 
 
 def _similar(name: str) -> Hint:
-    """Return the hint for a name with a spelling similar to a setting of its section, else to any
-    name."""
+    """Return the hint for a name that is spelt like a setting of its section, or else like any
+    known name."""
     section, _, last = fold(name)[:COMPARED].rpartition(".")
     siblings = {
         key.rpartition(".")[2]: target

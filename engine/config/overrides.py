@@ -20,7 +20,8 @@ Report = Callable[[Problem], None]
 
 
 def parse(overrides: Sequence[str], budget: Budget, report: Report) -> dict[Path, object]:
-    """Return path -> value of all overrides, the last one of each path; report malformed ones.
+    """Map the path of each override to its value, the last value if there are several for a path;
+    report malformed overrides.
 
     A value is an expression of the config language: ``3e-4``, ``True``, ``2*48``, ``dict(lr=0.1)``.
     Any other text, such as ``2d``, ``bf16`` or ``data/a.txt``, is a string.

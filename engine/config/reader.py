@@ -135,8 +135,8 @@ class _Reading:
         return file
 
     def _name(self, path: Path) -> str:
-        """Return the path for messages: relative to the working folder if the config was
-        given so."""
+        """Return the path for messages: relative to the working folder unless the config's own path
+        was given as absolute."""
         return str(path) if self._path.is_absolute() else os.path.relpath(path)
 
     def _read(self, path: Path) -> Interpreter:

@@ -170,7 +170,8 @@ def _within(
 
 
 def _as_dict(source: SettingSource) -> str:
-    """Format a value that was given for a section as the first of its settings that accepts it."""
+    """Format a value that was given for a section as a dict with the first setting of the section
+    that accepts the value."""
     keys = [key for key in _KEYS if key.startswith(f"{source.name}.")]
     fields = all_settings()
     for key in keys:
@@ -188,8 +189,8 @@ def _as_dict(source: SettingSource) -> str:
 
 
 def _unknown(document: Document, path: Path, value: object, sources: SettingSources) -> None:
-    """Report a name that is not a setting. If it is a section for which there is no hint, but
-    some of its keys have hints, report its keys instead."""
+    """Report a name that is not a setting. For a section without a hint of its own, report its keys
+    instead if some of them have hints."""
     name, origin = _dotted(path), document.origin(path)
     hint = known(name)
     inner = value if isinstance(value, dict) and not hint else {}
@@ -250,8 +251,8 @@ def _implied(setting: str, value: object, cause: SettingSource) -> SettingSource
 
 
 def _pick_strongest(setting: str, stated: list[SettingSource], sources: SettingSources) -> None:
-    """Use the assignment with the highest precedence; report those of equal precedence that
-    differ."""
+    """Use the assignment with the highest precedence; report different values of equal
+    precedence."""
     most = max(source.precedence for source in stated)
     first, *others = [source for source in stated if source.precedence == most]
     sources.settings[setting] = first

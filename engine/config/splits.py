@@ -17,8 +17,8 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 def known_splits(settings: Settings) -> tuple[str, ...]:
-    """Return the names of the splits of a source without further ones; () if only the data itself
-    has their names."""
+    """Return the names of the splits of the data; () if they are only known when the data is
+    opened."""
     plain = settings.data.type in (*FILE_TYPES, "tokens", "synthetic")
     return (TRAIN, VALIDATION) if plain else ()
 

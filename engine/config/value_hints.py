@@ -11,7 +11,7 @@ SAME_WORD = 0.82  # minimum similarity, from 0 to 1
 
 
 def nearest_multiples(value: int, of: int) -> str:
-    """Format the nearest multiples below and above ``value``: "8, 12"."""
+    """Format the multiples of ``of`` that are nearest below and above ``value``: "8, 12"."""
     below = value // of * of
     return ", ".join(str(n) for n in (below, below + of) if n)
 

@@ -31,7 +31,7 @@ def builtin(name: str) -> Call:
 
 
 def external(function: object, environ: Mapping[str, str]) -> Call:
-    """Return the function of a symbol, whose calls are symbols again unless it is a known one.
+    """Return the function that a symbol stands for. A call of an unknown function gives a symbol.
 
     Raises ForbiddenCallError for functions of Python's library and for values.
     """

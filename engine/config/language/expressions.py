@@ -289,7 +289,7 @@ class Evaluator:
         return operations.index(base, key)
 
     def key(self, node: ast.Subscript) -> object:
-        """Return the value or slice between brackets."""
+        """Return the key or slice between the brackets of ``node``."""
         if isinstance(node.slice, ast.Slice):
             bounds = (node.slice.lower, node.slice.upper, node.slice.step)
             return slice(*[bound and self.evaluate(bound) for bound in bounds])

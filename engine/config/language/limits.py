@@ -37,7 +37,7 @@ class Budget:
         self._left = TOTAL_WORK
 
     def charge(self, value: object) -> None:
-        """Spend the cost of having ``value``.
+        """Subtract the weight of ``value`` from the remaining work.
 
         Shared parts count as often as they occur, which is the work of printing or copying them.
 
@@ -96,8 +96,8 @@ def _children(item: object) -> list[object]:
 
 
 def _check_text(text: str) -> int:
-    """Return the weight of ``text`` beyond that of an item; raise ConfigValueError if it is too
-    long."""
+    """Return the weight of the characters of ``text``, beyond the 1 of every item. Raises
+    ConfigValueError if ``text`` is too long or not encodable."""
     if len(text) > STRING_LENGTH:
         raise ConfigValueError(
             f"a string of {len(text):,} characters; the limit is {STRING_LENGTH:,}"

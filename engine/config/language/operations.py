@@ -225,7 +225,7 @@ def index(base: object, key: Any) -> object:
 def check_key(key: object) -> None:
     """Raise ConfigValueError unless ``key`` is text or a number of at most 64 bits.
 
-    Their hashes cannot be chosen so that many keys collide.
+    A file cannot choose such keys so that many hashes collide.
     """
     if isinstance(key, int) and key.bit_length() > 64:
         raise ConfigValueError("an integer of more than 64 bits cannot be a key")

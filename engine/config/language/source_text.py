@@ -51,7 +51,7 @@ class Source:
     def excerpt(self, node: ast.expr | ast.stmt) -> str:
         """Return the start of the source text of ``node`` as a prefix for messages about it.
 
-        It is empty on the command line, whose messages quote the whole text.
+        The prefix is empty for the command line, whose messages quote the whole text.
         """
         if self.file == COMMAND_LINE:
             return ""
@@ -120,7 +120,7 @@ def load(path: Path, file: str) -> Source:
 
 
 def _remedy(name: str) -> str:
-    """Return the end of the message about a missing file of this name, which may be a preset's."""
+    """Return the remedy for a missing file; ``name`` may be the name of a preset."""
     presets = presets_called(name)
     preset = f", such as one with model.type={' or '.join(map(repr, presets))}" if presets else ""
     return f"; pass the path of a config file{preset}"

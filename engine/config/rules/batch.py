@@ -24,7 +24,7 @@ def batch_divides_into_micro_batches(context: RuleContext) -> Iterator[Finding]:
 
 
 def rows_are_sharded_evenly(context: RuleContext) -> Iterator[Finding]:
-    """Note rows without a token, which a micro-batch has if its tokens cannot be sharded evenly."""
+    """Note that a micro-batch is padded with rows if its tokens cannot be sharded evenly."""
     settings = context.settings
     if settings.batch_size % settings.num_micro_batches:
         return
@@ -77,8 +77,8 @@ def run_ends(context: RuleContext) -> Iterator[Finding]:
 def tensor_shape_agrees(context: RuleContext) -> Iterator[Finding]:
     """Warn if TENSOR_SHAPE differs from the shape of pipeline messages by Colossal-AI's convention.
 
-    There grids shard samples and width; the depth of 2.5d shards neither. With MODE='sequence'
-    tokens come first, and samples second.
+    In that convention grids shard samples and width; the depth of 2.5d shards neither. With
+    MODE='sequence' tokens come first, and samples second.
     """
     settings = context.settings
     stated = settings.tensor_shape

@@ -11,9 +11,9 @@ from engine.config.value_hints import nearest_multiples
 
 
 def checkpoints_follow_a_validation(context: RuleContext) -> Iterator[Finding]:
-    """Note that some checkpoints cannot be the best, as their interval is no multiple of the
-    validations' in the same unit. Only a checkpoint saved right after a validation has a loss to
-    compare."""
+    """Note that some checkpoints cannot be the best, as the checkpoint interval is no multiple of
+    the validation interval in the same unit. Only a checkpoint saved right after a validation has a
+    loss to compare."""
     settings = context.settings
     if not settings.checkpoint.best or settings.checkpoint.best_by != "validation":
         return

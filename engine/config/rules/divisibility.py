@@ -47,8 +47,8 @@ def mlp_is_sharded_evenly(context: RuleContext) -> Iterator[Finding]:
     """Require model.n_inner to divide by its number of shards, or note that it is padded.
 
     It is sharded in activations, in the output of column-parallel (*up*) and in the input of
-    row-parallel (*down*) weights. Padding, which stays zero, is possible if the gathered x and w of
-    a matmul have equal widths.
+    row-parallel (*down*) weights. Padding, which stays zero, is possible if the gathered input and
+    the gathered weight of a matmul have equal widths.
     """
     mode, width = context.mode, context.settings.model.n_inner
     specs = (mode.inner.hidden, mode.up.weight_out, mode.down.weight_in)

@@ -41,8 +41,8 @@ def every_chunk_has_a_layer(context: RuleContext) -> Iterator[Finding]:
 
 
 def chunks_need_the_interleaved_schedule(context: RuleContext) -> Iterator[Finding]:
-    """Require schedule='interleaved' if model.num_chunks is more than 1, and another one if it is
-    1."""
+    """Require schedule='interleaved' if model.num_chunks is more than 1, and another schedule if it
+    is 1."""
     settings = context.settings
     if settings.pipeline == 1:
         return

@@ -47,7 +47,7 @@ def split_exists(context: RuleContext) -> Iterator[Finding]:
 
 
 def size_is_stated_once(context: RuleContext) -> Iterator[Finding]:
-    """Require either eval.samples or eval.tokens, since both are the size of a validation."""
+    """Require either eval.samples or eval.tokens, since both set the size of a validation."""
     if context.settings.eval.samples is not None and context.settings.eval.tokens is not None:
         yield context.error(
             "eval.tokens",

@@ -118,7 +118,7 @@ def stage_3_gathers_once(context: RuleContext) -> Iterator[Finding]:
 
 
 def _number_of_copies(mode: Mode) -> str:
-    """Return the setting on which the number of ranks with the same weights depends."""
+    """Return the name of the setting that determines how many ranks have the same weights."""
     return "depth" if mode.uses_depth else "tensor_parallel"
 
 

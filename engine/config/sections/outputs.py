@@ -62,7 +62,7 @@ class CheckpointSettings(Section):
 
     @property
     def is_enabled(self) -> bool:
-        """True if a run saves periodically and at its end. If not, it only saves when it is
-        stopped, and at the end of a run that was resumed."""
+        """True if a run saves periodically and at its end. If False, a run only saves when it is
+        stopped, and a resumed run at its end."""
         intervals = self.every, self.epochs, self.minutes
         return any(interval is not None for interval in intervals)
