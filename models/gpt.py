@@ -1,8 +1,8 @@
-"""GPT-2 (Radford et al. 2019), written once: the modules do not depend on the sharding.
+"""GPT-2 (Radford et al. 2019), written once for every sharding.
 
-T tokens of a micro-batch (B samples of S tokens), C = n_embd hidden features, x [T, C] between
-blocks. A layer takes x in the outer sharding, computes in the inner sharding and returns x in the
-outer sharding; the parallel context defines both.
+A micro-batch has B samples of S tokens, T = B S tokens in all. The activations between blocks are
+x [T, C] with C = n_embd hidden features. Attention and MLP take x in the mode's outer sharding,
+compute in its inner sharding and return x in the outer sharding (models/parallel/mode.py).
 
 ``models/parameters.py`` repeats the names and shapes of the parameters, and ``engine/estimate``
 replays the allocations of each layer. Change them together with this file; tests compare them.
@@ -34,7 +34,7 @@ from models.parallel.targets import IGNORED
 
 
 class Attention(nn.Module):
-    """Causal self-attention. qkv is head-major, so that shards begin and end between heads."""
+    """Causal self-attention. qkv has its features ordered by head, so no shard splits a head."""
 
     def __init__(self, config: GPTConfig, parallel: ParallelContext, layer: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
     @untraced
     def attend_in_group(self, qkv: Tensor, batch: MicroBatch) -> Tensor:
-        """Return the attention of rows of samples that several ranks may share."""
+        """Compute attention for this rank's rows, of samples that several ranks may share."""
         assert batch.order is not None
         group = SampleGroup(batch.order, self.parallel)
         dropout = self.dropout_by_token(batch.seed)
@@ -72,11 +72,11 @@ class Attention(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Return whether probabilities are dropped."""
+        """Return whether dropout applies to the attention probabilities."""
         return self.training and self.dropout > 0.0
 
     def dropout_by_token(self, seed: int) -> AttentionDropout | None:
-        """Return the dropout of a micro-batch; None if there is none."""
+        """Return the attention dropout of a micro-batch with ``seed``; None without dropout."""
         if not self.drops:
             return None
         parallel = self.parallel
@@ -89,8 +89,8 @@ class Attention(nn.Module):
         """Return softmax(q k^T / sqrt(d)) v with a causal mask. q, k, v [B, heads, S, d]. If q has
         one position, k and v may include the positions before it.
 
-        With dropout, which only a GPU has a fused kernel for, the kernel draws the mask: a function
-        of the seed and of the shard.
+        With dropout, which has a fused kernel on GPUs only, the kernel draws the mask from a seed
+        of the micro-batch, the layer and the shard.
         """
         if not self.drops:
             return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
     @untraced
     def attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch) -> Tensor:
-        """Compute ``attend`` with a dropout mask that is a function of the seed."""
+        """Compute ``attend`` with a dropout mask drawn from the micro-batch's seed."""
         # SDPA draws its mask from the global generator: seed it for the call, then restore it.
         key = self.parallel.activation_key(self.parallel.mode.inner)
         with torch.random.fork_rng([q.device] if q.is_cuda else [], device_type=q.device.type):
@@ -145,11 +145,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Layers [start, stop) of a GPT. The first layer includes the embedding, the last the head.
+    """A range of a GPT's layers. The first layer includes the embedding, the last the head.
 
-    The argument ``seed`` of the methods seeds the dropout masks of one micro-batch; it is a sum of
-    the step's seed and the number of the first sample (models/parallel/dropout.py). Parameter names
-    contain the global number of the layer.
+    A method's ``seed`` seeds the dropout masks of one micro-batch: the sum of the step's seed and
+    the number of the micro-batch's first sample (models/parallel/dropout.py). Parameter names
+    number the layers from the start of the whole model.
     """
 
     def __init__(
@@ -188,11 +188,11 @@ class GPT(nn.Module):
 
     @property
     def output(self) -> TokenEmbedding:
-        """The table that the logits are computed with."""
+        """The token table that the head multiplies by: ``wte`` if tied, else ``lm_head``."""
         return self.wte if self.config.tie_embeddings else self.lm_head
 
     def embed(self, ids: Tensor, seed: int = 0, start: int = 0) -> Tensor:
-        """Return x [T_local, C_local] of ids [B, S] of a micro-batch, from position ``start``."""
+        """Embed token ids [B, S] at positions from ``start``; return x [T_local, C_local]."""
         rows = self.parallel.arrange(ids.flatten(), ids.shape[1], padding=0)
         tokens = self.wte(rows)
         scale = self.config.n_embd**0.5 if self.config.scale_embedding else 1
@@ -204,8 +204,8 @@ class GPT(nn.Module):
     def forward(
         self, x: Tensor, length: int, seed: int = 0, cache: KVCache | None = None
     ) -> Tensor:
-        """Apply this range's blocks to x [T_local, C_local]. Samples have ``length`` tokens and
-        continue the tokens in the ``cache``."""
+        """Apply this range of layers to x [T_local, C_local], samples of ``length`` tokens that
+        follow the tokens in ``cache``."""
         parallel = self.parallel
         order = parallel.row_order(parallel.num_shards(parallel.mode.outer.tokens) * len(x), length)
         batch = MicroBatch(length=length, seed=seed, order=order, shared=not order.is_whole)
@@ -217,8 +217,8 @@ class GPT(nn.Module):
         return self.ln_f(x) if self.last else x
 
     def compile_blocks(self, *, deferred: bool, backend: str = "inductor") -> None:
-        """Compile the blocks when they are first called, all blocks of the rank to the same code.
-        ``deferred``: whether weight gradients are deferred."""
+        """Have each block compiled at its first call; all blocks of the rank share the code.
+        ``deferred``: whether the schedule defers weight gradients."""
         for block in self.h.values():
             for module in block.modules():
                 if isinstance(module, Linear) and (deferred or not module.is_local):

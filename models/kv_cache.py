@@ -1,4 +1,4 @@
-"""Keys and values of past positions, so that attention computes only those of a new position.
+"""A cache of the keys and values of past positions, so that only new positions are computed.
 
 A model with a cache takes any number of tokens in its first call, then one token a call.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class LayerKVCache:
-    """Keys and values of one layer, with memory for ``capacity`` positions from the first use."""
+    """Keys and values of one layer. The first use allocates memory for ``capacity`` positions."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
@@ -33,7 +33,7 @@ class LayerKVCache:
 
 
 class KVCache:
-    """Keys and values of all layers of a model, by the layer's name."""
+    """The caches of all layers of a model, by the layer's name."""
 
     def __init__(self, capacity: int) -> None:
         self._layers: defaultdict[str, LayerKVCache] = defaultdict(lambda: LayerKVCache(capacity))

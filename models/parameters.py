@@ -1,6 +1,6 @@
 """The parameters of a GPT: names, global shapes and sharding, without building the model.
 
-They repeat the declarations of ``models.gpt.GPT``; a test compares the two.
+The list repeats the declarations in ``models.gpt.GPT``; a test compares the two.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from models.parallel.registry import modes
 from models.parallel.shard import PartitionSpec
 
 ParameterKind = Literal["linear", "embedding", "norm", "bias"]
-"""A linear weight (an untied head included), an embedding of tokens (a tied head included) or
-positions, a norm's weight, or the bias of a linear layer or norm."""
+"""The weight of a linear layer (or of an untied head), the embedding of tokens (or a tied head) or
+of positions, the weight of a norm, or the bias of a linear layer or norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """``shape`` is global and unpadded; ``spec`` names the axes that shard each dimension."""
+    """``shape`` is global and unpadded; ``spec`` has the axes that shard each dimension."""
 
     name: str
     kind: ParameterKind
@@ -35,8 +35,8 @@ class Parameter:
 
 
 def parameters(config: GPTConfig, mode: Mode, layers: range | None = None) -> Iterator[Parameter]:
-    """Yield the parameters of layers [start, stop): the first includes the embedding, the last the
-    head."""
+    """Yield the parameters of ``layers``, by default all. The first layer includes the embedding,
+    the last the head."""
     layers = range(config.n_layer) if layers is None else layers
     first, last = layers.start == 0, layers.stop == config.n_layer
     hidden = mode.outer.hidden

@@ -1,5 +1,5 @@
-"""Conversion of a state dict that has torch's linear layers: weights are [out, in]; queries, keys
-and values are in three layers or in one. A format is declared by the names of its tensors."""
+"""Converts GPT state dicts with torch's linear layers: weights are [out, in]; queries, keys and
+values have three layers or one. A format is defined by its tensor names."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from models.parallel.registry import modes
 from models.parameters import Parameter, parameters
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes by DistributedDataParallel, torch.compile and Lightning."""
+"""Prefixes of tensor names that DistributedDataParallel, torch.compile and Lightning add."""
 
 Pattern = tuple[str, str]
-"""Regular expression of a name, and the name of cuboid's parameter (a template of ``re``)."""
+"""A regular expression of a tensor's name, and the ``re`` template of cuboid's parameter name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateDictNames:
-    """The tensor names of a state dict format, without PREFIXES."""
+    """The tensor names of a state dict format, without ``PREFIXES``."""
 
     patterns: tuple[Pattern, ...]
-    """Of each parameter but the attention's first layer."""
+    """Patterns of all parameters but the queries', keys' and values'."""
     query_key_value: tuple[Pattern, ...]
-    """Of the layers of the queries, of the keys and of the values."""
+    """Patterns for separate layers of queries, keys and values."""
     key_query_value: Pattern | None = None
-    """Of one layer of all, head by head: keys, queries and values of the first head first."""
+    """Pattern for one joint layer: keys, queries and values of the first head, then of the next."""
     unused: str
-    """Regular expression of the names of tensors that are no parameters, such as masks."""
+    """A regular expression of the names of tensors that are not parameters, such as masks."""
 
     def sources(self, names: Mapping[str, object]) -> dict[str, list[str]]:
-        """Return, for each of cuboid's parameters, the file's names of its tensors: one, or three
-        in the order of queries, keys and values.
+        """Match the tensor ``names`` of a file; return those of each of cuboid's parameters: one
+        name, or three in the order queries, keys, values.
 
         Raises ValueError for names that the format does not have.
         """
@@ -62,7 +62,7 @@ class StateDictNames:
 
 
 def without_prefix(name: str) -> str:
-    """Return the name of a tensor without the prefixes that wrappers of the model add."""
+    """Return a tensor's ``name`` without ``PREFIXES``."""
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
@@ -81,8 +81,8 @@ class Sizes:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], sources: Mapping[str, list[str]]) -> Sizes:
-        """Return the sizes of the model of ``state``. Raises ValueError where a tensor is missing
-        that determines one."""
+        """Derive the model's sizes from the tensors in ``state``. Raises ValueError where a tensor
+        is missing that determines a size."""
 
         def shape(name: str) -> tuple[int, ...]:
             if name not in sources:
@@ -105,9 +105,9 @@ class Sizes:
 def convert(
     state: Mapping[str, Tensor], sources: Mapping[str, list[str]], config: GPTConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the unsharded tensors with cuboid's names, one at a time; ``state`` may be lazy.
+    """Yield the unsharded tensors under cuboid's names, one at a time; ``state`` may be lazy.
 
-    Raises ValueError where parameters are missing, or a tensor has another size than ``config``.
+    Raises ValueError where a parameter is missing or a tensor's size differs from ``config``.
     """
     needed = {p.name: p for p in parameters(config, modes()["serial"])}
     missing = [name for name in needed if name not in sources]

@@ -1,4 +1,4 @@
-"""The result of an estimate. Plain data: counts of parameters, sizes in bytes."""
+"""The result of estimating a run, as plain data: counts of parameters, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one rank at one moment, by purpose.
+    """Bytes that one rank has allocated at one moment, by purpose.
 
-    These are bytes that torch's allocator hands out. A GPU's context, NCCL's buffers and the
-    workspaces of libraries add to them.
+    Only torch's allocations count: a GPU's context, NCCL's buffers and the workspaces of
+    libraries need more.
     """
 
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
-    """Saved by forward passes for their backward passes."""
+    """Tensors that forward passes save for the backward passes."""
     logits: int = 0
-    """A chunk of the loss with its gradient, and the gradients of the head computed from it."""
+    """One chunk of logits in the loss, their gradient, and the head's gradients from it."""
     buffers: int = 0
-    """Short-lived: gathered and cast tensors, gradients of activations, the step's token ids."""
+    """Short-lived: gathered or cast tensors, gradients of activations, the step's token ids."""
     host: int = 0
     """Offloaded to host memory; not on the device."""
     nvme: int = 0
@@ -40,18 +40,18 @@ class StageEstimate:
 
     stage: int
     layers: tuple[range, ...]
-    """Range of blocks of each chunk."""
+    """The range of transformer blocks in each of the stage's model chunks."""
     parameters: int
-    """Parameters of one rank: its shards, padding included."""
+    """Number of parameters in the shards of one rank, padding included."""
     memory: Memory
-    """At the peak of a rank of this stage, in any step but the first."""
+    """Memory of one rank at its peak, in any step but the first."""
     after_step: Memory
-    """Between two steps, gradients included."""
+    """Memory of one rank between two steps, gradients included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommVolume:
-    """Volume that one rank sends per step by one collective over one axis."""
+    """What one rank sends in a step by one kind of collective along one axis: calls and bytes."""
 
     axis: str
     collective: str
@@ -61,19 +61,19 @@ class CommVolume:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The estimate of a plan."""
+    """Estimated sizes, FLOPs and traffic of a run with one parallel layout."""
 
     parameters: int
-    """Of the whole model, unpadded; a tied head counts once."""
+    """Number of parameters of the whole model, unpadded; a tied head counts once."""
     parameters_per_rank: int
-    """Of the rank with the most."""
+    """Number of parameters of the rank that has most."""
     flops_per_token: int
-    """The model's own (see engine/estimate/flops.py)."""
+    """FLOPs of the model's maths, without recomputation (see engine/estimate/flops.py)."""
     flops_per_step: int
-    """Of all ranks."""
+    """FLOPs of all ranks together."""
     stages: tuple[StageEstimate, ...]
     traffic: tuple[CommVolume, ...]
-    """Of the rank that sends the most bytes."""
+    """Volumes sent by the rank that sends the most bytes."""
     bubble: float
     """Fraction of a step in which pipeline ranks are idle, 0 to 1."""
 

@@ -24,12 +24,12 @@ KEPT = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.mkldnn._linear_pointwise.default,
 }
-"""Operators whose outputs selective checkpointing saves: matmuls and attention. The others are
-cheap to recompute."""
+"""Operators whose outputs selective checkpointing saves: matmuls and attention. Other operators
+are cheap to recompute."""
 
 
 def recompute(block: Callable[..., Any], *args: Any, keep: bool) -> Tensor:
-    """Run ``block(*args)`` and recompute it in backward, except matmuls with ``keep``.
+    """Run ``block(*args)`` and recompute it in backward; ``keep`` saves the outputs of ``KEPT``.
 
     Dropout masks are functions of seeds, so no generator state needs to be restored.
     """

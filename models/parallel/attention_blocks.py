@@ -1,10 +1,10 @@
-"""Attention to a block of keys, and its backward pass from the result over all blocks.
+"""Attention to one block of keys, and its backward pass from the output over all blocks.
 
 q [B, heads, Q, d] attends to k, v [B, heads, K, d]. A forward pass returns the output and the
-log-sum-exp [B, heads, Q] of the scores; results of two blocks of keys are merged by the latter
-(Milakov & Gimelshein 2018; Dao et al. 2022, section 3.1). A backward pass takes the merged output
-and log-sum-exp, so that the probabilities of the block are the final ones. Fused kernels never
-allocate the scores.
+log-sum-exp [B, heads, Q] of the scores; the log-sum-exps weight the outputs of two blocks of keys
+when they are merged (Milakov & Gimelshein 2018; Dao et al. 2022, section 3.1). A backward pass
+takes the merged output and log-sum-exp, so that it normalizes the block's probabilities over all
+keys. Fused kernels never allocate the scores.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor
 aten = torch.ops.aten
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-"""dq, dk and dv."""
+"""The gradients dq, dk and dv of q, k and v."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreBlock:
-    """A block of the attention scores: those of some queries and keys."""
+    """The block of the attention score matrix for the queries ``q`` and the keys ``k``."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     causal: bool
-    """Query i attends to keys 0 to i; otherwise to all keys."""
+    """Whether query i attends to keys 0 to i only, instead of all keys."""
     dropout: float = 0.0
-    """The share of the probabilities that is dropped."""
+    """The dropout rate of the probabilities."""
     dropped: Callable[[], Tensor] | None = None
-    """Draws the mask [B, heads, Q, K] of dropped probabilities; None without dropout."""
+    """Function that draws the mask [B, heads, Q, K] of dropped probabilities; None: no dropout."""
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Return output and log-sum-exp of the block."""
+        """Return the attention output and the log-sum-exp of this block's scores."""
         q, k, v, causal = self.q, self.k, self.v, self.causal
         match self.kernel:
             case "cpu":
@@ -55,7 +55,8 @@ class ScoreBlock:
         return out, lse
 
     def backward(self, dout: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        """Return this block's terms of the gradients. ``out`` and ``lse``: over all blocks."""
+        """Return what this block adds to dq, dk and dv. ``out`` and ``lse`` are merged over all
+        blocks; ``dout`` is the gradient of ``out``."""
         q, k, v, causal = self.q, self.k, self.v, self.causal
         match self.kernel:
             case "cpu":
@@ -91,7 +92,7 @@ class ScoreBlock:
 
     @property
     def kernel(self) -> str:
-        """The kernel that computes the block; "" where no fused kernel exists."""
+        """The name of the fused kernel that computes the block; "" without one."""
         if self.dropped is not None:
             return ""
         if self.q.device.type == "cpu":
@@ -138,7 +139,7 @@ class ScoreBlock:
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge the outputs of two blocks of keys, in the type of the log-sum-exp."""
+    """Merge two blocks of keys; return output and log-sum-exp in the type of the log-sum-exp."""
     total = torch.logaddexp(lse, other_lse)
     mine, theirs = (lse - total).exp_(), (other_lse - total).exp_()
     merged = out * mine.unsqueeze(3)

@@ -1,13 +1,12 @@
-"""The border between code that torch.compile traces and code that it calls as it is written.
+"""The border between code that torch.compile traces and code that it leaves uncompiled.
 
-A linear layer that communicates, and attention to samples that ranks share, are called as they are
-written: their collectives keep their order, number and bytes, and the state of ZeRO, offloading and
-deferred gradients stays in Python. The code between them is traced. A collective in it, such as the
-one of a sharded norm, is an operator of which the compiler knows the shape of the result and
-nothing more.
+A linear layer that communicates, and attention to samples that ranks share, stay uncompiled: the
+order, number and bytes of their collectives stay as written, and the state of ZeRO, offloading and
+deferred gradients stays in Python. All other code is traced. A collective in traced code, such as
+a sharded norm's, is a custom operator; the compiler knows only the shape of its result.
 
-Such an operator takes tensors, numbers and strings only, so it names its axis;
-``axes_of_compiled_code`` defines the axes that the names refer to.
+A custom operator takes only tensors, numbers and strings, so the caller passes the name of an axis;
+``axes_of_compiled_code`` sets the axis of each name.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ R = TypeVar("R")
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function with everything that it calls excluded from tracing."""
+    """Exclude ``function`` and everything that it calls from tracing by torch.compile."""
     excluded: Callable[P, R] = torch.compiler.disable(function)
     return excluded
 
 
 class Collectives(Protocol):
-    """The collectives of an axis that traced code may call."""
+    """An axis with the collectives that traced code may call."""
 
     def all_gather(self, x: Tensor) -> Tensor: ...
 
@@ -42,7 +41,7 @@ _open: dict[str, Collectives] = {}
 
 @contextmanager
 def axes_of_compiled_code(axes: Mapping[str, Collectives]) -> Iterator[None]:
-    """Let compiled code communicate along ``axes``, by their names, inside the block."""
+    """Let compiled code inside the ``with`` block communicate along ``axes``, given by name."""
     before = dict(_open)
     _open.update(axes)
     try:
@@ -54,7 +53,7 @@ def axes_of_compiled_code(axes: Mapping[str, Collectives]) -> Iterator[None]:
 
 @torch.library.custom_op("cuboid::all_gather", mutates_args=())
 def all_gather(x: Tensor, axis: str, size: int) -> Tensor:
-    """Gather x [...] of the ``size`` ranks of ``axis`` into [size, ...]."""
+    """Gather x [...] from the ``size`` ranks of ``axis``; return [size, ...]."""
     return _open[axis].all_gather(x)
 
 

@@ -1,4 +1,4 @@
-"""Initial values, drawn in seeded blocks: every layout starts from the same numbers, and no rank
+"""Initial values, drawn in seeded blocks: every layout starts from equal parameters, and no rank
 allocates more than its shard and a block."""
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from models.parallel.context import derive_seed
 from models.parallel.shard import Shard
 
 BLOCK = 256
-"""Edge of a block. A rank draws fewer than this many entries beyond its shard in a dimension."""
+"""Edge of a block. A rank draws fewer than this many extra entries on each side of its shard."""
 
 
 @torch.no_grad()
 def init_normal_(local: Tensor, shard: Shard, *, std: float, seed: int, name: str) -> None:
-    """Fill ``local`` with its shard of a normal tensor of mean 0 and standard deviation ``std``.
+    """Fill ``local`` with ``shard`` of a global tensor from a normal distribution of mean 0 and
+    standard deviation ``std``.
 
-    The global tensor is divided into blocks of at most ``BLOCK`` entries a side, each a function of
-    (seed, name, block). They are drawn in float32 on the CPU for every type and device of
-    ``local``. Padding is zero.
+    The global tensor is divided into blocks of at most ``BLOCK`` entries a side. A block's values
+    depend on ``seed``, ``name`` and its place only, and are drawn in float32 on the CPU whatever
+    the type and device of ``local``. Padding is zero.
     """
     local.zero_()
     spans = [

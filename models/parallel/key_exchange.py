@@ -1,8 +1,9 @@
 """The exchange of keys and values among ranks that hold samples together.
 
 A rank receives from each other rank only the keys and values that its own rows attend to, and
-returns their gradients. With ``context="gather"`` all received keys are in memory at once; with
-"ring" a rank uses the keys of one rank while the keys of the next are in transit.
+sends the gradients of these keys and values back. With ``context="gather"`` all received keys are
+in memory at once; with "ring" a rank uses the keys of one rank while the keys of the next are in
+transit.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from models.parallel.rows import RowOrder
 
 
 class Keys(NamedTuple):
-    """Keys and values of some tokens of a group."""
+    """Keys and values of some of the tokens that a group of ranks holds together."""
 
     kv: Tensor
-    """[tokens, heads, 2, d]"""
+    """Keys and values [tokens, heads, 2, d]."""
     tokens: Sequence[range]
-    """In the order of kv, counted from the group's first one."""
+    """The tokens in the order of kv, counted from the group's first token."""
 
 
 class Returned(NamedTuple):
-    """Gradients of this rank's keys and values that other ranks computed, in transit."""
+    """Gradients in transit that other ranks computed, of this rank's keys and values."""
 
     handle: Handle
     gradients: Sequence[tuple[range, Tensor]]
 
     def add_to(self, sums: Tensor) -> None:
-        """Wait for the gradients and add them to ``sums``, in the order of ranks."""
+        """Wait for the gradients and add them to ``sums``, in the order of their senders."""
         self.handle.wait()
         for rows, gradient in self.gradients:
             sums[rows.start : rows.stop] += gradient
@@ -52,7 +53,7 @@ class SampleGroup:
 
     @property
     def own_rows(self) -> slice:
-        """This rank's rows that its later rows attend to."""
+        """The rows of this rank's early piece that its late piece attends to."""
         rows = self.order.needed(self.member, self.member)
         return slice(rows.start, rows.stop)
 
@@ -62,17 +63,17 @@ class SampleGroup:
         return self.parallel.keep_gathers and self.parallel.context == "gather"
 
     def own_keys(self, kv: Tensor) -> Keys:
-        """Return the own keys that later rows of this rank attend to, of kv [rows, heads, 2, d]."""
+        """Select ``own_rows`` of this rank's kv [rows, heads, 2, d]."""
         rows = self.order.needed(self.member, self.member)
         return Keys(kv[self.own_rows], self.order.tokens_in(self.member, rows))
 
     def received(self, number: int) -> list[range]:
-        """Return the tokens whose keys and values arrive in round ``number``."""
+        """Return the tokens whose keys and values this rank receives in round ``number``."""
         return self.order.received(self.member, self.rounds[number])
 
     def fetch(self, kv: Tensor, number: int) -> tuple[Handle, Tensor]:
-        """Start a round: send rows of a contiguous kv to the ranks that need them, and receive
-        theirs."""
+        """Start round ``number``: send rows of this rank's contiguous kv to the ranks that need
+        them. Return a handle to wait for, and the keys and values that this rank receives."""
         keys = kv.new_empty((sum(map(len, self.received(number))), *kv.shape[1:]))
         send = {}
         for step in self.rounds[number]:
@@ -81,8 +82,8 @@ class SampleGroup:
         return self._exchange(kv, send, self._by_source(keys, number)), keys
 
     def give_back(self, gradients: Tensor, number: int) -> Returned:
-        """Start to return the gradients of the keys of a round, and to receive those of own
-        rows."""
+        """Start to send the gradients of the kv received in round ``number`` back to its owners,
+        and to receive the gradients of this rank's kv."""
         others = [self._other(-step) for step in self.rounds[number]]
         rows = {other: self.order.needed(other, self.member) for other in sorted(others)}
         mine = {
@@ -96,7 +97,7 @@ class SampleGroup:
         return (self.member + step) % self.order.group
 
     def _by_source(self, x: Tensor, number: int) -> Mapping[int, Tensor]:
-        """Return the pieces of x [tokens of a round, ...] by the shard that they come from."""
+        """Split x [tokens received in round ``number``, ...] by the shard that holds the tokens."""
         sources = sorted(map(self._other, self.rounds[number]))
         sizes = [len(self.order.needed(self.member, source)) for source in sources]
         return dict(zip(sources, x.split(sizes), strict=True))
@@ -104,7 +105,7 @@ class SampleGroup:
     def _exchange(
         self, like: Tensor, send: Mapping[int, Tensor], receive: Mapping[int, Tensor]
     ) -> Handle:
-        """Start the exchange of tensors by shards of the group."""
+        """Start an exchange within the group. ``send``, ``receive``: tensors by shard."""
         tensor, empty = self.parallel.axes["tensor"], like.new_empty(0)
         to, of = [empty] * tensor.size, [empty] * tensor.size
         for shard in send.keys() | receive.keys():
@@ -113,7 +114,7 @@ class SampleGroup:
         return tensor.start_all_to_all(to, of)
 
     def _place(self, shard: int) -> int:
-        """Return the position along "tensor" of a shard of the group."""
+        """Return the index along the axis "tensor" of the rank that has ``shard`` of the group."""
         index = {}
         for axis in reversed(self.order.gathered_axes):
             shard, index[axis] = divmod(shard, self.parallel.sizes[axis])
@@ -121,18 +122,18 @@ class SampleGroup:
 
 
 class Arrivals:
-    """The keys of other ranks, round by round; the next round is in transit meanwhile."""
+    """Receives the keys and values of other ranks by rounds, one round ahead of their use."""
 
     def __init__(self, group: SampleGroup, kv: Tensor, held: Sequence[Tensor] = ()) -> None:
-        """Start the first round, to exchange kv [rows, heads, 2, d]. ``held``: the keys of all
-        rounds if they have been saved."""
+        """Start the first round of exchanging kv [rows, heads, 2, d]. ``held``: the keys and
+        values of every round, if an earlier pass saved them; then nothing is exchanged."""
         self.group, self.number, self.held = group, 0, [*held]
         self.kv = None if held or not group.rounds else kv.contiguous()
         self.in_transit: tuple[Handle, Tensor] | None = None
         self._start()
 
     def take(self) -> Keys:
-        """Wait for a round, start the next, and return the keys that have arrived."""
+        """Wait for the current round, start the next, and return the keys and values received."""
         tokens = self.group.received(self.number)
         self.number += 1
         if self.held:

@@ -1,4 +1,4 @@
-"""The layers of a GPT, sharded by the table of the mode; no layer depends on the mode itself."""
+"""The layers of a GPT, sharded as the mode's table says; no layer tests which mode it is."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Normal:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """Equal initial values."""
+    """The initial value of every entry."""
 
     value: float
 
 
 class ShardedModule(nn.Module):
-    """A module whose parameters are shards of global ones; ``shards`` has their positions."""
+    """A module whose parameters are shards of global tensors; ``shards`` has the positions."""
 
     def __init__(self, parallel: ParallelContext) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ShardedModule(nn.Module):
         row_multiple: int = 1,
     ) -> nn.Parameter:
         """Register this rank's shard of a parameter of global ``shape``, on the computing device or
-        on ``storage_device``. With a storage device it goes to the weight storage, if any."""
+        on ``storage_device``; with the latter, in the context's weight storage if it has one."""
         parallel = self.parallel
         shard = parallel.shard(shape, spec, row_multiple=row_multiple)
         if storage_device and parallel.weight_storage:
@@ -73,7 +73,7 @@ class ShardedModule(nn.Module):
 
 
 def named_shards(model: nn.Module) -> dict[str, Shard]:
-    """Return the shard of every parameter, by the names of ``model.named_parameters()``."""
+    """Return the shard of every parameter by its name in ``model.named_parameters()``."""
     return {
         f"{path}.{name}".lstrip("."): shard
         for path, module in model.named_modules()
@@ -84,7 +84,7 @@ def named_shards(model: nn.Module) -> dict[str, Shard]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw the initial values of every parameter: equal in every layout and pipeline stage."""
+    """Draw the initial values of every parameter, equal in every parallel layout."""
     for path, module in model.named_modules():
         if not isinstance(module, ShardedModule):
             continue
@@ -136,20 +136,20 @@ class Linear(ShardedModule):
 
     @property
     def is_local(self) -> bool:
-        """Return whether the layer needs no other rank, and its weight is where it is used."""
+        """Return whether the layer needs no communication, and its weight no copy to the device."""
         gathered, parallel = self.sharding.gather_x, self.parallel
         axes = gathered.axis if gathered else None, self.sharding.scatter_y
         local = self.weight_sharding.is_local(self.weight, parallel)
         return local and not any(parallel.axis(axis) for axis in axes)
 
     def exclude_from_tracing(self) -> None:
-        """Make torch.compile call the layer as it is written."""
+        """Make torch.compile leave this layer uncompiled."""
         self.forward = untraced(self.forward)  # type: ignore[method-assign]
 
 
 class TokenEmbedding(ShardedModule):
     """Token embeddings w [vocabulary, hidden], sharded like a transposed *up* weight, so that the
-    head can share them: logits = x @ w^T."""
+    head can use w too: logits = x @ w^T."""
 
     weight: nn.Parameter
 
@@ -172,11 +172,11 @@ class TokenEmbedding(ShardedModule):
         self.as_lookup = WeightSharding(dim="H", inputs=inputs, axis=lookup.gather_w)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows of ids [T], all rows of the micro-batch: [T_local, hidden_local] in the
-        outer sharding.
+        """Look up the ids [T] of all rows of the micro-batch; return embeddings [T_local,
+        hidden_local] in the outer sharding.
 
-        Each rank looks up the ids in its shard of the vocabulary. Rows of other ids are zero, and
-        the reduce-scatter adds the rows of the other ranks.
+        Each rank looks up the ids that its shard of the vocabulary has, and sets the embeddings of
+        other ids to zero; a reduce-scatter adds the embeddings of all ranks.
         """
         parallel, lookup, shard = self.parallel, self.parallel.mode.lookup, self.shards["weight"]
         ids = ids[parallel.rows(len(ids), lookup.tokens)]
@@ -197,11 +197,11 @@ class TokenEmbedding(ShardedModule):
 
 
 class EmbeddingLookup(torch.autograd.Function):
-    """Looks up rows of a table, [T, hidden_local] in the compute type; zeros where ``held`` is
+    """Looks up rows of a table: [T, hidden_local] in the compute type, zero where ``held`` is
     false.
 
-    Gradients of rows are summed in the parameter type: in bf16 the sum of a frequent token would
-    lose its small addends.
+    The gradients of a token's row are summed in the parameter type: in bf16 a frequent token's
+    sum would lose small addends.
     """
 
     @staticmethod
@@ -233,7 +233,7 @@ class EmbeddingLookup(torch.autograd.Function):
 
 
 class PositionEmbedding(ShardedModule):
-    """Learned position embeddings w [positions, hidden], one row for each row of x."""
+    """Learned position embeddings w [positions, hidden]."""
 
     weight: nn.Parameter
 
@@ -245,8 +245,8 @@ class PositionEmbedding(ShardedModule):
         self.register_sharded("weight", (positions, hidden), ((), outer.hidden), Normal(std=std))
 
     def forward(self, batch: int, length: int, start: int = 0) -> Tensor:
-        """Return the rows [T_local, hidden_local] for a micro-batch of ``batch`` samples of
-        ``length`` tokens that begin at position ``start``."""
+        """Return the position embeddings [T_local, hidden_local] of a micro-batch: ``batch``
+        samples of ``length`` tokens, each sample from position ``start``."""
         order = self.parallel.row_order(batch * length, length)
         axes = self.parallel.mode.outer.tokens
         rows = order.rows // self.parallel.num_shards(axes)
@@ -255,7 +255,7 @@ class PositionEmbedding(ShardedModule):
 
 
 class TokenScatter(torch.autograd.Function):
-    """A reduce-scatter along tokens. Its backward is the all-gather."""
+    """Reduce-scatters along tokens; the backward pass all-gathers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
@@ -268,7 +268,7 @@ class TokenScatter(torch.autograd.Function):
 
 
 class Swap(torch.autograd.Function):
-    """Exchanges blocks with a peer. Its backward is the same exchange."""
+    """Exchanges a tensor with a peer rank; the backward pass exchanges the gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tensor: Axis, peer: int) -> Tensor:

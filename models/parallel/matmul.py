@@ -1,4 +1,4 @@
-"""The matmul of all modes (models/parallel/mode.py has the algebra)."""
+"""The sharded matmul that all modes use (see the formulas in models/parallel/mode.py)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from models.parallel.weight_sharding import WeightSharding
 class ShardedMatmul(torch.autograd.Function):
     """y = reduce_scatter_c( all_gather_a(x) @ all_gather_b(w) ) + bias
 
-    x [T_local, H_local] in the compute type, w [I_local, O_local] and bias [O_scattered] in the
-    parameter type, y in the compute type. Gradients of w and bias are reduced in the parameter
-    type; activations are sent in the compute type.
+    a, b and c are axes of the mode. x [T_local, H_local] and y have the compute type, w [I_local,
+    O_local] and bias [O_local] the parameter type. Gradients of w and bias are reduced in the
+    parameter type; activations are sent in the compute type.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ class ShardedMatmul(torch.autograd.Function):
 
 
 def gathered_x(x: Tensor, sharding: LinearSharding, parallel: ParallelContext) -> Tensor:
-    """Return all_gather_a(x)."""
+    """Gather x along axis a of the mode, if any."""
     if sharding.gather_x is None:
         return x
     return gather(x, parallel.axis(sharding.gather_x.axis), sharding.gather_x.on)

@@ -7,10 +7,11 @@ Activations are matrices ``x [tokens, hidden]``, weights ``w [in, out]``. Every 
     dx = reduce_scatter_a( all_gather_c(dy) @ all_gather_b(w)^T )
     dw = reduce_scatter_b( all_gather_a(x)^T @ all_gather_c(dy) )
 
-Modes differ in the axes a, b and c and in the dimension that each axis shards. Megatron's 1d with
-sequence parallelism (Korthikanti et al. 2022), SUMMA's 2d (Van de Geijn & Watts 1997; Xu et al.
-2021), Tesseract's 2.5d (Wang et al. 2021), the 3d of Bian et al. (2021) and the sequence
-parallelism of Li et al. (2021), which gathers keys and values only, are such tables.
+where dx, dw and dy are gradients and a, b and c are axes, which may be absent. Modes differ in
+these axes and in the dimension that each axis shards. Megatron's 1d with sequence parallelism
+(Korthikanti et al. 2022), SUMMA's 2d (Van de Geijn & Watts 1997; Xu et al. 2021), Tesseract's 2.5d
+(Wang et al. 2021), the 3d of Bian et al. (2021) and the sequence parallelism of Li et al. (2021),
+which gathers keys and values only, are all such tables.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ActivationSharding:
 
 @dataclass(frozen=True, kw_only=True)
 class Gather:
-    """An all-gather of x along one of its dimensions: tokens ``T`` or hidden ``H``."""
+    """An all-gather of x along ``axis``, on the dimension tokens ``T`` or hidden features ``H``."""
 
     axis: str
     on: Literal["T", "H"]
@@ -45,7 +46,7 @@ class LinearSharding:
     weight_in: Axes = ()
     """The axes that shard the input dimension of w [in, out]."""
     weight_out: Axes = ()
-    """The axes that shard its output dimension."""
+    """The axes that shard the output dimension of w."""
     gather_x: Gather | None = None
     """The all-gather of x: axis a."""
     gather_w: str | None = None
@@ -65,8 +66,8 @@ class EmbeddingSharding:
     scatter_y: str | None = None
     """The axis of the reduce-scatter of the partial rows on their tokens."""
     swap: tuple[str, str] | None = None
-    """(row, column): afterwards the column shards tokens and the row shards hidden features, so
-    each rank exchanges its block with the transposed rank."""
+    """Axes (row, column). Each rank of the grid exchanges its rows with the transposed rank; then
+    the column axis shards tokens and the row axis shards hidden features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,10 @@ class Mode:
 
     name: str
     size_rule: str
-    """The legal values of TENSOR_PARALLEL in words, for messages."""
+    """The legal values of TENSOR_PARALLEL, in words for error messages."""
     axes: Callable[[int, int], dict[str, int] | None]
-    """(size, depth) -> the axes of a tensor group and their sizes, slowest-varying rank first; None
-    if ``size`` is not legal."""
+    """A function of (TENSOR_PARALLEL, DEPTH) that returns the size of each axis of a tensor group,
+    slowest-varying axis first; None if TENSOR_PARALLEL is not legal."""
     outer: ActivationSharding
     """The sharding of activations between blocks."""
     inner: ActivationSharding
@@ -89,9 +90,9 @@ class Mode:
     """Layers from the inner to the outer sharding (Megatron's row-parallel linear)."""
     lookup: EmbeddingSharding
     colossal_groups: dict[str, str]
-    """Axis -> Colossal-AI's ``ParallelMode`` with its process groups, slowest axis first."""
+    """Axis, slowest first -> name of the Colossal-AI ``ParallelMode`` with the axis's groups."""
     uses_depth: bool = False
-    """The setting DEPTH applies."""
+    """Whether the setting DEPTH applies to this mode."""
 
     @property
     def replicated(self) -> Axes:

@@ -27,7 +27,7 @@ class LayerNorm(ShardedModule):
         self.register_sharded("bias", (hidden,), spec, Constant(value=0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x [T_local, hidden_local]; the shape stays."""
+        """Normalize x [T_local, hidden_local] over all hidden features; return the same shape."""
         (name,) = self.parallel.mode.outer.hidden or (None,)
         axis = self.parallel.axis(name)
         if axis is None:
@@ -40,8 +40,8 @@ class LayerNorm(ShardedModule):
 class ShardedLayerNorm(torch.autograd.Function):
     """Layer norm with hidden features sharded over ``axis``: one collective forward, one backward.
 
-    The means and centred squares of the ranks are merged by the parallel form of Chan, Golub &
-    LeVeque (1983), which is as stable as two passes (E[x^2] - E[x]^2 is wrong by 6e-4 at mean 100).
+    Each rank's mean and variance are merged by the parallel formula of Chan, Golub & LeVeque
+    (1983), as stable as two passes over x (E[x^2] - E[x]^2 is wrong by 6e-4 at mean 100).
     """
 
     @staticmethod

@@ -1,11 +1,12 @@
-"""The rows of a micro-batch: their order, their padding and their shards. No torch.
+"""The rows of a micro-batch's activations: order, padding and shards. Does not import torch.
 
-The tokens of a micro-batch are numbered sample by sample. A mode shards rows evenly, so a few rows
-are appended if their number does not divide. If every shard has whole samples where attention is
-computed, rows are in the order of tokens and attention is local. Otherwise the ranks of a group
-hold samples together and gather each other's keys and values, and each rank has an early and a late
-piece of the group's tokens ("zigzag"): a causal mask lets token i of a sample attend to i + 1
-tokens, and every rank's two pieces together have equally many pairs of token and key.
+Each row is a token, or padding: a mode shards rows evenly, so a few rows are appended if the number
+of tokens does not divide. Tokens are numbered sample by sample. If every shard has whole samples
+where attention is computed, rows are in the order of tokens and attention is local. Otherwise the
+ranks of a group hold samples together and gather each other's keys and values, and each rank has an
+early and a late piece of the group's tokens ("zigzag"): a causal mask lets token i of a sample
+attend to i + 1 tokens, and every rank's two pieces together have equally many pairs of token and
+key.
 """
 
 from __future__ import annotations
@@ -27,44 +28,44 @@ class Segment:
     row: int
     """The first row within the shard."""
     first: int
-    """The first token of the sample, counted from the first one of the group."""
+    """The first token of the sample, counted from the group's first token."""
     start: int
     """Position of the first row within its sample."""
     stop: int
-    """Position after the last row."""
+    """Position of the last row within its sample, plus one."""
     count: int = 1
 
     @property
     def rows(self) -> int:
-        """The number of rows."""
+        """The number of rows in all samples of the segment."""
         return self.count * (self.stop - self.start)
 
     @property
     def pairs(self) -> int:
-        """The number of pairs of a row and a key that a causal mask admits."""
+        """The number of (row, key) pairs that a causal mask admits for these rows."""
         return self.count * (self.stop * (self.stop + 1) - self.start * (self.start + 1)) // 2
 
 
 ContextExchange = Literal["gather", "ring"]
-"""The exchange of keys and values among ranks that hold samples together: all at once, or the block
-of one rank at a time."""
+"""How ranks that hold samples together exchange keys and values: all at once, or one rank's at a
+time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowOrder:
-    """The rows of a micro-batch of samples of ``length`` tokens, where attention is computed."""
+    """How ranks hold a micro-batch's rows in attention. Each sample has ``length`` tokens."""
 
     rows: int
-    """Their number on all ranks of a tensor group, padding included."""
+    """Number of rows of all ranks of a tensor group, padding included."""
     length: int
     axes: Axes
-    """The axes that shard them, slowest first."""
+    """The axes that shard the rows, slowest first."""
     sizes: tuple[int, ...]
-    """The number of ranks along each."""
+    """The number of ranks along each of ``axes``."""
 
     @classmethod
     def of(cls, mode: Mode, sizes: Mapping[str, int], tokens: int, length: int) -> RowOrder:
-        """Return the row order of a micro-batch of ``tokens`` tokens. ``sizes``: ranks by axis."""
+        """Return the row order of ``tokens`` tokens. ``sizes``: the number of ranks by axis."""
         multiple = row_multiple(mode, sizes)
         return cls(
             rows=round_up(tokens, multiple),
@@ -85,8 +86,8 @@ class RowOrder:
 
     @cached_property
     def gathered(self) -> int:
-        """Number of the last axes over which keys are gathered: the fewest that give whole samples,
-        or all."""
+        """How many of ``axes``, from the last, keys are gathered over: the fewest that give whole
+        samples, or all."""
         for axes in range(len(self.axes)):
             if self._group(axes) * self.local % self.length == 0:
                 return axes
@@ -111,14 +112,15 @@ class RowOrder:
         return self.local if self.group == 1 else -(-self.local // 2)
 
     def pieces(self, member: int) -> tuple[range, ...]:
-        """Return the tokens of shard ``member`` of a group, counted from the first of the group."""
+        """Return the early and the late piece of shard ``member``, as tokens counted from the
+        group's first token."""
         late, end = self.local - self.early, self.group * self.local
         early = range(member * self.early, (member + 1) * self.early)
         return (early, range(end - (member + 1) * late, end - member * late)) if late else (early,)
 
     def segments(self, member: int) -> list[Segment]:
-        """Return the rows of shard ``member`` of a group by sample, in the order of the rows.
-        Padding is a last sample of its own."""
+        """Divide the rows of shard ``member`` of a group by sample; return the segments in order.
+        Padding counts as a last sample."""
         segments, row = list[Segment](), 0
         for piece in self.pieces(member):
             segments.extend(self._by_sample(piece, row))
@@ -135,11 +137,11 @@ class RowOrder:
             row, token = row + count * (stop - start), token + count * (stop - start)
 
     def needed(self, member: int, source: int) -> range:
-        """Return the rows of shard ``source`` that rows of shard ``member`` attend to, apart from
-        those of their own segment: the tokens before a piece of ``member`` in its first sample.
+        """Return the rows of shard ``source`` that shard ``member`` attends to from another
+        segment: tokens before a piece of ``member``, in the sample in which the piece begins.
 
-        They are consecutive: before an early piece they are the last rows of another early piece,
-        and before a late piece also the first rows of the late piece that follows those.
+        The rows are consecutive: an early piece needs the last rows of the early piece of
+        ``source``; a late piece may also need the first rows of the late piece of ``source``.
         """
         if (member, source) not in self._needs:
             self._needs[member, source] = self._find_needed(member, source)
@@ -163,8 +165,8 @@ class RowOrder:
         return range(min(rows.start for rows in found), max(rows.stop for rows in found))
 
     def tokens_in(self, member: int, rows: range) -> list[range]:
-        """Return the tokens of consecutive rows of shard ``member``, counted from the group's
-        first one."""
+        """Return the tokens of the consecutive ``rows`` of shard ``member``, counted from the
+        group's first token."""
         found, row = [], 0
         for piece in self.pieces(member):
             first, stop = max(rows.start, row), min(rows.stop, row + len(piece))
@@ -174,14 +176,14 @@ class RowOrder:
         return found
 
     def rounds(self, context: ContextExchange) -> list[range]:
-        """Return the rounds of an exchange within a group: in one of ``range(a, b)``, shard n
-        receives from the shards n + a to n + b - 1, counted cyclically."""
+        """Return the rounds in which a group exchanges keys, as ranges of steps: in a round
+        ``range(a, b)`` shard n receives from the shards n + a to n + b - 1, modulo the group."""
         if context == "gather":
             return [range(1, self.group)] if self.group > 1 else []
         return [range(step, step + 1) for step in range(1, self.group)]
 
     def received(self, member: int, steps: range) -> list[range]:
-        """Return the tokens that shard ``member`` receives in a round, in the order of shards."""
+        """Return the tokens that shard ``member`` receives in round ``steps``, by source shard."""
         sources = sorted((member + step) % self.group for step in steps)
         return [
             tokens
@@ -191,15 +193,15 @@ class RowOrder:
 
     @cached_property
     def idle(self) -> float:
-        """Fraction of attention's work during which ranks of a group wait for the slowest rank,
-        which has the most pairs of a row and a key: 0 if all have equally many."""
+        """Fraction of attention's time that a group's ranks wait, on average, for the rank with the
+        most (row, key) pairs: 0 if all have equally many."""
         pairs = [
             sum(segment.pairs for segment in self.segments(member)) for member in range(self.group)
         ]
         return 1 - sum(pairs) / (len(pairs) * max(pairs))
 
     def tokens(self) -> list[range]:
-        """Return the tokens of all rows in their order, as ranges."""
+        """Return the token of every row as ranges, in the order of the rows."""
         size = self.group * self.local
         return [
             range(base + piece.start, base + piece.stop)
@@ -210,12 +212,12 @@ class RowOrder:
 
 
 def before(segment: Segment, tokens: Sequence[range]) -> tuple[range, list[range]]:
-    """Return the tokens before ``segment`` in its sample that are among ``tokens``, and their
-    places there.
+    """Find the tokens among ``tokens`` that precede ``segment`` in its sample; return their places
+    in ``tokens`` and the tokens.
 
-    The places are consecutive for tokens that a shard receives in a round, by the order of shards:
-    those before its early piece come from the shards before it, and are all or none of the tokens
-    of these.
+    The places are consecutive if ``tokens`` are the tokens that a shard receives in a round, in the
+    order of shards: the tokens before the shard's early piece come from the shards before it, and
+    are either all tokens from those shards or none.
     """
     found, place, first = list[range](), 0, 0
     for some in tokens:
@@ -229,6 +231,6 @@ def before(segment: Segment, tokens: Sequence[range]) -> tuple[range, list[range
 
 
 def row_multiple(mode: Mode, sizes: Mapping[str, int]) -> int:
-    """Return the multiple of rows that a mode shards evenly."""
+    """Return the number that rows must be a multiple of for the mode to shard them evenly."""
     layouts = (mode.outer, mode.inner)
     return lcm(*(prod(sizes[axis] for axis in layout.tokens) for layout in layouts))
