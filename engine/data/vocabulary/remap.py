@@ -129,7 +129,7 @@ def corpus_for_model(
         saved: tokenizer of the weights that the run starts from; None: it starts from random ones.
         vocab_size: of the model.
         cite: as ``Plan.cite``.
-        path: of those weights.
+        path: path of those weights, for messages.
         remedy: precedes ``model.vocab_size=N`` in the message for a vocabulary that is too small.
         extend: whether tokens that the saved tokenizer lacks get new ids.
 
