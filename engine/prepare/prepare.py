@@ -79,7 +79,7 @@ def prepare(
     """Write the tokens of ``files``; continue where an earlier command was interrupted.
 
     Args:
-        key: of the text in JSON objects.
+        key: the key of the text in JSON objects.
         progress: called with the bytes of text that are done, and all bytes of the files.
 
     Raises:
