@@ -103,8 +103,8 @@ class _Reading:
         )
 
     def _check(self, name: str, value: object, origin: Origin) -> None:
-        """Charge the budget for the copy of ``value``, which may have grown through another
-        name."""
+        """Charge the budget for copying ``value``, which may have grown through another name
+        since its evaluation."""
         try:
             self._budget.charge(value)
         except ConfigValueError as error:

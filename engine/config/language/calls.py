@@ -33,7 +33,7 @@ def builtin(name: str) -> Call:
 def external(function: object, environ: Mapping[str, str]) -> Call:
     """Return the function that a symbol stands for. A call of an unknown function gives a symbol.
 
-    Raises ForbiddenCallError for functions of Python's library and for values.
+    Raises ForbiddenCallError for functions of Python's library, and if ``function`` is no symbol.
     """
     if not isinstance(function, Symbol):
         raise ForbiddenCallError(f"a call of {operations.kind(function)} {NOT_ALLOWED}")
