@@ -15,7 +15,7 @@ IMPORTED = Path("imported")
 EXAMPLES = (
     "cuboid import path/to/gpt2 --from hf",
     "cuboid import cifar10_model.pt --from mingpt --n-head 8 --codebook c.pt",
-    "cuboid import model.pt --from languini --n-head 12 --tokenizer books_16384.model",
+    "cuboid import model.pt --from languini --n-head 12 --tokenizer books.model",
 )
 
 

@@ -91,7 +91,7 @@ CASES = [
 DEEP = WireCase(  # weights are shared out over depth, then over data
     overrides=(*STAGE_3.overrides, "TENSOR_PARALLEL=2", "MODE=2.5d", "DEPTH=2", "zero.depth=True"),
     formula=STAGE_3.formula,
-    axes=("d", "data"),
+    axes=("d", "data", "tensor"),  # two ranks share the sample: keys and values, few bytes
 )
 WORLDS = {2: CASES, 4: [CASES[0], STAGE_3, DEEP]}
 BY_WORLD = [(ranks, case) for ranks, cases in WORLDS.items() for case in cases]
