@@ -14,8 +14,8 @@ IMPORTED = Path("imported")
 
 EXAMPLES = (
     "cuboid import path/to/gpt2 --from hf",
-    "cuboid import cifar10_model.pt --from mingpt --n-head 8 --codebook c.pt",
-    "cuboid import model.pt --from languini --n-head 12 --tokenizer books.model",
+    "cuboid import path/gpt.pt --from mingpt --n-head 8 --codebook path/c.pt",
+    "cuboid import path/gpt.pt --from languini --n-head 12 --tokenizer path/spm",
 )
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import warnings
+from os.path import lexists
 from pathlib import Path
 
 from engine.config.language.limits import SOURCE_BYTES
@@ -97,7 +98,7 @@ def load(path: Path, file: str) -> Source:
     """Read the file at ``path``. Raises ConfigError if it is missing, too long or not UTF-8."""
     try:
         if problem := paths.problem_at(path, paths.FILE):
-            raise config_error(file, problem + ("" if path.exists() else _remedy(path.name)))
+            raise config_error(file, problem + ("" if lexists(path) else _remedy(path.name)))
         with path.open("rb") as stream:
             data = stream.read(SOURCE_BYTES + 1)
     except (OSError, ValueError) as error:
