@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def with_every_option() -> Iterator[TrainingCase]:
     yield run(mode="1d", tensor=2, dtype=torch.float32, compute=torch.float16)
     for schedule in SCHEDULES:
         chunks = 2 if schedule == "interleaved" else 1
-        yield run(schedule=schedule, pipeline=2, micro_batches=2, chunks=chunks)
+        pipelined = run(schedule=schedule, pipeline=2, micro_batches=2, chunks=chunks)
+        yield replace(pipelined, layers=2 * chunks)
     yield run(mode="1d", tensor=2, compiled="inductor", dtype=torch.float32)
     yield run(mode="2d", tensor=4, compiled="inductor", dtype=torch.float32)
     yield run(compiled="inductor", dtype=torch.float32, checkpoint=True)
