@@ -18,18 +18,13 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.cases import Workload
-from benchmarks.step import stepper
-from engine.estimate.flops import smallest_matmul_flops
+from benchmarks.step import sharded_context, stepper
 from engine.layout import Layout
 from engine.training.build import DTYPES
-from engine.training.matmuls import MATMULS, choose_matmul
 from engine.training.step import Stepper
 from engine.world.processor import this_processor
-from models.parallel.collectives import Traffic
 from models.parallel.compilation import axes_of_compiled_code
-from models.parallel.context import ParallelContext
 from models.parallel.registry import modes
-from tests.support.training import open_axes
 from tests.support.worlds import run_world
 
 WORKLOAD = Workload(layers=4, heads=8, width=512, vocabulary=2048, samples=8, length=128)
@@ -57,16 +52,7 @@ class Turns:
 def take_turns(rank: int, size: int, name: str, case: Workload, pairs: int, threads: int) -> Turns:
     """Run steps of both kinds on this rank."""
     torch.set_num_threads(threads)
-    layout = LAYOUTS[name]
-    dtype, compute = DTYPES[case.precision]
-    flops = smallest_matmul_flops(case.config, case.samples * case.length, size)
-    parallel = ParallelContext(
-        mode=layout.mode,
-        axes=open_axes(layout, rank, Traffic()),
-        dtype=dtype,
-        compute=compute,
-        matmul=MATMULS[choose_matmul(compute, torch.device("cpu"), flops)],
-    )
+    parallel = sharded_context(case, LAYOUTS[name], rank)
     kinds = {"eager": False, "compiled": True}
     steppers = {
         kind: stepper(case, parallel, compiled=compiled) for kind, compiled in kinds.items()

@@ -158,21 +158,26 @@ def pair(case: Workload, pairs: int, threads: int, other: str = "plain") -> dict
     }
 
 
-def sharded_steps(
-    rank: int, size: int, case: Workload, mode: str, depth: int, steps: int, threads: int
-) -> list[float]:
-    """Train on one of ``size`` ranks sharded by ``mode``; return the seconds of each step."""
-    torch.set_num_threads(threads)
-    layout = Layout(mode=modes()[mode], tensor=size, depth=depth)
+def sharded_context(case: Workload, layout: Layout, rank: int) -> ParallelContext:
+    """Return the context of one rank of ``layout``, with the matmul library that a run chooses."""
     dtype, compute = DTYPES[case.precision]
-    flops = smallest_matmul_flops(case.config, case.samples * case.length, size)
-    parallel = ParallelContext(
+    flops = smallest_matmul_flops(case.config, case.samples * case.length, layout.tensor)
+    return ParallelContext(
         mode=layout.mode,
         axes=open_axes(layout, rank, Traffic()),
         dtype=dtype,
         compute=compute,
         matmul=MATMULS[choose_matmul(compute, torch.device("cpu"), flops)],
     )
+
+
+def sharded_steps(
+    rank: int, size: int, case: Workload, mode: str, depth: int, steps: int, threads: int
+) -> list[float]:
+    """Train on one of ``size`` ranks sharded by ``mode``; return the seconds of each step."""
+    torch.set_num_threads(threads)
+    layout = Layout(mode=modes()[mode], tensor=size, depth=depth)
+    parallel = sharded_context(case, layout, rank)
     runs, batches, seconds = stepper(case, parallel, compiled=False), case.batches(), []
     for number in range(1, steps + 2):
         ids, targets = batches[number % BATCHES]

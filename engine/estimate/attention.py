@@ -83,11 +83,8 @@ class GroupAttentionMemory:
     def received(self) -> list[int]:
         """Bytes of the keys and values that this rank receives in each round."""
         order = self.shapes.order
-        others = ([(self.member + step) % order.group for step in steps] for steps in self.rounds)
-        return [
-            sum(self._keys(len(order.needed(self.member, other))) for other in some)
-            for some in others
-        ]
+        tokens = (order.received(self.member, steps) for steps in self.rounds)
+        return [self._keys(sum(map(len, some))) for some in tokens]
 
     @cached_property
     def sent(self) -> list[int]:

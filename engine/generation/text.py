@@ -43,7 +43,15 @@ def probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
 
     Of equally likely tokens, the lower id counts as more likely. Temperature 0 gives the most
     likely token probability 1.
+
+    Raises:
+        RunError: the logits are not finite.
     """
+    if not logits.isfinite().all():
+        raise RunError(
+            "the model's logits are not finite: its weights are NaN, infinite or too large; "
+            "use another checkpoint"
+        )
     logits = logits.double()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
@@ -120,11 +128,6 @@ def generate_ids(
         x = model.embed(torch.tensor([new], device=device), start=cache.length)
         x = model(x, len(new), cache=cache)
         logits = model.logits(x[-1:])[0, :vocabulary].cpu()
-        if not logits.isfinite().all():
-            raise RunError(
-                "the model's logits are not finite: its weights are NaN, infinite or too large; "
-                "use another checkpoint"
-            )
         p = probabilities(logits, sampling)
         new = [int(torch.multinomial(p, 1, generator=generator))]
         ids += new

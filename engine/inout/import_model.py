@@ -47,8 +47,6 @@ class ImportOptions:
 class Importer:
     """An import format."""
 
-    contents: str
-    """The files of the format, for the help text."""
     open_model: Callable[[Path, ImportOptions], SavedModel]
     """Opens the model at a path. Raises UserError."""
 

@@ -50,12 +50,12 @@ class SampleGroup:
         self.first_sample = group * order.group * order.local // order.length
         self.segments = order.segments(self.member)
         self.rounds = order.rounds(parallel.context)
+        self.own = order.needed(self.member, self.member)
 
     @property
     def own_rows(self) -> slice:
         """The rows of this rank's early piece that its late piece attends to."""
-        rows = self.order.needed(self.member, self.member)
-        return slice(rows.start, rows.stop)
+        return slice(self.own.start, self.own.stop)
 
     @property
     def keeps_keys(self) -> bool:
@@ -64,8 +64,7 @@ class SampleGroup:
 
     def own_keys(self, kv: Tensor) -> Keys:
         """Select ``own_rows`` of this rank's kv [rows, heads, 2, d]."""
-        rows = self.order.needed(self.member, self.member)
-        return Keys(kv[self.own_rows], self.order.tokens_in(self.member, rows))
+        return Keys(kv[self.own_rows], self.order.tokens_in(self.member, self.own))
 
     def received(self, number: int) -> list[range]:
         """Return the tokens whose keys and values this rank receives in round ``number``."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import lcm, prod
 from typing import Literal
 
@@ -143,26 +143,7 @@ class RowOrder:
         The rows are consecutive: an early piece needs the last rows of the early piece of
         ``source``; a late piece may also need the first rows of the late piece of ``source``.
         """
-        if (member, source) not in self._needs:
-            self._needs[member, source] = self._find_needed(member, source)
-        return self._needs[member, source]
-
-    @cached_property
-    def _needs(self) -> dict[tuple[int, int], range]:
-        return {}
-
-    def _find_needed(self, member: int, source: int) -> range:
-        found, row = list[range](), 0
-        for piece in self.pieces(source):
-            for own in self.pieces(member):
-                first = max(own.start - own.start % self.length, piece.start)
-                stop = min(own.start, piece.stop)
-                if first < stop:
-                    found.append(range(row + first - piece.start, row + stop - piece.start))
-            row += len(piece)
-        if not found:
-            return range(0)
-        return range(min(rows.start for rows in found), max(rows.stop for rows in found))
+        return _needed(self, member, source)
 
     def tokens_in(self, member: int, rows: range) -> list[range]:
         """Return the tokens of the consecutive ``rows`` of shard ``member``, counted from the
@@ -209,6 +190,21 @@ class RowOrder:
             for member in range(self.group)
             for piece in self.pieces(member)
         ]
+
+
+@lru_cache(maxsize=2**17)  # each layer of each micro-batch asks again
+def _needed(order: RowOrder, member: int, source: int) -> range:
+    found, row = list[range](), 0
+    for piece in order.pieces(source):
+        for own in order.pieces(member):
+            first = max(own.start - own.start % order.length, piece.start)
+            stop = min(own.start, piece.stop)
+            if first < stop:
+                found.append(range(row + first - piece.start, row + stop - piece.start))
+        row += len(piece)
+    if not found:
+        return range(0)
+    return range(min(rows.start for rows in found), max(rows.stop for rows in found))
 
 
 def before(segment: Segment, tokens: Sequence[range]) -> tuple[range, list[range]]:

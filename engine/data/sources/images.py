@@ -177,6 +177,11 @@ def _with_variants(
     state = codebook.state() | {"first": None}
     content = [FORMAT, images.digest, state, len(kept), request.variants]
     path = request.cache / f"variants-{_digest(content)[:32]}{TOKENS}"
+    if not path.exists():
+        request.notify(
+            f"making {request.variants} variants of {len(kept):,} images, once; the ids are cached "
+            f"in {request.cache}"
+        )
 
     def build(write: Write) -> tuple[str, dict[str, Any]]:
         write(kept.astype("<u2"))

@@ -15,4 +15,4 @@ def open_model(path: Path, options: ImportOptions) -> SavedModel:
     return HFModel.open(path)
 
 
-IMPORT = Importer(contents="a Hugging Face GPT-2 folder", open_model=open_model)
+IMPORT = Importer(open_model=open_model)

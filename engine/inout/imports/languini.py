@@ -28,4 +28,4 @@ FORMAT = TrainerFormat(
     architecture={"activation": "gelu_tanh", "init_residual": "mlp", "scale_embedding": True},
 )
 
-IMPORT = Importer(contents="a checkpoint of Languini's GPT", open_model=FORMAT.open_model)
+IMPORT = Importer(open_model=FORMAT.open_model)

@@ -41,7 +41,4 @@ FORMAT = TrainerFormat(
     },
 )
 
-IMPORT = Importer(
-    contents="a checkpoint of minGPT's image GPT, of TorchShard's, or of minGPT with Lightning",
-    open_model=FORMAT.open_model,
-)
+IMPORT = Importer(open_model=FORMAT.open_model)
