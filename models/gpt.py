@@ -147,8 +147,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A range of a GPT's layers. The first layer includes the embedding, the last the head.
 
-    A method's ``seed`` seeds the dropout masks of one micro-batch: the sum of the step's seed and
-    the number of the micro-batch's first sample (models/parallel/dropout.py). Parameter names
+    A method's ``seed`` seeds the dropout masks of one micro-batch; it is a function of the step's
+    seed and of the micro-batch's first sample (models/parallel/dropout.py). Parameter names
     number the layers from the start of the whole model.
     """
 

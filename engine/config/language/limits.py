@@ -96,7 +96,7 @@ def _children(item: object) -> list[object]:
 
 
 def _check_text(text: str) -> int:
-    """Return the weight of the characters of ``text``, beyond the 1 of every item. Raises
+    """Return the weight that the characters of ``text`` add to the 1 that every item weighs. Raises
     ConfigValueError if ``text`` is too long or not encodable."""
     if len(text) > STRING_LENGTH:
         raise ConfigValueError(
